@@ -1,0 +1,61 @@
+//! The key itself: what it looks like, how it is made, read and hashed.
+//!
+//! A key is `prefix + body + checksum`, for instance
+//!
+//! ```text
+//! sk_live_ Zq0Q…43 characters…c8M 3kPz0A
+//! prefix   32 random bytes        CRC-32 of everything before it
+//! ```
+//!
+//! 1. The **prefix** names the service and the environment. It is public: it tells people and
+//!    secret scanners what they have found.
+//! 2. The **body** is 32 bytes of the operating system's random numbers in unpadded base64url
+//!    ([RFC 4648 §5](https://www.rfc-editor.org/rfc/rfc4648#section-5)): 43 characters.
+//! 3. The **checksum** is the big-endian CRC-32 of prefix and body in base64url: 6 characters. It
+//!    turns typing errors, truncated pastes and scanners' false positives away without a hash or a
+//!    query. It is not a secret and authenticates nobody.
+//!
+//! Keys are drawn again until no `-` occurs in them (two draws on average), so that a double click
+//! selects the whole key. That costs about one bit: 254.9 of 256 remain.
+//!
+//! Only the SHA-256 of the whole key is stored ([`KeyHash`]).
+//!
+//! ```
+//! use tower_api_key::key::KeyFormat;
+//!
+//! let format = KeyFormat::new("sk_live_")?;
+//! let key = format.generate()?;
+//!
+//! assert_eq!(key.expose_secret().len(), 57);
+//! let presented = format.parse(key.expose_secret().as_bytes())?;
+//! assert_eq!(presented.hash(), key.hash());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Keys that were issued before this crate came keep working through an [`ImportedFormat`]:
+//!
+//! ```
+//! use tower_api_key::key::{Alphabet, ImportedFormat};
+//!
+//! // `randomBytes(32).toString('hex')`
+//! let format = ImportedFormat::new("", Alphabet::Hex, 64)?;
+//! assert!(format.parse(&[b'7'; 64]).is_ok());
+//!
+//! let weak = ImportedFormat::new("", Alphabet::Hex, 16);
+//! assert!(weak.is_err(), "64 bits can be guessed");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod api_key;
+mod entropy;
+mod format;
+mod hash;
+mod imported;
+
+pub use self::{
+    api_key::{ApiKey, MalformedKey, PresentedKey},
+    entropy::{EntropySource, RngError, SystemEntropy},
+    format::{AcceptedFormat, InvalidFormat, KeyFormat},
+    hash::{InvalidHash, KeyHash},
+    imported::{Alphabet, ImportedFormat},
+};

@@ -1,0 +1,269 @@
+use std::{
+    error::Error,
+    fmt,
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
+
+use uuid::Uuid;
+
+use super::{Metadata, Scopes};
+use crate::{
+    key::{EntropySource, KeyHash, RngError},
+    rate_limit::RateLimits,
+};
+
+/// The public name of a key: a UUID of version 7.
+///
+/// Safe to log and to show; it opens nothing. Its order is roughly that of creation.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId(Uuid);
+
+impl KeyId {
+    /// A new id, made at `now`.
+    ///
+    /// # Errors
+    ///
+    /// When the source of randomness fails.
+    pub fn generate(
+        now: SystemTime,
+        entropy: &(impl EntropySource + ?Sized),
+    ) -> Result<Self, RngError> {
+        let mut random = [0; 10];
+        entropy.fill(&mut random)?;
+        let millis = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        Ok(Self(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()))
+    }
+
+    /// An id as a store reads it.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// The 16 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+
+    /// The id as a number, for instance of a [`BucketId`](crate::rate_limit::BucketId).
+    #[must_use]
+    pub const fn as_u128(&self) -> u128 {
+        self.0.as_u128()
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyId({})", self.0)
+    }
+}
+
+impl FromStr for KeyId {
+    type Err = InvalidKeyId;
+
+    fn from_str(id: &str) -> Result<Self, InvalidKeyId> {
+        Uuid::try_parse(id).map(Self).map_err(|_| InvalidKeyId)
+    }
+}
+
+/// The text is no key id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InvalidKeyId;
+
+impl fmt::Display for InvalidKeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key id is a UUID")
+    }
+}
+
+impl Error for InvalidKeyId {}
+
+/// All a store knows of one key, whatever its state.
+///
+/// Made with [`new`](Self::new), then filled in field by field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyRecord {
+    /// The public name of the key.
+    pub id: KeyId,
+    /// SHA-256 of the key.
+    pub key_hash: KeyHash,
+    /// The prefix of the key, for people.
+    pub key_prefix: String,
+    /// The last four characters of the key, for people.
+    pub key_last4: String,
+    /// Whom the key stands for.
+    pub consumer_id: String,
+    /// What its owner calls it.
+    pub name: Option<String>,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// How often it may be used: `None` is the default of the
+    /// [`Authenticator`](crate::auth::Authenticator), [`RateLimits::unlimited`] no limit.
+    pub rate_limits: Option<RateLimits>,
+    /// What the application wants to know of it.
+    pub metadata: Metadata,
+    /// Whether it is switched on. Unlike a revocation this can be undone.
+    pub is_active: bool,
+    /// When it was issued.
+    pub created_at: SystemTime,
+    /// Who issued it.
+    pub created_by: Option<String>,
+    /// When it begins to work; from the start where `None`.
+    pub not_before: Option<SystemTime>,
+    /// When it stops working: at this instant it no longer does. Never where `None`.
+    pub expires_at: Option<SystemTime>,
+    /// When it was revoked. For good.
+    pub revoked_at: Option<SystemTime>,
+    /// Why it was revoked.
+    pub revoked_reason: Option<String>,
+    /// The key it replaces.
+    pub rotated_from: Option<KeyId>,
+    /// Counts the changes of this record, from 1.
+    pub version: u64,
+    /// The store's clock when the record was read.
+    ///
+    /// Deadlines are measured from here, not from the clock of the node that judges them: a node
+    /// whose clock is wrong lets in the same keys as its neighbours.
+    pub read_at: SystemTime,
+}
+
+impl KeyRecord {
+    /// An active key of `consumer_id` without scopes, expiry and limits of its own, as of `now`.
+    #[must_use]
+    pub fn new(
+        id: KeyId,
+        key_hash: KeyHash,
+        consumer_id: impl Into<String>,
+        now: SystemTime,
+    ) -> Self {
+        Self {
+            id,
+            key_hash,
+            key_prefix: String::new(),
+            key_last4: String::new(),
+            consumer_id: consumer_id.into(),
+            name: None,
+            scopes: Scopes::default(),
+            rate_limits: None,
+            metadata: Metadata::default(),
+            is_active: true,
+            created_at: now,
+            created_by: None,
+            not_before: None,
+            expires_at: None,
+            revoked_at: None,
+            revoked_reason: None,
+            rotated_from: None,
+            version: 1,
+            read_at: now,
+        }
+    }
+
+    /// Whether the key may be used at `now` of the store's clock.
+    ///
+    /// A revocation outweighs all else, then expiry: what is final is said first.
+    #[must_use]
+    pub fn status(&self, now: SystemTime) -> KeyStatus {
+        if self.revoked_at.is_some() {
+            KeyStatus::Revoked
+        } else if self.expires_at.is_some_and(|expires_at| expires_at <= now) {
+            KeyStatus::Expired
+        } else if !self.is_active {
+            KeyStatus::Inactive
+        } else if self.not_before.is_some_and(|not_before| now < not_before) {
+            KeyStatus::NotYetActive
+        } else {
+            KeyStatus::Active
+        }
+    }
+
+    /// The status this long after the record was read.
+    #[must_use]
+    pub fn status_after(&self, elapsed: Duration) -> KeyStatus {
+        match self.read_at.checked_add(elapsed) {
+            Some(now) => self.status(now),
+            // Beyond the end of time every deadline has passed.
+            None => KeyStatus::Expired,
+        }
+    }
+}
+
+/// Whether a key may be used, and why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KeyStatus {
+    /// It may.
+    Active,
+    /// Switched off for now.
+    Inactive,
+    /// Its `not_before` is yet to come.
+    NotYetActive,
+    /// Its `expires_at` has come.
+    Expired,
+    /// Revoked for good.
+    Revoked,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    fn record() -> (KeyRecord, SystemTime) {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let record =
+            KeyRecord::new(KeyId::from_bytes([1; 16]), KeyHash::from_bytes([2; 32]), "acme", now);
+        (record, now)
+    }
+
+    #[test]
+    fn a_key_works_until_just_before_it_expires() {
+        let (mut record, now) = record();
+        record.expires_at = Some(now);
+        assert_eq!(record.status(now - MILLI), KeyStatus::Active);
+        assert_eq!(record.status(now), KeyStatus::Expired);
+        assert_eq!(record.status(now + MILLI), KeyStatus::Expired);
+    }
+
+    #[test]
+    fn a_key_works_from_its_not_before_on() {
+        let (mut record, now) = record();
+        record.not_before = Some(now);
+        assert_eq!(record.status(now - MILLI), KeyStatus::NotYetActive);
+        assert_eq!(record.status(now), KeyStatus::Active);
+    }
+
+    #[test]
+    fn what_is_final_is_said_first() {
+        let (mut record, now) = record();
+        record.is_active = false;
+        record.not_before = Some(now + MILLI);
+        assert_eq!(record.status(now), KeyStatus::Inactive);
+        record.expires_at = Some(now);
+        assert_eq!(record.status(now), KeyStatus::Expired);
+        record.revoked_at = Some(now + MILLI);
+        assert_eq!(record.status(now), KeyStatus::Revoked);
+    }
+
+    #[test]
+    fn ids_sort_by_the_time_they_were_made() {
+        let (_, now) = record();
+        let make = |at| KeyId::generate(at, &crate::key::SystemEntropy).unwrap();
+        assert!(make(now) < make(now + MILLI));
+        let id = make(now);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert!("42".parse::<KeyId>().is_err());
+    }
+}

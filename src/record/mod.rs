@@ -1,0 +1,16 @@
+//! What is known of a key: its [`KeyRecord`] in the store, and the [`Consumer`] a handler sees.
+//!
+//! A record is facts. Whether the key may be used is judged from them on every request
+//! ([`KeyRecord::status`]), so that a key expires on time however long its record was cached.
+
+mod consumer;
+mod key_record;
+mod metadata;
+mod scope;
+
+pub use self::{
+    consumer::Consumer,
+    key_record::{InvalidKeyId, KeyId, KeyRecord, KeyStatus},
+    metadata::{InvalidMetadata, Metadata},
+    scope::{InvalidScope, Scope, Scopes},
+};

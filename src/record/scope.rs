@@ -1,0 +1,153 @@
+use std::{error::Error, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+const MAX_LEN: usize = 128;
+
+/// One permission, such as `reports:read`.
+///
+/// Opaque and case-sensitive: `reports:*` is a name like any other. The characters are those of an
+/// OAuth scope token, so that a scope can be named in `WWW-Authenticate` as it is
+/// ([RFC 6750 §3](https://www.rfc-editor.org/rfc/rfc6750#section-3)).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Scope(Box<str>);
+
+impl Scope {
+    /// Checks `scope`.
+    ///
+    /// # Errors
+    ///
+    /// When it is empty, longer than 128 characters, or has spaces, quotes, backslashes, control
+    /// or non-ASCII characters.
+    pub fn new(scope: impl Into<String>) -> Result<Self, InvalidScope> {
+        let scope = scope.into();
+        let token = |byte: u8| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+        if scope.is_empty() || scope.len() > MAX_LEN || !scope.bytes().all(token) {
+            return Err(InvalidScope);
+        }
+        Ok(Self(scope.into()))
+    }
+
+    /// The scope as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Scope {
+    type Err = InvalidScope;
+
+    fn from_str(scope: &str) -> Result<Self, InvalidScope> {
+        Self::new(scope)
+    }
+}
+
+impl TryFrom<String> for Scope {
+    type Error = InvalidScope;
+
+    fn try_from(scope: String) -> Result<Self, InvalidScope> {
+        Self::new(scope)
+    }
+}
+
+impl From<Scope> for String {
+    fn from(scope: Scope) -> Self {
+        scope.0.into()
+    }
+}
+
+/// A set of scopes, sorted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<Scope>")]
+pub struct Scopes(Box<[Scope]>);
+
+impl Scopes {
+    /// Parses each of `scopes`.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is no [`Scope`].
+    pub fn parse<S: Into<String>>(
+        scopes: impl IntoIterator<Item = S>,
+    ) -> Result<Self, InvalidScope> {
+        scopes.into_iter().map(Scope::new).collect()
+    }
+
+    /// Whether `scope` is among them.
+    #[must_use]
+    pub fn contains(&self, scope: &str) -> bool {
+        self.0.iter().any(|held| held.as_str() == scope)
+    }
+
+    /// The scopes in alphabetical order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Scope> {
+        self.0.iter()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<Scope> for Scopes {
+    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
+        let mut scopes: Vec<_> = scopes.into_iter().collect();
+        scopes.sort_unstable();
+        scopes.dedup();
+        Self(scopes.into())
+    }
+}
+
+impl From<Vec<Scope>> for Scopes {
+    fn from(scopes: Vec<Scope>) -> Self {
+        scopes.into_iter().collect()
+    }
+}
+
+/// The text is no scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InvalidScope;
+
+impl fmt::Display for InvalidScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "a scope is 1 to 128 printable ASCII characters without spaces, quotes and backslashes",
+        )
+    }
+}
+
+impl Error for InvalidScope {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_that_could_break_a_header_are_refused() {
+        let long = "a".repeat(129);
+        for scope in ["", " ", "a b", "a\"b", "a\\b", "a\r\nb", "a\u{7f}", "ä", &long] {
+            assert_eq!(Scope::new(scope), Err(InvalidScope), "{scope:?}");
+        }
+        for scope in ["reports:read", "read", "!", "a.b/c:*", &"a".repeat(128)] {
+            assert!(Scope::new(scope).is_ok(), "{scope:?}");
+        }
+    }
+
+    #[test]
+    fn a_set_is_sorted_and_has_no_doubles() {
+        let scopes = Scopes::parse(["b", "a", "b"]).unwrap();
+        assert_eq!(scopes.iter().map(Scope::as_str).collect::<Vec<_>>(), ["a", "b"]);
+        assert!(scopes.contains("a") && !scopes.contains("A"));
+    }
+}

@@ -1,0 +1,236 @@
+//! Where keys are kept: the ports, and their implementations.
+//!
+//! [`KeyStore`] is all that serving requests needs; [`ManageKeys`] is what issuing and revoking
+//! needs on top. [`MemoryKeyStore`] is for tests and static keys, [`PgKeyStore`] and
+//! [`SqliteKeyStore`] are for keeps. All pass one contract suite.
+//!
+//! A store of your own is plain `async fn`s:
+//!
+//! ```
+//! use tower_api_key::{
+//!     key::KeyHash,
+//!     record::KeyRecord,
+//!     store::{KeyStore, StoreError},
+//! };
+//!
+//! struct OneKey(KeyRecord);
+//!
+//! impl KeyStore for OneKey {
+//!     async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+//!         Ok((self.0.key_hash == *hash).then(|| self.0.clone()))
+//!     }
+//! }
+//! ```
+//!
+//! Rules an implementation keeps:
+//!
+//! 1. [`find`](KeyStore::find) returns the record **in every state**. Revoked and expired keys are
+//!    told from unknown ones by the caller, which can then count their use.
+//! 2. Absence is `Ok(None)`. A store that cannot answer returns an error, never `None`: absence is
+//!    remembered and answered with 401, an error with 503.
+//! 3. [`read_at`](KeyRecord::read_at) is the store's own clock, where it has one.
+
+mod memory;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod migrate;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+use std::{error::Error, fmt, future::Future, time::SystemTime};
+
+pub use self::memory::MemoryKeyStore;
+#[cfg(feature = "postgres")]
+pub use self::postgres::PgKeyStore;
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::SqliteKeyStore;
+use crate::{
+    key::KeyHash,
+    record::{KeyId, KeyRecord},
+};
+
+/// Finds keys, and remembers when they were used.
+pub trait KeyStore: Send + Sync + 'static {
+    /// The record of the key with this hash, in whatever state it is.
+    ///
+    /// The future may be dropped at any time.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot answer.
+    fn find(
+        &self,
+        hash: &KeyHash,
+    ) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send;
+
+    /// Stores when keys were last used, never moving a time backwards and ignoring unknown keys.
+    ///
+    /// `batch` is sorted by key and names each key once. The default keeps nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot; the batch is then offered again.
+    fn record_usage(
+        &self,
+        batch: &[Usage],
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let _ = batch;
+        async { Ok(()) }
+    }
+}
+
+/// Creates and changes keys.
+///
+/// None of this is on a request's path. [`issue`](crate::manage) is built on it.
+pub trait ManageKeys: KeyStore {
+    /// Stores a new key.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](StoreErrorKind::Conflict) when there is a key of this id or hash, which is left
+    /// as it is.
+    fn insert(&self, record: &KeyRecord) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// The record of the key with this id.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot answer.
+    fn get(&self, id: KeyId) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send;
+
+    /// Replaces what may change of a key: name, scopes, rate limits, metadata, `is_active`,
+    /// `not_before` and `expires_at`. Returns the record as it is now, one
+    /// [`version`](KeyRecord::version) on.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](StoreErrorKind::Conflict) when the key is gone or its version is no longer
+    /// that of `record`: somebody else changed it.
+    fn update(
+        &self,
+        record: &KeyRecord,
+    ) -> impl Future<Output = Result<KeyRecord, StoreError>> + Send;
+
+    /// Revokes a key for good and returns its record; `None` where there is no such key.
+    ///
+    /// Revoking twice keeps the first time and reason.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn revoke(
+        &self,
+        id: KeyId,
+        reason: Option<&str>,
+    ) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send;
+
+    /// When the key was last used, as far as it has been recorded.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot answer.
+    fn last_used_at(
+        &self,
+        id: KeyId,
+    ) -> impl Future<Output = Result<Option<SystemTime>, StoreError>> + Send;
+}
+
+/// Whoever remembers what a store said, and must be told when it no longer holds.
+pub trait Invalidate: Send + Sync {
+    /// Forgets everything about the key with this hash, that it is unknown included.
+    fn invalidate(&self, hash: &KeyHash);
+}
+
+/// A key was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Which.
+    pub key_id: KeyId,
+    /// When, by the wall clock of the node it was used on.
+    pub last_used_at: SystemTime,
+}
+
+impl Usage {
+    /// `key_id` was used at `last_used_at`.
+    #[must_use]
+    pub const fn new(key_id: KeyId, last_used_at: SystemTime) -> Self {
+        Self { key_id, last_used_at }
+    }
+}
+
+/// A store did not do what it was asked.
+///
+/// Neither `Display` nor `Debug` shows values of the record; the driver's own error is the
+/// [`source`](Error::source).
+pub struct StoreError {
+    kind: StoreErrorKind,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl StoreError {
+    /// An error of this kind.
+    #[must_use]
+    pub const fn new(kind: StoreErrorKind) -> Self {
+        Self { kind, source: None }
+    }
+
+    /// Adds what caused it.
+    #[must_use]
+    pub fn because(self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { source: Some(source.into()), ..self }
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub const fn kind(&self) -> StoreErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            StoreErrorKind::Unavailable => "the key store is not available",
+            StoreErrorKind::Conflict => "the key exists already, or was changed by somebody else",
+            StoreErrorKind::Corrupt => "the key store holds a record that makes no sense",
+            StoreErrorKind::Migration => "the key store's tables could not be brought up to date",
+            StoreErrorKind::Other => "the key store failed",
+        })
+    }
+}
+
+impl fmt::Debug for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("StoreError");
+        debug.field("kind", &self.kind);
+        if let Some(source) = &self.source {
+            // A driver's `Debug` may print the row's values.
+            debug.field("source", &format_args!("{source}"));
+        }
+        debug.finish()
+    }
+}
+
+impl Error for StoreError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// What went wrong in a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StoreErrorKind {
+    /// No connection, no answer in time, shutting down. Trying again may help.
+    Unavailable,
+    /// A key of this id or hash exists, or the record was changed by somebody else.
+    Conflict,
+    /// A row that this version cannot understand. The key is not let in.
+    Corrupt,
+    /// The tables could not be brought up to date.
+    Migration,
+    /// Anything else.
+    Other,
+}
