@@ -2,7 +2,7 @@
 //! a `#[cfg]`.
 
 #[cfg(feature = "tracing")]
-pub(crate) use tracing::{debug, error, info, warn};
+pub(crate) use tracing::{debug, info, warn};
 
 #[cfg(not(feature = "tracing"))]
 macro_rules! nothing {
@@ -10,4 +10,4 @@ macro_rules! nothing {
 }
 
 #[cfg(not(feature = "tracing"))]
-pub(crate) use {nothing as debug, nothing as error, nothing as info, nothing as warn};
+pub(crate) use {nothing as debug, nothing as info, nothing as warn};

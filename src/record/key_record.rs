@@ -1,9 +1,4 @@
-use std::{
-    error::Error,
-    fmt,
-    str::FromStr,
-    time::{Duration, SystemTime},
-};
+use std::{error::Error, fmt, str::FromStr, time::SystemTime};
 
 use uuid::Uuid;
 
@@ -175,7 +170,32 @@ impl KeyRecord {
     /// A revocation outweighs all else, then expiry: what is final is said first.
     #[must_use]
     pub fn status(&self, now: SystemTime) -> KeyStatus {
-        if self.revoked_at.is_some() {
+        self.validity().status(now)
+    }
+
+    /// The facts that [`status`](Self::status) is judged from.
+    pub(crate) fn validity(&self) -> Validity {
+        Validity {
+            is_revoked: self.revoked_at.is_some(),
+            is_active: self.is_active,
+            not_before: self.not_before,
+            expires_at: self.expires_at,
+        }
+    }
+}
+
+/// When a key may be used: the part of its record that is asked on every request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Validity {
+    is_revoked: bool,
+    is_active: bool,
+    not_before: Option<SystemTime>,
+    expires_at: Option<SystemTime>,
+}
+
+impl Validity {
+    pub(crate) fn status(&self, now: SystemTime) -> KeyStatus {
+        if self.is_revoked {
             KeyStatus::Revoked
         } else if self.expires_at.is_some_and(|expires_at| expires_at <= now) {
             KeyStatus::Expired
@@ -185,16 +205,6 @@ impl KeyRecord {
             KeyStatus::NotYetActive
         } else {
             KeyStatus::Active
-        }
-    }
-
-    /// The status this long after the record was read.
-    #[must_use]
-    pub fn status_after(&self, elapsed: Duration) -> KeyStatus {
-        match self.read_at.checked_add(elapsed) {
-            Some(now) => self.status(now),
-            // Beyond the end of time every deadline has passed.
-            None => KeyStatus::Expired,
         }
     }
 }
@@ -217,6 +227,8 @@ pub enum KeyStatus {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const MILLI: Duration = Duration::from_millis(1);

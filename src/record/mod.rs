@@ -8,6 +8,7 @@ mod key_record;
 mod metadata;
 mod scope;
 
+pub(crate) use self::key_record::Validity;
 pub use self::{
     consumer::Consumer,
     key_record::{InvalidKeyId, KeyId, KeyRecord, KeyStatus},

@@ -1,0 +1,222 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    Builder, Event, Rejection, RejectionKind, Standing, cache::Peek, entry::Entry, load::Loader,
+    usage::UsageRecorder,
+};
+use crate::{
+    key::{AcceptedFormat, KeyFormat, KeyHash},
+    rate_limit::{Check, Decision},
+    record::Consumer,
+    store::{Invalidate, KeyStore},
+    trace,
+};
+
+/// Decides who is let in. Cheap to clone; clones share one cache.
+///
+/// See the [module](crate::auth) for the rules and an example.
+#[derive(Clone)]
+pub struct Authenticator(Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) formats: Box<[AcceptedFormat]>,
+    pub(super) loader: Arc<Loader>,
+    pub(super) usage: UsageRecorder,
+}
+
+/// What became of a key: decided at once, or to be looked up first.
+#[derive(Debug)]
+#[must_use]
+#[expect(clippy::exhaustive_enums, reason = "these are all there can be")]
+pub enum Attempt {
+    /// Let in.
+    Admit(Admission),
+    /// Turned away.
+    Reject(Rejection),
+    /// Not known yet: ask this future.
+    Lookup(Lookup),
+}
+
+impl Authenticator {
+    /// Keys of `store` in `format`, with everything else at its default.
+    pub fn builder(store: impl KeyStore, format: KeyFormat) -> Builder {
+        Builder::new(store, format)
+    }
+
+    pub(super) fn new(inner: Inner) -> Self {
+        Self(Arc::new(inner))
+    }
+
+    /// Judges `key` without waiting, as far as the cache allows.
+    pub fn attempt(&self, key: &[u8]) -> Attempt {
+        let Some(hash) = self.0.hash(key) else {
+            return Attempt::Reject(Rejection::new(RejectionKind::Malformed));
+        };
+        let now = self.0.loader.clock.monotonic();
+        match self.0.loader.peek(&hash, now) {
+            Peek::Fresh(entry) => Inner::judge(&self.0, entry, now),
+            Peek::Absent => Attempt::Reject(Rejection::new(RejectionKind::Unknown)),
+            Peek::Stale(_) | Peek::Miss => {
+                let inner = Arc::clone(&self.0);
+                Attempt::Lookup(Lookup(Box::pin(inner.look_up(hash))))
+            }
+        }
+    }
+
+    /// Judges `key`, waiting for the store where it must.
+    ///
+    /// # Errors
+    ///
+    /// When the key is turned away.
+    pub async fn authenticate(&self, key: &[u8]) -> Result<Admission, Rejection> {
+        let outcome = match self.attempt(key) {
+            Attempt::Admit(admission) => Ok(admission),
+            Attempt::Reject(rejection) => Err(rejection),
+            Attempt::Lookup(lookup) => lookup.await,
+        };
+        outcome.inspect_err(|rejection| self.rejected(rejection))
+    }
+
+    /// Forgets the key with this hash, that it is unknown included: the next request asks the
+    /// store, and a query under way is not kept.
+    pub fn invalidate(&self, hash: &KeyHash) {
+        self.0.loader.invalidate(hash);
+    }
+
+    /// Forgets every key. Rate limits go on where they were.
+    pub fn invalidate_all(&self) {
+        self.0.loader.invalidate_all();
+    }
+
+    /// The wall clock of this authenticator.
+    pub(crate) fn wall(&self) -> SystemTime {
+        self.0.loader.clock.now()
+    }
+
+    /// Tells the observer of a request that was turned away.
+    pub(crate) fn rejected(&self, rejection: &Rejection) {
+        let (kind, key_id) = (rejection.kind(), rejection.key_id());
+        trace::debug!(?kind, ?key_id, "a request was turned away");
+        self.0.loader.observe(&Event::Rejected { kind, key_id });
+    }
+}
+
+impl Invalidate for Authenticator {
+    fn invalidate(&self, hash: &KeyHash) {
+        Self::invalidate(self, hash);
+    }
+}
+
+impl Inner {
+    fn hash(&self, key: &[u8]) -> Option<KeyHash> {
+        self.formats.iter().find_map(|format| format.parse(key).ok()).map(|key| key.hash())
+    }
+
+    fn judge(self: &Arc<Self>, entry: Arc<Entry>, now: Duration) -> Attempt {
+        let key_id = entry.consumer.key_id();
+        if let Some(rejection) = Rejection::of_status(entry.status(now), key_id) {
+            return Attempt::Reject(rejection);
+        }
+        let mut standing = Standing::new(entry);
+        while let Some(check) = standing.take_next(now) {
+            match check {
+                Check::Ready(decision) => {
+                    if standing.push(decision).is_break() {
+                        return Attempt::Reject(Rejection::rate_limited(standing));
+                    }
+                }
+                Check::Pending(decision) => {
+                    let inner = Arc::clone(self);
+                    return Attempt::Lookup(Lookup(Box::pin(async move {
+                        let decision = decision.await;
+                        inner.limit(standing, decision, now).await
+                    })));
+                }
+            }
+        }
+        Attempt::Admit(self.admit(standing, now))
+    }
+
+    /// Goes on with a decision that was made elsewhere.
+    async fn limit(
+        &self,
+        mut standing: Standing,
+        mut decision: Decision,
+        now: Duration,
+    ) -> Result<Admission, Rejection> {
+        loop {
+            if standing.push(decision).is_break() {
+                return Err(Rejection::rate_limited(standing));
+            }
+            decision = match standing.take_next(now) {
+                None => return Ok(self.admit(standing, now)),
+                Some(Check::Ready(decision)) => decision,
+                Some(Check::Pending(decision)) => decision.await,
+            };
+        }
+    }
+
+    fn admit(&self, standing: Standing, now: Duration) -> Admission {
+        self.usage.touch(standing.entry(), now, &self.loader);
+        Admission(standing)
+    }
+
+    async fn look_up(self: Arc<Self>, hash: KeyHash) -> Result<Admission, Rejection> {
+        let entry = Arc::clone(&self.loader).load(hash).await?;
+        let entry = entry.ok_or(Rejection::new(RejectionKind::Unknown))?;
+        let now = self.loader.clock.monotonic();
+        match self.judge(entry, now) {
+            Attempt::Admit(admission) => Ok(admission),
+            Attempt::Reject(rejection) => Err(rejection),
+            Attempt::Lookup(lookup) => lookup.await,
+        }
+    }
+}
+
+impl fmt::Debug for Authenticator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authenticator").field("formats", &self.0.formats).finish_non_exhaustive()
+    }
+}
+
+/// A key that was let in.
+#[derive(Clone, Debug)]
+pub struct Admission(Standing);
+
+impl Admission {
+    /// Whom it stands for.
+    #[must_use]
+    pub fn consumer(&self) -> &Consumer {
+        self.0.consumer()
+    }
+
+    /// Where it stands with its quotas.
+    #[must_use]
+    pub fn standing(&self) -> &Standing {
+        &self.0
+    }
+}
+
+/// The answer to an [`Attempt`] that takes a while. It may be dropped at any time.
+pub struct Lookup(Pin<Box<dyn Future<Output = Result<Admission, Rejection>> + Send>>);
+
+impl Future for Lookup {
+    type Output = Result<Admission, Rejection>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Lookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lookup")
+    }
+}

@@ -1,0 +1,101 @@
+use std::{
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    time::Duration,
+};
+
+/// Failures in a row after which the store counts as down.
+const THRESHOLD: u32 = 5;
+/// How often a store that is down is asked again. Well below the second in which a recovered store
+/// should be noticed.
+const COOL_DOWN: Duration = Duration::from_millis(250);
+
+/// Spares requests the wait for a store that is down, and the store the requests.
+#[derive(Default)]
+pub(super) struct Breaker {
+    failures: AtomicU32,
+    /// In nanoseconds of the monotonic clock.
+    closed_until_probe_at: AtomicU64,
+}
+
+impl Breaker {
+    /// Whether the store would be asked now.
+    pub(super) fn would_allow(&self, now: Duration) -> bool {
+        self.failures.load(Ordering::Relaxed) < THRESHOLD
+            || nanos(now) >= self.closed_until_probe_at.load(Ordering::Relaxed)
+    }
+
+    /// Whether to ask the store: always while it is up, else one probe each [`COOL_DOWN`].
+    pub(super) fn allow(&self, now: Duration) -> bool {
+        if self.failures.load(Ordering::Relaxed) < THRESHOLD {
+            return true;
+        }
+        let probe_at = self.closed_until_probe_at.load(Ordering::Relaxed);
+        nanos(now) >= probe_at
+            && self
+                .closed_until_probe_at
+                .compare_exchange(
+                    probe_at,
+                    nanos(now + COOL_DOWN),
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                )
+                .is_ok()
+    }
+
+    /// True when this answer ended an outage.
+    pub(super) fn answered(&self) -> bool {
+        self.failures.swap(0, Ordering::Relaxed) >= THRESHOLD
+    }
+
+    /// True when this failure began an outage.
+    pub(super) fn failed(&self, now: Duration) -> bool {
+        self.closed_until_probe_at.store(nanos(now + COOL_DOWN), Ordering::Relaxed);
+        let before = self
+            .failures
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_add(1)));
+        before == Ok(THRESHOLD - 1)
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opens_after_failures_in_a_row_and_lets_one_probe_through() {
+        let breaker = Breaker::default();
+        let mut now = Duration::from_secs(9);
+        for n in 1..=THRESHOLD {
+            assert!(breaker.allow(now));
+            assert_eq!(breaker.failed(now), n == THRESHOLD);
+        }
+        assert!(!breaker.would_allow(now) && !breaker.allow(now));
+
+        now += COOL_DOWN;
+        assert!(breaker.would_allow(now) && breaker.allow(now));
+        assert!(!breaker.allow(now), "a second probe at once");
+        assert!(!breaker.failed(now), "the outage had begun already");
+
+        now += COOL_DOWN;
+        assert!(breaker.allow(now));
+        assert!(breaker.answered());
+        assert!(breaker.allow(now) && breaker.allow(now));
+        assert!(!breaker.answered(), "the outage was over already");
+    }
+
+    #[test]
+    fn an_answer_in_between_starts_the_count_again() {
+        let breaker = Breaker::default();
+        for _ in 0..3 {
+            for _ in 1..THRESHOLD {
+                assert!(!breaker.failed(Duration::ZERO));
+            }
+            assert!(!breaker.answered());
+        }
+        assert!(breaker.allow(Duration::ZERO));
+    }
+}

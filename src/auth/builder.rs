@@ -1,0 +1,105 @@
+use std::{fmt, sync::Arc, time::Duration};
+
+use super::{
+    Authenticator, CachePolicy, Observer, Worker,
+    authenticator::Inner,
+    load::{ErasedStore, Loader},
+    usage::UsageRecorder,
+};
+use crate::{
+    clock::{Clock, SystemClock},
+    key::{AcceptedFormat, KeyFormat},
+    rate_limit::{LocalRateLimiter, RateLimiter, RateLimits},
+    store::KeyStore,
+};
+
+/// One batch in ten seconds is no load, and recent enough to find keys nobody uses.
+const USAGE_INTERVAL: Duration = Duration::from_secs(10);
+const MIN_USAGE_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Settings of an [`Authenticator`].
+#[must_use]
+pub struct Builder {
+    store: Arc<dyn ErasedStore>,
+    formats: Vec<AcceptedFormat>,
+    clock: Arc<dyn Clock>,
+    limiter: Arc<dyn RateLimiter>,
+    default_limits: RateLimits,
+    cache: CachePolicy,
+    usage_interval: Duration,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+impl Builder {
+    pub(super) fn new(store: impl KeyStore, format: KeyFormat) -> Self {
+        Self {
+            store: Arc::new(store),
+            formats: vec![format.into()],
+            clock: Arc::new(SystemClock::new()),
+            limiter: Arc::new(LocalRateLimiter::new()),
+            default_limits: RateLimits::unlimited(),
+            cache: CachePolicy::default(),
+            usage_interval: USAGE_INTERVAL,
+            observer: None,
+        }
+    }
+
+    /// Also lets in keys of another format: an earlier prefix, or an
+    /// [imported](crate::key::ImportedFormat) shape.
+    pub fn accept(mut self, format: impl Into<AcceptedFormat>) -> Self {
+        self.formats.push(format.into());
+        self
+    }
+
+    /// The rate limits of keys that have none of their own. Default: unlimited.
+    pub fn default_rate_limits(self, limits: impl Into<RateLimits>) -> Self {
+        Self { default_limits: limits.into(), ..self }
+    }
+
+    /// Where buckets live. Default: [`LocalRateLimiter`].
+    pub fn rate_limiter(self, limiter: impl RateLimiter) -> Self {
+        Self { limiter: Arc::new(limiter), ..self }
+    }
+
+    /// How long what the store said is believed.
+    pub fn cache(self, policy: CachePolicy) -> Self {
+        Self { cache: policy, ..self }
+    }
+
+    /// How often last uses are written. Default: every 10 s; at least 10 ms.
+    pub fn usage_interval(self, interval: Duration) -> Self {
+        Self { usage_interval: interval.max(MIN_USAGE_INTERVAL), ..self }
+    }
+
+    /// Who hears of what is worth counting.
+    pub fn observer(self, observer: impl Observer) -> Self {
+        Self { observer: Some(Arc::new(observer)), ..self }
+    }
+
+    /// Where time comes from. Default: [`SystemClock`].
+    pub fn clock(self, clock: impl Clock) -> Self {
+        Self { clock: Arc::new(clock), ..self }
+    }
+
+    /// The authenticator, and the worker that is yours to run. Nothing is started.
+    pub fn build(self) -> (Authenticator, Worker) {
+        let Self { store, formats, clock, limiter, default_limits, cache, .. } = self;
+        let loader = Loader::new(store, clock, limiter, self.observer, default_limits, cache);
+        let loader = Arc::new(loader);
+        let (usage, touches) = UsageRecorder::new(self.usage_interval);
+        let worker = Worker::new(Arc::clone(&loader), touches, self.usage_interval);
+        let formats = formats.into();
+        (Authenticator::new(Inner { formats, loader, usage }), worker)
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("formats", &self.formats)
+            .field("default_limits", &self.default_limits)
+            .field("cache", &self.cache)
+            .field("usage_interval", &self.usage_interval)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,248 @@
+use std::{
+    error::Error,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use moka::sync::Cache;
+
+use super::entry::Entry;
+use crate::key::KeyHash;
+
+/// How long what the store said is believed, and how much of it is kept.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_api_key::auth::CachePolicy;
+///
+/// let policy = CachePolicy::default().fresh(Duration::from_secs(30))?.capacity(10_000);
+/// assert!(policy.fresh(Duration::from_secs(3600)).is_err());
+/// # Ok::<(), tower_api_key::auth::InvalidCachePolicy>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct CachePolicy {
+    pub(super) fresh: Duration,
+    pub(super) absent: Duration,
+    pub(super) stale_if_error: Duration,
+    pub(super) capacity: u64,
+    pub(super) absent_capacity: u64,
+    pub(super) max_loads: usize,
+    pub(super) load_deadline: Duration,
+}
+
+const MAX_FRESH: Duration = Duration::from_secs(300);
+const MAX_ABSENT: Duration = Duration::from_secs(60);
+const MAX_STALE_IF_ERROR: Duration = Duration::from_secs(3600);
+const MAX_LOAD_DEADLINE: Duration = Duration::from_secs(30);
+
+impl CachePolicy {
+    /// How long a record is used without asking the store again. Default 60 s, at most 300 s; zero
+    /// asks for every request.
+    ///
+    /// It bounds how long a revocation goes unnoticed that nobody announced. A minute spares all
+    /// but one query in thousands on a busy key; beyond five minutes, revoking is no longer an
+    /// answer to a leaked key.
+    ///
+    /// # Errors
+    ///
+    /// Above 300 s.
+    pub fn fresh(self, fresh: Duration) -> Result<Self, InvalidCachePolicy> {
+        at_most(fresh, MAX_FRESH, "fresh")?;
+        Ok(Self { fresh, ..self })
+    }
+
+    /// How long an unknown key stays unknown without asking the store again. Default 30 s, at most
+    /// 60 s.
+    ///
+    /// Shorter than [`fresh`](Self::fresh), since a key created elsewhere in the meantime is kept
+    /// out for as long.
+    ///
+    /// # Errors
+    ///
+    /// Above 60 s.
+    pub fn absent(self, absent: Duration) -> Result<Self, InvalidCachePolicy> {
+        at_most(absent, MAX_ABSENT, "absent")?;
+        Ok(Self { absent, ..self })
+    }
+
+    /// How long, after it is no longer fresh, a record is used while the store does not answer
+    /// ([RFC 5861 §4](https://www.rfc-editor.org/rfc/rfc5861#section-4)). Default 10 min, at most
+    /// 1 h; zero refuses at once.
+    ///
+    /// Ten minutes span a restart, a fail-over and most mistakes. The price: a revocation made in
+    /// another way than on this node goes unnoticed as long as the store is away. Expiry never
+    /// does.
+    ///
+    /// # Errors
+    ///
+    /// Above 1 h.
+    pub fn stale_if_error(self, stale: Duration) -> Result<Self, InvalidCachePolicy> {
+        at_most(stale, MAX_STALE_IF_ERROR, "stale_if_error")?;
+        Ok(Self { stale_if_error: stale, ..self })
+    }
+
+    /// How many keys are cached. Default 100,000, some 60 MB.
+    #[must_use]
+    pub fn capacity(self, keys: u64) -> Self {
+        Self { capacity: keys, ..self }
+    }
+
+    /// How many unknown keys are remembered. Default 10,000.
+    ///
+    /// They are kept apart from the known ones, so that a flood of junk cannot push those out.
+    #[must_use]
+    pub fn absent_capacity(self, keys: u64) -> Self {
+        Self { absent_capacity: keys, ..self }
+    }
+
+    /// How many queries may be under way at once. Default 64, at least 1.
+    ///
+    /// Some six times the usual pool: enough to keep every connection busy, too few to let a flood
+    /// of unknown keys queue up for seconds.
+    #[must_use]
+    pub fn max_loads(self, loads: usize) -> Self {
+        Self { max_loads: loads.clamp(1, tokio::sync::Semaphore::MAX_PERMITS), ..self }
+    }
+
+    /// How long a request waits for the store, its turn included. Default 500 ms, at most 30 s.
+    ///
+    /// A healthy look-up takes a millisecond. Clients rather hear "try again" than wait.
+    ///
+    /// # Errors
+    ///
+    /// Above 30 s.
+    pub fn load_deadline(self, deadline: Duration) -> Result<Self, InvalidCachePolicy> {
+        at_most(deadline, MAX_LOAD_DEADLINE, "load_deadline")?;
+        Ok(Self { load_deadline: deadline, ..self })
+    }
+}
+
+impl Default for CachePolicy {
+    fn default() -> Self {
+        Self {
+            fresh: Duration::from_secs(60),
+            absent: Duration::from_secs(30),
+            stale_if_error: Duration::from_secs(600),
+            capacity: 100_000,
+            absent_capacity: 10_000,
+            max_loads: 64,
+            load_deadline: Duration::from_millis(500),
+        }
+    }
+}
+
+fn at_most(
+    value: Duration,
+    most: Duration,
+    setting: &'static str,
+) -> Result<(), InvalidCachePolicy> {
+    if value <= most { Ok(()) } else { Err(InvalidCachePolicy { setting, most }) }
+}
+
+/// A setting beyond what is safe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidCachePolicy {
+    setting: &'static str,
+    most: Duration,
+}
+
+impl fmt::Display for InvalidCachePolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is at most {:?}", self.setting, self.most)
+    }
+}
+
+impl Error for InvalidCachePolicy {}
+
+/// What the store said, by key hash.
+///
+/// Freshness is judged here, by the caller's clock; moka's own clock only bounds memory.
+pub(super) struct KeyCache {
+    present: Cache<KeyHash, Arc<Entry>>,
+    absent: Cache<KeyHash, Absence>,
+    /// Entries of an earlier generation are as good as gone.
+    generation: AtomicU64,
+    policy: CachePolicy,
+}
+
+#[derive(Clone, Copy)]
+struct Absence {
+    loaded_at: Duration,
+    generation: u64,
+}
+
+pub(super) enum Peek {
+    /// Known, and recently confirmed.
+    Fresh(Arc<Entry>),
+    /// Known, to be confirmed; good enough if the store does not answer.
+    Stale(Arc<Entry>),
+    /// Known not to be a key.
+    Absent,
+    /// Unheard of.
+    Miss,
+}
+
+impl KeyCache {
+    pub(super) fn new(policy: CachePolicy) -> Self {
+        Self {
+            present: Cache::builder()
+                .max_capacity(policy.capacity)
+                .time_to_live(policy.fresh + policy.stale_if_error)
+                .build(),
+            absent: Cache::builder()
+                .max_capacity(policy.absent_capacity)
+                .time_to_live(policy.absent)
+                .build(),
+            generation: AtomicU64::new(0),
+            policy,
+        }
+    }
+
+    pub(super) fn peek(&self, hash: &KeyHash, now: Duration) -> Peek {
+        let generation = self.generation();
+        if let Some(entry) = self.present.get(hash) {
+            let age = now.saturating_sub(entry.loaded_at);
+            if entry.generation == generation && age < self.policy.fresh {
+                return Peek::Fresh(entry);
+            }
+            let usable = self.policy.fresh + self.policy.stale_if_error;
+            if entry.generation == generation && age < usable {
+                return Peek::Stale(entry);
+            }
+        }
+        let absent = self.absent.get(hash).is_some_and(|absence| {
+            let age = now.saturating_sub(absence.loaded_at);
+            absence.generation == generation && age < self.policy.absent
+        });
+        if absent { Peek::Absent } else { Peek::Miss }
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(super) fn insert(&self, hash: KeyHash, entry: Arc<Entry>) {
+        self.absent.invalidate(&hash);
+        self.present.insert(hash, entry);
+    }
+
+    pub(super) fn insert_absent(&self, hash: KeyHash, loaded_at: Duration, generation: u64) {
+        self.present.invalidate(&hash);
+        self.absent.insert(hash, Absence { loaded_at, generation });
+    }
+
+    pub(super) fn invalidate(&self, hash: &KeyHash) {
+        self.present.invalidate(hash);
+        self.absent.invalidate(hash);
+    }
+
+    pub(super) fn invalidate_all(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.present.invalidate_all();
+        self.absent.invalidate_all();
+    }
+}

@@ -1,0 +1,136 @@
+use std::{
+    fmt,
+    num::NonZeroU32,
+    ops::ControlFlow,
+    sync::{Arc, OnceLock, atomic::AtomicU64},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::{
+    rate_limit::{Bucket, BucketId, Check, Decision, Quota, RateLimiter, RateLimits},
+    record::{Consumer, KeyRecord, KeyStatus, Validity},
+};
+
+/// What the cache holds of a key: facts, and the live buckets. No verdicts.
+pub(super) struct Entry {
+    pub(super) consumer: Consumer,
+    /// [`Clock::monotonic`](crate::clock::Clock::monotonic) when the store was asked.
+    pub(super) loaded_at: Duration,
+    /// Which `invalidate_all` it came after.
+    pub(super) generation: u64,
+    /// When its use was last reported; see [`usage`](super::usage).
+    pub(super) touched_at: AtomicU64,
+    validity: Validity,
+    read_at: SystemTime,
+    limits: RateLimits,
+    buckets: Box<[Arc<dyn Bucket>]>,
+    policy: OnceLock<Bytes>,
+}
+
+impl Entry {
+    pub(super) fn new(
+        record: KeyRecord,
+        default_limits: &RateLimits,
+        limiter: &dyn RateLimiter,
+        loaded_at: Duration,
+        generation: u64,
+    ) -> Self {
+        let limits = record.rate_limits.clone().unwrap_or_else(|| default_limits.clone());
+        let bucket = |quota: &Quota| {
+            let id = BucketId::new(record.id.as_u128(), quota.name());
+            limiter.bucket(&id, quota, loaded_at)
+        };
+        Self {
+            loaded_at,
+            generation,
+            touched_at: AtomicU64::new(0),
+            validity: record.validity(),
+            read_at: record.read_at,
+            buckets: limits.iter().map(bucket).collect(),
+            limits,
+            policy: OnceLock::new(),
+            consumer: Consumer::from(record),
+        }
+    }
+
+    /// Whether the key may be used at `now` of the monotonic clock, reckoned from the store's
+    /// clock: neither a wrong nor a stepping wall clock of this node matters.
+    pub(super) fn status(&self, now: Duration) -> KeyStatus {
+        match self.read_at.checked_add(now.saturating_sub(self.loaded_at)) {
+            Some(now) => self.validity.status(now),
+            // Beyond the end of time every deadline has passed.
+            None => KeyStatus::Expired,
+        }
+    }
+}
+
+/// Where a key stands with its quotas after a request: shortest window first, up to the one that
+/// turned the request away.
+#[derive(Clone)]
+pub struct Standing {
+    entry: Arc<Entry>,
+    decisions: SmallVec<[Decision; 1]>,
+}
+
+impl Standing {
+    pub(super) fn new(entry: Arc<Entry>) -> Self {
+        Self { entry, decisions: SmallVec::new() }
+    }
+
+    /// Takes one unit of the next bucket; `None` when all were taken.
+    pub(super) fn take_next(&self, now: Duration) -> Option<Check> {
+        let bucket = self.entry.buckets.get(self.decisions.len())?;
+        Some(bucket.take(NonZeroU32::MIN, now))
+    }
+
+    /// Breaks where the bucket has turned the request away.
+    pub(super) fn push(&mut self, decision: Decision) -> ControlFlow<()> {
+        self.decisions.push(decision);
+        if decision.is_admitted() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
+
+    pub(super) fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+
+    pub(super) fn consumer(&self) -> &Consumer {
+        &self.entry.consumer
+    }
+
+    /// Each quota that was asked, and what it said.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Quota, Decision)> {
+        self.entry.limits.iter().zip(self.decisions.iter().copied())
+    }
+
+    /// All quotas of the key.
+    #[must_use]
+    pub fn limits(&self) -> &RateLimits {
+        &self.entry.limits
+    }
+
+    /// The quotas that turned the request away.
+    pub fn violated(&self) -> impl Iterator<Item = &Quota> {
+        self.iter().filter(|(_, decision)| !decision.is_admitted()).map(|(quota, _)| quota)
+    }
+
+    /// How long until a request turned away would fit.
+    #[must_use]
+    pub fn wait(&self) -> Duration {
+        let denied = self.decisions.iter().filter(|decision| !decision.is_admitted());
+        denied.map(Decision::next_unit_in).max().unwrap_or_default()
+    }
+
+    /// A text made of the key's quotas, made once for as long as the key is cached.
+    pub(crate) fn policy(&self, make: impl FnOnce(&RateLimits) -> Bytes) -> Bytes {
+        self.entry.policy.get_or_init(|| make(&self.entry.limits)).clone()
+    }
+}
+
+impl fmt::Debug for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}

@@ -1,0 +1,288 @@
+//! Getting a key that is not in the cache: once, in a task of its own, within a deadline.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, watch},
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    Event, Observer, Rejection, RejectionKind,
+    breaker::Breaker,
+    cache::{CachePolicy, KeyCache, Peek},
+    entry::Entry,
+};
+use crate::{
+    clock::Clock,
+    key::KeyHash,
+    rate_limit::{RateLimiter, RateLimits},
+    record::KeyRecord,
+    store::{KeyStore, StoreError, StoreErrorKind, Usage},
+    trace,
+};
+
+/// A key's entry, `None` for no such key, or why it cannot be told.
+type Outcome = Result<Option<Arc<Entry>>, Rejection>;
+
+/// The cache, and what fills it.
+pub(super) struct Loader {
+    pub(super) store: Arc<dyn ErasedStore>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) limiter: Arc<dyn RateLimiter>,
+    pub(super) observer: Option<Arc<dyn Observer>>,
+    pub(super) default_limits: RateLimits,
+    cache: KeyCache,
+    /// The loads whose results will be kept, joined by whoever wants the same key. Also held while
+    /// a result is put into the cache and while one is thrown out, which puts an order between
+    /// the two.
+    flights: Mutex<HashMap<KeyHash, Flight>>,
+    next_flight: AtomicU64,
+    permits: Semaphore,
+    deadline: Duration,
+    breaker: Breaker,
+}
+
+struct Flight {
+    id: u64,
+    outcome: watch::Receiver<Option<Outcome>>,
+}
+
+impl Loader {
+    pub(super) fn new(
+        store: Arc<dyn ErasedStore>,
+        clock: Arc<dyn Clock>,
+        limiter: Arc<dyn RateLimiter>,
+        observer: Option<Arc<dyn Observer>>,
+        default_limits: RateLimits,
+        policy: CachePolicy,
+    ) -> Self {
+        Self {
+            store,
+            clock,
+            limiter,
+            observer,
+            default_limits,
+            flights: Mutex::default(),
+            next_flight: AtomicU64::new(0),
+            permits: Semaphore::new(policy.max_loads),
+            deadline: policy.load_deadline,
+            cache: KeyCache::new(policy),
+            breaker: Breaker::default(),
+        }
+    }
+
+    /// What the cache says; a stale entry counts as fresh while the store is known to be down.
+    pub(super) fn peek(&self, hash: &KeyHash, now: Duration) -> Peek {
+        match self.cache.peek(hash, now) {
+            Peek::Stale(entry) if !self.breaker.would_allow(now) => {
+                self.stale_served(&entry);
+                Peek::Fresh(entry)
+            }
+            peek => peek,
+        }
+    }
+
+    /// What the store says, or what it last said if it does not answer.
+    pub(super) async fn load(self: Arc<Self>, hash: KeyHash) -> Outcome {
+        let rejection = match self.join(hash).await {
+            Err(rejection) => rejection,
+            outcome => return outcome,
+        };
+        // Looked up again: an invalidation in the meantime has taken it away.
+        match self.cache.peek(&hash, self.clock.monotonic()) {
+            Peek::Fresh(entry) => Ok(Some(entry)),
+            Peek::Stale(entry) => {
+                self.stale_served(&entry);
+                Ok(Some(entry))
+            }
+            Peek::Absent | Peek::Miss => Err(rejection),
+        }
+    }
+
+    async fn join(self: &Arc<Self>, hash: KeyHash) -> Outcome {
+        let Ok(runtime) = Handle::try_current() else {
+            let error = StoreError::new(StoreErrorKind::Other).because("no tokio runtime");
+            return Err(Rejection::store_unavailable(error));
+        };
+        let mut outcome = self.flight(hash, &runtime);
+        match outcome.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            // The task panicked, or its runtime is shutting down.
+            _ => {
+                let error = StoreError::new(StoreErrorKind::Other).because("the load was aborted");
+                Err(Rejection::store_unavailable(error))
+            }
+        }
+    }
+
+    /// The load of `hash` that is under way, or a new one.
+    fn flight(
+        self: &Arc<Self>,
+        hash: KeyHash,
+        runtime: &Handle,
+    ) -> watch::Receiver<Option<Outcome>> {
+        let mut flights = self.flights();
+        if let Some(flight) = flights.get(&hash) {
+            return flight.outcome.clone();
+        }
+        let (sender, receiver) = watch::channel(None);
+        let id = self.next_flight.fetch_add(1, Ordering::Relaxed);
+        flights.insert(hash, Flight { id, outcome: receiver.clone() });
+        let landing = Landing { loader: Arc::clone(self), hash, id };
+        runtime.spawn(async move {
+            let outcome = landing.loader.fetch(&hash).await;
+            landing.keep(&outcome);
+            sender.send_replace(Some(outcome.map(Fetched::into_entry)));
+        });
+        receiver
+    }
+
+    async fn fetch(&self, hash: &KeyHash) -> Result<Fetched, Rejection> {
+        // Both before the query: a deadline reckoned from here comes early rather than late, and
+        // an invalidation after it is noticed.
+        let (now, generation) = (self.clock.monotonic(), self.cache.generation());
+        if !self.breaker.allow(now) {
+            let error = StoreError::new(StoreErrorKind::Unavailable).because("it was down just now");
+            return Err(Rejection::store_unavailable(error));
+        }
+        let deadline = Instant::now() + self.deadline;
+        let Ok(Ok(_permit)) = timeout_at(deadline, self.permits.acquire()).await else {
+            return Err(Rejection::new(RejectionKind::Overloaded));
+        };
+        let found = timeout_at(deadline, self.store.find(hash)).await;
+        match found.unwrap_or_else(|late| {
+            Err(StoreError::new(StoreErrorKind::Unavailable).because(late))
+        }) {
+            Ok(record) => {
+                if self.breaker.answered() {
+                    trace::info!("the key store answers again");
+                }
+                let entry = record.map(|record| {
+                    let (limits, limiter) = (&self.default_limits, &*self.limiter);
+                    Arc::new(Entry::new(record, limits, limiter, now, generation))
+                });
+                Ok(Fetched { entry, loaded_at: now, generation })
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    fn failed(&self, error: StoreError) -> Rejection {
+        self.observe(&Event::LoadFailed { error: &error });
+        trace::debug!(?error, "a key could not be looked up");
+        let down = error.kind() == StoreErrorKind::Unavailable;
+        if down && self.breaker.failed(self.clock.monotonic()) {
+            trace::warn!(?error, "the key store is down; keys are judged by what is cached");
+        }
+        Rejection::store_unavailable(error)
+    }
+
+    pub(super) fn invalidate(&self, hash: &KeyHash) {
+        let mut flights = self.flights();
+        flights.remove(hash);
+        self.cache.invalidate(hash);
+    }
+
+    pub(super) fn invalidate_all(&self) {
+        let mut flights = self.flights();
+        flights.clear();
+        self.cache.invalidate_all();
+    }
+
+    fn stale_served(&self, entry: &Entry) {
+        self.observe(&Event::StaleServed { key_id: entry.consumer.key_id() });
+    }
+
+    pub(super) fn observe(&self, event: &Event<'_>) {
+        if let Some(observer) = &self.observer {
+            observer.observe(event);
+        }
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<KeyHash, Flight>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Fetched {
+    entry: Option<Arc<Entry>>,
+    loaded_at: Duration,
+    generation: u64,
+}
+
+impl Fetched {
+    fn into_entry(self) -> Option<Arc<Entry>> {
+        self.entry
+    }
+}
+
+/// Ends a flight however its task ends.
+struct Landing {
+    loader: Arc<Loader>,
+    hash: KeyHash,
+    id: u64,
+}
+
+impl Landing {
+    /// Keeps the result, unless the key was invalidated after the flight took off: then it was
+    /// struck off, and what it brings is for those who were waiting already.
+    fn keep(&self, outcome: &Result<Fetched, Rejection>) {
+        let flights = self.loader.flights();
+        let Ok(fetched) = outcome else { return };
+        if flights.get(&self.hash).is_some_and(|flight| flight.id == self.id) {
+            match &fetched.entry {
+                Some(entry) => self.loader.cache.insert(self.hash, Arc::clone(entry)),
+                None => self.loader.cache.insert_absent(
+                    self.hash,
+                    fetched.loaded_at,
+                    fetched.generation,
+                ),
+            }
+        }
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let mut flights = self.loader.flights();
+        if flights.get(&self.hash).is_some_and(|flight| flight.id == self.id) {
+            flights.remove(&self.hash);
+        }
+    }
+}
+
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// [`KeyStore`] as a trait object, which boxes once per look-up and flush.
+pub(super) trait ErasedStore: Send + Sync {
+    fn find<'a>(
+        &'a self,
+        hash: &'a KeyHash,
+    ) -> BoxFuture<'a, Result<Option<KeyRecord>, StoreError>>;
+
+    fn record_usage<'a>(&'a self, batch: &'a [Usage]) -> BoxFuture<'a, Result<(), StoreError>>;
+}
+
+impl<S: KeyStore> ErasedStore for S {
+    fn find<'a>(
+        &'a self,
+        hash: &'a KeyHash,
+    ) -> BoxFuture<'a, Result<Option<KeyRecord>, StoreError>> {
+        Box::pin(KeyStore::find(self, hash))
+    }
+
+    fn record_usage<'a>(&'a self, batch: &'a [Usage]) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(KeyStore::record_usage(self, batch))
+    }
+}

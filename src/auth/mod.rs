@@ -1,0 +1,77 @@
+//! The decision: bytes in, an [`Attempt`] out.
+//!
+//! [`Authenticator`] knows no HTTP. [`ApiKeyLayer`](crate::ApiKeyLayer) is its adapter for tower;
+//! a broker, a socket server or a command line can use it directly:
+//!
+//! ```
+//! # use std::time::SystemTime;
+//! use tower_api_key::{
+//!     Authenticator,
+//!     auth::RejectionKind,
+//!     key::KeyFormat,
+//!     manage::{KeyIssuer, NewKey},
+//!     rate_limit::Quota,
+//!     store::MemoryKeyStore,
+//! };
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let format = KeyFormat::new("sk_live_")?;
+//! let store = MemoryKeyStore::new();
+//! let issued = KeyIssuer::new(store.clone(), format.clone()).issue(NewKey::new("acme")).await?;
+//!
+//! let (auth, worker) = Authenticator::builder(store, format)
+//!     .default_rate_limits(Quota::per_minute(600)?)
+//!     .build();
+//! # drop(worker);
+//!
+//! let admission = auth.authenticate(issued.key.expose_secret().as_bytes()).await?;
+//! assert_eq!(admission.consumer().id(), "acme");
+//!
+//! let rejection = auth.authenticate(b"sk_live_nonsense").await.unwrap_err();
+//! assert_eq!(rejection.kind(), RejectionKind::Malformed);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Rules
+//!
+//! 1. What is no key of an [accepted format](Builder::accept) is refused without a hash, an
+//!    allocation or a query.
+//! 2. A key in the cache is judged at once, without awaiting: expiry, revocation and rate are
+//!    checked on every request from the facts of its record.
+//! 3. Any number of requests for one key that is not in the cache make one query. It runs in a
+//!    task of its own, so that a client who hangs up harms nobody.
+//! 4. Identity fails closed: where the store does not answer, a key is refused as
+//!    [`StoreUnavailable`](RejectionKind::StoreUnavailable), never as unknown, and nothing is
+//!    remembered of it. A key that was known a short while ago is let in for a
+//!    [bounded time](CachePolicy::stale_if_error).
+//! 5. [`invalidate`](Authenticator::invalidate) wins over a query that is under way: what that
+//!    query returns is not kept.
+//! 6. Refused keys are never charged.
+//!
+//! # Concurrency
+//!
+//! Cached keys are read without locks. Starting, finishing and invalidating loads share one short
+//! lock, which no request for a cached key takes. Loads need a tokio runtime.
+
+mod authenticator;
+mod breaker;
+mod builder;
+mod cache;
+mod entry;
+mod load;
+mod observe;
+mod rejection;
+mod usage;
+mod worker;
+
+pub use self::{
+    authenticator::{Admission, Attempt, Authenticator, Lookup},
+    builder::Builder,
+    cache::{CachePolicy, InvalidCachePolicy},
+    entry::Standing,
+    observe::{Event, Observer},
+    rejection::{Rejection, RejectionKind},
+    worker::Worker,
+};

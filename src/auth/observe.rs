@@ -1,0 +1,58 @@
+use super::RejectionKind;
+use crate::{record::KeyId, store::StoreError};
+
+/// Hears of what is worth counting. For metrics and alerts.
+///
+/// Called in the middle of a request: be quick, and do not block. Requests that are let in make no
+/// event; the layer around them counts those.
+pub trait Observer: Send + Sync + 'static {
+    /// Something happened.
+    fn observe(&self, event: &Event<'_>);
+}
+
+impl<F: Fn(&Event<'_>) + Send + Sync + 'static> Observer for F {
+    fn observe(&self, event: &Event<'_>) {
+        self(event);
+    }
+}
+
+/// Something worth counting.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A request was turned away. A key that is [`Revoked`](RejectionKind::Revoked) is worth an
+    /// alert: somebody still has it.
+    #[non_exhaustive]
+    Rejected {
+        /// Why.
+        kind: RejectionKind,
+        /// The key, where it is one of ours.
+        key_id: Option<KeyId>,
+    },
+    /// A key was let in by an old record, because the store did not answer.
+    #[non_exhaustive]
+    StaleServed {
+        /// The key.
+        key_id: KeyId,
+    },
+    /// The store did not answer, or not in time.
+    #[non_exhaustive]
+    LoadFailed {
+        /// What it said.
+        error: &'a StoreError,
+    },
+    /// Times of last use were written.
+    #[non_exhaustive]
+    UsageFlushed {
+        /// Of how many keys.
+        keys: usize,
+    },
+    /// Times of last use could not be written. They are kept for the next time.
+    #[non_exhaustive]
+    UsageFlushFailed {
+        /// What the store said.
+        error: &'a StoreError,
+    },
+    /// There was no room to remember that a key was used.
+    UsageDropped,
+}

@@ -1,0 +1,181 @@
+use std::{error::Error, fmt, sync::Arc, time::Duration};
+
+use super::Standing;
+use crate::{
+    record::{KeyId, KeyStatus, Scope},
+    store::StoreError,
+};
+
+/// Why a request was turned away.
+///
+/// It is for the service's own eyes: metrics, audit, a custom renderer. What the client is told is
+/// decided where the response is made, and says less.
+#[derive(Clone)]
+pub struct Rejection {
+    kind: RejectionKind,
+    details: Option<Arc<Details>>,
+}
+
+#[derive(Default)]
+struct Details {
+    key_id: Option<KeyId>,
+    standing: Option<Standing>,
+    required: Box<[Scope]>,
+    source: Option<StoreError>,
+}
+
+impl Rejection {
+    /// A rejection without particulars.
+    #[must_use]
+    pub const fn new(kind: RejectionKind) -> Self {
+        Self { kind, details: None }
+    }
+
+    fn with(kind: RejectionKind, details: Details) -> Self {
+        Self { kind, details: Some(Arc::new(details)) }
+    }
+
+    /// `None` for a key that may be used.
+    pub(super) fn of_status(status: KeyStatus, key_id: KeyId) -> Option<Self> {
+        let kind = match status {
+            KeyStatus::Active => return None,
+            KeyStatus::Inactive => RejectionKind::Inactive,
+            KeyStatus::NotYetActive => RejectionKind::NotYetActive,
+            KeyStatus::Expired => RejectionKind::Expired,
+            KeyStatus::Revoked => RejectionKind::Revoked,
+        };
+        Some(Self::with(kind, Details { key_id: Some(key_id), ..Details::default() }))
+    }
+
+    pub(super) fn rate_limited(standing: Standing) -> Self {
+        let key_id = Some(standing.consumer().key_id());
+        let details = Details { key_id, standing: Some(standing), ..Details::default() };
+        Self::with(RejectionKind::RateLimited, details)
+    }
+
+    pub(super) fn store_unavailable(source: StoreError) -> Self {
+        let details = Details { source: Some(source), ..Details::default() };
+        Self::with(RejectionKind::StoreUnavailable, details)
+    }
+
+    /// The key of `key_id` lacks `required` scopes.
+    pub(crate) fn insufficient_scope(
+        key_id: KeyId,
+        required: impl IntoIterator<Item = Scope>,
+    ) -> Self {
+        let required = required.into_iter().collect();
+        let details = Details { key_id: Some(key_id), required, ..Details::default() };
+        Self::with(RejectionKind::InsufficientScope, details)
+    }
+
+    /// Why.
+    #[must_use]
+    pub const fn kind(&self) -> RejectionKind {
+        self.kind
+    }
+
+    /// The key, where it is one of ours.
+    #[must_use]
+    pub fn key_id(&self) -> Option<KeyId> {
+        self.details.as_ref()?.key_id
+    }
+
+    /// Where the key stands with its quotas, if it was [rate
+    /// limited](RejectionKind::RateLimited).
+    #[must_use]
+    pub fn standing(&self) -> Option<&Standing> {
+        self.details.as_ref()?.standing.as_ref()
+    }
+
+    /// The scopes of which the key has too few, if that is
+    /// [why](RejectionKind::InsufficientScope).
+    #[must_use]
+    pub fn required_scopes(&self) -> &[Scope] {
+        self.details.as_ref().map_or(&[], |details| &details.required)
+    }
+
+    /// How long to wait before trying again is of use. `None` where it never is.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.kind {
+            RejectionKind::RateLimited => self.standing().map(Standing::wait),
+            RejectionKind::StoreUnavailable | RejectionKind::Overloaded => {
+                Some(Duration::from_secs(1))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            RejectionKind::Missing => "the request carries no key",
+            RejectionKind::InvalidRequest => "the request's credentials are ambiguous or malformed",
+            RejectionKind::Malformed => "not a key of an accepted format",
+            RejectionKind::Unknown => "the key is unknown",
+            RejectionKind::Revoked => "the key is revoked",
+            RejectionKind::Expired => "the key has expired",
+            RejectionKind::Inactive => "the key is switched off",
+            RejectionKind::NotYetActive => "the key is not yet active",
+            RejectionKind::InsufficientScope => "the key lacks a scope",
+            RejectionKind::RateLimited => "the key has used up its quota",
+            RejectionKind::StoreUnavailable => "the key store is not available",
+            RejectionKind::Overloaded => "too many keys are being looked up",
+            RejectionKind::LayerMissing => "no `ApiKeyLayer` guards this route",
+        })
+    }
+}
+
+impl fmt::Debug for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Rejection");
+        debug.field("kind", &self.kind);
+        if let Some(details) = &self.details {
+            debug.field("key_id", &details.key_id);
+            if let Some(source) = &details.source {
+                debug.field("source", source);
+            }
+        }
+        debug.finish_non_exhaustive()
+    }
+}
+
+impl Error for Rejection {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.details.as_ref()?.source.as_ref().map(|source| source as _)
+    }
+}
+
+/// Why a request was turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RejectionKind {
+    /// No credentials, or of another scheme.
+    Missing,
+    /// More than one credential, or bytes that no credential can have.
+    InvalidRequest,
+    /// Not a key of an accepted format.
+    Malformed,
+    /// No such key.
+    Unknown,
+    /// Revoked for good.
+    Revoked,
+    /// Its `expires_at` has come.
+    Expired,
+    /// Switched off for now.
+    Inactive,
+    /// Its `not_before` is yet to come.
+    NotYetActive,
+    /// The key lacks a scope that the route asks for.
+    InsufficientScope,
+    /// The key has used up a quota.
+    RateLimited,
+    /// The store did not answer, or not in time.
+    StoreUnavailable,
+    /// Too many keys are being looked up at once.
+    Overloaded,
+    /// A route relies on a layer that is not applied to it. A mistake in the service, not of the
+    /// client's.
+    LayerMissing,
+}

@@ -1,0 +1,143 @@
+use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
+
+const SCHEME: &[u8] = b"Bearer";
+
+/// Where a request's key is looked for.
+#[derive(Clone, Debug)]
+pub(super) struct Credentials {
+    authorization: bool,
+    header: Option<HeaderName>,
+}
+
+/// More than one credential, or none that makes sense.
+#[derive(Debug, PartialEq)]
+pub(super) struct Ambiguous;
+
+impl Credentials {
+    pub(super) const BEARER: Self = Self { authorization: true, header: None };
+
+    pub(super) fn also(header: HeaderName) -> Self {
+        Self { authorization: true, header: Some(header) }
+    }
+
+    pub(super) fn only(header: HeaderName) -> Self {
+        Self { authorization: false, header: Some(header) }
+    }
+
+    /// The one key of a request; `None` where it has no credentials of ours.
+    ///
+    /// The first of two is never taken: a proxy may have looked at the other.
+    pub(super) fn find<'h>(&self, headers: &'h HeaderMap) -> Result<Option<&'h [u8]>, Ambiguous> {
+        let bearer = match self.authorization.then_some(&AUTHORIZATION) {
+            Some(name) => single(headers, name)?.map(bearer).transpose()?.flatten(),
+            None => None,
+        };
+        let own = match &self.header {
+            Some(name) => single(headers, name)?.map(HeaderValue::as_bytes).map(<[u8]>::trim_ascii),
+            None => None,
+        };
+        match (bearer, own.filter(|key| !key.is_empty())) {
+            (Some(_), Some(_)) => Err(Ambiguous),
+            (bearer, own) => Ok(bearer.or(own)),
+        }
+    }
+
+    /// The names of the headers that a response depends on.
+    pub(super) fn headers(&self) -> impl Iterator<Item = &HeaderName> {
+        self.authorization.then_some(&AUTHORIZATION).into_iter().chain(&self.header)
+    }
+}
+
+fn single<'h>(
+    headers: &'h HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<&'h HeaderValue>, Ambiguous> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (_, Some(_)) => Err(Ambiguous),
+        (first, None) => Ok(first),
+    }
+}
+
+/// What follows `Bearer` and spaces (RFC 6750 §2.1); `None` for nothing or another scheme.
+fn bearer(value: &HeaderValue) -> Result<Option<&[u8]>, Ambiguous> {
+    let value = value.as_bytes().trim_ascii();
+    let end = value.iter().position(|&byte| byte == b' ' || byte == b'\t').unwrap_or(value.len());
+    let (scheme, rest) = value.split_at(end);
+    if scheme.eq_ignore_ascii_case(SCHEME) {
+        let spaces = rest.iter().take_while(|&&byte| byte == b' ').count();
+        return match rest.get(spaces..) {
+            None | Some([]) => Err(Ambiguous),
+            key => Ok(key),
+        };
+    }
+    if scheme.iter().all(|&byte| is_token(byte)) { Ok(None) } else { Err(Ambiguous) }
+}
+
+/// RFC 9110 §5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// RFC 6750 §2.1: `b64token`, which every key's format is a part of.
+pub(super) fn is_b64token(bytes: &[u8]) -> bool {
+    let padding = bytes.iter().rev().take_while(|&&byte| byte == b'=').count();
+    let symbol = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
+    match bytes.get(..bytes.len() - padding) {
+        None | Some([]) => false,
+        Some(symbols) => symbols.iter().all(symbol),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(value: &[u8]) -> Result<Option<Vec<u8>>, Ambiguous> {
+        let value = HeaderValue::from_bytes(value).unwrap();
+        bearer(&value).map(|key| key.map(<[u8]>::to_vec))
+    }
+
+    #[test]
+    fn the_key_follows_the_scheme_and_spaces() {
+        for value in ["Bearer k", "bearer k", "BEARER   k", " bEaReR k "] {
+            assert_eq!(read(value.as_bytes()), Ok(Some(b"k".to_vec())), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_and_other_schemes_are_no_credentials_of_ours() {
+        for value in ["", "  ", "Basic dTpw", "Digest a=\"b\", c=d", "Token k", "Bearerk", "k"] {
+            assert_eq!(read(value.as_bytes()), Ok(None), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_scheme_without_a_key_or_that_is_no_token_is_ambiguous() {
+        for value in ["Bearer", "Bearer   ", "Bearer,k", "Bearer=k", "\u{fffd} k", "\"Bearer\" k"] {
+            assert_eq!(read(value.as_bytes()), Err(Ambiguous), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_symbols_then_padding() {
+        for token in ["a", "a=", "a==", "aA0-._~+/", "sk_live_x"] {
+            assert!(is_b64token(token.as_bytes()), "{token:?}");
+        }
+        for token in ["", "=", "a=a", "a b", "a,b", "a%", "a\"", "\ta", "ä", "a\u{7f}"] {
+            assert!(!is_b64token(token.as_bytes()), "{token:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(value: Vec<u8>) {
+            let _ = is_b64token(&value);
+            if let Ok(value) = HeaderValue::from_bytes(&value) {
+                let _ = bearer(&value);
+            }
+        }
+    }
+}

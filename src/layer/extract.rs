@@ -1,0 +1,52 @@
+use axum_core::{
+    extract::{FromRequestParts, OptionalFromRequestParts},
+    response::{IntoResponse, Response},
+};
+use http::request::Parts;
+
+use super::{Anonymous, ProblemJson, RejectionResponse, response::complete};
+use crate::{
+    auth::{Rejection, RejectionKind},
+    record::Consumer,
+};
+
+impl<S: Sync> FromRequestParts<S> for Consumer {
+    type Rejection = ConsumerRejection;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ConsumerRejection> {
+        find(parts)?.ok_or(ConsumerRejection(RejectionKind::Missing))
+    }
+}
+
+/// `None` for a request without a key, where [`optional`](super::ApiKeyLayer::optional) lets it
+/// through.
+impl<S: Sync> OptionalFromRequestParts<S> for Consumer {
+    type Rejection = ConsumerRejection;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        _: &S,
+    ) -> Result<Option<Self>, ConsumerRejection> {
+        find(parts)
+    }
+}
+
+fn find(parts: &Parts) -> Result<Option<Consumer>, ConsumerRejection> {
+    match parts.extensions.get::<Consumer>() {
+        Some(consumer) => Ok(Some(consumer.clone())),
+        None if parts.extensions.get::<Anonymous>().is_some() => Ok(None),
+        None => Err(ConsumerRejection(RejectionKind::LayerMissing)),
+    }
+}
+
+/// A handler asked for a [`Consumer`] and there is none: 401 where the request has no key and needs
+/// none to get this far, 500 where no [`ApiKeyLayer`](super::ApiKeyLayer) guards the route.
+#[derive(Clone, Copy, Debug)]
+pub struct ConsumerRejection(RejectionKind);
+
+impl IntoResponse for ConsumerRejection {
+    fn into_response(self) -> Response {
+        let rejection = Rejection::new(self.0);
+        complete(ProblemJson::default().response(&rejection), rejection)
+    }
+}

@@ -1,0 +1,119 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use super::{RejectionResponse, service::Shared};
+use crate::auth::{Admission, Lookup};
+
+pin_project! {
+    /// The response future of [`ApiKeyService`](super::ApiKeyService).
+    pub struct ResponseFuture<S, B, R>
+    where
+        S: Service<Request<B>>,
+    {
+        #[pin]
+        state: State<S, B, R, S::Future, S::Response>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, B, R, F, T> {
+        Rejected { response: Option<T> },
+        LookingUp { lookup: Lookup, parked: Option<Box<Parked<S, B, R>>> },
+        Inner { #[pin] future: F, shared: Arc<Shared<R>>, admission: Option<Admission> },
+    }
+}
+
+/// What waits for a look-up. In a box, so that requests that need none do not carry the room.
+struct Parked<S, B, R> {
+    ready: S,
+    request: Request<B>,
+    shared: Arc<Shared<R>>,
+}
+
+impl<S, B, R> ResponseFuture<S, B, R>
+where
+    S: Service<Request<B>>,
+{
+    pub(super) fn rejected(response: S::Response) -> Self {
+        Self { state: State::Rejected { response: Some(response) } }
+    }
+
+    pub(super) fn inner(
+        future: S::Future,
+        shared: Arc<Shared<R>>,
+        admission: Option<Admission>,
+    ) -> Self {
+        Self { state: State::Inner { future, shared, admission } }
+    }
+
+    pub(super) fn looking_up(
+        lookup: Lookup,
+        ready: S,
+        request: Request<B>,
+        shared: Arc<Shared<R>>,
+    ) -> Self {
+        let parked = Some(Box::new(Parked { ready, request, shared }));
+        Self { state: State::LookingUp { lookup, parked } }
+    }
+}
+
+impl<S, B, R, ResBody> Future for ResponseFuture<S, B, R>
+where
+    S: Service<Request<B>, Response = Response<ResBody>>,
+    R: RejectionResponse<ResBody>,
+{
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            let next = match state.as_mut().project() {
+                StateProj::Inner { future, shared, admission } => {
+                    let mut response = ready!(future.poll(cx))?;
+                    shared.finish(&mut response, admission.as_ref());
+                    return Poll::Ready(Ok(response));
+                }
+                StateProj::LookingUp { lookup, parked } => {
+                    let outcome = ready!(Pin::new(lookup).poll(cx));
+                    // Taken once: this state is left below.
+                    let Some(parked) = parked.take() else { return Poll::Pending };
+                    let Parked { mut ready, mut request, shared } = *parked;
+                    match outcome {
+                        Ok(admission) => {
+                            shared.hand_over(&mut request, &admission);
+                            let future = ready.call(request);
+                            State::Inner { future, shared, admission: Some(admission) }
+                        }
+                        Err(rejection) => {
+                            State::Rejected { response: Some(shared.reject(rejection)) }
+                        }
+                    }
+                }
+                StateProj::Rejected { response } => {
+                    // Polled again after it was ready, it never is.
+                    return response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));
+                }
+            };
+            state.set(next);
+        }
+    }
+}
+
+impl<S, B, R> fmt::Debug for ResponseFuture<S, B, R>
+where
+    S: Service<Request<B>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResponseFuture")
+    }
+}

@@ -1,0 +1,179 @@
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{RETRY_AFTER, VARY},
+};
+use smallvec::SmallVec;
+
+use crate::{
+    auth::Standing,
+    rate_limit::{Decision, Quota, RateLimits},
+};
+
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const X_RATE_LIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const X_RATE_LIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const X_RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+
+/// The most a structured field's integer can be (RFC 9651 §3.3.1).
+const MAX_INTEGER: u64 = 999_999_999_999_999;
+
+/// Which headers tell a client where it stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RateLimitHeaders {
+    /// `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers-10. The default:
+    /// they name every quota and are on their way to become the standard.
+    #[default]
+    Standard,
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` (Unix seconds), of the quota with the least
+    /// left. What most clients know; seven implementations disagree on `Reset`.
+    Legacy,
+    /// Both.
+    Both,
+    /// None. `Retry-After` is still sent.
+    Off,
+}
+
+impl RateLimitHeaders {
+    pub(super) fn write(
+        self,
+        headers: &mut HeaderMap,
+        standing: &Standing,
+        wall: impl FnOnce() -> SystemTime,
+    ) {
+        if standing.limits().is_unlimited() {
+            return;
+        }
+        if matches!(self, Self::Standard | Self::Both) {
+            write_standard(headers, standing);
+        }
+        if matches!(self, Self::Legacy | Self::Both) {
+            write_legacy(headers, standing, wall());
+        }
+    }
+}
+
+/// `RateLimit-Policy: "minute";q=600;w=60` and `RateLimit: "minute";r=599;t=1`.
+///
+/// With GCRA the quota is the burst, and the window the time in which it refills.
+fn write_standard(headers: &mut HeaderMap, standing: &Standing) {
+    let policy = standing.policy(|limits: &RateLimits| {
+        let item = |quota: &Quota, text: &mut Text| {
+            let burst = quota.burst_size().get();
+            parameter(text, b";q=", burst.into());
+            parameter(text, b";w=", ceil_secs(quota.interval().saturating_mul(burst)).max(1));
+        };
+        Bytes::copy_from_slice(&list(limits.iter().map(|quota| (quota, quota)), item))
+    });
+    let item = |decision: Decision, text: &mut Text| {
+        parameter(text, b";r=", decision.remaining().into());
+        parameter(text, b";t=", ceil_secs(decision.next_unit_in()));
+    };
+    if let (Ok(policy), Ok(state)) = (
+        HeaderValue::from_maybe_shared(policy),
+        HeaderValue::from_bytes(&list(standing.iter(), item)),
+    ) {
+        headers.insert(RATE_LIMIT_POLICY, policy);
+        headers.insert(RATE_LIMIT, state);
+    }
+}
+
+/// Room for the one quota of most keys; more spill onto the heap.
+type Text = SmallVec<[u8; 96]>;
+
+/// A list of items named by quota (RFC 9651 §3.1). Names have no characters to escape.
+fn list<'q, T>(
+    items: impl Iterator<Item = (&'q Quota, T)>,
+    parameters: impl Fn(T, &mut Text),
+) -> Text {
+    let mut text = Text::new();
+    for (quota, value) in items {
+        if !text.is_empty() {
+            text.extend_from_slice(b", ");
+        }
+        text.push(b'"');
+        text.extend_from_slice(quota.name().as_bytes());
+        text.push(b'"');
+        parameters(value, &mut text);
+    }
+    text
+}
+
+fn parameter(text: &mut Text, name: &[u8], value: u64) {
+    text.extend_from_slice(name);
+    text.extend_from_slice(itoa::Buffer::new().format(value.min(MAX_INTEGER)).as_bytes());
+}
+
+fn write_legacy(headers: &mut HeaderMap, standing: &Standing, now: SystemTime) {
+    let tightest = standing.iter().min_by_key(|(_, decision)| {
+        (decision.remaining(), std::cmp::Reverse(decision.next_unit_in()))
+    });
+    let Some((quota, decision)) = tightest else { return };
+    let reset = now.checked_add(decision.next_unit_in()).unwrap_or(now);
+    let reset = reset.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    headers.insert(X_RATE_LIMIT_LIMIT, HeaderValue::from(quota.burst_size().get()));
+    headers.insert(X_RATE_LIMIT_REMAINING, HeaderValue::from(decision.remaining()));
+    headers.insert(X_RATE_LIMIT_RESET, HeaderValue::from(ceil_secs(reset)));
+}
+
+/// `Retry-After`: whole seconds, never 0, which clients take for "at once".
+pub(super) fn retry_after(wait: Duration) -> (HeaderName, HeaderValue) {
+    (RETRY_AFTER, HeaderValue::from(ceil_secs(wait).clamp(1, MAX_INTEGER)))
+}
+
+#[expect(clippy::disallowed_methods, reason = "rounds up, here for all")]
+fn ceil_secs(duration: Duration) -> u64 {
+    duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
+}
+
+/// Adds `name` to `Vary`, unless it is there or everything is.
+pub(super) fn vary_by(headers: &mut HeaderMap, name: &HeaderName) {
+    let listed = headers.get_all(VARY).iter().any(|value| {
+        value.as_bytes().split(|&byte| byte == b',').any(|listed| {
+            let listed = listed.trim_ascii();
+            listed == b"*" || listed.eq_ignore_ascii_case(name.as_str().as_bytes())
+        })
+    });
+    if !listed {
+        let value = match *name {
+            http::header::AUTHORIZATION => HeaderValue::from_static("Authorization"),
+            _ => HeaderValue::from(name.clone()),
+        };
+        headers.append(VARY, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_rounded_up_and_waits_never_0() {
+        let retry = |millis| retry_after(Duration::from_millis(millis)).1;
+        assert_eq!(retry(0), "1");
+        assert_eq!(retry(1), "1");
+        assert_eq!(retry(1000), "1");
+        assert_eq!(retry(1001), "2");
+        assert_eq!(retry_after(Duration::MAX).1, "999999999999999");
+    }
+
+    #[test]
+    fn vary_is_added_once() {
+        let vary = |present: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in present {
+                headers.append(VARY, HeaderValue::from_static(value));
+            }
+            vary_by(&mut headers, &http::header::AUTHORIZATION);
+            headers.get_all(VARY).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>().join("|")
+        };
+        assert_eq!(vary(&[]), "Authorization");
+        assert_eq!(vary(&["origin"]), "origin|Authorization");
+        assert_eq!(vary(&["Origin, AUTHORIZATION"]), "Origin, AUTHORIZATION");
+        assert_eq!(vary(&["accept", "*"]), "accept|*");
+    }
+}

@@ -1,0 +1,125 @@
+use std::{error::Error, fmt, sync::Arc};
+
+use http::HeaderName;
+use tower_layer::Layer;
+
+use super::{
+    ApiKeyService, ProblemJson, RateLimitHeaders, credentials::Credentials, response::Challenges,
+    service::Shared,
+};
+use crate::auth::Authenticator;
+
+/// Lets requests with a valid key through, and turns others away.
+///
+/// See the [module](crate::layer) for rules and examples.
+#[derive(Debug)]
+#[must_use]
+pub struct ApiKeyLayer<R = ProblemJson> {
+    shared: Arc<Shared<R>>,
+}
+
+impl ApiKeyLayer {
+    /// Keys that `auth` accepts, with everything else at its default.
+    pub fn new(auth: Authenticator) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                auth,
+                challenges: Challenges::default(),
+                credentials: Credentials::BEARER,
+                optional: false,
+                keep_credential: false,
+                pass_preflight: false,
+                rate_limit_headers: RateLimitHeaders::default(),
+                renderer: ProblemJson::default(),
+            }),
+        }
+    }
+}
+
+impl<R: Clone> ApiKeyLayer<R> {
+    fn with(mut self, change: impl FnOnce(&mut Shared<R>)) -> Self {
+        change(Arc::make_mut(&mut self.shared));
+        self
+    }
+
+    /// The `realm` of challenges: what the keys are for. Default: `api`.
+    ///
+    /// # Errors
+    ///
+    /// When it has other than printable ASCII characters, or quotes or backslashes.
+    pub fn realm(self, realm: &str) -> Result<Self, InvalidRealm> {
+        let challenges = Challenges::new(realm).ok_or(InvalidRealm)?;
+        Ok(self.with(|shared| shared.challenges = challenges))
+    }
+
+    /// Also finds the key in `header`, such as `X-Api-Key`, by itself and without a scheme. A
+    /// request with a key in both gets 400.
+    pub fn also_header(self, header: HeaderName) -> Self {
+        self.with(|shared| shared.credentials = Credentials::also(header))
+    }
+
+    /// Finds the key in `header` and nowhere else; `Authorization` is left to the application.
+    pub fn only_header(self, header: HeaderName) -> Self {
+        self.with(|shared| shared.credentials = Credentials::only(header))
+    }
+
+    /// Lets requests without credentials through, without a [`Consumer`](crate::Consumer). Wrong
+    /// credentials are still turned away: a client that sends a key wants it to count. Default:
+    /// false.
+    pub fn optional(self, optional: bool) -> Self {
+        self.with(|shared| shared.optional = optional)
+    }
+
+    /// Leaves the key in the request. Default: false, as what lies behind the layer has no use for
+    /// it and may log it. It is marked sensitive, which `Debug` and HTTP/2 heed.
+    pub fn keep_credential(self, keep: bool) -> Self {
+        self.with(|shared| shared.keep_credential = keep)
+    }
+
+    /// Lets CORS preflights through: `OPTIONS` with `Origin` and
+    /// `Access-Control-Request-Method`, to which browsers never add a key. Default: false.
+    ///
+    /// Only needed where the CORS layer is inside this one; better put it outside. The handler
+    /// behind sees a preflight without a key, so it must not do more than answer it.
+    pub fn pass_preflight(self, pass: bool) -> Self {
+        self.with(|shared| shared.pass_preflight = pass)
+    }
+
+    /// Which headers tell clients where they stand. Default: [`RateLimitHeaders::Standard`].
+    pub fn rate_limit_headers(self, headers: RateLimitHeaders) -> Self {
+        self.with(|shared| shared.rate_limit_headers = headers)
+    }
+
+    /// Renders rejections in another way. Default: [`ProblemJson`].
+    pub fn render_rejections<R2>(self, renderer: R2) -> ApiKeyLayer<R2> {
+        let shared = Arc::unwrap_or_clone(self.shared);
+        ApiKeyLayer { shared: Arc::new(shared.with_renderer(renderer)) }
+    }
+}
+
+impl<R> Clone for ApiKeyLayer<R> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<S, R> Layer<S> for ApiKeyLayer<R> {
+    type Service = ApiKeyService<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ApiKeyService::new(inner, Arc::clone(&self.shared))
+    }
+}
+
+/// The realm cannot be put between quotes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InvalidRealm;
+
+impl fmt::Display for InvalidRealm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a realm is printable ASCII without quotes and backslashes")
+    }
+}
+
+impl Error for InvalidRealm {}

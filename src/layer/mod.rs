@@ -1,0 +1,112 @@
+//! The tower layer: reads the key out of the request, answers for it, hands on the [`Consumer`].
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use tower_api_key::{ApiKeyLayer, Authenticator, Consumer, RequireScope};
+//! # use tower_api_key::{key::KeyFormat, store::MemoryKeyStore};
+//!
+//! async fn orders(consumer: Consumer) -> String {
+//!     format!("orders of {}", consumer.id())
+//! }
+//!
+//! async fn reports() -> &'static str {
+//!     "for those who may read them"
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (auth, worker) =
+//! #     Authenticator::builder(MemoryKeyStore::new(), KeyFormat::new("sk_live_")?).build();
+//! # drop(worker);
+//! let app: Router = Router::new()
+//!     .route("/reports", get(reports).layer(RequireScope::one("reports:read")?))
+//!     .route("/orders", get(orders))
+//!     .layer(ApiKeyLayer::new(auth));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything about it can be changed:
+//!
+//! ```
+//! use http::{HeaderName, Response, StatusCode};
+//! use tower_api_key::{ApiKeyLayer, layer::RateLimitHeaders};
+//! # use tower_api_key::{Authenticator, auth::Rejection, key::KeyFormat, store::MemoryKeyStore};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (auth, worker) =
+//! #     Authenticator::builder(MemoryKeyStore::new(), KeyFormat::new("sk_live_")?).build();
+//! # drop(worker);
+//! let layer = ApiKeyLayer::new(auth)
+//!     .realm("orders")?
+//!     .also_header(HeaderName::from_static("x-api-key"))
+//!     .optional(true)
+//!     .rate_limit_headers(RateLimitHeaders::Both)
+//!     .render_rejections(|rejection: &Rejection| {
+//!         let mut response = Response::new(format!("{rejection}\n"));
+//!         *response.status_mut() = StatusCode::IM_A_TEAPOT;
+//!         response
+//!     });
+//! # drop(layer);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Rules
+//!
+//! 1. The key is what follows `Authorization: Bearer`, whose scheme is case-insensitive
+//!    ([RFC 9110 §11.1](https://www.rfc-editor.org/rfc/rfc9110#section-11.1)). It is never taken
+//!    from the URL.
+//! 2. A request without credentials, or with those of another scheme, gets 401 with a bare
+//!    challenge ([RFC 6750 §3.1](https://www.rfc-editor.org/rfc/rfc6750#section-3.1)), unless the
+//!    layer is [optional](ApiKeyLayer::optional).
+//! 3. More than one credential, or bytes no bearer token can have, get 400 `invalid_request`. Two
+//!    `Authorization` headers that a proxy joined with a comma are two credentials.
+//! 4. A key that is malformed, unknown, revoked, expired, inactive or not yet active gets 401
+//!    `invalid_token`: the same bytes for each, as the difference is nobody's business.
+//! 5. A key beyond its quota gets 429 with `Retry-After`, in whole seconds, rounded up, at least 1.
+//! 6. A key that cannot be judged gets 503 with `Retry-After`, never 401: clients throw keys away
+//!    that are called invalid.
+//! 7. A key that lacks a scope gets 403 `insufficient_scope` from [`RequireScope`].
+//! 8. All of these are `application/problem+json`
+//!    ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) with `Cache-Control: no-store`. Another
+//!    [renderer](RejectionResponse) may change that; what it leaves out of the headers named here
+//!    is added.
+//! 9. A request let in carries the [`Consumer`] in its extensions, and no longer carries the key.
+//! 10. Answers to keys with a quota carry `RateLimit-Policy` and `RateLimit`
+//!     ([draft-ietf-httpapi-ratelimit-headers-10](https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/10/)).
+//!     Answers to keys that were not let in never do: they would tell a stranger of a key's use.
+//! 11. Whatever passed the layer says `Vary: Authorization`.
+//!
+//! # Deployment caveat
+//!
+//! `Router::layer` wraps only the routes that were added before it. A handler of a route added
+//! afterwards that asks for a [`Consumer`] answers 500 and says so; one that does not ask is open.
+
+mod credentials;
+#[cfg(feature = "axum")]
+mod extract;
+mod future;
+mod headers;
+#[expect(clippy::module_inception, reason = "the file that holds the layer")]
+mod layer;
+mod require_scope;
+mod response;
+mod service;
+
+#[cfg(feature = "axum")]
+pub use self::extract::ConsumerRejection;
+pub use self::{
+    future::ResponseFuture,
+    headers::RateLimitHeaders,
+    layer::{ApiKeyLayer, InvalidRealm},
+    require_scope::{RequireScope, RequireScopeFuture, RequireScopeService},
+    response::{ProblemJson, RejectionResponse, StatusOnly},
+    service::ApiKeyService,
+};
+#[cfg(doc)]
+use crate::Consumer;
+
+/// In the extensions of a request that was let through without a key, as
+/// [`optional`](ApiKeyLayer::optional) allows: it tells "nobody" from "nobody asked".
+#[derive(Clone, Copy)]
+struct Anonymous;

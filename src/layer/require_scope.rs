@@ -1,0 +1,208 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{Anonymous, ProblemJson, RejectionResponse, response::complete};
+use crate::{
+    auth::{Rejection, RejectionKind},
+    record::{Consumer, InvalidScope, Scope, Scopes},
+};
+
+/// Lets only keys with certain scopes through; others get 403 `insufficient_scope`, which names
+/// what is asked for.
+///
+/// Goes inside an [`ApiKeyLayer`](super::ApiKeyLayer), around the routes it is for:
+///
+/// ```
+/// # use axum::{Router, routing::get};
+/// use tower_api_key::RequireScope;
+///
+/// # fn main() -> Result<(), tower_api_key::record::InvalidScope> {
+/// let app: Router = Router::new()
+///     .route("/reports", get(|| async {}).layer(RequireScope::one("reports:read")?))
+///     .route("/export", get(|| async {}).layer(RequireScope::all(["reports:read", "export"])?))
+///     .route("/status", get(|| async {}).layer(RequireScope::any(["ops", "support"])?));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Where there is no `ApiKeyLayer` it answers 500: a route that nobody guards is a mistake.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RequireScope<R = ProblemJson> {
+    required: Arc<Required>,
+    renderer: R,
+}
+
+#[derive(Debug)]
+struct Required {
+    scopes: Scopes,
+    all: bool,
+}
+
+impl RequireScope {
+    /// The key must have `scope`.
+    ///
+    /// # Errors
+    ///
+    /// When that is no scope.
+    pub fn one(scope: impl Into<String>) -> Result<Self, InvalidScope> {
+        Self::all([scope])
+    }
+
+    /// The key must have each of `scopes`.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is no scope, or there are none.
+    pub fn all<S: Into<String>>(
+        scopes: impl IntoIterator<Item = S>,
+    ) -> Result<Self, InvalidScope> {
+        Self::new(scopes, true)
+    }
+
+    /// The key must have one of `scopes`.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is no scope, or there are none.
+    pub fn any<S: Into<String>>(
+        scopes: impl IntoIterator<Item = S>,
+    ) -> Result<Self, InvalidScope> {
+        Self::new(scopes, false)
+    }
+
+    fn new<S: Into<String>>(
+        scopes: impl IntoIterator<Item = S>,
+        all: bool,
+    ) -> Result<Self, InvalidScope> {
+        let scopes = Scopes::parse(scopes)?;
+        if scopes.is_empty() {
+            return Err(InvalidScope);
+        }
+        let required = Arc::new(Required { scopes, all });
+        Ok(Self { required, renderer: ProblemJson::default() })
+    }
+}
+
+impl<R> RequireScope<R> {
+    /// Renders rejections in another way. Default: [`ProblemJson`].
+    pub fn render_rejections<R2>(self, renderer: R2) -> RequireScope<R2> {
+        RequireScope { required: self.required, renderer }
+    }
+}
+
+impl<S, R: Clone> Layer<S> for RequireScope<R> {
+    type Service = RequireScopeService<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RequireScopeService {
+            inner,
+            required: Arc::clone(&self.required),
+            renderer: self.renderer.clone(),
+        }
+    }
+}
+
+/// The service of [`RequireScope`].
+#[derive(Clone)]
+pub struct RequireScopeService<S, R = ProblemJson> {
+    inner: S,
+    required: Arc<Required>,
+    renderer: R,
+}
+
+impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for RequireScopeService<S, R>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    R: RejectionResponse<ResBody>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = RequireScopeFuture<S::Future, S::Response>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let state = match self.required.judge(&request) {
+            Ok(()) => State::Inner { future: self.inner.call(request) },
+            Err(rejection) => {
+                let response = complete(self.renderer.response(&rejection), rejection);
+                State::Rejected { response: Some(response) }
+            }
+        };
+        RequireScopeFuture { state }
+    }
+}
+
+impl Required {
+    fn judge<B>(&self, request: &Request<B>) -> Result<(), Rejection> {
+        let Some(consumer) = request.extensions().get::<Consumer>() else {
+            return Err(Rejection::new(match request.extensions().get::<Anonymous>() {
+                Some(_) => RejectionKind::Missing,
+                None => RejectionKind::LayerMissing,
+            }));
+        };
+        let mut scopes = self.scopes.iter();
+        let held = |scope: &Scope| consumer.has_scope(scope.as_str());
+        if if self.all { scopes.all(held) } else { scopes.any(held) } {
+            return Ok(());
+        }
+        Err(Rejection::insufficient_scope(consumer.key_id(), self.scopes.iter().cloned()))
+    }
+}
+
+impl<S: fmt::Debug, R> fmt::Debug for RequireScopeService<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequireScopeService")
+            .field("inner", &self.inner)
+            .field("required", &self.required)
+            .finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    /// The response future of [`RequireScopeService`].
+    #[derive(Debug)]
+    pub struct RequireScopeFuture<F, T> {
+        #[pin]
+        state: State<F, T>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    #[derive(Debug)]
+    enum State<F, T> {
+        Inner { #[pin] future: F },
+        Rejected { response: Option<T> },
+    }
+}
+
+impl<F, T, E> Future for RequireScopeFuture<F, T>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    type Output = Result<T, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Inner { future } => future.poll(cx),
+            // Polled again after it was ready, it never is.
+            StateProj::Rejected { response } => {
+                response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)))
+            }
+        }
+    }
+}

@@ -1,0 +1,305 @@
+use std::borrow::Cow;
+
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
+};
+use serde::Serialize;
+
+use super::headers::retry_after;
+use crate::{
+    auth::{Rejection, RejectionKind},
+    rate_limit::Quota,
+    record::Scope,
+};
+
+const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+/// Turns a rejection into a response.
+///
+/// [`ProblemJson`] is the default, [`StatusOnly`] has no body, and a closure
+/// `Fn(&Rejection) -> Response<B>` does as it likes. The service adds the headers that the protocol
+/// asks for and the response lacks, and puts the [`Rejection`] into its extensions.
+pub trait RejectionResponse<B> {
+    /// The response to a request that was turned away.
+    fn response(&self, rejection: &Rejection) -> Response<B>;
+}
+
+impl<F, B> RejectionResponse<B> for F
+where
+    F: Fn(&Rejection) -> Response<B>,
+{
+    fn response(&self, rejection: &Rejection) -> Response<B> {
+        self(rejection)
+    }
+}
+
+/// The status alone, for bodies that cannot be made from text.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct StatusOnly;
+
+impl<B: Default> RejectionResponse<B> for StatusOnly {
+    fn response(&self, rejection: &Rejection) -> Response<B> {
+        let mut response = Response::new(B::default());
+        *response.status_mut() = status(rejection.kind());
+        response
+    }
+}
+
+/// `application/problem+json` ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) with a stable
+/// `code` for programs. Never names the key.
+///
+/// | status | `code` | more |
+/// |---|---|---|
+/// | 400 | `invalid_request` | |
+/// | 401 | `missing_api_key`, `invalid_api_key` | |
+/// | 403 | `insufficient_scope` | `scope`: what the route asks for |
+/// | 429 | `rate_limit_exceeded` | `violated-policies` |
+/// | 500 | `internal_error` | |
+/// | 503 | `service_unavailable` | |
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProblemJson {
+    disclose: bool,
+}
+
+impl ProblemJson {
+    /// Tells clients *why* their key is invalid: adds `reason`, which is `malformed`, `unknown`,
+    /// `revoked`, `expired`, `inactive` or `not_yet_active`.
+    ///
+    /// # Security
+    ///
+    /// Whoever finds an old key learns that it was one. It is meant for services whose clients are
+    /// all known.
+    #[must_use]
+    pub fn danger_disclose_reason(self) -> Self {
+        Self { disclose: true }
+    }
+}
+
+impl<B: From<Cow<'static, str>>> RejectionResponse<B> for ProblemJson {
+    fn response(&self, rejection: &Rejection) -> Response<B> {
+        let status = status(rejection.kind());
+        let reason = reason(rejection.kind()).filter(|_| self.disclose);
+        let problem = Problem { reason, ..Problem::of(rejection, status) };
+        // The derived serialisation of strings and numbers does not fail.
+        let body = serde_json::to_string(&problem).unwrap_or_default();
+        let mut response = Response::new(B::from(Cow::Owned(body)));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
+        response
+    }
+}
+
+#[derive(Serialize)]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    uri: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: &'static str,
+    code: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    scope: String,
+    #[serde(rename = "violated-policies", skip_serializing_if = "Vec::is_empty")]
+    violated_policies: Vec<&'a str>,
+}
+
+impl<'a> Problem<'a> {
+    fn new(status: StatusCode, code: &'static str, detail: &'static str) -> Self {
+        Self {
+            uri: "about:blank",
+            title: status.canonical_reason().unwrap_or_default(),
+            status: status.as_u16(),
+            detail,
+            code,
+            reason: None,
+            scope: String::new(),
+            violated_policies: Vec::new(),
+        }
+    }
+
+    fn of(rejection: &'a Rejection, status: StatusCode) -> Self {
+        match rejection.kind() {
+            RejectionKind::Missing => Self::new(
+                status,
+                "missing_api_key",
+                "Send an API key as `Authorization: Bearer <key>`.",
+            ),
+            RejectionKind::InvalidRequest => Self::new(
+                status,
+                "invalid_request",
+                "Send exactly one API key as `Authorization: Bearer <key>`.",
+            ),
+            RejectionKind::Malformed
+            | RejectionKind::Unknown
+            | RejectionKind::Revoked
+            | RejectionKind::Expired
+            | RejectionKind::Inactive
+            | RejectionKind::NotYetActive => {
+                Self::new(status, "invalid_api_key", "The API key is not valid.")
+            }
+            RejectionKind::InsufficientScope => Self {
+                scope: scope_list(rejection.required_scopes()),
+                ..Self::new(
+                    status,
+                    "insufficient_scope",
+                    "The API key lacks a scope that this needs.",
+                )
+            },
+            RejectionKind::RateLimited => Self {
+                uri: "https://iana.org/assignments/http-problem-types#quota-exceeded",
+                title: "Request cannot be satisfied as assigned quota has been exceeded",
+                violated_policies: rejection
+                    .standing()
+                    .map(|standing| standing.violated().map(Quota::name).collect())
+                    .unwrap_or_default(),
+                ..Self::new(
+                    status,
+                    "rate_limit_exceeded",
+                    "Wait for as many seconds as `Retry-After` says.",
+                )
+            },
+            RejectionKind::StoreUnavailable | RejectionKind::Overloaded => Self {
+                uri: "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
+                title: "Request cannot be satisfied due to temporary server capacity constraints",
+                ..Self::new(
+                    status,
+                    "service_unavailable",
+                    "The API key cannot be checked right now. Keep it and try again.",
+                )
+            },
+            RejectionKind::LayerMissing => Self::new(
+                status,
+                "internal_error",
+                "No consumer is known. Is `ApiKeyLayer` applied to this route?",
+            ),
+        }
+    }
+}
+
+fn status(kind: RejectionKind) -> StatusCode {
+    match kind {
+        RejectionKind::InvalidRequest => StatusCode::BAD_REQUEST,
+        RejectionKind::Missing
+        | RejectionKind::Malformed
+        | RejectionKind::Unknown
+        | RejectionKind::Revoked
+        | RejectionKind::Expired
+        | RejectionKind::Inactive
+        | RejectionKind::NotYetActive => StatusCode::UNAUTHORIZED,
+        RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
+        RejectionKind::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        RejectionKind::LayerMissing => StatusCode::INTERNAL_SERVER_ERROR,
+        RejectionKind::StoreUnavailable | RejectionKind::Overloaded => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+    }
+}
+
+fn reason(kind: RejectionKind) -> Option<&'static str> {
+    Some(match kind {
+        RejectionKind::Malformed => "malformed",
+        RejectionKind::Unknown => "unknown",
+        RejectionKind::Revoked => "revoked",
+        RejectionKind::Expired => "expired",
+        RejectionKind::Inactive => "inactive",
+        RejectionKind::NotYetActive => "not_yet_active",
+        _ => return None,
+    })
+}
+
+/// Adds what every rejection says, where its renderer did not, and the rejection itself.
+pub(super) fn complete<B>(mut response: Response<B>, rejection: Rejection) -> Response<B> {
+    let headers = response.headers_mut();
+    headers.entry(CACHE_CONTROL).or_insert(NO_STORE);
+    if let Some(wait) = rejection.retry_after() {
+        let (name, value) = retry_after(wait);
+        headers.entry(name).or_insert(value);
+    }
+    response.extensions_mut().insert(rejection);
+    response
+}
+
+/// The `WWW-Authenticate` values of one realm.
+#[derive(Clone, Debug)]
+pub(super) struct Challenges {
+    realm: String,
+    missing: HeaderValue,
+    invalid_request: HeaderValue,
+    invalid_token: HeaderValue,
+}
+
+impl Challenges {
+    /// `None` for a realm that does not fit between quotes.
+    pub(super) fn new(realm: &str) -> Option<Self> {
+        let printable = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+        if !realm.bytes().all(printable) {
+            return None;
+        }
+        let value = |rest: &str| HeaderValue::try_from(format!("Bearer realm=\"{realm}\"{rest}")).ok();
+        Some(Self {
+            missing: value("")?,
+            invalid_request: value(
+                ", error=\"invalid_request\", error_description=\"Send exactly one API key\"",
+            )?,
+            invalid_token: value(
+                ", error=\"invalid_token\", error_description=\"The API key is not valid\"",
+            )?,
+            realm: realm.to_owned(),
+        })
+    }
+
+    /// Adds the challenge that goes with `rejection`, where its renderer did not.
+    pub(super) fn add(&self, headers: &mut HeaderMap, rejection: &Rejection) {
+        let challenge = match rejection.kind() {
+            RejectionKind::Missing => Some(self.missing.clone()),
+            RejectionKind::InvalidRequest => Some(self.invalid_request.clone()),
+            RejectionKind::Malformed
+            | RejectionKind::Unknown
+            | RejectionKind::Revoked
+            | RejectionKind::Expired
+            | RejectionKind::Inactive
+            | RejectionKind::NotYetActive => Some(self.invalid_token.clone()),
+            RejectionKind::InsufficientScope => self.insufficient_scope(rejection),
+            RejectionKind::RateLimited
+            | RejectionKind::StoreUnavailable
+            | RejectionKind::Overloaded
+            | RejectionKind::LayerMissing => None,
+        };
+        if let Some(challenge) = challenge {
+            headers.entry(WWW_AUTHENTICATE).or_insert(challenge);
+        }
+    }
+
+    fn insufficient_scope(&self, rejection: &Rejection) -> Option<HeaderValue> {
+        let (realm, scope) = (&self.realm, scope_list(rejection.required_scopes()));
+        let challenge =
+            format!("Bearer realm=\"{realm}\", error=\"insufficient_scope\", scope=\"{scope}\"");
+        HeaderValue::try_from(challenge).ok()
+    }
+}
+
+impl Default for Challenges {
+    /// The realm `api`.
+    fn default() -> Self {
+        Self {
+            realm: "api".to_owned(),
+            missing: HeaderValue::from_static(r#"Bearer realm="api""#),
+            invalid_request: HeaderValue::from_static(
+                r#"Bearer realm="api", error="invalid_request", error_description="Send exactly one API key""#,
+            ),
+            invalid_token: HeaderValue::from_static(
+                r#"Bearer realm="api", error="invalid_token", error_description="The API key is not valid""#,
+            ),
+        }
+    }
+}
+
+/// RFC 6750 §3: scopes separated by single spaces.
+fn scope_list(scopes: &[Scope]) -> String {
+    scopes.iter().map(Scope::as_str).collect::<Vec<_>>().join(" ")
+}
