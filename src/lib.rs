@@ -1,6 +1,73 @@
-#![doc = "API keys for any tower HTTP service."]
+//! API keys for any tower HTTP service: issued, hashed, cached, rate-limited, revoked.
+//!
+//! *A **key** is hashed; its **record** is found in a **store**; its **rate limit** is taken;
+//! **auth** decides; the **layer** speaks HTTP; keys are **managed**.* The modules are called
+//! after that sentence, and each explains itself:
+//!
+//! | module | what |
+//! |---|---|
+//! | [`layer`] | [`ApiKeyLayer`], [`RequireScope`], what each request is answered and why |
+//! | [`auth`] | [`Authenticator`]: the decision, its cache, its worker |
+//! | [`manage`] | issuing keys |
+//! | [`store`] | PostgreSQL, SQLite, memory, or your own |
+//! | [`record`] | what is known of a key, [`Consumer`] |
+//! | [`rate_limit`] | quotas and buckets |
+//! | [`key`] | the format of keys, secrets and hashes |
+//! | [`clock`] | time as an argument |
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use tower_api_key::{
+//!     ApiKeyLayer, Authenticator, Consumer,
+//!     key::KeyFormat,
+//!     manage::{KeyIssuer, NewKey},
+//!     rate_limit::Quota,
+//!     store::MemoryKeyStore,
+//! };
+//! # use {axum::body::Body, http::{Request, StatusCode}, tower::ServiceExt};
+//!
+//! async fn orders(consumer: Consumer) -> String {
+//!     format!("orders of {}", consumer.id())
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let format = KeyFormat::new("sk_live_")?;
+//! let store = MemoryKeyStore::new();
+//!
+//! let (auth, worker) = Authenticator::builder(store.clone(), format.clone())
+//!     .default_rate_limits(Quota::per_minute(600)?)
+//!     .build();
+//! tokio::spawn(worker.run(std::future::pending()));
+//!
+//! let app: Router =
+//!     Router::new().route("/orders", get(orders)).layer(ApiKeyLayer::new(auth));
+//!
+//! let issued = KeyIssuer::new(store, format).issue(NewKey::new("acme")).await?;
+//! let request = Request::get("/orders")
+//!     .header("authorization", format!("Bearer {}", issued.key.expose_secret()))
+//!     .body(Body::empty())?;
+//! assert_eq!(app.oneshot(request).await?.status(), StatusCode::OK);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Features
+//!
+//! `postgres`, `axum` and `tracing` are on by default; `sqlite` and `test-util` are not. Each adds
+//! one thing; none changes what is there without it.
+
 #![cfg_attr(docsrs, feature(doc_cfg))]
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::expect_used))]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used,
+        reason = "a test fails by panicking"
+    )
+)]
 
 pub mod auth;
 pub mod clock;
@@ -15,3 +82,7 @@ mod trace;
 pub use auth::Authenticator;
 pub use layer::{ApiKeyLayer, RequireScope};
 pub use record::Consumer;
+
+#[cfg(all(doctest, feature = "postgres", feature = "axum"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -153,7 +153,8 @@ impl Loader {
         // an invalidation after it is noticed.
         let (now, generation) = (self.clock.monotonic(), self.cache.generation());
         if !self.breaker.allow(now) {
-            let error = StoreError::new(StoreErrorKind::Unavailable).because("it was down just now");
+            let error =
+                StoreError::new(StoreErrorKind::Unavailable).because("it was down just now");
             return Err(Rejection::store_unavailable(error));
         }
         let deadline = Instant::now() + self.deadline;
@@ -161,9 +162,9 @@ impl Loader {
             return Err(Rejection::new(RejectionKind::Overloaded));
         };
         let found = timeout_at(deadline, self.store.find(hash)).await;
-        match found.unwrap_or_else(|late| {
-            Err(StoreError::new(StoreErrorKind::Unavailable).because(late))
-        }) {
+        match found
+            .unwrap_or_else(|late| Err(StoreError::new(StoreErrorKind::Unavailable).because(late)))
+        {
             Ok(record) => {
                 if self.breaker.answered() {
                     trace::info!("the key store answers again");

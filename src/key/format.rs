@@ -69,7 +69,10 @@ impl KeyFormat {
     ///
     /// When the source fails, or plainly is not random: nothing but zeros, or a hundred draws
     /// without a key.
-    pub fn generate_from(&self, entropy: &(impl EntropySource + ?Sized)) -> Result<ApiKey, RngError> {
+    pub fn generate_from(
+        &self,
+        entropy: &(impl EntropySource + ?Sized),
+    ) -> Result<ApiKey, RngError> {
         for _ in 0..MAX_DRAWS {
             let mut random = secrecy::SecretBox::<[u8; RANDOM_BYTES]>::default();
             let random = secrecy::ExposeSecretMut::expose_secret_mut(&mut random);
@@ -99,8 +102,7 @@ impl KeyFormat {
         if bytes.len() != self.len() || !bytes.starts_with(self.prefix.as_bytes()) {
             return Err(MalformedKey);
         }
-        let (payload, checksum) =
-            bytes.split_last_chunk::<CHECKSUM_LEN>().ok_or(MalformedKey)?;
+        let (payload, checksum) = bytes.split_last_chunk::<CHECKSUM_LEN>().ok_or(MalformedKey)?;
         let mut expected = [0; CHECKSUM_LEN];
         let crc = crc32fast::hash(payload).to_be_bytes();
         URL_SAFE_NO_PAD.encode_slice(crc, &mut expected).map_err(|_| MalformedKey)?;

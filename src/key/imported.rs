@@ -39,8 +39,8 @@ impl ImportedFormat {
     /// When prefix, length or alphabet differ.
     pub fn parse<'h>(&self, bytes: &'h [u8]) -> Result<PresentedKey<'h>, MalformedKey> {
         let body = bytes.strip_prefix(self.prefix.as_bytes()).ok_or(MalformedKey)?;
-        let well_formed = body.len() == self.body_len
-            && body.iter().all(|&byte| self.alphabet.contains(byte));
+        let well_formed =
+            body.len() == self.body_len && body.iter().all(|&byte| self.alphabet.contains(byte));
         if well_formed { Ok(PresentedKey::new(bytes)) } else { Err(MalformedKey) }
     }
 }

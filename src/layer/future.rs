@@ -101,7 +101,9 @@ where
                 }
                 StateProj::Rejected { response } => {
                     // Polled again after it was ready, it never is.
-                    return response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));
+                    return response
+                        .take()
+                        .map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));
                 }
             };
             state.set(next);

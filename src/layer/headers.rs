@@ -169,7 +169,12 @@ mod tests {
                 headers.append(VARY, HeaderValue::from_static(value));
             }
             vary_by(&mut headers, &http::header::AUTHORIZATION);
-            headers.get_all(VARY).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>().join("|")
+            headers
+                .get_all(VARY)
+                .iter()
+                .filter_map(|v| v.to_str().ok())
+                .collect::<Vec<_>>()
+                .join("|")
         };
         assert_eq!(vary(&[]), "Authorization");
         assert_eq!(vary(&["origin"]), "origin|Authorization");

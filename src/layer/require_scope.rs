@@ -64,9 +64,7 @@ impl RequireScope {
     /// # Errors
     ///
     /// When one of them is no scope, or there are none.
-    pub fn all<S: Into<String>>(
-        scopes: impl IntoIterator<Item = S>,
-    ) -> Result<Self, InvalidScope> {
+    pub fn all<S: Into<String>>(scopes: impl IntoIterator<Item = S>) -> Result<Self, InvalidScope> {
         Self::new(scopes, true)
     }
 
@@ -75,9 +73,7 @@ impl RequireScope {
     /// # Errors
     ///
     /// When one of them is no scope, or there are none.
-    pub fn any<S: Into<String>>(
-        scopes: impl IntoIterator<Item = S>,
-    ) -> Result<Self, InvalidScope> {
+    pub fn any<S: Into<String>>(scopes: impl IntoIterator<Item = S>) -> Result<Self, InvalidScope> {
         Self::new(scopes, false)
     }
 

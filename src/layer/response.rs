@@ -240,7 +240,8 @@ impl Challenges {
         if !realm.bytes().all(printable) {
             return None;
         }
-        let value = |rest: &str| HeaderValue::try_from(format!("Bearer realm=\"{realm}\"{rest}")).ok();
+        let value =
+            |rest: &str| HeaderValue::try_from(format!("Bearer realm=\"{realm}\"{rest}")).ok();
         Some(Self {
             missing: value("")?,
             invalid_request: value(

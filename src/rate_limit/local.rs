@@ -45,10 +45,7 @@ impl LocalRateLimiter {
     /// A limiter without buckets.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            shards: std::array::from_fn(|_| Mutex::default()),
-            hasher: RandomState::new(),
-        }
+        Self { shards: std::array::from_fn(|_| Mutex::default()), hasher: RandomState::new() }
     }
 
     /// The number of buckets in memory.

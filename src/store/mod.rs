@@ -71,10 +71,7 @@ pub trait KeyStore: Send + Sync + 'static {
     /// # Errors
     ///
     /// When the store cannot; the batch is then offered again.
-    fn record_usage(
-        &self,
-        batch: &[Usage],
-    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+    fn record_usage(&self, batch: &[Usage]) -> impl Future<Output = Result<(), StoreError>> + Send {
         let _ = batch;
         async { Ok(()) }
     }

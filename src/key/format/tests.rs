@@ -101,7 +101,9 @@ fn prefixes_are_segments_of_letters_and_digits() {
     for prefix in ["sk_", "sk_live_", "acme_sk_test_", "A1_b2_"] {
         assert!(KeyFormat::new(prefix).is_ok(), "{prefix}");
     }
-    for prefix in ["", "_", "sk", "sk__", "_sk_", "sk__live_", "sk-live_", "sk live_", "schlüssel_", "sk_\n_"] {
+    for prefix in
+        ["", "_", "sk", "sk__", "_sk_", "sk__live_", "sk-live_", "sk live_", "schlüssel_", "sk_\n_"]
+    {
         assert_eq!(KeyFormat::new(prefix), Err(InvalidFormat::Prefix), "{prefix}");
     }
     assert_eq!(KeyFormat::new(&format!("{}_", "a".repeat(64))), Err(InvalidFormat::TooLong));

@@ -1,0 +1,67 @@
+//! The first five minutes, with nothing to set up:
+//!
+//! ```text
+//! cargo run --example quickstart --features sqlite
+//! ```
+//!
+//! `BIND` and `DATABASE_URL` (`sqlite:` or `postgres:`) may be set in the environment or in a
+//! `.env` file. Each start issues a key and prints it, which no real service should do.
+
+mod shared;
+
+use shared::{Result, bind, issue_demo_key, key_format, routes, setting};
+use tower_api_key::{
+    Authenticator,
+    store::{ManageKeys, PgKeyStore, SqliteKeyStore},
+};
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    match setting("DATABASE_URL") {
+        Some(url) if url.starts_with("postgres") => {
+            let store = PgKeyStore::connect(&url).await?;
+            store.migrate().await?;
+            serve(store).await
+        }
+        url => {
+            let store =
+                SqliteKeyStore::connect(url.as_deref().unwrap_or("sqlite::memory:")).await?;
+            store.migrate().await?;
+            serve(store).await
+        }
+    }
+}
+
+async fn serve(store: impl ManageKeys + Clone) -> Result<()> {
+    let (auth, worker) = Authenticator::builder(store.clone(), key_format()?).build();
+    let listener = tokio::net::TcpListener::bind(bind()).await?;
+    let address = listener.local_addr()?;
+    let key = issue_demo_key(store, &auth).await?;
+
+    println!("listening on http://{address}");
+    println!("key: {key}");
+    println!();
+    println!("# 200: the key is known");
+    println!("curl -i -H 'Authorization: Bearer {key}' http://{address}/v1/whoami");
+    println!("# 401: there is no key");
+    println!("curl -i http://{address}/v1/whoami");
+    println!("# 403: the key lacks a scope");
+    println!("curl -i -H 'Authorization: Bearer {key}' http://{address}/v1/reports");
+    println!("# 429: the key has used up its quota");
+    println!(
+        "for n in 1 2 3 4 5 6; do curl -i -H 'Authorization: Bearer {key}' \
+         http://{address}/v1/whoami; echo; done"
+    );
+
+    let app = routes(auth)?;
+    let worker = tokio::spawn(worker.run(interrupted()));
+    axum::serve(listener, app).with_graceful_shutdown(interrupted()).await?;
+    Ok(worker.await?)
+}
+
+async fn interrupted() {
+    // Where signals cannot be had there is nothing to wait for but being killed.
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending().await
+    }
+}
