@@ -58,16 +58,6 @@
 //! one thing; none changes what is there without it.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
-#![cfg_attr(
-    test,
-    allow(
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::unwrap_used,
-        reason = "a test fails by panicking"
-    )
-)]
 
 pub mod auth;
 pub mod clock;

@@ -101,6 +101,7 @@ impl Standing {
     }
 
     /// Each quota that was asked, and what it said.
+    #[must_use]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Quota, Decision)> {
         self.entry.limits.iter().zip(self.decisions.iter().copied())
     }

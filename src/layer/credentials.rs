@@ -9,6 +9,12 @@ pub(super) struct Credentials {
     header: Option<HeaderName>,
 }
 
+/// A key, and the header it was found in.
+pub(super) struct Found<'h, 'c> {
+    pub(super) key: &'h [u8],
+    pub(super) header: &'c HeaderName,
+}
+
 /// More than one credential, or none that makes sense.
 #[derive(Debug, PartialEq)]
 pub(super) struct Ambiguous;
@@ -27,18 +33,21 @@ impl Credentials {
     /// The one key of a request; `None` where it has no credentials of ours.
     ///
     /// The first of two is never taken: a proxy may have looked at the other.
-    pub(super) fn find<'h>(&self, headers: &'h HeaderMap) -> Result<Option<&'h [u8]>, Ambiguous> {
+    pub(super) fn find<'h, 'c>(
+        &'c self,
+        headers: &'h HeaderMap,
+    ) -> Result<Option<Found<'h, 'c>>, Ambiguous> {
         let bearer = match self.authorization.then_some(&AUTHORIZATION) {
-            Some(name) => single(headers, name)?.map(bearer).transpose()?.flatten(),
+            Some(header) => single(headers, header)?.map(bearer).transpose()?.flatten(),
             None => None,
         };
-        let own = match &self.header {
-            Some(name) => single(headers, name)?.map(HeaderValue::as_bytes).map(<[u8]>::trim_ascii),
-            None => None,
-        };
-        match (bearer, own.filter(|key| !key.is_empty())) {
+        let bearer = bearer.map(|key| Found { key, header: &AUTHORIZATION });
+        let Some(header) = &self.header else { return Ok(bearer) };
+        let bare = single(headers, header)?.map(|value| value.as_bytes().trim_ascii());
+        let bare = bare.filter(|key| !key.is_empty()).map(|key| Found { key, header });
+        match (bearer, bare) {
             (Some(_), Some(_)) => Err(Ambiguous),
-            (bearer, own) => Ok(bearer.or(own)),
+            (bearer, bare) => Ok(bearer.or(bare)),
         }
     }
 

@@ -90,12 +90,12 @@ where
                     let Parked { mut ready, mut request, shared } = *parked;
                     match outcome {
                         Ok(admission) => {
-                            shared.hand_over(&mut request, &admission);
+                            request.extensions_mut().insert(admission.consumer().clone());
                             let future = ready.call(request);
                             State::Inner { future, shared, admission: Some(admission) }
                         }
                         Err(rejection) => {
-                            State::Rejected { response: Some(shared.reject(rejection)) }
+                            State::Rejected { response: Some(shared.reject(&rejection)) }
                         }
                     }
                 }

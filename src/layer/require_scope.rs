@@ -119,7 +119,7 @@ pub struct RequireScopeService<S, R = ProblemJson> {
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for RequireScopeService<S, R>
 where
-    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     R: RejectionResponse<ResBody>,
 {
     type Response = S::Response;
@@ -134,6 +134,8 @@ where
         let state = match self.required.judge(&request) {
             Ok(()) => State::Inner { future: self.inner.call(request) },
             Err(rejection) => {
+                // Gives back what the inner service holds since it said it was ready.
+                self.inner = self.inner.clone();
                 let response = complete(self.renderer.response(&rejection), rejection);
                 State::Rejected { response: Some(response) }
             }

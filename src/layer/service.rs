@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use super::{
     Anonymous, RateLimitHeaders, RejectionResponse, ResponseFuture,
-    credentials::{Credentials, is_b64token},
+    credentials::{Ambiguous, Credentials, is_b64token},
     headers::vary_by,
     response::{Challenges, complete},
 };
@@ -54,14 +54,18 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        match self.shared.attempt(&request) {
+        match self.shared.attempt(&mut request) {
             Some(Attempt::Admit(admission)) => {
-                self.shared.hand_over(&mut request, &admission);
+                request.extensions_mut().insert(admission.consumer().clone());
                 let shared = Arc::clone(&self.shared);
                 ResponseFuture::inner(self.inner.call(request), shared, Some(admission))
             }
             Some(Attempt::Reject(rejection)) => {
-                ResponseFuture::rejected(self.shared.reject(rejection))
+                // What the inner service holds since it said it was ready, such as a permit of a
+                // concurrency limit, goes back: on a kept-alive connection the next call may never
+                // come.
+                self.inner = self.inner.clone();
+                ResponseFuture::rejected(self.shared.reject(&rejection))
             }
             Some(Attempt::Lookup(lookup)) => {
                 // The clone is not ready, so it stays here and the ready service goes along:
@@ -108,53 +112,46 @@ impl<R> Shared<R> {
         }
     }
 
-    /// `None` for a request that may pass without a key.
-    fn attempt<B>(&self, request: &Request<B>) -> Option<Attempt> {
+    /// Judges the key of a request and takes it out; `None` for a request that may pass without.
+    fn attempt<B>(&self, request: &mut Request<B>) -> Option<Attempt> {
         if self.pass_preflight && is_preflight(request) {
             return None;
         }
-        let kind = match self.credentials.find(request.headers()) {
-            Ok(Some(key)) => match self.auth.attempt(key) {
-                // Only now: a key that can be read needs no second look at its bytes.
-                Attempt::Reject(rejection)
-                    if rejection.kind() == RejectionKind::Malformed && !is_b64token(key) =>
-                {
-                    RejectionKind::InvalidRequest
-                }
-                attempt => return Some(attempt),
-            },
+        let found = match self.credentials.find(request.headers()) {
+            Ok(Some(found)) => found,
             Ok(None) if self.optional => return None,
-            Ok(None) => RejectionKind::Missing,
-            Err(_) => RejectionKind::InvalidRequest,
-        };
-        Some(Attempt::Reject(Rejection::new(kind)))
-    }
-
-    /// Puts the consumer in the place of the key.
-    pub(super) fn hand_over<B>(&self, request: &mut Request<B>, admission: &Admission) {
-        request.extensions_mut().insert(admission.consumer().clone());
-        let headers = request.headers_mut();
-        for name in self.credentials.headers() {
-            if self.keep_credential {
-                if let Some(value) = headers.get_mut(name) {
-                    value.set_sensitive(true);
-                }
-            } else {
-                headers.remove(name);
+            Ok(None) => return Some(Attempt::Reject(Rejection::new(RejectionKind::Missing))),
+            Err(Ambiguous) => {
+                return Some(Attempt::Reject(Rejection::new(RejectionKind::InvalidRequest)));
             }
+        };
+        let mut attempt = self.auth.attempt(found.key);
+        // Only now: a key that could be read needs no second look at its bytes.
+        if let Attempt::Reject(rejection) = &attempt
+            && rejection.kind() == RejectionKind::Malformed
+            && !is_b64token(found.key)
+        {
+            attempt = Attempt::Reject(Rejection::new(RejectionKind::InvalidRequest));
         }
+        let header = found.header;
+        if !self.keep_credential {
+            request.headers_mut().remove(header);
+        } else if let Some(value) = request.headers_mut().get_mut(header) {
+            value.set_sensitive(true);
+        }
+        Some(attempt)
     }
 
-    pub(super) fn reject<B>(&self, rejection: Rejection) -> Response<B>
+    pub(super) fn reject<B>(&self, rejection: &Rejection) -> Response<B>
     where
         R: RejectionResponse<B>,
     {
-        let mut response = complete(self.renderer.response(&rejection), rejection.clone());
+        let mut response = complete(self.renderer.response(rejection), rejection.clone());
         if let Some(standing) = rejection.standing() {
             let wall = || self.auth.wall();
             self.rate_limit_headers.write(response.headers_mut(), standing, wall);
         }
-        self.answer_for(&mut response, &rejection);
+        self.answer_for(&mut response, rejection);
         self.vary(response.headers_mut());
         response
     }

@@ -242,6 +242,7 @@ impl RateLimits {
     }
 
     /// The quotas, shortest window first.
+    #[must_use]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Quota> {
         self.0.iter()
     }

@@ -88,6 +88,7 @@ impl Scopes {
     }
 
     /// The scopes in alphabetical order.
+    #[must_use]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Scope> {
         self.0.iter()
     }
