@@ -16,25 +16,25 @@ use tower_api_key::{
     store::ManageKeys,
 };
 
-pub type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+pub(crate) type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 /// An environment variable, or its line in a `.env` file.
-pub fn setting(name: &str) -> Option<String> {
+pub(crate) fn setting(name: &str) -> Option<String> {
     let _ = dotenvy::dotenv();
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// `BIND`, the address to listen on.
-pub fn bind() -> String {
+pub(crate) fn bind() -> String {
     setting("BIND").unwrap_or_else(|| "127.0.0.1:3000".into())
 }
 
-pub fn key_format() -> Result<KeyFormat, InvalidFormat> {
+pub(crate) fn key_format() -> Result<KeyFormat, InvalidFormat> {
     KeyFormat::new("sk_test_")
 }
 
 /// Issues a key for 10 requests a minute, 5 of them at once, and without the scope `reports:read`.
-pub async fn issue_demo_key(store: impl ManageKeys, auth: &Authenticator) -> Result<String> {
+pub(crate) async fn issue_demo_key(store: impl ManageKeys, auth: &Authenticator) -> Result<String> {
     let quota = Quota::per_minute(10)?.burst(5)?;
     let issuer = KeyIssuer::new(store, key_format()?).invalidates(auth.clone());
     let issued = issuer.issue(NewKey::new("acme").name("demo").rate_limits(quota)).await?;
@@ -42,7 +42,7 @@ pub async fn issue_demo_key(store: impl ManageKeys, auth: &Authenticator) -> Res
 }
 
 /// `/healthz` is open, `/v1` asks for a key, `/v1/reports` for a scope.
-pub fn routes(auth: Authenticator) -> Result<Router> {
+pub(crate) fn routes(auth: Authenticator) -> Result<Router> {
     let v1 = Router::new()
         .route("/whoami", get(whoami))
         .route("/reports", reports()?)

@@ -8,14 +8,14 @@ use std::{
 };
 
 use super::{
-    Builder, Event, Rejection, RejectionKind, Standing, cache::Peek, entry::Entry, load::Loader,
+    Event, Rejection, RejectionKind, Standing, cache::Peek, entry::Entry, load::Loader,
     usage::UsageRecorder,
 };
 use crate::{
-    key::{AcceptedFormat, KeyFormat, KeyHash},
+    key::{AcceptedFormat, KeyHash},
     rate_limit::{Check, Decision},
     record::Consumer,
-    store::{Invalidate, KeyStore},
+    store::Invalidate,
     trace,
 };
 
@@ -45,11 +45,6 @@ pub enum Attempt {
 }
 
 impl Authenticator {
-    /// Keys of `store` in `format`, with everything else at its default.
-    pub fn builder(store: impl KeyStore, format: KeyFormat) -> Builder {
-        Builder::new(store, format)
-    }
-
     pub(super) fn new(inner: Inner) -> Self {
         Self(Arc::new(inner))
     }

@@ -30,9 +30,10 @@ pub struct Builder {
     observer: Option<Arc<dyn Observer>>,
 }
 
-impl Builder {
-    pub(super) fn new(store: impl KeyStore, format: KeyFormat) -> Self {
-        Self {
+impl Authenticator {
+    /// Keys of `store` in `format`, with everything else at its default.
+    pub fn builder(store: impl KeyStore, format: KeyFormat) -> Builder {
+        Builder {
             store: Arc::new(store),
             formats: vec![format.into()],
             clock: Arc::new(SystemClock::new()),
@@ -43,7 +44,9 @@ impl Builder {
             observer: None,
         }
     }
+}
 
+impl Builder {
     /// Also lets in keys of another format: an earlier prefix, or an
     /// [imported](crate::key::ImportedFormat) shape.
     pub fn accept(mut self, format: impl Into<AcceptedFormat>) -> Self {

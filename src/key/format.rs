@@ -2,9 +2,7 @@ use std::{error::Error, fmt};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
-use super::{
-    ApiKey, EntropySource, ImportedFormat, MalformedKey, PresentedKey, RngError, SystemEntropy,
-};
+use super::{ApiKey, EntropySource, MalformedKey, PresentedKey, RngError, SystemEntropy};
 
 const RANDOM_BYTES: usize = 32;
 const BODY_LEN: usize = 43;
@@ -128,48 +126,6 @@ impl KeyFormat {
     fn len(&self) -> usize {
         self.prefix.len() + BODY_LEN + CHECKSUM_LEN
     }
-}
-
-/// A format whose keys are let in: issued here, or imported.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AcceptedFormat(Kind);
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Kind {
-    Issued(KeyFormat),
-    Imported(ImportedFormat),
-}
-
-impl AcceptedFormat {
-    /// Recognises a key of this format, without copying or hashing it.
-    ///
-    /// # Errors
-    ///
-    /// When the bytes are not of this format.
-    pub fn parse<'h>(&self, bytes: &'h [u8]) -> Result<PresentedKey<'h>, MalformedKey> {
-        match &self.0 {
-            Kind::Issued(format) => format.parse(bytes),
-            Kind::Imported(format) => format.parse(bytes),
-        }
-    }
-}
-
-impl From<KeyFormat> for AcceptedFormat {
-    fn from(format: KeyFormat) -> Self {
-        Self(Kind::Issued(format))
-    }
-}
-
-impl From<ImportedFormat> for AcceptedFormat {
-    fn from(format: ImportedFormat) -> Self {
-        Self(Kind::Imported(format))
-    }
-}
-
-/// The prefix of an imported key may be any run of a bearer token's characters (RFC 6750 §2.1).
-pub(super) fn check_prefix_bytes(prefix: &str) -> Result<(), InvalidFormat> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
-    if prefix.bytes().all(allowed) { Ok(()) } else { Err(InvalidFormat::Prefix) }
 }
 
 /// Why a format was refused.

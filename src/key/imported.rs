@@ -1,4 +1,4 @@
-use super::{InvalidFormat, MalformedKey, PresentedKey, format::check_prefix_bytes};
+use super::{InvalidFormat, MalformedKey, PresentedKey};
 
 /// The shape of keys that were issued by something else: a fixed length, no checksum.
 ///
@@ -21,7 +21,9 @@ impl ImportedFormat {
     /// when a key would be longer than 256 characters, or when the prefix has characters a bearer
     /// token may not have.
     pub fn new(prefix: &str, alphabet: Alphabet, body_len: usize) -> Result<Self, InvalidFormat> {
-        check_prefix_bytes(prefix)?;
+        if !prefix.bytes().all(is_bearer_symbol) {
+            return Err(InvalidFormat::Prefix);
+        }
         let len = prefix.len().saturating_add(body_len);
         if len > MAX_LEN {
             return Err(InvalidFormat::TooLong);
@@ -80,6 +82,11 @@ impl Alphabet {
         let (size, characters) = (size as f64, characters.min(MAX_LEN) as f64);
         characters * size.log2()
     }
+}
+
+/// RFC 6750 §2.1, without the padding that can only come last.
+fn is_bearer_symbol(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte)
 }
 
 #[cfg(test)]

@@ -46,6 +46,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod accepted;
 mod api_key;
 mod entropy;
 mod format;
@@ -53,9 +54,10 @@ mod hash;
 mod imported;
 
 pub use self::{
+    accepted::AcceptedFormat,
     api_key::{ApiKey, MalformedKey, PresentedKey},
     entropy::{EntropySource, RngError, SystemEntropy},
-    format::{AcceptedFormat, InvalidFormat, KeyFormat},
+    format::{InvalidFormat, KeyFormat},
     hash::{InvalidHash, KeyHash},
     imported::{Alphabet, ImportedFormat},
 };

@@ -10,7 +10,7 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::{RejectionResponse, service::Shared};
+use super::{RejectionResponse, gate::Gate};
 use crate::auth::{Admission, Lookup};
 
 pin_project! {
@@ -29,7 +29,7 @@ pin_project! {
     enum State<S, B, R, F, T> {
         Rejected { response: Option<T> },
         LookingUp { lookup: Lookup, parked: Option<Box<Parked<S, B, R>>> },
-        Inner { #[pin] future: F, shared: Arc<Shared<R>>, admission: Option<Admission> },
+        Inner { #[pin] future: F, gate: Arc<Gate<R>>, admission: Option<Admission> },
     }
 }
 
@@ -37,7 +37,7 @@ pin_project! {
 struct Parked<S, B, R> {
     ready: S,
     request: Request<B>,
-    shared: Arc<Shared<R>>,
+    gate: Arc<Gate<R>>,
 }
 
 impl<S, B, R> ResponseFuture<S, B, R>
@@ -50,19 +50,19 @@ where
 
     pub(super) fn inner(
         future: S::Future,
-        shared: Arc<Shared<R>>,
+        gate: Arc<Gate<R>>,
         admission: Option<Admission>,
     ) -> Self {
-        Self { state: State::Inner { future, shared, admission } }
+        Self { state: State::Inner { future, gate, admission } }
     }
 
     pub(super) fn looking_up(
         lookup: Lookup,
         ready: S,
         request: Request<B>,
-        shared: Arc<Shared<R>>,
+        gate: Arc<Gate<R>>,
     ) -> Self {
-        let parked = Some(Box::new(Parked { ready, request, shared }));
+        let parked = Some(Box::new(Parked { ready, request, gate }));
         Self { state: State::LookingUp { lookup, parked } }
     }
 }
@@ -78,24 +78,24 @@ where
         let mut state = self.project().state;
         loop {
             let next = match state.as_mut().project() {
-                StateProj::Inner { future, shared, admission } => {
+                StateProj::Inner { future, gate, admission } => {
                     let mut response = ready!(future.poll(cx))?;
-                    shared.finish(&mut response, admission.as_ref());
+                    gate.finish(&mut response, admission.as_ref());
                     return Poll::Ready(Ok(response));
                 }
                 StateProj::LookingUp { lookup, parked } => {
                     let outcome = ready!(Pin::new(lookup).poll(cx));
                     // Taken once: this state is left below.
                     let Some(parked) = parked.take() else { return Poll::Pending };
-                    let Parked { mut ready, mut request, shared } = *parked;
+                    let Parked { mut ready, mut request, gate } = *parked;
                     match outcome {
                         Ok(admission) => {
                             request.extensions_mut().insert(admission.consumer().clone());
                             let future = ready.call(request);
-                            State::Inner { future, shared, admission: Some(admission) }
+                            State::Inner { future, gate, admission: Some(admission) }
                         }
                         Err(rejection) => {
-                            State::Rejected { response: Some(shared.reject(&rejection)) }
+                            State::Rejected { response: Some(gate.reject(&rejection)) }
                         }
                     }
                 }

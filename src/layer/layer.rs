@@ -4,8 +4,8 @@ use http::HeaderName;
 use tower_layer::Layer;
 
 use super::{
-    ApiKeyService, ProblemJson, RateLimitHeaders, credentials::Credentials, response::Challenges,
-    service::Shared,
+    ApiKeyService, ProblemJson, RateLimitHeaders, credentials::Credentials, gate::Gate,
+    response::Challenges,
 };
 use crate::auth::Authenticator;
 
@@ -15,14 +15,14 @@ use crate::auth::Authenticator;
 #[derive(Debug)]
 #[must_use]
 pub struct ApiKeyLayer<R = ProblemJson> {
-    shared: Arc<Shared<R>>,
+    gate: Arc<Gate<R>>,
 }
 
 impl ApiKeyLayer {
     /// Keys that `auth` accepts, with everything else at its default.
     pub fn new(auth: Authenticator) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            gate: Arc::new(Gate {
                 auth,
                 challenges: Challenges::default(),
                 credentials: Credentials::BEARER,
@@ -37,8 +37,8 @@ impl ApiKeyLayer {
 }
 
 impl<R: Clone> ApiKeyLayer<R> {
-    fn with(mut self, change: impl FnOnce(&mut Shared<R>)) -> Self {
-        change(Arc::make_mut(&mut self.shared));
+    fn with(mut self, change: impl FnOnce(&mut Gate<R>)) -> Self {
+        change(Arc::make_mut(&mut self.gate));
         self
     }
 
@@ -49,31 +49,31 @@ impl<R: Clone> ApiKeyLayer<R> {
     /// When it has other than printable ASCII characters, or quotes or backslashes.
     pub fn realm(self, realm: &str) -> Result<Self, InvalidRealm> {
         let challenges = Challenges::new(realm).ok_or(InvalidRealm)?;
-        Ok(self.with(|shared| shared.challenges = challenges))
+        Ok(self.with(|gate| gate.challenges = challenges))
     }
 
     /// Also finds the key in `header`, such as `X-Api-Key`, by itself and without a scheme. A
     /// request with a key in both gets 400.
     pub fn also_header(self, header: HeaderName) -> Self {
-        self.with(|shared| shared.credentials = Credentials::also(header))
+        self.with(|gate| gate.credentials = Credentials::also(header))
     }
 
     /// Finds the key in `header` and nowhere else; `Authorization` is left to the application.
     pub fn only_header(self, header: HeaderName) -> Self {
-        self.with(|shared| shared.credentials = Credentials::only(header))
+        self.with(|gate| gate.credentials = Credentials::only(header))
     }
 
     /// Lets requests without credentials through, without a [`Consumer`](crate::Consumer). Wrong
     /// credentials are still turned away: a client that sends a key wants it to count. Default:
     /// false.
     pub fn optional(self, optional: bool) -> Self {
-        self.with(|shared| shared.optional = optional)
+        self.with(|gate| gate.optional = optional)
     }
 
     /// Leaves the key in the request. Default: false, as what lies behind the layer has no use for
     /// it and may log it. It is marked sensitive, which `Debug` and HTTP/2 heed.
     pub fn keep_credential(self, keep: bool) -> Self {
-        self.with(|shared| shared.keep_credential = keep)
+        self.with(|gate| gate.keep_credential = keep)
     }
 
     /// Lets CORS preflights through: `OPTIONS` with `Origin` and
@@ -82,24 +82,24 @@ impl<R: Clone> ApiKeyLayer<R> {
     /// Only needed where the CORS layer is inside this one; better put it outside. The handler
     /// behind sees a preflight without a key, so it must not do more than answer it.
     pub fn pass_preflight(self, pass: bool) -> Self {
-        self.with(|shared| shared.pass_preflight = pass)
+        self.with(|gate| gate.pass_preflight = pass)
     }
 
     /// Which headers tell clients where they stand. Default: [`RateLimitHeaders::Standard`].
     pub fn rate_limit_headers(self, headers: RateLimitHeaders) -> Self {
-        self.with(|shared| shared.rate_limit_headers = headers)
+        self.with(|gate| gate.rate_limit_headers = headers)
     }
 
     /// Renders rejections in another way. Default: [`ProblemJson`].
     pub fn render_rejections<R2>(self, renderer: R2) -> ApiKeyLayer<R2> {
-        let shared = Arc::unwrap_or_clone(self.shared);
-        ApiKeyLayer { shared: Arc::new(shared.with_renderer(renderer)) }
+        let gate = Arc::unwrap_or_clone(self.gate);
+        ApiKeyLayer { gate: Arc::new(gate.with_renderer(renderer)) }
     }
 }
 
 impl<R> Clone for ApiKeyLayer<R> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
+        Self { gate: Arc::clone(&self.gate) }
     }
 }
 
@@ -107,7 +107,7 @@ impl<S, R> Layer<S> for ApiKeyLayer<R> {
     type Service = ApiKeyService<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        ApiKeyService::new(inner, Arc::clone(&self.shared))
+        ApiKeyService::new(inner, Arc::clone(&self.gate))
     }
 }
 

@@ -86,6 +86,7 @@ mod credentials;
 #[cfg(feature = "axum")]
 mod extract;
 mod future;
+mod gate;
 mod headers;
 #[expect(clippy::module_inception, reason = "the file that holds the layer")]
 mod layer;

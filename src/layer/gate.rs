@@ -1,0 +1,137 @@
+use std::fmt;
+
+use http::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, ORIGIN},
+};
+
+use super::{
+    RateLimitHeaders, RejectionResponse,
+    credentials::{Ambiguous, Credentials, is_b64token},
+    headers::vary_by,
+    response::{Challenges, complete},
+};
+use crate::auth::{Admission, Attempt, Authenticator, Rejection, RejectionKind};
+
+/// What stands at the door: how requests are read and answered. All services of one layer share
+/// it.
+#[derive(Clone)]
+pub(super) struct Gate<R> {
+    pub(super) auth: Authenticator,
+    pub(super) challenges: Challenges,
+    pub(super) credentials: Credentials,
+    pub(super) optional: bool,
+    pub(super) keep_credential: bool,
+    pub(super) pass_preflight: bool,
+    pub(super) rate_limit_headers: RateLimitHeaders,
+    pub(super) renderer: R,
+}
+
+impl<R> Gate<R> {
+    pub(super) fn with_renderer<R2>(self, renderer: R2) -> Gate<R2> {
+        let Self { auth, challenges, credentials, rate_limit_headers, .. } = self;
+        let Self { optional, keep_credential, pass_preflight, .. } = self;
+        Gate {
+            auth,
+            challenges,
+            credentials,
+            optional,
+            keep_credential,
+            pass_preflight,
+            rate_limit_headers,
+            renderer,
+        }
+    }
+
+    /// Judges the key of a request and takes it out; `None` for a request that may pass without.
+    pub(super) fn attempt<B>(&self, request: &mut Request<B>) -> Option<Attempt> {
+        if self.pass_preflight && is_preflight(request) {
+            return None;
+        }
+        let found = match self.credentials.find(request.headers()) {
+            Ok(Some(found)) => found,
+            Ok(None) if self.optional => return None,
+            Ok(None) => return Some(Attempt::Reject(Rejection::new(RejectionKind::Missing))),
+            Err(Ambiguous) => {
+                return Some(Attempt::Reject(Rejection::new(RejectionKind::InvalidRequest)));
+            }
+        };
+        let mut attempt = self.auth.attempt(found.key);
+        // Only now: a key that could be read needs no second look at its bytes.
+        if let Attempt::Reject(rejection) = &attempt
+            && rejection.kind() == RejectionKind::Malformed
+            && !is_b64token(found.key)
+        {
+            attempt = Attempt::Reject(Rejection::new(RejectionKind::InvalidRequest));
+        }
+        let header = found.header;
+        if !self.keep_credential {
+            request.headers_mut().remove(header);
+        } else if let Some(value) = request.headers_mut().get_mut(header) {
+            value.set_sensitive(true);
+        }
+        Some(attempt)
+    }
+
+    pub(super) fn reject<B>(&self, rejection: &Rejection) -> Response<B>
+    where
+        R: RejectionResponse<B>,
+    {
+        let mut response = complete(self.renderer.response(rejection), rejection.clone());
+        if let Some(standing) = rejection.standing() {
+            let wall = || self.auth.wall();
+            self.rate_limit_headers.write(response.headers_mut(), standing, wall);
+        }
+        self.answer_for(&mut response, rejection);
+        self.vary(response.headers_mut());
+        response
+    }
+
+    /// Adds what a response from inside lacks.
+    pub(super) fn finish<B>(&self, response: &mut Response<B>, admission: Option<&Admission>) {
+        if let Some(admission) = admission {
+            let wall = || self.auth.wall();
+            self.rate_limit_headers.write(response.headers_mut(), admission.standing(), wall);
+        }
+        // `RequireScope` and the extractor turn requests away too, but know no realm.
+        if matches!(response.status(), StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED)
+            && let Some(rejection) = response.extensions().get::<Rejection>().cloned()
+        {
+            self.answer_for(response, &rejection);
+        }
+        self.vary(response.headers_mut());
+    }
+
+    fn answer_for<B>(&self, response: &mut Response<B>, rejection: &Rejection) {
+        self.auth.rejected(rejection);
+        self.challenges.add(response.headers_mut(), rejection);
+    }
+
+    fn vary(&self, headers: &mut HeaderMap) {
+        for name in self.credentials.headers() {
+            vary_by(headers, name);
+        }
+    }
+}
+
+impl<R> fmt::Debug for Gate<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("auth", &self.auth)
+            .field("credentials", &self.credentials)
+            .field("optional", &self.optional)
+            .field("keep_credential", &self.keep_credential)
+            .field("pass_preflight", &self.pass_preflight)
+            .field("rate_limit_headers", &self.rate_limit_headers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// <https://fetch.spec.whatwg.org/#cors-preflight-request>
+fn is_preflight<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    request.method() == Method::OPTIONS
+        && headers.contains_key(ORIGIN)
+        && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+        && !headers.contains_key(AUTHORIZATION)
+}

@@ -1,0 +1,46 @@
+//! What integration tests share: a throwaway PostgreSQL and a proxy that breaks connections to it.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of the harness")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a harness that fails must fail its test"
+)]
+
+#[cfg(feature = "postgres")]
+pub mod postgres;
+pub mod proxy;
+
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    net::{Ipv4Addr, SocketAddr},
+};
+
+use tokio::net::TcpSocket;
+
+/// A port of 127.0.0.1 that stays ours while nobody listens on it.
+///
+/// A bound socket that never listens refuses connections and keeps the port from being handed to
+/// anybody else; on Linux a listener that sets `SO_REUSEADDR`, as tokio's and PostgreSQL's do, may
+/// still bind beside it. Elsewhere it may not, and the port is merely likely to stay free.
+pub struct Port {
+    pub addr: SocketAddr,
+    _held: Option<TcpSocket>,
+}
+
+impl Port {
+    pub fn reserve() -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_reuseaddr(true).expect("SO_REUSEADDR");
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port of 127.0.0.1");
+        let addr = socket.local_addr().expect("the port's address");
+        Self { addr, _held: cfg!(target_os = "linux").then_some(socket) }
+    }
+}
+
+/// A number no other run of any test has drawn.
+pub fn unique() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

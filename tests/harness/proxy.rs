@@ -1,0 +1,240 @@
+//! A TCP proxy that misbehaves on demand.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink},
+    net::{TcpListener, TcpStream},
+    sync::{Mutex, watch},
+    task::{JoinHandle, JoinSet},
+};
+
+use super::Port;
+
+/// What the proxy does to its connections, to those that exist and to those that come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Forwards everything.
+    Pass,
+    /// Refuses new connections, as a stopped server does, and drops the existing ones.
+    Refuse,
+    /// Accepts connections and swallows every byte in both directions, the end included.
+    /// A connection that was in the hole never comes out of it.
+    BlackHole,
+    /// Hands on what the server says this much later.
+    Delay(Duration),
+    /// Ends a connection once the server has said this many bytes on it.
+    CutAfter(u64),
+    /// Ends connections in good order.
+    Fin,
+    /// Resets connections.
+    Rst,
+}
+
+impl Fault {
+    fn ends_forwarding(&self) -> bool {
+        matches!(self, Self::BlackHole) || self.ends_connection()
+    }
+
+    fn ends_connection(&self) -> bool {
+        matches!(self, Self::Refuse | Self::Fin | Self::Rst)
+    }
+}
+
+/// A proxy on a port of its own in front of `upstream`. Dropping it drops its connections.
+pub struct FaultProxy {
+    port: Port,
+    shared: Shared,
+    fault: watch::Sender<Fault>,
+    acceptor: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Clone)]
+struct Shared {
+    upstream: SocketAddr,
+    fault: watch::Receiver<Fault>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    connections: AtomicU64,
+    bytes_from_server: AtomicU64,
+}
+
+impl FaultProxy {
+    pub async fn start(upstream: SocketAddr) -> Self {
+        let (fault, receiver) = watch::channel(Fault::Pass);
+        let shared = Shared { upstream, fault: receiver, counts: Arc::default() };
+        let proxy = Self { port: Port::reserve(), shared, fault, acceptor: Mutex::new(None) };
+        proxy.set(Fault::Pass).await;
+        proxy
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.port.addr
+    }
+
+    /// The same database, reached through this proxy.
+    pub fn url(&self, database_url: &str) -> String {
+        let (scheme, rest) = database_url.split_once("://").expect("a URL");
+        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let user = authority.rfind('@').map_or("", |at| &authority[..=at]);
+        format!("{scheme}://{user}{}{path}", self.addr())
+    }
+
+    /// From its return on, nothing is forwarded but as `fault` says.
+    pub async fn set(&self, fault: Fault) {
+        let mut acceptor = self.acceptor.lock().await;
+        self.fault.send_replace(fault);
+        if fault == Fault::Refuse {
+            if let Some(task) = acceptor.take() {
+                task.abort();
+                // Only the end of the task closes the listener.
+                let _ = task.await;
+            }
+        } else if acceptor.is_none() {
+            let listener = TcpListener::bind(self.addr()).await.expect("the proxy's own port");
+            *acceptor = Some(tokio::spawn(accept(listener, self.shared.clone())));
+        }
+    }
+
+    /// How many connections were accepted.
+    pub fn connections(&self) -> u64 {
+        self.shared.counts.connections.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes of the server's were handed on, over all connections.
+    pub fn bytes_from_server(&self) -> u64 {
+        self.shared.counts.bytes_from_server.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for FaultProxy {
+    fn drop(&mut self) {
+        if let Some(task) = self.acceptor.get_mut() {
+            task.abort();
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Shared) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            Ok((client, _)) = listener.accept() => {
+                shared.counts.connections.fetch_add(1, Ordering::SeqCst);
+                connections.spawn(serve(client, shared.clone()));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn serve(mut client: TcpStream, shared: Shared) {
+    let mut fault = shared.fault.clone();
+    let Ok(mut server) = TcpStream::connect(shared.upstream).await else {
+        // The nearest to a refusal that is left after accepting.
+        let _ = client.set_zero_linger();
+        return;
+    };
+
+    // Faults come first, so that a byte that arrives after `set` has returned is subject to it.
+    let mut end = tokio::select! {
+        biased;
+        fault = wait_for(&mut fault, Fault::ends_forwarding) => fault,
+        _ = forward(&mut client, &mut server, &shared) => Fault::Fin,
+    };
+    if end == Fault::BlackHole {
+        end = tokio::select! {
+            fault = wait_for(&mut fault, Fault::ends_connection) => fault,
+            () = swallow(&mut client, &mut server) => Fault::Fin,
+        };
+    }
+    if end == Fault::Rst {
+        let _ = client.set_zero_linger();
+        return;
+    }
+    drop(server);
+    // Closing a socket with unread bytes would reset it: what the client still says is read first.
+    let _ = client.shutdown().await;
+    let _ = copy(&mut client, &mut sink()).await;
+}
+
+async fn wait_for(fault: &mut watch::Receiver<Fault>, is: fn(&Fault) -> bool) -> Fault {
+    // The sender is gone when the proxy is.
+    fault.wait_for(is).await.map_or(Fault::Refuse, |fault| *fault)
+}
+
+async fn forward(
+    client: &mut TcpStream,
+    server: &mut TcpStream,
+    shared: &Shared,
+) -> io::Result<()> {
+    let (from_client, to_client) = client.split();
+    let (from_server, to_server) = server.split();
+    tokio::try_join!(
+        questions(from_client, to_server),
+        answers(from_server, to_client, &shared.fault, &shared.counts),
+    )?;
+    Ok(())
+}
+
+async fn questions(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    copy(&mut from, &mut to).await?;
+    to.shutdown().await
+}
+
+async fn answers(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    fault: &watch::Receiver<Fault>,
+    counts: &Counts,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 16 * 1024];
+    let mut said = 0;
+    loop {
+        let mut chunk = from.read(&mut buffer).await?;
+        if chunk == 0 {
+            return to.shutdown().await;
+        }
+        let fault = *fault.borrow();
+        let mut cut = false;
+        match fault {
+            Fault::Delay(by) => latency(by).await,
+            Fault::CutAfter(limit) => {
+                let left = usize::try_from(limit.saturating_sub(said)).unwrap_or(usize::MAX);
+                cut = left <= chunk;
+                chunk = chunk.min(left);
+            }
+            _ => {}
+        }
+        to.write_all(&buffer[..chunk]).await?;
+        said += chunk as u64;
+        counts.bytes_from_server.fetch_add(chunk as u64, Ordering::SeqCst);
+        if cut {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "latency is the fault")]
+async fn latency(by: Duration) {
+    tokio::time::sleep(by).await;
+}
+
+async fn swallow(client: &mut TcpStream, server: &mut TcpStream) {
+    let (mut nowhere, mut void) = (sink(), sink());
+    let _ = tokio::join!(copy(client, &mut nowhere), copy(server, &mut void));
+}

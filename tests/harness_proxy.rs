@@ -1,0 +1,156 @@
+//! The proxy that other tests rely on does what it says.
+
+#![cfg(test)]
+
+mod harness;
+
+use std::{io::ErrorKind, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy},
+    net::{TcpListener, TcpStream},
+    time::{Instant, timeout},
+};
+
+use crate::harness::proxy::{Fault, FaultProxy};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A proxy in front of a server that repeats what it hears.
+async fn echo_proxy() -> FaultProxy {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut from, mut to) = client.split();
+                let _ = copy(&mut from, &mut to).await;
+            });
+        }
+    });
+    FaultProxy::start(upstream).await
+}
+
+async fn connect(proxy: &FaultProxy) -> TcpStream {
+    TcpStream::connect(proxy.addr()).await.unwrap()
+}
+
+async fn says_back(client: &mut TcpStream, word: &[u8]) {
+    client.write_all(word).await.unwrap();
+    let mut answer = vec![0; word.len()];
+    timeout(SOON, client.read_exact(&mut answer)).await.expect("an answer").unwrap();
+    assert_eq!(answer, word);
+}
+
+/// Everything until the end of the connection.
+async fn rest(client: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut rest = Vec::new();
+    timeout(SOON, client.read_to_end(&mut rest)).await.expect("an end").map(|_| rest)
+}
+
+#[tokio::test]
+async fn passes_and_counts() {
+    let proxy = echo_proxy().await;
+    let mut client = connect(&proxy).await;
+    says_back(&mut client, b"hello").await;
+    client.shutdown().await.unwrap();
+    assert_eq!(rest(&mut client).await.unwrap(), b"");
+    assert_eq!((proxy.connections(), proxy.bytes_from_server()), (1, 5));
+}
+
+#[tokio::test]
+async fn refuses_until_told_otherwise() {
+    let proxy = echo_proxy().await;
+    let mut client = connect(&proxy).await;
+    says_back(&mut client, b"hello").await;
+
+    for _ in 0..3 {
+        proxy.set(Fault::Refuse).await;
+        let refused = TcpStream::connect(proxy.addr()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+
+        proxy.set(Fault::Pass).await;
+        says_back(&mut connect(&proxy).await, b"again").await;
+    }
+    let _ = rest(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_black_hole_keeps_what_it_swallowed() {
+    let proxy = echo_proxy().await;
+    let mut old = connect(&proxy).await;
+    says_back(&mut old, b"hello").await;
+
+    proxy.set(Fault::BlackHole).await;
+    let mut new = connect(&proxy).await;
+    for client in [&mut old, &mut new] {
+        client.write_all(b"anybody?").await.unwrap();
+    }
+    proxy.set(Fault::Pass).await;
+    says_back(&mut connect(&proxy).await, b"hello").await;
+    let error = old.try_read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+
+    proxy.set(Fault::Fin).await;
+    assert_eq!(rest(&mut old).await.unwrap(), b"");
+}
+
+#[tokio::test]
+async fn delays_answers() {
+    let proxy = echo_proxy().await;
+    let mut client = connect(&proxy).await;
+    says_back(&mut client, b"hello").await;
+
+    let delay = Duration::from_millis(50);
+    proxy.set(Fault::Delay(delay)).await;
+    let asked = Instant::now();
+    says_back(&mut client, b"hello").await;
+    assert!(asked.elapsed() >= delay);
+}
+
+#[tokio::test]
+async fn cuts_after_exactly_so_many_bytes() {
+    let proxy = echo_proxy().await;
+    for (limit, last_words) in [(1, ""), (5, ""), (6, "w"), (9, "worl")] {
+        proxy.set(Fault::Pass).await;
+        let mut client = connect(&proxy).await;
+        says_back(&mut client, b"hello").await;
+        proxy.set(Fault::CutAfter(limit)).await;
+        client.write_all(b"world").await.unwrap();
+        assert_eq!(rest(&mut client).await.unwrap(), last_words.as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn ends_connections_in_order_or_not() {
+    let proxy = echo_proxy().await;
+    for fault in [Fault::Fin, Fault::Rst] {
+        proxy.set(Fault::Pass).await;
+        let mut old = connect(&proxy).await;
+        says_back(&mut old, b"hello").await;
+        proxy.set(fault).await;
+        let mut new = connect(&proxy).await;
+        for client in [&mut old, &mut new] {
+            match (fault, rest(client).await) {
+                (Fault::Fin, Ok(rest)) => assert_eq!(rest, b""),
+                (_, Err(error)) => {
+                    assert_eq!((fault, error.kind()), (Fault::Rst, ErrorKind::ConnectionReset));
+                }
+                (_, Ok(_)) => panic!("{fault:?} must reset the connection"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn rewrites_the_host_of_a_url() {
+    let proxy = echo_proxy().await;
+    let addr = proxy.addr();
+    for (url, through) in [
+        ("postgres://localhost/db", format!("postgres://{addr}/db")),
+        ("postgres://u:p%40ss@host:5432/db?a=b@c", format!("postgres://u:p%40ss@{addr}/db?a=b@c")),
+        ("postgres://u@host", format!("postgres://u@{addr}")),
+    ] {
+        assert_eq!(proxy.url(url), through);
+    }
+}
