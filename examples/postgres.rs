@@ -13,7 +13,7 @@ mod shared;
 use std::time::Duration;
 
 use axum::Router;
-use http::{HeaderName, StatusCode, header::AUTHORIZATION};
+use http::{HeaderName, Request, StatusCode, header::AUTHORIZATION};
 use shared::{Result, bind, issue_demo_key, key_format, routes, setting};
 use tokio::signal::unix::{SignalKind, signal};
 use tower::ServiceBuilder;
@@ -25,7 +25,10 @@ use tower_http::{
     timeout::TimeoutLayer,
     trace::TraceLayer,
 };
+use tracing::{Span, info_span};
 use tracing_subscriber::EnvFilter;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -60,16 +63,15 @@ async fn main() -> Result<()> {
 
 /// The layers every service has, outermost first. The order is not a matter of taste.
 fn around(routes: Router) -> Router {
-    let request_id = HeaderName::from_static("x-request-id");
     routes.layer(
         ServiceBuilder::new()
             // Before anything that logs: from here on the key prints as `Sensitive`.
             .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION]))
-            // Before tracing, whose spans should know the id.
-            .layer(SetRequestIdLayer::new(request_id.clone(), MakeRequestUuid))
+            // Before tracing, whose spans name the id.
+            .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
             // Around everything that can answer, 401 and 504 included.
-            .layer(TraceLayer::new_for_http())
-            .layer(PropagateRequestIdLayer::new(request_id))
+            .layer(TraceLayer::new_for_http().make_span_with(span))
+            .layer(PropagateRequestIdLayer::new(REQUEST_ID))
             // Around the look-up of the key too.
             .layer(TimeoutLayer::with_status_code(
                 StatusCode::GATEWAY_TIMEOUT,
@@ -81,10 +83,20 @@ fn around(routes: Router) -> Router {
                 CorsLayer::new()
                     .allow_origin(Any)
                     .allow_methods(Any)
-                    .allow_headers([AUTHORIZATION]),
+                    .allow_headers([AUTHORIZATION])
+                    .expose_headers(
+                        ["ratelimit", "ratelimit-policy", "retry-after"]
+                            .map(HeaderName::from_static),
+                    ),
             ),
         // Innermost, and only around the routes that need it, comes the `ApiKeyLayer`.
     )
+}
+
+/// The path alone: a query may hold what nobody meant to log.
+fn span<B>(request: &Request<B>) -> Span {
+    let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    info_span!("request", id, method = %request.method(), path = request.uri().path())
 }
 
 fn terminated() -> Result<impl Future<Output = ()> + Send + 'static> {
