@@ -1,0 +1,483 @@
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+    time::{Duration, SystemTime},
+};
+
+use sqlx::{
+    Connection, Decode, Encode, PgConnection, PgPool, Postgres, Row as _, Type,
+    encode::IsNull,
+    error::BoxDynError,
+    pool::PoolConnection,
+    postgres::{
+        PgArgumentBuffer, PgConnectOptions, PgHasArrayType, PgPoolOptions, PgRow, PgTypeInfo,
+        PgValueRef, types::Oid,
+    },
+    query, query_as, query_scalar, raw_sql,
+    types::Uuid,
+};
+use tokio::time::timeout;
+
+use super::{
+    KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage,
+    migrate::{self, Applied, Migration},
+    row::{Refusal, Row, answering, corrupt, micros, time},
+};
+use crate::{
+    key::KeyHash,
+    record::{KeyId, KeyRecord},
+};
+
+/// Keys in PostgreSQL 14 or later.
+///
+/// Tables have unqualified names: the `search_path` of the connections decides their schema.
+/// Clones share one pool.
+///
+/// Behind PgBouncer in transaction mode it takes version 1.21 or later, which keeps track of
+/// prepared statements. `statement_cache_capacity(0)`, the advice for older ones, leaks statements
+/// in sqlx 0.9.
+///
+/// # Cancellation
+///
+/// Every future may be dropped at any time. A connection in the middle of a query is then closed
+/// and replaced rather than handed to somebody else, so a database that hangs costs a query its
+/// connection, and never the pool its capacity.
+#[derive(Clone)]
+pub struct PgKeyStore {
+    pool: PgPool,
+}
+
+impl PgKeyStore {
+    /// Keys in the database behind `pool`.
+    ///
+    /// The pool's `acquire_timeout` (30 seconds by default) is what a look-up waits at most when
+    /// the database is gone, unless its caller has less patience.
+    #[must_use]
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    /// Keys in the database at `url`, over a pool of its own. For applications that use another
+    /// version of sqlx, or none.
+    ///
+    /// The pool has
+    ///
+    /// 1. at most 5 connections: look-ups are the misses of a cache and take a millisecond, so
+    ///    that is thousands a second, and every node of a fleet takes its share of the server;
+    /// 2. an acquire timeout of 2 seconds: nobody waits longer for an answer;
+    /// 3. a `statement_timeout` of 5 seconds: what nobody waits for any more ends on the server, too.
+    ///
+    /// TLS is as the URL says, and **optional where it says nothing**: `sslmode=verify-full` is
+    /// what a network that is not yours takes. A pooler that rejects startup options wants a pool
+    /// of your own and [`new`](Self::new).
+    ///
+    /// # Errors
+    ///
+    /// When the URL makes no sense, or the database cannot be reached. A service that has to start
+    /// without its database makes a lazy pool and uses [`new`](Self::new).
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        let options: PgConnectOptions = url.parse().map_err(failed)?;
+        let options = options.options([("statement_timeout", "5s")]);
+        let pool = PgPoolOptions::new()
+            .max_connections(5)
+            .acquire_timeout(Duration::from_secs(2))
+            .connect_with(options)
+            .await;
+        Ok(Self::new(pool.map_err(failed)?))
+    }
+
+    /// The pool, for the application's own queries.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Brings the tables up to date.
+    ///
+    /// Any number of processes may do so at once: one works, in one transaction and under the
+    /// advisory lock 7021227462866860403 ("api-keys"), and the others wait for it. A process that
+    /// is killed or fails leaves neither changes nor the lock behind. When nothing is missing,
+    /// nothing is locked, and the right to read the history, `_api_key_migrations`, is enough.
+    ///
+    /// A history newer than this release is fine: releases only add, so an old node goes on working
+    /// through a rolling upgrade.
+    ///
+    /// # Errors
+    ///
+    /// [`Migration`](StoreErrorKind::Migration) when a statement fails, or when a migration was
+    /// changed after it had been applied; [`Unavailable`](StoreErrorKind::Unavailable) when the
+    /// database is, when it may only be read, or when others keep a table locked for 5 seconds.
+    /// It may be tried again.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        bring_up_to_date(&mut lease).await.map_err(migrate::failed)?;
+        lease.release();
+        Ok(())
+    }
+
+    async fn lease(&self) -> Result<Lease, StoreError> {
+        Ok(Lease::new(self.pool.acquire().await.map_err(failed)?))
+    }
+}
+
+impl fmt::Debug for PgKeyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The pool's options may hold a password.
+        f.debug_struct("PgKeyStore")
+            .field("connections", &self.pool.size())
+            .field("idle", &self.pool.num_idle())
+            .finish_non_exhaustive()
+    }
+}
+
+macro_rules! columns {
+    () => {
+        "id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, \
+         rate_limits::text as rate_limits, metadata::text as metadata, is_active, created_at, \
+         created_by, not_before, expires_at, revoked_at, revoked_reason, rotated_from, version, \
+         clock_timestamp() as read_at"
+    };
+}
+
+const FIND: &str = concat!("select ", columns!(), " from api_keys where key_hash = $1");
+
+const GET: &str = concat!("select ", columns!(), " from api_keys where id = $1");
+
+const INSERT: &str = "
+insert into api_keys (
+    id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
+    is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
+    rotated_from, version
+) values (
+    $1, $2, $3, $4, $5, $6, $7, $8::jsonb, $9::jsonb,
+    $10, $11, $12, $13, $14, $15, $16,
+    $17, $18
+)";
+
+const UPDATE: &str = concat!(
+    "update api_keys set name = $3, scopes = $4, rate_limits = $5::jsonb, metadata = $6::jsonb, \
+     is_active = $7, not_before = $8, expires_at = $9, version = version + 1 \
+     where id = $1 and version = $2 returning ",
+    columns!()
+);
+
+const REVOKE: &str = concat!(
+    "update api_keys set revoked_at = clock_timestamp(), revoked_reason = $2, \
+     version = version + 1 where id = $1 and revoked_at is null returning ",
+    columns!()
+);
+
+// Rows are locked in the order of their ids, so two nodes that record the same keys queue up
+// instead of waiting for each other. A time that is not news is not written.
+const RECORD_USAGE: &str = "
+insert into api_key_usage as stored (key_id, last_used_at)
+select used.id, used.at
+from unnest($1, $2) as used (id, at)
+where exists (select from api_keys where api_keys.id = used.id)
+order by used.id
+on conflict (key_id) do update set last_used_at = excluded.last_used_at
+where stored.last_used_at < excluded.last_used_at";
+
+const LAST_USED_AT: &str = "select last_used_at from api_key_usage where key_id = $1";
+
+impl KeyStore for PgKeyStore {
+    async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        let mut lease = self.lease().await?;
+        let find = query(FIND).bind(hash.as_bytes().as_slice());
+        let row = find.fetch_optional(&mut *lease).await.map_err(failed)?;
+        let record = answering(hash, record(row)?)?;
+        lease.release();
+        Ok(record)
+    }
+
+    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mut ids = Vec::with_capacity(batch.len());
+        let mut times = Vec::with_capacity(batch.len());
+        for usage in batch {
+            ids.push(uuid(usage.key_id));
+            times.push(Timestamp(micros(usage.last_used_at)?));
+        }
+        let record = query(RECORD_USAGE).bind(ids).bind(times);
+        let mut lease = self.lease().await?;
+        record.execute(&mut *lease).await.map_err(failed)?;
+        lease.release();
+        Ok(())
+    }
+}
+
+impl ManageKeys for PgKeyStore {
+    async fn insert(&self, record: &KeyRecord) -> Result<(), StoreError> {
+        let row = Row::of(record)?;
+        let insert = query(INSERT)
+            .bind(Uuid::from_bytes(row.id))
+            .bind(row.key_hash)
+            .bind(row.key_prefix)
+            .bind(row.key_last4)
+            .bind(row.consumer_id)
+            .bind(row.name)
+            .bind(row.scopes)
+            .bind(row.rate_limits)
+            .bind(row.metadata)
+            .bind(row.is_active)
+            .bind(Timestamp(row.created_at))
+            .bind(row.created_by)
+            .bind(row.not_before.map(Timestamp))
+            .bind(row.expires_at.map(Timestamp))
+            .bind(row.revoked_at.map(Timestamp))
+            .bind(row.revoked_reason)
+            .bind(row.rotated_from.map(Uuid::from_bytes))
+            .bind(row.version);
+        let mut lease = self.lease().await?;
+        insert.execute(&mut *lease).await.map_err(failed)?;
+        lease.release();
+        Ok(())
+    }
+
+    async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
+        let mut lease = self.lease().await?;
+        let get = query(GET).bind(uuid(id));
+        let row = get.fetch_optional(&mut *lease).await.map_err(failed)?;
+        lease.release();
+        record(row)
+    }
+
+    async fn update(&self, changed: &KeyRecord) -> Result<KeyRecord, StoreError> {
+        let row = Row::of(changed)?;
+        let update = query(UPDATE)
+            .bind(Uuid::from_bytes(row.id))
+            .bind(row.version)
+            .bind(row.name)
+            .bind(row.scopes)
+            .bind(row.rate_limits)
+            .bind(row.metadata)
+            .bind(row.is_active)
+            .bind(row.not_before.map(Timestamp))
+            .bind(row.expires_at.map(Timestamp));
+        let mut lease = self.lease().await?;
+        let row = update.fetch_optional(&mut *lease).await.map_err(failed)?;
+        lease.release();
+        record(row)?.ok_or(StoreError::new(StoreErrorKind::Conflict))
+    }
+
+    async fn revoke(
+        &self,
+        id: KeyId,
+        reason: Option<&str>,
+    ) -> Result<Option<KeyRecord>, StoreError> {
+        let mut lease = self.lease().await?;
+        let revoke = query(REVOKE).bind(uuid(id)).bind(reason);
+        let row = revoke.fetch_optional(&mut *lease).await.map_err(failed)?;
+        lease.release();
+        match row {
+            Some(_) => record(row),
+            // Unknown, or revoked before.
+            None => self.get(id).await,
+        }
+    }
+
+    async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
+        let mut lease = self.lease().await?;
+        let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
+        let at = last_used_at.fetch_optional(&mut *lease).await.map_err(failed)?;
+        lease.release();
+        let checked = |Timestamp(at)| time(at).ok_or_else(|| corrupt("column `last_used_at`"));
+        at.map(checked).transpose()
+    }
+}
+
+async fn bring_up_to_date(connection: &mut PgConnection) -> Result<(), StoreError> {
+    if missing(connection).await?.is_empty() {
+        return Ok(());
+    }
+    // What those did who had the lock before us must be seen, whatever isolation is the default.
+    let begin = "begin isolation level read committed";
+    let mut transaction = connection.begin_with(begin).await.map_err(failed)?;
+    raw_sql(LOCK).execute(&mut *transaction).await.map_err(failed)?;
+    for migration in missing(&mut transaction).await? {
+        let applied = raw_sql(migration.sql).execute(&mut *transaction).await;
+        applied.map_err(|error| migration.blame(failed(error)))?;
+        let record = query(RECORD_MIGRATION)
+            .bind(migration.version)
+            .bind(migration.description)
+            .bind(migration.checksum());
+        record.execute(&mut *transaction).await.map_err(failed)?;
+    }
+    transaction.commit().await.map_err(failed)
+}
+
+async fn missing(connection: &mut PgConnection) -> Result<Vec<&'static Migration>, StoreError> {
+    let begun = query_scalar("select to_regclass('_api_key_migrations') is not null");
+    let mut history: Vec<Applied> = Vec::new();
+    if begun.fetch_one(&mut *connection).await.map_err(failed)? {
+        let applied = query_as("select version, checksum from _api_key_migrations");
+        history = applied.fetch_all(connection).await.map_err(failed)?;
+    }
+    migrate::missing(migrate::POSTGRES, &history)
+}
+
+// Whoever migrates first may take a while. A table is waited for briefly only: until this
+// transaction gets it, all look-ups queue up behind.
+const LOCK: &str = "
+set local statement_timeout = 0;
+set local lock_timeout = '5min';
+select pg_advisory_xact_lock(7021227462866860403);
+set local lock_timeout = '5s';
+create table if not exists _api_key_migrations (
+    version bigint primary key,
+    description text not null,
+    checksum bigint not null,
+    applied_at timestamptz not null default clock_timestamp()
+)";
+
+const RECORD_MIGRATION: &str =
+    "insert into _api_key_migrations (version, description, checksum) values ($1, $2, $3)";
+
+/// A connection of the pool for one piece of work.
+///
+/// [`release`](Self::release) gives it back. Dropped before that, because of an error or because
+/// nobody waits any more, it is closed: it may be in the middle of a query, or behind a network
+/// that swallows everything, and whoever got it next would wait with it.
+struct Lease(PoolConnection<Postgres>);
+
+/// How long giving a connection back may take. A ping that takes longer is not worth the wait.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl Lease {
+    fn new(mut connection: PoolConnection<Postgres>) -> Self {
+        connection.close_on_drop();
+        Self(connection)
+    }
+
+    /// What sqlx does when a connection is dropped, with a deadline. The pool takes a connection
+    /// back once it has answered a ping; without the deadline it waits for that until TCP gives up,
+    /// a quarter of an hour, and is a connection short meanwhile.
+    fn release(mut self) {
+        tokio::spawn(timeout(PATIENCE, self.0.return_to_pool()));
+    }
+}
+
+impl Deref for Lease {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.0
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
+}
+
+/// A `timestamptz` as the server sends it, read without `time`, whose arithmetic panics on
+/// `infinity`. In microseconds since 1970.
+struct Timestamp(i64);
+
+/// PostgreSQL counts from 2000.
+const MICROS_1970_TO_2000: i64 = 946_684_800_000_000;
+
+impl Type<Postgres> for Timestamp {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(Oid(1184))
+    }
+}
+
+impl PgHasArrayType for Timestamp {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(Oid(1185))
+    }
+}
+
+impl Encode<'_, Postgres> for Timestamp {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        let micros = self.0.checked_sub(MICROS_1970_TO_2000).ok_or("a time out of range")?;
+        buffer.extend(&micros.to_be_bytes());
+        Ok(IsNull::No)
+    }
+}
+
+impl Decode<'_, Postgres> for Timestamp {
+    fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
+        let micros = i64::from_be_bytes(value.as_bytes()?.try_into()?);
+        // The ends of the range are the infinities.
+        if matches!(micros, i64::MIN | i64::MAX) {
+            return Err("an infinite time".into());
+        }
+        Ok(Self(micros.checked_add(MICROS_1970_TO_2000).ok_or("a time out of range")?))
+    }
+}
+
+fn uuid(id: KeyId) -> Uuid {
+    Uuid::from_bytes(*id.as_bytes())
+}
+
+fn record(row: Option<PgRow>) -> Result<Option<KeyRecord>, StoreError> {
+    row.map(|row| columns(&row).map_err(failed)?.into_record()).transpose()
+}
+
+fn columns(row: &PgRow) -> sqlx::Result<Row> {
+    let at = |column| row.try_get(column).map(|Timestamp(at)| at);
+    let maybe_at = |column| row.try_get(column).map(|at: Option<Timestamp>| at.map(|at| at.0));
+    let rotated_from: Option<Uuid> = row.try_get("rotated_from")?;
+    Ok(Row {
+        id: row.try_get::<Uuid, _>("id")?.into_bytes(),
+        key_hash: row.try_get("key_hash")?,
+        key_prefix: row.try_get("key_prefix")?,
+        key_last4: row.try_get("key_last4")?,
+        consumer_id: row.try_get("consumer_id")?,
+        name: row.try_get("name")?,
+        scopes: row.try_get("scopes")?,
+        rate_limits: row.try_get("rate_limits")?,
+        metadata: row.try_get("metadata")?,
+        is_active: row.try_get("is_active")?,
+        created_at: at("created_at")?,
+        created_by: row.try_get("created_by")?,
+        not_before: maybe_at("not_before")?,
+        expires_at: maybe_at("expires_at")?,
+        revoked_at: maybe_at("revoked_at")?,
+        revoked_reason: row.try_get("revoked_reason")?,
+        rotated_from: rotated_from.map(Uuid::into_bytes),
+        version: row.try_get("version")?,
+        read_at: at("read_at")?,
+    })
+}
+
+fn failed(error: sqlx::Error) -> StoreError {
+    match error {
+        sqlx::Error::Database(error) => {
+            let code = error.code().unwrap_or_default().into_owned();
+            let message = error.message().to_owned();
+            StoreError::new(kind(&code)).because(Refusal { code, message })
+        }
+        sqlx::Error::ColumnDecode { index, .. } => corrupt(&format_args!("column {index}")),
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed => StoreError::new(StoreErrorKind::Unavailable).because(error),
+        _ => StoreError::new(StoreErrorKind::Other).because(error),
+    }
+}
+
+/// What an SQLSTATE means for whoever asked.
+fn kind(code: &str) -> StoreErrorKind {
+    match code {
+        UNIQUE_VIOLATION => StoreErrorKind::Conflict,
+        // A standby, or a primary that is no more; the next connection may find the new one.
+        READ_ONLY | LOCK_NOT_AVAILABLE => StoreErrorKind::Unavailable,
+        _ => match code.get(..2) {
+            // Connection, rollback (deadlocks included), resources, operator's intervention
+            // (timeouts included).
+            Some("08" | "40" | "53" | "57") => StoreErrorKind::Unavailable,
+            _ => StoreErrorKind::Other,
+        },
+    }
+}
+
+const UNIQUE_VIOLATION: &str = "23505";
+const READ_ONLY: &str = "25006";
+const LOCK_NOT_AVAILABLE: &str = "55P03";

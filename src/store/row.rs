@@ -1,0 +1,232 @@
+//! What the stores that speak SQL share: a record as columns, and what a database may say of itself.
+
+use std::{
+    error::Error,
+    fmt,
+    time::{Duration, SystemTime},
+};
+
+use super::{StoreError, StoreErrorKind};
+use crate::{
+    key::KeyHash,
+    record::{KeyId, KeyRecord, Metadata, Scopes},
+};
+
+const NANOS_PER_MICRO: u128 = 1000;
+
+/// A [`KeyRecord`] in types any database has: times are microseconds since 1970, JSON is text.
+pub(super) struct Row {
+    pub(super) id: [u8; 16],
+    pub(super) key_hash: Vec<u8>,
+    pub(super) key_prefix: String,
+    pub(super) key_last4: String,
+    pub(super) consumer_id: String,
+    pub(super) name: Option<String>,
+    pub(super) scopes: Vec<String>,
+    pub(super) rate_limits: Option<String>,
+    pub(super) metadata: String,
+    pub(super) is_active: bool,
+    pub(super) created_at: i64,
+    pub(super) created_by: Option<String>,
+    pub(super) not_before: Option<i64>,
+    pub(super) expires_at: Option<i64>,
+    pub(super) revoked_at: Option<i64>,
+    pub(super) revoked_reason: Option<String>,
+    pub(super) rotated_from: Option<[u8; 16]>,
+    pub(super) version: i64,
+    pub(super) read_at: i64,
+}
+
+impl Row {
+    /// The columns of `record`. Times lose what is below a microsecond.
+    pub(super) fn of(record: &KeyRecord) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: *record.id.as_bytes(),
+            key_hash: record.key_hash.as_bytes().to_vec(),
+            key_prefix: record.key_prefix.clone(),
+            key_last4: record.key_last4.clone(),
+            consumer_id: record.consumer_id.clone(),
+            name: record.name.clone(),
+            scopes: record.scopes.iter().map(|scope| scope.as_str().to_owned()).collect(),
+            rate_limits: record.rate_limits.as_ref().map(json).transpose()?,
+            metadata: record.metadata.as_json().to_owned(),
+            is_active: record.is_active,
+            created_at: micros(record.created_at)?,
+            created_by: record.created_by.clone(),
+            not_before: record.not_before.map(micros).transpose()?,
+            expires_at: record.expires_at.map(micros).transpose()?,
+            revoked_at: record.revoked_at.map(micros).transpose()?,
+            revoked_reason: record.revoked_reason.clone(),
+            rotated_from: record.rotated_from.map(|id| *id.as_bytes()),
+            version: i64::try_from(record.version).map_err(unstorable)?,
+            read_at: micros(record.read_at)?,
+        })
+    }
+
+    /// The record, once every column has been found to make sense.
+    pub(super) fn into_record(self) -> Result<KeyRecord, StoreError> {
+        let id = KeyId::from_bytes(self.id);
+        let bad = |column| corrupt(&format_args!("column `{column}` of key {id}"));
+        let at = |column, micros| time(micros).ok_or_else(|| bad(column));
+        let maybe_at = |column, micros: Option<i64>| micros.map(|it| at(column, it)).transpose();
+
+        let rate_limits = self.rate_limits.as_deref().map(serde_json::from_str).transpose();
+        Ok(KeyRecord {
+            id,
+            key_hash: KeyHash::try_from(&*self.key_hash).map_err(|_| bad("key_hash"))?,
+            key_prefix: self.key_prefix,
+            key_last4: self.key_last4,
+            consumer_id: self.consumer_id,
+            name: self.name,
+            scopes: Scopes::parse(self.scopes).map_err(|_| bad("scopes"))?,
+            rate_limits: rate_limits.map_err(|_| bad("rate_limits"))?,
+            metadata: Metadata::from_json(&self.metadata).map_err(|_| bad("metadata"))?,
+            is_active: self.is_active,
+            created_at: at("created_at", self.created_at)?,
+            created_by: self.created_by,
+            not_before: maybe_at("not_before", self.not_before)?,
+            expires_at: maybe_at("expires_at", self.expires_at)?,
+            revoked_at: maybe_at("revoked_at", self.revoked_at)?,
+            revoked_reason: self.revoked_reason,
+            rotated_from: self.rotated_from.map(KeyId::from_bytes),
+            version: u64::try_from(self.version).map_err(|_| bad("version"))?,
+            read_at: at("read_at", self.read_at)?,
+        })
+    }
+}
+
+/// A record that was asked for by its hash has it: whatever a connection mixed up, nobody is let in
+/// on the record of somebody else.
+pub(super) fn answering(
+    hash: &KeyHash,
+    record: Option<KeyRecord>,
+) -> Result<Option<KeyRecord>, StoreError> {
+    match record {
+        Some(record) if record.key_hash != *hash => Err(corrupt("the answer to another look-up")),
+        answer => Ok(answer),
+    }
+}
+
+/// Microseconds since 1970, rounded down.
+pub(super) fn micros(time: SystemTime) -> Result<i64, StoreError> {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_micros()).map_err(unstorable),
+        Err(before) => {
+            let micros = before.duration().as_nanos().div_ceil(NANOS_PER_MICRO);
+            i64::try_from(micros).map(|micros| -micros).map_err(unstorable)
+        }
+    }
+}
+
+/// The time this many microseconds after 1970, where there is one.
+pub(super) fn time(micros: i64) -> Option<SystemTime> {
+    let distance = Duration::from_micros(micros.unsigned_abs());
+    if micros < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(distance)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(distance)
+    }
+}
+
+/// `value` as JSON text.
+pub(super) fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(unstorable)
+}
+
+/// Says where something makes no sense, never what was found there.
+pub(super) fn corrupt(place: &(impl fmt::Display + ?Sized)) -> StoreError {
+    StoreError::new(StoreErrorKind::Corrupt).because(place.to_string())
+}
+
+fn unstorable(error: impl Error + Send + Sync + 'static) -> StoreError {
+    StoreError::new(StoreErrorKind::Other).because(error)
+}
+
+/// What a database said when it refused a statement: its code and message.
+///
+/// Drivers' own errors carry more, and print it: which values were in the row.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) code: String,
+    pub(super) message: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (code {})", self.message, self.code)
+    }
+}
+
+impl Error for Refusal {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rounded_down_to_microseconds_on_both_sides_of_1970() {
+        let nanos = Duration::from_nanos;
+        let epoch = SystemTime::UNIX_EPOCH;
+        for (at, expected) in [
+            (epoch, 0),
+            (epoch + nanos(1_999), 1),
+            (epoch - nanos(1), -1),
+            (epoch - nanos(1_000), -1),
+            (epoch - nanos(1_001), -2),
+        ] {
+            assert_eq!(micros(at).unwrap(), expected);
+        }
+        for at in [0, 1, -1, 1_767_225_600_123_456, -i64::MAX, i64::MAX] {
+            assert_eq!(time(at).map(|at| micros(at).unwrap()), Some(at));
+        }
+    }
+
+    #[test]
+    fn times_beyond_the_end_are_errors() {
+        let end = time(i64::MAX).unwrap();
+        assert_eq!(
+            micros(end + Duration::from_micros(1)).unwrap_err().kind(),
+            StoreErrorKind::Other
+        );
+    }
+
+    #[test]
+    fn a_column_that_makes_no_sense_is_named_without_its_value() {
+        let record = KeyRecord::new(
+            KeyId::from_bytes([7; 16]),
+            KeyHash::from_bytes([8; 32]),
+            "acme",
+            SystemTime::UNIX_EPOCH,
+        );
+        type Spoil = fn(&mut Row);
+        let broken: [(&str, Spoil); 7] = [
+            ("key_hash", |row| row.key_hash = b"leak".into()),
+            ("scopes", |row| row.scopes = vec!["leak leak".into()]),
+            ("rate_limits", |row| row.rate_limits = Some("null".into())),
+            ("rate_limits", |row| row.rate_limits = Some(r#"[{"leak":1}]"#.into())),
+            ("metadata", |row| row.metadata = r#"["leak"]"#.into()),
+            ("metadata", |row| row.metadata = "leak".into()),
+            ("version", |row| row.version = -1),
+        ];
+        for (column, spoil) in broken {
+            let mut row = Row::of(&record).unwrap();
+            spoil(&mut row);
+            let error = row.into_record().unwrap_err();
+            let shown = format!("{error:?}");
+            assert_eq!(error.kind(), StoreErrorKind::Corrupt);
+            assert!(shown.contains(&format!("`{column}` of key 07070707-")), "{shown}");
+            assert!(!shown.contains("leak"), "{shown}");
+        }
+        assert_eq!(Row::of(&record).unwrap().into_record().unwrap(), record);
+    }
+
+    #[test]
+    fn the_answer_to_another_look_up_lets_nobody_in() {
+        let [asked, other] = [1, 2].map(|byte| KeyHash::from_bytes([byte; 32]));
+        let id = KeyId::from_bytes([7; 16]);
+        let record = KeyRecord::new(id, other, "acme", SystemTime::UNIX_EPOCH);
+        assert!(answering(&other, Some(record.clone())).unwrap().is_some());
+        assert!(answering(&asked, None).unwrap().is_none());
+        assert_eq!(answering(&asked, Some(record)).unwrap_err().kind(), StoreErrorKind::Corrupt);
+    }
+}

@@ -1,0 +1,440 @@
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use sqlx::{
+    ConnectOptions, Connection, Row as _, SqliteConnection, SqlitePool, query, query_as,
+    query_scalar, raw_sql,
+    sqlite::{
+        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    },
+    types::Uuid,
+};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage,
+    migrate::{self, Applied, Migration},
+    row::{Refusal, Row, answering, corrupt, json, micros, time},
+};
+use crate::{
+    key::KeyHash,
+    record::{KeyId, KeyRecord},
+};
+
+/// Keys in an embedded SQLite database: one file, for services of one machine.
+///
+/// Any number of processes may share the file. Clones share one pool. Every future may be dropped
+/// at any time: a statement that has begun ends by itself, and one transaction is one future.
+#[derive(Clone)]
+pub struct SqliteKeyStore {
+    pool: SqlitePool,
+    /// A database in memory lasts as long as somebody is connected to it. The pool's own
+    /// connections come and go.
+    _anchor: Option<Arc<SqliteConnection>>,
+}
+
+impl SqliteKeyStore {
+    /// Keys in the database behind `pool`.
+    ///
+    /// A pool of `sqlite::memory:` loses its keys with its connections: take
+    /// [`in_memory`](Self::in_memory) for that.
+    #[must_use]
+    pub fn new(pool: SqlitePool) -> Self {
+        Self { pool, _anchor: None }
+    }
+
+    /// Keys in the file at `url`, for instance `sqlite:keys.db` or `sqlite:///var/lib/app/keys.db`,
+    /// over a pool of its own. The file is made where there is none, unless the URL has a `mode`.
+    /// `sqlite::memory:` is [`in_memory`](Self::in_memory).
+    ///
+    /// The pool has
+    ///
+    /// 1. a write-ahead log, so that look-ups do not wait for writers;
+    /// 2. a busy timeout of 5 seconds: writers of several processes take turns instead of failing;
+    /// 3. `synchronous = full`: what was committed survives a power cut. With `normal`, usual beside
+    ///    a write-ahead log, a key that was revoked just before would work again after it;
+    /// 4. at most 4 connections, each a thread, and an acquire timeout of 2 seconds.
+    ///
+    /// # Errors
+    ///
+    /// When the URL makes no sense, or the file cannot be opened.
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        let (path, parameters) = url.split_once('?').unwrap_or((url, ""));
+        let mode = parameters.split('&').find_map(|parameter| parameter.strip_prefix("mode="));
+        if path.ends_with(":memory:") || mode == Some("memory") {
+            return Self::in_memory().await;
+        }
+        let options: SqliteConnectOptions = url.parse().map_err(failed)?;
+        let options = options
+            .create_if_missing(mode.is_none())
+            .busy_timeout(BUSY_TIMEOUT)
+            .synchronous(SqliteSynchronous::Full);
+        if mode != Some("ro") {
+            write_ahead(&options).await?;
+        }
+        Ok(Self::new(pool_options().connect_with(options).await.map_err(failed)?))
+    }
+
+    /// Keys in memory, gone with the last clone. For tests that want SQL, and for demonstrations.
+    ///
+    /// # Errors
+    ///
+    /// When SQLite cannot be started.
+    pub async fn in_memory() -> Result<Self, StoreError> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        // Connections share a database of this VFS by its name, and take turns as on a file. The
+        // shared cache of `sqlite::memory:` would answer SQLITE_LOCKED instead of waiting.
+        let name = format!("/tower-api-key-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let options = SqliteConnectOptions::new()
+            .filename(name)
+            .vfs("memdb")
+            .create_if_missing(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let anchor = options.connect().await.map_err(failed)?;
+        let pool = pool_options().connect_with(options).await.map_err(failed)?;
+        Ok(Self { pool, _anchor: Some(Arc::new(anchor)) })
+    }
+
+    /// The pool, for the application's own queries.
+    #[must_use]
+    pub fn pool(&self) -> &SqlitePool {
+        &self.pool
+    }
+
+    /// Brings the tables up to date.
+    ///
+    /// Any number of processes may do so at once: one writes, in one transaction, and the others
+    /// wait for it. A process that is killed or fails leaves no changes behind. When nothing is
+    /// missing from the history, `_api_key_migrations`, nothing is written.
+    ///
+    /// A history newer than this release is fine: releases only add.
+    ///
+    /// # Errors
+    ///
+    /// [`Migration`](StoreErrorKind::Migration) when a statement fails, or when a migration was
+    /// changed after it had been applied; [`Unavailable`](StoreErrorKind::Unavailable) when the
+    /// file stays locked. It may be tried again.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(failed)?;
+        bring_up_to_date(&mut connection).await.map_err(migrate::failed)
+    }
+}
+
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn pool_options() -> SqlitePoolOptions {
+    SqlitePoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(2))
+}
+
+/// Gives the file its write-ahead log, for good.
+///
+/// SQLite reads the journal's kind first and changes it then. To become a writer in between it does
+/// not wait, whatever the busy timeout is, so of two processes that open a new file at once one may
+/// fail.
+#[expect(clippy::disallowed_methods, reason = "SQLite does not tell when the lock is free")]
+async fn write_ahead(options: &SqliteConnectOptions) -> Result<(), StoreError> {
+    let options = options.clone().journal_mode(SqliteJournalMode::Wal);
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match options.connect().await {
+            Ok(connection) => return connection.close().await.map_err(failed),
+            Err(error) if is_busy(&error) && Instant::now() < deadline => {
+                sleep(Duration::from_millis(10)).await;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+impl fmt::Debug for SqliteKeyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteKeyStore")
+            .field("connections", &self.pool.size())
+            .field("idle", &self.pool.num_idle())
+            .finish_non_exhaustive()
+    }
+}
+
+/// SQLite reads its clock in milliseconds.
+macro_rules! now {
+    () => {
+        "cast(round(unixepoch('now', 'subsec') * 1000) as integer) * 1000"
+    };
+}
+
+macro_rules! columns {
+    () => {
+        concat!(
+            "id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, \
+             metadata, is_active, created_at, created_by, not_before, expires_at, revoked_at, \
+             revoked_reason, rotated_from, version, ",
+            now!(),
+            " as read_at"
+        )
+    };
+}
+
+const FIND: &str = concat!("select ", columns!(), " from api_keys where key_hash = ?1");
+
+const GET: &str = concat!("select ", columns!(), " from api_keys where id = ?1");
+
+const INSERT: &str = "
+insert into api_keys (
+    id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
+    is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
+    rotated_from, version
+) values (
+    ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,
+    ?10, ?11, ?12, ?13, ?14, ?15, ?16,
+    ?17, ?18
+)";
+
+const UPDATE: &str = concat!(
+    "update api_keys set name = ?3, scopes = ?4, rate_limits = ?5, metadata = ?6, is_active = ?7, \
+     not_before = ?8, expires_at = ?9, version = version + 1 \
+     where id = ?1 and version = ?2 returning ",
+    columns!()
+);
+
+const REVOKE: &str = concat!(
+    "update api_keys set revoked_at = ",
+    now!(),
+    ", revoked_reason = ?2, version = version + 1 where id = ?1 and revoked_at is null returning ",
+    columns!()
+);
+
+// The batch is one parameter: pairs of id and time in JSON. A time that is not news is not written.
+const RECORD_USAGE: &str = "
+insert into api_key_usage as stored (key_id, last_used_at)
+select unhex(used.value ->> 0, '-') as id, used.value ->> 1
+from json_each(?1) as used
+where exists (select 1 from api_keys where api_keys.id = unhex(used.value ->> 0, '-'))
+on conflict (key_id) do update set last_used_at = excluded.last_used_at
+where stored.last_used_at < excluded.last_used_at";
+
+const LAST_USED_AT: &str = "select last_used_at from api_key_usage where key_id = ?1";
+
+impl KeyStore for SqliteKeyStore {
+    async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        let find = query(FIND).bind(hash.as_bytes().to_vec());
+        let row = find.fetch_optional(&self.pool).await.map_err(failed)?;
+        answering(hash, record(row)?)
+    }
+
+    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let pair = |usage: &Usage| Ok((usage.key_id.to_string(), micros(usage.last_used_at)?));
+        let batch = batch.iter().map(pair).collect::<Result<Vec<_>, StoreError>>()?;
+        let record = query(RECORD_USAGE).bind(json(&batch)?);
+        record.execute(&self.pool).await.map_err(failed)?;
+        Ok(())
+    }
+}
+
+impl ManageKeys for SqliteKeyStore {
+    async fn insert(&self, record: &KeyRecord) -> Result<(), StoreError> {
+        let row = Row::of(record)?;
+        let insert = query(INSERT)
+            .bind(Uuid::from_bytes(row.id))
+            .bind(row.key_hash)
+            .bind(row.key_prefix)
+            .bind(row.key_last4)
+            .bind(row.consumer_id)
+            .bind(row.name)
+            .bind(json(&row.scopes)?)
+            .bind(row.rate_limits)
+            .bind(row.metadata)
+            .bind(row.is_active)
+            .bind(row.created_at)
+            .bind(row.created_by)
+            .bind(row.not_before)
+            .bind(row.expires_at)
+            .bind(row.revoked_at)
+            .bind(row.revoked_reason)
+            .bind(row.rotated_from.map(Uuid::from_bytes))
+            .bind(row.version);
+        insert.execute(&self.pool).await.map_err(failed)?;
+        Ok(())
+    }
+
+    async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
+        let get = query(GET).bind(uuid(id));
+        record(get.fetch_optional(&self.pool).await.map_err(failed)?)
+    }
+
+    async fn update(&self, changed: &KeyRecord) -> Result<KeyRecord, StoreError> {
+        let row = Row::of(changed)?;
+        let update = query(UPDATE)
+            .bind(Uuid::from_bytes(row.id))
+            .bind(row.version)
+            .bind(row.name)
+            .bind(json(&row.scopes)?)
+            .bind(row.rate_limits)
+            .bind(row.metadata)
+            .bind(row.is_active)
+            .bind(row.not_before)
+            .bind(row.expires_at);
+        let row = update.fetch_optional(&self.pool).await.map_err(failed)?;
+        record(row)?.ok_or(StoreError::new(StoreErrorKind::Conflict))
+    }
+
+    async fn revoke(
+        &self,
+        id: KeyId,
+        reason: Option<&str>,
+    ) -> Result<Option<KeyRecord>, StoreError> {
+        let revoke = query(REVOKE).bind(uuid(id)).bind(reason.map(str::to_owned));
+        match revoke.fetch_optional(&self.pool).await.map_err(failed)? {
+            Some(row) => record(Some(row)),
+            // Unknown, or revoked before.
+            None => self.get(id).await,
+        }
+    }
+
+    async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
+        let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
+        let at: Option<i64> = last_used_at.fetch_optional(&self.pool).await.map_err(failed)?;
+        at.map(|at| time(at).ok_or_else(|| corrupt("column `last_used_at`"))).transpose()
+    }
+}
+
+async fn bring_up_to_date(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    if missing(connection).await?.is_empty() {
+        return Ok(());
+    }
+    // Begun as a reader, it could not become a writer after somebody else has been one.
+    let mut transaction = connection.begin_with("begin immediate").await.map_err(failed)?;
+    raw_sql(CREATE_HISTORY).execute(&mut *transaction).await.map_err(failed)?;
+    for migration in missing(&mut transaction).await? {
+        let applied = raw_sql(migration.sql).execute(&mut *transaction).await;
+        applied.map_err(|error| migration.blame(failed(error)))?;
+        let record = query(RECORD_MIGRATION)
+            .bind(migration.version)
+            .bind(migration.description)
+            .bind(migration.checksum());
+        record.execute(&mut *transaction).await.map_err(failed)?;
+    }
+    transaction.commit().await.map_err(failed)
+}
+
+async fn missing(connection: &mut SqliteConnection) -> Result<Vec<&'static Migration>, StoreError> {
+    let begun = query_scalar(HAS_HISTORY).fetch_one(&mut *connection);
+    let mut history: Vec<Applied> = Vec::new();
+    if begun.await.map_err(failed)? {
+        let applied = query_as("select version, checksum from _api_key_migrations");
+        history = applied.fetch_all(connection).await.map_err(failed)?;
+    }
+    migrate::missing(migrate::SQLITE, &history)
+}
+
+const HAS_HISTORY: &str = "select exists (
+    select 1 from sqlite_schema where type = 'table' and name = '_api_key_migrations'
+)";
+
+const CREATE_HISTORY: &str = concat!(
+    "create table if not exists _api_key_migrations (
+        version integer primary key,
+        description text not null,
+        checksum integer not null,
+        applied_at integer not null default (",
+    now!(),
+    ")
+    ) strict"
+);
+
+const RECORD_MIGRATION: &str =
+    "insert into _api_key_migrations (version, description, checksum) values (?1, ?2, ?3)";
+
+fn uuid(id: KeyId) -> Uuid {
+    Uuid::from_bytes(*id.as_bytes())
+}
+
+fn record(row: Option<SqliteRow>) -> Result<Option<KeyRecord>, StoreError> {
+    row.map(|row| columns(&row).map_err(failed)?.into_record()).transpose()
+}
+
+fn columns(row: &SqliteRow) -> sqlx::Result<Row> {
+    let scopes: String = row.try_get("scopes")?;
+    let scopes = serde_json::from_str(&scopes);
+    let rotated_from: Option<Uuid> = row.try_get("rotated_from")?;
+    Ok(Row {
+        id: row.try_get::<Uuid, _>("id")?.into_bytes(),
+        key_hash: row.try_get("key_hash")?,
+        key_prefix: row.try_get("key_prefix")?,
+        key_last4: row.try_get("key_last4")?,
+        consumer_id: row.try_get("consumer_id")?,
+        name: row.try_get("name")?,
+        scopes: scopes.map_err(|error| undecodable("scopes", error))?,
+        rate_limits: row.try_get("rate_limits")?,
+        metadata: row.try_get("metadata")?,
+        is_active: row.try_get("is_active")?,
+        created_at: row.try_get("created_at")?,
+        created_by: row.try_get("created_by")?,
+        not_before: row.try_get("not_before")?,
+        expires_at: row.try_get("expires_at")?,
+        revoked_at: row.try_get("revoked_at")?,
+        revoked_reason: row.try_get("revoked_reason")?,
+        rotated_from: rotated_from.map(Uuid::into_bytes),
+        version: row.try_get("version")?,
+        read_at: row.try_get("read_at")?,
+    })
+}
+
+fn undecodable(column: &str, error: serde_json::Error) -> sqlx::Error {
+    sqlx::Error::ColumnDecode { index: format!("{column:?}"), source: error.into() }
+}
+
+fn failed(error: sqlx::Error) -> StoreError {
+    match error {
+        sqlx::Error::Database(error) => {
+            let code = error.code().unwrap_or_default().into_owned();
+            let message = error.message().to_owned();
+            let unique = error.is_unique_violation();
+            let kind = if unique { StoreErrorKind::Conflict } else { kind(&code) };
+            StoreError::new(kind).because(Refusal { code, message })
+        }
+        sqlx::Error::ColumnDecode { index, .. } => corrupt(&format_args!("column {index}")),
+        sqlx::Error::Io(_)
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed => StoreError::new(StoreErrorKind::Unavailable).because(error),
+        _ => StoreError::new(StoreErrorKind::Other).because(error),
+    }
+}
+
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| primary(&code) == BUSY)
+}
+
+/// What one of SQLite's result codes means for whoever asked.
+fn kind(code: &str) -> StoreErrorKind {
+    match primary(code) {
+        BUSY | LOCKED | OUT_OF_MEMORY | IO | FULL | CANNOT_OPEN | PROTOCOL => {
+            StoreErrorKind::Unavailable
+        }
+        _ => StoreErrorKind::Other,
+    }
+}
+
+/// A result code without the details that its upper bytes carry.
+fn primary(code: &str) -> u32 {
+    code.parse::<u32>().unwrap_or_default() & 0xff
+}
+
+const BUSY: u32 = 5;
+const LOCKED: u32 = 6;
+const OUT_OF_MEMORY: u32 = 7;
+const IO: u32 = 10;
+const FULL: u32 = 13;
+const CANNOT_OPEN: u32 = 14;
+/// The locks of a write-ahead log are contended.
+const PROTOCOL: u32 = 15;

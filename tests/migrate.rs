@@ -1,0 +1,350 @@
+//! Migrations: by many at once, by the killed, by those that fail, beside somebody else's.
+
+#![cfg(any(feature = "postgres", feature = "sqlite"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that fails panics"
+)]
+
+#[cfg(feature = "postgres")]
+mod harness;
+
+use std::{env, process::Stdio};
+
+use tokio::process::{Child, Command};
+
+/// Where a process that a test started finds the test's database.
+const DATABASE: &str = "MIGRATE_DATABASE";
+
+/// Runs one test of this file as a process of its own, on the database at `url`.
+fn process(test: &str, url: &str) -> Child {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["--exact", test]).env(DATABASE, url);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap()
+}
+
+async fn succeeds(process: Child) {
+    let output = process.wait_with_output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    use std::{env, time::Duration};
+
+    use sqlx::{Connection, PgConnection, query_scalar, raw_sql};
+    use tokio::{task::yield_now, time::timeout};
+    use tower_api_key::store::{PgKeyStore, StoreErrorKind};
+
+    use super::{DATABASE, process, succeeds};
+    use crate::harness::postgres::Server;
+
+    const PROCESSES: usize = 16;
+    const SOON: Duration = Duration::from_secs(60);
+
+    async fn connection(url: &str) -> PgConnection {
+        PgConnection::connect(url).await.unwrap()
+    }
+
+    async fn execute(connection: &mut PgConnection, sql: &'static str) {
+        raw_sql(sql).execute(connection).await.unwrap();
+    }
+
+    async fn migrate(url: &str) {
+        PgKeyStore::connect(url).await.unwrap().migrate().await.unwrap();
+    }
+
+    async fn history(connection: &mut PgConnection) -> Vec<i64> {
+        let versions = query_scalar("select version from _api_key_migrations order by version");
+        versions.fetch_all(connection).await.unwrap()
+    }
+
+    async fn nothing_is_there(connection: &mut PgConnection) {
+        let tables = "select count(*) from pg_tables where schemaname = current_schema()";
+        let tables: i64 = query_scalar(tables).fetch_one(connection).await.unwrap();
+        assert_eq!(tables, 0);
+    }
+
+    /// Waits until `count` of the locks of this database are as described.
+    async fn locks(connection: &mut PgConnection, sql: &'static str, count: usize) {
+        let reached = async {
+            let expected = i64::try_from(count).unwrap();
+            while query_scalar::<_, i64>(sql).fetch_one(&mut *connection).await.unwrap() != expected
+            {
+                yield_now().await;
+            }
+        };
+        timeout(SOON, reached).await.expect(sql);
+    }
+
+    const ADVISORY: &str = "
+        select count(*) from pg_locks join pg_database on pg_database.oid = database
+        where locktype = 'advisory' and datname = current_database()";
+
+    const WAITING_FOR_ADVISORY: &str = "
+        select count(*) from pg_locks join pg_database on pg_database.oid = database
+        where locktype = 'advisory' and datname = current_database() and not granted";
+
+    const WAITING_WITH_ADVISORY: &str = "
+        select count(*) from pg_locks held join pg_locks awaited using (pid)
+        join pg_database on pg_database.oid = held.database
+        where held.locktype = 'advisory' and datname = current_database()
+        and held.granted and not awaited.granted";
+
+    /// Other tests run this one as a process of its own.
+    #[tokio::test]
+    async fn migrating_twice_is_migrating_once() {
+        let (own, url);
+        if let Ok(given) = env::var(DATABASE) {
+            url = given;
+        } else {
+            own = Server::shared().database().await;
+            url = own.url().to_owned();
+        }
+        migrate(&url).await;
+        migrate(&url).await;
+        assert_eq!(history(&mut connection(&url).await).await, [1]);
+    }
+
+    #[tokio::test]
+    async fn many_processes_migrate_at_once() {
+        let database = Server::shared().database().await;
+        let mut gate = connection(database.url()).await;
+        execute(&mut gate, "select pg_advisory_lock(7021227462866860403)").await;
+        let name = "postgres::migrating_twice_is_migrating_once";
+        let processes: Vec<_> = (0..PROCESSES).map(|_| process(name, database.url())).collect();
+        locks(&mut gate, WAITING_FOR_ADVISORY, PROCESSES).await;
+
+        execute(&mut gate, "select pg_advisory_unlock(7021227462866860403)").await;
+        for process in processes {
+            succeeds(process).await;
+        }
+        assert_eq!(history(&mut gate).await, [1]);
+    }
+
+    #[tokio::test]
+    async fn a_killed_process_leaves_nothing() {
+        let database = Server::shared().database().await;
+        let mut obstacle = connection(database.url()).await;
+        let mut observer = connection(database.url()).await;
+        // The first of the tables is made, the second waits for this one to come or go.
+        execute(&mut obstacle, "begin; create table api_key_usage ()").await;
+        let name = "postgres::migrating_twice_is_migrating_once";
+        let mut killed = process(name, database.url());
+        locks(&mut observer, WAITING_WITH_ADVISORY, 1).await;
+
+        killed.kill().await.unwrap();
+        execute(&mut obstacle, "rollback").await;
+        locks(&mut observer, ADVISORY, 0).await;
+        nothing_is_there(&mut observer).await;
+        migrate(database.url()).await;
+    }
+
+    #[tokio::test]
+    async fn a_migration_that_fails_leaves_nothing() {
+        let database = Server::shared().database().await;
+        let mut observer = connection(database.url()).await;
+        execute(&mut observer, "create view api_key_usage as select 1").await;
+        let store = PgKeyStore::connect(database.url()).await.unwrap();
+        for _ in 0..3 {
+            let error = store.migrate().await.unwrap_err();
+            assert_eq!(error.kind(), StoreErrorKind::Migration);
+            let shown = format!("{error:?}");
+            assert!(shown.contains("migration 1 (api keys)"), "{shown}");
+            assert!(shown.contains("\"api_key_usage\" already exists"), "{shown}");
+        }
+        locks(&mut observer, ADVISORY, 0).await;
+        nothing_is_there(&mut observer).await;
+
+        execute(&mut observer, "drop view api_key_usage").await;
+        store.migrate().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_table_that_others_lock_is_not_waited_for_long() {
+        let database = Server::shared().database().await;
+        let mut obstacle = connection(database.url()).await;
+        execute(&mut obstacle, "begin; create table api_key_usage ()").await;
+        let store = PgKeyStore::connect(database.url()).await.unwrap();
+        let error = store.migrate().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+        assert!(format!("{error:?}").contains("lock timeout"), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn the_applications_own_migrations_are_left_alone() {
+        use sqlx::migrate::{Migration, MigrationType, Migrator};
+
+        let sql = sqlx::SqlSafeStr::into_sql_str("create table orders ()");
+        let own = Migration::new(1, "orders".into(), MigrationType::Simple, sql, false);
+        let own = Migrator::with_migrations(vec![own]);
+        for ours_first in [true, false] {
+            let database = Server::shared().database().await;
+            let pool = database.pool().await;
+            for ours in [ours_first, !ours_first, ours_first, !ours_first] {
+                if ours {
+                    PgKeyStore::new(pool.clone()).migrate().await.unwrap();
+                } else {
+                    own.run(&pool).await.unwrap();
+                }
+            }
+            pool.close().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_changed_migration_is_an_error() {
+        let database = Server::shared().database().await;
+        migrate(database.url()).await;
+        let mut connection = connection(database.url()).await;
+        execute(&mut connection, "update _api_key_migrations set checksum = checksum + 1").await;
+        let error = PgKeyStore::connect(database.url()).await.unwrap().migrate().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Migration);
+        assert!(format!("{error:?}").contains("migration 1 (api keys) was changed"), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_newer_history_is_fine() {
+        let database = Server::shared().database().await;
+        migrate(database.url()).await;
+        let mut connection = connection(database.url()).await;
+        let newer = "insert into _api_key_migrations values (9999, 'from the future', 42)";
+        execute(&mut connection, newer).await;
+        migrate(database.url()).await;
+        assert_eq!(history(&mut connection).await, [1, 9999]);
+    }
+
+    #[tokio::test]
+    async fn what_is_up_to_date_is_only_read() {
+        let database = Server::shared().database().await;
+        let read_only = format!("{}?options=-cdefault_transaction_read_only=on", database.url());
+        let store = PgKeyStore::connect(&read_only).await.unwrap();
+        assert_eq!(store.migrate().await.unwrap_err().kind(), StoreErrorKind::Unavailable);
+        migrate(database.url()).await;
+        store.migrate().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_search_path_decides_the_schema() {
+        let database = Server::shared().database().await;
+        let mut connection = connection(database.url()).await;
+        execute(&mut connection, "create schema one; create schema two").await;
+        for schema in ["one", "two"] {
+            migrate(&format!("{}?options=-csearch_path={schema}", database.url())).await;
+        }
+        let tables = "select count(*) from pg_tables where tablename = 'api_keys' \
+                      and schemaname in ('one', 'two')";
+        let tables: i64 = query_scalar(tables).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(tables, 2);
+        execute(&mut connection, "set search_path = public").await;
+        nothing_is_there(&mut connection).await;
+    }
+}
+
+#[cfg(feature = "sqlite")]
+mod sqlite {
+    use std::env;
+
+    use sqlx::{query_scalar, raw_sql};
+    use tempfile::TempDir;
+    use tower_api_key::store::{SqliteKeyStore, StoreErrorKind};
+
+    use super::{DATABASE, process, succeeds};
+
+    const PROCESSES: usize = 8;
+
+    fn new_file() -> (TempDir, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/keys.db", folder.path().display());
+        (folder, url)
+    }
+
+    async fn execute(store: &SqliteKeyStore, sql: &'static str) {
+        raw_sql(sql).execute(store.pool()).await.unwrap();
+    }
+
+    async fn history(store: &SqliteKeyStore) -> Vec<i64> {
+        let versions = query_scalar("select version from _api_key_migrations order by version");
+        versions.fetch_all(store.pool()).await.unwrap()
+    }
+
+    async fn nothing_is_there(store: &SqliteKeyStore) {
+        let tables = query_scalar("select count(*) from sqlite_schema where type = 'table'");
+        let tables: i64 = tables.fetch_one(store.pool()).await.unwrap();
+        assert_eq!(tables, 0);
+    }
+
+    /// Other tests run this one as a process of its own.
+    #[tokio::test]
+    async fn migrating_twice_is_migrating_once() {
+        let (_folder, own) = new_file();
+        let url = env::var(DATABASE).unwrap_or(own);
+        let store = SqliteKeyStore::connect(&url).await.unwrap();
+        store.migrate().await.unwrap();
+        store.migrate().await.unwrap();
+        assert_eq!(history(&store).await, [1]);
+    }
+
+    #[tokio::test]
+    async fn many_processes_migrate_a_new_file_at_once() {
+        let (_folder, url) = new_file();
+        let name = "sqlite::migrating_twice_is_migrating_once";
+        let processes: Vec<_> = (0..PROCESSES).map(|_| process(name, &url)).collect();
+        for process in processes {
+            succeeds(process).await;
+        }
+        let store = SqliteKeyStore::connect(&url).await.unwrap();
+        assert_eq!(history(&store).await, [1]);
+    }
+
+    #[tokio::test]
+    async fn many_pools_migrate_a_new_file_at_once() {
+        let (_folder, url) = new_file();
+        let migrate = |url: String| async move {
+            SqliteKeyStore::connect(&url).await.unwrap().migrate().await.unwrap();
+        };
+        let migrating: Vec<_> =
+            (0..PROCESSES).map(|_| tokio::spawn(migrate(url.clone()))).collect();
+        for migrated in migrating {
+            migrated.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_migration_that_fails_leaves_nothing() {
+        let (_folder, url) = new_file();
+        let store = SqliteKeyStore::connect(&url).await.unwrap();
+        execute(&store, "create view api_key_usage as select 1").await;
+        for _ in 0..3 {
+            let error = store.migrate().await.unwrap_err();
+            assert_eq!(error.kind(), StoreErrorKind::Migration);
+            assert!(format!("{error:?}").contains("migration 1 (api keys)"), "{error:?}");
+        }
+        nothing_is_there(&store).await;
+        execute(&store, "drop view api_key_usage").await;
+        store.migrate().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_changed_migration_is_an_error() {
+        let store = SqliteKeyStore::in_memory().await.unwrap();
+        store.migrate().await.unwrap();
+        execute(&store, "update _api_key_migrations set checksum = checksum + 1").await;
+        let error = store.migrate().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Migration);
+        assert!(format!("{error:?}").contains("migration 1 (api keys) was changed"), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_newer_history_is_fine() {
+        let store = SqliteKeyStore::in_memory().await.unwrap();
+        store.migrate().await.unwrap();
+        execute(&store, "insert into _api_key_migrations values (9999, 'from the future', 42, 0)")
+            .await;
+        store.migrate().await.unwrap();
+        assert_eq!(history(&store).await, [1, 9999]);
+    }
+}

@@ -1,0 +1,370 @@
+//! `PgKeyStore` when things go wrong: dropped futures, broken networks, rows that make no sense.
+
+#![cfg(feature = "postgres")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that fails panics"
+)]
+
+mod harness;
+
+use std::{
+    future::Future,
+    time::{Duration, SystemTime},
+};
+
+use sqlx::{Connection, PgConnection, PgPool, postgres::PgPoolOptions, query_scalar, raw_sql};
+use tokio::{task::yield_now, time::timeout};
+use tower_api_key::{
+    key::KeyHash,
+    record::{KeyId, KeyRecord, Scopes},
+    store::{KeyStore, ManageKeys, PgKeyStore, StoreErrorKind, Usage},
+};
+
+use crate::harness::{
+    postgres::{Database, Server},
+    proxy::{Fault, FaultProxy},
+};
+
+const SOON: Duration = Duration::from_secs(20);
+const BRIEF: Duration = Duration::from_millis(500);
+const HASH: KeyHash = KeyHash::from_bytes([7; 32]);
+const ID: KeyId = KeyId::from_bytes([9; 16]);
+
+fn record() -> KeyRecord {
+    let mut record = KeyRecord::new(ID, HASH, "acme", SystemTime::UNIX_EPOCH);
+    record.scopes = Scopes::parse(["reports:read", "reports:write"]).unwrap();
+    record
+}
+
+/// A database with one key.
+async fn database() -> Database {
+    let database = Server::shared().database().await;
+    let store = PgKeyStore::connect(database.url()).await.unwrap();
+    store.migrate().await.unwrap();
+    store.insert(&record()).await.unwrap();
+    database
+}
+
+async fn connection(database: &Database) -> PgConnection {
+    PgConnection::connect(database.url()).await.unwrap()
+}
+
+async fn execute(connection: &mut PgConnection, sql: &'static str) {
+    raw_sql(sql).execute(connection).await.unwrap();
+}
+
+/// A pool of a single connection: whoever loses it is missed at once.
+async fn narrow_pool(url: &str) -> PgPool {
+    let options = PgPoolOptions::new().max_connections(1).acquire_timeout(SOON);
+    options.connect(url).await.unwrap()
+}
+
+async fn soon<T>(work: impl Future<Output = T>) -> T {
+    timeout(SOON, work).await.expect("an answer in time")
+}
+
+async fn is_found(store: &PgKeyStore) {
+    assert_eq!(soon(store.find(&HASH)).await.unwrap().unwrap().id, ID);
+}
+
+async fn unavailable(store: &PgKeyStore) {
+    let error = soon(store.find(&HASH)).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
+}
+
+/// Waits until somebody waits for a lock on `api_keys`.
+async fn somebody_waits(connection: &mut PgConnection) {
+    let waiting = "select count(*) from pg_locks where relation = 'api_keys'::regclass \
+                   and database = (select oid from pg_database where datname = current_database()) \
+                   and not granted";
+    soon(async {
+        while query_scalar::<_, i64>(waiting).fetch_one(&mut *connection).await.unwrap() == 0 {
+            yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_look_up_that_is_dropped_does_not_keep_its_connection() {
+    let database = database().await;
+    let store = PgKeyStore::new(narrow_pool(database.url()).await);
+    let mut obstacle = connection(&database).await;
+    execute(&mut obstacle, "begin; lock table api_keys in access exclusive mode").await;
+
+    let mut find = Box::pin(store.find(&HASH));
+    tokio::select! {
+        _ = &mut find => panic!("found a key in a table that is locked"),
+        () = somebody_waits(&mut obstacle) => {}
+    }
+    // The query goes on at the server, so its connection is of no use to anybody.
+    drop(find);
+    assert_eq!(soon(store.last_used_at(ID)).await.unwrap(), None);
+
+    execute(&mut obstacle, "rollback").await;
+    is_found(&store).await;
+    assert_eq!(store.pool().size(), 1);
+}
+
+#[tokio::test]
+async fn look_ups_dropped_anywhere_leave_a_healthy_pool() {
+    let database = database().await;
+    let store = PgKeyStore::new(narrow_pool(database.url()).await);
+    for polls in 0..200 {
+        let mut find = Box::pin(store.find(&HASH));
+        for _ in 0..polls % 40 {
+            tokio::select! {
+                biased;
+                _ = &mut find => break,
+                () = yield_now() => {}
+            }
+        }
+        drop(find);
+    }
+    is_found(&store).await;
+    assert_eq!(store.pool().size(), 1);
+}
+
+#[tokio::test]
+async fn a_network_that_swallows_everything_costs_connections_but_not_capacity() {
+    let database = database().await;
+    let proxy = FaultProxy::start(Server::shared().addr()).await;
+    let store = PgKeyStore::new(narrow_pool(&proxy.url(database.url())).await);
+    is_found(&store).await;
+    for _ in 0..2 {
+        // The connection of the last look-up is on its way back into the pool.
+        proxy.set(Fault::BlackHole).await;
+        for _ in 0..2 {
+            assert!(timeout(BRIEF, store.find(&HASH)).await.is_err(), "an answer from nowhere");
+        }
+        proxy.set(Fault::Pass).await;
+        is_found(&store).await;
+    }
+    assert_eq!(store.pool().size(), 1);
+}
+
+#[tokio::test]
+async fn a_look_up_in_a_black_hole_does_not_keep_its_connection() {
+    let database = database().await;
+    let proxy = FaultProxy::start(Server::shared().addr()).await;
+    let store = PgKeyStore::new(narrow_pool(&proxy.url(database.url())).await);
+    let mut obstacle = connection(&database).await;
+    execute(&mut obstacle, "begin; lock table api_keys in access exclusive mode").await;
+
+    let find = async { timeout(BRIEF, store.find(&HASH)).await.is_err() };
+    let swallowed = async {
+        somebody_waits(&mut obstacle).await;
+        proxy.set(Fault::BlackHole).await;
+        execute(&mut obstacle, "rollback").await;
+    };
+    let (timed_out, ()) = tokio::join!(find, swallowed);
+    assert!(timed_out);
+
+    proxy.set(Fault::Pass).await;
+    is_found(&store).await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_gone_is_unavailable_and_comes_back() {
+    let database = database().await;
+    let proxy = FaultProxy::start(Server::shared().addr()).await;
+    let url = proxy.url(database.url());
+    let options = PgPoolOptions::new().max_connections(2).acquire_timeout(BRIEF);
+    let store = PgKeyStore::new(options.connect(&url).await.unwrap());
+    for fault in [Fault::Refuse, Fault::BlackHole, Fault::Fin, Fault::Rst] {
+        is_found(&store).await;
+        proxy.set(fault).await;
+        unavailable(&store).await;
+        let batch = [Usage::new(ID, SystemTime::UNIX_EPOCH)];
+        let error = soon(store.record_usage(&batch)).await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{fault:?}: {error:?}");
+        proxy.set(Fault::Pass).await;
+    }
+    is_found(&store).await;
+
+    proxy.set(Fault::Refuse).await;
+    let error = soon(PgKeyStore::connect(&url)).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+
+    store.pool().close().await;
+    unavailable(&store).await;
+}
+
+#[tokio::test]
+async fn an_answer_cut_off_anywhere_is_the_right_one_or_none() {
+    let database = database().await;
+    let proxy = FaultProxy::start(Server::shared().addr()).await;
+    let options = PgPoolOptions::new().max_connections(1).acquire_timeout(SOON);
+    let store = PgKeyStore::new(options.connect(&proxy.url(database.url())).await.unwrap());
+    is_found(&store).await;
+    let whole = proxy.bytes_from_server();
+
+    let (mut found, mut refused) = (0, 0);
+    for bytes in (0..whole + 200).step_by(17) {
+        // The connection of the last round is past the limit, so each round makes its own.
+        proxy.set(Fault::CutAfter(bytes)).await;
+        match soon(store.find(&HASH)).await {
+            Ok(answer) => {
+                let mut answer = answer.expect("the key, which is there");
+                answer.read_at = record().read_at;
+                assert_eq!(answer, record());
+                found += 1;
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{bytes}: {error:?}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(found > 0 && refused > 0, "{found} found, {refused} refused");
+    proxy.set(Fault::Pass).await;
+    is_found(&store).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_terminated_is_unavailable() {
+    let database = database().await;
+    let store = PgKeyStore::new(narrow_pool(database.url()).await);
+    let mut obstacle = connection(&database).await;
+    execute(&mut obstacle, "begin; lock table api_keys in access exclusive mode").await;
+    let terminated = async {
+        somebody_waits(&mut obstacle).await;
+        let others = "select pg_terminate_backend(pid) from pg_stat_activity \
+                      where datname = current_database() and pid <> pg_backend_pid()";
+        execute(&mut obstacle, others).await;
+    };
+    tokio::join!(unavailable(&store), terminated);
+    execute(&mut obstacle, "rollback").await;
+    is_found(&store).await;
+}
+
+#[tokio::test]
+async fn a_statement_that_takes_too_long_is_unavailable() {
+    let database = database().await;
+    let mut obstacle = connection(&database).await;
+    execute(&mut obstacle, "begin; lock table api_keys in access exclusive mode").await;
+    for limit in ["statement_timeout", "lock_timeout"] {
+        let url = format!("{}?options=-c{limit}=50ms", database.url());
+        unavailable(&PgKeyStore::new(narrow_pool(&url).await)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_standby_answers_and_takes_no_changes() {
+    let database = database().await;
+    let url = format!("{}?options=-cdefault_transaction_read_only=on", database.url());
+    let store = PgKeyStore::new(narrow_pool(&url).await);
+    is_found(&store).await;
+    let error = store.revoke(ID, None).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    is_found(&store).await;
+}
+
+#[tokio::test]
+async fn a_database_without_the_tables_says_so() {
+    let database = Server::shared().database().await;
+    let store = PgKeyStore::connect(database.url()).await.unwrap();
+    let error = store.find(&HASH).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Other);
+    assert!(format!("{error:?}").contains("\"api_keys\" does not exist"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_row_that_makes_no_sense_is_corrupt() {
+    for (column, change) in [
+        ("scopes", "update api_keys set scopes = '{\"the secret\"}'"),
+        ("scopes", "update api_keys set scopes = '{read,null}'"),
+        ("scopes", "alter table api_keys alter scopes type text using 'the secret'"),
+        ("rate_limits", r#"update api_keys set rate_limits = '[{"the secret": 1}]'"#),
+        ("metadata", "update api_keys set metadata = jsonb_build_object('a', repeat('b', 20000))"),
+        ("created_at", "update api_keys set created_at = 'infinity'"),
+        ("revoked_at", "update api_keys set revoked_at = '-infinity'"),
+    ] {
+        let database = database().await;
+        let store = PgKeyStore::new(narrow_pool(database.url()).await);
+        execute(&mut connection(&database).await, change).await;
+        let error = store.find(&HASH).await.unwrap_err();
+        let shown = format!("{error:?}");
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{change}: {shown}");
+        assert!(shown.contains(column) && !shown.contains("secret"), "{change}: {shown}");
+    }
+}
+
+#[tokio::test]
+async fn the_tables_refuse_what_makes_no_sense() {
+    let database = database().await;
+    let mut connection = connection(&database).await;
+    for change in [
+        "update api_keys set key_hash = 'short'",
+        "update api_keys set rate_limits = '{}'",
+        "update api_keys set rate_limits = 'null'",
+        "update api_keys set metadata = '[]'",
+        "update api_keys set expires_at = 'infinity'",
+        "update api_keys set not_before = '-infinity'",
+        "update api_keys set revoked_reason = 'leaked'",
+        "update api_keys set version = 0",
+    ] {
+        let error = raw_sql(change).execute(&mut connection).await.unwrap_err();
+        assert!(error.as_database_error().unwrap().is_check_violation(), "{change}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn no_error_shows_a_hash_or_a_password() {
+    let database = database().await;
+    let store = PgKeyStore::new(narrow_pool(database.url()).await);
+    let conflict = store.insert(&record()).await.unwrap_err();
+    let source = std::error::Error::source(&conflict).unwrap();
+    // The driver's own error shows the row it refused.
+    let shown = format!("{conflict:?} {conflict} {source:?} {source}");
+    assert!(shown.contains("api_keys_pkey") && !shown.contains("07070707"), "{shown}");
+
+    let unreachable = "postgres://postgres:hunter2@127.0.0.1:1/postgres?the=hunter2";
+    let pool = PgPoolOptions::new().connect_lazy(unreachable).unwrap();
+    let shown = format!("{:?}", PgKeyStore::new(pool));
+    assert!(!shown.contains("hunter2"), "{shown}");
+    for url in [unreachable, "hunter2", "postgres://:hunter2@[/", "mysql://a:hunter2@b/c"] {
+        let error = PgKeyStore::connect(url).await.unwrap_err();
+        let source = std::error::Error::source(&error).unwrap();
+        let shown = format!("{error:?} {error} {source:?} {source}");
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn two_nodes_that_record_the_same_usage_do_not_deadlock() {
+    const KEYS: u64 = 10_000;
+    const ROUNDS: u64 = 4;
+    let database = database().await;
+    let keys = "insert into api_keys (id, key_hash, key_prefix, key_last4, consumer_id, scopes, \
+                metadata, is_active, created_at, version) \
+                select lpad(to_hex(key), 32, '0')::uuid, sha256(key::text::bytea), '', '', 'acme', \
+                '{}', '{}', true, now(), 1 \
+                from generate_series(1, 10000) as key";
+    execute(&mut connection(&database).await, keys).await;
+
+    let at = |round| SystemTime::UNIX_EPOCH + Duration::from_secs(round);
+    let id = |key: u64| KeyId::from_bytes(u128::from(key).to_be_bytes());
+    let mut nodes = Vec::new();
+    for node in 0..2 {
+        let store = PgKeyStore::connect(database.url()).await.unwrap();
+        nodes.push(tokio::spawn(async move {
+            for round in 1..=ROUNDS {
+                // They are never in the same round, so each has news for the other.
+                let at = at(2 * round + node);
+                let batch: Vec<_> = (1..=KEYS).map(|key| Usage::new(id(key), at)).collect();
+                store.record_usage(&batch).await.unwrap();
+            }
+        }));
+    }
+    for node in nodes {
+        node.await.unwrap();
+    }
+    let store = PgKeyStore::connect(database.url()).await.unwrap();
+    for key in [1, KEYS / 2, KEYS] {
+        assert_eq!(store.last_used_at(id(key)).await.unwrap(), Some(at(2 * ROUNDS + 1)));
+    }
+}

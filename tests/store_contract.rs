@@ -1,0 +1,452 @@
+//! What every store promises, asked of all of them.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
+
+#[cfg(feature = "postgres")]
+mod harness;
+
+use std::time::{Duration, SystemTime};
+
+use tower_api_key::{
+    clock::{Clock, SystemClock},
+    key::{KeyFormat, KeyHash, SystemEntropy},
+    rate_limit::{Quota, RateLimits},
+    record::{KeyId, KeyRecord, KeyStatus, Metadata, Scopes},
+    store::{ManageKeys, StoreErrorKind, Usage},
+};
+
+/// Runs each rule on a new store of each kind.
+macro_rules! contract {
+    ($($rule:ident)*) => {
+        mod memory {
+            use tower_api_key::store::MemoryKeyStore;
+
+            $(
+                #[tokio::test]
+                async fn $rule() {
+                    super::$rule(&MemoryKeyStore::new()).await;
+                }
+            )*
+        }
+
+        #[cfg(feature = "sqlite")]
+        mod sqlite_in_memory {
+            use tower_api_key::store::SqliteKeyStore;
+
+            $(
+                #[tokio::test]
+                async fn $rule() {
+                    let store = SqliteKeyStore::connect("sqlite::memory:").await.unwrap();
+                    store.migrate().await.unwrap();
+                    super::$rule(&store).await;
+                }
+            )*
+        }
+
+        #[cfg(feature = "sqlite")]
+        mod sqlite_file {
+            use tower_api_key::store::SqliteKeyStore;
+
+            $(
+                #[tokio::test]
+                async fn $rule() {
+                    let folder = tempfile::tempdir().unwrap();
+                    let url = format!("sqlite://{}/keys.db", folder.path().display());
+                    let store = SqliteKeyStore::connect(&url).await.unwrap();
+                    store.migrate().await.unwrap();
+                    super::$rule(&store).await;
+                }
+            )*
+        }
+
+        #[cfg(feature = "postgres")]
+        mod postgres {
+            use tower_api_key::store::PgKeyStore;
+
+            use crate::harness::postgres::Server;
+
+            $(
+                #[tokio::test]
+                async fn $rule() {
+                    let database = Server::shared().database().await;
+                    let store = PgKeyStore::connect(database.url()).await.unwrap();
+                    store.migrate().await.unwrap();
+                    super::$rule(&store).await;
+                }
+            )*
+        }
+    };
+}
+
+contract! {
+    every_field_comes_back
+    the_smallest_record_comes_back
+    no_limits_of_its_own_is_not_unlimited
+    text_is_kept_as_it_is
+    times_keep_their_microseconds
+    a_key_is_found_in_every_state
+    what_is_unknown_is_absent
+    a_taken_id_is_a_conflict
+    a_taken_hash_is_a_conflict
+    an_update_replaces_what_may_change
+    an_update_keeps_what_may_not_change
+    an_update_of_an_older_version_is_a_conflict
+    an_update_of_an_unknown_key_is_a_conflict
+    of_two_updates_at_once_one_wins
+    a_revocation_is_for_good
+    a_revocation_outlives_an_update
+    revoking_an_unknown_key_finds_none
+    the_read_is_dated_by_the_store
+    usage_is_remembered
+    usage_never_goes_backwards
+    usage_of_unknown_keys_is_ignored
+    an_empty_batch_is_fine
+    a_large_batch_is_fine
+}
+
+fn now() -> SystemTime {
+    let micros = SystemClock::new().now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    SystemTime::UNIX_EPOCH + Duration::from_micros(micros.as_micros().try_into().unwrap())
+}
+
+fn id() -> KeyId {
+    KeyId::generate(now(), &SystemEntropy::default()).unwrap()
+}
+
+fn hash() -> KeyHash {
+    KeyFormat::new("test_").unwrap().generate().unwrap().hash()
+}
+
+fn record() -> KeyRecord {
+    KeyRecord::new(id(), hash(), "acme", now())
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A record without a default in it.
+fn full_record() -> KeyRecord {
+    let mut record = record();
+    record.key_prefix = "sk_live_".into();
+    record.key_last4 = "Zq0Q".into();
+    record.name = Some("nightly export".into());
+    record.scopes = Scopes::parse(["reports:write", "reports:read"]).unwrap();
+    record.rate_limits = Some(limits());
+    record.metadata = Metadata::from_json(r#"{"plan":"pro","seats":[1,2.5,null]}"#).unwrap();
+    record.is_active = false;
+    record.created_by = Some("alice".into());
+    record.not_before = Some(record.created_at + MINUTE);
+    record.expires_at = Some(record.created_at + 2 * MINUTE);
+    record.revoked_at = Some(record.created_at - MINUTE);
+    record.revoked_reason = Some("leaked".into());
+    record.rotated_from = Some(id());
+    record.version = 7;
+    record
+}
+
+fn limits() -> RateLimits {
+    let burst = Quota::per_second(10).unwrap().burst(20).unwrap();
+    let strict = Quota::at_most(1000, 1440 * MINUTE).unwrap().named("day").unwrap();
+    RateLimits::new([strict, burst]).unwrap()
+}
+
+async fn inserted(store: &impl ManageKeys, record: KeyRecord) -> KeyRecord {
+    store.insert(&record).await.unwrap();
+    record
+}
+
+async fn found(store: &impl ManageKeys, record: &KeyRecord) -> KeyRecord {
+    let found = store.find(&record.key_hash).await.unwrap().unwrap();
+    let got = store.get(record.id).await.unwrap().unwrap();
+    assert_eq!(unread(&found), unread(&got));
+    found
+}
+
+/// A record but for the moment it was read at.
+fn unread(record: &KeyRecord) -> KeyRecord {
+    let mut unread = record.clone();
+    unread.read_at = SystemTime::UNIX_EPOCH;
+    unread
+}
+
+async fn comes_back(store: &impl ManageKeys, record: KeyRecord) {
+    let record = inserted(store, record).await;
+    assert_eq!(unread(&found(store, &record).await), unread(&record));
+}
+
+async fn every_field_comes_back(store: &impl ManageKeys) {
+    comes_back(store, full_record()).await;
+}
+
+async fn the_smallest_record_comes_back(store: &impl ManageKeys) {
+    let mut record = record();
+    record.consumer_id = String::new();
+    comes_back(store, record).await;
+}
+
+async fn no_limits_of_its_own_is_not_unlimited(store: &impl ManageKeys) {
+    for limits in [None, Some(RateLimits::unlimited()), Some(limits())] {
+        let mut record = record();
+        record.rate_limits = limits.clone();
+        store.insert(&record).await.unwrap();
+        assert_eq!(found(store, &record).await.rate_limits, limits);
+    }
+}
+
+async fn text_is_kept_as_it_is(store: &impl ManageKeys) {
+    for text in [
+        "",
+        " ",
+        "Zürich 東京 🔑 \u{202e}abc",
+        "e\u{301} is not \u{e9}",
+        "'; drop table api_keys; --",
+        "100%_\\ \"quoted\"\r\n\t",
+        "{1,2}",
+        "null",
+    ] {
+        let mut record = full_record();
+        record.consumer_id = text.into();
+        record.name = Some(text.into());
+        record.created_by = Some(text.into());
+        record.revoked_reason = Some(text.into());
+        record.metadata = Metadata::new(&[(text, text)].into_iter().collect::<Map>()).unwrap();
+        comes_back(store, record).await;
+    }
+}
+
+type Map = std::collections::BTreeMap<&'static str, &'static str>;
+
+async fn times_keep_their_microseconds(store: &impl ManageKeys) {
+    let epoch = SystemTime::UNIX_EPOCH;
+    let century = Duration::from_secs(100 * 365 * 86_400);
+    for at in [
+        epoch,
+        epoch - Duration::from_micros(1),
+        epoch + Duration::from_micros(1_767_225_600_123_456),
+        epoch - century + Duration::from_micros(999_999),
+        // Beyond the year 9999.
+        epoch + 100 * century + Duration::from_micros(1),
+    ] {
+        let mut record = record();
+        record.created_at = at;
+        record.expires_at = Some(at);
+        record.not_before = Some(at);
+        record.revoked_at = Some(at);
+        comes_back(store, record).await;
+    }
+}
+
+async fn a_key_is_found_in_every_state(store: &impl ManageKeys) {
+    type Change = fn(&mut KeyRecord);
+    let states: [(KeyStatus, Change); 5] = [
+        (KeyStatus::Active, |_| {}),
+        (KeyStatus::Inactive, |record| record.is_active = false),
+        (KeyStatus::NotYetActive, |record| record.not_before = Some(now() + 60 * MINUTE)),
+        (KeyStatus::Expired, |record| record.expires_at = Some(now() - MINUTE)),
+        (KeyStatus::Revoked, |record| record.revoked_at = Some(now() - MINUTE)),
+    ];
+    for (status, change) in states {
+        let mut record = record();
+        change(&mut record);
+        store.insert(&record).await.unwrap();
+        let found = found(store, &record).await;
+        assert_eq!(found.status(found.read_at), status);
+    }
+}
+
+async fn what_is_unknown_is_absent(store: &impl ManageKeys) {
+    store.insert(&record()).await.unwrap();
+    assert_eq!(store.find(&hash()).await.unwrap(), None);
+    assert_eq!(store.get(id()).await.unwrap(), None);
+    assert_eq!(store.last_used_at(id()).await.unwrap(), None);
+}
+
+async fn a_taken_id_is_a_conflict(store: &impl ManageKeys) {
+    let first = inserted(store, full_record()).await;
+    let mut second = record();
+    second.id = first.id;
+    let error = store.insert(&second).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Conflict);
+    assert_eq!(unread(&found(store, &first).await), unread(&first));
+    assert_eq!(store.find(&second.key_hash).await.unwrap(), None);
+}
+
+async fn a_taken_hash_is_a_conflict(store: &impl ManageKeys) {
+    let first = inserted(store, full_record()).await;
+    let mut second = record();
+    second.key_hash = first.key_hash;
+    let error = store.insert(&second).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Conflict);
+    assert_eq!(unread(&found(store, &first).await), unread(&first));
+    assert_eq!(store.get(second.id).await.unwrap(), None);
+}
+
+async fn an_update_replaces_what_may_change(store: &impl ManageKeys) {
+    let old = inserted(store, record()).await;
+    let full = full_record();
+    let mut changed = old.clone();
+    changed.name = full.name;
+    changed.scopes = full.scopes;
+    changed.rate_limits = full.rate_limits;
+    changed.metadata = full.metadata;
+    changed.is_active = full.is_active;
+    changed.not_before = full.not_before;
+    changed.expires_at = full.expires_at;
+
+    let updated = store.update(&changed).await.unwrap();
+    changed.version = 2;
+    assert_eq!(unread(&updated), unread(&changed));
+    assert_eq!(unread(&found(store, &old).await), unread(&changed));
+
+    let mut back = old.clone();
+    back.version = 2;
+    let updated = store.update(&back).await.unwrap();
+    back.version = 3;
+    assert_eq!(unread(&updated), unread(&back));
+}
+
+async fn an_update_keeps_what_may_not_change(store: &impl ManageKeys) {
+    let old = inserted(store, record()).await;
+    let mut changed = full_record();
+    (changed.id, changed.version) = (old.id, old.version);
+
+    let updated = store.update(&changed).await.unwrap();
+    assert_eq!(updated.key_hash, old.key_hash);
+    assert_eq!(updated.key_prefix, old.key_prefix);
+    assert_eq!(updated.key_last4, old.key_last4);
+    assert_eq!(updated.consumer_id, old.consumer_id);
+    assert_eq!(updated.created_at, old.created_at);
+    assert_eq!(updated.created_by, old.created_by);
+    assert_eq!(updated.revoked_at, old.revoked_at);
+    assert_eq!(updated.revoked_reason, old.revoked_reason);
+    assert_eq!(updated.rotated_from, old.rotated_from);
+    assert_eq!(store.find(&changed.key_hash).await.unwrap(), None);
+}
+
+async fn an_update_of_an_older_version_is_a_conflict(store: &impl ManageKeys) {
+    let old = inserted(store, record()).await;
+    let mut first = old.clone();
+    first.name = Some("first".into());
+    let mut second = old.clone();
+    second.name = Some("second".into());
+
+    let updated = store.update(&first).await.unwrap();
+    let error = store.update(&second).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Conflict);
+    assert_eq!(unread(&found(store, &old).await), unread(&updated));
+}
+
+async fn an_update_of_an_unknown_key_is_a_conflict(store: &impl ManageKeys) {
+    let error = store.update(&record()).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Conflict);
+}
+
+async fn of_two_updates_at_once_one_wins(store: &impl ManageKeys) {
+    for _ in 0..20 {
+        let old = inserted(store, record()).await;
+        let (one, other) = tokio::join!(store.update(&old), store.update(&old));
+        let (won, lost) = if one.is_ok() { (one, other) } else { (other, one) };
+        assert_eq!(won.unwrap().version, 2);
+        assert_eq!(lost.unwrap_err().kind(), StoreErrorKind::Conflict);
+    }
+}
+
+async fn a_revocation_is_for_good(store: &impl ManageKeys) {
+    let old = inserted(store, record()).await;
+    let first = store.revoke(old.id, Some("leaked")).await.unwrap().unwrap();
+    assert_eq!(first.version, 2);
+    assert_eq!(first.revoked_reason.as_deref(), Some("leaked"));
+    assert_eq!(first.status(first.read_at), KeyStatus::Revoked);
+    assert!(apart(first.revoked_at.unwrap(), now()) < MINUTE);
+
+    for reason in [Some("another"), None] {
+        let again = store.revoke(old.id, reason).await.unwrap().unwrap();
+        assert_eq!(unread(&again), unread(&first));
+    }
+    assert_eq!(unread(&found(store, &old).await), unread(&first));
+
+    let unexplained = inserted(store, record()).await;
+    let revoked = store.revoke(unexplained.id, None).await.unwrap().unwrap();
+    assert_eq!(revoked.revoked_reason, None);
+}
+
+async fn a_revocation_outlives_an_update(store: &impl ManageKeys) {
+    let old = inserted(store, record()).await;
+    let revoked = store.revoke(old.id, Some("leaked")).await.unwrap().unwrap();
+    let stale = store.update(&old).await.unwrap_err();
+    assert_eq!(stale.kind(), StoreErrorKind::Conflict);
+
+    let mut renamed = revoked.clone();
+    renamed.name = Some("of old".into());
+    (renamed.revoked_at, renamed.revoked_reason) = (None, None);
+    let updated = store.update(&renamed).await.unwrap();
+    assert_eq!(updated.name, renamed.name);
+    assert_eq!(updated.revoked_at, revoked.revoked_at);
+    assert_eq!(updated.revoked_reason, revoked.revoked_reason);
+}
+
+async fn revoking_an_unknown_key_finds_none(store: &impl ManageKeys) {
+    assert_eq!(store.revoke(id(), Some("leaked")).await.unwrap(), None);
+}
+
+async fn the_read_is_dated_by_the_store(store: &impl ManageKeys) {
+    let mut old = record();
+    old.read_at = SystemTime::UNIX_EPOCH;
+    store.insert(&old).await.unwrap();
+    let found = found(store, &old).await;
+    assert!(apart(found.read_at, now()) < MINUTE);
+    let updated = store.update(&old).await.unwrap();
+    assert!(apart(updated.read_at, now()) < MINUTE);
+    assert!(store.get(old.id).await.unwrap().unwrap().read_at >= found.read_at);
+}
+
+fn apart(one: SystemTime, other: SystemTime) -> Duration {
+    one.duration_since(other).unwrap_or_else(|error| error.duration())
+}
+
+async fn usage_is_remembered(store: &impl ManageKeys) {
+    let used = inserted(store, record()).await;
+    let unused = inserted(store, record()).await;
+    let at = now();
+    store.record_usage(&[Usage::new(used.id, at)]).await.unwrap();
+    assert_eq!(store.last_used_at(used.id).await.unwrap(), Some(at));
+    assert_eq!(store.last_used_at(unused.id).await.unwrap(), None);
+    assert_eq!(unread(&found(store, &used).await), unread(&used), "the record is left alone");
+}
+
+async fn usage_never_goes_backwards(store: &impl ManageKeys) {
+    let mut keys = [inserted(store, record()).await.id, inserted(store, record()).await.id];
+    keys.sort();
+    let [one, other] = keys;
+    let noon = now();
+    let (before, after) = (noon - MINUTE, noon + MINUTE);
+    store.record_usage(&[Usage::new(one, noon), Usage::new(other, noon)]).await.unwrap();
+    store.record_usage(&[Usage::new(one, before), Usage::new(other, after)]).await.unwrap();
+    assert_eq!(store.last_used_at(one).await.unwrap(), Some(noon));
+    assert_eq!(store.last_used_at(other).await.unwrap(), Some(after));
+}
+
+async fn usage_of_unknown_keys_is_ignored(store: &impl ManageKeys) {
+    let known = inserted(store, record()).await.id;
+    let mut keys = [id(), known, id()];
+    keys.sort();
+    let at = now();
+    store.record_usage(&keys.map(|id| Usage::new(id, at))).await.unwrap();
+    for key in keys {
+        let expected = (key == known).then_some(at);
+        assert_eq!(store.last_used_at(key).await.unwrap(), expected);
+    }
+}
+
+async fn an_empty_batch_is_fine(store: &impl ManageKeys) {
+    store.record_usage(&[]).await.unwrap();
+}
+
+async fn a_large_batch_is_fine(store: &impl ManageKeys) {
+    let known = inserted(store, record()).await.id;
+    let mut keys: Vec<_> = (1..10_000).map(|_| id()).chain([known]).collect();
+    keys.sort();
+    let at = now();
+    let batch: Vec<_> = keys.iter().map(|id| Usage::new(*id, at)).collect();
+    store.record_usage(&batch).await.unwrap();
+    assert_eq!(store.last_used_at(known).await.unwrap(), Some(at));
+}
