@@ -340,9 +340,9 @@ async fn two_nodes_that_record_the_same_usage_do_not_deadlock() {
     const ROUNDS: u64 = 4;
     let database = database().await;
     let keys = "insert into api_keys (id, key_hash, key_prefix, key_last4, consumer_id, scopes, \
-                metadata, is_active, created_at, version) \
+                metadata, is_active, created_at, root_id, version) \
                 select lpad(to_hex(key), 32, '0')::uuid, sha256(key::text::bytea), '', '', 'acme', \
-                '{}', '{}', true, now(), 1 \
+                '{}', '{}', true, now(), lpad(to_hex(key), 32, '0')::uuid, 1 \
                 from generate_series(1, 10000) as key";
     execute(&mut connection(&database).await, keys).await;
 

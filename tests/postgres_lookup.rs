@@ -15,9 +15,9 @@ use crate::harness::postgres::Server;
 
 const MILLION: &str = "
     insert into api_keys (id, key_hash, key_prefix, key_last4, consumer_id, scopes, metadata,
-                          is_active, created_at, version)
+                          is_active, created_at, root_id, version)
     select lpad(to_hex(key), 32, '0')::uuid, decode(lpad(to_hex(key), 64, '0'), 'hex'), 'sk_',
-           'abcd', 'consumer-' || key / 10, '{read}', '{}', true, now(), 1
+           'abcd', 'consumer-' || key / 10, '{read}', '{}', true, now(), lpad(to_hex(key), 32, '0')::uuid, 1
     from generate_series(1, 1000000) as key;
     analyze api_keys";
 

@@ -139,6 +139,7 @@ fn full_record() -> KeyRecord {
     record.revoked_at = Some(record.created_at - MINUTE);
     record.revoked_reason = Some("leaked".into());
     record.rotated_from = Some(id());
+    record.root_id = id();
     record.version = 7;
     record
 }
@@ -319,6 +320,7 @@ async fn an_update_keeps_what_may_not_change(store: &impl ManageKeys) {
     assert_eq!(updated.revoked_at, old.revoked_at);
     assert_eq!(updated.revoked_reason, old.revoked_reason);
     assert_eq!(updated.rotated_from, old.rotated_from);
+    assert_eq!(updated.root_id, old.root_id);
     assert_eq!(store.find(&changed.key_hash).await.unwrap(), None);
 }
 

@@ -46,6 +46,10 @@ create table api_keys (
     -- Not a foreign key: the key it replaces may be deleted, and is then still named.
     rotated_from uuid,
 
+    -- The first key of a chain of rotations, which all of it shares rate limits under: following
+    -- rotated_from back would take a query for each link.
+    root_id uuid not null,
+
     -- Counts changes, so that two administrators do not overwrite each other's.
     version bigint not null
         constraint api_keys_version_counts_from_1 check (version > 0)

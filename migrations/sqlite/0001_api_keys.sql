@@ -38,6 +38,10 @@ create table api_keys (
     -- Not a foreign key: the key it replaces may be deleted, and is then still named.
     rotated_from blob check (length(rotated_from) = 16),
 
+    -- The first key of a chain of rotations, which all of it shares rate limits under: following
+    -- rotated_from back would take a query for each link.
+    root_id blob not null check (length(root_id) = 16),
+
     -- Counts changes, so that two administrators do not overwrite each other's.
     version integer not null check (version > 0)
 ) strict;

@@ -40,7 +40,7 @@ impl Entry {
     ) -> Self {
         let limits = record.rate_limits.clone().unwrap_or_else(|| default_limits.clone());
         let bucket = |quota: &Quota| {
-            let id = BucketId::new(record.id.as_u128(), quota.name());
+            let id = BucketId::new(record.root_id.as_u128(), quota.name());
             limiter.bucket(&id, quota, loaded_at)
         };
         Self {

@@ -59,7 +59,7 @@ pub trait Bucket: Send + Sync + 'static {
     fn take(&self, cost: NonZeroU32, now: Duration) -> Check;
 }
 
-/// Whose bucket: stable over evictions, refreshes and restarts.
+/// Whose bucket: stable over evictions, refreshes, rotations and restarts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BucketId {
     subject: u128,
@@ -67,7 +67,7 @@ pub struct BucketId {
 }
 
 impl BucketId {
-    /// The bucket of the policy named `policy` of `subject`, the id of a key.
+    /// The bucket of the policy named `policy` of `subject`, the id of the first of a chain of rotated keys.
     #[must_use]
     pub fn new(subject: u128, policy: &str) -> Self {
         Self { subject, policy: policy.into() }

@@ -124,6 +124,9 @@ pub struct KeyRecord {
     pub revoked_reason: Option<String>,
     /// The key it replaces.
     pub rotated_from: Option<KeyId>,
+    /// The first key of the chain of rotations that it belongs to; itself where there is none.
+    /// Rate limits are counted by it, so that a rotated key goes on where the old one was.
+    pub root_id: KeyId,
     /// Counts the changes of this record, from 1.
     pub version: u64,
     /// The store's clock when the record was read.
@@ -160,6 +163,7 @@ impl KeyRecord {
             revoked_at: None,
             revoked_reason: None,
             rotated_from: None,
+            root_id: id,
             version: 1,
             read_at: now,
         }

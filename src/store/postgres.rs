@@ -134,7 +134,8 @@ macro_rules! columns {
     () => {
         "id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, \
          rate_limits::text as rate_limits, metadata::text as metadata, is_active, created_at, \
-         created_by, not_before, expires_at, revoked_at, revoked_reason, rotated_from, version, \
+         created_by, not_before, expires_at, revoked_at, revoked_reason, rotated_from, \
+         root_id, version, \
          clock_timestamp() as read_at"
     };
 }
@@ -147,11 +148,11 @@ const INSERT: &str = "
 insert into api_keys (
     id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
     is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, version
+    rotated_from, root_id, version
 ) values (
     $1, $2, $3, $4, $5, $6, $7, $8::jsonb, $9::jsonb,
     $10, $11, $12, $13, $14, $15, $16,
-    $17, $18
+    $17, $18, $19
 )";
 
 const UPDATE: &str = concat!(
@@ -229,6 +230,7 @@ impl ManageKeys for PgKeyStore {
             .bind(row.revoked_at.map(Timestamp))
             .bind(row.revoked_reason)
             .bind(row.rotated_from.map(Uuid::from_bytes))
+            .bind(Uuid::from_bytes(row.root_id))
             .bind(row.version);
         let mut lease = self.lease().await?;
         insert.execute(&mut *lease).await.map_err(failed)?;
@@ -441,6 +443,7 @@ fn columns(row: &PgRow) -> sqlx::Result<Row> {
         revoked_at: maybe_at("revoked_at")?,
         revoked_reason: row.try_get("revoked_reason")?,
         rotated_from: rotated_from.map(Uuid::into_bytes),
+        root_id: row.try_get::<Uuid, _>("root_id")?.into_bytes(),
         version: row.try_get("version")?,
         read_at: at("read_at")?,
     })

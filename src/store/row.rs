@@ -33,6 +33,7 @@ pub(super) struct Row {
     pub(super) revoked_at: Option<i64>,
     pub(super) revoked_reason: Option<String>,
     pub(super) rotated_from: Option<[u8; 16]>,
+    pub(super) root_id: [u8; 16],
     pub(super) version: i64,
     pub(super) read_at: i64,
 }
@@ -58,6 +59,7 @@ impl Row {
             revoked_at: record.revoked_at.map(micros).transpose()?,
             revoked_reason: record.revoked_reason.clone(),
             rotated_from: record.rotated_from.map(|id| *id.as_bytes()),
+            root_id: *record.root_id.as_bytes(),
             version: i64::try_from(record.version).map_err(unstorable)?,
             read_at: micros(record.read_at)?,
         })
@@ -89,6 +91,7 @@ impl Row {
             revoked_at: maybe_at("revoked_at", self.revoked_at)?,
             revoked_reason: self.revoked_reason,
             rotated_from: self.rotated_from.map(KeyId::from_bytes),
+            root_id: KeyId::from_bytes(self.root_id),
             version: u64::try_from(self.version).map_err(|_| bad("version"))?,
             read_at: at("read_at", self.read_at)?,
         })

@@ -173,7 +173,7 @@ macro_rules! columns {
         concat!(
             "id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, \
              metadata, is_active, created_at, created_by, not_before, expires_at, revoked_at, \
-             revoked_reason, rotated_from, version, ",
+             revoked_reason, rotated_from, root_id, version, ",
             now!(),
             " as read_at"
         )
@@ -188,11 +188,11 @@ const INSERT: &str = "
 insert into api_keys (
     id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
     is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, version
+    rotated_from, root_id, version
 ) values (
     ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,
     ?10, ?11, ?12, ?13, ?14, ?15, ?16,
-    ?17, ?18
+    ?17, ?18, ?19
 )";
 
 const UPDATE: &str = concat!(
@@ -260,6 +260,7 @@ impl ManageKeys for SqliteKeyStore {
             .bind(row.revoked_at)
             .bind(row.revoked_reason)
             .bind(row.rotated_from.map(Uuid::from_bytes))
+            .bind(Uuid::from_bytes(row.root_id))
             .bind(row.version);
         insert.execute(&self.pool).await.map_err(failed)?;
         Ok(())
@@ -383,6 +384,7 @@ fn columns(row: &SqliteRow) -> sqlx::Result<Row> {
         revoked_at: row.try_get("revoked_at")?,
         revoked_reason: row.try_get("revoked_reason")?,
         rotated_from: rotated_from.map(Uuid::into_bytes),
+        root_id: row.try_get::<Uuid, _>("root_id")?.into_bytes(),
         version: row.try_get("version")?,
         read_at: row.try_get("read_at")?,
     })
