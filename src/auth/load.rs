@@ -136,14 +136,13 @@ impl Loader {
         if let Some(flight) = flights.get(&hash) {
             return flight.outcome.clone();
         }
-        let (sender, receiver) = watch::channel(None);
+        let (outcome, receiver) = watch::channel(None);
         let id = self.next_flight.fetch_add(1, Ordering::Relaxed);
         flights.insert(hash, Flight { id, outcome: receiver.clone() });
-        let landing = Landing { loader: Arc::clone(self), hash, id };
+        let landing = Landing { loader: Arc::clone(self), hash, id, outcome };
         runtime.spawn(async move {
             let outcome = landing.loader.fetch(&hash).await;
-            landing.keep(&outcome);
-            sender.send_replace(Some(outcome.map(Fetched::into_entry)));
+            landing.land(outcome);
         });
         receiver
     }
@@ -228,20 +227,23 @@ impl Fetched {
     }
 }
 
-/// Ends a flight however its task ends.
+/// Ends a flight however its task ends: it is struck off before anybody hears of its outcome, so
+/// that nobody joins it afterwards.
 struct Landing {
     loader: Arc<Loader>,
     hash: KeyHash,
     id: u64,
+    outcome: watch::Sender<Option<Outcome>>,
 }
 
 impl Landing {
     /// Keeps the result, unless the key was invalidated after the flight took off: then it was
     /// struck off, and what it brings is for those who were waiting already.
-    fn keep(&self, outcome: &Result<Fetched, Rejection>) {
-        let flights = self.loader.flights();
-        let Ok(fetched) = outcome else { return };
-        if flights.get(&self.hash).is_some_and(|flight| flight.id == self.id) {
+    fn land(self, outcome: Result<Fetched, Rejection>) {
+        let mut flights = self.loader.flights();
+        if self.strike_off(&mut flights)
+            && let Ok(fetched) = &outcome
+        {
             match &fetched.entry {
                 Some(entry) => self.loader.cache.insert(self.hash, Arc::clone(entry)),
                 None => self.loader.cache.insert_absent(
@@ -251,15 +253,23 @@ impl Landing {
                 ),
             }
         }
+        drop(flights);
+        self.outcome.send_replace(Some(outcome.map(Fetched::into_entry)));
+    }
+
+    /// True if it was not struck off before.
+    fn strike_off(&self, flights: &mut HashMap<KeyHash, Flight>) -> bool {
+        let listed = flights.get(&self.hash).is_some_and(|flight| flight.id == self.id);
+        if listed {
+            flights.remove(&self.hash);
+        }
+        listed
     }
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        let mut flights = self.loader.flights();
-        if flights.get(&self.hash).is_some_and(|flight| flight.id == self.id) {
-            flights.remove(&self.hash);
-        }
+        self.strike_off(&mut self.loader.flights());
     }
 }
 
