@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     future::Future,
+    ops::ControlFlow,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -115,7 +116,10 @@ impl Loader {
             let error = StoreError::new(StoreErrorKind::Other).because("no tokio runtime");
             return Err(Rejection::store_unavailable(error));
         };
-        let mut outcome = self.flight(hash, &runtime);
+        let mut outcome = match self.flight(hash, &runtime) {
+            ControlFlow::Continue(outcome) => outcome,
+            ControlFlow::Break(landed) => return Ok(landed),
+        };
         match outcome.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),
             // The task panicked, or its runtime is shutting down.
@@ -126,15 +130,21 @@ impl Loader {
         }
     }
 
-    /// The load of `hash` that is under way, or a new one.
+    /// The load of `hash` that is under way, or a new one; what the last one brought if it landed
+    /// after the caller had looked into the cache.
     fn flight(
         self: &Arc<Self>,
         hash: KeyHash,
         runtime: &Handle,
-    ) -> watch::Receiver<Option<Outcome>> {
+    ) -> ControlFlow<Option<Arc<Entry>>, watch::Receiver<Option<Outcome>>> {
         let mut flights = self.flights();
         if let Some(flight) = flights.get(&hash) {
-            return flight.outcome.clone();
+            return ControlFlow::Continue(flight.outcome.clone());
+        }
+        match self.cache.peek(&hash, self.clock.monotonic()) {
+            Peek::Fresh(entry) => return ControlFlow::Break(Some(entry)),
+            Peek::Absent => return ControlFlow::Break(None),
+            Peek::Stale(_) | Peek::Miss => {}
         }
         let (outcome, receiver) = watch::channel(None);
         let id = self.next_flight.fetch_add(1, Ordering::Relaxed);
@@ -144,7 +154,7 @@ impl Loader {
             let outcome = landing.loader.fetch(&hash).await;
             landing.land(outcome);
         });
-        receiver
+        ControlFlow::Continue(receiver)
     }
 
     async fn fetch(&self, hash: &KeyHash) -> Result<Fetched, Rejection> {
