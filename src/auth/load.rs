@@ -158,18 +158,22 @@ impl Loader {
     }
 
     async fn fetch(&self, hash: &KeyHash) -> Result<Fetched, Rejection> {
+        if !self.breaker.would_allow(self.clock.monotonic()) {
+            return Err(down());
+        }
+        let deadline = Instant::now() + self.deadline;
+        let turn = timeout_at(deadline, self.permits.acquire()).await;
+        // A turn at the last moment is none: the query would be asked only to be dropped.
+        let (Ok(Ok(_permit)), true) = (turn, Instant::now() < deadline) else {
+            return Err(Rejection::new(RejectionKind::Overloaded));
+        };
         // Both before the query: a deadline reckoned from here comes early rather than late, and
         // an invalidation after it is noticed.
         let (now, generation) = (self.clock.monotonic(), self.cache.generation());
+        // Only now, as the store may have gone down in the meantime.
         if !self.breaker.allow(now) {
-            let error =
-                StoreError::new(StoreErrorKind::Unavailable).because("it was down just now");
-            return Err(Rejection::store_unavailable(error));
+            return Err(down());
         }
-        let deadline = Instant::now() + self.deadline;
-        let Ok(Ok(_permit)) = timeout_at(deadline, self.permits.acquire()).await else {
-            return Err(Rejection::new(RejectionKind::Overloaded));
-        };
         let found = timeout_at(deadline, self.store.find(hash)).await;
         match found
             .unwrap_or_else(|late| Err(StoreError::new(StoreErrorKind::Unavailable).because(late)))
@@ -223,6 +227,12 @@ impl Loader {
     fn flights(&self) -> MutexGuard<'_, HashMap<KeyHash, Flight>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Why nobody asks a store that is down.
+fn down() -> Rejection {
+    let error = StoreError::new(StoreErrorKind::Unavailable).because("it was down just now");
+    Rejection::store_unavailable(error)
 }
 
 struct Fetched {
