@@ -60,7 +60,11 @@ impl Worker {
             tokio::select! {
                 () = &mut shutdown => break,
                 _ = ticks.tick() => {
-                    self.flush().await;
+                    tokio::select! {
+                        // What is left is written below, within a deadline of its own.
+                        () = &mut shutdown => break,
+                        () = self.flush() => {}
+                    }
                     self.loader.limiter.sweep(self.loader.clock.monotonic());
                 }
                 count = self.touches.recv_many(&mut received, RECEIVE_AT_ONCE) => {
