@@ -2,7 +2,7 @@ use std::fmt;
 
 use http::{
     HeaderMap, Method, Request, Response, StatusCode,
-    header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, ORIGIN},
+    header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN},
 };
 
 use super::{
@@ -45,7 +45,9 @@ impl<R> Gate<R> {
 
     /// Judges the key of a request and takes it out; `None` for a request that may pass without.
     pub(super) fn attempt<B>(&self, request: &mut Request<B>) -> Option<Attempt> {
-        if self.pass_preflight && is_preflight(request) {
+        let carries = |name| request.headers().contains_key(name);
+        if self.pass_preflight && is_preflight(request) && !self.credentials.headers().any(carries)
+        {
             return None;
         }
         let found = match self.credentials.find(request.headers()) {
@@ -133,5 +135,4 @@ fn is_preflight<B>(request: &Request<B>) -> bool {
     request.method() == Method::OPTIONS
         && headers.contains_key(ORIGIN)
         && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
-        && !headers.contains_key(AUTHORIZATION)
 }
