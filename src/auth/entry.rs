@@ -117,11 +117,12 @@ impl Standing {
         self.iter().filter(|(_, decision)| !decision.is_admitted()).map(|(quota, _)| quota)
     }
 
-    /// How long until a request turned away would fit.
+    /// How long until another request would fit the quotas that were asked. Not only the one that
+    /// turned a request away counts: those that let it through may have nothing left.
     #[must_use]
     pub fn wait(&self) -> Duration {
-        let denied = self.decisions.iter().filter(|decision| !decision.is_admitted());
-        denied.map(Decision::next_unit_in).max().unwrap_or_default()
+        let used_up = self.decisions.iter().filter(|decision| decision.remaining() == 0);
+        used_up.map(Decision::next_unit_in).max().unwrap_or_default()
     }
 
     /// A text made of the key's quotas, made once for as long as the key is cached.

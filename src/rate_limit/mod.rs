@@ -7,7 +7,8 @@
 //!    [`LocalRateLimiter`] keeps them in this process.
 //!
 //! A bucket outlives the cached record of its key: evicting, refreshing or changing a key never
-//! refills it. Denied requests are not charged.
+//! refills it. A request that is denied is not charged to the quota that denies it, nor to those
+//! with a longer window; the shorter ones, which it fitted, have been charged.
 //!
 //! ```
 //! use std::time::Duration;
