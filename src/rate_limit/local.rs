@@ -88,6 +88,7 @@ impl RateLimiter for LocalRateLimiter {
             known => {
                 let state = known.map(|bucket| bucket.state.clone()).unwrap_or_default();
                 let bucket = Arc::new(LocalBucket::new(quota, state));
+                bucket.forgive(now);
                 shard.buckets.insert(id.clone(), Arc::clone(&bucket));
                 bucket
             }
@@ -131,6 +132,14 @@ impl LocalBucket {
             governor::RateLimiter::new(rate, state.clone(), CallersClock)
         });
         Self { quota: quota.clone(), state, governor }
+    }
+
+    /// Takes an earlier, slower quota's debt for that of an empty bucket of this one: a key whose
+    /// day was used up does not wait for the next when it now has a quota by the minute.
+    fn forgive(&self, now: Duration) {
+        let empty = now + self.quota.interval().saturating_mul(self.quota.burst_size().get());
+        let empty = u64::try_from(empty.as_nanos()).unwrap_or(u64::MAX);
+        self.state.0.fetch_min(empty, Ordering::AcqRel);
     }
 
     fn is_full(&self, now: Duration) -> bool {
