@@ -1,0 +1,459 @@
+//! Stand-ins for what surrounds an authenticator, and a small service made of them.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of the doubles")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    reason = "a double that fails must fail its test"
+)]
+
+use std::{
+    collections::{HashSet, VecDeque},
+    fmt,
+    future::{Future, pending},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+    time::{Duration, SystemTime},
+};
+
+use axum::{Router, body::Body, response::IntoResponse, routing::get};
+use http::{Request, StatusCode, header};
+use http_body_util::BodyExt;
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
+use tower::ServiceExt;
+use tower_api_key::{
+    ApiKeyLayer, Authenticator, Consumer,
+    auth::{Builder, Event, Rejection, RejectionKind, Worker},
+    clock::ManualClock,
+    key::{EntropySource, KeyFormat, KeyHash, RngError},
+    manage::{Issued, KeyIssuer, NewKey},
+    record::{KeyId, KeyRecord},
+    store::{KeyStore, ManageKeys, MemoryKeyStore, StoreError, StoreErrorKind, Usage},
+};
+
+/// Plenty for anything that happens at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub async fn within<T>(event: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, event).await.expect("it should have happened by now")
+}
+
+/// What is ready without waiting.
+pub fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+pub fn format() -> KeyFormat {
+    KeyFormat::new("sk_test_").unwrap()
+}
+
+/// A well-formed key that nobody has.
+pub fn unknown_key() -> String {
+    format().generate().unwrap().expose_secret().to_owned()
+}
+
+pub fn hash(key: &str) -> KeyHash {
+    format().parse(key.as_bytes()).unwrap().hash()
+}
+
+pub type FutureReply = Pin<Box<dyn Future<Output = Reply> + Send>>;
+
+/// A handler behind the layer, everything the layer is made of, and what the observer heard.
+pub struct Service<S = FakeStore> {
+    pub store: S,
+    pub clock: ManualClock,
+    pub auth: Authenticator,
+    pub heard: Heard,
+    app: Router,
+}
+
+impl Service {
+    pub fn new() -> Self {
+        Self::with(|builder| builder)
+    }
+
+    pub fn with(settings: impl FnOnce(Builder) -> Builder) -> Self {
+        Self::and_worker(settings).0
+    }
+
+    pub fn and_worker(settings: impl FnOnce(Builder) -> Builder) -> (Self, Worker) {
+        let clock = ManualClock::default();
+        Self::around(FakeStore::new(&clock), clock, settings)
+    }
+}
+
+impl<S: ManageKeys + Clone> Service<S> {
+    pub fn around(
+        store: S,
+        clock: ManualClock,
+        settings: impl FnOnce(Builder) -> Builder,
+    ) -> (Self, Worker) {
+        let heard = Heard::default();
+        let builder = Authenticator::builder(store.clone(), format())
+            .clock(clock.clone())
+            .observer(heard.clone());
+        let (auth, worker) = settings(builder).build();
+        let app = Router::new().route("/", get(whoami)).layer(ApiKeyLayer::new(auth.clone()));
+        (Self { store, clock, auth, heard, app }, worker)
+    }
+
+    /// A key of `consumer` that works, stored behind the authenticator's back.
+    pub async fn issue(&self, consumer: &str) -> Key {
+        self.issue_new(NewKey::new(consumer)).await
+    }
+
+    pub async fn issue_new(&self, new: NewKey) -> Key {
+        let issuer = KeyIssuer::new(self.store.clone(), format()).clock(self.clock.clone());
+        Key::from(issuer.issue(new).await.unwrap())
+    }
+
+    /// Revokes as an administrator on this node does: nothing of the key is left in the cache.
+    pub async fn revoke(&self, key: &Key) {
+        self.store.revoke(key.record.id, None).await.unwrap().expect("a key to revoke");
+        self.auth.invalidate(&key.record.key_hash);
+    }
+
+    /// The whole answer to a request with `key`, which nobody has begun to work on.
+    pub fn request(&self, key: &str) -> FutureReply {
+        let request = Request::get("/").header(header::AUTHORIZATION, format!("Bearer {key}"));
+        self.send(request.body(Body::empty()).unwrap())
+    }
+
+    pub fn send(&self, request: Request<Body>) -> FutureReply {
+        let response = self.app.clone().oneshot(request);
+        Box::pin(async move { Reply::of(response.await.unwrap()).await })
+    }
+
+    pub async fn get(&self, key: &str) -> Reply {
+        within(self.request(key)).await
+    }
+
+    /// A request that has begun and waits for the store.
+    pub fn begin(&self, key: &str) -> FutureReply {
+        let mut request = self.request(key);
+        assert!(poll_once(&mut request).is_pending(), "the request waits for nothing");
+        request
+    }
+
+    /// The answer to a request that has to wait for nothing.
+    pub fn get_at_once(&self, key: &str) -> Reply {
+        match poll_once(&mut self.request(key)) {
+            Poll::Ready(reply) => reply,
+            Poll::Pending => panic!("the request waits for something"),
+        }
+    }
+}
+
+async fn whoami(consumer: Consumer) -> impl IntoResponse {
+    let name = consumer.key_name().unwrap_or_default().to_owned();
+    ([("x-key-name", name)], consumer.id().to_owned())
+}
+
+/// A key as its owner and its store know it.
+#[derive(Clone)]
+pub struct Key {
+    pub text: String,
+    pub record: KeyRecord,
+}
+
+impl From<Issued> for Key {
+    fn from(issued: Issued) -> Self {
+        Self { text: issued.key.expose_secret().to_owned(), record: issued.record }
+    }
+}
+
+/// What a client gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub body: String,
+    pub kind: Option<RejectionKind>,
+    pub retry_after: Option<u64>,
+    pub key_name: Option<String>,
+}
+
+impl Reply {
+    async fn of(response: axum::response::Response) -> Self {
+        let (parts, body) = response.into_parts();
+        let header = |name: &str| Some(parts.headers.get(name)?.to_str().unwrap().to_owned());
+        Self {
+            status: parts.status,
+            kind: parts.extensions.get::<Rejection>().map(Rejection::kind),
+            retry_after: header("retry-after").map(|text| text.parse().expect("whole seconds")),
+            key_name: header("x-key-name"),
+            body: String::from_utf8(body.collect().await.unwrap().to_bytes().into()).unwrap(),
+        }
+    }
+
+    #[track_caller]
+    pub fn is_for(&self, consumer: &str) {
+        assert_eq!((self.status, &*self.body), (StatusCode::OK, consumer), "{self:?}");
+    }
+
+    #[track_caller]
+    pub fn is_refused(&self, kind: RejectionKind) {
+        assert_eq!((self.status, self.kind), (StatusCode::UNAUTHORIZED, Some(kind)), "{self:?}");
+        assert_eq!(self.retry_after, None, "{self:?}");
+    }
+
+    /// 503, and when to try again.
+    #[track_caller]
+    pub fn is_unavailable(&self, kind: RejectionKind) {
+        let expected = (StatusCode::SERVICE_UNAVAILABLE, Some(kind));
+        assert_eq!((self.status, self.kind), expected, "{self:?}");
+        assert!(self.retry_after.is_some_and(|seconds| seconds >= 1), "{self:?}");
+    }
+}
+
+/// Keys in memory, behind a database that does as the test says.
+///
+/// A query reads its row at once and answers in its own time, as a real one does: what it brings
+/// may no longer be true.
+#[derive(Clone)]
+pub struct FakeStore {
+    keys: MemoryKeyStore,
+    state: Arc<watch::Sender<State>>,
+}
+
+#[derive(Default)]
+pub struct State {
+    answers: Answers,
+    holding: bool,
+    held: VecDeque<oneshot::Sender<()>>,
+    deleted: HashSet<KeyHash>,
+    /// What was asked for.
+    pub queries: Vec<KeyHash>,
+    /// How many of that were answered.
+    pub answered: usize,
+    /// What was written of last uses.
+    pub batches: Vec<Vec<Usage>>,
+    /// How often that was tried.
+    pub flushes: usize,
+    /// What was created.
+    pub inserted: Vec<KeyId>,
+}
+
+/// How the database answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answers {
+    #[default]
+    Truthfully,
+    With(StoreErrorKind),
+    Panicking,
+    Never,
+}
+
+/// The store is down.
+pub const DOWN: Answers = Answers::With(StoreErrorKind::Unavailable);
+
+impl FakeStore {
+    pub fn new(clock: &ManualClock) -> Self {
+        let keys = MemoryKeyStore::with_clock(clock.clone());
+        Self { keys, state: Arc::default() }
+    }
+
+    /// From now on.
+    pub fn answer(&self, answers: Answers) {
+        self.state.send_modify(|state| state.answers = answers);
+    }
+
+    /// From now on, queries keep the row they have read to themselves.
+    pub fn hold(&self) {
+        self.state.send_modify(|state| state.holding = true);
+    }
+
+    /// Lets every query answer.
+    pub fn release(&self) {
+        self.state.send_modify(|state| {
+            state.holding = false;
+            state.held.clear();
+        });
+    }
+
+    /// Lets one of the queries that are held answer, counted from the oldest. False if there is
+    /// none.
+    pub fn release_one(&self, index: usize) -> bool {
+        self.state.send_if_modified(|state| {
+            state.held.retain(|query| !query.is_closed());
+            state.held.remove(index).is_some()
+        })
+    }
+
+    /// Deletes the row.
+    pub fn delete(&self, hash: KeyHash) {
+        self.state.send_modify(|state| assert!(state.deleted.insert(hash)));
+    }
+
+    pub fn queries(&self) -> usize {
+        self.state.borrow().queries.len()
+    }
+
+    pub fn answered(&self) -> usize {
+        self.state.borrow().answered
+    }
+
+    pub fn queries_for(&self, hash: &KeyHash) -> usize {
+        self.state.borrow().queries.iter().filter(|asked| *asked == hash).count()
+    }
+
+    pub fn inserted(&self) -> usize {
+        self.state.borrow().inserted.len()
+    }
+
+    pub fn batches(&self) -> Vec<Vec<Usage>> {
+        self.state.borrow().batches.clone()
+    }
+
+    pub async fn until(&self, reached: impl FnMut(&State) -> bool) {
+        within(self.state.subscribe().wait_for(reached)).await.unwrap();
+    }
+
+    async fn answers(&self) -> Result<(), StoreError> {
+        let answers = self.state.borrow().answers;
+        match answers {
+            Answers::Truthfully => Ok(()),
+            Answers::With(kind) => Err(StoreError::new(kind)),
+            Answers::Panicking => panic!("the store panics, as the test wants it to"),
+            Answers::Never => pending().await,
+        }
+    }
+}
+
+impl KeyStore for FakeStore {
+    async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        let row = self.keys.find(hash).await?;
+        let mut held = None;
+        self.state.send_modify(|state| {
+            state.queries.push(*hash);
+            if state.holding {
+                let (release, released) = oneshot::channel();
+                state.held.push_back(release);
+                held = Some(released);
+            }
+        });
+        let row = row.filter(|_| !self.state.borrow().deleted.contains(hash));
+        if let Some(released) = held {
+            // Either way the other end is no longer held.
+            let _ = released.await;
+        }
+        self.answers().await?;
+        self.state.send_modify(|state| state.answered += 1);
+        Ok(row)
+    }
+
+    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+        self.state.send_modify(|state| state.flushes += 1);
+        self.answers().await?;
+        self.state.send_modify(|state| state.batches.push(batch.to_vec()));
+        self.keys.record_usage(batch).await
+    }
+}
+
+/// Whoever manages keys is never held up.
+impl ManageKeys for FakeStore {
+    async fn insert(&self, record: &KeyRecord) -> Result<(), StoreError> {
+        self.keys.insert(record).await?;
+        self.state.send_modify(|state| state.inserted.push(record.id));
+        Ok(())
+    }
+
+    async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
+        self.keys.get(id).await
+    }
+
+    async fn update(&self, record: &KeyRecord) -> Result<KeyRecord, StoreError> {
+        self.keys.update(record).await
+    }
+
+    async fn revoke(
+        &self,
+        id: KeyId,
+        reason: Option<&str>,
+    ) -> Result<Option<KeyRecord>, StoreError> {
+        self.keys.revoke(id, reason).await
+    }
+
+    async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
+        self.keys.last_used_at(id).await
+    }
+}
+
+/// An observer that remembers.
+#[derive(Clone, Default)]
+pub struct Heard(Arc<watch::Sender<Vec<Said>>>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    Rejected(RejectionKind, Option<KeyId>),
+    StaleServed(KeyId),
+    LoadFailed(StoreErrorKind),
+    UsageFlushed(usize),
+    UsageFlushFailed(StoreErrorKind),
+    UsageDropped,
+}
+
+impl Heard {
+    /// What was heard since the last time.
+    pub fn take(&self) -> Vec<Said> {
+        self.0.send_replace(Vec::new())
+    }
+
+    pub fn count(&self, said: Said) -> usize {
+        self.0.borrow().iter().filter(|heard| **heard == said).count()
+    }
+
+    pub async fn until(&self, heard: impl FnMut(&Vec<Said>) -> bool) {
+        within(self.0.subscribe().wait_for(heard)).await.unwrap();
+    }
+}
+
+impl tower_api_key::auth::Observer for Heard {
+    fn observe(&self, event: &Event<'_>) {
+        let said = match *event {
+            Event::Rejected { kind, key_id, .. } => Said::Rejected(kind, key_id),
+            Event::StaleServed { key_id, .. } => Said::StaleServed(key_id),
+            Event::LoadFailed { error, .. } => Said::LoadFailed(error.kind()),
+            Event::UsageFlushed { keys, .. } => Said::UsageFlushed(keys),
+            Event::UsageFlushFailed { error, .. } => Said::UsageFlushFailed(error.kind()),
+            Event::UsageDropped => Said::UsageDropped,
+            _ => panic!("an event nobody has told this test of: {event:?}"),
+        };
+        self.0.send_modify(|heard| heard.push(said));
+    }
+}
+
+/// Randomness from a list: each draw of this many bytes gets the next byte, repeated. It fails when
+/// the list is used up.
+pub struct Draws(Mutex<VecDeque<u8>>);
+
+impl Draws {
+    pub fn of(bytes: impl IntoIterator<Item = u8>) -> Self {
+        Self(Mutex::new(bytes.into_iter().collect()))
+    }
+
+    /// A byte that makes a key in one draw. Draws whose text has a `-` are repeated.
+    pub fn usable() -> impl Iterator<Item = u8> {
+        (1..=u8::MAX).filter(|&byte| format().generate_from(&Self::of([byte])).is_ok())
+    }
+}
+
+impl EntropySource for Draws {
+    fn fill(&self, buffer: &mut [u8]) -> Result<(), RngError> {
+        let byte = self.0.lock().unwrap().pop_front();
+        buffer.fill(byte.ok_or_else(|| RngError::new("no randomness is left"))?);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Draws {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Draws")
+    }
+}
