@@ -311,6 +311,10 @@ impl FakeStore {
         self.state.borrow().batches.clone()
     }
 
+    pub fn flushes(&self) -> usize {
+        self.state.borrow().flushes
+    }
+
     pub async fn until(&self, reached: impl FnMut(&State) -> bool) {
         within(self.state.subscribe().wait_for(reached)).await.unwrap();
     }

@@ -1,0 +1,448 @@
+#![cfg(test)]
+//! Last uses: gathered, written in batches, and never in the way of a request.
+
+mod doubles;
+
+use std::{
+    collections::HashSet,
+    future::{pending, ready},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
+use tower_api_key::{
+    Authenticator,
+    auth::{RejectionKind, Worker},
+    clock::{Clock, ManualClock},
+    key::{Alphabet, ImportedFormat, KeyHash},
+    manage::NewKey,
+    rate_limit::Quota,
+    record::{KeyId, KeyRecord},
+    store::{KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage},
+};
+
+use crate::doubles::{Answers, DOWN, Heard, Said, Service, format, poll_once, within};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLI: Duration = Duration::from_millis(1);
+/// The default.
+const INTERVAL: Duration = Duration::from_secs(10);
+const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A service whose worker runs until it is told to stop.
+struct Running {
+    service: Service,
+    stop: oneshot::Sender<()>,
+    worker: JoinHandle<()>,
+}
+
+impl Running {
+    fn start() -> Self {
+        let (service, worker) = Service::and_worker(|builder| builder);
+        Self::with(service, worker)
+    }
+
+    fn with(service: Service, worker: Worker) -> Self {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let worker = tokio::spawn(worker.run(async {
+            let _ = stopped.await;
+        }));
+        Self { service, stop, worker }
+    }
+
+    /// Lets time pass on all clocks.
+    async fn pass(&self, time: Duration) {
+        // The worker takes up what it has been told before the time passes.
+        settle().await;
+        self.service.clock.advance(time);
+        tokio::time::advance(time).await;
+        settle().await;
+    }
+
+    /// What the worker leaves behind, and how long it took to stop.
+    async fn stop(self) -> (Service, Duration) {
+        let begun = Instant::now();
+        self.stop.send(()).expect("the worker is running");
+        within(self.worker).await.expect("the worker ends in good order");
+        (self.service, begun.elapsed())
+    }
+}
+
+/// Lets everything go on that waits for nothing.
+async fn settle() {
+    for _ in 0..8 {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn ids(batch: &[Usage]) -> Vec<KeyId> {
+    batch.iter().map(|usage| usage.key_id).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_requests_with_three_keys_are_one_batch_of_three() {
+    let running = Running::start();
+    let service = &running.service;
+    let mut keys = Vec::new();
+    for _ in 0..3 {
+        keys.push(service.issue("acme").await);
+    }
+    for request in 0..10_000 {
+        service.get(&keys[request % 3].text).await.is_for("acme");
+    }
+    running.pass(INTERVAL - MILLI).await;
+    assert_eq!(service.store.batches(), [] as [Vec<Usage>; 0], "written too early");
+    running.pass(MILLI).await;
+    let batches = service.store.batches();
+    assert_eq!(batches.len(), 1);
+    let mut expected: Vec<_> = keys.iter().map(|key| key.record.id).collect();
+    expected.sort();
+    assert_eq!(ids(&batches[0]), expected, "each key once, in order");
+    assert_eq!(service.heard.take(), [Said::UsageFlushed(3)]);
+
+    running.pass(10 * INTERVAL).await;
+    assert_eq!(service.store.flushes(), 1, "nothing was used, and something was written");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_use_is_written_at_the_next_flush_with_the_time_it_happened_at() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = service.issue("acme").await;
+    running.pass(7 * SECOND).await;
+    let used_at = service.clock.now();
+    service.get(&key.text).await.is_for("acme");
+    running.pass(3 * SECOND).await;
+    let expected = [[Usage::new(key.record.id, used_at)]];
+    assert_eq!(service.store.batches(), expected);
+    assert_eq!(service.store.last_used_at(key.record.id).await.unwrap(), Some(used_at));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_reported_once_an_interval_however_often_it_is_used() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = service.issue("acme").await;
+    let first = service.clock.now();
+    for _ in 0..10 {
+        service.get(&key.text).await.is_for("acme");
+        running.pass(SECOND).await;
+    }
+    assert_eq!(service.store.batches(), [[Usage::new(key.record.id, first)]]);
+    service.get(&key.text).await.is_for("acme");
+    running.pass(INTERVAL).await;
+    assert_eq!(service.store.batches()[1..], [[Usage::new(key.record.id, first + INTERVAL)]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_written_lags_behind_by_less_than_two_intervals() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = service.issue("acme").await;
+    for second in 0..300 {
+        service.get(&key.text).await.is_for("acme");
+        let used_at = service.clock.now();
+        running.pass(SECOND).await;
+        let recorded = service.store.last_used_at(key.record.id).await.unwrap();
+        if second >= 10 {
+            let recorded = recorded.expect("the first flush is over");
+            assert!(recorded <= used_at);
+            assert!(used_at < recorded + 2 * INTERVAL, "second {second}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_are_not_let_in_were_not_used() {
+    let running = Running::start();
+    let service = &running.service;
+    let revoked = service.issue("acme").await;
+    service.revoke(&revoked).await;
+    let limits = Quota::per_hour(1).unwrap();
+    let limited = service.issue_new(NewKey::new("acme").rate_limits(limits)).await;
+    let used_at = service.clock.now();
+    service.get(&revoked.text).await.is_refused(RejectionKind::Revoked);
+    service.get(&limited.text).await.is_for("acme");
+    running.pass(INTERVAL).await;
+    assert_eq!(service.get(&limited.text).await.kind, Some(RejectionKind::RateLimited));
+    running.pass(INTERVAL).await;
+    assert_eq!(service.store.batches(), [[Usage::new(limited.record.id, used_at)]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_that_fails_is_kept_and_tried_again() {
+    let running = Running::start();
+    let service = &running.service;
+    let (early, late) = (service.issue("acme").await, service.issue("acme").await);
+    let early_at = service.clock.now();
+    service.get(&early.text).await.is_for("acme");
+    service.store.answer(DOWN);
+    running.pass(INTERVAL).await;
+    running.pass(INTERVAL).await;
+    assert_eq!((service.store.flushes(), service.store.batches().len()), (2, 0));
+    let failed = Said::UsageFlushFailed(StoreErrorKind::Unavailable);
+    assert_eq!(service.heard.take(), [failed, failed]);
+
+    service.store.answer(Answers::Truthfully);
+    let late_at = service.clock.now();
+    service.get(&late.text).await.is_for("acme");
+    running.pass(INTERVAL).await;
+    let mut expected =
+        vec![Usage::new(early.record.id, early_at), Usage::new(late.record.id, late_at)];
+    expected.sort_by_key(|usage| usage.key_id);
+    assert_eq!(service.store.batches(), [expected]);
+    running.pass(INTERVAL).await;
+    assert_eq!(service.store.flushes(), 3, "written twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_use_while_a_flush_fails_is_the_one_that_counts() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = service.issue("acme").await;
+    service.get(&key.text).await.is_for("acme");
+    service.store.answer(DOWN);
+    running.pass(INTERVAL).await;
+    let again_at = service.clock.now();
+    service.get(&key.text).await.is_for("acme");
+    service.store.answer(Answers::Truthfully);
+    running.pass(INTERVAL).await;
+    assert_eq!(service.store.batches(), [[Usage::new(key.record.id, again_at)]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_steps_back_takes_no_last_use_back() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = service.issue("acme").await;
+    let used_at = service.clock.now();
+    service.get(&key.text).await.is_for("acme");
+    // The first use is still pending when the second comes, an hour before it.
+    service.store.answer(DOWN);
+    running.pass(INTERVAL).await;
+    service.clock.set_wall(service.clock.now() - Duration::from_secs(3600));
+    service.get(&key.text).await.is_for("acme");
+    service.store.answer(Answers::Truthfully);
+    running.pass(INTERVAL).await;
+    assert_eq!(service.store.batches(), [[Usage::new(key.record.id, used_at)]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_does_not_keep_the_worker_from_the_next_flush() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = service.issue("acme").await;
+    let used_at = service.clock.now();
+    service.get(&key.text).await.is_for("acme");
+    service.store.answer(Answers::Never);
+    running.pass(INTERVAL).await;
+    running.pass(FLUSH_DEADLINE).await;
+    let failed = Said::UsageFlushFailed(StoreErrorKind::Unavailable);
+    assert_eq!(service.heard.take(), [failed]);
+    service.store.answer(Answers::Truthfully);
+    running.pass(INTERVAL).await;
+    assert_eq!(service.store.batches(), [[Usage::new(key.record.id, used_at)]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_do_not_wait_for_a_flush_that_hangs() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = service.issue("acme").await;
+    service.get(&key.text).await.is_for("acme");
+    service.store.answer(Answers::Never);
+    running.pass(INTERVAL).await;
+    assert_eq!(service.store.flushes(), 1);
+    service.get_at_once(&key.text).is_for("acme");
+}
+
+// Bounds. The stores here know every key, so that many cost little.
+
+/// Everybody's key is known.
+struct Everybody;
+
+impl KeyStore for Everybody {
+    async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        let id = KeyId::from_bytes(*hash.as_bytes().first_chunk().unwrap());
+        Ok(Some(KeyRecord::new(id, *hash, "acme", SystemTime::UNIX_EPOCH)))
+    }
+
+    async fn record_usage(&self, _: &[Usage]) -> Result<(), StoreError> {
+        Err(StoreError::new(StoreErrorKind::Unavailable))
+    }
+}
+
+fn everybody() -> (Authenticator, Worker, Heard) {
+    let heard = Heard::default();
+    let any = ImportedFormat::new("", Alphabet::Hex, 64).unwrap();
+    let builder = Authenticator::builder(Everybody, format()).accept(any);
+    let builder = builder.clock(ManualClock::default()).observer(heard.clone());
+    let (auth, worker) = builder.build();
+    (auth, worker, heard)
+}
+
+async fn use_keys(auth: &Authenticator, keys: std::ops::Range<usize>) {
+    for key in keys {
+        auth.authenticate(format!("{key:064x}").as_bytes()).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_than_a_hundred_thousand_keys_wait_to_be_written() {
+    let (auth, worker, heard) = everybody();
+    let worker = tokio::spawn(worker.run(pending()));
+    use_keys(&auth, 0..100_000).await;
+    settle().await;
+    assert_eq!(heard.count(Said::UsageDropped), 0);
+    use_keys(&auth, 100_000..100_010).await;
+    settle().await;
+    assert_eq!(heard.count(Said::UsageDropped), 10);
+    worker.abort();
+}
+
+#[tokio::test]
+async fn a_worker_that_never_runs_costs_no_request_and_bounded_memory() {
+    let (auth, worker, heard) = everybody();
+    use_keys(&auth, 0..16_384).await;
+    assert_eq!(heard.take(), []);
+    use_keys(&auth, 16_384..16_394).await;
+    assert_eq!(heard.take(), [Said::UsageDropped; 10]);
+    drop(worker);
+}
+
+#[tokio::test]
+async fn a_worker_that_was_dropped_costs_no_request_and_is_not_complained_about() {
+    let (auth, worker, heard) = everybody();
+    drop(worker);
+    use_keys(&auth, 0..20_000).await;
+    use_keys(&auth, 0..20_000).await;
+    assert_eq!(heard.take(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_dropped_while_it_runs_costs_no_request() {
+    for answers in [Answers::Truthfully, Answers::Never] {
+        let running = Running::start();
+        let service = &running.service;
+        let key = service.issue("acme").await;
+        service.get(&key.text).await.is_for("acme");
+        service.store.answer(answers);
+        running.pass(INTERVAL).await;
+        running.worker.abort();
+        settle().await;
+        assert!(running.worker.is_finished());
+        service.store.answer(Answers::Truthfully);
+        for _ in 0..3 {
+            service.clock.advance(INTERVAL);
+            service.get(&key.text).await.is_for("acme");
+        }
+    }
+}
+
+// The end.
+
+#[tokio::test(start_paused = true)]
+async fn on_shutdown_what_is_left_is_written_before_the_worker_returns() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = service.issue("acme").await;
+    let used_at = service.clock.now();
+    service.get(&key.text).await.is_for("acme");
+    let (service, took) = running.stop().await;
+    assert_eq!(service.store.batches(), [[Usage::new(key.record.id, used_at)]]);
+    assert_eq!(took, Duration::ZERO);
+    service.get(&key.text).await.is_for("acme");
+}
+
+#[tokio::test]
+async fn a_worker_told_to_stop_before_it_began_still_writes_what_it_was_told() {
+    let (service, worker) = Service::and_worker(|builder| builder);
+    let mut expected = HashSet::new();
+    for _ in 0..5_000 {
+        let key = service.issue("acme").await;
+        service.get(&key.text).await.is_for("acme");
+        expected.insert(key.record.id);
+    }
+    within(worker.run(ready(()))).await;
+    let batches = service.store.batches();
+    assert_eq!(batches.len(), 1);
+    assert_eq!(ids(&batches[0]).into_iter().collect::<HashSet<_>>(), expected);
+    assert_eq!(batches[0].len(), expected.len());
+}
+
+#[tokio::test]
+async fn a_worker_with_nothing_to_write_stops_without_a_word_to_the_store() {
+    let (service, worker) = Service::and_worker(|builder| builder);
+    within(worker.run(ready(()))).await;
+    assert_eq!(service.store.flushes(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_worker_ends_with_the_last_authenticator() {
+    let (Service { store, clock, auth, .. }, worker) = {
+        let (service, worker) = Service::and_worker(|builder| builder);
+        let key = service.issue("acme").await;
+        service.get(&key.text).await.is_for("acme");
+        (service, worker)
+    };
+    let mut worker = tokio::spawn(worker.run(pending()));
+    let second = auth.clone();
+    drop(auth);
+    settle().await;
+    assert!(poll_once(&mut worker).is_pending(), "an authenticator is left");
+    drop(second);
+    within(worker).await.unwrap();
+    assert_eq!(store.batches().len(), 1);
+    drop(clock);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_holds_shutting_down_up_for_five_seconds() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = service.issue("acme").await;
+    service.get(&key.text).await.is_for("acme");
+    service.store.answer(Answers::Never);
+    let (service, took) = running.stop().await;
+    assert_eq!(took, FLUSH_DEADLINE);
+    let failed = Said::UsageFlushFailed(StoreErrorKind::Unavailable);
+    assert_eq!(service.heard.take(), [failed]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_that_hangs_already_prolongs_shutting_down_no_further() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = service.issue("acme").await;
+    service.get(&key.text).await.is_for("acme");
+    service.store.answer(Answers::Never);
+    running.pass(INTERVAL).await;
+    assert_eq!(service.store.flushes(), 1);
+    let (_, took) = running.stop().await;
+    assert!(took <= FLUSH_DEADLINE, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_comes_back_during_shutdown_gets_everything() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = service.issue("acme").await;
+    let used_at = service.clock.now();
+    service.get(&key.text).await.is_for("acme");
+    service.store.answer(Answers::Never);
+    running.pass(INTERVAL).await;
+    service.store.answer(Answers::Truthfully);
+    let (service, _) = running.stop().await;
+    assert_eq!(service.store.batches(), [[Usage::new(key.record.id, used_at)]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_on_shutdown_is_not_tried_for_ever() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = service.issue("acme").await;
+    service.get(&key.text).await.is_for("acme");
+    service.store.answer(DOWN);
+    let (service, took) = running.stop().await;
+    assert_eq!((took, service.store.flushes()), (Duration::ZERO, 1));
+}
