@@ -831,7 +831,7 @@ async fn a_runtime_that_ends_in_a_look_up_fails_it_and_no_other() {
     let text = key.text.clone();
     let leader = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(held(&theirs, &text));
+        drop(runtime.block_on(held(&theirs, &text)));
         runtime
     });
     let runtime = leader.join().unwrap();

@@ -2,6 +2,8 @@
 //! Last uses: gathered, written in batches, and never in the way of a request.
 
 mod doubles;
+#[cfg(feature = "postgres")]
+mod harness;
 
 use std::{
     collections::HashSet,
@@ -371,6 +373,17 @@ async fn a_worker_told_to_stop_before_it_began_still_writes_what_it_was_told() {
 }
 
 #[tokio::test]
+async fn a_use_that_waited_for_the_worker_keeps_its_time() {
+    let (service, worker) = Service::and_worker(|builder| builder);
+    let key = service.issue("acme").await;
+    let used_at = service.clock.now();
+    service.get(&key.text).await.is_for("acme");
+    service.clock.advance(3 * SECOND);
+    within(worker.run(ready(()))).await;
+    assert_eq!(service.store.batches(), [[Usage::new(key.record.id, used_at)]]);
+}
+
+#[tokio::test]
 async fn a_worker_with_nothing_to_write_stops_without_a_word_to_the_store() {
     let (service, worker) = Service::and_worker(|builder| builder);
     within(worker.run(ready(()))).await;
@@ -445,4 +458,143 @@ async fn a_store_that_fails_on_shutdown_is_not_tried_for_ever() {
     service.store.answer(DOWN);
     let (service, took) = running.stop().await;
     assert_eq!((took, service.store.flushes()), (Duration::ZERO, 1));
+}
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    use std::sync::Arc;
+
+    use sqlx::{query_as, types::Uuid};
+    use tokio::sync::Barrier;
+    use tower_api_key::{
+        auth::Builder,
+        manage::KeyIssuer,
+        store::{MemoryKeyStore, PgKeyStore},
+    };
+
+    use super::*;
+    use crate::{doubles::Key, harness::postgres::Server};
+
+    #[tokio::test]
+    async fn a_last_use_is_there_after_shutdown() {
+        let database = Server::shared().database().await;
+        let store = PgKeyStore::new(database.pool().await);
+        store.migrate().await.unwrap();
+        let (service, worker) = Service::around(store, ManualClock::default(), |it| it);
+        let (used, unused) = (service.issue("acme").await, service.issue("acme").await);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let worker = tokio::spawn(worker.run(async {
+            let _ = stopped.await;
+        }));
+        service.get(&used.text).await.is_for("acme");
+        assert_eq!(service.store.last_used_at(used.record.id).await.unwrap(), None);
+        stop.send(()).unwrap();
+        within(worker).await.unwrap();
+        let used_at = Some(service.clock.now());
+        assert_eq!(service.store.last_used_at(used.record.id).await.unwrap(), used_at);
+        assert_eq!(service.store.last_used_at(unused.record.id).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn uses_are_written_while_requests_come_in() {
+        let database = Server::shared().database().await;
+        let store = PgKeyStore::new(database.pool().await);
+        store.migrate().await.unwrap();
+        let often = |builder: Builder| builder.usage_interval(10 * MILLI);
+        let (service, worker) = Service::around(store, ManualClock::default(), often);
+        let key = service.issue("acme").await;
+        let worker = tokio::spawn(worker.run(pending()));
+        for flushes in 1..=5 {
+            service.clock.advance(SECOND);
+            service.get(&key.text).await.is_for("acme");
+            service.heard.until(|heard| heard.len() == flushes).await;
+            let recorded = service.store.last_used_at(key.record.id).await.unwrap();
+            assert_eq!(recorded, Some(service.clock.now()));
+        }
+        assert_eq!(service.heard.take(), [Said::UsageFlushed(1); 5]);
+        worker.abort();
+    }
+
+    const KEYS: usize = 1_000;
+    const ROUNDS: usize = 20;
+
+    /// Keys are looked up in memory, as this is not about look-ups. Uses are written to the
+    /// database, once the other node is about to.
+    #[derive(Clone)]
+    struct Shared {
+        keys: MemoryKeyStore,
+        uses: PgKeyStore,
+        both: Arc<Barrier>,
+    }
+
+    impl KeyStore for Shared {
+        async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+            self.keys.find(hash).await
+        }
+
+        async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+            self.both.wait().await;
+            self.uses.record_usage(batch).await
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn two_nodes_that_write_the_same_uses_at_once_keep_the_later_ones() {
+        let database = Server::shared().database().await;
+        let uses = PgKeyStore::new(database.pool().await);
+        uses.migrate().await.unwrap();
+        let keys = MemoryKeyStore::new();
+        let issuer = KeyIssuer::new(keys.clone(), format());
+        let mut issued = Vec::new();
+        for _ in 0..KEYS {
+            let key = Key::from(issuer.issue(NewKey::new("acme")).await.unwrap());
+            uses.insert(&key.record).await.unwrap();
+            issued.push(key);
+        }
+        // One after the other in neither the order of ids nor that of the other node.
+        let mut shuffled = issued.clone();
+        shuffled.sort_by(|one, other| one.text.cmp(&other.text));
+
+        let clock = ManualClock::default();
+        let store = Shared { keys, uses: uses.clone(), both: Arc::new(Barrier::new(2)) };
+        for round in 0..ROUNDS {
+            clock.advance(SECOND);
+            let later = ManualClock::at(clock.now() + SECOND / 2);
+            let (one, one_works) = Service::around(store.clone(), clock.clone(), |it| it);
+            let (other, other_works) = Service::around(store.clone(), later.clone(), |it| it);
+            for key in &issued {
+                one.get(&key.text).await.is_for("acme");
+            }
+            // The later node has seen half of the keys.
+            for key in shuffled.iter().skip(round % 2).step_by(2) {
+                other.get(&key.text).await.is_for("acme");
+            }
+            let (one_works, other_works) =
+                (tokio::spawn(one_works.run(ready(()))), tokio::spawn(other_works.run(ready(()))));
+            within(one_works).await.unwrap();
+            within(other_works).await.unwrap();
+            assert_eq!(one.heard.take(), [Said::UsageFlushed(KEYS)]);
+            assert_eq!(other.heard.take(), [Said::UsageFlushed(KEYS / 2)]);
+
+            let recorded = "select key_id, (extract(epoch from last_used_at) * 1000)::int8 \
+                            from api_key_usage";
+            let recorded: Vec<(Uuid, i64)> =
+                query_as(recorded).fetch_all(uses.pool()).await.unwrap();
+            assert_eq!(recorded.len(), KEYS);
+            let millis = |clock: &ManualClock| {
+                let since = clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+                i64::try_from(since.as_millis()).unwrap()
+            };
+            let seen = shuffled.iter().skip(round % 2).step_by(2);
+            let seen: HashSet<_> = seen.map(|key| key.record.id).collect();
+            for (id, at) in recorded {
+                let expected = if seen.contains(&KeyId::from_bytes(id.into_bytes())) {
+                    millis(&later)
+                } else {
+                    millis(&clock)
+                };
+                assert_eq!(at, expected, "round {round}");
+            }
+        }
+    }
 }

@@ -89,7 +89,7 @@ impl Service {
     }
 }
 
-impl<S: ManageKeys + Clone> Service<S> {
+impl<S: KeyStore + Clone> Service<S> {
     pub fn around(
         store: S,
         clock: ManualClock,
@@ -102,22 +102,6 @@ impl<S: ManageKeys + Clone> Service<S> {
         let (auth, worker) = settings(builder).build();
         let app = Router::new().route("/", get(whoami)).layer(ApiKeyLayer::new(auth.clone()));
         (Self { store, clock, auth, heard, app }, worker)
-    }
-
-    /// A key of `consumer` that works, stored behind the authenticator's back.
-    pub async fn issue(&self, consumer: &str) -> Key {
-        self.issue_new(NewKey::new(consumer)).await
-    }
-
-    pub async fn issue_new(&self, new: NewKey) -> Key {
-        let issuer = KeyIssuer::new(self.store.clone(), format()).clock(self.clock.clone());
-        Key::from(issuer.issue(new).await.unwrap())
-    }
-
-    /// Revokes as an administrator on this node does: nothing of the key is left in the cache.
-    pub async fn revoke(&self, key: &Key) {
-        self.store.revoke(key.record.id, None).await.unwrap().expect("a key to revoke");
-        self.auth.invalidate(&key.record.key_hash);
     }
 
     /// The whole answer to a request with `key`, which nobody has begun to work on.
@@ -148,6 +132,24 @@ impl<S: ManageKeys + Clone> Service<S> {
             Poll::Ready(reply) => reply,
             Poll::Pending => panic!("the request waits for something"),
         }
+    }
+}
+
+impl<S: ManageKeys + Clone> Service<S> {
+    /// A key of `consumer` that works, stored behind the authenticator's back.
+    pub async fn issue(&self, consumer: &str) -> Key {
+        self.issue_new(NewKey::new(consumer)).await
+    }
+
+    pub async fn issue_new(&self, new: NewKey) -> Key {
+        let issuer = KeyIssuer::new(self.store.clone(), format()).clock(self.clock.clone());
+        Key::from(issuer.issue(new).await.unwrap())
+    }
+
+    /// Revokes as an administrator on this node does: nothing of the key is left in the cache.
+    pub async fn revoke(&self, key: &Key) {
+        self.store.revoke(key.record.id, None).await.unwrap().expect("a key to revoke");
+        self.auth.invalidate(&key.record.key_hash);
     }
 }
 
