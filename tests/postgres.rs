@@ -368,3 +368,18 @@ async fn two_nodes_that_record_the_same_usage_do_not_deadlock() {
         assert_eq!(store.last_used_at(id(key)).await.unwrap(), Some(at(2 * ROUNDS + 1)));
     }
 }
+
+#[tokio::test]
+async fn a_url_that_leads_nowhere_is_an_error_that_says_why() {
+    let proxy = FaultProxy::start(Server::shared().addr()).await;
+    proxy.set(Fault::Refuse).await;
+    let url = proxy.url("postgres://postgres:secret@127.0.0.1/app");
+    let error = soon(PgKeyStore::connect(&url)).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    let shown = format!("{error:?}");
+    assert!(shown.contains("refused") && !shown.contains("secret"), "{shown}");
+
+    let error = PgKeyStore::connect("mysql://localhost/app").await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Other);
+    assert!(format!("{error:?}").contains("begins with `postgres://`"), "{error:?}");
+}

@@ -324,3 +324,12 @@ async fn the_tables_refuse_what_makes_no_sense() {
     }
     is_found(&store).await;
 }
+
+#[tokio::test]
+async fn a_url_of_something_else_is_an_error_that_says_so() {
+    for url in ["keys.db", "mysql://localhost/app", ""] {
+        let error = SqliteKeyStore::connect(url).await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Other);
+        assert!(format!("{error:?}").contains("begins with `sqlite:`"), "{error:?}");
+    }
+}

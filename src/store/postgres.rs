@@ -5,7 +5,8 @@ use std::{
 };
 
 use sqlx::{
-    Connection, Decode, Encode, PgConnection, PgPool, Postgres, Row as _, Type,
+    ConnectOptions as _, Connection, Decode, Encode, PgConnection, PgPool, Postgres, Row as _,
+    Type,
     encode::IsNull,
     error::BoxDynError,
     pool::PoolConnection,
@@ -76,14 +77,19 @@ impl PgKeyStore {
     /// When the URL makes no sense, or the database cannot be reached. A service that has to start
     /// without its database makes a lazy pool and uses [`new`](Self::new).
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+            let problem = "a PostgreSQL URL begins with `postgres://`";
+            return Err(StoreError::new(StoreErrorKind::Other).because(problem));
+        }
         let options: PgConnectOptions = url.parse().map_err(failed)?;
         let options = options.options([("statement_timeout", "5s")]);
-        let pool = PgPoolOptions::new()
-            .max_connections(5)
-            .acquire_timeout(Duration::from_secs(2))
-            .connect_with(options)
-            .await;
-        Ok(Self::new(pool.map_err(failed)?))
+        // By itself first: all that a pool says of a failure is that time was up.
+        let attempt = timeout(ACQUIRE_TIMEOUT, options.connect()).await;
+        let connection =
+            attempt.map_err(|late| StoreError::new(StoreErrorKind::Unavailable).because(late))?;
+        connection.map_err(failed)?.close().await.map_err(failed)?;
+        let pool = PgPoolOptions::new().max_connections(5).acquire_timeout(ACQUIRE_TIMEOUT);
+        Ok(Self::new(pool.connect_lazy_with(options)))
     }
 
     /// The pool, for the application's own queries.
@@ -129,6 +135,8 @@ impl fmt::Debug for PgKeyStore {
             .finish_non_exhaustive()
     }
 }
+
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 macro_rules! columns {
     () => {

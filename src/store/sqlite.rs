@@ -65,6 +65,10 @@ impl SqliteKeyStore {
     ///
     /// When the URL makes no sense, or the file cannot be opened.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        if !url.starts_with("sqlite:") {
+            let problem = "a SQLite URL begins with `sqlite:`";
+            return Err(StoreError::new(StoreErrorKind::Other).because(problem));
+        }
         let (path, parameters) = url.split_once('?').unwrap_or((url, ""));
         let mode = parameters.split('&').find_map(|parameter| parameter.strip_prefix("mode="));
         if path.ends_with(":memory:") || mode == Some("memory") {
