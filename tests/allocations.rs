@@ -1,0 +1,266 @@
+//! What a request costs in memory. Counted per thread, beyond a layer that does nothing.
+
+#![cfg(test)]
+
+mod support;
+
+use std::{
+    convert::Infallible,
+    future::{Future, Ready, ready},
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+use allocation_counter::{AllocationInfo, measure};
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use tower::{Layer, Service};
+use tower_api_key::{
+    ApiKeyLayer, Authenticator,
+    auth::{Attempt, RejectionKind, Worker},
+    layer::RateLimitHeaders,
+    rate_limit::{Quota, RateLimits},
+};
+
+use self::support::{Keys, unknown_key};
+
+/// Among so many requests there are some for which moka, which tidies up within every 64th or so,
+/// has nothing to do.
+const RUNS: usize = 500;
+
+/// Answers without allocating anything but the response's own headers.
+#[derive(Clone)]
+struct Inner {
+    headers: bool,
+}
+
+impl Service<Request<String>> for Inner {
+    type Response = Response<String>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<String>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<String>) -> Self::Future {
+        let mut response = Response::new(String::new());
+        if self.headers {
+            let text = HeaderValue::from_static("text/plain");
+            response.headers_mut().insert(header::CONTENT_TYPE, text);
+        }
+        ready(Ok(response))
+    }
+}
+
+/// The layer that does nothing.
+#[derive(Clone)]
+struct Bare<S>(S);
+
+impl<S: Service<Request<String>>> Service<Request<String>> for Bare<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<String>) -> Self::Future {
+        self.0.call(request)
+    }
+}
+
+/// A request, as a server makes it: with extensions, or with none so far.
+fn request(authorization: &[u8], extensions: bool) -> Request<String> {
+    let mut request = Request::new(String::new());
+    let value = HeaderValue::from_bytes(authorization).unwrap();
+    request.headers_mut().insert(header::AUTHORIZATION, value);
+    if extensions {
+        request.extensions_mut().insert(7_u8);
+    }
+    request
+}
+
+fn with_key(key: &str, extensions: bool) -> Request<String> {
+    request(format!("Bearer {key}").as_bytes(), extensions)
+}
+
+/// What one call costs, at its cheapest.
+fn cost<S>(
+    service: &mut S,
+    request: impl Fn() -> Request<String>,
+    status: StatusCode,
+) -> AllocationInfo
+where
+    S: Service<Request<String>, Response = Response<String>, Error = Infallible>,
+{
+    let cost = || {
+        let request = request();
+        let mut response = None;
+        let cost = measure(|| {
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(service.poll_ready(&mut cx).is_ready());
+            let Poll::Ready(Ok(answer)) = pin!(service.call(request)).poll(&mut cx) else {
+                panic!("the request is answered at once");
+            };
+            response = Some(answer);
+        });
+        assert_eq!(response.unwrap().status(), status);
+        cost
+    };
+    std::iter::repeat_with(cost).take(RUNS).min_by_key(|cost| cost.count_total).unwrap()
+}
+
+fn cheapest(mut work: impl FnMut()) -> u64 {
+    let cost = || measure(&mut work).count_total;
+    std::iter::repeat_with(cost).take(RUNS).min().unwrap()
+}
+
+/// An authenticator that has cached a key, its running worker, and the key.
+async fn warm(limits: impl Into<RateLimits>) -> (Authenticator, Worker, String) {
+    let keys = Keys::new();
+    let (auth, worker) = keys.builder().default_rate_limits(limits).build();
+    let key = keys.key().await;
+    auth.authenticate(key.as_bytes()).await.unwrap();
+    (auth, worker, key)
+}
+
+fn plenty() -> Quota {
+    Quota::per_second(1_000_000).unwrap()
+}
+
+/// Allocations of one admitted request beyond those of the bare layer.
+async fn beyond_bare(
+    headers: RateLimitHeaders,
+    limits: impl Into<RateLimits>,
+    extensions: bool,
+    response_headers: bool,
+) -> u64 {
+    let (auth, _worker, key) = warm(limits).await;
+    let inner = Inner { headers: response_headers };
+    let request = || with_key(&key, extensions);
+    let bare = cost(&mut Bare(inner.clone()), request, StatusCode::OK);
+    let layer = ApiKeyLayer::new(auth).rate_limit_headers(headers);
+    let ours = cost(&mut layer.layer(inner), request, StatusCode::OK);
+    ours.count_total - bare.count_total
+}
+
+mod a_cached_key {
+    use super::*;
+
+    #[tokio::test]
+    async fn costs_the_place_of_its_consumer_among_the_requests_extensions() {
+        assert_eq!(beyond_bare(RateLimitHeaders::Off, plenty(), true, true).await, 1);
+        let unlimited = RateLimits::unlimited();
+        assert_eq!(beyond_bare(RateLimitHeaders::Standard, unlimited, true, true).await, 1);
+    }
+
+    /// The map of extensions is a box with a table, in which each value has a box of its own.
+    #[tokio::test]
+    async fn costs_two_more_where_the_request_has_no_extensions_yet() {
+        assert_eq!(beyond_bare(RateLimitHeaders::Off, plenty(), false, true).await, 3);
+    }
+
+    /// `Vary` needs room: a map of headers is a list and an index of it.
+    #[tokio::test]
+    async fn costs_two_more_where_the_response_has_no_headers_yet() {
+        assert_eq!(beyond_bare(RateLimitHeaders::Off, plenty(), true, false).await, 3);
+    }
+
+    /// `RateLimit` is written anew; `RateLimit-Policy` is shared.
+    #[tokio::test]
+    async fn costs_one_more_for_the_rate_limit_headers() {
+        let standard = RateLimitHeaders::Standard;
+        assert_eq!(beyond_bare(standard, plenty(), true, true).await, 2);
+        assert_eq!(beyond_bare(standard, plenty(), false, false).await, 6);
+    }
+
+    #[tokio::test]
+    async fn costs_one_more_for_all_its_further_quotas() {
+        let two = [plenty(), Quota::per_hour(4_000_000_000).unwrap()];
+        let two = RateLimits::new(two).unwrap();
+        assert_eq!(beyond_bare(RateLimitHeaders::Off, two, true, true).await, 2);
+    }
+
+    #[tokio::test]
+    async fn costs_nothing_before_it_is_handed_over() {
+        let (auth, _worker, key) = warm(plenty()).await;
+        let cost = cheapest(|| {
+            let attempt = auth.attempt(key.as_bytes());
+            assert!(matches!(attempt, Attempt::Admit(_)));
+        });
+        assert_eq!(cost, 0);
+    }
+
+    /// moka keeps a log of reads and works it off in some of them. Over many that is nothing.
+    #[tokio::test]
+    async fn costs_less_than_one_in_fifty_requests_for_tidying_up() {
+        const MANY: u64 = 100_000;
+        let (auth, _worker, key) = warm(plenty()).await;
+        let cost = measure(|| {
+            for _ in 0..MANY {
+                let attempt = auth.attempt(key.as_bytes());
+                assert!(matches!(attempt, Attempt::Admit(_)));
+            }
+        });
+        assert!(cost.count_total < MANY / 50, "{cost:?}");
+    }
+}
+
+mod a_refused_key {
+    use super::*;
+
+    /// What it costs to find out that a key is to be refused.
+    fn attempt(auth: &Authenticator, key: &[u8], kind: RejectionKind) -> u64 {
+        cheapest(|| match auth.attempt(key) {
+            Attempt::Reject(rejection) => assert_eq!(rejection.kind(), kind),
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[tokio::test]
+    async fn costs_nothing_where_it_is_malformed() {
+        let (auth, _worker, key) = warm(plenty()).await;
+        let malformed = |key: &[u8]| attempt(&auth, key, RejectionKind::Malformed);
+        assert_eq!(malformed(b""), 0);
+        assert_eq!(malformed(b"junk"), 0);
+        assert_eq!(malformed(&[0xff; 64 * 1024]), 0);
+        assert_eq!(malformed(&key.as_bytes()[1..]), 0);
+        assert_eq!(malformed(key.replace('t', "T").as_bytes()), 0);
+    }
+
+    #[tokio::test]
+    async fn costs_nothing_where_it_is_known_to_be_unknown() {
+        let (auth, _worker, _) = warm(plenty()).await;
+        let unknown = unknown_key();
+        auth.authenticate(unknown.as_bytes()).await.unwrap_err();
+        assert_eq!(attempt(&auth, unknown.as_bytes(), RejectionKind::Unknown), 0);
+    }
+
+    /// What is seen of a rejection afterwards is kept in one place.
+    #[tokio::test]
+    async fn costs_one_where_it_is_one_of_ours() {
+        let (auth, _worker, key) = warm(Quota::per_hour(1).unwrap()).await;
+        assert_eq!(attempt(&auth, key.as_bytes(), RejectionKind::RateLimited), 1);
+    }
+
+    /// The response included, which is all there is.
+    #[tokio::test]
+    async fn costs_the_same_memory_whatever_its_length() {
+        let (auth, _worker, _) = warm(plenty()).await;
+        let mut service = ApiKeyLayer::new(auth).layer(Inner { headers: true });
+        let mut bytes = |authorization: &[u8], status| {
+            cost(&mut service, || request(authorization, true), status).bytes_total
+        };
+        let beyond_ascii = |len| [b"Bearer ", vec![0xff; len].as_slice()].concat();
+        let token = |len| [b"Bearer ", vec![b'a'; len].as_slice()].concat();
+
+        let short = bytes(&beyond_ascii(1), StatusCode::BAD_REQUEST);
+        assert!(short < 1500, "{short}");
+        assert_eq!(bytes(&beyond_ascii(64 * 1024), StatusCode::BAD_REQUEST), short);
+        let short = bytes(&token(1), StatusCode::UNAUTHORIZED);
+        assert!(short < 1500, "{short}");
+        assert_eq!(bytes(&token(257), StatusCode::UNAUTHORIZED), short);
+        assert_eq!(bytes(&token(400 * 1024), StatusCode::UNAUTHORIZED), short);
+    }
+}
