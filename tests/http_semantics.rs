@@ -651,7 +651,7 @@ mod rejections {
         struct Opaque(u8);
 
         let keys = Keys::new();
-        let layer = ApiKeyLayer::new(keys.auth()).render_rejections(StatusOnly::default());
+        let layer = ApiKeyLayer::new(keys.auth()).render_rejections(StatusOnly);
         let inner =
             async |_: http::Request<()>| Ok::<_, Infallible>(http::Response::new(Opaque(1)));
         let service = layer.layer(service_fn(inner));

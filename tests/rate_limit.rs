@@ -616,7 +616,7 @@ mod buckets {
         let app = App::new(ApiKeyLayer::new(auth));
         let old = keys.issue(NewKey::new("acme")).await;
         let new = support::format().generate().unwrap();
-        let id = KeyId::generate(keys.clock.now(), &SystemEntropy::default()).unwrap();
+        let id = KeyId::generate(keys.clock.now(), &SystemEntropy).unwrap();
         let mut record = KeyRecord::new(id, new.hash(), "acme", keys.clock.now());
         record.rotated_from = Some(old.record.id);
         record.root_id = old.record.root_id;

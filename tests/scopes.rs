@@ -135,19 +135,23 @@ async fn every_character_a_scope_may_have_survives_in_the_challenge() {
 
 #[tokio::test]
 async fn a_renderer_of_ones_own_gets_the_scopes_and_keeps_the_challenge() {
-    let keys = Keys::new();
-    let scope = RequireScope::one("admin").unwrap().render_rejections(|rejection: &Rejection| {
-        let mut response =
-            Response::new(format!("needs {}", rejection.required_scopes()[0]).into());
-        *response.status_mut() = StatusCode::FORBIDDEN;
-        response
-    });
-    let app = App::new((ApiKeyLayer::new(keys.auth()), scope));
-    let answer = app.get(&keys.key().await).await;
-    assert_eq!((answer.status, answer.text()), (StatusCode::FORBIDDEN, "needs admin"));
-    let challenge = r#"Bearer realm="api", error="insufficient_scope", scope="admin""#;
-    assert_eq!(answer.challenge(), Some(challenge));
-    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    // 404 hides that there is anything to be allowed (RFC 9110 §15.5.4).
+    for status in [StatusCode::FORBIDDEN, StatusCode::NOT_FOUND] {
+        let keys = Keys::new();
+        let scope = RequireScope::one("admin").unwrap();
+        let scope = scope.render_rejections(move |rejection: &Rejection| {
+            let mut response =
+                Response::new(format!("needs {}", rejection.required_scopes()[0]).into());
+            *response.status_mut() = status;
+            response
+        });
+        let app = App::new((ApiKeyLayer::new(keys.auth()), scope));
+        let answer = app.get(&keys.key().await).await;
+        assert_eq!((answer.status, answer.text()), (status, "needs admin"));
+        let challenge = r#"Bearer realm="api", error="insufficient_scope", scope="admin""#;
+        assert_eq!(answer.challenge(), Some(challenge));
+        assert_eq!(answer.header("cache-control"), Some("no-store"));
+    }
 }
 
 #[tokio::test]
@@ -210,7 +214,7 @@ async fn a_scope_works_for_bodies_that_cannot_be_made_from_text() {
     let inner = tower::service_fn(async |_: http::Request<()>| {
         Ok::<_, std::convert::Infallible>(Response::new(Opaque))
     });
-    let scope = RequireScope::one("a").unwrap().render_rejections(StatusOnly::default());
+    let scope = RequireScope::one("a").unwrap().render_rejections(StatusOnly);
     let service = tower::Layer::layer(&scope, inner);
     let Ok(response) = tower::ServiceExt::oneshot(service, http::Request::new(())).await;
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);

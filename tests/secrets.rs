@@ -181,7 +181,7 @@ mod debug_and_display {
 
         impl EntropySource for Broken {
             fn fill(&self, buffer: &mut [u8]) -> Result<(), RngError> {
-                SystemEntropy::default().fill(buffer)?;
+                SystemEntropy.fill(buffer)?;
                 Err(RngError::new("no entropy"))
             }
         }
@@ -241,7 +241,7 @@ mod debug_and_display {
             debug(&scoped),
             debug(scoped.call(with_key(&key))),
             debug(ProblemJson::default().danger_disclose_reason()),
-            debug(StatusOnly::default()),
+            debug(StatusOnly),
             debug(RateLimitHeaders::Both),
         ];
         for key in [&key, "junk"] {

@@ -110,7 +110,7 @@ fn now() -> SystemTime {
 }
 
 fn id() -> KeyId {
-    KeyId::generate(now(), &SystemEntropy::default()).unwrap()
+    KeyId::generate(now(), &SystemEntropy).unwrap()
 }
 
 fn hash() -> KeyHash {

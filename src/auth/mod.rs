@@ -53,7 +53,8 @@
 //! # Concurrency
 //!
 //! Cached keys are read without locks. Starting, finishing and invalidating loads share one short
-//! lock, which no request for a cached key takes. Loads need a tokio runtime.
+//! lock, which no request for a cached key takes. Loads need a tokio runtime
+//! with its timer.
 
 mod authenticator;
 mod breaker;

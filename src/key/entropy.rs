@@ -19,7 +19,6 @@ pub trait EntropySource: Send + Sync + 'static {
 /// It is asked directly for each key: a generator in user space would save a microsecond and could
 /// be copied by a fork.
 #[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
 pub struct SystemEntropy;
 
 impl EntropySource for SystemEntropy {

@@ -1,7 +1,7 @@
 use std::fmt;
 
 use http::{
-    HeaderMap, Method, Request, Response, StatusCode,
+    HeaderMap, Method, Request, Response,
     header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN},
 };
 
@@ -96,9 +96,7 @@ impl<R> Gate<R> {
             self.rate_limit_headers.write(response.headers_mut(), admission.standing(), wall);
         }
         // `RequireScope` and the extractor turn requests away too, but know no realm.
-        if matches!(response.status(), StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED)
-            && let Some(rejection) = response.extensions().get::<Rejection>().cloned()
-        {
+        if let Some(rejection) = response.extensions().get::<Rejection>().cloned() {
             self.answer_for(response, &rejection);
         }
         self.vary(response.headers_mut());

@@ -37,7 +37,6 @@ where
 
 /// The status alone, for bodies that cannot be made from text.
 #[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
 pub struct StatusOnly;
 
 impl<B: Default> RejectionResponse<B> for StatusOnly {
