@@ -77,10 +77,28 @@
 //!     Answers to keys that were not let in never do: they would tell a stranger of a key's use.
 //! 11. Whatever passed the layer says `Vary: Authorization`.
 //!
-//! # Deployment caveat
+//! # Among other layers
+//!
+//! Outermost first, with those of `tower_http`:
+//!
+//! 1. `SetSensitiveRequestHeadersLayer` for `Authorization`, and for a header of your own: whatever
+//!    logs a request further in shows `Sensitive` instead of the key.
+//! 2. `TraceLayer`: it sees rejections too. Outside of 1 and told to include headers, it logs keys.
+//! 3. `CorsLayer`: a preflight carries no key, and a browser may read a 401 only if it has CORS
+//!    headers.
+//! 4. [`ApiKeyLayer`]. From here on the request has no key.
+//! 5. [`RequireScope`], and what limits or buffers the handler: a rejected request does not use it
+//!    up.
+//!
+//! `examples/postgres.rs` is such a service.
+//!
+//! # Deployment caveats
 //!
 //! `Router::layer` wraps only the routes that were added before it. A handler of a route added
 //! afterwards that asks for a [`Consumer`] answers 500 and says so; one that does not ask is open.
+//!
+//! On an [optional](ApiKeyLayer::optional) route, credentials of another scheme are the
+//! application's: a key sent as `Token …` by mistake stays in the request.
 
 mod credentials;
 #[cfg(feature = "axum")]
