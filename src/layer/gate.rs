@@ -29,8 +29,16 @@ pub(super) struct Gate<R> {
 
 impl<R> Gate<R> {
     pub(super) fn with_renderer<R2>(self, renderer: R2) -> Gate<R2> {
-        let Self { auth, challenges, credentials, rate_limit_headers, .. } = self;
-        let Self { optional, keep_credential, pass_preflight, .. } = self;
+        let Self {
+            auth,
+            challenges,
+            credentials,
+            optional,
+            keep_credential,
+            pass_preflight,
+            rate_limit_headers,
+            renderer: _,
+        } = self;
         Gate {
             auth,
             challenges,
