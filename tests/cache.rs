@@ -1,5 +1,7 @@
 #![cfg(test)]
 //! What is remembered of keys: how long, how much, and what makes it forgotten.
+//!
+//! Time is the test's own: the clock's, and tokio's, so that no deadline passes on a busy machine.
 
 mod doubles;
 
@@ -43,7 +45,7 @@ fn policy() -> CachePolicy {
 
 // How long.
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_known_key_is_asked_for_once_a_minute() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -58,7 +60,7 @@ async fn a_known_key_is_asked_for_once_a_minute() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_unknown_key_is_asked_for_twice_a_minute() {
     let service = Service::new();
     let key = unknown_key();
@@ -72,7 +74,7 @@ async fn an_unknown_key_is_asked_for_twice_a_minute() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_answer_is_as_old_as_its_question() {
     let service = Service::new();
     let (known, unknown) = (service.issue("acme").await, unknown_key());
@@ -90,7 +92,7 @@ async fn an_answer_is_as_old_as_its_question() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn with_nothing_kept_every_request_asks() {
     let nothing = policy().fresh(Duration::ZERO).unwrap().absent(Duration::ZERO).unwrap();
     let service = Service::with(|builder| builder.cache(nothing));
@@ -102,7 +104,7 @@ async fn with_nothing_kept_every_request_asks() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_room_keys_are_still_let_in() {
     let service = Service::with(|builder| builder.cache(policy().capacity(0).absent_capacity(0)));
     let key = service.issue("acme").await;
@@ -130,7 +132,7 @@ fn settings_beyond_what_is_safe_are_refused_by_name() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_key_that_expires_while_it_is_fresh_is_refused_from_that_instant_on() {
     let service = Service::new();
     let key = service.issue_new(NewKey::new("acme").expires_in(10 * SECOND)).await;
@@ -142,7 +144,7 @@ async fn a_key_that_expires_while_it_is_fresh_is_refused_from_that_instant_on() 
     assert_eq!(service.store.queries(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_step_of_the_wall_clock_changes_nothing_about_cached_keys() {
     let service = Service::new();
     let key = service.issue_new(NewKey::new("acme").expires_in(20 * SECOND)).await;
@@ -161,7 +163,7 @@ async fn a_step_of_the_wall_clock_changes_nothing_about_cached_keys() {
     assert_eq!(service.store.queries(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_revoked_key_stays_known_as_such_without_a_query() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -171,7 +173,7 @@ async fn a_revoked_key_stays_known_as_such_without_a_query() {
     assert_eq!(service.store.queries(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_deleted_key_is_unknown_once_it_is_no_longer_fresh() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -189,7 +191,7 @@ async fn a_deleted_key_is_unknown_once_it_is_no_longer_fresh() {
 
 // How much.
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_flood_of_unknown_keys_does_not_push_out_the_known_one() {
     // The shape without a checksum, so that junk costs nothing to make.
     let junk = ImportedFormat::new("", Alphabet::Hex, 64).unwrap();
@@ -208,7 +210,7 @@ async fn a_flood_of_unknown_keys_does_not_push_out_the_known_one() {
     assert_eq!(service.store.queries_for(&key.record.key_hash), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn only_so_many_unknown_keys_are_remembered() {
     let service = Service::with(|builder| builder.cache(policy().absent_capacity(100)));
     let junk: Vec<_> = (0..3_000).map(|_| unknown_key()).collect();
@@ -220,7 +222,7 @@ async fn only_so_many_unknown_keys_are_remembered() {
     assert!(remembered < 1_000, "{remembered} unknown keys are remembered");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn only_so_many_known_keys_are_remembered() {
     let service = Service::with(|builder| builder.cache(policy().capacity(100)));
     let mut keys = Vec::new();
@@ -236,7 +238,7 @@ async fn only_so_many_known_keys_are_remembered() {
 
 // Many at once.
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_thousand_first_requests_of_a_key_make_one_query() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -271,7 +273,7 @@ async fn a_thousand_first_requests_from_many_threads_make_one_query() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_look_up_that_begins_late_takes_what_another_has_brought() {
     let service = Service::new();
     for key in [service.issue("acme").await.text, unknown_key()] {
@@ -288,7 +290,7 @@ async fn a_look_up_that_begins_late_takes_what_another_has_brought() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_thousand_first_requests_share_one_failure_and_none_is_remembered() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -323,7 +325,7 @@ async fn a_request_after_a_failure_asks_again_rather_than_sharing_it() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_store_that_panics_is_one_that_does_not_answer() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -336,7 +338,7 @@ async fn a_store_that_panics_is_one_that_does_not_answer() {
     service.get(&key.text).await.is_for("acme");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_panic_fails_all_who_waited_and_nobody_after_them() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -353,7 +355,7 @@ async fn a_panic_fails_all_who_waited_and_nobody_after_them() {
     assert_eq!(service.store.queries(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn clients_that_hang_up_leave_one_query_whose_answer_serves_the_next() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -389,7 +391,7 @@ async fn clients_that_hang_up_on_many_threads_harm_nobody() {
     service.get(&key.text).await.is_for("acme");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn clients_that_hang_up_take_no_turn_with_them() {
     let turns = 8;
     let service = Service::with(|builder| builder.cache(policy().max_loads(turns)));
@@ -417,7 +419,7 @@ async fn held(service: &Service, key: &str) -> FutureReply {
     request
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_key_revoked_during_its_look_up_is_refused_from_then_on() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -430,7 +432,7 @@ async fn a_key_revoked_during_its_look_up_is_refused_from_then_on() {
     assert_eq!(service.store.queries(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn forgetting_everything_during_a_look_up_forgets_its_answer_too() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -444,7 +446,7 @@ async fn forgetting_everything_during_a_look_up_forgets_its_answer_too() {
     assert_eq!(service.store.queries(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn forgetting_one_key_leaves_the_look_up_of_another_alone() {
     let service = Service::new();
     let (key, other) = (service.issue("acme").await, service.issue("other").await);
@@ -455,7 +457,7 @@ async fn forgetting_one_key_leaves_the_look_up_of_another_alone() {
     service.get_at_once(&key.text).is_for("acme");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_key_created_during_its_look_up_is_let_in_from_then_on() {
     let service = Service::new();
     let seed = Draws::usable().next().unwrap();
@@ -471,7 +473,7 @@ async fn a_key_created_during_its_look_up_is_let_in_from_then_on() {
     service.get(&text).await.is_for("acme");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_after_the_revocation_does_not_join_the_look_up_from_before() {
     for newest_first in [false, true] {
         let service = Service::new();
@@ -496,7 +498,7 @@ async fn a_request_after_the_revocation_does_not_join_the_look_up_from_before() 
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_revoked_key_is_not_let_in_while_the_store_is_down() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -509,7 +511,7 @@ async fn a_revoked_key_is_not_let_in_while_the_store_is_down() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_key_revoked_while_the_store_goes_down_is_not_let_in_by_its_old_record() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -522,7 +524,7 @@ async fn a_key_revoked_while_the_store_goes_down_is_not_let_in_by_its_old_record
     within(before).await.is_unavailable(RejectionKind::StoreUnavailable);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_changed_key_counts_as_changed_at_once() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -535,7 +537,7 @@ async fn a_changed_key_counts_as_changed_at_once() {
     service.get(&key.text).await.is_refused(RejectionKind::Inactive);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn forgetting_a_key_does_not_refill_its_quota() {
     let service = Service::new();
     let new = NewKey::new("acme").rate_limits(Quota::per_minute(2).unwrap());
@@ -558,7 +560,7 @@ async fn stranded(settings: CachePolicy, new: NewKey) -> (Service, Key) {
     (service, key)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_fresh_key_does_not_notice() {
     let (service, key) = stranded(policy(), NewKey::new("acme")).await;
     service.clock.advance(FRESH - NANO);
@@ -566,7 +568,7 @@ async fn a_fresh_key_does_not_notice() {
     assert_eq!(service.heard.take(), []);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_known_key_is_let_in_by_its_old_record_for_ten_minutes() {
     let (service, key) = stranded(policy(), NewKey::new("acme")).await;
     service.clock.advance(FRESH);
@@ -587,7 +589,7 @@ async fn a_known_key_is_let_in_by_its_old_record_for_ten_minutes() {
     service.get(&key.text).await.is_for("acme");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_old_record_lets_nobody_in_past_its_expiry() {
     let (service, key) = stranded(policy(), NewKey::new("acme").expires_in(2 * FRESH)).await;
     service.clock.advance(2 * FRESH - NANO);
@@ -596,7 +598,7 @@ async fn an_old_record_lets_nobody_in_past_its_expiry() {
     service.get(&key.text).await.is_refused(RejectionKind::Expired);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_a_grace_a_key_is_refused_once_it_is_no_longer_fresh() {
     let none = policy().stale_if_error(Duration::ZERO).unwrap();
     let (service, key) = stranded(none, NewKey::new("acme")).await;
@@ -605,7 +607,7 @@ async fn without_a_grace_a_key_is_refused_once_it_is_no_longer_fresh() {
     reply.is_unavailable(RejectionKind::StoreUnavailable);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_old_record_is_replaced_as_soon_as_the_store_answers() {
     let (service, key) = stranded(policy(), NewKey::new("acme")).await;
     service.clock.advance(FRESH);
@@ -616,7 +618,7 @@ async fn an_old_record_is_replaced_as_soon_as_the_store_answers() {
     service.get(&key.text).await.is_refused(RejectionKind::Revoked);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_unknown_key_is_not_taken_for_unknown_any_longer_than_it_would_be() {
     let service = Service::new();
     let key = unknown_key();
@@ -628,7 +630,7 @@ async fn an_unknown_key_is_not_taken_for_unknown_any_longer_than_it_would_be() {
     service.get(&key).await.is_unavailable(RejectionKind::StoreUnavailable);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn no_error_of_any_kind_is_remembered() {
     use StoreErrorKind::{Conflict, Corrupt, Migration, Other, Unavailable};
     for kind in [Unavailable, Conflict, Corrupt, Migration, Other] {
@@ -646,7 +648,7 @@ async fn no_error_of_any_kind_is_remembered() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_store_that_failed_five_times_is_asked_four_times_a_second() {
     let service = Service::new();
     service.store.answer(DOWN);
@@ -670,7 +672,7 @@ async fn a_store_that_failed_five_times_is_asked_four_times_a_second() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_store_that_is_back_is_noticed_by_the_next_probe_and_asked_by_all() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -687,7 +689,7 @@ async fn a_store_that_is_back_is_noticed_by_the_next_probe_and_asked_by_all() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_probe_at_a_time_and_whoever_comes_meanwhile_does_not_wait() {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -706,7 +708,7 @@ async fn one_probe_at_a_time_and_whoever_comes_meanwhile_does_not_wait() {
     within(probe).await.is_unavailable(RejectionKind::StoreUnavailable);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_store_that_answers_with_nonsense_is_not_down() {
     let service = Service::new();
     for query in 1..=20 {
@@ -784,7 +786,7 @@ async fn whoever_gets_no_turn_in_time_is_told_so_and_the_store_is_spared() {
     service.get(&unknown_key()).await.is_refused(RejectionKind::Unknown);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn whoever_waited_for_a_turn_does_not_ask_a_store_that_went_down_meanwhile() {
     let service = Service::with(|builder| builder.cache(policy().max_loads(1)));
     service.store.hold();
@@ -822,7 +824,7 @@ fn outside_of_a_runtime_only_cached_keys_are_let_in() {
     service.get_at_once(&key.text).is_for("acme");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_runtime_that_ends_in_a_look_up_fails_it_and_no_other() {
     let service = Arc::new(Service::new());
     let key = service.issue("acme").await;
@@ -848,7 +850,7 @@ fn issuer(store: &FakeStore, draws: impl IntoIterator<Item = u8>) -> KeyIssuer<F
     KeyIssuer::new(store.clone(), format()).entropy(Draws::of(draws))
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn issuing_a_key_forgets_that_it_was_unknown() {
     let service = Service::new();
     let mut seeds = Draws::usable();
@@ -869,7 +871,7 @@ async fn issuing_a_key_forgets_that_it_was_unknown() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_randomness_no_key_is_issued() {
     let store = FakeStore::new(&ManualClock::default());
     let seed = Draws::usable().next().unwrap();
@@ -885,7 +887,7 @@ async fn without_randomness_no_key_is_issued() {
     assert_eq!(store.inserted(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_key_that_exists_already_is_made_again_and_left_as_it_is() {
     let service = Service::new();
     let seeds: Vec<_> = Draws::usable().take(2).collect();
@@ -902,7 +904,7 @@ async fn a_key_that_exists_already_is_made_again_and_left_as_it_is() {
     assert_eq!((stored.consumer_id.as_str(), stored.version), ("first", 1));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_generator_that_repeats_itself_issues_nothing_and_overwrites_nothing() {
     let service = Service::new();
     let seed = Draws::usable().next().unwrap();
@@ -915,7 +917,7 @@ async fn a_generator_that_repeats_itself_issues_nothing_and_overwrites_nothing()
 
 // What the observer hears.
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn each_request_that_is_turned_away_is_observed_once() {
     let service = Service::with(|builder| builder.cache(policy().load_deadline(SECOND).unwrap()));
     let now = service.clock.now();
@@ -961,7 +963,7 @@ async fn each_request_that_is_turned_away_is_observed_once() {
     assert_eq!(service.heard.take(), [Said::Rejected(RejectionKind::Malformed, None)]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_missing_scope_is_observed_with_the_key_that_lacks_it() {
     use axum::{Router, routing::get};
     use tower::ServiceExt;
@@ -980,7 +982,7 @@ async fn a_missing_scope_is_observed_with_the_key_that_lacks_it() {
     assert_eq!(service.heard.take(), [expected]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_record_that_was_stale_is_observed_and_what_was_let_in_is_not() {
     let (service, key) = stranded(policy(), NewKey::new("acme")).await;
     service.clock.advance(FRESH);
@@ -994,7 +996,7 @@ async fn a_record_that_was_stale_is_observed_and_what_was_let_in_is_not() {
     assert_eq!(service.heard.take(), []);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn authenticators_of_one_store_forget_apart() {
     let service = Service::new();
     let key = service.issue("acme").await;

@@ -61,8 +61,14 @@ struct Node {
 }
 
 impl Node {
+    /// As the library has it by default.
     async fn start() -> Self {
         Self::with(5, |builder| builder).await
+    }
+
+    /// For what must succeed on a busy machine, too.
+    async fn patient() -> Self {
+        Self::with(5, patient).await
     }
 
     async fn with(connections: u32, settings: impl FnOnce(Builder) -> Builder) -> Self {
@@ -154,6 +160,11 @@ impl Node {
     }
 }
 
+/// Nobody waits this long for anything but a test that has failed.
+fn patient(builder: Builder) -> Builder {
+    builder.cache(CachePolicy::default().load_deadline(20 * SECOND).unwrap())
+}
+
 async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let mut again = interval(Duration::from_millis(5));
     let begun = Instant::now();
@@ -195,7 +206,7 @@ impl<S: KeyStore> KeyStore for Counted<S> {
 
 #[tokio::test]
 async fn a_key_is_found_by_one_query_and_then_without_the_database() {
-    let node = Node::start().await;
+    let node = Node::patient().await;
     let key = node.known("acme").await;
     assert_eq!(node.queries(), 1);
     node.is_quiet().await;
@@ -209,7 +220,7 @@ async fn a_key_is_found_by_one_query_and_then_without_the_database() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_first_requests_of_a_key_make_one_query() {
-    let node = Node::start().await;
+    let node = Node::patient().await;
     let key = node.issue("acme").await;
     let start = Arc::new(Barrier::new(1_000));
     let mut clients = JoinSet::new();
@@ -228,7 +239,7 @@ async fn a_thousand_first_requests_of_a_key_make_one_query() {
 
 #[tokio::test]
 async fn a_revoked_key_is_refused_by_the_next_request() {
-    let node = Node::start().await;
+    let node = Node::patient().await;
     let key = node.known("acme").await;
     node.direct.revoke(key.record.id, Some("leaked")).await.unwrap();
     node.service.auth.invalidate(&key.record.key_hash);
@@ -238,7 +249,7 @@ async fn a_revoked_key_is_refused_by_the_next_request() {
 
 #[tokio::test]
 async fn a_key_revoked_elsewhere_is_refused_within_a_minute() {
-    let node = Node::start().await;
+    let node = Node::patient().await;
     let key = node.known("acme").await;
     node.direct.revoke(key.record.id, None).await.unwrap();
     node.service.clock.advance(FRESH);
@@ -247,7 +258,7 @@ async fn a_key_revoked_elsewhere_is_refused_within_a_minute() {
 
 #[tokio::test]
 async fn one_connection_is_enough_for_look_ups_usage_and_administration() {
-    let mut node = Node::with(1, |builder| builder).await;
+    let mut node = Node::with(1, patient).await;
     let mut keys = Vec::new();
     for number in 0..50 {
         keys.push((node.issue(&format!("consumer {number}")).await, number));
@@ -269,7 +280,7 @@ async fn one_connection_is_enough_for_look_ups_usage_and_administration() {
 
 #[tokio::test]
 async fn columns_added_under_a_running_service_are_no_outage() {
-    let node = Node::start().await;
+    let node = Node::patient().await;
     let key = node.known("acme").await;
     for statement in [
         "alter table api_keys add column added_later text default 'so what'",
@@ -285,7 +296,7 @@ async fn columns_added_under_a_running_service_are_no_outage() {
 
 #[tokio::test]
 async fn a_fresh_key_does_not_notice_that_connections_are_refused() {
-    let node = Node::start().await;
+    let node = Node::patient().await;
     let key = node.known("acme").await;
     node.proxy.set(Fault::Refuse).await;
     for _ in 0..100 {
@@ -357,7 +368,7 @@ async fn a_service_started_before_its_database_becomes_ready_by_itself() {
 
 #[tokio::test]
 async fn a_database_that_is_down_is_left_alone() {
-    let node = Node::start().await;
+    let node = Node::patient().await;
     let key = node.known("acme").await;
     node.proxy.set(Fault::Rst).await;
     for _ in 0..5 {
@@ -461,8 +472,7 @@ async fn connections_that_went_silent_in_the_pool_are_replaced() {
 
 #[tokio::test]
 async fn a_slow_database_slows_nobody_down_whose_key_is_known() {
-    let patient = CachePolicy::default().load_deadline(20 * SECOND).unwrap();
-    let node = Node::with(5, |builder| builder.cache(patient)).await;
+    let node = Node::patient().await;
     let (known, other) = (node.known("acme").await, node.issue("other").await);
     node.proxy.set(Fault::Delay(Duration::from_millis(50))).await;
     let slow = node.service.begin(&other.text);
@@ -507,7 +517,7 @@ async fn look_ups_stuck_behind_a_lock_exhaust_the_pool_and_no_more() {
 
 #[tokio::test]
 async fn clients_that_hang_up_leave_the_pool_as_it_was() {
-    let node = Node::with(3, |builder| builder).await;
+    let node = Node::with(3, patient).await;
     let key = node.issue("acme").await;
     for _ in 0..2_000 {
         drop(node.service.begin(&unknown_key()));
@@ -522,9 +532,8 @@ async fn clients_that_hang_up_leave_the_pool_as_it_was() {
 
 #[tokio::test]
 async fn a_connection_that_ends_in_the_middle_of_a_look_up_is_503() {
-    let patient = CachePolicy::default().load_deadline(20 * SECOND).unwrap();
     for fault in [Fault::Rst, Fault::Fin] {
-        let node = Node::with(5, |builder| builder.cache(patient.clone())).await;
+        let node = Node::patient().await;
         let (known, other) = (node.known("acme").await, node.issue("other").await);
         let lock = node.lock().await;
         let request = node.service.begin(&other.text);
@@ -543,7 +552,7 @@ async fn a_connection_that_ends_in_the_middle_of_a_look_up_is_503() {
 
 #[tokio::test]
 async fn connections_that_ended_in_the_pool_are_not_noticed() {
-    let node = Node::with(3, |builder| builder).await;
+    let node = Node::with(3, patient).await;
     let key = node.issue("acme").await;
     for fault in [Fault::Rst, Fault::Fin, Fault::Refuse] {
         node.has_its_whole_pool().await;
@@ -559,7 +568,7 @@ async fn connections_that_ended_in_the_pool_are_not_noticed() {
 
 #[tokio::test]
 async fn connections_that_an_administrator_ends_are_not_noticed() {
-    let node = Node::with(3, |builder| builder).await;
+    let node = Node::with(3, patient).await;
     let key = node.known("acme").await;
     node.has_its_whole_pool().await;
     assert_eq!(node.connections_at_the_server().await, 3);
@@ -574,7 +583,7 @@ async fn connections_that_an_administrator_ends_are_not_noticed() {
 
 #[tokio::test]
 async fn answers_cut_off_anywhere_let_in_the_right_consumer_or_nobody() {
-    let node = Node::with(3, |builder| builder).await;
+    let node = Node::with(3, patient).await;
     let keys = [node.issue("a").await, node.issue("b").await, node.issue("c").await];
     let consumers = ["a", "b", "c"];
     let ask = async || {
@@ -627,13 +636,17 @@ mod sqlite {
     }
 
     impl Node {
-        async fn start() -> Self {
+        async fn patient() -> Self {
+            Self::with(patient).await
+        }
+
+        async fn with(settings: impl FnOnce(Builder) -> Builder) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let url = format!("sqlite:{}", folder.path().join("keys.db").display());
             let keys = SqliteKeyStore::connect(&url).await.unwrap();
             keys.migrate().await.unwrap();
             let store = Counted::new(keys.clone());
-            let (service, worker) = Service::around(store, ManualClock::default(), |it| it);
+            let (service, worker) = Service::around(store, ManualClock::default(), settings);
             Self { service, worker, keys, url, _folder: folder }
         }
 
@@ -649,7 +662,7 @@ mod sqlite {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_thousand_first_requests_of_a_key_make_one_query() {
-        let node = Node::start().await;
+        let node = Node::patient().await;
         let key = node.issue("acme").await;
         let requests: Vec<_> = (0..1_000).map(|_| node.service.request(&key.text)).collect();
         let mut clients: JoinSet<_> = requests.into_iter().collect();
@@ -661,7 +674,7 @@ mod sqlite {
 
     #[tokio::test]
     async fn a_revoked_key_is_refused_by_the_next_request() {
-        let node = Node::start().await;
+        let node = Node::patient().await;
         let key = node.issue("acme").await;
         node.service.get(&key.text).await.is_for("acme");
         node.keys.revoke(key.record.id, None).await.unwrap();
@@ -671,7 +684,7 @@ mod sqlite {
 
     #[tokio::test]
     async fn a_writer_holds_no_look_up_up() {
-        let node = Node::start().await;
+        let node = Node::patient().await;
         let key = node.issue("acme").await;
         let writer = SqlitePool::connect(&node.url).await.unwrap();
         let transaction = writer.begin_with("begin exclusive").await.unwrap();
@@ -681,7 +694,7 @@ mod sqlite {
 
     #[tokio::test]
     async fn a_pool_in_use_by_others_is_503_and_then_is_not() {
-        let node = Node::start().await;
+        let node = Node::with(|builder| builder).await;
         let (known, other) = (node.issue("acme").await, node.issue("other").await);
         node.service.get(&known.text).await.is_for("acme");
         let mut others = Vec::new();
@@ -699,7 +712,7 @@ mod sqlite {
 
     #[tokio::test]
     async fn a_closed_pool_is_503_and_known_keys_go_on() {
-        let node = Node::start().await;
+        let node = Node::patient().await;
         let (known, other) = (node.issue("acme").await, node.issue("other").await);
         node.service.get(&known.text).await.is_for("acme");
         within(node.pool().close()).await;
@@ -713,7 +726,7 @@ mod sqlite {
 
     #[tokio::test]
     async fn clients_that_hang_up_leave_the_pool_as_it_was() {
-        let node = Node::start().await;
+        let node = Node::patient().await;
         let key = node.issue("acme").await;
         for _ in 0..1_000 {
             drop(node.service.begin(&unknown_key()));
@@ -728,7 +741,7 @@ mod sqlite {
 
     #[tokio::test]
     async fn a_last_use_is_there_after_shutdown() {
-        let node = Node::start().await;
+        let node = Node::patient().await;
         let key = node.issue("acme").await;
         node.service.get(&key.text).await.is_for("acme");
         within(node.worker.run(async {})).await;

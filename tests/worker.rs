@@ -302,7 +302,7 @@ async fn no_more_than_a_hundred_thousand_keys_wait_to_be_written() {
     worker.abort();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_never_runs_costs_no_request_and_bounded_memory() {
     let (auth, worker, heard) = everybody();
     use_keys(&auth, 0..16_384).await;
@@ -312,7 +312,7 @@ async fn a_worker_that_never_runs_costs_no_request_and_bounded_memory() {
     drop(worker);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_was_dropped_costs_no_request_and_is_not_complained_about() {
     let (auth, worker, heard) = everybody();
     drop(worker);
@@ -356,7 +356,7 @@ async fn on_shutdown_what_is_left_is_written_before_the_worker_returns() {
     service.get(&key.text).await.is_for("acme");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_worker_told_to_stop_before_it_began_still_writes_what_it_was_told() {
     let (service, worker) = Service::and_worker(|builder| builder);
     let mut expected = HashSet::new();
@@ -372,7 +372,7 @@ async fn a_worker_told_to_stop_before_it_began_still_writes_what_it_was_told() {
     assert_eq!(batches[0].len(), expected.len());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_use_that_waited_for_the_worker_keeps_its_time() {
     let (service, worker) = Service::and_worker(|builder| builder);
     let key = service.issue("acme").await;
@@ -383,7 +383,7 @@ async fn a_use_that_waited_for_the_worker_keeps_its_time() {
     assert_eq!(service.store.batches(), [[Usage::new(key.record.id, used_at)]]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_worker_with_nothing_to_write_stops_without_a_word_to_the_store() {
     let (service, worker) = Service::and_worker(|builder| builder);
     within(worker.run(ready(()))).await;
