@@ -117,17 +117,19 @@ async fn without_room_keys_are_still_let_in() {
 #[test]
 fn settings_beyond_what_is_safe_are_refused_by_name() {
     type Setting = fn(Duration) -> Result<CachePolicy, tower_api_key::auth::InvalidCachePolicy>;
-    let settings: [(&str, Duration, Setting); 4] = [
-        ("fresh", Duration::from_secs(300), |value| policy().fresh(value)),
-        ("absent", Duration::from_secs(60), |value| policy().absent(value)),
-        ("stale_if_error", Duration::from_secs(3600), |value| policy().stale_if_error(value)),
-        ("load_deadline", Duration::from_secs(30), |value| policy().load_deadline(value)),
+    let (zero, milli, secs) = (Duration::ZERO, Duration::from_millis(1), Duration::from_secs);
+    let settings: [(&str, Duration, Duration, Setting); 4] = [
+        ("fresh", zero, secs(300), |value| policy().fresh(value)),
+        ("absent", zero, secs(60), |value| policy().absent(value)),
+        ("stale_if_error", zero, secs(3600), |value| policy().stale_if_error(value)),
+        ("load_deadline", milli, secs(30), |value| policy().load_deadline(value)),
     ];
-    for (name, most, set) in settings {
-        assert!(set(Duration::ZERO).is_ok(), "{name}");
+    for (name, least, most, set) in settings {
+        assert!(set(least).is_ok(), "{name}");
         assert!(set(most).is_ok(), "{name}");
         let refused = set(most + NANO).unwrap_err().to_string();
-        assert_eq!(refused, format!("`{name}` is at most {most:?}"));
+        assert_eq!(refused, format!("`{name}` is at least {least:?} and at most {most:?}"));
+        assert_eq!(set(least.saturating_sub(NANO)).is_ok(), least.is_zero(), "{name}");
         assert!(set(Duration::MAX).is_err(), "{name}");
     }
 }

@@ -70,6 +70,9 @@ impl Builder {
     }
 
     /// How often last uses are written. Default: every 10 s; at least 10 ms.
+    ///
+    /// Of each interval a key's first use counts, so that what is stored lags behind the very last
+    /// use by two intervals at most.
     pub fn usage_interval(self, interval: Duration) -> Self {
         Self { usage_interval: interval.max(MIN_USAGE_INTERVAL), ..self }
     }

@@ -37,6 +37,7 @@ pub struct CachePolicy {
 const MAX_FRESH: Duration = Duration::from_secs(300);
 const MAX_ABSENT: Duration = Duration::from_secs(60);
 const MAX_STALE_IF_ERROR: Duration = Duration::from_secs(3600);
+const MIN_LOAD_DEADLINE: Duration = Duration::from_millis(1);
 const MAX_LOAD_DEADLINE: Duration = Duration::from_secs(30);
 
 impl CachePolicy {
@@ -51,7 +52,7 @@ impl CachePolicy {
     ///
     /// Above 300 s.
     pub fn fresh(self, fresh: Duration) -> Result<Self, InvalidCachePolicy> {
-        at_most(fresh, MAX_FRESH, "fresh")?;
+        check("fresh", fresh, Duration::ZERO, MAX_FRESH)?;
         Ok(Self { fresh, ..self })
     }
 
@@ -65,7 +66,7 @@ impl CachePolicy {
     ///
     /// Above 60 s.
     pub fn absent(self, absent: Duration) -> Result<Self, InvalidCachePolicy> {
-        at_most(absent, MAX_ABSENT, "absent")?;
+        check("absent", absent, Duration::ZERO, MAX_ABSENT)?;
         Ok(Self { absent, ..self })
     }
 
@@ -81,7 +82,7 @@ impl CachePolicy {
     ///
     /// Above 1 h.
     pub fn stale_if_error(self, stale: Duration) -> Result<Self, InvalidCachePolicy> {
-        at_most(stale, MAX_STALE_IF_ERROR, "stale_if_error")?;
+        check("stale_if_error", stale, Duration::ZERO, MAX_STALE_IF_ERROR)?;
         Ok(Self { stale_if_error: stale, ..self })
     }
 
@@ -108,15 +109,16 @@ impl CachePolicy {
         Self { max_loads: loads.clamp(1, tokio::sync::Semaphore::MAX_PERMITS), ..self }
     }
 
-    /// How long a request waits for the store, its turn included. Default 500 ms, at most 30 s.
+    /// How long a request waits for the store, its turn included. Default 500 ms, at least 1 ms and
+    /// at most 30 s.
     ///
     /// A healthy look-up takes a millisecond. Clients rather hear "try again" than wait.
     ///
     /// # Errors
     ///
-    /// Above 30 s.
+    /// Below 1 ms, and above 30 s.
     pub fn load_deadline(self, deadline: Duration) -> Result<Self, InvalidCachePolicy> {
-        at_most(deadline, MAX_LOAD_DEADLINE, "load_deadline")?;
+        check("load_deadline", deadline, MIN_LOAD_DEADLINE, MAX_LOAD_DEADLINE)?;
         Ok(Self { load_deadline: deadline, ..self })
     }
 }
@@ -135,24 +137,31 @@ impl Default for CachePolicy {
     }
 }
 
-fn at_most(
-    value: Duration,
-    most: Duration,
+fn check(
     setting: &'static str,
+    value: Duration,
+    least: Duration,
+    most: Duration,
 ) -> Result<(), InvalidCachePolicy> {
-    if value <= most { Ok(()) } else { Err(InvalidCachePolicy { setting, most }) }
+    if (least..=most).contains(&value) {
+        Ok(())
+    } else {
+        Err(InvalidCachePolicy { setting, least, most })
+    }
 }
 
 /// A setting beyond what is safe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidCachePolicy {
     setting: &'static str,
+    least: Duration,
     most: Duration,
 }
 
 impl fmt::Display for InvalidCachePolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` is at most {:?}", self.setting, self.most)
+        let Self { setting, least, most } = self;
+        write!(f, "`{setting}` is at least {least:?} and at most {most:?}")
     }
 }
 
