@@ -17,18 +17,21 @@ create table api_keys (
     -- Whom the key stands for. Consumers are the application's: there is no table to refer to.
     consumer_id text not null,
 
+    -- An array: a set of words that is always read whole, and that SQL can still search.
     scopes text[] not null,
 
     -- null: the layer's default. An empty list: no limit, on purpose.
     rate_limits jsonb
         constraint api_keys_rate_limits_are_a_list check (jsonb_typeof(rate_limits) = 'array'),
 
+    -- The application's own. jsonb, so that it can be searched and is known to be JSON.
     metadata jsonb not null
         constraint api_keys_metadata_is_an_object check (jsonb_typeof(metadata) = 'object'),
 
     -- A switch. A revocation is for good, this is not.
     is_active boolean not null,
 
+    -- An instant, whatever the time zone of server and session.
     created_at timestamptz not null,
     created_by text,
 
@@ -38,6 +41,7 @@ create table api_keys (
     expires_at timestamptz
         constraint api_keys_expires_at_is_finite check (isfinite(expires_at)),
 
+    -- A time rather than a switch: whoever looks into a leak asks when.
     revoked_at timestamptz,
     revoked_reason text
         constraint api_keys_only_the_revoked_have_a_reason

@@ -15,16 +15,19 @@ create table api_keys (
     -- Whom the key stands for. Consumers are the application's: there is no table to refer to.
     consumer_id text not null,
 
+    -- A JSON array: SQLite has no other.
     scopes text not null check (json_valid(scopes) and json_type(scopes) = 'array'),
 
     -- null: the layer's default. An empty list: no limit, on purpose.
     rate_limits text check (json_valid(rate_limits) and json_type(rate_limits) = 'array'),
 
+    -- The application's own.
     metadata text not null check (json_valid(metadata) and json_type(metadata) = 'object'),
 
     -- A switch. A revocation is for good, this is not.
     is_active integer not null check (is_active in (0, 1)),
 
+    -- As the clock of the node that issued it had it.
     created_at integer not null,
     created_by text,
 
@@ -32,6 +35,7 @@ create table api_keys (
     not_before integer,
     expires_at integer,
 
+    -- A time rather than a switch: whoever looks into a leak asks when.
     revoked_at integer,
     revoked_reason text check (revoked_reason is null or revoked_at is not null),
 

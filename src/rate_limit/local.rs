@@ -87,8 +87,10 @@ impl RateLimiter for LocalRateLimiter {
             Some(bucket) if bucket.quota == *quota => Arc::clone(bucket) as _,
             known => {
                 let state = known.map(|bucket| bucket.state.clone()).unwrap_or_default();
+                if let Some(known) = known {
+                    state.rescale(&known.quota, quota, now);
+                }
                 let bucket = Arc::new(LocalBucket::new(quota, state));
-                bucket.forgive(now);
                 shard.buckets.insert(id.clone(), Arc::clone(&bucket));
                 bucket
             }
@@ -134,14 +136,6 @@ impl LocalBucket {
         Self { quota: quota.clone(), state, governor }
     }
 
-    /// Takes an earlier, slower quota's debt for that of an empty bucket of this one: a key whose
-    /// day was used up does not wait for the next when it now has a quota by the minute.
-    fn forgive(&self, now: Duration) {
-        let empty = now + self.quota.interval().saturating_mul(self.quota.burst_size().get());
-        let empty = u64::try_from(empty.as_nanos()).unwrap_or(u64::MAX);
-        self.state.0.fetch_min(empty, Ordering::AcqRel);
-    }
-
     fn is_full(&self, now: Duration) -> bool {
         self.state.ahead_of(now).is_zero()
     }
@@ -183,6 +177,22 @@ impl Tat {
     fn ahead_of(&self, now: Duration) -> Duration {
         Duration::from_nanos(self.0.load(Ordering::Relaxed)).saturating_sub(now)
     }
+
+    /// Leaves the bucket as full of `to` as it was of `from`: half used up stays half used up.
+    fn rescale(&self, from: &Quota, to: &Quota, now: Duration) {
+        let (from, to, now) = (capacity(from), capacity(to), now.as_nanos());
+        let rescaled = |tat: u64| {
+            let used = u128::from(tat).saturating_sub(now).min(from);
+            u64::try_from(now + (used * to).div_ceil(from)).ok().filter(|_| used > 0)
+        };
+        // An empty update: the bucket is full, and is so of any quota.
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, rescaled);
+    }
+}
+
+/// The time in which an empty bucket fills, in nanoseconds. [`Quota`] keeps it within 62 bits.
+fn capacity(quota: &Quota) -> u128 {
+    quota.interval().as_nanos() * u128::from(quota.burst_size().get())
 }
 
 impl StateStore for Tat {
@@ -279,6 +289,39 @@ mod tests {
         assert!(!take(&*bucket, START).is_admitted(), "an empty bucket stays empty");
         assert!(take(&*bucket, START + Duration::from_millis(100)).is_admitted());
         assert!(!take(&*bucket, START + Duration::from_millis(199)).is_admitted());
+    }
+
+    #[test]
+    fn a_quota_that_changes_back_and_forth_never_refills() {
+        let limiter = LocalRateLimiter::new();
+        let quotas = [
+            Quota::per_second(100).unwrap(),
+            Quota::per(100, Duration::from_secs(3600)).unwrap(),
+            Quota::per(2, Duration::from_secs(86_400)).unwrap(),
+            Quota::per_minute(60).unwrap().burst(7).unwrap(),
+        ];
+        let id = minute(1);
+        let bucket = limiter.bucket(&id, &quotas[0], START);
+        while take(&*bucket, START).is_admitted() {}
+        for quota in quotas.iter().cycle().take(20) {
+            let bucket = limiter.bucket(&id, quota, START);
+            assert!(!take(&*bucket, START).is_admitted(), "{quota:?}");
+            let wait = take(&*bucket, START).next_unit_in();
+            assert!(wait <= quota.interval() + Duration::from_micros(1), "{wait:?} of {quota:?}");
+        }
+    }
+
+    #[test]
+    fn half_a_bucket_stays_half_a_bucket() {
+        let limiter = LocalRateLimiter::new();
+        let small = Quota::per_minute(10).unwrap();
+        let bucket = limiter.bucket(&minute(1), &small, START);
+        for _ in 0..5 {
+            assert!(take(&*bucket, START).is_admitted());
+        }
+        let large = Quota::per(1000, Duration::from_secs(3600)).unwrap();
+        let bucket = limiter.bucket(&minute(1), &large, START);
+        assert_eq!(take(&*bucket, START).remaining(), 499);
     }
 
     #[test]

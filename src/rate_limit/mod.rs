@@ -43,7 +43,8 @@ pub trait RateLimiter: Send + Sync + 'static {
     /// The bucket of `id`, with the state it has, now filled according to `quota`.
     ///
     /// Called once each time a key is loaded from the store, never per request. A quota that
-    /// changed applies from the next request on, without refilling the bucket.
+    /// changed applies from the next request on: the bucket is as full of it as it was of the
+    /// earlier one. A quota of another name has another bucket.
     fn bucket(&self, id: &BucketId, quota: &Quota, now: Duration) -> Arc<dyn Bucket>;
 
     /// Forgets buckets that are full again and used by nobody. Called from time to time.

@@ -50,7 +50,7 @@ impl SqliteKeyStore {
     }
 
     /// Keys in the file at `url`, for instance `sqlite:keys.db` or `sqlite:///var/lib/app/keys.db`,
-    /// over a pool of its own. The file is made where there is none, unless the URL has a `mode`.
+    /// over a pool of its own. The file is made where there is none, unless the URL has a `mode` other than `rwc`.
     /// `sqlite::memory:` is [`in_memory`](Self::in_memory).
     ///
     /// The pool has
@@ -70,13 +70,18 @@ impl SqliteKeyStore {
             return Err(StoreError::new(StoreErrorKind::Other).because(problem));
         }
         let (path, parameters) = url.split_once('?').unwrap_or((url, ""));
+        if path.trim_start_matches("sqlite:").trim_start_matches('/').is_empty() {
+            // To SQLite, no name is a temporary database, and another one for each connection.
+            let problem = "a SQLite URL names a file, or `sqlite::memory:`";
+            return Err(StoreError::new(StoreErrorKind::Other).because(problem));
+        }
         let mode = parameters.split('&').find_map(|parameter| parameter.strip_prefix("mode="));
         if path.ends_with(":memory:") || mode == Some("memory") {
             return Self::in_memory().await;
         }
         let options: SqliteConnectOptions = url.parse().map_err(failed)?;
         let options = options
-            .create_if_missing(mode.is_none())
+            .create_if_missing(matches!(mode, None | Some("rwc")))
             .busy_timeout(BUSY_TIMEOUT)
             .synchronous(SqliteSynchronous::Full);
         if mode != Some("ro") {
