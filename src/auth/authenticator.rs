@@ -49,7 +49,11 @@ impl Authenticator {
         Self(Arc::new(inner))
     }
 
-    /// Judges `key` without waiting, as far as the cache allows.
+    /// Judges `key`, the bare key without a scheme, and without waiting as far as the cache allows.
+    ///
+    /// A key that is let in has been charged and counts as used. Unlike
+    /// [`authenticate`](Self::authenticate) it tells no [`Observer`](super::Observer) of keys that
+    /// are turned away.
     pub fn attempt(&self, key: &[u8]) -> Attempt {
         let Some(hash) = self.0.hash(key) else {
             return Attempt::Reject(Rejection::new(RejectionKind::Malformed));
@@ -65,7 +69,8 @@ impl Authenticator {
         }
     }
 
-    /// Judges `key`, waiting for the store where it must.
+    /// Judges `key`, the bare key without a scheme, waiting for the store where it must. A key that
+    /// is let in has been charged and counts as used.
     ///
     /// # Errors
     ///

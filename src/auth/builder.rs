@@ -13,7 +13,6 @@ use crate::{
     store::KeyStore,
 };
 
-/// One batch in ten seconds is no load, and recent enough to find keys nobody uses.
 const USAGE_INTERVAL: Duration = Duration::from_secs(10);
 const MIN_USAGE_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -54,7 +53,8 @@ impl Builder {
         self
     }
 
-    /// The rate limits of keys that have none of their own. Default: unlimited.
+    /// The rate limits of keys that have none of their own. Default: unlimited, as no number would
+    /// be right for most services, and a wrong one is found out by their customers.
     pub fn default_rate_limits(self, limits: impl Into<RateLimits>) -> Self {
         Self { default_limits: limits.into(), ..self }
     }
@@ -69,7 +69,9 @@ impl Builder {
         Self { cache: policy, ..self }
     }
 
-    /// How often last uses are written. Default: every 10 s; at least 10 ms.
+    /// How often last uses are written. Default: every 10 s, which makes one batch of whatever was
+    /// used and is recent enough to find keys nobody uses; at least 10 ms, which no database should
+    /// be asked to go below.
     ///
     /// Of each interval a key's first use counts, so that what is stored lags behind the very last
     /// use by two intervals at most.

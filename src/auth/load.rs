@@ -175,9 +175,11 @@ impl Loader {
             return Err(down());
         }
         let found = timeout_at(deadline, self.store.find(hash)).await;
-        match found
-            .unwrap_or_else(|late| Err(StoreError::new(StoreErrorKind::Unavailable).because(late)))
-        {
+        let late = |_| {
+            let late = format!("no answer within {:?}", self.deadline);
+            Err(StoreError::new(StoreErrorKind::Unavailable).because(late))
+        };
+        match found.unwrap_or_else(late) {
             Ok(record) => {
                 if self.breaker.answered() {
                     trace::info!("the key store answers again");

@@ -94,7 +94,7 @@ impl Rejection {
         self.details.as_ref().map_or(&[], |details| &details.required)
     }
 
-    /// How long to wait before trying again is of use. `None` where it never is.
+    /// How long to wait before a retry can succeed. `None` where it never can.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self.kind {

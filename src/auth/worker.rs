@@ -29,6 +29,10 @@ const RECEIVE_AT_ONCE: usize = 1024;
 ///
 /// Nothing runs until [`run`](Self::run) is awaited, usually in a task of its own. Never running
 /// it is legal: `last_used_at` is then not kept.
+///
+/// Uses that cannot be written yet are kept for up to 100,000 keys, as many as are cached by
+/// default; beyond that, and when 16,384 wait to be taken up, they are dropped and
+/// [observed](super::Event::UsageDropped).
 #[must_use = "nothing is recorded unless the worker runs"]
 pub struct Worker {
     loader: Arc<Loader>,

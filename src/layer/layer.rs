@@ -42,7 +42,8 @@ impl<R: Clone> ApiKeyLayer<R> {
         self
     }
 
-    /// The `realm` of challenges: what the keys are for. Default: `api`.
+    /// The `realm` of challenges: what the keys are for. Default: `api`, since there must be one
+    /// ([RFC 6750 §3](https://www.rfc-editor.org/rfc/rfc6750#section-3)) and clients only show it.
     ///
     /// # Errors
     ///

@@ -64,8 +64,8 @@
 //! 4. A key that is malformed, unknown, revoked, expired, inactive or not yet active gets 401
 //!    `invalid_token`: the same bytes for each, as the difference is nobody's business.
 //! 5. A key beyond its quota gets 429 with `Retry-After`, in whole seconds, rounded up, at least 1.
-//! 6. A key that cannot be judged gets 503 with `Retry-After`, never 401: clients throw keys away
-//!    that are called invalid.
+//! 6. A key that cannot be judged gets 503 with `Retry-After: 1`, never 401: clients throw keys
+//!    away that are called invalid.
 //! 7. A key that lacks a scope gets 403 `insufficient_scope` from [`RequireScope`].
 //! 8. All of these are `application/problem+json`
 //!    ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) with `Cache-Control: no-store`. Another

@@ -64,8 +64,8 @@ impl<S: ManageKeys> KeyIssuer<S> {
     ///
     /// # Errors
     ///
-    /// When the random number generator or the store fails; no key exists then that anybody
-    /// knows.
+    /// When the random number generator or the store fails, or the key asked for makes no sense; no
+    /// key exists then that anybody knows.
     pub async fn issue(&self, new: NewKey) -> Result<Issued, IssueError> {
         let mut attempts = 0;
         loop {
@@ -83,9 +83,12 @@ impl<S: ManageKeys> KeyIssuer<S> {
         }
     }
 
-    fn make(&self, new: &NewKey) -> Result<Issued, RngError> {
+    fn make(&self, new: &NewKey) -> Result<Issued, IssueError> {
         let key = self.format.generate_from(&*self.entropy)?;
         let now = self.clock.now();
+        if new.consumer_id.is_empty() {
+            return Err(IssueError(Cause::Invalid("a key stands for somebody: name a consumer")));
+        }
         let id = KeyId::generate(now, &*self.entropy)?;
         let mut record = KeyRecord::new(id, key.hash(), new.consumer_id.clone(), now);
         record.key_prefix = self.format.prefix().to_owned();
@@ -96,13 +99,14 @@ impl<S: ManageKeys> KeyIssuer<S> {
         record.metadata = new.metadata.clone();
         record.created_by.clone_from(&new.created_by);
         record.not_before = new.not_before;
-        record.expires_at = match new.expiry {
-            Expiry::Never => None,
-            Expiry::At(at) => Some(at),
-            Expiry::In(lifetime) => now.checked_add(lifetime),
-        };
+        record.expires_at = new.expiry.reckon(now)?;
         Ok(Issued { key, record })
     }
+}
+
+/// The end of the year 9999, beyond which databases and programs disagree on time.
+fn latest() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799)
 }
 
 fn last4(key: &str) -> &str {
@@ -137,6 +141,21 @@ enum Expiry {
     Never,
     At(SystemTime),
     In(Duration),
+}
+
+impl Expiry {
+    fn reckon(self, now: SystemTime) -> Result<Option<SystemTime>, IssueError> {
+        let end = match self {
+            Self::Never => return Ok(None),
+            Self::At(at) => Some(at),
+            Self::In(lifetime) => now.checked_add(lifetime),
+        };
+        let beyond = "it would expire after the year 9999: leave the expiry out if it never shall";
+        match end.filter(|&end| end <= latest()) {
+            Some(end) => Ok(Some(end)),
+            None => Err(IssueError(Cause::Invalid(beyond))),
+        }
+    }
 }
 
 impl NewKey {
@@ -189,7 +208,7 @@ impl NewKey {
         Self { expiry: Expiry::At(at), ..self }
     }
 
-    /// How long it works.
+    /// How long it works, from when it is issued by the issuer's clock.
     pub fn expires_in(self, lifetime: Duration) -> Self {
         Self { expiry: Expiry::In(lifetime), ..self }
     }
@@ -213,6 +232,7 @@ pub struct IssueError(Cause);
 enum Cause {
     Rng(RngError),
     Store(StoreError),
+    Invalid(&'static str),
 }
 
 impl IssueError {
@@ -222,6 +242,7 @@ impl IssueError {
         match self.0 {
             Cause::Rng(_) => IssueErrorKind::Rng,
             Cause::Store(_) => IssueErrorKind::Store,
+            Cause::Invalid(_) => IssueErrorKind::Invalid,
         }
     }
 }
@@ -240,16 +261,20 @@ impl From<StoreError> for IssueError {
 
 impl fmt::Display for IssueError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no key was issued")
+        match self.0 {
+            Cause::Invalid(why) => write!(f, "no key was issued: {why}"),
+            _ => f.write_str("no key was issued"),
+        }
     }
 }
 
 impl Error for IssueError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(match &self.0 {
-            Cause::Rng(error) => error,
-            Cause::Store(error) => error,
-        })
+        match &self.0 {
+            Cause::Rng(error) => Some(error),
+            Cause::Store(error) => Some(error),
+            Cause::Invalid(_) => None,
+        }
     }
 }
 
@@ -261,4 +286,36 @@ pub enum IssueErrorKind {
     Rng,
     /// The store failed.
     Store,
+    /// What was asked for makes no sense: no consumer, or an expiry beyond the year 9999.
+    Invalid,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryKeyStore;
+
+    async fn refusal(new: NewKey) -> IssueError {
+        let store = MemoryKeyStore::new();
+        let format = KeyFormat::new("sk_test_").unwrap();
+        KeyIssuer::new(store, format).issue(new).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_lifetime_beyond_all_time_is_an_error_and_not_for_ever() {
+        for new in [
+            NewKey::new("acme").expires_in(Duration::MAX),
+            NewKey::new("acme").expires_in(Duration::from_secs(400_000_000_000)),
+            NewKey::new("acme").expires_at(latest() + Duration::from_secs(1)),
+        ] {
+            let error = refusal(new).await;
+            assert_eq!(error.kind(), IssueErrorKind::Invalid);
+            assert!(error.to_string().contains("year 9999"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_of_nobody_is_an_error() {
+        assert_eq!(refusal(NewKey::new("")).await.kind(), IssueErrorKind::Invalid);
+    }
 }

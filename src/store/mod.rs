@@ -2,7 +2,7 @@
 //!
 //! [`KeyStore`] is all that serving requests needs; [`ManageKeys`] is what issuing and revoking
 //! needs on top. [`MemoryKeyStore`] is for tests and static keys, [`PgKeyStore`] and
-//! [`SqliteKeyStore`] are for keeps. All pass one contract suite.
+//! [`SqliteKeyStore`] are persistent. All pass one contract suite.
 //!
 //! A store of your own is plain `async fn`s:
 //!
