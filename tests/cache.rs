@@ -397,13 +397,16 @@ async fn clients_that_hang_up_on_many_threads_harm_nobody() {
 async fn clients_that_hang_up_take_no_turn_with_them() {
     let turns = 8;
     let service = Service::with(|builder| builder.cache(policy().max_loads(turns)));
-    for _ in 0..10_000 {
-        drop(service.begin(&unknown_key()));
+    for round in 1..=20 {
+        for _ in 0..500 {
+            drop(service.begin(&unknown_key()));
+        }
+        service.store.until(|state| state.queries.len() == round * 500).await;
     }
-    service.store.until(|state| state.queries.len() == 10_000).await;
     service.store.hold();
-    let requests: Vec<_> = (0..turns).map(|_| service.begin(&unknown_key())).collect();
-    service.store.until(|state| state.queries.len() == 10_000 + turns).await;
+    let for_strangers = turns - turns / 4;
+    let requests: Vec<_> = (0..for_strangers).map(|_| service.begin(&unknown_key())).collect();
+    service.store.until(|state| state.queries.len() == 10_000 + for_strangers).await;
     service.store.release();
     for request in requests {
         within(request).await.is_refused(RejectionKind::Unknown);
@@ -754,34 +757,73 @@ async fn whoever_joins_a_look_up_late_waits_no_longer_than_it_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_than_so_many_queries_are_under_way() {
+async fn no_more_than_so_many_queries_are_under_way_and_a_quarter_is_for_known_keys() {
     let service = Service::new();
+    let mut known = Vec::new();
+    for _ in 0..17 {
+        let key = service.issue("acme").await;
+        service.get(&key.text).await.is_for("acme");
+        known.push(key.text);
+    }
+    service.clock.advance(FRESH);
     service.store.hold();
-    let mut requests: Vec<_> = (0..65).map(|_| service.begin(&unknown_key())).collect();
-    let mut last = requests.pop().unwrap();
-    service.store.until(|state| state.queries.len() == 64).await;
-    assert!(timeout(400 * MILLI, &mut last).await.is_err());
-    assert_eq!(service.store.queries(), 64);
 
-    assert!(service.store.release_one(0));
-    service.store.until(|state| state.queries.len() == 65).await;
+    let mut strangers: Vec<_> = (0..49).map(|_| service.begin(&unknown_key())).collect();
+    service.store.until(|state| state.queries.len() == 17 + 48).await;
+    assert!(timeout(100 * MILLI, strangers.last_mut().unwrap()).await.is_err());
+    assert_eq!(service.store.queries(), 17 + 48);
+
+    let mut known: Vec<_> = known.iter().map(|key| service.begin(key)).collect();
+    service.store.until(|state| state.queries.len() == 17 + 64).await;
+    assert!(timeout(100 * MILLI, known.last_mut().unwrap()).await.is_err());
+    assert_eq!(service.store.queries(), 17 + 64);
+
     service.store.release();
-    within(last).await.is_refused(RejectionKind::Unknown);
+    for request in known {
+        within(request).await.is_for("acme");
+    }
+    for request in strangers {
+        within(request).await.is_refused(RejectionKind::Unknown);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_comes_late_leaves_time_for_the_query() {
+    let service = Service::with(|builder| builder.cache(policy().max_loads(1)));
+    service.store.hold();
+    let first = service.begin(&unknown_key());
+    let mut late = service.begin(&unknown_key());
+    assert!(timeout(240 * MILLI, &mut late).await.is_err());
+    assert!(service.store.release_one(0));
+    within(first).await.is_refused(RejectionKind::Unknown);
+    assert!(timeout(240 * MILLI, &mut late).await.is_err());
+    service.store.release();
+    within(late).await.is_refused(RejectionKind::Unknown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_for_a_turn_is_bounded() {
+    let service = Service::with(|builder| builder.cache(policy().max_loads(1)));
+    service.store.hold();
+    let queue: Vec<_> = (0..64).map(|_| service.begin(&unknown_key())).collect();
+    service.get_at_once(&unknown_key()).is_unavailable(RejectionKind::Overloaded);
+    drop(queue);
 }
 
 #[tokio::test(start_paused = true)]
 async fn whoever_gets_no_turn_in_time_is_told_so_and_the_store_is_spared() {
     let service = Service::new();
     service.store.answer(Answers::Never);
-    let mut requests: Vec<_> = (0..65).map(|_| service.begin(&unknown_key())).collect();
+    let mut requests: Vec<_> = (0..49).map(|_| service.begin(&unknown_key())).collect();
     let last = requests.pop().unwrap();
     let begun = Instant::now();
+    within(last).await.is_unavailable(RejectionKind::Overloaded);
+    assert_eq!(begun.elapsed(), 250 * MILLI);
     for request in requests {
         within(request).await.is_unavailable(RejectionKind::StoreUnavailable);
     }
-    within(last).await.is_unavailable(RejectionKind::Overloaded);
     assert_eq!(begun.elapsed(), 500 * MILLI);
-    assert_eq!(service.store.queries(), 64);
+    assert_eq!(service.store.queries(), 48);
 
     service.store.answer(Answers::Truthfully);
     service.clock.advance(COOL_DOWN);
@@ -813,6 +855,48 @@ async fn a_known_key_is_let_in_by_its_old_record_when_it_gets_no_turn() {
     service.get(&key.text).await.is_for("acme");
     assert_eq!(service.heard.count(Said::StaleServed(key.record.id)), 1);
     within(first).await.is_unavailable(RejectionKind::StoreUnavailable);
+}
+
+#[tokio::test]
+async fn a_key_whose_record_makes_no_sense_any_more_is_not_let_in_by_an_old_one() {
+    let service = Service::new();
+    let key = service.issue("acme").await;
+    service.get(&key.text).await.is_for("acme");
+    service.clock.advance(FRESH);
+    service.store.answer(Answers::With(StoreErrorKind::Corrupt));
+    service.get(&key.text).await.is_unavailable(RejectionKind::StoreUnavailable);
+}
+
+#[test]
+fn a_look_up_on_a_runtime_that_has_ended_fails_and_holds_nothing_up() {
+    let service = Service::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let handle = runtime.handle().clone();
+    drop(runtime);
+    let (done, told) = std::sync::mpsc::channel();
+    let app = service.auth.clone();
+    std::thread::spawn(move || {
+        let _within = handle.enter();
+        let Attempt::Lookup(mut lookup) = app.attempt(unknown_key().as_bytes()) else {
+            panic!("the key needs no look-up");
+        };
+        let _ = poll_once(&mut lookup);
+        done.send(()).unwrap();
+    });
+    told.recv_timeout(Duration::from_secs(30)).expect("the look-up holds its own lock up");
+}
+
+#[test]
+fn a_look_up_on_a_runtime_that_stands_still_keeps_nobody_waiting() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let service = Service::new();
+    let key = unknown_key();
+    let stalled = runtime();
+    let first = stalled.block_on(async { service.begin(&key) });
+    let other = runtime();
+    other.block_on(service.get(&key)).is_unavailable(RejectionKind::StoreUnavailable);
+    other.block_on(service.get(&key)).is_refused(RejectionKind::Unknown);
+    drop(first);
 }
 
 #[test]

@@ -4,7 +4,13 @@
 
 mod support;
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use axum::{
     Router,
@@ -20,7 +26,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer,
-    auth::{Rejection, RejectionKind},
+    auth::{Event, Rejection, RejectionKind},
     key::KeyHash,
     layer::{ProblemJson, RateLimitHeaders, RejectionResponse, StatusOnly},
     manage::NewKey,
@@ -405,6 +411,58 @@ mod credentials {
             app.send(with_header(X_API_KEY, &format!("  {key} "))).await.text(),
             "hello acme"
         );
+    }
+
+    #[tokio::test]
+    async fn headers_add_up_and_only_header_is_not_undone() {
+        const X_TOKEN: HeaderName = HeaderName::from_static("x-token");
+        let keys = Keys::new();
+        let key = keys.key().await;
+        let layer = || ApiKeyLayer::new(keys.auth());
+        let status = async |layer: ApiKeyLayer, name: HeaderName| {
+            let value =
+                if name == header::AUTHORIZATION { format!("Bearer {key}") } else { key.clone() };
+            App::new(layer).send(with_header(name, &value)).await.status
+        };
+
+        for name in [X_API_KEY, X_TOKEN, header::AUTHORIZATION] {
+            let both = layer().also_header(X_API_KEY).also_header(X_TOKEN);
+            assert_eq!(status(both, name).await, StatusCode::OK);
+        }
+        for name in [X_API_KEY, X_TOKEN] {
+            let both = layer().only_header(X_API_KEY).also_header(X_TOKEN);
+            assert_eq!(status(both, name).await, StatusCode::OK);
+        }
+        let without = layer().only_header(X_API_KEY).also_header(X_TOKEN);
+        assert_eq!(status(without, header::AUTHORIZATION).await, StatusCode::UNAUTHORIZED);
+        let twice = layer().also_header(header::AUTHORIZATION);
+        assert_eq!(status(twice, header::AUTHORIZATION).await, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_a_proxy_joined_to_other_credentials_does_not_get_through() {
+        let keys = Keys::new();
+        let app = App::new(ApiKeyLayer::new(keys.auth()).optional(true));
+        let joined = format!("Basic dXNlcjpwYXNz, Bearer {}", keys.key().await);
+        let answer = app.send(with_authorization([&*joined])).await;
+        assert_eq!((answer.challenge(), app.calls()), (Some(INVALID_REQUEST), 0));
+    }
+
+    #[tokio::test]
+    async fn layers_around_each_other_tell_of_a_rejection_once() {
+        let keys = Keys::new();
+        let told = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&told);
+        let (auth, _) = keys
+            .builder()
+            .observer(move |_: &Event<'_>| {
+                count.fetch_add(1, Ordering::SeqCst);
+            })
+            .build();
+        let around = ApiKeyLayer::new(auth.clone()).optional(true);
+        let app = App::new((around, ApiKeyLayer::new(auth)));
+        assert_eq!(app.send(with_authorization::<&str>([])).await.challenge(), Some(MISSING));
+        assert_eq!(told.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test]

@@ -460,6 +460,12 @@ async fn a_store_that_fails_on_shutdown_is_not_tried_for_ever() {
     assert_eq!((took, service.store.flushes()), (Duration::ZERO, 1));
 }
 
+#[tokio::test]
+async fn an_interval_without_end_is_no_mistake() {
+    let (_service, worker) = Service::and_worker(|builder| builder.usage_interval(Duration::MAX));
+    within(worker.run(ready(()))).await;
+}
+
 #[cfg(feature = "postgres")]
 mod postgres {
     use std::sync::Arc;

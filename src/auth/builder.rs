@@ -14,6 +14,7 @@ use crate::{
 };
 
 const USAGE_INTERVAL: Duration = Duration::from_secs(10);
+const MAX_USAGE_INTERVAL: Duration = Duration::from_secs(3600);
 const MIN_USAGE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Settings of an [`Authenticator`].
@@ -71,12 +72,12 @@ impl Builder {
 
     /// How often last uses are written. Default: every 10 s, which makes one batch of whatever was
     /// used and is recent enough to find keys nobody uses; at least 10 ms, which no database should
-    /// be asked to go below.
+    /// be asked to go below, and at most 1 h, which is what a crash may lose.
     ///
     /// Of each interval a key's first use counts, so that what is stored lags behind the very last
     /// use by two intervals at most.
     pub fn usage_interval(self, interval: Duration) -> Self {
-        Self { usage_interval: interval.max(MIN_USAGE_INTERVAL), ..self }
+        Self { usage_interval: interval.clamp(MIN_USAGE_INTERVAL, MAX_USAGE_INTERVAL), ..self }
     }
 
     /// Who hears of what is worth counting.

@@ -109,7 +109,8 @@ impl CachePolicy {
         Self { absent_capacity: keys, ..self }
     }
 
-    /// How many queries may be under way at once. Default 64, at least 1.
+    /// How many queries may be under way at once. Default 64, at least 1. A quarter of them is kept
+    /// for keys that were known and are to be confirmed, and 64 times as many may wait.
     ///
     /// Some six times the usual pool: enough to keep every connection busy, too few to let a flood
     /// of unknown keys queue up for seconds.
@@ -118,8 +119,8 @@ impl CachePolicy {
         Self { max_loads: loads.clamp(1, tokio::sync::Semaphore::MAX_PERMITS), ..self }
     }
 
-    /// How long a request waits for the store, its turn included. Default 500 ms, at least 1 ms and
-    /// at most 30 s.
+    /// How long a request waits for the store, of which half at most for its turn. Default 500 ms,
+    /// at least 1 ms and at most 30 s.
     ///
     /// A healthy look-up takes a millisecond. Clients rather hear "try again" than wait, and after
     /// 30 s they have hung up.

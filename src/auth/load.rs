@@ -14,8 +14,8 @@ use std::{
 
 use tokio::{
     runtime::Handle,
-    sync::{Semaphore, watch},
-    time::{Instant, timeout_at},
+    sync::{AcquireError, Semaphore, SemaphorePermit, watch},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -36,6 +36,8 @@ use crate::{
 /// A key's entry, `None` for no such key, or why it cannot be told.
 type Outcome = Result<Option<Arc<Entry>>, Rejection>;
 
+type Turn<'a> = (Option<SemaphorePermit<'a>>, SemaphorePermit<'a>);
+
 /// The cache, and what fills it.
 pub(super) struct Loader {
     pub(super) store: Arc<dyn ErasedStore>,
@@ -49,10 +51,19 @@ pub(super) struct Loader {
     /// the two.
     flights: Mutex<HashMap<KeyHash, Flight>>,
     next_flight: AtomicU64,
-    permits: Semaphore,
+    turns: Semaphore,
+    /// What keys nobody has heard of may take of the turns. Anybody can make up such keys, and a
+    /// flood of them shall not keep known ones from being confirmed, or a revocation unnoticed.
+    turns_of_strangers: Semaphore,
+    max_flights: usize,
     deadline: Duration,
     breaker: Breaker,
 }
+
+/// Loads that may wait for each turn. Beyond, there is no hope of one in time.
+const QUEUE_PER_TURN: usize = 64;
+/// What a load that keeps its deadline may be late by.
+const GRACE: Duration = Duration::from_millis(100);
 
 struct Flight {
     id: u64,
@@ -76,7 +87,9 @@ impl Loader {
             default_limits,
             flights: Mutex::default(),
             next_flight: AtomicU64::new(0),
-            permits: Semaphore::new(policy.max_loads),
+            turns: Semaphore::new(policy.max_loads),
+            turns_of_strangers: Semaphore::new(policy.max_loads - policy.max_loads / 4),
+            max_flights: policy.max_loads.saturating_mul(QUEUE_PER_TURN),
             deadline: policy.load_deadline,
             cache: KeyCache::new(policy),
             breaker: Breaker::default(),
@@ -100,6 +113,9 @@ impl Loader {
             Err(rejection) => rejection,
             outcome => return outcome,
         };
+        if rejection.store_error_kind() == Some(StoreErrorKind::Corrupt) {
+            return Err(rejection);
+        }
         // Looked up again: an invalidation in the meantime has taken it away.
         match self.cache.peek(&hash, self.clock.monotonic()) {
             Peek::Fresh(entry) => Ok(Some(entry)),
@@ -118,12 +134,14 @@ impl Loader {
         };
         let mut outcome = match self.flight(hash, &runtime) {
             ControlFlow::Continue(outcome) => outcome,
-            ControlFlow::Break(landed) => return Ok(landed),
+            ControlFlow::Break(landed) => return landed,
         };
-        match outcome.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(outcome)) => outcome.clone(),
-            // The task panicked, or its runtime is shutting down.
+        let landed = timeout(self.deadline + GRACE, outcome.wait_for(Option::is_some)).await;
+        match landed.as_ref().map(|landed| landed.as_deref()) {
+            Ok(Ok(Some(outcome))) => outcome.clone(),
+            // The task panicked, or the runtime that it was spawned on shuts down or stands still.
             _ => {
+                self.flights().remove(&hash);
                 let error = StoreError::new(StoreErrorKind::Other).because("the load was aborted");
                 Err(Rejection::store_unavailable(error))
             }
@@ -136,35 +154,43 @@ impl Loader {
         self: &Arc<Self>,
         hash: KeyHash,
         runtime: &Handle,
-    ) -> ControlFlow<Option<Arc<Entry>>, watch::Receiver<Option<Outcome>>> {
+    ) -> ControlFlow<Outcome, watch::Receiver<Option<Outcome>>> {
         let mut flights = self.flights();
         if let Some(flight) = flights.get(&hash) {
             return ControlFlow::Continue(flight.outcome.clone());
         }
-        match self.cache.peek(&hash, self.clock.monotonic()) {
-            Peek::Fresh(entry) => return ControlFlow::Break(Some(entry)),
-            Peek::Absent => return ControlFlow::Break(None),
-            Peek::Stale(_) | Peek::Miss => {}
+        let is_known = match self.cache.peek(&hash, self.clock.monotonic()) {
+            Peek::Fresh(entry) => return ControlFlow::Break(Ok(Some(entry))),
+            Peek::Absent => return ControlFlow::Break(Ok(None)),
+            Peek::Stale(_) => true,
+            Peek::Miss => false,
+        };
+        if !is_known && flights.len() >= self.max_flights {
+            return ControlFlow::Break(Err(Rejection::new(RejectionKind::Overloaded)));
         }
         let (outcome, receiver) = watch::channel(None);
         let id = self.next_flight.fetch_add(1, Ordering::Relaxed);
         flights.insert(hash, Flight { id, outcome: receiver.clone() });
         let landing = Landing { loader: Arc::clone(self), hash, id, outcome };
+        // A runtime that is shutting down drops the task at once, and the landing takes the lock.
+        drop(flights);
         runtime.spawn(async move {
-            let outcome = landing.loader.fetch(&hash).await;
+            let outcome = landing.loader.fetch(&hash, is_known).await;
             landing.land(outcome);
         });
         ControlFlow::Continue(receiver)
     }
 
-    async fn fetch(&self, hash: &KeyHash) -> Result<Fetched, Rejection> {
+    async fn fetch(&self, hash: &KeyHash, is_known: bool) -> Result<Fetched, Rejection> {
         if !self.breaker.would_allow(self.clock.monotonic()) {
             return Err(down());
         }
-        let deadline = Instant::now() + self.deadline;
-        let turn = timeout_at(deadline, self.permits.acquire()).await;
-        // A turn at the last moment is none: the query would be asked only to be dropped.
-        let (Ok(Ok(_permit)), true) = (turn, Instant::now() < deadline) else {
+        let begin = Instant::now();
+        let deadline = begin + self.deadline;
+        // In a full queue every turn comes when the wait is all but over. Half of the time is the
+        // query's own: cut off, it would look like a store that does not answer.
+        let turn = timeout_at(begin + self.deadline / 2, self.turn(is_known)).await;
+        let Ok(Ok(_turn)) = turn else {
             return Err(Rejection::new(RejectionKind::Overloaded));
         };
         // Both before the query: a deadline reckoned from here comes early rather than late, and
@@ -192,6 +218,15 @@ impl Loader {
             }
             Err(error) => Err(self.failed(error)),
         }
+    }
+
+    /// To be held while a query is under way.
+    async fn turn(&self, is_known: bool) -> Result<Turn<'_>, AcquireError> {
+        let stranger = match is_known {
+            true => None,
+            false => Some(self.turns_of_strangers.acquire().await?),
+        };
+        Ok((stranger, self.turns.acquire().await?))
     }
 
     fn failed(&self, error: StoreError) -> Rejection {

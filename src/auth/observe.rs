@@ -29,7 +29,7 @@ pub enum Event<'a> {
         /// The key, where it is one of ours.
         key_id: Option<KeyId>,
     },
-    /// A key was let in by an old record, because the store did not answer.
+    /// A key was judged by an old record, because the store did not answer.
     #[non_exhaustive]
     StaleServed {
         /// The key.

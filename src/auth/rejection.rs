@@ -3,7 +3,7 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 use super::Standing;
 use crate::{
     record::{KeyId, KeyStatus, Scope},
-    store::StoreError,
+    store::{StoreError, StoreErrorKind},
 };
 
 /// Why a request was turned away.
@@ -66,6 +66,11 @@ impl Rejection {
         let required = required.into_iter().collect();
         let details = Details { key_id: Some(key_id), required, ..Details::default() };
         Self::with(RejectionKind::InsufficientScope, details)
+    }
+
+    /// What was wrong with the store, if that is why.
+    pub(super) fn store_error_kind(&self) -> Option<StoreErrorKind> {
+        self.details.as_ref()?.source.as_ref().map(StoreError::kind)
     }
 
     /// Why.

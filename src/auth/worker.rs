@@ -27,8 +27,8 @@ const RECEIVE_AT_ONCE: usize = 1024;
 
 /// The work that no request waits for: it writes when keys were last used, and tidies up.
 ///
-/// Nothing runs until [`run`](Self::run) is awaited, usually in a task of its own. Never running
-/// it is legal: `last_used_at` is then not kept.
+/// Nothing runs until [`run`](Self::run) is awaited, usually in a task of its own. Who does not
+/// want `last_used_at` drops it instead.
 ///
 /// Uses that cannot be written yet are kept for up to 100,000 keys, as many as are cached by
 /// default; beyond that, and when 16,384 wait to be taken up, they are dropped and

@@ -6,7 +6,7 @@ const SCHEME: &[u8] = b"Bearer";
 #[derive(Clone, Debug)]
 pub(super) struct Credentials {
     authorization: bool,
-    header: Option<HeaderName>,
+    headers: Vec<HeaderName>,
 }
 
 /// A key, and the header it was found in.
@@ -20,14 +20,20 @@ pub(super) struct Found<'h, 'c> {
 pub(super) struct Ambiguous;
 
 impl Credentials {
-    pub(super) const BEARER: Self = Self { authorization: true, header: None };
-
-    pub(super) fn also(header: HeaderName) -> Self {
-        Self { authorization: true, header: Some(header) }
-    }
+    pub(super) const BEARER: Self = Self { authorization: true, headers: Vec::new() };
 
     pub(super) fn only(header: HeaderName) -> Self {
-        Self { authorization: false, header: Some(header) }
+        let mut credentials = Self { authorization: false, headers: Vec::new() };
+        credentials.add(header);
+        credentials
+    }
+
+    pub(super) fn add(&mut self, header: HeaderName) {
+        if header == AUTHORIZATION {
+            self.authorization = true;
+        } else if !self.headers.contains(&header) {
+            self.headers.push(header);
+        }
     }
 
     /// The one key of a request; `None` where it has no credentials of ours.
@@ -37,23 +43,26 @@ impl Credentials {
         &'c self,
         headers: &'h HeaderMap,
     ) -> Result<Option<Found<'h, 'c>>, Ambiguous> {
-        let bearer = match self.authorization.then_some(&AUTHORIZATION) {
-            Some(header) => single(headers, header)?.map(bearer).transpose()?.flatten(),
-            None => None,
-        };
-        let bearer = bearer.map(|key| Found { key, header: &AUTHORIZATION });
-        let Some(header) = &self.header else { return Ok(bearer) };
-        let bare = single(headers, header)?.map(|value| value.as_bytes().trim_ascii());
-        let bare = bare.filter(|key| !key.is_empty()).map(|key| Found { key, header });
-        match (bearer, bare) {
-            (Some(_), Some(_)) => Err(Ambiguous),
-            (bearer, bare) => Ok(bearer.or(bare)),
+        let mut found = None;
+        if self.authorization
+            && let Some(value) = single(headers, &AUTHORIZATION)?
+        {
+            found = bearer(value)?.map(|key| Found { key, header: &AUTHORIZATION });
         }
+        for header in &self.headers {
+            let key = single(headers, header)?.map(|value| value.as_bytes().trim_ascii());
+            if let Some(key) = key.filter(|key| !key.is_empty())
+                && found.replace(Found { key, header }).is_some()
+            {
+                return Err(Ambiguous);
+            }
+        }
+        Ok(found)
     }
 
     /// The names of the headers that a response depends on.
     pub(super) fn headers(&self) -> impl Iterator<Item = &HeaderName> {
-        self.authorization.then_some(&AUTHORIZATION).into_iter().chain(&self.header)
+        self.authorization.then_some(&AUTHORIZATION).into_iter().chain(&self.headers)
     }
 }
 
@@ -80,7 +89,17 @@ fn bearer(value: &HeaderValue) -> Result<Option<&[u8]>, Ambiguous> {
             key => Ok(key),
         };
     }
-    if scheme.iter().all(|&byte| is_token(byte)) { Ok(None) } else { Err(Ambiguous) }
+    let is_another_scheme = scheme.iter().all(|&byte| is_token(byte)) && !hides_a_key(rest);
+    if is_another_scheme { Ok(None) } else { Err(Ambiguous) }
+}
+
+/// Whether a proxy has joined our scheme to the credentials of another.
+fn hides_a_key(credentials: &[u8]) -> bool {
+    credentials.split(|&byte| byte == b',').skip(1).any(|joined| {
+        let joined = joined.trim_ascii();
+        joined.get(..SCHEME.len()).is_some_and(|scheme| scheme.eq_ignore_ascii_case(SCHEME))
+            && joined.get(SCHEME.len()).is_none_or(|&byte| byte == b' ')
+    })
 }
 
 /// RFC 9110 §5.6.2.
@@ -125,7 +144,16 @@ mod tests {
 
     #[test]
     fn a_scheme_without_a_key_or_that_is_no_token_is_ambiguous() {
-        for value in ["Bearer", "Bearer   ", "Bearer,k", "Bearer=k", "\u{fffd} k", "\"Bearer\" k"] {
+        for value in [
+            "Basic dTpw, Bearer k",
+            "Basic dTpw,bearer k",
+            "Bearer",
+            "Bearer   ",
+            "Bearer,k",
+            "Bearer=k",
+            "\u{fffd} k",
+            "\"Bearer\" k",
+        ] {
             assert_eq!(read(value.as_bytes()), Err(Ambiguous), "{value:?}");
         }
     }

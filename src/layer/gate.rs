@@ -110,7 +110,11 @@ impl<R> Gate<R> {
         self.vary(response.headers_mut());
     }
 
+    /// Once: around another layer's answer there is nothing left to say.
     fn answer_for<B>(&self, response: &mut Response<B>, rejection: &Rejection) {
+        if response.extensions_mut().insert(Answered).is_some() {
+            return;
+        }
         self.auth.rejected(rejection);
         self.challenges.add(response.headers_mut(), rejection);
     }
@@ -134,6 +138,10 @@ impl<R> fmt::Debug for Gate<R> {
             .finish_non_exhaustive()
     }
 }
+
+/// In the extensions of a response whose rejection has been observed and has its challenge.
+#[derive(Clone, Copy)]
+struct Answered;
 
 /// <https://fetch.spec.whatwg.org/#cors-preflight-request>
 fn is_preflight<B>(request: &Request<B>) -> bool {

@@ -54,12 +54,13 @@ impl<R: Clone> ApiKeyLayer<R> {
     }
 
     /// Also finds the key in `header`, such as `X-Api-Key`, by itself and without a scheme. A
-    /// request with a key in both gets 400.
+    /// request with a key in two places gets 400.
     pub fn also_header(self, header: HeaderName) -> Self {
-        self.with(|gate| gate.credentials = Credentials::also(header))
+        self.with(|gate| gate.credentials.add(header))
     }
 
-    /// Finds the key in `header` and nowhere else; `Authorization` is left to the application.
+    /// Finds the key in `header`, and nowhere else but where
+    /// [`also_header`](Self::also_header) adds; `Authorization` is left to the application.
     pub fn only_header(self, header: HeaderName) -> Self {
         self.with(|gate| gate.credentials = Credentials::only(header))
     }

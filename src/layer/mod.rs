@@ -87,8 +87,8 @@
 //! 3. `CorsLayer`: a preflight carries no key, and a browser may read a 401 only if it has CORS
 //!    headers.
 //! 4. [`ApiKeyLayer`]. From here on the request has no key.
-//! 5. [`RequireScope`], and what limits or buffers the handler: a rejected request does not use it
-//!    up.
+//! 5. [`RequireScope`], and what limits or buffers the handler: a request that is turned away gives
+//!    back what it took of it.
 //!
 //! `examples/postgres.rs` is such a service.
 //!

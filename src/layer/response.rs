@@ -123,16 +123,10 @@ impl<'a> Problem<'a> {
 
     fn of(rejection: &'a Rejection, status: StatusCode) -> Self {
         match rejection.kind() {
-            RejectionKind::Missing => Self::new(
-                status,
-                "missing_api_key",
-                "Send an API key as `Authorization: Bearer <key>`.",
-            ),
-            RejectionKind::InvalidRequest => Self::new(
-                status,
-                "invalid_request",
-                "Send exactly one API key as `Authorization: Bearer <key>`.",
-            ),
+            RejectionKind::Missing => Self::new(status, "missing_api_key", "Send an API key."),
+            RejectionKind::InvalidRequest => {
+                Self::new(status, "invalid_request", "Send exactly one API key.")
+            }
             RejectionKind::Malformed
             | RejectionKind::Unknown
             | RejectionKind::Revoked

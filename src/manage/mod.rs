@@ -1,4 +1,7 @@
-//! The life of a key: issued, and later revoked.
+//! The life of a key: how it is issued.
+//!
+//! It ends with [`ManageKeys::revoke`](crate::store::ManageKeys::revoke), after which
+//! [`Authenticator::invalidate`](crate::Authenticator::invalidate) makes this process forget it.
 //!
 //! ```
 //! use std::time::Duration;

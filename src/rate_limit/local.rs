@@ -106,7 +106,7 @@ impl RateLimiter for LocalRateLimiter {
 
 impl Shard {
     fn sweep(&mut self, now: Duration) {
-        self.buckets.retain(|_, bucket| Arc::strong_count(bucket) > 1 || !bucket.is_full(now));
+        self.buckets.retain(|_, bucket| bucket.is_in_use() || !bucket.is_full(now));
         self.sweep_at = (self.buckets.len() * 2).max(SWEEP_FROM);
         if self.buckets.capacity() > self.sweep_at * 2 {
             self.buckets.shrink_to(self.sweep_at);
@@ -134,6 +134,12 @@ impl LocalBucket {
             governor::RateLimiter::new(rate, state.clone(), CallersClock)
         });
         Self { quota: quota.clone(), state, governor }
+    }
+
+    /// Whether somebody holds this bucket, or one of an earlier quota that shares its state. Each
+    /// bucket holds the state twice.
+    fn is_in_use(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) > 1 || Arc::strong_count(&self.state.0) > 2
     }
 
     fn is_full(&self, now: Duration) -> bool {
@@ -289,6 +295,23 @@ mod tests {
         assert!(!take(&*bucket, START).is_admitted(), "an empty bucket stays empty");
         assert!(take(&*bucket, START + Duration::from_millis(100)).is_admitted());
         assert!(!take(&*bucket, START + Duration::from_millis(199)).is_admitted());
+    }
+
+    #[test]
+    fn a_bucket_whose_state_is_in_use_under_another_quota_is_never_swept() {
+        let limiter = LocalRateLimiter::new();
+        let (old, new) = (Quota::per_minute(10).unwrap(), Quota::per_minute(20).unwrap());
+        let held = limiter.bucket(&minute(1), &old, START);
+        drop(limiter.bucket(&minute(1), &new, START));
+        limiter.sweep(START);
+        let again = limiter.bucket(&minute(1), &new, START);
+        let mut admitted = 0;
+        for bucket in [again, held] {
+            while take(&*bucket, START).is_admitted() {
+                admitted += 1;
+            }
+        }
+        assert!(admitted <= 20, "{admitted} at once under quotas of 10 and 20");
     }
 
     #[test]

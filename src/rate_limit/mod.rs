@@ -53,6 +53,16 @@ pub trait RateLimiter: Send + Sync + 'static {
     }
 }
 
+impl<L: RateLimiter + ?Sized> RateLimiter for Arc<L> {
+    fn bucket(&self, id: &BucketId, quota: &Quota, now: Duration) -> Arc<dyn Bucket> {
+        (**self).bucket(id, quota, now)
+    }
+
+    fn sweep(&self, now: Duration) {
+        (**self).sweep(now);
+    }
+}
+
 /// The live state of one quota of one key.
 pub trait Bucket: Send + Sync + 'static {
     /// Takes `cost` units, or says how long to wait for them.

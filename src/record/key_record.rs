@@ -125,7 +125,9 @@ pub struct KeyRecord {
     /// The key it replaces.
     pub rotated_from: Option<KeyId>,
     /// The first key of the chain of rotations that it belongs to; itself where there is none.
-    /// Rate limits are counted by it, so that a rotated key goes on where the old one was.
+    /// Rate limits are counted by it, so that a rotated key goes on where the old one was. Keys of
+    /// one chain should have the same limits: quotas of one name share a bucket, and it is as of
+    /// the key that was loaded last.
     pub root_id: KeyId,
     /// Counts the changes of this record, from 1.
     pub version: u64,

@@ -38,7 +38,7 @@ impl Metadata {
         Self::from_value(&value)
     }
 
-    /// Checks and compacts a JSON text.
+    /// Checks and compacts a JSON text. Numbers beyond 64 bits lose precision, as in most JSON.
     ///
     /// # Errors
     ///

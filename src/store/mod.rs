@@ -111,7 +111,8 @@ pub trait ManageKeys: KeyStore {
         record: &KeyRecord,
     ) -> impl Future<Output = Result<KeyRecord, StoreError>> + Send;
 
-    /// Revokes a key for good and returns its record; `None` where there is no such key.
+    /// Revokes a key for good and returns its record; `None` where there is no such key. Whoever
+    /// caches the key has to be told by its hash: see [`Invalidate`].
     ///
     /// Revoking twice keeps the first time and reason.
     ///
@@ -226,7 +227,8 @@ pub enum StoreErrorKind {
     Unavailable,
     /// A key of this id or hash exists, or the record was changed by somebody else.
     Conflict,
-    /// A row that this version cannot understand. The key is not let in.
+    /// A row that this version cannot understand. The key is not let in, not even by an earlier
+    /// record.
     Corrupt,
     /// The tables could not be brought up to date.
     Migration,
