@@ -4,18 +4,23 @@
 //! DATABASE_URL=postgres://localhost/app ISSUE_DEMO_KEY=1 cargo run --example postgres
 //! ```
 //!
-//! `BIND`, `DATABASE_URL` and `ISSUE_DEMO_KEY` may be set in the environment or in a `.env` file.
-//! It issues a key only if `ISSUE_DEMO_KEY` is 1. SIGTERM and Ctrl-C end it: requests under way are
-//! answered, then the last uses of keys are written.
+//! `BIND`, `DATABASE_URL`, `ISSUE_DEMO_KEY` and `RUST_LOG` may be set in the environment or in a
+//! `.env` file. It issues a key only if `ISSUE_DEMO_KEY` is 1. SIGTERM and Ctrl-C end it: requests
+//! under way are answered, then the last uses of keys are written.
 
 mod shared;
 
 use std::time::Duration;
 
 use axum::Router;
-use http::{HeaderName, Request, StatusCode, header::AUTHORIZATION};
-use shared::{Result, bind, issue_demo_key, key_format, routes, setting};
-use tokio::signal::unix::{SignalKind, signal};
+use http::{
+    HeaderName, Request, StatusCode,
+    header::{AUTHORIZATION, RETRY_AFTER},
+};
+use shared::{
+    Result, bind, issue_demo_key, key_format, load_dotenv, routes, serve, setting, terminated,
+};
+use tokio::net::TcpListener;
 use tower::ServiceBuilder;
 use tower_api_key::{Authenticator, rate_limit::Quota, store::PgKeyStore};
 use tower_http::{
@@ -23,16 +28,22 @@ use tower_http::{
     request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer},
     sensitive_headers::SetSensitiveRequestHeadersLayer,
     timeout::TimeoutLayer,
-    trace::TraceLayer,
+    trace::{DefaultOnResponse, TraceLayer},
 };
-use tracing::{Span, info_span};
+use tracing::{Level, Span, info_span};
 use tracing_subscriber::EnvFilter;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+fn main() -> Result<()> {
+    load_dotenv()?;
+    run()
+}
+
 #[tokio::main]
-async fn main() -> Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+async fn run() -> Result<()> {
+    let filter = EnvFilter::try_new(setting("RUST_LOG").as_deref().unwrap_or("info"))
+        .map_err(|error| format!("RUST_LOG: {error}"))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 
     let url =
@@ -44,21 +55,13 @@ async fn main() -> Result<()> {
         .default_rate_limits(Quota::per_minute(600)?)
         .build();
 
-    let listener = tokio::net::TcpListener::bind(bind()).await?;
+    let end = terminated()?;
+    let listener = TcpListener::bind(bind()).await?;
     println!("listening on http://{}", listener.local_addr()?);
     if setting("ISSUE_DEMO_KEY").as_deref() == Some("1") {
         println!("key: {}", issue_demo_key(store, &auth).await?);
     }
-
-    let app = around(routes(auth)?);
-    // The worker goes on until the server is done, and so sees the last requests too.
-    let (server_done, done) = tokio::sync::oneshot::channel::<()>();
-    let worker = tokio::spawn(worker.run(async {
-        let _ = done.await;
-    }));
-    axum::serve(listener, app).with_graceful_shutdown(terminated()?).await?;
-    drop(server_done);
-    Ok(worker.await?)
+    serve(listener, around(routes(auth)?), worker, end).await
 }
 
 /// The layers every service has, outermost first. The order is not a matter of taste.
@@ -69,26 +72,33 @@ fn around(routes: Router) -> Router {
             .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION]))
             // Before tracing, whose spans name the id.
             .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
-            // Around everything that can answer, 401 and 504 included.
-            .layer(TraceLayer::new_for_http().make_span_with(span))
+            // Around everything that can answer, 401 and 504 included. At its default level,
+            // `debug`, the filter would drop the answers.
+            .layer(
+                TraceLayer::new_for_http()
+                    .make_span_with(span)
+                    .on_response(DefaultOnResponse::new().level(Level::INFO)),
+            )
             .layer(PropagateRequestIdLayer::new(REQUEST_ID))
-            // Around the look-up of the key too.
-            .layer(TimeoutLayer::with_status_code(
-                StatusCode::GATEWAY_TIMEOUT,
-                Duration::from_secs(10),
-            ))
-            // Outside the keys: a preflight has none, and a browser may only read a 401 that has
-            // CORS headers.
+            // Around the keys: a preflight has none. Around the time-out too: a browser may read
+            // only what has CORS headers, be it a 401 or a 504.
             .layer(
                 CorsLayer::new()
                     .allow_origin(Any)
                     .allow_methods(Any)
                     .allow_headers([AUTHORIZATION])
-                    .expose_headers(
-                        ["ratelimit", "ratelimit-policy", "retry-after"]
-                            .map(HeaderName::from_static),
-                    ),
-            ),
+                    .expose_headers([
+                        HeaderName::from_static("ratelimit"),
+                        HeaderName::from_static("ratelimit-policy"),
+                        RETRY_AFTER,
+                        REQUEST_ID,
+                    ]),
+            )
+            // Around the look-up of the key too.
+            .layer(TimeoutLayer::with_status_code(
+                StatusCode::GATEWAY_TIMEOUT,
+                Duration::from_secs(10),
+            )),
         // Innermost, and only around the routes that need it, comes the `ApiKeyLayer`.
     )
 }
@@ -97,15 +107,4 @@ fn around(routes: Router) -> Router {
 fn span<B>(request: &Request<B>) -> Span {
     let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     info_span!("request", id, method = %request.method(), path = request.uri().path())
-}
-
-fn terminated() -> Result<impl Future<Output = ()> + Send + 'static> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
 }

@@ -5,36 +5,44 @@
 //! ```
 //!
 //! `BIND` and `DATABASE_URL` (`sqlite:` or `postgres:`) may be set in the environment or in a
-//! `.env` file. Each start issues a key and prints it, which no real service should do.
+//! `.env` file. Each start issues a key and prints it, which no real service should do. SIGTERM and
+//! Ctrl-C end it: requests under way are answered, then the last uses of keys are written.
 
 mod shared;
 
-use shared::{Result, bind, issue_demo_key, key_format, routes, setting};
+use shared::{Result, bind, issue_demo_key, key_format, load_dotenv, routes, setting, terminated};
+use tokio::net::TcpListener;
 use tower_api_key::{
     Authenticator,
     store::{ManageKeys, PgKeyStore, SqliteKeyStore},
 };
 
+fn main() -> Result<()> {
+    load_dotenv()?;
+    run()
+}
+
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn run() -> Result<()> {
     match setting("DATABASE_URL") {
         Some(url) if url.starts_with("postgres") => {
             let store = PgKeyStore::connect(&url).await?;
             store.migrate().await?;
-            serve(store).await
+            start(store).await
         }
         url => {
             let store =
                 SqliteKeyStore::connect(url.as_deref().unwrap_or("sqlite::memory:")).await?;
             store.migrate().await?;
-            serve(store).await
+            start(store).await
         }
     }
 }
 
-async fn serve(store: impl ManageKeys + Clone) -> Result<()> {
+async fn start(store: impl ManageKeys + Clone) -> Result<()> {
     let (auth, worker) = Authenticator::builder(store.clone(), key_format()?).build();
-    let listener = tokio::net::TcpListener::bind(bind()).await?;
+    let end = terminated()?;
+    let listener = TcpListener::bind(bind()).await?;
     let address = listener.local_addr()?;
     let key = issue_demo_key(store, &auth).await?;
 
@@ -53,15 +61,5 @@ async fn serve(store: impl ManageKeys + Clone) -> Result<()> {
          http://{address}/v1/whoami; echo; done"
     );
 
-    let app = routes(auth)?;
-    let worker = tokio::spawn(worker.run(interrupted()));
-    axum::serve(listener, app).with_graceful_shutdown(interrupted()).await?;
-    Ok(worker.await?)
-}
-
-async fn interrupted() {
-    // Where signals cannot be had there is nothing to wait for but being killed.
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending().await
-    }
+    shared::serve(listener, routes(auth)?, worker, end).await
 }

@@ -1,4 +1,4 @@
-//! What the examples have in common: settings from the environment, and the routes.
+//! What the examples have in common: settings from the environment, the routes, and a good end.
 
 use std::{env, error::Error};
 
@@ -7,8 +7,14 @@ use axum::{
     routing::{MethodRouter, get},
 };
 use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
 use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer, RequireScope,
+    auth::Worker,
     key::{InvalidFormat, KeyFormat},
     manage::{KeyIssuer, NewKey},
     rate_limit::Quota,
@@ -18,9 +24,23 @@ use tower_api_key::{
 
 pub(crate) type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
-/// An environment variable, or its line in a `.env` file.
+/// Adds the lines of a `.env` file to the environment, which wins where both name a variable.
+///
+/// This is for the start of `main`: the environment may only change while there is one thread.
+pub(crate) fn load_dotenv() -> Result<()> {
+    match dotenvy::dotenv() {
+        Ok(_) => Ok(()),
+        Err(error) if error.not_found() => Ok(()),
+        // The error quotes the line, and the line may hold a password.
+        Err(dotenvy::Error::LineParse(..)) => {
+            Err(".env cannot be parsed: its lines are NAME=value, with quotes around spaces".into())
+        }
+        Err(error) => Err(format!(".env cannot be read: {error}").into()),
+    }
+}
+
+/// An environment variable that is not empty.
 pub(crate) fn setting(name: &str) -> Option<String> {
-    let _ = dotenvy::dotenv();
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
@@ -62,4 +82,33 @@ async fn whoami(consumer: Consumer) -> Json<Value> {
         "key_name": consumer.key_name(),
         "scopes": scopes,
     }))
+}
+
+/// Serves until `end`, answers the requests under way, then has their keys' last uses written.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    app: Router,
+    worker: Worker,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    // The worker goes on until the server is done, and so sees the last requests too.
+    let (server_done, done) = oneshot::channel::<()>();
+    let worker = tokio::spawn(worker.run(async {
+        let _ = done.await;
+    }));
+    axum::serve(listener, app).with_graceful_shutdown(end).await?;
+    drop(server_done);
+    Ok(worker.await?)
+}
+
+/// SIGTERM or Ctrl-C. Either is heard from the call on, not only once the future is polled.
+pub(crate) fn terminated() -> Result<impl Future<Output = ()> + Send + 'static> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
