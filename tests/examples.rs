@@ -1,0 +1,504 @@
+#![cfg(test)]
+//! The examples do what they print and what their comments say, as processes of their own.
+
+mod harness;
+
+use std::{env, fs, net::SocketAddr, path::PathBuf, process::Stdio, time::Duration};
+
+use sqlx::query_scalar;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    net::TcpStream,
+    process::{Child, ChildStdout, Command},
+    time::timeout,
+};
+use tower_api_key::{
+    record::KeyId,
+    store::{ManageKeys, PgKeyStore, SqliteKeyStore},
+};
+
+use crate::harness::postgres::{Database, Server};
+
+/// Plenty for anything that happens at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn within<T>(event: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, event).await.expect("it should have happened by now")
+}
+
+/// A folder for an example to run in, and all that is in its environment.
+struct Place {
+    folder: TempDir,
+    variables: Vec<(&'static str, String)>,
+}
+
+impl Place {
+    fn empty() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), variables: Vec::new() }
+    }
+
+    fn new() -> Self {
+        Self::empty().with("BIND", "127.0.0.1:0")
+    }
+
+    fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.variables.push((name, value.to_owned()));
+        self
+    }
+
+    fn with_dotenv(self, lines: &str) -> Self {
+        fs::write(self.folder.path().join(".env"), lines).unwrap();
+        self
+    }
+
+    /// What the examples that ran here said on stderr.
+    fn stderr(&self) -> String {
+        fs::read_to_string(self.folder.path().join("stderr")).unwrap()
+    }
+
+    fn spawn(&self, example: &str) -> Child {
+        let stderr = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("stderr"))
+            .unwrap();
+        Command::new(binary(example))
+            .current_dir(self.folder.path())
+            .env_clear()
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    }
+
+    async fn start(&self, example: &str) -> Running<'_> {
+        let mut child = self.spawn(example);
+        let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        // Where it listens is known from its first line.
+        let mut running = Running { place: self, child, stdout, address: ([0; 4], 0).into() };
+        let first = running.line().await;
+        let address = first.strip_prefix("listening on http://").expect("where it listens");
+        running.address = address.parse().unwrap();
+        running
+    }
+
+    /// What an example that must not start says on stderr.
+    async fn refuses(&self, example: &str) -> String {
+        let output = within(self.spawn(example).wait_with_output()).await.unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", self.stderr());
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+        self.stderr()
+    }
+}
+
+/// `cargo test` builds examples beside tests, but says nowhere where they are. With `--test` it does
+/// not build them anew.
+fn binary(example: &str) -> PathBuf {
+    let test = env::current_exe().unwrap();
+    let target = test.ancestors().nth(2).unwrap();
+    let binary = target.join("examples").join(example).with_extension(env::consts::EXE_EXTENSION);
+    assert!(
+        binary.is_file(),
+        "{} is not there. `cargo test` without `--test` builds it, and so does \
+         `cargo build --examples --all-features`",
+        binary.display(),
+    );
+    binary
+}
+
+/// An example that listens.
+struct Running<'a> {
+    place: &'a Place,
+    child: Child,
+    stdout: Lines<BufReader<ChildStdout>>,
+    address: SocketAddr,
+}
+
+impl Running<'_> {
+    async fn line(&mut self) -> String {
+        let line = within(self.stdout.next_line()).await.unwrap();
+        line.unwrap_or_else(|| panic!("stdout ended early. stderr:\n{}", self.place.stderr()))
+    }
+
+    async fn key(&mut self) -> String {
+        let line = self.line().await;
+        line.strip_prefix("key: ").expect("the key").to_owned()
+    }
+
+    async fn get(&self, path: &str, headers: &[&str]) -> Answer {
+        send("GET", self.address, path, headers).await
+    }
+
+    /// Asks who a key is for, and is told.
+    async fn knows(&self, key: &str) -> KeyId {
+        let answer = self.get("/v1/whoami", &[&authorization(key)]).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let consumer: serde_json::Value = serde_json::from_str(answer.body()).unwrap();
+        assert_eq!(consumer["consumer_id"], "acme");
+        consumer["key_id"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// Returns what it has said on stdout since it was last listened to.
+    async fn ends_well_by(mut self, signal: &str) -> Vec<String> {
+        let id = self.child.id().expect("it runs").to_string();
+        // The `kill` of the shell, as not every system has a program of that name.
+        let mut kill = std::process::Command::new("sh");
+        let killed = kill.args(["-c", r#"kill -s "$0" "$1""#, signal, &id]).status().unwrap();
+        assert!(killed.success());
+        let mut said = Vec::new();
+        while let Some(line) = within(self.stdout.next_line()).await.unwrap() {
+            said.push(line);
+        }
+        let status = within(self.child.wait()).await.unwrap();
+        assert_eq!(status.code(), Some(0), "{}", self.place.stderr());
+        said
+    }
+}
+
+fn authorization(key: &str) -> String {
+    format!("Authorization: Bearer {key}")
+}
+
+struct Answer {
+    status: u16,
+    text: String,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        let (head, _) = self.text.split_once("\r\n\r\n").unwrap();
+        let headers = head.lines().filter_map(|line| line.split_once(": "));
+        let mut named = headers.filter(|(found, _)| found.eq_ignore_ascii_case(name));
+        named.next().map(|(_, value)| value)
+    }
+
+    fn body(&self) -> &str {
+        self.text.split_once("\r\n\r\n").unwrap().1
+    }
+}
+
+async fn send(method: &str, address: SocketAddr, path: &str, headers: &[&str]) -> Answer {
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n"
+    );
+    let mut text = String::new();
+    within(async {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        connection.write_all(request.as_bytes()).await.unwrap();
+        connection.read_to_string(&mut text).await.unwrap();
+    })
+    .await;
+    let status = text.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
+    Answer { status: status.expect("a status").parse().unwrap(), text }
+}
+
+/// A printed `curl` line.
+#[derive(Debug, PartialEq)]
+struct Curl {
+    times: usize,
+    header: Option<String>,
+    address: SocketAddr,
+    path: String,
+}
+
+impl Curl {
+    fn parse(line: &str) -> Self {
+        let (times, curl) = match line.strip_prefix("for n in ") {
+            Some(repeated) => {
+                let (numbers, rest) = repeated.split_once("; do ").expect("the start of a loop");
+                let curl = rest.strip_suffix("; echo; done").expect("the end of a loop");
+                (numbers.split(' ').count(), curl)
+            }
+            None => (1, line),
+        };
+        let rest = curl.strip_prefix("curl -i ").expect("a curl line");
+        let (header, url) = match rest.strip_prefix("-H '") {
+            Some(rest) => {
+                let (header, url) = rest.split_once("' ").expect("the end of a quotation");
+                (Some(header.to_owned()), url)
+            }
+            None => (None, rest),
+        };
+        let url = url.strip_prefix("http://").expect("a URL");
+        let (address, path) = url.split_at(url.find('/').expect("a path"));
+        Self { times, header, address: address.parse().unwrap(), path: path.to_owned() }
+    }
+
+    /// The answer to the last of its requests.
+    async fn run(&self) -> Answer {
+        let headers: Vec<_> = self.header.iter().map(String::as_str).collect();
+        for _ in 1..self.times {
+            send("GET", self.address, &self.path, &headers).await;
+        }
+        send("GET", self.address, &self.path, &headers).await
+    }
+}
+
+/// Does as the quickstart prints, from the blank line on. The answers are the promised ones.
+async fn follow(quickstart: &mut Running<'_>, key: &str) {
+    assert_eq!(quickstart.line().await, "");
+    for status in [200, 401, 403, 429] {
+        let promise = quickstart.line().await;
+        assert!(promise.starts_with(&format!("# {status}: ")), "{promise}");
+        let curl = Curl::parse(&quickstart.line().await);
+        assert_eq!(curl.address, quickstart.address);
+        assert!(curl.header.as_ref().is_none_or(|header| *header == authorization(key)));
+
+        let answer = curl.run().await;
+        assert_eq!(answer.status, status, "{curl:?}\n{}", answer.text);
+        let retry_after = answer.header("retry-after").map(|seconds| seconds.parse().unwrap());
+        assert_eq!(retry_after.is_some_and(|seconds: u32| seconds > 0), status == 429);
+    }
+}
+
+async fn is_open(example: &Running<'_>) {
+    let answer = example.get("/healthz", &[]).await;
+    assert_eq!((answer.status, answer.body()), (200, "ok"));
+}
+
+#[test]
+fn a_curl_line_is_understood() {
+    let (header, address) = (Some("A: b c".to_owned()), ([127, 0, 0, 1], 80).into());
+    let curl = Curl::parse("curl -i -H 'A: b c' http://127.0.0.1:80/v1/x");
+    assert_eq!(curl, Curl { times: 1, header: header.clone(), address, path: "/v1/x".into() });
+    let curl = Curl::parse("curl -i http://127.0.0.1:80/");
+    assert_eq!(curl, Curl { times: 1, header: None, address, path: "/".into() });
+    let curl =
+        Curl::parse("for n in 1 2 3; do curl -i -H 'A: b c' http://127.0.0.1:80/; echo; done");
+    assert_eq!(curl, Curl { times: 3, header, address, path: "/".into() });
+}
+
+mod quickstart {
+    use super::*;
+
+    const NAME: &str = "quickstart";
+
+    #[tokio::test]
+    async fn needs_nothing_and_answers_as_it_promises() {
+        let place = Place::new();
+        let mut example = place.start(NAME).await;
+        let key = example.key().await;
+        follow(&mut example, &key).await;
+        is_open(&example).await;
+        assert_eq!(place.stderr(), "");
+    }
+
+    #[tokio::test]
+    async fn a_key_in_a_file_is_known_to_the_next_process() {
+        let place = Place::new().with("DATABASE_URL", "sqlite:keys.db");
+        let mut first = place.start(NAME).await;
+        let key = first.key().await;
+        follow(&mut first, &key).await;
+        first.ends_well_by("TERM").await;
+
+        let mut second = place.start(NAME).await;
+        assert_ne!(second.key().await, key, "each start issues a key");
+        second.knows(&key).await;
+    }
+
+    #[tokio::test]
+    async fn writes_last_uses_before_it_ends() {
+        for signal in ["TERM", "INT"] {
+            let place = Place::new().with("DATABASE_URL", "sqlite:keys.db");
+            let mut example = place.start(NAME).await;
+            let key = example.key().await;
+            let id = example.knows(&key).await;
+            example.ends_well_by(signal).await;
+
+            let url = format!("sqlite:{}", place.folder.path().join("keys.db").display());
+            let store = SqliteKeyStore::connect(&url).await.unwrap();
+            assert!(store.last_used_at(id).await.unwrap().is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn takes_a_postgres_url() {
+        let database = Server::shared().database().await;
+        let place = Place::new().with("DATABASE_URL", database.url());
+        let mut example = place.start(NAME).await;
+        let key = example.key().await;
+        follow(&mut example, &key).await;
+        let keys = query_scalar::<_, i64>("select count(*) from api_keys");
+        assert_eq!(keys.fetch_one(&database.pool().await).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn settings_may_be_in_a_dotenv_file() {
+        let dotenv = "BIND=127.0.0.1:0\nDATABASE_URL=sqlite:from-dotenv.db\n";
+        let place = Place::empty().with_dotenv(dotenv);
+        let mut example = place.start(NAME).await;
+        let key = example.key().await;
+        example.knows(&key).await;
+        assert!(place.folder.path().join("from-dotenv.db").is_file());
+    }
+
+    #[tokio::test]
+    async fn the_environment_wins_over_a_dotenv_file() {
+        let place = Place::new()
+            .with("DATABASE_URL", "sqlite:environment.db")
+            .with_dotenv("BIND=nowhere\nDATABASE_URL=sqlite:dotenv.db\n");
+        place.start(NAME).await;
+        assert!(place.folder.path().join("environment.db").is_file());
+        assert!(!place.folder.path().join("dotenv.db").exists());
+    }
+
+    #[tokio::test]
+    async fn a_broken_dotenv_file_is_an_error_that_does_not_quote_it() {
+        let place =
+            Place::new().with_dotenv("DATABASE_URL=postgres://app:hunter2 @localhost/app\n");
+        let said = place.refuses(NAME).await;
+        assert!(said.contains(".env cannot be parsed"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+mod postgres {
+    use super::*;
+
+    const NAME: &str = "postgres";
+
+    struct Node {
+        place: Place,
+        database: Database,
+    }
+
+    impl Node {
+        async fn new() -> Self {
+            let database = Server::shared().database().await;
+            let place = Place::new().with("DATABASE_URL", database.url());
+            Self { place, database }
+        }
+
+        async fn issuing() -> Self {
+            let Self { place, database } = Self::new().await;
+            Self { place: place.with("ISSUE_DEMO_KEY", "1"), database }
+        }
+
+        async fn count(&self, query: &'static str) -> i64 {
+            query_scalar(query).fetch_one(&self.database.pool().await).await.unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_database_it_says_what_to_set() {
+        let said = Place::new().refuses(NAME).await;
+        assert!(said.contains("DATABASE_URL"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_broken_dotenv_file_is_an_error() {
+        let node = Node::new().await;
+        let said = node.place.with_dotenv("ISSUE_DEMO_KEY=1\nRUST_LOG debug\n").refuses(NAME).await;
+        assert!(said.contains(".env cannot be parsed"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn issues_nothing_unless_told_to() {
+        let node = Node::new().await;
+        let example = node.place.start(NAME).await;
+        is_open(&example).await;
+        assert_eq!(example.get("/v1/whoami", &[]).await.status, 401);
+        assert!(example.ends_well_by("TERM").await.is_empty());
+        assert_eq!(node.count("select count(*) from api_keys").await, 0);
+    }
+
+    #[tokio::test]
+    async fn serves_the_routes() {
+        let node = Node::issuing().await;
+        let mut example = node.place.start(NAME).await;
+        let key = example.key().await;
+        is_open(&example).await;
+        example.knows(&key).await;
+        assert_eq!(example.get("/v1/whoami", &[]).await.status, 401);
+        let reports = example.get("/v1/reports", &[&authorization(&key)]).await;
+        assert_eq!(reports.status, 403);
+        let whoami = Curl {
+            times: 6,
+            header: Some(authorization(&key)),
+            address: example.address,
+            path: "/v1/whoami".into(),
+        };
+        let limited = whoami.run().await;
+        assert_eq!(limited.status, 429);
+        assert!(limited.header("retry-after").is_some());
+    }
+
+    #[tokio::test]
+    async fn a_browser_may_ask_and_may_read_a_refusal() {
+        let node = Node::new().await;
+        let example = node.place.start(NAME).await;
+        let origin = "Origin: https://app.example";
+        let asked = [
+            origin,
+            "Access-Control-Request-Method: GET",
+            "Access-Control-Request-Headers: authorization",
+        ];
+        let preflight = send("OPTIONS", example.address, "/v1/whoami", &asked).await;
+        assert_eq!(preflight.status, 200);
+        assert_eq!(preflight.header("access-control-allow-headers"), Some("authorization"));
+
+        let refusal = example.get("/v1/whoami", &[origin]).await;
+        assert_eq!(refusal.status, 401);
+        assert_eq!(refusal.header("access-control-allow-origin"), Some("*"));
+        assert_eq!(
+            refusal.header("access-control-expose-headers"),
+            Some("ratelimit,ratelimit-policy,retry-after,x-request-id"),
+        );
+        assert!(refusal.header("x-request-id").is_some());
+    }
+
+    #[tokio::test]
+    async fn logs_each_request_with_its_id_unless_told_otherwise() {
+        let node = Node::issuing().await;
+        let mut example = node.place.start(NAME).await;
+        let key = example.key().await;
+        let answer = example.get("/v1/whoami?secret", &[&authorization(&key)]).await;
+        let id = answer.header("x-request-id").expect("an id");
+        example.ends_well_by("TERM").await;
+        let said = node.place.stderr();
+        let line = said.lines().find(|line| line.contains(id)).expect("the request");
+        assert!(line.contains("INFO") && line.contains("/v1/whoami"), "{line}");
+        assert!(!said.contains("secret") && !said.contains(&key), "{said}");
+    }
+
+    #[tokio::test]
+    async fn the_filter_may_be_in_a_dotenv_file() {
+        let Node { place, database: _database } = Node::issuing().await;
+        let place = place.with_dotenv("RUST_LOG=error\n");
+        let mut example = place.start(NAME).await;
+        let key = example.key().await;
+        example.knows(&key).await;
+        example.ends_well_by("TERM").await;
+        assert_eq!(place.stderr(), "");
+    }
+
+    #[tokio::test]
+    async fn a_key_is_not_logged_however_much_is() {
+        let Node { place, database: _database } = Node::issuing().await;
+        let place = place.with("RUST_LOG", "trace");
+        let mut example = place.start(NAME).await;
+        let key = example.key().await;
+        example.knows(&key).await;
+        example.get("/v1/reports", &[&authorization(&key)]).await;
+        example.ends_well_by("TERM").await;
+        let said = place.stderr();
+        assert!(said.contains("TRACE") && !said.contains(&key), "{said}");
+    }
+
+    #[tokio::test]
+    async fn writes_last_uses_before_it_ends() {
+        let node = Node::issuing().await;
+        let mut example = node.place.start(NAME).await;
+        let key = example.key().await;
+        let id = example.knows(&key).await;
+        example.ends_well_by("TERM").await;
+        let store = PgKeyStore::new(node.database.pool().await);
+        assert!(store.last_used_at(id).await.unwrap().is_some());
+        assert_eq!(node.count("select count(*) from api_key_usage").await, 1);
+    }
+}
