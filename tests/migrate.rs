@@ -246,15 +246,17 @@ mod postgres {
 
 #[cfg(feature = "sqlite")]
 mod sqlite {
-    use std::env;
+    use std::{env, fs, path::Path, time::Duration};
 
-    use sqlx::{query_scalar, raw_sql};
+    use sqlx::{Connection, SqliteConnection, query_scalar, raw_sql};
     use tempfile::TempDir;
+    use tokio::{task::yield_now, time::timeout};
     use tower_api_key::store::{SqliteKeyStore, StoreErrorKind};
 
     use super::{DATABASE, process, succeeds};
 
     const PROCESSES: usize = 8;
+    const SOON: Duration = Duration::from_secs(60);
 
     fn new_file() -> (TempDir, String) {
         let folder = tempfile::tempdir().unwrap();
@@ -310,6 +312,96 @@ mod sqlite {
             (0..PROCESSES).map(|_| tokio::spawn(migrate(url.clone()))).collect();
         for migrated in migrating {
             migrated.await.unwrap();
+        }
+    }
+
+    /// Keeps whoever migrates inside its transaction for ever, once the tables are made: recording
+    /// the migration writes more than SQLite keeps in memory, and then does not end.
+    const OBSTACLE: &str = "
+        create table _api_key_migrations (
+            version integer primary key,
+            description text not null,
+            checksum integer not null,
+            applied_at integer not null default 0
+        ) strict;
+        create table ballast (bytes blob not null) strict;
+        create view endless as
+            with recursive numbers (n) as (select 1 union all select n + 1 from numbers)
+            select n from numbers;
+        create trigger obstacle after insert on _api_key_migrations begin
+            insert into ballast select randomblob(4000) from endless limit 2000;
+            select count(*) from endless;
+        end";
+
+    /// How long the write-ahead log is.
+    fn log(folder: &Path) -> u64 {
+        fs::metadata(folder.join("keys.db-wal")).unwrap().len()
+    }
+
+    /// Whether somebody is inside a transaction that writes.
+    async fn somebody_writes(url: &str) -> bool {
+        let mut connection = SqliteConnection::connect(url).await.unwrap();
+        raw_sql("pragma busy_timeout = 0").execute(&mut connection).await.unwrap();
+        let attempt = raw_sql("begin immediate; rollback").execute(&mut connection).await;
+        let code = attempt.err().map(|error| {
+            error.as_database_error().and_then(|error| error.code()).unwrap().into_owned()
+        });
+        assert!(code.as_deref().is_none_or(|code| code == "5"), "SQLITE_BUSY, not {code:?}");
+        code.is_some()
+    }
+
+    #[tokio::test]
+    async fn a_killed_process_leaves_nothing() {
+        let (folder, url) = new_file();
+        let store = SqliteKeyStore::connect(&url).await.unwrap();
+        execute(&store, OBSTACLE).await;
+        let name = "sqlite::migrating_twice_is_migrating_once";
+        let committed = log(folder.path());
+        let mut killed = process(name, &url);
+        let half_written = async {
+            while log(folder.path()) < committed + 1_000_000 {
+                yield_now().await;
+            }
+        };
+        timeout(SOON, half_written).await.expect("a transaction that memory is too small for");
+        assert!(somebody_writes(&url).await);
+
+        killed.kill().await.unwrap();
+        assert!(!somebody_writes(&url).await);
+        let left = "select (select count(*) from sqlite_schema where name like 'api%')
+            + (select count(*) from ballast) + (select count(*) from _api_key_migrations)";
+        let left: i64 = query_scalar(left).fetch_one(store.pool()).await.unwrap();
+        assert_eq!(left, 0);
+
+        execute(&store, "drop trigger obstacle").await;
+        succeeds(process(name, &url)).await;
+        assert_eq!(history(&store).await, [1]);
+        let intact = query_scalar("pragma integrity_check");
+        let intact: String = intact.fetch_one(store.pool()).await.unwrap();
+        assert_eq!(intact, "ok");
+    }
+
+    #[tokio::test]
+    async fn the_applications_own_migrations_are_left_alone() {
+        use sqlx::migrate::{Migration, MigrationType, Migrator};
+
+        let sql = sqlx::SqlSafeStr::into_sql_str("create table orders (id integer)");
+        let own = Migration::new(1, "orders".into(), MigrationType::Simple, sql, false);
+        let own = Migrator::with_migrations(vec![own]);
+        for ours_first in [true, false] {
+            let (_folder, url) = new_file();
+            let store = SqliteKeyStore::connect(&url).await.unwrap();
+            for ours in [ours_first, !ours_first, ours_first, !ours_first] {
+                if ours {
+                    store.migrate().await.unwrap();
+                } else {
+                    own.run(store.pool()).await.unwrap();
+                }
+            }
+            assert_eq!(history(&store).await, [1]);
+            let theirs = query_scalar("select version from _sqlx_migrations");
+            let theirs: Vec<i64> = theirs.fetch_all(store.pool()).await.unwrap();
+            assert_eq!(theirs, [1]);
         }
     }
 
