@@ -874,10 +874,10 @@ fn a_look_up_on_a_runtime_that_has_ended_fails_and_holds_nothing_up() {
     let handle = runtime.handle().clone();
     drop(runtime);
     let (done, told) = std::sync::mpsc::channel();
-    let app = service.auth.clone();
+    let auth = service.auth;
     std::thread::spawn(move || {
         let _within = handle.enter();
-        let Attempt::Lookup(mut lookup) = app.attempt(unknown_key().as_bytes()) else {
+        let Attempt::Lookup(mut lookup) = auth.attempt(unknown_key().as_bytes()) else {
             panic!("the key needs no look-up");
         };
         let _ = poll_once(&mut lookup);
@@ -892,7 +892,9 @@ fn a_look_up_on_a_runtime_that_stands_still_keeps_nobody_waiting() {
     let service = Service::new();
     let key = unknown_key();
     let stalled = runtime();
-    let first = stalled.block_on(async { service.begin(&key) });
+    let entered = stalled.enter();
+    let first = service.begin(&key);
+    drop(entered);
     let other = runtime();
     other.block_on(service.get(&key)).is_unavailable(RejectionKind::StoreUnavailable);
     other.block_on(service.get(&key)).is_refused(RejectionKind::Unknown);

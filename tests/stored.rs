@@ -20,7 +20,7 @@ const PREFIX: &str = "sk_stored_";
 const BODY: usize = 43;
 
 /// Takes a key through all that a store is ever asked to write.
-async fn lead_a_life(store: &(impl KeyStore + ManageKeys + Clone)) -> ApiKey {
+async fn lead_a_life(store: &(impl ManageKeys + Clone)) -> ApiKey {
     let issuer = KeyIssuer::new(store.clone(), KeyFormat::new(PREFIX).unwrap());
     let new = NewKey::new("acme").name("nightly").created_by("root");
     let issued = issuer.issue(new).await.unwrap();
@@ -76,7 +76,7 @@ fn a_key_that_is_stored_is_noticed() {
 }
 
 /// By its id and by its hash, of which neither is the key.
-async fn records_do_not_know_the_key(store: &(impl KeyStore + ManageKeys), key: &ApiKey) {
+async fn records_do_not_know_the_key(store: &(impl ManageKeys), key: &ApiKey) {
     let found_by_hash = store.find(&key.hash()).await.unwrap().unwrap();
     let got_by_id = store.get(found_by_hash.id).await.unwrap().unwrap();
     for record in [found_by_hash, got_by_id] {
