@@ -1,17 +1,37 @@
-//! What a look-up costs PostgreSQL: one query and one index, however many keys there are.
+//! A million keys in PostgreSQL: a look-up costs one query and one index, and a service does not
+//! notice them otherwise.
 
-#![cfg(feature = "postgres")]
+#![cfg(test)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
+mod doubles;
 mod harness;
 
-use sqlx::{AssertSqlSafe, PgPool, Row, postgres::PgPoolOptions, raw_sql};
-use tower_api_key::{
-    key::KeyHash,
-    store::{KeyStore, PgKeyStore},
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
 };
 
-use crate::harness::postgres::Server;
+use sqlx::{AssertSqlSafe, PgPool, Row, postgres::PgPoolOptions, raw_sql};
+use tokio::{
+    sync::{Barrier, Mutex},
+    task::{JoinSet, yield_now},
+};
+use tower_api_key::{
+    auth::{Builder, CachePolicy, RejectionKind},
+    clock::ManualClock,
+    key::KeyHash,
+    manage::{KeyIssuer, NewKey},
+    store::{KeyStore, ManageKeys, PgKeyStore},
+};
+
+use crate::{
+    doubles::{Key, Service, format, unknown_key, within},
+    harness::{
+        postgres::{Database, Server},
+        proxy::{Fault, FaultProxy},
+    },
+};
 
 const MILLION: &str = "
     insert into api_keys (id, key_hash, key_prefix, key_last4, consumer_id, scopes, metadata,
@@ -20,6 +40,22 @@ const MILLION: &str = "
            'abcd', 'consumer-' || key / 10, '{read}', '{}', true, now(), lpad(to_hex(key), 32, '0')::uuid, 1
     from generate_series(1, 1000000) as key;
     analyze api_keys";
+
+/// The database with a million keys, which the tests of this file share where they run at once:
+/// filling it takes longer than they do.
+async fn million() -> Arc<Database> {
+    static SHARED: Mutex<Weak<Database>> = Mutex::const_new(Weak::new());
+    let mut shared = SHARED.lock().await;
+    if let Some(database) = shared.upgrade() {
+        return database;
+    }
+    let database = Arc::new(Server::shared().database().await);
+    let store = PgKeyStore::new(database.pool().await);
+    store.migrate().await.unwrap();
+    raw_sql(MILLION).execute(store.pool()).await.unwrap();
+    *shared = Arc::downgrade(&database);
+    database
+}
 
 /// The statements a connection has prepared, and how often it executed each.
 ///
@@ -40,11 +76,9 @@ async fn explain(pool: &PgPool, statement: &str, hash: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn a_look_up_is_one_query_of_one_index_among_a_million_keys() {
-    let database = Server::shared().database().await;
-    PgKeyStore::connect(database.url()).await.unwrap().migrate().await.unwrap();
+    let database = million().await;
     // All that is asked through a pool of one connection is asked where the store asks.
     let pool = PgPoolOptions::new().max_connections(1).connect(database.url()).await.unwrap();
-    raw_sql(MILLION).execute(&pool).await.unwrap();
     let store = PgKeyStore::new(pool.clone());
 
     const LOOK_UPS: u32 = 20;
@@ -68,4 +102,113 @@ async fn a_look_up_is_one_query_of_one_index_among_a_million_keys() {
         assert!(scan.starts_with(index), "{plan}: {scan}");
         assert!(condition.trim().starts_with("Index Cond: (key_hash = "), "{plan}: {condition}");
     }
+}
+
+/// A service whose database is behind a proxy, and asked on one connection.
+struct Node {
+    service: Service<PgKeyStore>,
+    proxy: FaultProxy,
+    pool: PgPool,
+    /// Past the proxy.
+    direct: PgKeyStore,
+}
+
+impl Node {
+    async fn on(database: &Database, patience: Duration) -> Self {
+        let direct = PgKeyStore::new(database.pool().await);
+        let proxy = FaultProxy::start(Server::shared().addr()).await;
+        let pool = PgPoolOptions::new().max_connections(1);
+        let pool = pool.connect_lazy(&proxy.url(database.url())).unwrap();
+        let policy = CachePolicy::default().load_deadline(patience).unwrap();
+        let patient = |builder: Builder| builder.cache(policy);
+        let store = PgKeyStore::new(pool.clone());
+        let (service, _) = Service::around(store, ManualClock::default(), patient);
+        Self { service, proxy, pool, direct }
+    }
+
+    /// One more key.
+    async fn issue(&self) -> Key {
+        let issuer = KeyIssuer::new(self.direct.clone(), format());
+        Key::from(issuer.issue(NewKey::new("acme")).await.unwrap())
+    }
+
+    /// One more key, which the service has been asked for.
+    async fn known(&self) -> Key {
+        let key = self.issue().await;
+        self.service.get(&key.text).await.is_for("acme");
+        key
+    }
+
+    /// How many queries PostgreSQL has executed for the service.
+    async fn queries(&self) -> i64 {
+        let prepared = prepared(&self.pool).await;
+        prepared.iter().map(|(_, executed)| executed).sum()
+    }
+
+    /// Waits until the only connection is back in its pool, for which it is asked for a last sign.
+    async fn is_quiet(&self) {
+        let idle = async {
+            while self.pool.num_idle() == 0 {
+                yield_now().await;
+            }
+        };
+        within(idle).await;
+    }
+}
+
+/// Each fact on a service of its own, all on one database.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_works_among_a_million_keys_as_it_does_among_a_few() {
+    let database = million().await;
+    let node = async |patience| Node::on(&database, Duration::from_secs(patience)).await;
+    a_key_is_asked_for_once(&node(20).await).await;
+    a_thousand_first_requests_of_a_key_make_one_query(&node(20).await).await;
+    a_revoked_key_is_refused_by_the_next_request(&node(20).await).await;
+    // This one is used up: sqlx goes on trying to connect.
+    without_its_database_it_knows_the_keys_it_has_seen(&node(2).await).await;
+}
+
+async fn a_key_is_asked_for_once(node: &Node) {
+    let key = node.known().await;
+    assert_eq!(node.queries().await, 1);
+    node.is_quiet().await;
+    let bytes = node.proxy.bytes_from_server();
+    for _ in 0..1_000 {
+        node.service.get_at_once(&key.text).is_for("acme");
+    }
+    assert_eq!(node.proxy.bytes_from_server(), bytes);
+    assert_eq!(node.queries().await, 1);
+}
+
+async fn a_thousand_first_requests_of_a_key_make_one_query(node: &Node) {
+    let key = node.issue().await;
+    let start = Arc::new(Barrier::new(1_000));
+    let mut clients = JoinSet::new();
+    for _ in 0..1_000 {
+        let (start, request) = (Arc::clone(&start), node.service.request(&key.text));
+        clients.spawn(async move {
+            start.wait().await;
+            request.await
+        });
+    }
+    while let Some(reply) = within(clients.join_next()).await {
+        reply.unwrap().is_for("acme");
+    }
+    assert_eq!(node.queries().await, 1);
+}
+
+async fn a_revoked_key_is_refused_by_the_next_request(node: &Node) {
+    let key = node.known().await;
+    node.direct.revoke(key.record.id, Some("leaked")).await.unwrap().unwrap();
+    node.service.auth.invalidate(&key.record.key_hash);
+    node.service.get(&key.text).await.is_refused(RejectionKind::Revoked);
+}
+
+async fn without_its_database_it_knows_the_keys_it_has_seen(node: &Node) {
+    let key = node.known().await;
+    node.proxy.set(Fault::Refuse).await;
+    node.service.get_at_once(&key.text).is_for("acme");
+    let stranger = node.service.get(&unknown_key()).await;
+    stranger.is_unavailable(RejectionKind::StoreUnavailable);
+    node.service.get_at_once(&key.text).is_for("acme");
 }
