@@ -13,7 +13,7 @@ use tower_api_key::{
     clock::{Clock, SystemClock},
     key::{ApiKey, KeyFormat},
     manage::{KeyIssuer, NewKey},
-    store::{KeyStore, ManageKeys, Usage},
+    store::{ManageKeys, Usage},
 };
 
 const PREFIX: &str = "sk_stored_";
@@ -76,7 +76,7 @@ fn a_key_that_is_stored_is_noticed() {
 }
 
 /// By its id and by its hash, of which neither is the key.
-async fn records_do_not_know_the_key(store: &(impl ManageKeys), key: &ApiKey) {
+async fn records_do_not_know_the_key(store: &impl ManageKeys, key: &ApiKey) {
     let found_by_hash = store.find(&key.hash()).await.unwrap().unwrap();
     let got_by_id = store.get(found_by_hash.id).await.unwrap().unwrap();
     for record in [found_by_hash, got_by_id] {
