@@ -169,7 +169,9 @@ async fn on_postgresql_no_key_is_logged() {
     let store = PgKeyStore::connect(database.url()).await.unwrap();
     store.migrate().await.unwrap();
     let pool = store.pool().clone();
-    let breaks = async || drop(raw_sql(BREAK).execute(&pool).await.unwrap());
+    let breaks = async || {
+        raw_sql(BREAK).execute(&pool).await.unwrap();
+    };
     let keys = keys_come_and_go(service(store), breaks).await;
     let log = log.text();
     is_thorough(&log, "from api_keys where key_hash = $1");
@@ -184,7 +186,9 @@ async fn on_sqlite_no_key_is_logged() {
     let store = SqliteKeyStore::connect(&url).await.unwrap();
     store.migrate().await.unwrap();
     let pool = store.pool().clone();
-    let breaks = async || drop(raw_sql(BREAK).execute(&pool).await.unwrap());
+    let breaks = async || {
+        raw_sql(BREAK).execute(&pool).await.unwrap();
+    };
     let keys = keys_come_and_go(service(store), breaks).await;
     let log = log.text();
     is_thorough(&log, "from api_keys where key_hash = ?1");
@@ -262,7 +266,9 @@ async fn on_postgresql_no_password_is_logged() {
     store.migrate().await.unwrap();
     tracing::error!(?store, pool_size = store.pool().size());
     let pool = store.pool().clone();
-    let breaks = async || drop(raw_sql(BREAK).execute(&pool).await.unwrap());
+    let breaks = async || {
+        raw_sql(BREAK).execute(&pool).await.unwrap();
+    };
     keys_come_and_go(service(store), breaks).await;
     let log = log.text();
     assert!(log.contains("PgKeyStore") && log.contains("password authentication failed"));
