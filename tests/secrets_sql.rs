@@ -110,7 +110,7 @@ fn service<S: KeyStore + Clone>(store: S) -> (Service<S>, Worker) {
 }
 
 /// Keys in every state, sent to a service, the last of them while every query fails.
-async fn keys_come_and_go<S: KeyStore + ManageKeys + Clone>(
+async fn keys_come_and_go<S: ManageKeys + Clone>(
     (service, worker): (Service<S>, Worker),
     break_tables: impl AsyncFnOnce(),
 ) -> Vec<String> {
@@ -278,7 +278,7 @@ async fn on_postgresql_no_password_is_logged() {
 }
 
 /// Also of what a store is handed to.
-fn debug<S: KeyStore + ManageKeys + Clone + std::fmt::Debug>(store: S) -> String {
+fn debug<S: ManageKeys + Clone + std::fmt::Debug>(store: &S) -> String {
     let (service, worker) = service(store.clone());
     let issuer = KeyIssuer::new(store.clone(), format());
     let builder = Authenticator::builder(store.clone(), format());
@@ -291,7 +291,7 @@ fn debug<S: KeyStore + ManageKeys + Clone + std::fmt::Debug>(store: S) -> String
 async fn debug_of_a_postgresql_store_shows_neither_password_nor_url() {
     let url = "postgres://somebody:hunter2@db.example:6543/keys?application_name=orders";
     let store = PgKeyStore::new(PgPoolOptions::new().connect_lazy(url).unwrap());
-    let shown = debug(store);
+    let shown = debug(&store);
     assert!(shown.contains("PgKeyStore"), "{shown}");
     for part in ["somebody", "hunter2", "db.example", "6543", "orders"] {
         assert!(!shown.contains(part), "{part}: {shown}");
@@ -302,7 +302,7 @@ async fn debug_of_a_postgresql_store_shows_neither_password_nor_url() {
 async fn debug_of_a_sqlite_store_shows_no_url() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}/keys.db", folder.path().display());
-    let shown = debug(SqliteKeyStore::connect(&url).await.unwrap());
+    let shown = debug(&SqliteKeyStore::connect(&url).await.unwrap());
     assert!(shown.contains("SqliteKeyStore"), "{shown}");
     for part in ["keys.db", folder.path().to_str().unwrap()] {
         assert!(!shown.contains(part), "{part}: {shown}");
