@@ -220,9 +220,10 @@ async fn answers(
             }
             _ => {}
         }
+        // Counted first: what the client has seen is in the count.
+        counts.bytes_from_server.fetch_add(chunk as u64, Ordering::SeqCst);
         to.write_all(&buffer[..chunk]).await?;
         said += chunk as u64;
-        counts.bytes_from_server.fetch_add(chunk as u64, Ordering::SeqCst);
         if cut {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
