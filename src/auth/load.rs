@@ -65,6 +65,7 @@ const QUEUE_PER_TURN: usize = 64;
 /// What a load that keeps its deadline may be late by.
 const GRACE: Duration = Duration::from_millis(100);
 
+#[derive(Clone)]
 struct Flight {
     id: u64,
     outcome: watch::Receiver<Option<Outcome>>,
@@ -132,16 +133,17 @@ impl Loader {
             let error = StoreError::new(StoreErrorKind::Other).because("no tokio runtime");
             return Err(Rejection::store_unavailable(error));
         };
-        let mut outcome = match self.flight(hash, &runtime) {
-            ControlFlow::Continue(outcome) => outcome,
+        let mut flight = match self.flight(hash, &runtime) {
+            ControlFlow::Continue(flight) => flight,
             ControlFlow::Break(landed) => return landed,
         };
-        let landed = timeout(self.deadline + GRACE, outcome.wait_for(Option::is_some)).await;
+        let landing = flight.outcome.wait_for(Option::is_some);
+        let landed = timeout(self.deadline + GRACE, landing).await;
         match landed.as_ref().map(|landed| landed.as_deref()) {
             Ok(Ok(Some(outcome))) => outcome.clone(),
             // The task panicked, or the runtime that it was spawned on shuts down or stands still.
             _ => {
-                self.flights().remove(&hash);
+                strike_off(&mut self.flights(), &hash, flight.id);
                 let error = StoreError::new(StoreErrorKind::Other).because("the load was aborted");
                 Err(Rejection::store_unavailable(error))
             }
@@ -150,14 +152,10 @@ impl Loader {
 
     /// The load of `hash` that is under way, or a new one; what the last one brought if it landed
     /// after the caller had looked into the cache.
-    fn flight(
-        self: &Arc<Self>,
-        hash: KeyHash,
-        runtime: &Handle,
-    ) -> ControlFlow<Outcome, watch::Receiver<Option<Outcome>>> {
+    fn flight(self: &Arc<Self>, hash: KeyHash, runtime: &Handle) -> ControlFlow<Outcome, Flight> {
         let mut flights = self.flights();
         if let Some(flight) = flights.get(&hash) {
-            return ControlFlow::Continue(flight.outcome.clone());
+            return ControlFlow::Continue(flight.clone());
         }
         let is_known = match self.cache.peek(&hash, self.clock.monotonic()) {
             Peek::Fresh(entry) => return ControlFlow::Break(Ok(Some(entry))),
@@ -170,7 +168,8 @@ impl Loader {
         }
         let (outcome, receiver) = watch::channel(None);
         let id = self.next_flight.fetch_add(1, Ordering::Relaxed);
-        flights.insert(hash, Flight { id, outcome: receiver.clone() });
+        let flight = Flight { id, outcome: receiver };
+        flights.insert(hash, flight.clone());
         let landing = Landing { loader: Arc::clone(self), hash, id, outcome };
         // A runtime that is shutting down drops the task at once, and the landing takes the lock.
         drop(flights);
@@ -178,7 +177,7 @@ impl Loader {
             let outcome = landing.loader.fetch(&hash, is_known).await;
             landing.land(outcome);
         });
-        ControlFlow::Continue(receiver)
+        ControlFlow::Continue(flight)
     }
 
     async fn fetch(&self, hash: &KeyHash, is_known: bool) -> Result<Fetched, Rejection> {
@@ -222,10 +221,7 @@ impl Loader {
 
     /// To be held while a query is under way.
     async fn turn(&self, is_known: bool) -> Result<Turn<'_>, AcquireError> {
-        let stranger = match is_known {
-            true => None,
-            false => Some(self.turns_of_strangers.acquire().await?),
-        };
+        let stranger = if is_known { None } else { Some(self.turns_of_strangers.acquire().await?) };
         Ok((stranger, self.turns.acquire().await?))
     }
 
@@ -278,12 +274,6 @@ struct Fetched {
     generation: u64,
 }
 
-impl Fetched {
-    fn into_entry(self) -> Option<Arc<Entry>> {
-        self.entry
-    }
-}
-
 /// Ends a flight however its task ends: it is struck off before anybody hears of its outcome, so
 /// that nobody joins it afterwards.
 struct Landing {
@@ -298,7 +288,7 @@ impl Landing {
     /// struck off, and what it brings is for those who were waiting already.
     fn land(self, outcome: Result<Fetched, Rejection>) {
         let mut flights = self.loader.flights();
-        if self.strike_off(&mut flights)
+        if strike_off(&mut flights, &self.hash, self.id)
             && let Ok(fetched) = &outcome
         {
             match &fetched.entry {
@@ -311,23 +301,23 @@ impl Landing {
             }
         }
         drop(flights);
-        self.outcome.send_replace(Some(outcome.map(Fetched::into_entry)));
-    }
-
-    /// True if it was not struck off before.
-    fn strike_off(&self, flights: &mut HashMap<KeyHash, Flight>) -> bool {
-        let listed = flights.get(&self.hash).is_some_and(|flight| flight.id == self.id);
-        if listed {
-            flights.remove(&self.hash);
-        }
-        listed
+        self.outcome.send_replace(Some(outcome.map(|fetched| fetched.entry)));
     }
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.strike_off(&mut self.loader.flights());
+        strike_off(&mut self.loader.flights(), &self.hash, self.id);
     }
+}
+
+/// Takes this flight off the list, and no later one of the same key. True if it was on it.
+fn strike_off(flights: &mut HashMap<KeyHash, Flight>, hash: &KeyHash, id: u64) -> bool {
+    let listed = flights.get(hash).is_some_and(|flight| flight.id == id);
+    if listed {
+        flights.remove(hash);
+    }
+    listed
 }
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
