@@ -9,7 +9,7 @@ use crate::record::KeyId;
 /// a flush.
 const BUFFERED: usize = 16_384;
 
-/// Reports uses of keys to the worker: at most one per key and flush.
+/// Reports uses of keys to the worker: of each interval, the first one after a key was loaded.
 pub(super) struct UsageRecorder {
     touches: mpsc::Sender<Touch>,
     interval: Duration,

@@ -80,7 +80,7 @@ where
             let next = match state.as_mut().project() {
                 StateProj::Inner { future, gate, admission } => {
                     let mut response = ready!(future.poll(cx))?;
-                    gate.finish(&mut response, admission.as_ref());
+                    gate.settings.finish(&mut response, admission.as_ref());
                     return Poll::Ready(Ok(response));
                 }
                 StateProj::LookingUp { lookup, parked } => {

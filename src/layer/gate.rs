@@ -1,7 +1,7 @@
 use std::fmt;
 
 use http::{
-    HeaderMap, Method, Request, Response,
+    Method, Request, Response,
     header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN},
 };
 
@@ -11,12 +11,18 @@ use super::{
     headers::vary_by,
     response::{Challenges, complete},
 };
-use crate::auth::{Admission, Attempt, Authenticator, Rejection, RejectionKind};
+use crate::auth::{Admission, Attempt, Authenticator, Rejection, RejectionKind, Standing};
 
 /// What stands at the door: how requests are read and answered. All services of one layer share
 /// it.
 #[derive(Clone)]
 pub(super) struct Gate<R> {
+    pub(super) settings: Settings,
+    pub(super) renderer: R,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
     pub(super) auth: Authenticator,
     pub(super) challenges: Challenges,
     pub(super) credentials: Credentials,
@@ -24,33 +30,30 @@ pub(super) struct Gate<R> {
     pub(super) keep_credential: bool,
     pub(super) pass_preflight: bool,
     pub(super) rate_limit_headers: RateLimitHeaders,
-    pub(super) renderer: R,
 }
 
 impl<R> Gate<R> {
-    pub(super) fn with_renderer<R2>(self, renderer: R2) -> Gate<R2> {
-        let Self {
-            auth,
-            challenges,
-            credentials,
-            optional,
-            keep_credential,
-            pass_preflight,
-            rate_limit_headers,
-            renderer: _,
-        } = self;
-        Gate {
-            auth,
-            challenges,
-            credentials,
-            optional,
-            keep_credential,
-            pass_preflight,
-            rate_limit_headers,
-            renderer,
+    pub(super) fn reject<B>(&self, rejection: &Rejection) -> Response<B>
+    where
+        R: RejectionResponse<B>,
+    {
+        let mut response = complete(self.renderer.response(rejection), rejection.clone());
+        if let Some(standing) = rejection.standing() {
+            self.settings.tell_limits(&mut response, standing);
         }
+        self.settings.answer_for(&mut response, rejection);
+        self.settings.vary(&mut response);
+        response
     }
+}
 
+impl<R> fmt::Debug for Gate<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Settings {
     /// Judges the key of a request and takes it out; `None` for a request that may pass without.
     pub(super) fn attempt<B>(&self, request: &mut Request<B>) -> Option<Attempt> {
         let carries = |name| request.headers().contains_key(name);
@@ -83,31 +86,20 @@ impl<R> Gate<R> {
         Some(attempt)
     }
 
-    pub(super) fn reject<B>(&self, rejection: &Rejection) -> Response<B>
-    where
-        R: RejectionResponse<B>,
-    {
-        let mut response = complete(self.renderer.response(rejection), rejection.clone());
-        if let Some(standing) = rejection.standing() {
-            let wall = || self.auth.wall();
-            self.rate_limit_headers.write(response.headers_mut(), standing, wall);
-        }
-        self.answer_for(&mut response, rejection);
-        self.vary(response.headers_mut());
-        response
-    }
-
     /// Adds what a response from inside lacks.
     pub(super) fn finish<B>(&self, response: &mut Response<B>, admission: Option<&Admission>) {
         if let Some(admission) = admission {
-            let wall = || self.auth.wall();
-            self.rate_limit_headers.write(response.headers_mut(), admission.standing(), wall);
+            self.tell_limits(response, admission.standing());
         }
         // `RequireScope` and the extractor turn requests away too, but know no realm.
         if let Some(rejection) = response.extensions().get::<Rejection>().cloned() {
             self.answer_for(response, &rejection);
         }
-        self.vary(response.headers_mut());
+        self.vary(response);
+    }
+
+    fn tell_limits<B>(&self, response: &mut Response<B>, standing: &Standing) {
+        self.rate_limit_headers.write(response.headers_mut(), standing, || self.auth.wall());
     }
 
     /// Once: around another layer's answer there is nothing left to say.
@@ -119,23 +111,10 @@ impl<R> Gate<R> {
         self.challenges.add(response.headers_mut(), rejection);
     }
 
-    fn vary(&self, headers: &mut HeaderMap) {
+    fn vary<B>(&self, response: &mut Response<B>) {
         for name in self.credentials.headers() {
-            vary_by(headers, name);
+            vary_by(response.headers_mut(), name);
         }
-    }
-}
-
-impl<R> fmt::Debug for Gate<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate")
-            .field("auth", &self.auth)
-            .field("credentials", &self.credentials)
-            .field("optional", &self.optional)
-            .field("keep_credential", &self.keep_credential)
-            .field("pass_preflight", &self.pass_preflight)
-            .field("rate_limit_headers", &self.rate_limit_headers)
-            .finish_non_exhaustive()
     }
 }
 

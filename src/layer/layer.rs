@@ -4,7 +4,9 @@ use http::HeaderName;
 use tower_layer::Layer;
 
 use super::{
-    ApiKeyService, ProblemJson, RateLimitHeaders, credentials::Credentials, gate::Gate,
+    ApiKeyService, ProblemJson, RateLimitHeaders,
+    credentials::Credentials,
+    gate::{Gate, Settings},
     response::Challenges,
 };
 use crate::auth::Authenticator;
@@ -23,13 +25,15 @@ impl ApiKeyLayer {
     pub fn new(auth: Authenticator) -> Self {
         Self {
             gate: Arc::new(Gate {
-                auth,
-                challenges: Challenges::default(),
-                credentials: Credentials::BEARER,
-                optional: false,
-                keep_credential: false,
-                pass_preflight: false,
-                rate_limit_headers: RateLimitHeaders::default(),
+                settings: Settings {
+                    auth,
+                    challenges: Challenges::default(),
+                    credentials: Credentials::BEARER,
+                    optional: false,
+                    keep_credential: false,
+                    pass_preflight: false,
+                    rate_limit_headers: RateLimitHeaders::default(),
+                },
                 renderer: ProblemJson::default(),
             }),
         }
@@ -37,8 +41,8 @@ impl ApiKeyLayer {
 }
 
 impl<R: Clone> ApiKeyLayer<R> {
-    fn with(mut self, change: impl FnOnce(&mut Gate<R>)) -> Self {
-        change(Arc::make_mut(&mut self.gate));
+    fn with(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        change(&mut Arc::make_mut(&mut self.gate).settings);
         self
     }
 
@@ -50,32 +54,32 @@ impl<R: Clone> ApiKeyLayer<R> {
     /// When it has other than printable ASCII characters, or quotes or backslashes.
     pub fn realm(self, realm: &str) -> Result<Self, InvalidRealm> {
         let challenges = Challenges::new(realm).ok_or(InvalidRealm)?;
-        Ok(self.with(|gate| gate.challenges = challenges))
+        Ok(self.with(|settings| settings.challenges = challenges))
     }
 
     /// Also finds the key in `header`, such as `X-Api-Key`, by itself and without a scheme. A
     /// request with a key in two places gets 400.
     pub fn also_header(self, header: HeaderName) -> Self {
-        self.with(|gate| gate.credentials.add(header))
+        self.with(|settings| settings.credentials.add(header))
     }
 
     /// Finds the key in `header`, and nowhere else but where
     /// [`also_header`](Self::also_header) adds; `Authorization` is left to the application.
     pub fn only_header(self, header: HeaderName) -> Self {
-        self.with(|gate| gate.credentials = Credentials::only(header))
+        self.with(|settings| settings.credentials = Credentials::only(header))
     }
 
     /// Lets requests without credentials through, without a [`Consumer`](crate::Consumer). Wrong
     /// credentials are still turned away: a client that sends a key wants it to count. Default:
     /// false.
     pub fn optional(self, optional: bool) -> Self {
-        self.with(|gate| gate.optional = optional)
+        self.with(|settings| settings.optional = optional)
     }
 
     /// Leaves the key in the request. Default: false, as what lies behind the layer has no use for
     /// it and may log it. It is marked sensitive, which `Debug` and HTTP/2 heed.
     pub fn keep_credential(self, keep: bool) -> Self {
-        self.with(|gate| gate.keep_credential = keep)
+        self.with(|settings| settings.keep_credential = keep)
     }
 
     /// Lets CORS preflights through: `OPTIONS` with `Origin` and
@@ -84,18 +88,18 @@ impl<R: Clone> ApiKeyLayer<R> {
     /// Only needed where the CORS layer is inside this one; better put it outside. The handler
     /// behind sees a preflight without a key, so it must not do more than answer it.
     pub fn pass_preflight(self, pass: bool) -> Self {
-        self.with(|gate| gate.pass_preflight = pass)
+        self.with(|settings| settings.pass_preflight = pass)
     }
 
     /// Which headers tell clients where they stand. Default: [`RateLimitHeaders::Standard`].
     pub fn rate_limit_headers(self, headers: RateLimitHeaders) -> Self {
-        self.with(|gate| gate.rate_limit_headers = headers)
+        self.with(|settings| settings.rate_limit_headers = headers)
     }
 
     /// Renders rejections in another way. Default: [`ProblemJson`].
     pub fn render_rejections<R2>(self, renderer: R2) -> ApiKeyLayer<R2> {
-        let gate = Arc::unwrap_or_clone(self.gate);
-        ApiKeyLayer { gate: Arc::new(gate.with_renderer(renderer)) }
+        let settings = Arc::unwrap_or_clone(self.gate).settings;
+        ApiKeyLayer { gate: Arc::new(Gate { settings, renderer }) }
     }
 }
 

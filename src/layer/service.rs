@@ -46,7 +46,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        match self.gate.attempt(&mut request) {
+        match self.gate.settings.attempt(&mut request) {
             Some(Attempt::Admit(admission)) => {
                 request.extensions_mut().insert(admission.consumer().clone());
                 let gate = Arc::clone(&self.gate);

@@ -84,11 +84,11 @@ impl<S: ManageKeys> KeyIssuer<S> {
     }
 
     fn make(&self, new: &NewKey) -> Result<Issued, IssueError> {
-        let key = self.format.generate_from(&*self.entropy)?;
-        let now = self.clock.now();
         if new.consumer_id.is_empty() {
             return Err(IssueError(Cause::Invalid("a key stands for somebody: name a consumer")));
         }
+        let key = self.format.generate_from(&*self.entropy)?;
+        let now = self.clock.now();
         let id = KeyId::generate(now, &*self.entropy)?;
         let mut record = KeyRecord::new(id, key.hash(), new.consumer_id.clone(), now);
         record.key_prefix = self.format.prefix().to_owned();
