@@ -178,7 +178,8 @@ impl Throwaway {
              unix_socket_directories = '{}'\n\
              max_connections = 300\n\
              fsync = off\n\
-             full_page_writes = off\n",
+             full_page_writes = off\n\
+             max_wal_size = 64MB\n",
             server.port.addr.port(),
             server.folder.display(),
         );
