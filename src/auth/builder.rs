@@ -10,7 +10,7 @@ use crate::{
     clock::{Clock, SystemClock},
     key::{AcceptedFormat, KeyFormat},
     rate_limit::{LocalRateLimiter, RateLimiter, RateLimits},
-    store::KeyStore,
+    store::{ChangeFeed, KeyStore},
 };
 
 const USAGE_INTERVAL: Duration = Duration::from_secs(10);
@@ -83,6 +83,13 @@ impl Builder {
     /// Who hears of what is worth counting.
     pub fn observer(self, observer: impl Observer) -> Self {
         Self { observer: Some(Arc::new(observer)), ..self }
+    }
+
+    /// What tells of changes made elsewhere. Default: none, and a change is noticed when a record is
+    /// no longer [`fresh`](CachePolicy::fresh).
+    pub fn change_feed(self, feed: impl ChangeFeed) -> Self {
+        let _ = feed;
+        self
     }
 
     /// Where time comes from. Default: [`SystemClock`].

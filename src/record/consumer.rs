@@ -1,6 +1,13 @@
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    future::{Future, pending},
+    pin::Pin,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+};
 
 use super::{KeyId, KeyRecord, Metadata, Scope, Scopes};
+use crate::key::KeyHash;
 
 /// Who is asking: what a handler gets to know of the key that let the request in.
 ///
@@ -15,9 +22,37 @@ struct Inner {
     key_name: Option<Box<str>>,
     scopes: Scopes,
     metadata: Metadata,
+    key_hash: KeyHash,
+    watch: Option<Weak<dyn Watch>>,
+}
+
+/// Whoever can tell that a key no longer works.
+pub(crate) trait Watch: Send + Sync {
+    /// Resolves when the key no longer works.
+    fn ended(
+        self: Arc<Self>,
+        key_id: KeyId,
+        hash: KeyHash,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
 impl Consumer {
+    pub(crate) fn watched_by(record: KeyRecord, watch: Weak<dyn Watch>) -> Self {
+        Self::new(record, Some(watch))
+    }
+
+    fn new(record: KeyRecord, watch: Option<Weak<dyn Watch>>) -> Self {
+        Self(Arc::new(Inner {
+            id: record.consumer_id.into(),
+            key_id: record.id,
+            key_name: record.name.map(Into::into),
+            scopes: record.scopes,
+            metadata: record.metadata,
+            key_hash: record.key_hash,
+            watch,
+        }))
+    }
+
     /// The id of the consumer the key was issued to.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -53,17 +88,51 @@ impl Consumer {
     pub fn metadata(&self) -> &Metadata {
         &self.0.metadata
     }
+
+    /// Resolves when the key stops working: revoked, switched off, deleted or expired. For answers
+    /// that go on for long; the layer judges a key only when a request begins.
+    ///
+    /// It learns of that as fast as requests do: within milliseconds where the authenticator has a
+    /// [change feed](crate::auth::Builder::change_feed) and its worker runs, else within
+    /// [`fresh`](crate::auth::CachePolicy::fresh). It resolves too when nobody has been able to
+    /// confirm the key for as long as a cached one is believed
+    /// ([`stale_if_error`](crate::auth::CachePolicy::stale_if_error)), and when the authenticator
+    /// that let the request in is gone.
+    ///
+    /// Keys are only watched for those who ask. For a consumer that no authenticator made it never
+    /// resolves. It needs a tokio runtime with its timer.
+    #[must_use]
+    pub fn revoked(&self) -> Revoked {
+        let Inner { key_id, key_hash, watch, .. } = &*self.0;
+        Revoked(match watch.as_ref().map(Weak::upgrade) {
+            Some(Some(watch)) => watch.ended(*key_id, *key_hash),
+            Some(None) => Box::pin(std::future::ready(())),
+            None => Box::pin(pending()),
+        })
+    }
+}
+
+/// Resolves when a key no longer works: see [`Consumer::revoked`].
+#[must_use = "futures do nothing unless polled"]
+pub struct Revoked(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl Future for Revoked {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Revoked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Revoked")
+    }
 }
 
 impl From<KeyRecord> for Consumer {
     fn from(record: KeyRecord) -> Self {
-        Self(Arc::new(Inner {
-            id: record.consumer_id.into(),
-            key_id: record.id,
-            key_name: record.name.map(Into::into),
-            scopes: record.scopes,
-            metadata: record.metadata,
-        }))
+        Self::new(record, None)
     }
 }
 

@@ -8,9 +8,9 @@ mod key_record;
 mod metadata;
 mod scope;
 
-pub(crate) use self::key_record::Validity;
+pub(crate) use self::{consumer::Watch, key_record::Validity};
 pub use self::{
-    consumer::Consumer,
+    consumer::{Consumer, Revoked},
     key_record::{InvalidKeyId, KeyId, KeyRecord, KeyStatus},
     metadata::{InvalidMetadata, Metadata},
     scope::{InvalidScope, Scope, Scopes},

@@ -30,6 +30,7 @@
 //!    remembered and answered with 401, an error with 503.
 //! 3. [`read_at`](KeyRecord::read_at) is the store's own clock, where it has one.
 
+mod change;
 mod memory;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod migrate;
@@ -42,7 +43,10 @@ mod sqlite;
 
 use std::{error::Error, fmt, future::Future, time::SystemTime};
 
-pub use self::memory::MemoryKeyStore;
+pub use self::{
+    change::{Change, ChangeFeed},
+    memory::MemoryKeyStore,
+};
 #[cfg(feature = "postgres")]
 pub use self::postgres::PgKeyStore;
 #[cfg(feature = "sqlite")]
