@@ -368,8 +368,9 @@ mod tests {
             prop_assert_eq!(serde_json::from_str::<Quota>(&json).unwrap(), quota);
         }
 
+        // Any bucket of these fills within 146 years.
         #[test]
-        fn at_most_means_it(limit in 1..100_000_u32, secs in 1..100_000_u64, burst in 1..100_000_u32) {
+        fn at_most_means_it(limit in 1..100_000_u32, secs in 1..40_000_u64, burst in 1..100_000_u32) {
             let window = Duration::from_secs(secs);
             let quota = Quota::at_most(limit, window).unwrap();
             prop_assert!(quota.most_in(window) <= limit.into());
