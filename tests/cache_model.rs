@@ -5,6 +5,7 @@
 mod doubles;
 
 use std::{
+    future::pending,
     task::Poll,
     time::{Duration, SystemTime},
 };
@@ -14,11 +15,11 @@ use tower_api_key::{
     auth::RejectionKind,
     clock::Clock,
     record::{KeyId, KeyRecord, KeyStatus},
-    store::{ManageKeys, StoreErrorKind},
+    store::{self, ManageKeys, StoreErrorKind},
 };
 
 use crate::doubles::{
-    Answers, DOWN, FutureReply, Reply, Said, Service, hash, poll_once, unknown_key,
+    Answers, DOWN, FakeFeed, FutureReply, Reply, Said, Service, hash, poll_once, unknown_key,
 };
 
 const KEYS: usize = 4;
@@ -33,8 +34,13 @@ enum Step {
     /// The client has had enough of its oldest request.
     HangUp,
     Change(usize, Change),
+    /// The same elsewhere: the feed tells of it, if it is connected.
+    ChangeToldByFeed(usize, Change),
     /// The same, where no cache is told of it.
     ChangeElsewhere(usize, Change),
+    FeedTellsOfEverything,
+    FeedIsLost,
+    FeedComesBack,
     InvalidateAll,
     StoreGoesDown,
     StoreComesUp,
@@ -69,7 +75,11 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (0..KEYS).prop_map(Step::Request),
         1 => Just(Step::HangUp),
         4 => change.clone().prop_map(|(key, change)| Step::Change(key, change)),
+        4 => change.clone().prop_map(|(key, change)| Step::ChangeToldByFeed(key, change)),
         2 => change.prop_map(|(key, change)| Step::ChangeElsewhere(key, change)),
+        1 => Just(Step::FeedTellsOfEverything),
+        1 => Just(Step::FeedIsLost),
+        2 => Just(Step::FeedComesBack),
         1 => Just(Step::InvalidateAll),
         1 => Just(Step::StoreGoesDown),
         2 => Just(Step::StoreComesUp),
@@ -87,6 +97,8 @@ struct History {
     versions: Vec<Version>,
     /// The version the cache has been told of.
     announced: usize,
+    /// The version the cache was at when it was last told to confirm everything.
+    confirmed: usize,
 }
 
 struct Version {
@@ -111,8 +123,9 @@ struct Request {
     reply: FutureReply,
     key: usize,
     began: Duration,
-    /// The version the cache had been told of.
+    /// The versions the cache had been told of.
     announced: usize,
+    confirmed: usize,
     /// The store had not answered when it was last asked.
     store_was_failing: bool,
     failures_before: usize,
@@ -120,12 +133,14 @@ struct Request {
 
 struct World {
     service: Service,
+    feed: FakeFeed,
     keys: Vec<History>,
     requests: Vec<Request>,
     failures: usize,
     answered: usize,
     store_is_failing: bool,
     replies: usize,
+    gaps_closed: usize,
 }
 
 impl World {
@@ -135,15 +150,21 @@ impl World {
             consumer: format!("consumer {number}"),
             versions: vec![Version { record: None, since: Duration::ZERO }],
             announced: 0,
+            confirmed: 0,
         };
+        let feed = FakeFeed::new();
+        let (service, worker) = Service::and_worker(|builder| builder.change_feed(feed.clone()));
+        tokio::spawn(worker.run(pending()));
         Self {
-            service: Service::new(),
+            service,
+            feed,
             keys: (0..KEYS).map(key).collect(),
             requests: Vec::new(),
             failures: 0,
             answered: 0,
             store_is_failing: false,
             replies: 0,
+            gaps_closed: 0,
         }
     }
 
@@ -159,7 +180,25 @@ impl World {
                 self.service.auth.invalidate(&hash(&history.text));
                 history.announced = history.versions.len() - 1;
             }
-            Step::ChangeElsewhere(key, change) => self.change(key, change).await,
+            Step::ChangeToldByFeed(key, change) => {
+                if let Some(told) = self.change(key, change).await {
+                    self.feed.tell(told);
+                    let was_connected = self.feed.is_connected();
+                    self.settle().await;
+                    let history = &mut self.keys[key];
+                    // A change of a key that the cache takes for unknown says nothing to it: a feed
+                    // tells of its creation first.
+                    let created = matches!(told, store::Change::Created(_));
+                    let knows_of_it = created || history.announced.max(history.confirmed) > 0;
+                    if was_connected && knows_of_it {
+                        history.announced = history.versions.len() - 1;
+                    }
+                }
+            }
+            Step::ChangeElsewhere(key, change) => drop(self.change(key, change).await),
+            Step::FeedTellsOfEverything => self.feed.tell(store::Change::Everything),
+            Step::FeedIsLost => self.feed.lose(),
+            Step::FeedComesBack => self.feed.come_back(),
             Step::InvalidateAll => {
                 self.service.auth.invalidate_all();
                 self.keys.iter_mut().for_each(|key| key.announced = key.versions.len() - 1);
@@ -186,6 +225,7 @@ impl World {
             key,
             began: self.service.clock.monotonic(),
             announced: history.announced,
+            confirmed: history.confirmed,
             store_was_failing: self.store_is_failing,
             failures_before: self.failures,
         };
@@ -195,7 +235,8 @@ impl World {
         }
     }
 
-    async fn change(&mut self, key: usize, change: Change) {
+    /// What a feed tells of the change.
+    async fn change(&mut self, key: usize, change: Change) -> Option<store::Change> {
         let store = &self.service.store;
         let (wall, now) = (self.service.clock.now(), self.service.clock.monotonic());
         let history = &mut self.keys[key];
@@ -220,16 +261,19 @@ impl World {
                 record.name = name;
                 store.update(&record).await.unwrap()
             }
-            _ => return,
+            _ => return None,
+        };
+        let told = match change {
+            Change::Create => store::Change::Created(record.id),
+            _ => store::Change::Changed(record.id),
         };
         history.versions.push(Version { record: Some(record), since: now });
+        Some(told)
     }
 
     /// Lets everything go on that waits for nothing.
     async fn settle(&mut self) {
-        for _ in 0..8 {
-            tokio::task::yield_now().await;
-        }
+        run_tasks().await;
         let failed = Said::LoadFailed(StoreErrorKind::Unavailable);
         let failures = self.service.heard.count(failed);
         let answered = self.service.store.answered();
@@ -239,6 +283,11 @@ impl World {
             self.store_is_failing = false;
         }
         (self.failures, self.answered) = (failures, answered);
+        let gaps_closed = self.service.heard.count(Said::FeedLive);
+        if gaps_closed > self.gaps_closed {
+            self.gaps_closed = gaps_closed;
+            self.keys.iter_mut().for_each(|key| key.confirmed = key.versions.len() - 1);
+        }
 
         for mut request in std::mem::take(&mut self.requests) {
             match poll_once(&mut request.reply) {
@@ -246,6 +295,8 @@ impl World {
                 Poll::Pending => self.requests.push(request),
             }
         }
+        // Requests that were overtaken by a change have begun another load.
+        run_tasks().await;
     }
 
     fn check(&mut self, request: &Request, reply: &Reply) {
@@ -255,7 +306,10 @@ impl World {
         let grace = if self.failures == 0 { Duration::ZERO } else { STALE_IF_ERROR };
         // A load that it joined may have begun a deadline earlier.
         let earliest = request.began.saturating_sub(FRESH + grace + LOAD_DEADLINE);
-        let from = history.at(earliest).max(request.announced);
+        let mut from = history.at(earliest).max(request.announced);
+        if !request.store_was_failing && self.failures == request.failures_before {
+            from = from.max(request.confirmed);
+        }
         let explained = match (reply.status.as_u16(), reply.kind) {
             (200, None) => {
                 assert_eq!(reply.body, history.consumer, "the wrong consumer");
@@ -280,6 +334,12 @@ impl World {
             from,
             history.versions.iter().map(|version| refusal(version, wall)).collect::<Vec<_>>()
         );
+    }
+}
+
+async fn run_tasks() {
+    for _ in 0..8 {
+        tokio::task::yield_now().await;
     }
 }
 
@@ -313,6 +373,8 @@ proptest! {
                 world.take(step).await;
             }
             world.take(Step::ReleaseQueries).await;
+            // What was overtaken by a change is asked for again.
+            world.settle().await;
             assert_eq!(world.replies + hung_up, requests, "a request was left waiting");
         });
     }

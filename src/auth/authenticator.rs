@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Event, Rejection, RejectionKind, Standing, cache::Peek, entry::Entry, load::Loader,
-    usage::UsageRecorder,
+    Event, Health, Rejection, RejectionKind, Standing, StoreHealth, cache::Peek, entry::Entry,
+    load::Loader, usage::UsageRecorder,
 };
 use crate::{
     key::{AcceptedFormat, KeyHash},
@@ -93,6 +93,18 @@ impl Authenticator {
     /// Forgets every key. Rate limits go on where they were.
     pub fn invalidate_all(&self) {
         self.0.loader.invalidate_all();
+    }
+
+    /// How it is doing, as far as that is known without asking anybody.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let loader = &self.0.loader;
+        let store = match loader.breaker.is_up() {
+            None => StoreHealth::Unknown,
+            Some(true) => StoreHealth::Up,
+            Some(false) => StoreHealth::Down,
+        };
+        Health { store, feed: loader.feed.health() }
     }
 
     /// The wall clock of this authenticator.

@@ -1,5 +1,5 @@
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -15,9 +15,16 @@ pub(super) struct Breaker {
     failures: AtomicU32,
     /// In nanoseconds of the monotonic clock.
     closed_until_probe_at: AtomicU64,
+    has_answered: AtomicBool,
 }
 
 impl Breaker {
+    /// Whether the store has answered since it was last down; `None` if it has never answered.
+    pub(super) fn is_up(&self) -> Option<bool> {
+        let is_up = self.failures.load(Ordering::Relaxed) < THRESHOLD;
+        self.has_answered.load(Ordering::Relaxed).then_some(is_up)
+    }
+
     /// Whether the store would be asked now.
     pub(super) fn would_allow(&self, now: Duration) -> bool {
         self.failures.load(Ordering::Relaxed) < THRESHOLD
@@ -44,6 +51,7 @@ impl Breaker {
 
     /// True when this answer ended an outage.
     pub(super) fn answered(&self) -> bool {
+        self.has_answered.store(true, Ordering::Relaxed);
         self.failures.swap(0, Ordering::Relaxed) >= THRESHOLD
     }
 

@@ -3,8 +3,9 @@ use std::{fmt, sync::Arc, time::Duration};
 use super::{
     Authenticator, CachePolicy, Observer, Worker,
     authenticator::Inner,
+    feed::ErasedFeed,
     load::{ErasedStore, Loader},
-    usage::UsageRecorder,
+    usage,
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -27,6 +28,7 @@ pub struct Builder {
     default_limits: RateLimits,
     cache: CachePolicy,
     usage_interval: Duration,
+    feed: Option<Box<dyn ErasedFeed>>,
     observer: Option<Arc<dyn Observer>>,
 }
 
@@ -41,6 +43,7 @@ impl Authenticator {
             default_limits: RateLimits::unlimited(),
             cache: CachePolicy::default(),
             usage_interval: USAGE_INTERVAL,
+            feed: None,
             observer: None,
         }
     }
@@ -85,11 +88,10 @@ impl Builder {
         Self { observer: Some(Arc::new(observer)), ..self }
     }
 
-    /// What tells of changes made elsewhere. Default: none, and a change is noticed when a record is
-    /// no longer [`fresh`](CachePolicy::fresh).
+    /// What tells of changes made elsewhere, once the [`Worker`] runs. Default: none, and a change is
+    /// noticed when a record is no longer [`fresh`](CachePolicy::fresh).
     pub fn change_feed(self, feed: impl ChangeFeed) -> Self {
-        let _ = feed;
-        self
+        Self { feed: Some(Box::new(feed)), ..self }
     }
 
     /// Where time comes from. Default: [`SystemClock`].
@@ -102,8 +104,12 @@ impl Builder {
         let Self { store, formats, clock, limiter, default_limits, cache, .. } = self;
         let loader = Loader::new(store, clock, limiter, self.observer, default_limits, cache);
         let loader = Arc::new(loader);
-        let (usage, touches) = UsageRecorder::new(self.usage_interval);
-        let worker = Worker::new(Arc::clone(&loader), touches, self.usage_interval);
+        if self.feed.is_some() {
+            loader.feed.set_gap();
+            loader.set_in_gap(true);
+        }
+        let (usage, writer) = usage::channel(Arc::clone(&loader), self.usage_interval);
+        let worker = Worker::new(Arc::clone(&loader), self.feed, writer);
         let formats = formats.into();
         (Authenticator::new(Inner { formats, loader, usage }), worker)
     }

@@ -3,14 +3,14 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use moka::sync::Cache;
 
-use super::entry::Entry;
+use super::entry::{Entry, Generation};
 use crate::key::KeyHash;
 
 /// How long what the store said is believed, and how much of it is kept.
@@ -26,6 +26,7 @@ use crate::key::KeyHash;
 #[derive(Clone, Debug)]
 pub struct CachePolicy {
     pub(super) fresh: Duration,
+    pub(super) fresh_during_gap: Duration,
     pub(super) absent: Duration,
     pub(super) stale_if_error: Duration,
     pub(super) capacity: u64,
@@ -54,6 +55,20 @@ impl CachePolicy {
     pub fn fresh(self, fresh: Duration) -> Result<Self, InvalidCachePolicy> {
         check("fresh", fresh, Duration::ZERO, MAX_FRESH)?;
         Ok(Self { fresh, ..self })
+    }
+
+    /// What [`fresh`](Self::fresh) is while the [change feed](super::Builder::change_feed) is not
+    /// connected, where there is one and this is shorter. Default 5 s, at most 300 s.
+    ///
+    /// Whoever has a feed relies on revocations being noticed at once. Five seconds come near to
+    /// that, at the price of one query per key in use in that time.
+    ///
+    /// # Errors
+    ///
+    /// Above 300 s.
+    pub fn fresh_during_gap(self, fresh: Duration) -> Result<Self, InvalidCachePolicy> {
+        check("fresh_during_gap", fresh, Duration::ZERO, MAX_FRESH)?;
+        Ok(Self { fresh_during_gap: fresh, ..self })
     }
 
     /// How long an unknown key stays unknown without asking the store again. Default 30 s, at most
@@ -138,6 +153,7 @@ impl Default for CachePolicy {
     fn default() -> Self {
         Self {
             fresh: Duration::from_secs(60),
+            fresh_during_gap: Duration::from_secs(5),
             absent: Duration::from_secs(30),
             stale_if_error: Duration::from_secs(600),
             capacity: 100_000,
@@ -184,8 +200,14 @@ impl Error for InvalidCachePolicy {}
 pub(super) struct KeyCache {
     present: Cache<KeyHash, Arc<Entry>>,
     absent: Cache<KeyHash, Absence>,
-    /// Entries of an earlier generation are as good as gone.
+    /// Entries of an earlier one are to be confirmed.
     generation: AtomicU64,
+    /// Entries of an earlier generation are as good as gone.
+    oldest_usable: AtomicU64,
+    /// Absences of an earlier one are as good as gone.
+    absent_generation: AtomicU64,
+    /// Whether changes may go unheard.
+    in_gap: AtomicBool,
     policy: CachePolicy,
 }
 
@@ -218,31 +240,58 @@ impl KeyCache {
                 .time_to_live(policy.absent)
                 .build(),
             generation: AtomicU64::new(0),
+            oldest_usable: AtomicU64::new(0),
+            absent_generation: AtomicU64::new(0),
+            in_gap: AtomicBool::new(false),
             policy,
         }
     }
 
     pub(super) fn peek(&self, hash: &KeyHash, now: Duration) -> Peek {
-        let generation = self.generation();
         if let Some(entry) = self.present.get(hash) {
-            let age = now.saturating_sub(entry.loaded_at);
-            if entry.generation == generation && age < self.policy.fresh {
+            if !self.fresh_for(&entry, now).is_zero() {
                 return Peek::Fresh(entry);
             }
-            let usable = self.policy.fresh + self.policy.stale_if_error;
-            if entry.generation == generation && age < usable {
+            let is_gone = entry.generation.present < self.oldest_usable.load(Ordering::Acquire);
+            if !is_gone && now.saturating_sub(entry.loaded_at) < self.usable() {
                 return Peek::Stale(entry);
             }
         }
         let absent = self.absent.get(hash).is_some_and(|absence| {
             let age = now.saturating_sub(absence.loaded_at);
-            absence.generation == generation && age < self.policy.absent
+            absence.generation == self.absent_generation.load(Ordering::Acquire)
+                && age < self.policy.absent
         });
         if absent { Peek::Absent } else { Peek::Miss }
     }
 
-    pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+    /// How long `entry` will still be fresh, if nothing happens.
+    pub(super) fn fresh_for(&self, entry: &Entry, now: Duration) -> Duration {
+        if entry.generation.present != self.generation.load(Ordering::Acquire) {
+            return Duration::ZERO;
+        }
+        let CachePolicy { mut fresh, fresh_during_gap, .. } = self.policy;
+        if self.in_gap.load(Ordering::Acquire) {
+            fresh = fresh.min(fresh_during_gap);
+        }
+        fresh.saturating_sub(now.saturating_sub(entry.loaded_at))
+    }
+
+    /// How long what the store said may be used at most.
+    pub(super) fn usable(&self) -> Duration {
+        self.policy.fresh + self.policy.stale_if_error
+    }
+
+    pub(super) fn generation(&self) -> Generation {
+        Generation {
+            present: self.generation.load(Ordering::Acquire),
+            absent: self.absent_generation.load(Ordering::Acquire),
+        }
+    }
+
+    /// Whether what was unknown then may still be.
+    pub(super) fn is_absence_current(&self, then: Generation) -> bool {
+        then.absent == self.absent_generation.load(Ordering::Acquire)
     }
 
     pub(super) fn insert(&self, hash: KeyHash, entry: Arc<Entry>) {
@@ -250,9 +299,9 @@ impl KeyCache {
         self.present.insert(hash, entry);
     }
 
-    pub(super) fn insert_absent(&self, hash: KeyHash, loaded_at: Duration, generation: u64) {
+    pub(super) fn insert_absent(&self, hash: KeyHash, loaded_at: Duration, generation: Generation) {
         self.present.invalidate(&hash);
-        self.absent.insert(hash, Absence { loaded_at, generation });
+        self.absent.insert(hash, Absence { loaded_at, generation: generation.absent });
     }
 
     pub(super) fn invalidate(&self, hash: &KeyHash) {
@@ -261,8 +310,27 @@ impl KeyCache {
     }
 
     pub(super) fn invalidate_all(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        let next = self.generation.load(Ordering::Acquire) + 1;
+        // First, so that nothing old is taken for merely stale in between.
+        self.oldest_usable.store(next, Ordering::Release);
+        self.generation.store(next, Ordering::Release);
         self.present.invalidate_all();
+        self.invalidate_absent();
+    }
+
+    /// Nothing is unknown any more.
+    pub(super) fn invalidate_absent(&self) {
+        self.absent_generation.fetch_add(1, Ordering::AcqRel);
         self.absent.invalidate_all();
+    }
+
+    /// Everything is to be confirmed before it is trusted again.
+    pub(super) fn expire_all(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.invalidate_absent();
+    }
+
+    pub(super) fn set_in_gap(&self, in_gap: bool) {
+        self.in_gap.store(in_gap, Ordering::Release);
     }
 }

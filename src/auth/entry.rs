@@ -2,7 +2,7 @@ use std::{
     fmt,
     num::NonZeroU32,
     ops::ControlFlow,
-    sync::{Arc, OnceLock, atomic::AtomicU64},
+    sync::{Arc, OnceLock, Weak, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
 
@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use crate::{
     rate_limit::{Bucket, BucketId, Check, Decision, Quota, RateLimiter, RateLimits},
-    record::{Consumer, KeyRecord, KeyStatus, Validity},
+    record::{Consumer, KeyRecord, KeyStatus, Validity, Watch},
 };
 
 /// What the cache holds of a key: facts, and the live buckets. No verdicts.
@@ -19,8 +19,8 @@ pub(super) struct Entry {
     pub(super) consumer: Consumer,
     /// [`Clock::monotonic`](crate::clock::Clock::monotonic) when the store was asked.
     pub(super) loaded_at: Duration,
-    /// Which `invalidate_all` it came after.
-    pub(super) generation: u64,
+    /// Of the cache, when the store was asked.
+    pub(super) generation: Generation,
     /// When its use was last reported; see [`usage`](super::usage).
     pub(super) touched_at: AtomicU64,
     validity: Validity,
@@ -30,13 +30,21 @@ pub(super) struct Entry {
     policy: OnceLock<Bytes>,
 }
 
+/// Counts how often what was known of all keys, or of those that do not exist, ceased to hold.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Generation {
+    pub(super) present: u64,
+    pub(super) absent: u64,
+}
+
 impl Entry {
     pub(super) fn new(
         record: KeyRecord,
         default_limits: &RateLimits,
         limiter: &dyn RateLimiter,
+        watch: Weak<dyn Watch>,
         loaded_at: Duration,
-        generation: u64,
+        generation: Generation,
     ) -> Self {
         let limits = record.rate_limits.clone().unwrap_or_else(|| default_limits.clone());
         let bucket = |quota: &Quota| {
@@ -52,7 +60,7 @@ impl Entry {
             buckets: limits.iter().map(bucket).collect(),
             limits,
             policy: OnceLock::new(),
-            consumer: Consumer::from(record),
+            consumer: Consumer::watched_by(record, watch),
         }
     }
 
@@ -64,6 +72,12 @@ impl Entry {
             // Beyond the end of time every deadline has passed.
             None => KeyStatus::Expired,
         }
+    }
+
+    /// How long until the key expires; `None` if it never does.
+    pub(super) fn expires_in(&self, now: Duration) -> Option<Duration> {
+        let lifetime = self.validity.expires_at?.duration_since(self.read_at);
+        Some(lifetime.unwrap_or_default().saturating_sub(now.saturating_sub(self.loaded_at)))
     }
 }
 

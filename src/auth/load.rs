@@ -1,14 +1,11 @@
 //! Getting a key that is not in the cache: once, in a task of its own, within a deadline.
 
 use std::{
-    collections::HashMap,
     future::Future,
     ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -22,19 +19,30 @@ use super::{
     Event, Observer, Rejection, RejectionKind,
     breaker::Breaker,
     cache::{CachePolicy, KeyCache, Peek},
-    entry::Entry,
+    directory::Directory,
+    entry::{Entry, Generation},
+    flights::{Flight, Flights},
+    health::FeedState,
 };
 use crate::{
     clock::Clock,
     key::KeyHash,
     rate_limit::{RateLimiter, RateLimits},
-    record::KeyRecord,
+    record::{KeyId, KeyRecord},
     store::{KeyStore, StoreError, StoreErrorKind, Usage},
     trace,
 };
 
 /// A key's entry, `None` for no such key, or why it cannot be told.
-type Outcome = Result<Option<Arc<Entry>>, Rejection>;
+pub(super) type Outcome = Result<Option<Arc<Entry>>, Rejection>;
+
+/// What a load brought.
+#[derive(Clone)]
+pub(super) struct Landed {
+    outcome: Outcome,
+    /// The key was changed in the meantime, perhaps before somebody joined.
+    is_overtaken: bool,
+}
 
 type Turn<'a> = (Option<SemaphorePermit<'a>>, SemaphorePermit<'a>);
 
@@ -45,31 +53,30 @@ pub(super) struct Loader {
     pub(super) limiter: Arc<dyn RateLimiter>,
     pub(super) observer: Option<Arc<dyn Observer>>,
     pub(super) default_limits: RateLimits,
-    cache: KeyCache,
-    /// The loads whose results will be kept, joined by whoever wants the same key. Also held while
-    /// a result is put into the cache and while one is thrown out, which puts an order between
-    /// the two.
-    flights: Mutex<HashMap<KeyHash, Flight>>,
-    next_flight: AtomicU64,
+    pub(super) cache: KeyCache,
+    pub(super) feed: FeedState,
+    pub(super) breaker: Breaker,
+    board: Mutex<Board>,
     turns: Semaphore,
     /// What keys nobody has heard of may take of the turns. Anybody can make up such keys, and a
     /// flood of them shall not keep known ones from being confirmed, or a revocation unnoticed.
     turns_of_strangers: Semaphore,
     max_flights: usize,
     deadline: Duration,
-    breaker: Breaker,
+}
+
+/// Held while a result is put into the cache and while one is thrown out, which puts an order
+/// between the two.
+#[derive(Default)]
+struct Board {
+    flights: Flights<Landed>,
+    directory: Directory,
 }
 
 /// Loads that may wait for each turn. Beyond, there is no hope of one in time.
 const QUEUE_PER_TURN: usize = 64;
 /// What a load that keeps its deadline may be late by.
 const GRACE: Duration = Duration::from_millis(100);
-
-#[derive(Clone)]
-struct Flight {
-    id: u64,
-    outcome: watch::Receiver<Option<Outcome>>,
-}
 
 impl Loader {
     pub(super) fn new(
@@ -86,14 +93,14 @@ impl Loader {
             limiter,
             observer,
             default_limits,
-            flights: Mutex::default(),
-            next_flight: AtomicU64::new(0),
+            feed: FeedState::default(),
+            breaker: Breaker::default(),
+            board: Mutex::default(),
             turns: Semaphore::new(policy.max_loads),
             turns_of_strangers: Semaphore::new(policy.max_loads - policy.max_loads / 4),
             max_flights: policy.max_loads.saturating_mul(QUEUE_PER_TURN),
             deadline: policy.load_deadline,
             cache: KeyCache::new(policy),
-            breaker: Breaker::default(),
         }
     }
 
@@ -129,21 +136,30 @@ impl Loader {
     }
 
     async fn join(self: &Arc<Self>, hash: KeyHash) -> Outcome {
+        let landed = self.wait_for_flight(hash).await?;
+        if !landed.is_overtaken {
+            return landed.outcome;
+        }
+        // This one takes off after the caller came: it is as new as can be asked for.
+        self.wait_for_flight(hash).await?.outcome
+    }
+
+    async fn wait_for_flight(self: &Arc<Self>, hash: KeyHash) -> Result<Landed, Rejection> {
         let Ok(runtime) = Handle::try_current() else {
             let error = StoreError::new(StoreErrorKind::Other).because("no tokio runtime");
             return Err(Rejection::store_unavailable(error));
         };
         let mut flight = match self.flight(hash, &runtime) {
             ControlFlow::Continue(flight) => flight,
-            ControlFlow::Break(landed) => return landed,
+            ControlFlow::Break(outcome) => return Ok(Landed { outcome, is_overtaken: false }),
         };
-        let landing = flight.outcome.wait_for(Option::is_some);
+        let landing = flight.landed.wait_for(Option::is_some);
         let landed = timeout(self.deadline + GRACE, landing).await;
         match landed.as_ref().map(|landed| landed.as_deref()) {
-            Ok(Ok(Some(outcome))) => outcome.clone(),
+            Ok(Ok(Some(landed))) => Ok(landed.clone()),
             // The task panicked, or the runtime that it was spawned on shuts down or stands still.
             _ => {
-                strike_off(&mut self.flights(), &hash, flight.id);
+                self.board().flights.strike_off(&hash, flight.number);
                 let error = StoreError::new(StoreErrorKind::Other).because("the load was aborted");
                 Err(Rejection::store_unavailable(error))
             }
@@ -152,9 +168,13 @@ impl Loader {
 
     /// The load of `hash` that is under way, or a new one; what the last one brought if it landed
     /// after the caller had looked into the cache.
-    fn flight(self: &Arc<Self>, hash: KeyHash, runtime: &Handle) -> ControlFlow<Outcome, Flight> {
-        let mut flights = self.flights();
-        if let Some(flight) = flights.get(&hash) {
+    fn flight(
+        self: &Arc<Self>,
+        hash: KeyHash,
+        runtime: &Handle,
+    ) -> ControlFlow<Outcome, Flight<Landed>> {
+        let mut board = self.board();
+        if let Some(flight) = board.flights.get(&hash) {
             return ControlFlow::Continue(flight.clone());
         }
         let is_known = match self.cache.peek(&hash, self.clock.monotonic()) {
@@ -163,16 +183,13 @@ impl Loader {
             Peek::Stale(_) => true,
             Peek::Miss => false,
         };
-        if !is_known && flights.len() >= self.max_flights {
+        if !is_known && board.flights.len() >= self.max_flights {
             return ControlFlow::Break(Err(Rejection::new(RejectionKind::Overloaded)));
         }
-        let (outcome, receiver) = watch::channel(None);
-        let id = self.next_flight.fetch_add(1, Ordering::Relaxed);
-        let flight = Flight { id, outcome: receiver };
-        flights.insert(hash, flight.clone());
-        let landing = Landing { loader: Arc::clone(self), hash, id, outcome };
+        let (flight, landed) = board.flights.take_off(hash);
+        let landing = Landing { loader: Arc::clone(self), hash, number: flight.number, landed };
         // A runtime that is shutting down drops the task at once, and the landing takes the lock.
-        drop(flights);
+        drop(board);
         runtime.spawn(async move {
             let outcome = landing.loader.fetch(&hash, is_known).await;
             landing.land(outcome);
@@ -180,7 +197,16 @@ impl Loader {
         ControlFlow::Continue(flight)
     }
 
-    async fn fetch(&self, hash: &KeyHash, is_known: bool) -> Result<Fetched, Rejection> {
+    /// Asks the store whether it answers. No key has this hash.
+    pub(super) async fn probe(self: &Arc<Self>) {
+        let loader = Arc::clone(self);
+        let fetch =
+            async move { loader.fetch(&KeyHash::from_bytes([0; 32]), true).await.map(drop) };
+        // In a task of its own, as every query is: the store may panic. The breaker has the answer.
+        let _ = tokio::spawn(fetch).await;
+    }
+
+    async fn fetch(self: &Arc<Self>, hash: &KeyHash, is_known: bool) -> Result<Fetched, Rejection> {
         if !self.breaker.would_allow(self.clock.monotonic()) {
             return Err(down());
         }
@@ -211,7 +237,8 @@ impl Loader {
                 }
                 let entry = record.map(|record| {
                     let (limits, limiter) = (&self.default_limits, &*self.limiter);
-                    Arc::new(Entry::new(record, limits, limiter, now, generation))
+                    let watch: Weak<Self> = Arc::downgrade(self);
+                    Arc::new(Entry::new(record, limits, limiter, watch, now, generation))
                 });
                 Ok(Fetched { entry, loaded_at: now, generation })
             }
@@ -235,30 +262,75 @@ impl Loader {
         Rejection::store_unavailable(error)
     }
 
+    /// Nothing of the key with this hash is to be believed.
     pub(super) fn invalidate(&self, hash: &KeyHash) {
-        let mut flights = self.flights();
-        flights.remove(hash);
+        let mut board = self.board();
+        board.flights.strike(hash);
         self.cache.invalidate(hash);
+        board.directory.tell(hash);
     }
 
+    /// Nothing of the key with this id is to be believed.
+    pub(super) fn invalidate_id(&self, id: KeyId) {
+        let mut board = self.board();
+        board.flights.note(id);
+        if let Some(hash) = board.directory.hash_of(id) {
+            board.flights.strike(&hash);
+            self.cache.invalidate(&hash);
+            board.directory.tell(&hash);
+        }
+    }
+
+    /// No key is to be believed unknown.
+    pub(super) fn invalidate_absent(&self) {
+        let _board = self.board();
+        self.cache.invalidate_absent();
+    }
+
+    /// Nothing of any key is to be believed.
     pub(super) fn invalidate_all(&self) {
-        let mut flights = self.flights();
-        flights.clear();
+        let mut board = self.board();
+        board.flights.strike_all();
         self.cache.invalidate_all();
+        board.directory.tell_all();
+    }
+
+    /// Everything is to be confirmed before it is believed again, but is better than nothing while
+    /// the store does not answer.
+    pub(super) fn expire_all(&self) {
+        let mut board = self.board();
+        board.flights.note_everything();
+        self.cache.expire_all();
+        board.directory.tell_all();
+    }
+
+    /// From now on changes may go unheard, or no longer.
+    pub(super) fn set_in_gap(&self, in_gap: bool) {
+        let board = self.board();
+        self.cache.set_in_gap(in_gap);
+        board.directory.tell_all();
+    }
+
+    /// Hears when the key may have been changed.
+    pub(super) fn watch(&self, id: KeyId, hash: KeyHash) -> watch::Receiver<()> {
+        self.board().directory.watch(id, hash)
     }
 
     fn stale_served(&self, entry: &Entry) {
         self.observe(&Event::StaleServed { key_id: entry.consumer.key_id() });
     }
 
+    /// What an observer does wrong is no reason to turn anybody away.
     pub(super) fn observe(&self, event: &Event<'_>) {
-        if let Some(observer) = &self.observer {
-            observer.observe(event);
+        if let Some(observer) = &self.observer
+            && catch_unwind(AssertUnwindSafe(|| observer.observe(event))).is_err()
+        {
+            trace::warn!("the observer panicked");
         }
     }
 
-    fn flights(&self) -> MutexGuard<'_, HashMap<KeyHash, Flight>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -271,7 +343,7 @@ fn down() -> Rejection {
 struct Fetched {
     entry: Option<Arc<Entry>>,
     loaded_at: Duration,
-    generation: u64,
+    generation: Generation,
 }
 
 /// Ends a flight however its task ends: it is struck off before anybody hears of its outcome, so
@@ -279,48 +351,55 @@ struct Fetched {
 struct Landing {
     loader: Arc<Loader>,
     hash: KeyHash,
-    id: u64,
-    outcome: watch::Sender<Option<Outcome>>,
+    number: u64,
+    landed: watch::Sender<Option<Landed>>,
 }
 
 impl Landing {
-    /// Keeps the result, unless the key was invalidated after the flight took off: then it was
-    /// struck off, and what it brings is for those who were waiting already.
+    /// Keeps the result, unless the key was changed after the flight took off: struck off the list,
+    /// or told by its id.
     fn land(self, outcome: Result<Fetched, Rejection>) {
-        let mut flights = self.loader.flights();
-        if strike_off(&mut flights, &self.hash, self.id)
-            && let Ok(fetched) = &outcome
+        let mut board = self.loader.board();
+        let is_listed = board.flights.is_listed(&self.hash, self.number);
+        let is_overtaken = !is_listed
+            || outcome.as_ref().is_ok_and(|fetched| self.is_overtaken(&board.flights, fetched));
+        if let Ok(fetched) = &outcome
+            && !is_overtaken
         {
-            match &fetched.entry {
-                Some(entry) => self.loader.cache.insert(self.hash, Arc::clone(entry)),
-                None => self.loader.cache.insert_absent(
-                    self.hash,
-                    fetched.loaded_at,
-                    fetched.generation,
-                ),
-            }
+            self.keep(&mut board.directory, fetched);
         }
-        drop(flights);
-        self.outcome.send_replace(Some(outcome.map(|fetched| fetched.entry)));
+        board.flights.strike_off(&self.hash, self.number);
+        drop(board);
+        let outcome = outcome.map(|fetched| fetched.entry);
+        self.landed.send_replace(Some(Landed { outcome, is_overtaken }));
+    }
+
+    fn is_overtaken(&self, flights: &Flights<Landed>, fetched: &Fetched) -> bool {
+        let id = fetched.entry.as_ref().map(|entry| entry.consumer.key_id());
+        let is_outdated_absence =
+            id.is_none() && !self.loader.cache.is_absence_current(fetched.generation);
+        is_outdated_absence || flights.is_overtaken(self.number, id)
+    }
+
+    fn keep(&self, directory: &mut Directory, fetched: &Fetched) {
+        let cache = &self.loader.cache;
+        match &fetched.entry {
+            Some(entry) => {
+                directory.enter(self.hash, entry);
+                cache.insert(self.hash, Arc::clone(entry));
+            }
+            None => cache.insert_absent(self.hash, fetched.loaded_at, fetched.generation),
+        }
     }
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        strike_off(&mut self.loader.flights(), &self.hash, self.id);
+        self.loader.board().flights.strike_off(&self.hash, self.number);
     }
 }
 
-/// Takes this flight off the list, and no later one of the same key. True if it was on it.
-fn strike_off(flights: &mut HashMap<KeyHash, Flight>, hash: &KeyHash, id: u64) -> bool {
-    let listed = flights.get(hash).is_some_and(|flight| flight.id == id);
-    if listed {
-        flights.remove(hash);
-    }
-    listed
-}
-
-type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// [`KeyStore`] as a trait object, which boxes once per look-up and flush.
 pub(super) trait ErasedStore: Send + Sync {

@@ -57,14 +57,20 @@
 //! with its timer.
 
 mod authenticator;
+mod backoff;
 mod breaker;
 mod builder;
 mod cache;
+mod directory;
 mod entry;
+mod feed;
+mod flights;
+mod health;
 mod load;
 mod observe;
 mod rejection;
 mod usage;
+mod watch;
 mod worker;
 
 pub use self::{
@@ -72,6 +78,7 @@ pub use self::{
     builder::Builder,
     cache::{CachePolicy, InvalidCachePolicy},
     entry::Standing,
+    health::{FeedHealth, Health, StoreHealth},
     observe::{Event, Observer},
     rejection::{Rejection, RejectionKind},
     worker::Worker,

@@ -4,7 +4,7 @@ use crate::{record::KeyId, store::StoreError};
 /// Hears of what is worth counting. For metrics and alerts.
 ///
 /// Called in the middle of a request: be quick, and do not block. Requests that are let in make no
-/// event; the layer around them counts those.
+/// event; the layer around them counts those. A panic is caught and logged, and changes no answer.
 pub trait Observer: Send + Sync + 'static {
     /// Something happened.
     fn observe(&self, event: &Event<'_>);
@@ -55,4 +55,15 @@ pub enum Event<'a> {
     },
     /// There was no room to remember that a key was used.
     UsageDropped,
+    /// The change feed is connected, for the first time or after a gap. Everything cached is
+    /// confirmed before it is trusted again.
+    FeedLive,
+    /// The change feed failed: a gap begins. Told once a gap.
+    #[non_exhaustive]
+    FeedLost {
+        /// Why.
+        error: &'a StoreError,
+    },
+    /// The change feed brought a message that makes no sense, and was ignored.
+    FeedJunk,
 }

@@ -1,32 +1,53 @@
-use std::{sync::atomic::Ordering, time::Duration};
+//! When keys were last used: told by requests, collected, and written in batches.
 
-use tokio::sync::mpsc;
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
 
-use super::{Event, entry::Entry, load::Loader};
-use crate::record::KeyId;
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval_at, timeout},
+};
 
-/// Touches under way to the worker. It takes them up at once, so this need only bridge the time of
+use super::{Event, entry::Entry, feed::caught, load::Loader};
+use crate::{
+    record::KeyId,
+    store::{StoreError, StoreErrorKind, Usage},
+    trace,
+};
+
+/// Touches under way to the writer. It takes them up at once, so this need only bridge the time of
 /// a flush.
 const BUFFERED: usize = 16_384;
+/// Keys whose use may wait to be written while the store is away.
+const MAX_PENDING: usize = 100_000;
+/// How long one flush may take. It also bounds how long shutting down takes.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
+const RECEIVE_AT_ONCE: usize = 1024;
 
-/// Reports uses of keys to the worker: of each interval, the first one after a key was loaded.
+pub(super) fn channel(loader: Arc<Loader>, interval: Duration) -> (UsageRecorder, UsageWriter) {
+    let (sender, touches) = mpsc::channel(BUFFERED);
+    let writer = UsageWriter { loader, touches, interval, pending: BTreeMap::new() };
+    (UsageRecorder { touches: sender, interval }, writer)
+}
+
+/// Reports uses of keys to the writer: of each interval, the first one after a key was loaded.
 pub(super) struct UsageRecorder {
     touches: mpsc::Sender<Touch>,
     interval: Duration,
 }
 
 /// A key was used at this time of the monotonic clock.
-pub(super) struct Touch {
-    pub(super) key_id: KeyId,
-    pub(super) at: Duration,
+struct Touch {
+    key_id: KeyId,
+    at: Duration,
 }
 
 impl UsageRecorder {
-    pub(super) fn new(interval: Duration) -> (Self, mpsc::Receiver<Touch>) {
-        let (touches, receiver) = mpsc::channel(BUFFERED);
-        (Self { touches, interval }, receiver)
-    }
-
     /// One relaxed load for most requests.
     pub(super) fn touch(&self, entry: &Entry, now: Duration, loader: &Loader) {
         // Never zero, which stands for "not yet".
@@ -40,6 +61,92 @@ impl UsageRecorder {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.touches.try_send(touch) {
             entry.touched_at.store(0, Ordering::Relaxed);
             loader.observe(&Event::UsageDropped);
+        }
+    }
+}
+
+/// Writes when keys were last used.
+pub(super) struct UsageWriter {
+    loader: Arc<Loader>,
+    touches: mpsc::Receiver<Touch>,
+    interval: Duration,
+    pending: BTreeMap<KeyId, SystemTime>,
+}
+
+impl UsageWriter {
+    /// How many keys wait to be written.
+    pub(super) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Writes once an interval, until `shutdown` resolves or nobody is left to report.
+    pub(super) async fn write(&mut self, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = pin!(shutdown);
+        let mut ticks = interval_at(tokio::time::Instant::now() + self.interval, self.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut received = Vec::new();
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                _ = ticks.tick() => {
+                    tokio::select! {
+                        // What is left is written below, within a deadline of its own.
+                        () = &mut shutdown => break,
+                        () = self.flush() => {}
+                    }
+                    self.loader.limiter.sweep(self.loader.clock.monotonic());
+                }
+                count = self.touches.recv_many(&mut received, RECEIVE_AT_ONCE) => {
+                    if count == 0 {
+                        break;
+                    }
+                    self.take_up(received.drain(..));
+                }
+            }
+        }
+    }
+
+    /// Writes what is left.
+    pub(super) async fn finish(mut self) {
+        self.touches.close();
+        while let Ok(touch) = self.touches.try_recv() {
+            self.take_up([touch]);
+        }
+        self.flush().await;
+    }
+
+    fn take_up(&mut self, touches: impl IntoIterator<Item = Touch>) {
+        let (wall, now) = (self.loader.clock.now(), self.loader.clock.monotonic());
+        for Touch { key_id, at } in touches {
+            let at = wall.checked_sub(now.saturating_sub(at)).unwrap_or(wall);
+            if self.pending.len() >= MAX_PENDING && !self.pending.contains_key(&key_id) {
+                self.loader.observe(&Event::UsageDropped);
+                continue;
+            }
+            let latest = self.pending.entry(key_id).or_insert(at);
+            *latest = at.max(*latest);
+        }
+    }
+
+    async fn flush(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        // In the order of ids, in which every node writes: two of them cannot deadlock.
+        let batch: Vec<_> = self.pending.iter().map(|(&id, &at)| Usage::new(id, at)).collect();
+        let record = caught(async { self.loader.store.record_usage(&batch).await });
+        let written = timeout(FLUSH_DEADLINE, record).await;
+        match written
+            .unwrap_or_else(|late| Err(StoreError::new(StoreErrorKind::Unavailable).because(late)))
+        {
+            Ok(()) => {
+                self.pending.clear();
+                self.loader.observe(&Event::UsageFlushed { keys: batch.len() });
+            }
+            Err(error) => {
+                trace::warn!(?error, keys = batch.len(), "last uses could not be written");
+                self.loader.observe(&Event::UsageFlushFailed { error: &error });
+            }
         }
     }
 }

@@ -1,128 +1,89 @@
 use std::{
-    collections::BTreeMap,
+    convert::Infallible,
     fmt,
-    future::Future,
-    pin::pin,
+    future::{Future, pending},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
-use tokio::{
-    sync::mpsc,
-    time::{MissedTickBehavior, interval_at, timeout},
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{
+    feed::{self, ErasedFeed},
+    load::Loader,
+    usage::UsageWriter,
 };
 
-use super::{Event, load::Loader, usage::Touch};
-use crate::{
-    record::KeyId,
-    store::{StoreError, StoreErrorKind, Usage},
-    trace,
-};
+/// How often a store is asked whether it answers now, if it did not so far.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Keys whose use may wait to be written while the store is away.
-const MAX_PENDING: usize = 100_000;
-/// How long one flush may take. It also bounds how long shutting down takes.
-const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
-const RECEIVE_AT_ONCE: usize = 1024;
-
-/// The work that no request waits for: it writes when keys were last used, and tidies up.
+/// The work that no request waits for: it hears of [changes](super::Builder::change_feed) made
+/// elsewhere, writes when keys were last used, asks a store that is down whether it is back, and
+/// tidies up.
 ///
-/// Nothing runs until [`run`](Self::run) is awaited, usually in a task of its own. Who does not
-/// want `last_used_at` drops it instead.
+/// Nothing runs until [`run`](Self::run) is awaited, usually in a task of its own. Who wants none
+/// of it drops it instead.
 ///
 /// Uses that cannot be written yet are kept for up to 100,000 keys, as many as are cached by
 /// default; beyond that, and when 16,384 wait to be taken up, they are dropped and
 /// [observed](super::Event::UsageDropped).
-#[must_use = "nothing is recorded unless the worker runs"]
+#[must_use = "nothing is recorded or heard of unless the worker runs"]
 pub struct Worker {
     loader: Arc<Loader>,
-    touches: mpsc::Receiver<Touch>,
-    interval: Duration,
-    pending: BTreeMap<KeyId, SystemTime>,
+    feed: Option<Box<dyn ErasedFeed>>,
+    usage: UsageWriter,
 }
 
 impl Worker {
     pub(super) fn new(
         loader: Arc<Loader>,
-        touches: mpsc::Receiver<Touch>,
-        interval: Duration,
+        feed: Option<Box<dyn ErasedFeed>>,
+        usage: UsageWriter,
     ) -> Self {
-        Self { loader, touches, interval, pending: BTreeMap::new() }
+        Self { loader, feed, usage }
     }
 
     /// Works until `shutdown` resolves or every [`Authenticator`](super::Authenticator) is gone,
-    /// then writes what is left and returns.
+    /// then hears of no more changes, writes what is left and returns.
     ///
     /// Writing what is left takes at most 5 s. The future may be dropped at any time, at the price
-    /// of the uses not yet written.
-    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
-        let mut shutdown = pin!(shutdown);
-        let mut ticks = interval_at(tokio::time::Instant::now() + self.interval, self.interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut received = Vec::new();
-        loop {
-            tokio::select! {
-                () = &mut shutdown => break,
-                _ = ticks.tick() => {
-                    tokio::select! {
-                        // What is left is written below, within a deadline of its own.
-                        () = &mut shutdown => break,
-                        () = self.flush() => {}
-                    }
-                    self.loader.limiter.sweep(self.loader.clock.monotonic());
-                }
-                count = self.touches.recv_many(&mut received, RECEIVE_AT_ONCE) => {
-                    if count == 0 {
-                        break;
-                    }
-                    self.take_up(received.drain(..));
-                }
-            }
+    /// of the uses not yet written. From the end of this on, however it comes, keys are
+    /// [fresh](super::CachePolicy::fresh_during_gap) as they are during a gap of the feed.
+    ///
+    /// A store or a feed that panics is taken for one that failed. A pool that is closed before this
+    /// has ended costs the uses not yet written.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let Self { loader, feed, mut usage } = self;
+        tokio::select! {
+            () = usage.write(shutdown) => {}
+            never = follow(&loader, feed) => match never {},
+            never = probe(&loader) => match never {},
         }
-        self.touches.close();
-        while let Ok(touch) = self.touches.try_recv() {
-            self.take_up([touch]);
-        }
-        self.flush().await;
+        usage.finish().await;
     }
+}
 
-    fn take_up(&mut self, touches: impl IntoIterator<Item = Touch>) {
-        let (wall, now) = (self.loader.clock.now(), self.loader.clock.monotonic());
-        for Touch { key_id, at } in touches {
-            let at = wall.checked_sub(now.saturating_sub(at)).unwrap_or(wall);
-            if self.pending.len() >= MAX_PENDING && !self.pending.contains_key(&key_id) {
-                self.loader.observe(&Event::UsageDropped);
-                continue;
-            }
-            let latest = self.pending.entry(key_id).or_insert(at);
-            *latest = at.max(*latest);
-        }
+async fn follow(loader: &Loader, feed: Option<Box<dyn ErasedFeed>>) -> Infallible {
+    match feed {
+        Some(mut feed) => feed::follow(loader, &mut *feed).await,
+        None => pending().await,
     }
+}
 
-    async fn flush(&mut self) {
-        if self.pending.is_empty() {
-            return;
-        }
-        // In the order of ids, in which every node writes: two of them cannot deadlock.
-        let batch: Vec<_> = self.pending.iter().map(|(&id, &at)| Usage::new(id, at)).collect();
-        let written = timeout(FLUSH_DEADLINE, self.loader.store.record_usage(&batch)).await;
-        match written
-            .unwrap_or_else(|late| Err(StoreError::new(StoreErrorKind::Unavailable).because(late)))
-        {
-            Ok(()) => {
-                self.pending.clear();
-                self.loader.observe(&Event::UsageFlushed { keys: batch.len() });
-            }
-            Err(error) => {
-                trace::warn!(?error, keys = batch.len(), "last uses could not be written");
-                self.loader.observe(&Event::UsageFlushFailed { error: &error });
-            }
+/// Requests would find out by themselves, but there are none as long as the node is not ready.
+async fn probe(loader: &Arc<Loader>) -> Infallible {
+    let mut ticks = interval(PROBE_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if loader.breaker.is_up() != Some(true) {
+            loader.probe().await;
         }
     }
 }
 
 impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Worker").field("pending", &self.pending.len()).finish_non_exhaustive()
+        f.debug_struct("Worker").field("pending", &self.usage.pending()).finish_non_exhaustive()
     }
 }

@@ -196,7 +196,7 @@ pub(crate) struct Validity {
     is_revoked: bool,
     is_active: bool,
     not_before: Option<SystemTime>,
-    expires_at: Option<SystemTime>,
+    pub(crate) expires_at: Option<SystemTime>,
 }
 
 impl Validity {

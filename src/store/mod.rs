@@ -43,14 +43,14 @@ mod sqlite;
 
 use std::{error::Error, fmt, future::Future, time::SystemTime};
 
-pub use self::{
-    change::{Change, ChangeFeed},
-    memory::MemoryKeyStore,
-};
 #[cfg(feature = "postgres")]
 pub use self::postgres::PgKeyStore;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteKeyStore;
+pub use self::{
+    change::{Change, ChangeFeed},
+    memory::MemoryKeyStore,
+};
 use crate::{
     key::KeyHash,
     record::{KeyId, KeyRecord},

@@ -35,7 +35,9 @@ use tower_api_key::{
     key::{EntropySource, KeyFormat, KeyHash, RngError},
     manage::{Issued, KeyIssuer, NewKey},
     record::{KeyId, KeyRecord},
-    store::{KeyStore, ManageKeys, MemoryKeyStore, StoreError, StoreErrorKind, Usage},
+    store::{
+        Change, ChangeFeed, KeyStore, ManageKeys, MemoryKeyStore, StoreError, StoreErrorKind, Usage,
+    },
 };
 
 /// Plenty for anything that happens at all.
@@ -391,6 +393,95 @@ impl ManageKeys for FakeStore {
     }
 }
 
+/// A change feed that tells what the test says. Clones are one feed.
+#[derive(Clone)]
+pub struct FakeFeed(Arc<watch::Sender<FeedState>>);
+
+#[derive(Default)]
+pub struct FeedState {
+    pub is_down: bool,
+    pub is_connected: bool,
+    pub told: VecDeque<Tells>,
+    /// How often the worker tried to connect.
+    pub attempts: usize,
+}
+
+/// What a feed does next.
+#[derive(Clone, Copy, Debug)]
+pub enum Tells {
+    Change(Change),
+    Panic,
+}
+
+impl FakeFeed {
+    pub fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    /// What nobody listens to is lost.
+    pub fn tell(&self, change: Change) {
+        self.push(Tells::Change(change));
+    }
+
+    pub fn panic(&self) {
+        self.push(Tells::Panic);
+    }
+
+    fn push(&self, tells: Tells) {
+        self.0.send_modify(|state| {
+            if state.is_connected {
+                state.told.push_back(tells);
+            }
+        });
+    }
+
+    pub fn lose(&self) {
+        self.0.send_modify(|state| {
+            (state.is_down, state.is_connected) = (true, false);
+            state.told.clear();
+        });
+    }
+
+    pub fn come_back(&self) {
+        self.0.send_modify(|state| state.is_down = false);
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.0.borrow().is_connected
+    }
+
+    pub fn attempts(&self) -> usize {
+        self.0.borrow().attempts
+    }
+
+    pub async fn until(&self, reached: impl FnMut(&FeedState) -> bool) {
+        within(self.0.subscribe().wait_for(reached)).await.unwrap();
+    }
+}
+
+impl ChangeFeed for FakeFeed {
+    async fn connect(&mut self) -> Result<(), StoreError> {
+        self.0.send_modify(|state| {
+            state.attempts += 1;
+            state.is_connected = !state.is_down;
+        });
+        if self.is_connected() { Ok(()) } else { Err(StoreError::new(StoreErrorKind::Unavailable)) }
+    }
+
+    async fn next(&mut self) -> Result<Change, StoreError> {
+        let mut state = self.0.subscribe();
+        let waiting = state.wait_for(|state| !state.is_connected || !state.told.is_empty());
+        drop(waiting.await.unwrap());
+        let mut next = None;
+        self.0.send_modify(|state| next = state.told.pop_front());
+        match next {
+            Some(Tells::Change(change)) => Ok(change),
+            Some(Tells::Panic) => panic!("the feed panics, as the test wants it to"),
+            None => Err(StoreError::new(StoreErrorKind::Unavailable)),
+        }
+    }
+}
+
 /// An observer that remembers.
 #[derive(Clone, Default)]
 pub struct Heard(Arc<watch::Sender<Vec<Said>>>);
@@ -403,6 +494,9 @@ pub enum Said {
     UsageFlushed(usize),
     UsageFlushFailed(StoreErrorKind),
     UsageDropped,
+    FeedLive,
+    FeedLost(StoreErrorKind),
+    FeedJunk,
 }
 
 impl Heard {
@@ -429,6 +523,9 @@ impl tower_api_key::auth::Observer for Heard {
             Event::UsageFlushed { keys, .. } => Said::UsageFlushed(keys),
             Event::UsageFlushFailed { error, .. } => Said::UsageFlushFailed(error.kind()),
             Event::UsageDropped => Said::UsageDropped,
+            Event::FeedLive => Said::FeedLive,
+            Event::FeedLost { error, .. } => Said::FeedLost(error.kind()),
+            Event::FeedJunk => Said::FeedJunk,
             _ => panic!("an event nobody has told this test of: {event:?}"),
         };
         self.0.send_modify(|heard| heard.push(said));

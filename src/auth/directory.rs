@@ -1,0 +1,155 @@
+//! Which key in the cache has which id, and who wants to hear of it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use tokio::sync::watch;
+
+use super::entry::Entry;
+use crate::{key::KeyHash, record::KeyId};
+
+/// Finds what is cached of a key by its id, which is all that a change feed tells, and whoever
+/// waits for news of it.
+///
+/// It does not hear of evictions: names of entries that are gone are swept out whenever there are
+/// twice as many as the last time.
+#[derive(Default)]
+pub(super) struct Directory {
+    names: HashMap<KeyId, Name>,
+    watched: HashMap<KeyHash, watch::Sender<()>>,
+    sweep_at: usize,
+}
+
+struct Name {
+    hash: KeyHash,
+    entry: Weak<Entry>,
+}
+
+const MIN_SWEEP: usize = 1024;
+
+impl Directory {
+    pub(super) fn enter(&mut self, hash: KeyHash, entry: &Arc<Entry>) {
+        let name = Name { hash, entry: Arc::downgrade(entry) };
+        self.names.insert(entry.consumer.key_id(), name);
+        self.sweep_if_due();
+    }
+
+    pub(super) fn hash_of(&self, id: KeyId) -> Option<KeyHash> {
+        self.names.get(&id).map(|name| name.hash)
+    }
+
+    /// Whoever holds the receiver hears when the key may have been changed.
+    pub(super) fn watch(&mut self, id: KeyId, hash: KeyHash) -> watch::Receiver<()> {
+        self.names.entry(id).or_insert(Name { hash, entry: Weak::new() });
+        let news = self.watched.entry(hash).or_default().subscribe();
+        self.sweep_if_due();
+        news
+    }
+
+    /// There is news of the key with this hash.
+    pub(super) fn tell(&self, hash: &KeyHash) {
+        if let Some(watched) = self.watched.get(hash) {
+            watched.send_replace(());
+        }
+    }
+
+    /// There is news that concerns every key.
+    pub(super) fn tell_all(&self) {
+        for watched in self.watched.values() {
+            watched.send_replace(());
+        }
+    }
+
+    fn sweep_if_due(&mut self) {
+        if self.names.len() < self.sweep_at {
+            return;
+        }
+        self.watched.retain(|_, watched| watched.receiver_count() > 0);
+        let Self { names, watched, .. } = self;
+        names.retain(|_, name| name.entry.strong_count() > 0 || watched.contains_key(&name.hash));
+        self.sweep_at = MIN_SWEEP.max(self.names.len() * 2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{Future, ready},
+        pin::Pin,
+        time::{Duration, SystemTime},
+    };
+
+    use super::*;
+    use crate::{
+        auth::entry::Generation,
+        rate_limit::{LocalRateLimiter, RateLimits},
+        record::{KeyRecord, Watch},
+    };
+
+    struct Nobody;
+
+    impl Watch for Nobody {
+        fn ended(
+            self: Arc<Self>,
+            _: KeyId,
+            _: KeyHash,
+        ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+            Box::pin(ready(()))
+        }
+    }
+
+    fn id(number: u128) -> KeyId {
+        KeyId::from_bytes(number.to_be_bytes())
+    }
+
+    fn hash(number: u128) -> KeyHash {
+        let mut bytes = [0; 32];
+        bytes[..16].copy_from_slice(&number.to_be_bytes());
+        KeyHash::from_bytes(bytes)
+    }
+
+    fn entry(number: u128) -> Arc<Entry> {
+        let record = KeyRecord::new(id(number), hash(number), "acme", SystemTime::UNIX_EPOCH);
+        let (limits, limiter) = (RateLimits::unlimited(), LocalRateLimiter::new());
+        let (watch, generation) = (Weak::<Nobody>::new(), Generation::default());
+        Arc::new(Entry::new(record, &limits, &limiter, watch, Duration::ZERO, generation))
+    }
+
+    #[test]
+    fn names_of_evicted_entries_do_not_pile_up() {
+        let mut directory = Directory::default();
+        let kept = entry(0);
+        directory.enter(hash(0), &kept);
+        let mut news = directory.watch(id(1), hash(1));
+        for number in 2..100_000 {
+            directory.enter(hash(number), &entry(number));
+        }
+        assert!(directory.names.len() <= 2 * MIN_SWEEP, "{}", directory.names.len());
+        assert_eq!(directory.hash_of(id(0)), Some(hash(0)), "it is still cached");
+
+        let watched = directory.hash_of(id(1)).expect("it is still watched");
+        assert!(!news.has_changed().unwrap());
+        directory.tell(&watched);
+        assert!(news.has_changed().unwrap());
+        news.mark_unchanged();
+        directory.tell(&hash(2));
+        assert!(!news.has_changed().unwrap());
+        directory.tell_all();
+        assert!(news.has_changed().unwrap());
+    }
+
+    #[test]
+    fn those_who_stopped_listening_do_not_pile_up() {
+        let mut directory = Directory::default();
+        let first = directory.watch(id(0), hash(0));
+        for number in 1..100_000 {
+            drop(directory.watch(id(number), hash(number)));
+        }
+        assert!(directory.watched.len() <= 2 * MIN_SWEEP, "{}", directory.watched.len());
+        assert!(directory.names.len() <= 2 * MIN_SWEEP, "{}", directory.names.len());
+        assert!(directory.watched.contains_key(&hash(0)));
+        drop(first);
+    }
+}
