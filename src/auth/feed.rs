@@ -138,7 +138,7 @@ impl Confirmations {
     fn request(&mut self) {
         let now = Instant::now();
         let earliest = self.last.map_or(now, |last| last + CONFIRM_EVERYTHING_AT_MOST_EVERY);
-        self.due.get_or_insert(earliest.max(now));
+        self.due = self.due.or(Some(earliest.max(now)));
     }
 
     async fn due(&self) {

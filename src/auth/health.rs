@@ -47,7 +47,6 @@ pub enum FeedHealth {
     /// cached is fresh for [a shorter time](super::CachePolicy::fresh_during_gap).
     Gap,
     /// It is connected.
-    #[non_exhaustive]
     Live {
         /// How long after a change it is heard of, as last measured; `None` before that.
         lag: Option<Duration>,

@@ -38,18 +38,16 @@ async fn ended(loader: Arc<Loader>, key_id: KeyId, hash: KeyHash) {
         };
         let now = loader.clock.monotonic();
         let wait = match entry {
-            Ok(Some(entry)) if works(&entry, key_id, now) => {
+            Ok(entry) => {
+                let Some(entry) = entry.filter(|entry| works(entry, key_id, now)) else { return };
                 confirmed_at = entry.loaded_at;
-                let confirm_in = match loader.cache.fresh_for(&entry, now) {
-                    Duration::ZERO => RETRY,
-                    fresh_for => fresh_for,
-                };
+                let fresh_for = loader.cache.fresh_for(&entry, now);
+                let confirm_in = if fresh_for.is_zero() { RETRY } else { fresh_for };
                 entry.expires_in(now).map_or(confirm_in, |expires_in| expires_in.min(confirm_in))
             }
-            Ok(_) => return,
             // Kept for as long as a cached key would be.
-            Err(_) if now.saturating_sub(confirmed_at) < loader.cache.usable() => RETRY,
-            Err(_) => return,
+            Err(_) if now.saturating_sub(confirmed_at) >= loader.cache.usable() => return,
+            Err(_) => RETRY,
         };
         // Time is up, or there is news.
         let _ = timeout(wait, news.changed()).await;

@@ -101,7 +101,6 @@ impl Consumer {
     ///
     /// Keys are only watched for those who ask. For a consumer that no authenticator made it never
     /// resolves. It needs a tokio runtime with its timer.
-    #[must_use]
     pub fn revoked(&self) -> Revoked {
         let Inner { key_id, key_hash, watch, .. } = &*self.0;
         Revoked(match watch.as_ref().map(Weak::upgrade) {

@@ -295,6 +295,11 @@ impl FakeStore {
         self.state.send_modify(|state| assert!(state.deleted.insert(hash)));
     }
 
+    /// Puts a deleted row back.
+    pub fn restore(&self, hash: KeyHash) {
+        self.state.send_modify(|state| assert!(state.deleted.remove(&hash)));
+    }
+
     pub fn queries(&self) -> usize {
         self.state.borrow().queries.len()
     }
@@ -337,8 +342,9 @@ impl FakeStore {
 impl KeyStore for FakeStore {
     async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
         let row = self.keys.find(hash).await?;
-        let mut held = None;
+        let (mut held, mut is_deleted) = (None, false);
         self.state.send_modify(|state| {
+            is_deleted = state.deleted.contains(hash);
             state.queries.push(*hash);
             if state.holding {
                 let (release, released) = oneshot::channel();
@@ -346,7 +352,7 @@ impl KeyStore for FakeStore {
                 held = Some(released);
             }
         });
-        let row = row.filter(|_| !self.state.borrow().deleted.contains(hash));
+        let row = row.filter(|_| !is_deleted);
         if let Some(released) = held {
             // Either way the other end is no longer held.
             let _ = released.await;
