@@ -77,6 +77,29 @@
 //!     Answers to keys that were not let in never do: they would tell a stranger of a key's use.
 //! 11. Whatever passed the layer says `Vary: Authorization`.
 //!
+//! # Answers that go on
+//!
+//! A key is judged when its request begins, and an answer may go on for hours. Wrapped in
+//! [`UntilRevoked`], it ends when the key does:
+//!
+//! ```
+//! use axum::response::{IntoResponse, Sse, sse::Event};
+//! # use {futures_util::{Stream, stream}, std::convert::Infallible};
+//! use tower_api_key::{Consumer, layer::UntilRevoked};
+//!
+//! # fn orders_of(_: &str) -> impl Stream<Item = Result<Event, Infallible>> + use<> {
+//! #     stream::pending()
+//! # }
+//! async fn live_orders(consumer: Consumer) -> impl IntoResponse {
+//!     let events = Sse::new(orders_of(consumer.id()));
+//!     UntilRevoked::response(events.into_response(), &consumer)
+//! }
+//! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(live_orders));
+//! ```
+//!
+//! [`Consumer::revoked`] is there for anything else. An answer that asks neither costs nothing more,
+//! and goes on.
+//!
 //! # Among other layers
 //!
 //! Outermost first, with those of `tower_http`:
@@ -111,6 +134,7 @@ mod layer;
 mod require_scope;
 mod response;
 mod service;
+mod until_revoked;
 
 #[cfg(feature = "axum")]
 pub use self::extract::ConsumerRejection;
@@ -121,6 +145,7 @@ pub use self::{
     require_scope::{RequireScope, RequireScopeFuture, RequireScopeService},
     response::{ProblemJson, RejectionResponse, StatusOnly},
     service::ApiKeyService,
+    until_revoked::{KeyRevoked, UntilRevoked},
 };
 #[cfg(doc)]
 use crate::Consumer;

@@ -1,0 +1,289 @@
+use std::{
+    error::Error,
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::Response;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use crate::record::{Consumer, Revoked};
+
+pin_project! {
+    /// A body that ends when the key of its consumer does: revoked, switched off, deleted or
+    /// expired, as soon as [`Consumer::revoked`] knows.
+    ///
+    /// It then ends with an error, [`KeyRevoked`], not as if it were complete, so that nobody takes
+    /// a part for the whole: over HTTP/1.1 the connection closes without a last chunk, over HTTP/2
+    /// the stream is reset. What the client was sent at the very last may be lost with it. An
+    /// `EventSource` connects again by itself, and is then turned away by the layer.
+    ///
+    /// The body within is dropped at once, with all it holds. But a server asks for no more of a
+    /// body while its client does not read: such a client is cut off when it reads on, and until
+    /// then keeps the body alive. How long it may stall is the server's to limit.
+    #[derive(Debug)]
+    pub struct UntilRevoked<B> {
+        // `None` after the end.
+        #[pin]
+        body: Option<B>,
+        // `None` once there is nothing left to cut off: the key is no longer watched.
+        revoked: Option<Revoked>,
+    }
+}
+
+impl<B: Body> UntilRevoked<B> {
+    /// Ends `body` when the key of `consumer` ends. For an empty body nothing is watched.
+    ///
+    /// Within a tokio runtime with its timer, as [`Consumer::revoked`] says.
+    #[must_use]
+    pub fn new(body: B, consumer: &Consumer) -> Self {
+        let revoked = (!body.is_end_stream()).then(|| consumer.revoked());
+        Self { body: Some(body), revoked }
+    }
+
+    /// Ends the body of `response` when the key of `consumer` ends. An axum handler can return the
+    /// result as it is.
+    #[must_use]
+    pub fn response(response: Response<B>, consumer: &Consumer) -> Response<Self> {
+        response.map(|body| Self::new(body, consumer))
+    }
+}
+
+impl<B> Body for UntilRevoked<B>
+where
+    B: Body,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    type Data = B::Data;
+    /// [`KeyRevoked`], or the error of the body within.
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, Self::Error>>> {
+        let mut this = self.project();
+        let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        // First, as a body that always has more would never let it have its turn.
+        let revoked =
+            this.revoked.as_mut().is_some_and(|revoked| Pin::new(revoked).poll(cx).is_ready());
+        let frame = if revoked {
+            Some(Err(KeyRevoked.into()))
+        } else {
+            ready!(body.as_mut().poll_frame(cx)).map(|frame| frame.map_err(Into::into))
+        };
+        if !matches!(frame, Some(Ok(_))) || body.is_end_stream() {
+            this.body.set(None);
+            *this.revoked = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// The key ended before the answer did: the error of an [`UntilRevoked`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyRevoked;
+
+impl fmt::Display for KeyRevoked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the API key ended before the answer did")
+    }
+}
+
+impl Error for KeyRevoked {}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        sync::{Arc, Weak},
+        task::Waker,
+        time::{Duration, SystemTime},
+    };
+
+    use bytes::Bytes;
+    use futures_util::stream;
+    use http::HeaderMap;
+    use http_body_util::{BodyExt, Empty, Full, StreamBody};
+    use tokio::{sync::watch, time::timeout};
+
+    use super::*;
+    use crate::{
+        key::KeyHash,
+        record::{KeyId, KeyRecord, Watch},
+    };
+
+    /// A key that ends when the test says so.
+    #[derive(Default)]
+    struct Key(watch::Sender<bool>);
+
+    impl Watch for Key {
+        fn ended(
+            self: Arc<Self>,
+            _: KeyId,
+            _: KeyHash,
+        ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+            Box::pin(async move {
+                self.0.subscribe().wait_for(|ended| *ended).await.unwrap();
+            })
+        }
+    }
+
+    impl Key {
+        fn consumer(self: &Arc<Self>) -> Consumer {
+            let (id, hash) = (KeyId::from_bytes([1; 16]), KeyHash::from_bytes([7; 32]));
+            let watch: Weak<Self> = Arc::downgrade(self);
+            Consumer::watched_by(KeyRecord::new(id, hash, "acme", SystemTime::UNIX_EPOCH), watch)
+        }
+
+        fn end(&self) {
+            self.0.send_replace(true);
+        }
+
+        fn is_watched(self: &Arc<Self>) -> bool {
+            Arc::strong_count(self) > 1
+        }
+    }
+
+    type Polled = Poll<Option<Result<Frame<Bytes>, Box<dyn Error + Send + Sync>>>>;
+
+    fn poll<B>(body: &mut UntilRevoked<B>) -> Polled
+    where
+        B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin,
+    {
+        Pin::new(body).poll_frame(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[track_caller]
+    fn assert_data(polled: Polled, expected: &str) {
+        let Poll::Ready(Some(Ok(frame))) = polled else { panic!("no frame: {polled:?}") };
+        assert_eq!(frame.into_data().unwrap(), expected);
+    }
+
+    #[track_caller]
+    fn assert_cut_off(polled: Polled) {
+        let Poll::Ready(Some(Err(error))) = polled else { panic!("no error: {polled:?}") };
+        assert!(error.is::<KeyRevoked>(), "{error:?}");
+    }
+
+    /// Frames that are always ready, without an end.
+    fn endless() -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
+        StreamBody::new(stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(b"more")))))
+    }
+
+    #[test]
+    fn a_body_that_always_has_more_ends_with_an_error_and_stays_ended() {
+        let key = Arc::<Key>::default();
+        let mut body = UntilRevoked::new(endless(), &key.consumer());
+        assert_data(poll(&mut body), "more");
+        assert_data(poll(&mut body), "more");
+
+        key.end();
+
+        assert!(!body.is_end_stream(), "it is not complete");
+        assert_cut_off(poll(&mut body));
+        assert!(matches!(poll(&mut body), Poll::Ready(None)));
+        assert!(body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), Some(0));
+    }
+
+    /// Never has anything, and holds something.
+    struct Waiting(#[expect(dead_code, reason = "held")] Arc<()>);
+
+    impl Body for Waiting {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_waits_is_woken_and_what_it_holds_is_dropped() {
+        let (key, held) = (Arc::<Key>::default(), Arc::new(()));
+        let mut body = UntilRevoked::new(Waiting(Arc::clone(&held)), &key.consumer());
+
+        let end = async { key.end() };
+        let both = async { tokio::join!(biased; body.frame(), end).0 };
+        let frame = timeout(Duration::from_secs(30), both).await.expect("it is woken");
+
+        assert_cut_off(Poll::Ready(frame));
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
+
+    #[test]
+    fn until_then_it_is_the_body_within() {
+        let key = Arc::<Key>::default();
+        let trailers = HeaderMap::from_iter([(http::header::ETAG, "x".parse().unwrap())]);
+        let end = trailers.clone();
+        let body = Full::from("text").with_trailers(async { Some(Ok(end)) });
+        let mut body = UntilRevoked::new(Box::pin(body), &key.consumer());
+
+        assert_eq!(body.size_hint().exact(), Some(4));
+        assert_data(poll(&mut body), "text");
+        let Poll::Ready(Some(Ok(last))) = poll(&mut body) else { panic!("no trailers") };
+        assert_eq!(last.into_trailers().unwrap(), trailers);
+        assert!(matches!(poll(&mut body), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn errors_of_the_body_within_are_handed_on() {
+        let key = Arc::<Key>::default();
+        let failing = stream::iter([Err::<Frame<Bytes>, _>("broken")]);
+        let mut body = UntilRevoked::new(StreamBody::new(failing), &key.consumer());
+
+        let Poll::Ready(Some(Err(error))) = poll(&mut body) else { panic!("no error") };
+        assert_eq!(error.to_string(), "broken");
+        assert!(!key.is_watched());
+        assert!(matches!(poll(&mut body), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn a_key_is_watched_until_the_body_has_ended_or_is_dropped() {
+        let key = Arc::<Key>::default();
+        let consumer = key.consumer();
+
+        let empty = UntilRevoked::new(Empty::<Bytes>::new(), &consumer);
+        assert!(!key.is_watched(), "for an empty body");
+        drop(empty);
+
+        let mut whole = UntilRevoked::new(Full::<Bytes>::from("text"), &consumer);
+        assert!(key.is_watched());
+        assert_data(poll(&mut whole), "text");
+        assert!(!key.is_watched(), "after the last frame");
+
+        let mut begun = UntilRevoked::new(endless(), &consumer);
+        assert_data(poll(&mut begun), "more");
+        assert!(key.is_watched());
+        drop(begun);
+        assert!(!key.is_watched(), "after it was dropped");
+    }
+
+    #[test]
+    fn a_complete_body_stays_complete() {
+        let key = Arc::<Key>::default();
+        let mut body = UntilRevoked::new(Full::<Bytes>::from("text"), &key.consumer());
+        assert_data(poll(&mut body), "text");
+
+        key.end();
+
+        assert!(body.is_end_stream());
+        assert!(matches!(poll(&mut body), Poll::Ready(None)));
+    }
+}
