@@ -49,7 +49,7 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &["axum", "axum_core"],
-        &["layer::extract", "layer::forward_auth", "admin"],
+        &["layer::extract", "layer::forward_auth", "layer::websocket", "admin"],
         "the layer serves every tower service",
     ),
 ];

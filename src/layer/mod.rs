@@ -97,8 +97,9 @@
 //! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(live_orders));
 //! ```
 //!
-//! [`Consumer::revoked`] is there for anything else. An answer that asks neither costs nothing more,
-//! and goes on.
+//! `websocket::until_revoked`, behind the feature `ws`, does so for the WebSockets of axum, and
+//! [`Consumer::revoked`] is there for anything else. An answer that asks none of them costs nothing
+//! more, and goes on.
 //!
 //! # Among other layers
 //!
@@ -135,6 +136,8 @@ mod require_scope;
 mod response;
 mod service;
 mod until_revoked;
+#[cfg(feature = "ws")]
+pub mod websocket;
 
 #[cfg(feature = "axum")]
 pub use self::extract::ConsumerRejection;
