@@ -18,10 +18,10 @@ pin_project! {
     ///
     /// It then ends with an error, [`KeyRevoked`], not as if it were complete, so that nobody takes
     /// a part for the whole: over HTTP/1.1 the connection closes without a last chunk, over HTTP/2
-    /// the stream is reset. What the client was sent at the very last may be lost with it. An
-    /// `EventSource` connects again by itself, and is then turned away by the layer.
+    /// the stream is reset. What was sent at the very last may be lost with it. A client of events
+    /// connects again, and is then turned away by the layer.
     ///
-    /// The body within is dropped at once, with all it holds. But a server asks for no more of a
+    /// The body within is dropped at once, with all it holds. But a server asks for nothing of a
     /// body while its client does not read: such a client is cut off when it reads on, and until
     /// then keeps the body alive. How long it may stall is the server's to limit.
     #[derive(Debug)]
