@@ -138,7 +138,8 @@ impl Confirmations {
     fn request(&mut self) {
         let now = Instant::now();
         let earliest = self.last.map_or(now, |last| last + CONFIRM_EVERYTHING_AT_MOST_EVERY);
-        self.due = self.due.or(Some(earliest.max(now)));
+        let due = earliest.max(now);
+        self.due = self.due.or(Some(due));
     }
 
     async fn due(&self) {

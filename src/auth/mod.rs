@@ -46,15 +46,29 @@
 //!    [`StoreUnavailable`](RejectionKind::StoreUnavailable), never as unknown, and nothing is
 //!    remembered of it. A key that was known a short while ago is let in for a
 //!    [bounded time](CachePolicy::stale_if_error).
-//! 5. [`invalidate`](Authenticator::invalidate) wins over a query that is under way: what that
-//!    query returns is not kept.
-//! 6. Refused keys are never charged.
+//! 5. A change that is [told by a feed](Builder::change_feed), or by
+//!    [`invalidate`](Authenticator::invalidate), wins over a query that is under way: what that
+//!    query returns is not kept, and whoever waits for it gets what the next one returns.
+//! 6. While changes may go unheard, what is cached is fresh for a [shorter
+//!    time](CachePolicy::fresh_during_gap). Afterwards all of it is confirmed by the store before it
+//!    is trusted again.
+//! 7. Refused keys are never charged.
+//!
+//! How long a key that was revoked elsewhere can go on working, in numbers, is in the manual:
+//! [freshness](crate::manual::freshness).
 //!
 //! # Concurrency
 //!
 //! Cached keys are read without locks. Starting, finishing and invalidating loads share one short
 //! lock, which no request for a cached key takes. Loads need a tokio runtime
 //! with its timer.
+//!
+//! # Panics of others
+//!
+//! A [store](crate::store::KeyStore) that panics is one that failed; so is a
+//! [feed](crate::store::ChangeFeed). A panic of an [`Observer`] is caught and logged. A panic of a
+//! [`Clock`](crate::clock::Clock) or a [`RateLimiter`](crate::rate_limit::RateLimiter) is one of the
+//! request that it happens in.
 
 mod authenticator;
 mod backoff;

@@ -96,8 +96,8 @@ impl Consumer {
     /// [change feed](crate::auth::Builder::change_feed) and its worker runs, else within
     /// [`fresh`](crate::auth::CachePolicy::fresh). It resolves too when nobody has been able to
     /// confirm the key for as long as a cached one is believed
-    /// ([`stale_if_error`](crate::auth::CachePolicy::stale_if_error)), and when the authenticator
-    /// that let the request in is gone.
+    /// ([`stale_if_error`](crate::auth::CachePolicy::stale_if_error)), and at once where the
+    /// authenticator that let the request in is gone.
     ///
     /// Keys are only watched for those who ask. For a consumer that no authenticator made it never
     /// resolves. It needs a tokio runtime with its timer.
