@@ -10,6 +10,7 @@ use tower_api_key::{
     Consumer,
     auth::{Builder, CachePolicy, Event, FeedHealth, RejectionKind, StoreHealth},
     manage::NewKey,
+    rate_limit::{Quota, RateLimits},
     record::KeyId,
     store::{Change, ManageKeys, StoreErrorKind},
 };
@@ -205,6 +206,26 @@ async fn junk_is_counted_and_changes_nothing() {
     node.service.heard.until(|heard| heard.len() == 10).await;
     assert_eq!(node.service.heard.count(Said::FeedJunk), 10);
     node.service.get_at_once(&key.text).is_for("acme");
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_changed_elsewhere_apply_to_the_running_bucket() {
+    let node = Node::new().await;
+    let limits = |most| RateLimits::from(Quota::per_minute(most).unwrap());
+    let key = node.service.issue_new(NewKey::new("acme").rate_limits(limits(10))).await;
+    let remaining = async || {
+        let admission = node.service.auth.authenticate(key.text.as_bytes()).await.unwrap();
+        admission.standing().iter().map(|(quota, left)| (quota.limit(), left.remaining())).collect()
+    };
+    for left in (4..10).rev() {
+        let standing: Vec<_> = remaining().await;
+        assert_eq!(standing, [(10, left)]);
+    }
+    let mut record = key.record.clone();
+    record.rate_limits = Some(limits(100));
+    node.service.store.update(&record).await.unwrap();
+    node.tell(Change::Changed(key.record.id)).await;
+    assert_eq!(remaining().await, [(100, 39)], "as full as it was, less one");
 }
 
 // What is told during a look-up.
