@@ -202,7 +202,7 @@ pub(super) struct KeyCache {
     absent: Cache<KeyHash, Absence>,
     /// Entries of an earlier one are to be confirmed.
     generation: AtomicU64,
-    /// Entries of an earlier generation are as good as gone.
+    /// Entries of an earlier generation are as good as gone, whatever moka's clock makes of them.
     oldest_usable: AtomicU64,
     /// Absences of an earlier one are as good as gone.
     absent_generation: AtomicU64,

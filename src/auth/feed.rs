@@ -92,10 +92,8 @@ impl Following<'_> {
             };
             match change {
                 Ok(Change::Changed(id)) => self.loader.invalidate_id(id),
-                Ok(Change::Created(id)) => {
-                    self.loader.invalidate_id(id);
-                    self.loader.invalidate_absent();
-                }
+                // Nobody knows by what hash it was asked for.
+                Ok(Change::Created(_)) => self.loader.invalidate_absent(),
                 Ok(Change::Everything) => confirmations.request(),
                 Ok(Change::Nothing { lag }) => self.loader.feed.set_lag(lag),
                 Ok(Change::Junk) => self.loader.observe(&Event::FeedJunk),
