@@ -3,19 +3,27 @@
 
 mod doubles;
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{sync::oneshot, task::JoinHandle};
 use tower_api_key::{
     Consumer,
     auth::{Builder, CachePolicy, Event, FeedHealth, RejectionKind, StoreHealth},
+    clock::{Clock, ManualClock},
+    key::KeyHash,
     manage::NewKey,
     rate_limit::{Quota, RateLimits},
-    record::KeyId,
-    store::{Change, ManageKeys, StoreErrorKind},
+    record::{KeyId, KeyRecord},
+    store::{Change, KeyStore, ManageKeys, StoreError, StoreErrorKind},
 };
 
-use crate::doubles::{Answers, DOWN, FakeFeed, Key, Said, Service, poll_once, unknown_key, within};
+use crate::doubles::{
+    Answers, DOWN, FakeFeed, Key, Said, Service, hash, poll_once, unknown_key, within,
+};
 
 const FRESH: Duration = Duration::from_secs(60);
 const FRESH_DURING_GAP: Duration = Duration::from_secs(5);
@@ -766,6 +774,49 @@ async fn an_outage_of_the_store_that_ends_in_time_is_survived() {
         node.advance(SECOND).await;
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_reckoned_from_the_last_time_the_key_was_confirmed() {
+    let policy = CachePolicy::default().capacity(0);
+    let node = Node::with(|builder| builder.cache(policy)).await;
+    let key = node.known("acme").await;
+    let mut ended = consumer(&node, &key).await.revoked();
+    for second in 0..1200 {
+        if second == 900 {
+            node.service.store.answer(DOWN);
+        }
+        assert!(poll_once(&mut ended).is_pending(), "at {second} s");
+        node.advance(SECOND).await;
+        tokio::task::yield_now().await;
+    }
+}
+
+/// One secret, which is a key of this id.
+#[derive(Clone)]
+struct OneKey(Arc<Mutex<KeyRecord>>);
+
+impl KeyStore for OneKey {
+    async fn find(&self, _: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        Ok(Some(self.0.lock().unwrap().clone()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_was_deleted_has_ended_even_if_its_secret_is_another_key_now() {
+    let (clock, text) = (ManualClock::default(), unknown_key());
+    let id = |byte| KeyId::from_bytes([byte; 16]);
+    let store =
+        OneKey(Arc::new(Mutex::new(KeyRecord::new(id(1), hash(&text), "acme", clock.now()))));
+    let (service, worker) = Service::around(store.clone(), clock, |builder| builder);
+    drop(worker);
+    let admission = service.auth.authenticate(text.as_bytes()).await.unwrap();
+    let mut ended = admission.consumer().revoked();
+    assert!(poll_once(&mut ended).is_pending());
+    store.0.lock().unwrap().id = id(2);
+    service.auth.invalidate(&hash(&text));
+    within(ended).await;
+    service.get(&text).await.is_for("acme");
 }
 
 #[tokio::test(start_paused = true)]

@@ -30,7 +30,6 @@ async fn ended(loader: Arc<Loader>, key_id: KeyId, hash: KeyHash) {
     let mut news = loader.watch(key_id, hash);
     let mut confirmed_at = loader.clock.monotonic();
     loop {
-        news.mark_unchanged();
         let entry = match loader.peek(&hash, loader.clock.monotonic()) {
             Peek::Fresh(entry) => Ok(Some(entry)),
             Peek::Absent => Ok(None),
