@@ -107,12 +107,13 @@ mod postgres {
         let tables = "select quote_ident(tablename) from pg_tables \
                       where schemaname = current_schema() order by 1";
         let tables: Vec<String> = query_scalar(tables).fetch_all(pool).await.unwrap();
-        assert_eq!(tables, ["_api_key_migrations", "api_key_usage", "api_keys"]);
+        let expected = ["_api_key_migrations", "api_key_changes", "api_key_usage", "api_keys"];
+        assert_eq!(tables, expected);
         let mut everything = String::new();
         for table in tables {
             let rows = AssertSqlSafe(format!("select t::text from {table} t"));
             let rows: Vec<String> = query_scalar(rows).fetch_all(pool).await.unwrap();
-            assert_eq!(rows.len(), 1, "{table}: {rows:?}");
+            assert!(!rows.is_empty(), "{table}");
             everything += &rows.concat();
         }
         everything

@@ -15,18 +15,32 @@ pub(super) struct Migration {
 }
 
 #[cfg(feature = "postgres")]
-pub(super) const POSTGRES: &[Migration] = &[Migration {
-    version: 1,
-    description: "api keys",
-    sql: include_str!("../../migrations/postgres/0001_api_keys.sql"),
-}];
+pub(super) const POSTGRES: &[Migration] = &[
+    Migration {
+        version: 1,
+        description: "api keys",
+        sql: include_str!("../../migrations/postgres/0001_api_keys.sql"),
+    },
+    Migration {
+        version: 2,
+        description: "changes of api keys",
+        sql: include_str!("../../migrations/postgres/0002_api_key_changes.sql"),
+    },
+];
 
 #[cfg(feature = "sqlite")]
-pub(super) const SQLITE: &[Migration] = &[Migration {
-    version: 1,
-    description: "api keys",
-    sql: include_str!("../../migrations/sqlite/0001_api_keys.sql"),
-}];
+pub(super) const SQLITE: &[Migration] = &[
+    Migration {
+        version: 1,
+        description: "api keys",
+        sql: include_str!("../../migrations/sqlite/0001_api_keys.sql"),
+    },
+    Migration {
+        version: 2,
+        description: "changes of api keys",
+        sql: include_str!("../../migrations/sqlite/0002_api_key_changes.sql"),
+    },
+];
 
 /// A row of the history: a version, and the checksum it had when it was applied.
 pub(super) type Applied = (i64, i64);
