@@ -75,6 +75,12 @@ pub(super) fn failed(error: StoreError) -> StoreError {
     }
 }
 
+/// There is no log to read changes from, and no trigger that tells them.
+pub(super) fn no_changes() -> StoreError {
+    let problem = "there is no table `api_key_changes`: `migrate` has not been run";
+    StoreError::new(StoreErrorKind::Migration).because(problem)
+}
+
 impl Migration {
     /// Tells edits, which are accidents. Line ends do not count: some checkouts rewrite them.
     pub(super) fn checksum(&self) -> i64 {

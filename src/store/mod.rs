@@ -29,11 +29,27 @@
 //! 2. Absence is `Ok(None)`. A store that cannot answer returns an error, never `None`: absence is
 //!    remembered and answered with 401, an error with 503.
 //! 3. [`read_at`](KeyRecord::read_at) is the store's own clock, where it has one.
+//!
+//! What others change in the store, a [`ChangeFeed`] tells:
+//!
+//! | keys are in | feed | told after |
+//! |---|---|---|
+//! | PostgreSQL | `PgChangeFeed` | milliseconds |
+//! | PostgreSQL behind PgBouncer in transaction mode, or a standby of it | [`PollingChangeFeed`] | its interval, 1 s |
+//! | a SQLite file that several processes share | [`PollingChangeFeed`] | its interval, 1 s |
+//! | anything that one process alone uses | none: [`Invalidate`] is enough | |
+//!
+//! Both read what triggers on `api_keys` write down, so that whatever changes a key is told: another
+//! node, a script, a person at the database's prompt. A column that no request depends on, as
+//! `revoked_reason`, is not told, nor is a key's use.
 
 mod change;
+#[cfg(feature = "postgres")]
+mod listen;
 mod memory;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod migrate;
+mod poll;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -43,14 +59,15 @@ mod sqlite;
 
 use std::{error::Error, fmt, future::Future, time::SystemTime};
 
-#[cfg(feature = "postgres")]
-pub use self::postgres::PgKeyStore;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteKeyStore;
 pub use self::{
     change::{Change, ChangeFeed},
     memory::MemoryKeyStore,
+    poll::{ChangeLog, ChangedKey, Changes, Horizon, PollingChangeFeed},
 };
+#[cfg(feature = "postgres")]
+pub use self::{listen::PgChangeFeed, postgres::PgKeyStore};
 use crate::{
     key::KeyHash,
     record::{KeyId, KeyRecord},

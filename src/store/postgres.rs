@@ -22,7 +22,8 @@ use tokio::time::timeout;
 use super::{
     KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage,
     migrate::{self, Applied, Migration},
-    row::{Refusal, Row, answering, corrupt, micros, time},
+    poll::{ChangeLog, Changes, Horizon},
+    row::{self, Polled, Refusal, Row, answering, corrupt, micros, time},
 };
 use crate::{
     key::KeyHash,
@@ -298,6 +299,38 @@ impl ManageKeys for PgKeyStore {
     }
 }
 
+// One statement, so that the horizon is that of the snapshot that the rows were read in. Nothing lies
+// beyond its end but what another server has numbered, before its tables were restored here.
+//
+// A standby does not know which transactions are running, but where they begin.
+const CHANGES: &str = "
+select
+    pg_snapshot_xmin(snapshot)::text::bigint,
+    (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint,
+    key_id,
+    created_in::text::bigint,
+    changed_in::text::bigint
+from pg_current_snapshot() as snapshot
+left join api_key_changes
+    on changed_in >= $1::bigint::text::xid8 and changed_in < pg_snapshot_xmax(snapshot)";
+
+impl ChangeLog for PgKeyStore {
+    async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
+        let changes = query_as(CHANGES).bind(row::from(horizon)?);
+        let mut lease = self.lease().await?;
+        let rows: Vec<Polled> = changes.fetch_all(&mut *lease).await.map_err(unlogged)?;
+        lease.release();
+        row::changes(&rows)
+    }
+}
+
+fn unlogged(error: sqlx::Error) -> StoreError {
+    match error.as_database_error().and_then(|error| error.code()) {
+        Some(code) if code == UNDEFINED_TABLE => migrate::no_changes(),
+        _ => failed(error),
+    }
+}
+
 async fn bring_up_to_date(connection: &mut PgConnection) -> Result<(), StoreError> {
     if missing(connection).await?.is_empty() {
         return Ok(());
@@ -457,7 +490,7 @@ fn columns(row: &PgRow) -> sqlx::Result<Row> {
     })
 }
 
-fn failed(error: sqlx::Error) -> StoreError {
+pub(super) fn failed(error: sqlx::Error) -> StoreError {
     match error {
         sqlx::Error::Database(error) => {
             let code = error.code().unwrap_or_default().into_owned();
@@ -490,5 +523,6 @@ fn kind(code: &str) -> StoreErrorKind {
 }
 
 const UNIQUE_VIOLATION: &str = "23505";
+const UNDEFINED_TABLE: &str = "42P01";
 const READ_ONLY: &str = "25006";
 const LOCK_NOT_AVAILABLE: &str = "55P03";

@@ -6,7 +6,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{StoreError, StoreErrorKind};
+use uuid::Uuid;
+
+use super::{
+    StoreError, StoreErrorKind,
+    poll::{ChangedKey, Changes, Horizon},
+};
 use crate::{
     key::KeyHash,
     record::{KeyId, KeyRecord, Metadata, Scopes},
@@ -108,6 +113,28 @@ pub(super) fn answering(
         Some(record) if record.key_hash != *hash => Err(corrupt("the answer to another look-up")),
         answer => Ok(answer),
     }
+}
+
+/// A row of a poll: first what makes a [`Horizon`], then a [`ChangedKey`], where there is one.
+pub(super) type Polled = (i64, i64, Option<Uuid>, Option<i64>, Option<i64>);
+
+/// What a poll found. It has at least one row.
+pub(super) fn changes(rows: &[Polled]) -> Result<Changes, StoreError> {
+    let number = |number| u64::try_from(number).map_err(|_| corrupt("table `api_key_changes`"));
+    let &(from, server, ..) = rows.first().ok_or_else(|| corrupt("the answer to a poll"))?;
+    let mut changes = Changes::new(Horizon::new(number(from)?, server));
+    for &(.., id, created_in, changed_in) in rows {
+        if let (Some(id), Some(created), Some(changed)) = (id, created_in, changed_in) {
+            let id = KeyId::from_bytes(id.into_bytes());
+            changes.keys.push(ChangedKey::new(id, number(created)?, number(changed)?));
+        }
+    }
+    Ok(changes)
+}
+
+/// Where to go on polling, as a parameter.
+pub(super) fn from(horizon: Option<Horizon>) -> Result<Option<i64>, StoreError> {
+    horizon.map(|horizon| i64::try_from(horizon.from).map_err(unstorable)).transpose()
 }
 
 /// Microseconds since 1970, rounded down.

@@ -20,7 +20,8 @@ use tokio::time::{Instant, sleep};
 use super::{
     KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage,
     migrate::{self, Applied, Migration},
-    row::{Refusal, Row, answering, corrupt, json, micros, time},
+    poll::{ChangeLog, Changes, Horizon},
+    row::{self, Polled, Refusal, Row, answering, corrupt, json, micros, time},
 };
 use crate::{
     key::KeyHash,
@@ -313,6 +314,30 @@ impl ManageKeys for SqliteKeyStore {
         let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
         let at: Option<i64> = last_used_at.fetch_optional(&self.pool).await.map_err(failed)?;
         at.map(|at| time(at).ok_or_else(|| corrupt("column `last_used_at`"))).transpose()
+    }
+}
+
+// One statement, so that the horizon is that of the snapshot that the rows were read in. A file has
+// no server that could be another one.
+const CHANGES: &str = "
+select horizon.changed_in, 0, key_id, created_in, api_key_changes.changed_in
+from (select coalesce(max(changed_in), 0) + 1 as changed_in from api_key_changes) as horizon
+left join api_key_changes on api_key_changes.changed_in >= ?1";
+
+impl ChangeLog for SqliteKeyStore {
+    async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
+        let changes = query_as(CHANGES).bind(row::from(horizon)?);
+        let rows: Vec<Polled> = changes.fetch_all(&self.pool).await.map_err(unlogged)?;
+        row::changes(&rows)
+    }
+}
+
+fn unlogged(error: sqlx::Error) -> StoreError {
+    match &error {
+        sqlx::Error::Database(said) if said.message().starts_with("no such table") => {
+            migrate::no_changes()
+        }
+        _ => failed(error),
     }
 }
 
