@@ -10,6 +10,8 @@
 )]
 
 #[cfg(feature = "postgres")]
+pub mod pgbouncer;
+#[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod proxy;
 

@@ -1,7 +1,8 @@
 //! PostgreSQL for tests: the server of `DATABASE_URL`, or a throwaway one.
 
 use std::{
-    env, fs, io,
+    env, fs,
+    io::{self, Write as _},
     net::{SocketAddr, ToSocketAddrs},
     os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
@@ -41,7 +42,16 @@ impl Server {
 
     /// A throwaway server of the test's own, which it may stop.
     pub fn start() -> Self {
-        let throwaway = Throwaway::start();
+        Self::of(Throwaway::start())
+    }
+
+    /// A hot standby of this throwaway server, which follows it.
+    pub fn standby(&self) -> Self {
+        let primary = self.throwaway.as_ref().expect("only a `Server::start()` has standbys");
+        Self::of(Throwaway::standby(primary))
+    }
+
+    fn of(throwaway: Throwaway) -> Self {
         let url = format!("postgres://postgres@{}/postgres", throwaway.port.addr);
         Self { url, throwaway: Some(throwaway) }
     }
@@ -65,6 +75,14 @@ impl Server {
         let (address, query) = rest.split_at(rest.find('?').unwrap_or(rest.len()));
         let authority = address.split('/').next().unwrap_or_default();
         format!("{scheme}://{authority}/{database}{query}")
+    }
+
+    /// User and password, as far as the URL has them.
+    pub(super) fn user(&self) -> (&str, &str) {
+        let (_, rest) = self.url.split_once("://").expect("a URL");
+        let authority = rest.split(['/', '?']).next().unwrap_or_default();
+        let user = authority.rsplit_once('@').map_or("postgres", |(user, _)| user);
+        user.split_once(':').unwrap_or((user, ""))
     }
 
     /// Where a proxy finds this server.
@@ -144,15 +162,42 @@ struct Throwaway {
     watcher: Child,
 }
 
-/// Who PostgreSQL runs as when the tests run as root, which it refuses to.
+/// Who PostgreSQL and PgBouncer run as when the tests run as root, which they refuse to.
 #[derive(Clone, Copy)]
-struct User {
-    uid: u32,
-    gid: u32,
+pub(super) struct User {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
 }
 
 impl Throwaway {
     fn start() -> Self {
+        let server = Self::prepare();
+        let initdb = server
+            .program("initdb")
+            .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"])
+            .args(["--no-sync", "--no-instructions", "--pgdata"])
+            .arg(server.data())
+            .output();
+        server.succeeded(initdb);
+        server.serve();
+        server
+    }
+
+    fn standby(primary: &Self) -> Self {
+        let server = Self::prepare();
+        let backup = server
+            .program("pg_basebackup")
+            .args(["--username=postgres", "--host=127.0.0.1", "--checkpoint=fast", "--no-sync"])
+            .args(["--write-recovery-conf", &format!("--port={}", primary.port.addr.port())])
+            .arg("--pgdata")
+            .arg(server.data())
+            .output();
+        server.succeeded(backup);
+        server.serve();
+        server
+    }
+
+    fn prepare() -> Self {
         let programs = programs().unwrap_or_else(|| panic!("{HELP}"));
         let user = User::unless_unprivileged();
         let folder = tempfile::Builder::new().prefix("tower-api-key-").tempdir();
@@ -161,17 +206,12 @@ impl Throwaway {
             chown(&folder, Some(uid), Some(gid)).expect("giving the folder to PostgreSQL's user");
         }
         let watcher = watch(&folder, &programs, user).expect("the watcher of the server");
-        let server = Self { port: Port::reserve(), folder, programs, user, watcher };
+        Self { port: Port::reserve(), folder, programs, user, watcher }
+    }
 
-        let initdb = server
-            .program("initdb")
-            .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"])
-            .args(["--no-sync", "--no-instructions", "--pgdata"])
-            .arg(server.data())
-            .output();
-        server.succeeded(initdb);
+    fn serve(&self) {
         // Nothing here outlives a crash of the machine. A crash of the server it does outlive, so
-        // commits stay synchronous.
+        // commits stay synchronous. Of two settings the last one counts: a backup comes with some.
         let settings = format!(
             "listen_addresses = '127.0.0.1'\n\
              port = {}\n\
@@ -180,13 +220,14 @@ impl Throwaway {
              fsync = off\n\
              full_page_writes = off\n\
              max_wal_size = 64MB\n",
-            server.port.addr.port(),
-            server.folder.display(),
+            self.port.addr.port(),
+            self.folder.display(),
         );
-        let file = server.data().join("postgresql.auto.conf");
-        fs::write(file, settings).expect("the server's settings");
-        server.succeeded(server.pg_ctl(&["start"]).output());
-        server
+        let file = self.data().join("postgresql.auto.conf");
+        let file = fs::OpenOptions::new().append(true).open(file);
+        let written = file.and_then(|mut file| file.write_all(settings.as_bytes()));
+        written.expect("the server's settings");
+        self.succeeded(self.pg_ctl(&["start"]).output());
     }
 
     fn data(&self) -> PathBuf {
@@ -257,7 +298,7 @@ fn program(programs: &Path, name: &str, folder: &Path, user: Option<User>) -> Co
 }
 
 impl User {
-    fn unless_unprivileged() -> Option<Self> {
+    pub(super) fn unless_unprivileged() -> Option<Self> {
         let id = |arguments: &[&str]| {
             let output = Command::new("id").args(arguments).output().ok()?;
             String::from_utf8(output.stdout).ok()?.trim().parse().ok()
@@ -293,6 +334,8 @@ fn programs() -> Option<PathBuf> {
 
     let newest_first = debian.into_iter().rev().map(|(_, folder)| folder);
     on_path.into_iter().chain(configured).chain(newest_first).find(|folder| {
-        ["initdb", "pg_ctl", "postgres"].iter().all(|name| folder.join(name).is_file())
+        ["initdb", "pg_basebackup", "pg_ctl", "postgres"]
+            .iter()
+            .all(|name| folder.join(name).is_file())
     })
 }

@@ -1,0 +1,1055 @@
+//! Whoever changes a key, and however, those who cache it are told.
+
+#![cfg(test)]
+
+mod harness;
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Mutex,
+    task::Poll,
+    time::{Duration, SystemTime},
+};
+
+use sqlx::{
+    AssertSqlSafe, Connection, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+    query_scalar, raw_sql,
+};
+use tokio::time::timeout;
+use tower_api_key::{
+    key::KeyHash,
+    record::{KeyId, KeyRecord},
+    store::{
+        Change, ChangeFeed, ChangeLog, Changes, Horizon, KeyStore, ManageKeys, PgChangeFeed,
+        PgKeyStore, PollingChangeFeed, SqliteKeyStore, StoreError, StoreErrorKind, Usage,
+    },
+};
+
+use crate::harness::{
+    pgbouncer::PgBouncer,
+    postgres::{Database, Server},
+    proxy::{Fault, FaultProxy},
+    unique,
+};
+
+const SOON: Duration = Duration::from_secs(20);
+const HEARTBEAT: Duration = Duration::from_millis(200);
+const OFTEN: Duration = Duration::from_millis(10);
+
+/// The key that a test changes, and the one it changes to see that all before has been told.
+const KEY: KeyId = KeyId::from_bytes([9; 16]);
+const MARKER: KeyId = KeyId::from_bytes([1; 16]);
+const OTHER: KeyId = KeyId::from_bytes([8; 16]);
+
+fn record(id: KeyId) -> KeyRecord {
+    let hash = KeyHash::from_bytes([id.as_bytes()[0]; 32]);
+    KeyRecord::new(id, hash, "acme", SystemTime::UNIX_EPOCH)
+}
+
+async fn soon<T>(event: impl Future<Output = T>) -> T {
+    timeout(SOON, event).await.expect("it should have happened by now")
+}
+
+/// The next thing worth telling.
+async fn told(feed: &mut impl ChangeFeed) -> Change {
+    soon(async {
+        loop {
+            match feed.next().await.unwrap() {
+                Change::Nothing { .. } => {}
+                change => return change,
+            }
+        }
+    })
+    .await
+}
+
+/// The end of a feed that changes nothing.
+async fn end(feed: &mut impl ChangeFeed) -> StoreError {
+    soon(async {
+        loop {
+            match feed.next().await {
+                Ok(Change::Nothing { .. }) => {}
+                Ok(change) => panic!("{change:?}"),
+                Err(error) => return error,
+            }
+        }
+    })
+    .await
+}
+
+/// What is told before a change of the marker, and with it: who polls sees both at once.
+async fn told_before_marker(feed: &mut impl ChangeFeed) -> BTreeSet<String> {
+    let mut before = BTreeSet::new();
+    let mut change = told(feed).await;
+    while change != Change::Changed(MARKER) {
+        assert!(before.insert(format!("{change:?}")), "{change:?} was told twice");
+        change = told(feed).await;
+    }
+    before
+}
+
+async fn told_with_marker(feed: &mut impl ChangeFeed) -> BTreeSet<String> {
+    let mut with = told_before_marker(feed).await;
+    loop {
+        match soon(feed.next()).await.unwrap() {
+            Change::Nothing { .. } => return with,
+            change => {
+                assert!(with.insert(format!("{change:?}")), "{change:?} was told twice");
+            }
+        }
+    }
+}
+
+fn set(changes: &[Change]) -> BTreeSet<String> {
+    changes.iter().map(|change| format!("{change:?}")).collect()
+}
+
+async fn connected<F: ChangeFeed>(mut feed: F) -> F {
+    soon(feed.connect()).await.unwrap();
+    feed
+}
+
+async fn refused(feed: &mut impl ChangeFeed) -> String {
+    let error = soon(feed.connect()).await.unwrap_err();
+    assert!(soon(feed.next()).await.is_err(), "what is not connected tells nothing");
+    format!("{error:?}")
+}
+
+/// Polls `future` this often at most.
+async fn polled<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
+    let (mut future, mut left) = (pin!(future), times);
+    poll_fn(|context| match left.checked_sub(1) {
+        None => Poll::Ready(None),
+        Some(fewer) => {
+            left = fewer;
+            let polled = future.as_mut().poll(context).map(Some);
+            if left == 0 && polled.is_pending() { Poll::Ready(None) } else { polled }
+        }
+    })
+    .await
+}
+
+/// A database with two keys.
+async fn database() -> Database {
+    let database = Server::shared().database().await;
+    furnish(&store(database.url()).await).await;
+    database
+}
+
+async fn furnish(store: &PgKeyStore) {
+    store.migrate().await.unwrap();
+    store.insert(&record(KEY)).await.unwrap();
+    store.insert(&record(MARKER)).await.unwrap();
+}
+
+async fn store(url: &str) -> PgKeyStore {
+    PgKeyStore::connect(url).await.unwrap()
+}
+
+async fn connection(url: &str) -> PgConnection {
+    PgConnection::connect(url).await.unwrap()
+}
+
+async fn execute(connection: &mut PgConnection, sql: impl Into<String>) {
+    let sql = sql.into();
+    let done = raw_sql(AssertSqlSafe(sql.clone())).execute(connection).await;
+    done.unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+async fn touch(connection: &mut PgConnection, id: KeyId) {
+    execute(connection, format!("update api_keys set name = '{}' where id = '{id}'", unique()))
+        .await;
+}
+
+/// A pool that has not connected, and need not be able to.
+fn pool(url: &str) -> PgPool {
+    let options: PgConnectOptions = url.parse().unwrap();
+    PgPoolOptions::new().acquire_timeout(SOON).connect_lazy_with(options)
+}
+
+fn listening(url: &str) -> PgChangeFeed {
+    PgChangeFeed::new(pool(url)).heartbeat(HEARTBEAT)
+}
+
+fn polling(url: &str) -> PollingChangeFeed<PgKeyStore> {
+    PollingChangeFeed::new(PgKeyStore::new(pool(url))).interval(OFTEN)
+}
+
+mod triggers {
+    use super::*;
+
+    /// Everything that hears of changes, and a prompt to make them at.
+    struct Audience {
+        database: Database,
+        prompt: PgConnection,
+        listening: PgChangeFeed,
+        polling: PollingChangeFeed<PgKeyStore>,
+    }
+
+    impl Audience {
+        async fn new() -> Self {
+            let database = database().await;
+            Self {
+                prompt: connection(database.url()).await,
+                listening: connected(listening(database.url())).await,
+                polling: connected(polling(database.url())).await,
+                database,
+            }
+        }
+
+        /// What the two feeds tell of `sql`.
+        async fn hears(&mut self, sql: &str) -> [BTreeSet<String>; 2] {
+            execute(&mut self.prompt, sql).await;
+            touch(&mut self.prompt, MARKER).await;
+            [
+                told_before_marker(&mut self.listening).await,
+                told_with_marker(&mut self.polling).await,
+            ]
+        }
+
+        #[track_caller]
+        fn both(changes: &[Change]) -> [BTreeSet<String>; 2] {
+            [set(changes), set(changes)]
+        }
+    }
+
+    const SET: &str = "update api_keys set";
+    const OF_KEY: &str = "where id = '09090909-0909-0909-0909-090909090909'";
+
+    #[tokio::test]
+    async fn a_column_that_matters_is_told_and_no_other() {
+        let told = [
+            ("consumer_id", "'other'"),
+            ("name", "'a name'"),
+            ("name", "null"),
+            ("scopes", "array['reports:read']"),
+            ("rate_limits", "'[]'"),
+            ("rate_limits", "null"),
+            ("metadata", r#"'{"plan": "pro"}'"#),
+            ("is_active", "not is_active"),
+            ("not_before", "now()"),
+            ("expires_at", "now()"),
+            ("expires_at", "null"),
+            ("revoked_at", "now()"),
+            ("root_id", "gen_random_uuid()"),
+        ];
+        let silent = [
+            ("key_prefix", "'sk_'"),
+            ("key_last4", "'abcd'"),
+            ("created_at", "now()"),
+            ("created_by", "'alice'"),
+            ("revoked_reason", "'leaked'"),
+            ("rotated_from", "gen_random_uuid()"),
+            ("version", "version + 1"),
+            ("name", "name"),
+            ("id", "id"),
+        ];
+        let mut audience = Audience::new().await;
+        for (column, value) in told {
+            let heard = audience.hears(&format!("{SET} {column} = {value} {OF_KEY}")).await;
+            assert_eq!(heard, Audience::both(&[Change::Changed(KEY)]), "{column} = {value}");
+        }
+        for (column, value) in silent {
+            let heard = audience.hears(&format!("{SET} {column} = {value} {OF_KEY}")).await;
+            assert_eq!(heard, Audience::both(&[]), "{column} = {value}");
+        }
+        let new_hash = format!("{SET} key_hash = sha256('new') {OF_KEY}");
+        let replaced = [Change::Changed(KEY), Change::Created(KEY)];
+        assert_eq!(audience.hears(&new_hash).await, Audience::both(&replaced));
+        let new_id = format!("{SET} id = '{OTHER}' {OF_KEY}");
+        let [listening, polling] = audience.hears(&new_id).await;
+        let moved = [Change::Changed(KEY), Change::Created(OTHER)];
+        assert_eq!(listening, set(&moved));
+        assert_eq!(polling, set(&[&moved[..], &[Change::Changed(OTHER)]].concat()));
+
+        let judged = told.iter().chain(&silent).map(|(column, _)| column.to_string());
+        let judged: BTreeSet<_> = judged.chain(["key_hash".to_owned()]).collect();
+        let columns = "select column_name::text from information_schema.columns \
+                       where table_name = 'api_keys'";
+        let columns: Vec<String> =
+            query_scalar(columns).fetch_all(&mut audience.prompt).await.unwrap();
+        assert_eq!(judged, columns.into_iter().collect(), "a new column matters or does not");
+    }
+
+    #[tokio::test]
+    async fn keys_that_come_and_go_are_told() {
+        let mut audience = Audience::new().await;
+        let copy = format!("create temp table copy as select * from api_keys {OF_KEY}");
+        execute(&mut audience.prompt, copy).await;
+
+        let deleted = audience.hears(&format!("delete from api_keys {OF_KEY}")).await;
+        assert_eq!(deleted, Audience::both(&[Change::Changed(KEY)]));
+        let [listening, polling] = audience.hears("insert into api_keys select * from copy").await;
+        assert_eq!(listening, set(&[Change::Created(KEY)]));
+        assert_eq!(polling, set(&[Change::Changed(KEY), Change::Created(KEY)]));
+
+        let replaced = "begin; delete from api_keys where id = (select id from copy); \
+                        insert into api_keys select * from copy; commit";
+        let both = [Change::Changed(KEY), Change::Created(KEY)];
+        assert_eq!(audience.hears(replaced).await, Audience::both(&both));
+
+        let marker = format!(
+            "begin; create temp table marker as select * from api_keys \
+            where id = '{MARKER}'; truncate api_keys; insert into api_keys select * from marker; \
+            commit"
+        );
+        let [listening, polling] = audience.hears(&marker).await;
+        assert_eq!(listening, set(&[Change::Everything, Change::Created(MARKER)]));
+        assert!(polling.contains("Everything"), "{polling:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_rolled_back_is_not_told() {
+        let mut audience = Audience::new().await;
+        let change = format!("{SET} name = 'never' {OF_KEY}");
+        for sql in [
+            format!("begin; {change}; delete from api_keys; rollback"),
+            format!("begin; savepoint s; {change}; rollback to s; commit"),
+        ] {
+            assert_eq!(audience.hears(&sql).await, Audience::both(&[]), "{sql}");
+        }
+        // Many changes of a key in one transaction are one.
+        let often = format!("begin; {change}; {SET} name = 'often' {OF_KEY}; commit");
+        assert_eq!(audience.hears(&often).await, Audience::both(&[Change::Changed(KEY)]));
+    }
+
+    /// F59.
+    #[tokio::test]
+    async fn the_use_of_keys_is_not_told() {
+        let mut audience = Audience::new().await;
+        let store = store(audience.database.url()).await;
+        for at in [SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + SOON] {
+            store.record_usage(&[Usage::new(KEY, at), Usage::new(MARKER, at)]).await.unwrap();
+        }
+        assert_eq!(audience.hears("select").await, Audience::both(&[]));
+    }
+
+    #[tokio::test]
+    async fn what_a_store_does_is_told() {
+        let mut audience = Audience::new().await;
+        let store = store(audience.database.url()).await;
+        store.insert(&record(OTHER)).await.unwrap();
+        let mut changed = store.get(KEY).await.unwrap().unwrap();
+        changed.name = Some("changed".into());
+        store.update(&changed).await.unwrap();
+        store.revoke(OTHER, None).await.unwrap();
+        // Revoking twice changes nothing.
+        store.revoke(OTHER, None).await.unwrap();
+        let told = [Change::Created(OTHER), Change::Changed(KEY), Change::Changed(OTHER)];
+        assert_eq!(audience.hears("select").await, Audience::both(&told));
+    }
+
+    #[tokio::test]
+    async fn no_session_can_talk_a_trigger_out_of_it() {
+        let mut audience = Audience::new().await;
+        for disguise in [
+            "create temp table api_key_changes (like api_key_changes including all)",
+            "set search_path = pg_catalog",
+            "set search_path = pg_temp, public",
+            "set default_transaction_isolation = serializable",
+        ] {
+            execute(&mut audience.prompt, disguise).await;
+            let sql = format!("update public.api_keys set name = '{}' {OF_KEY}", unique());
+            execute(&mut audience.prompt, sql).await;
+            execute(&mut audience.prompt, "reset search_path").await;
+            let told = audience.hears("select").await;
+            assert_eq!(told, Audience::both(&[Change::Changed(KEY)]), "{disguise}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_may_write_keys_need_not_know_of_the_log() {
+        let mut audience = Audience::new().await;
+        let role = format!("test_role_{:016x}", unique());
+        let sql = format!("create role {role}; grant select, update on api_keys to {role}");
+        execute(&mut audience.prompt, sql).await;
+        let change =
+            format!("set role {role}; {SET} name = 'by another role' {OF_KEY}; reset role");
+        let heard = audience.hears(&change).await;
+        let right = AssertSqlSafe(format!(
+            "select has_function_privilege('{role}', 'api_keys_tell()', 'execute') \
+             or has_table_privilege('{role}', 'api_key_changes', 'select')"
+        ));
+        let right: bool = query_scalar(right).fetch_one(&mut audience.prompt).await.unwrap();
+        execute(&mut audience.prompt, format!("drop owned by {role}; drop role {role}")).await;
+        assert_eq!(heard, Audience::both(&[Change::Changed(KEY)]));
+        assert!(!right, "a trigger takes neither right, and one of them is dangerous");
+    }
+
+    #[tokio::test]
+    async fn each_schema_has_a_log_of_its_own() {
+        let database = Server::shared().database().await;
+        let mut prompt = connection(database.url()).await;
+        execute(&mut prompt, r#"create schema one; create schema "the ""other""""#).await;
+        let options = |schema| {
+            let options: PgConnectOptions = database.url().parse().unwrap();
+            let path = [("search_path", schema)];
+            PgPoolOptions::new().connect_lazy_with(options.options(path))
+        };
+        let [one, other] = ["one", r#""the ""other""""#].map(options);
+        for pool in [&one, &other] {
+            furnish(&PgKeyStore::new(pool.clone())).await;
+        }
+        let poll = |pool: &PgPool| {
+            connected(PollingChangeFeed::new(PgKeyStore::new(pool.clone())).interval(OFTEN))
+        };
+        let (mut of_one, mut of_other) = (poll(&one).await, poll(&other).await);
+
+        execute(&mut prompt, format!("update one.api_keys set name = 'one' {OF_KEY}")).await;
+        assert_eq!(told(&mut of_one).await, Change::Changed(KEY));
+        execute(&mut prompt, r#"alter schema "the ""other""" rename to renamed"#).await;
+        execute(&mut prompt, "delete from renamed.api_keys").await;
+        execute(&mut prompt, r#"alter schema renamed rename to "the ""other""""#).await;
+        let deleted = [told(&mut of_other).await, told(&mut of_other).await];
+        assert_eq!(set(&deleted), set(&[Change::Changed(KEY), Change::Changed(MARKER)]));
+        execute(&mut prompt, format!("delete from one.api_keys where id = '{MARKER}'")).await;
+        assert_eq!(told(&mut of_one).await, Change::Changed(MARKER));
+    }
+}
+
+mod listening {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_is_told_at_once() {
+        let database = database().await;
+        let slow = PgChangeFeed::new(pool(database.url())).heartbeat(Duration::from_secs(300));
+        let mut feed = connected(slow).await;
+        let mut prompt = connection(database.url()).await;
+        for _ in 0..100 {
+            touch(&mut prompt, KEY).await;
+            assert_eq!(soon(feed.next()).await.unwrap(), Change::Changed(KEY));
+        }
+    }
+
+    #[tokio::test]
+    async fn silence_is_told_with_its_lag() {
+        let database = database().await;
+        let mut feed = connected(listening(database.url())).await;
+        for _ in 0..3 {
+            let nothing = soon(feed.next()).await.unwrap();
+            assert!(matches!(nothing, Change::Nothing { lag } if lag < HEARTBEAT), "{nothing:?}");
+        }
+    }
+
+    /// F57.
+    #[tokio::test]
+    async fn junk_is_junk_and_what_is_not_for_us_is_ignored() {
+        let database = database().await;
+        let mut feed = connected(listening(database.url())).await;
+        let mut prompt = connection(database.url()).await;
+        for junk in [
+            "''",
+            "'junk'",
+            "'v2:everything'",
+            "'v1:deleted:09090909-0909-0909-0909-090909090909'",
+            "'v1:changed:{09090909-0909-0909-0909-090909090909}'",
+            "'v1:changed:09090909-0909-0909-0909-09090909090'",
+            "repeat('v', 7999)",
+            "'v1:everything' || chr(10)",
+            "repeat(chr(128512), 1999)",
+        ] {
+            execute(&mut prompt, format!("select pg_notify('tower_api_key', {junk})")).await;
+            assert_eq!(told(&mut feed).await, Change::Junk, "{junk}");
+        }
+        for ignored in [
+            "'tower_api_key', 'v1:hello:somebody else'",
+            "'tower_api_keys', 'v1:everything'",
+            "'TOWER_API_KEY', 'v1:everything'",
+        ] {
+            execute(&mut prompt, format!("select pg_notify({ignored})")).await;
+        }
+        touch(&mut prompt, KEY).await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_told_in_full() {
+        let database = database().await;
+        let mut feed = connected(listening(database.url())).await;
+        let mut prompt = connection(database.url()).await;
+        let flood = "select pg_notify('tower_api_key', 'v1:flood:' || n) \
+                     from generate_series(1, 10000) n";
+        execute(&mut prompt, flood).await;
+        touch(&mut prompt, KEY).await;
+        for _ in 0..10_000 {
+            assert_eq!(told(&mut feed).await, Change::Junk);
+        }
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_no_text_stop_nobody() {
+        let server = Server::shared();
+        let own = server.database().await;
+        let mut admin = connection(own.url()).await;
+        let name = format!("test_bytes_{:016x}", unique());
+        let create = format!(
+            "create database {name} template template0 encoding 'SQL_ASCII' \
+             lc_collate 'C' lc_ctype 'C'"
+        );
+        execute(&mut admin, create).await;
+        let url = server.url(&name);
+        furnish(&store(&url).await).await;
+
+        let mut feed = connected(listening(&url)).await;
+        let mut prompt = connection(&url).await;
+        execute(&mut prompt, r"select pg_notify('tower_api_key', e'v1:\xff')").await;
+        // PostgreSQL refuses to send it, or it is sent and refused here.
+        let heard = soon(async {
+            loop {
+                match feed.next().await {
+                    Ok(Change::Nothing { .. }) => {}
+                    heard => return heard,
+                }
+            }
+        });
+        if let Ok(heard) = heard.await {
+            assert_eq!(heard, Change::Junk);
+        } else {
+            soon(feed.connect()).await.unwrap();
+        }
+        touch(&mut prompt, KEY).await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+        drop(feed);
+        execute(&mut admin, format!("drop database {name} with (force)")).await;
+    }
+
+    /// F52 and F53.
+    #[tokio::test]
+    async fn a_connection_that_is_lost_is_noticed_within_two_heartbeats() {
+        let database = database().await;
+        let proxy = FaultProxy::start(Server::shared().addr()).await;
+        let mut prompt = connection(database.url()).await;
+        let mut feed = listening(&proxy.url(database.url()));
+        for fault in [Fault::Fin, Fault::Rst, Fault::BlackHole, Fault::Refuse] {
+            soon(feed.connect()).await.unwrap();
+            touch(&mut prompt, KEY).await;
+            assert_eq!(told(&mut feed).await, Change::Changed(KEY), "{fault:?}");
+
+            proxy.set(fault).await;
+            // Two heartbeats, and what a busy machine takes.
+            let deadline = 2 * HEARTBEAT + Duration::from_secs(2);
+            let error = timeout(deadline, end(&mut feed)).await.expect("a verdict in time");
+            assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{fault:?}: {error:?}");
+            assert!(feed.next().await.is_err(), "{fault:?}");
+            proxy.set(Fault::Pass).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_is_terminated_is_noticed() {
+        let database = database().await;
+        let url = format!("{}?application_name=feed", database.url());
+        let mut feed = connected(listening(&url)).await;
+        let mut prompt = connection(database.url()).await;
+        let terminate = "select pg_terminate_backend(pid) from pg_stat_activity \
+                         where application_name = 'feed' and datname = current_database()";
+        execute(&mut prompt, terminate).await;
+        end(&mut feed).await;
+        soon(feed.connect()).await.unwrap();
+        touch(&mut prompt, KEY).await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_restarts_is_found_again() {
+        let server = Server::start();
+        let database = server.database().await;
+        furnish(&store(database.url()).await).await;
+        let mut listening = connected(listening(database.url())).await;
+        let mut polling = connected(polling(database.url())).await;
+
+        server.stop_immediate().await;
+        end(&mut listening).await;
+        refused(&mut listening).await;
+        server.start_again().await;
+        // A poll may not have noticed that the server was away.
+        end(&mut polling).await;
+        soon(listening.connect()).await.unwrap();
+        soon(polling.connect()).await.unwrap();
+        touch(&mut connection(database.url()).await, KEY).await;
+        assert_eq!(told(&mut listening).await, Change::Changed(KEY));
+        assert_eq!(told(&mut polling).await, Change::Changed(KEY));
+    }
+
+    #[tokio::test]
+    async fn who_cannot_connect_says_why() {
+        let database = database().await;
+        let proxy = FaultProxy::start(Server::shared().addr()).await;
+        let mut feed = listening(&proxy.url(database.url()));
+        for (fault, why) in [(Fault::Refuse, "refused"), (Fault::BlackHole, "took too long")] {
+            proxy.set(fault).await;
+            let error = refused(&mut feed).await;
+            assert!(error.contains("Unavailable") && error.contains(why), "{error}");
+        }
+        let mut nowhere = listening(&Server::shared().url("there_is_no_such_database"));
+        assert!(refused(&mut nowhere).await.contains("does not exist"));
+    }
+
+    #[tokio::test]
+    async fn who_has_no_triggers_is_not_listened_to() {
+        let database = Server::shared().database().await;
+        let error = refused(&mut listening(database.url())).await;
+        assert!(error.contains("Migration") && error.contains("`migrate`"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_was_never_connected_fails() {
+        let error = listening("postgres://nowhere/none").next().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn the_pool_is_left_alone_and_its_end_is_the_feeds() {
+        let database = database().await;
+        let pool = PgPoolOptions::new().max_connections(1).connect(database.url()).await.unwrap();
+        let mut taken = pool.acquire().await.unwrap();
+        let mut feed = connected(PgChangeFeed::new(pool.clone()).heartbeat(HEARTBEAT)).await;
+        touch(&mut taken, KEY).await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+        drop(taken);
+        let found = soon(PgKeyStore::new(pool.clone()).find(&record(KEY).key_hash)).await;
+        assert_eq!(found.unwrap().unwrap().id, KEY);
+        assert_eq!(pool.size(), 1);
+
+        let (ended, ()) = tokio::join!(end(&mut feed), async { soon(pool.close()).await });
+        assert!(format!("{ended:?}").contains("closed"), "{ended:?}");
+        assert!(refused(&mut feed).await.contains("closed"));
+    }
+
+    #[tokio::test]
+    async fn it_may_be_dropped_anywhere() {
+        let database = database().await;
+        let mut feed = listening(database.url());
+        let mut connections = 0;
+        for polls in 0.. {
+            if polled(polls, feed.connect()).await.is_some() {
+                connections += 1;
+                polled(polls % 5, feed.next()).await;
+                if connections > 10 {
+                    break;
+                }
+            }
+        }
+        soon(feed.connect()).await.unwrap();
+        touch(&mut connection(database.url()).await, KEY).await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+    }
+
+    #[test]
+    fn it_may_be_dropped_outside_of_the_runtime() {
+        let runtime = || tokio::runtime::Runtime::new().unwrap();
+        let (first, second) = (runtime(), runtime());
+        let database = first.block_on(database());
+
+        let feed = || async { connected(listening(database.url())).await };
+        drop(first.block_on(feed()));
+        let outlives_its_runtime = second.block_on(feed());
+        let mut halfway = first.block_on(feed());
+        for polls in 0..30 {
+            let mut connecting = Box::pin(halfway.connect());
+            first.block_on(polled(polls, connecting.as_mut()));
+            drop(connecting);
+            let mut feed = first.block_on(feed());
+            let mut waiting = Box::pin(feed.next());
+            first.block_on(polled(polls % 3, waiting.as_mut()));
+            drop(waiting);
+            first.block_on(feed.connect()).unwrap();
+            first.spawn(async move { while feed.next().await.is_ok() {} });
+        }
+        drop(second);
+        drop(outlives_its_runtime);
+        first.block_on(async { drop(database) });
+        drop(first);
+    }
+}
+
+mod polling {
+    use super::*;
+
+    #[tokio::test]
+    async fn transactions_that_commit_out_of_order_are_told_once_each() {
+        let database = database().await;
+        let mut feed = connected(polling(database.url())).await;
+        let [mut first, mut second, mut third] = [
+            connection(database.url()).await,
+            connection(database.url()).await,
+            connection(database.url()).await,
+        ];
+        execute(&mut first, "begin").await;
+        touch(&mut first, KEY).await;
+        execute(&mut second, "begin").await;
+        touch(&mut second, MARKER).await;
+        execute(&mut second, "commit").await;
+        assert_eq!(told(&mut feed).await, Change::Changed(MARKER));
+        // The first one keeps the horizon back: what is beyond it is read again, and not told.
+        for _ in 0..3 {
+            assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
+        }
+        execute(&mut first, "commit").await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+
+        // The lower number of two that change one key may be the later one.
+        execute(&mut first, "begin; select pg_current_xact_id()").await;
+        touch(&mut third, KEY).await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+        touch(&mut first, KEY).await;
+        execute(&mut first, "commit").await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+
+        // What is created is told once, however often it is changed then.
+        execute(&mut first, "begin; select pg_current_xact_id()").await;
+        store(database.url()).await.insert(&record(OTHER)).await.unwrap();
+        let created = [told(&mut feed).await, told(&mut feed).await];
+        assert_eq!(created, [Change::Changed(OTHER), Change::Created(OTHER)]);
+        for _ in 0..3 {
+            touch(&mut second, OTHER).await;
+            assert_eq!(told(&mut feed).await, Change::Changed(OTHER));
+        }
+        touch(&mut first, OTHER).await;
+        execute(&mut first, "commit").await;
+        assert_eq!(told(&mut feed).await, Change::Changed(OTHER));
+        for _ in 0..3 {
+            assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
+        }
+    }
+
+    #[tokio::test]
+    async fn whatever_writers_do_each_last_change_is_told() {
+        let database = database().await;
+        let mut feed = connected(polling(database.url())).await;
+        let ids: Vec<_> = (20..28).map(|n| KeyId::from_bytes([n; 16])).collect();
+        let store = store(database.url()).await;
+        for id in &ids {
+            store.insert(&record(*id)).await.unwrap();
+        }
+        let writers: Vec<_> = (0..4)
+            .map(|writer| {
+                let (url, ids) = (database.url().to_owned(), ids.clone());
+                tokio::spawn(async move {
+                    let mut prompt = connection(&url).await;
+                    for round in 0..40 {
+                        execute(&mut prompt, "begin; select pg_current_xact_id()").await;
+                        touch(&mut prompt, ids[(writer * 3 + round) % ids.len()]).await;
+                        execute(&mut prompt, "commit").await;
+                    }
+                    for id in ids.iter().skip(writer).step_by(4) {
+                        let delete = format!("delete from api_keys where id = '{id}'");
+                        execute(&mut prompt, delete).await;
+                    }
+                    touch(&mut prompt, MARKER).await;
+                })
+            })
+            .collect();
+
+        // A cache that reads again whatever it is told of.
+        let mut cache = std::collections::HashMap::new();
+        let follow = async {
+            loop {
+                match feed.next().await.unwrap() {
+                    Change::Changed(id) | Change::Created(id) => {
+                        cache.insert(id, store.get(id).await.unwrap());
+                    }
+                    Change::Nothing { .. } if writers.iter().all(|writer| writer.is_finished()) => {
+                        break;
+                    }
+                    _ => {}
+                }
+            }
+            // One more, as the last poll may have begun before the last writer ended.
+            while !matches!(feed.next().await.unwrap(), Change::Nothing { .. }) {}
+        };
+        soon(follow).await;
+        for id in ids {
+            assert_eq!(cache[&id], None, "{id} was deleted");
+        }
+    }
+
+    /// A log that says what is next on its list.
+    struct Script(Mutex<VecDeque<Changes>>);
+
+    impl ChangeLog for Script {
+        async fn changes_since(&self, _: Option<Horizon>) -> Result<Changes, StoreError> {
+            let next = self.0.lock().unwrap().pop_front();
+            next.ok_or(StoreError::new(StoreErrorKind::Unavailable))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_that_is_another_or_went_backwards_is_an_error() {
+        let at = |from, server| Changes::new(Horizon::new(from, server));
+        for (then, fails) in [
+            (at(100, 7), false),
+            (at(101, 7), false),
+            (at(99, 7), true),
+            (at(100, 8), true),
+            (at(101, 6), true),
+        ] {
+            let script = [at(100, 7), then.clone(), at(100, 7)];
+            let mut feed =
+                connected(PollingChangeFeed::new(Script(Mutex::new(script.into())))).await;
+            let next = feed.next().await;
+            assert_eq!(next.is_err(), fails, "{then:?}");
+            if fails {
+                assert!(feed.next().await.is_err(), "`connect` comes first");
+                feed.connect().await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_standby_is_polled_and_not_listened_to() {
+        let primary = Server::start();
+        let database = primary.database().await;
+        furnish(&store(database.url()).await).await;
+        let standby = primary.standby();
+        let url = standby.url(database.url().rsplit('/').next().unwrap());
+        let mut feed = connected(polling(&url)).await;
+        let error = refused(&mut listening(&url)).await;
+        assert!(error.contains("during recovery") && error.contains("25006"), "{error}");
+
+        let [mut first, mut second] =
+            [connection(database.url()).await, connection(database.url()).await];
+        execute(&mut first, "begin").await;
+        touch(&mut first, KEY).await;
+        touch(&mut second, MARKER).await;
+        assert_eq!(told(&mut feed).await, Change::Changed(MARKER));
+        execute(&mut first, "commit").await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+        store(database.url()).await.insert(&record(OTHER)).await.unwrap();
+        let created = [told(&mut feed).await, told(&mut feed).await];
+        assert_eq!(created, [Change::Changed(OTHER), Change::Created(OTHER)]);
+    }
+
+    #[tokio::test]
+    async fn behind_pgbouncer_it_is_polled_and_not_listened_to() {
+        let database = database().await;
+        let pgbouncer = PgBouncer::start(Server::shared());
+        let url = pgbouncer.url(database.url());
+        let error = refused(&mut listening(&url)).await;
+        assert!(error.contains("PgBouncer") && error.contains("`PollingChangeFeed`"), "{error}");
+
+        let pool = PgPoolOptions::new().max_connections(1).connect(&url).await.unwrap();
+        let feed = PollingChangeFeed::new(PgKeyStore::new(pool)).interval(OFTEN);
+        let mut feed = connected(feed).await;
+        touch(&mut connection(database.url()).await, KEY).await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+    }
+
+    #[tokio::test]
+    async fn a_poll_reads_one_range_of_an_index() {
+        let database = database().await;
+        let mut prompt = connection(database.url()).await;
+        let fill = "insert into api_key_changes \
+                    select gen_random_uuid(), '1', (1 + n % 500)::text::xid8 \
+                    from generate_series(1, 20000) n; analyze api_key_changes";
+        execute(&mut prompt, fill).await;
+        let store = store(database.url()).await;
+        let mut feed = connected(PollingChangeFeed::new(store.clone()).interval(OFTEN)).await;
+        touch(&mut prompt, KEY).await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+
+        // As often as it takes for a plan that serves any parameter.
+        for _ in 0..10 {
+            assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
+        }
+        let scans = "select seq_scan from pg_stat_user_tables where relname = 'api_key_changes'";
+        store.pool().close().await;
+        let stats = async {
+            loop {
+                let sql = "select coalesce(idx_scan, 0) from pg_stat_user_indexes \
+                           where indexrelname = 'api_key_changes_by_transaction'";
+                let count: i64 = query_scalar(sql).fetch_one(&mut prompt).await.unwrap();
+                if count >= 10 {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(stats).await;
+        let scans: i64 = query_scalar(scans).fetch_one(&mut prompt).await.unwrap();
+        assert!(scans <= 2, "making the indexes scans the table, and nothing else does: {scans}");
+    }
+
+    #[tokio::test]
+    async fn who_has_no_log_is_told_to_migrate() {
+        let database = Server::shared().database().await;
+        let error = refused(&mut polling(database.url())).await;
+        assert!(error.contains("Migration") && error.contains("`migrate`"), "{error}");
+        let sqlite = SqliteKeyStore::in_memory().await.unwrap();
+        let error = refused(&mut PollingChangeFeed::new(sqlite)).await;
+        assert!(error.contains("Migration") && error.contains("`migrate`"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_hangs_is_an_error() {
+        let database = database().await;
+        let proxy = FaultProxy::start(Server::shared().addr()).await;
+        let mut feed = connected(polling(&proxy.url(database.url()))).await;
+        proxy.set(Fault::BlackHole).await;
+        assert_eq!(end(&mut feed).await.kind(), StoreErrorKind::Unavailable);
+        assert!(feed.next().await.is_err());
+    }
+}
+
+mod sqlite {
+    use super::*;
+
+    /// A file of two keys, as two processes have it open.
+    async fn file() -> (tempfile::TempDir, [SqliteKeyStore; 2]) {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/keys.db", folder.path().display());
+        let writer = SqliteKeyStore::connect(&url).await.unwrap();
+        writer.migrate().await.unwrap();
+        writer.insert(&record(KEY)).await.unwrap();
+        writer.insert(&record(MARKER)).await.unwrap();
+        let reader = SqliteKeyStore::connect(&url).await.unwrap();
+        (folder, [writer, reader])
+    }
+
+    async fn execute(store: &SqliteKeyStore, sql: impl Into<String>) {
+        raw_sql(AssertSqlSafe(sql.into())).execute(store.pool()).await.unwrap();
+    }
+
+    const OF_KEY: &str = "where hex(id) = '09090909090909090909090909090909'";
+    const TOUCH_MARKER: &str = "update api_keys set name = hex(randomblob(8)) \
+                                where hex(id) = '01010101010101010101010101010101'";
+
+    struct Audience {
+        _folder: tempfile::TempDir,
+        writer: SqliteKeyStore,
+        feed: PollingChangeFeed<SqliteKeyStore>,
+    }
+
+    impl Audience {
+        async fn new() -> Self {
+            let (folder, [writer, reader]) = file().await;
+            let feed = connected(PollingChangeFeed::new(reader).interval(OFTEN)).await;
+            Self { _folder: folder, writer, feed }
+        }
+
+        async fn hears(&mut self, sql: impl Into<String>) -> BTreeSet<String> {
+            execute(&self.writer, sql).await;
+            execute(&self.writer, TOUCH_MARKER).await;
+            told_with_marker(&mut self.feed).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_column_that_matters_is_told_and_no_other() {
+        let told = [
+            ("consumer_id", "'other'"),
+            ("name", "'a name'"),
+            ("name", "null"),
+            ("scopes", r#"'["reports:read"]'"#),
+            ("rate_limits", "'[]'"),
+            ("metadata", r#"'{"plan": "pro"}'"#),
+            ("is_active", "0"),
+            ("not_before", "1"),
+            ("expires_at", "1"),
+            ("expires_at", "null"),
+            ("revoked_at", "1"),
+            ("root_id", "randomblob(16)"),
+        ];
+        let silent = [
+            ("key_prefix", "'sk_'"),
+            ("key_last4", "'abcd'"),
+            ("created_at", "1"),
+            ("created_by", "'alice'"),
+            ("revoked_reason", "'leaked'"),
+            ("rotated_from", "randomblob(16)"),
+            ("version", "version + 1"),
+            ("name", "name"),
+            ("id", "id"),
+        ];
+        let mut audience = Audience::new().await;
+        for (columns, expected) in [(&told[..], set(&[Change::Changed(KEY)])), (&silent, set(&[]))]
+        {
+            for (column, value) in columns {
+                let heard =
+                    audience.hears(format!("update api_keys set {column} = {value} {OF_KEY}"));
+                assert_eq!(heard.await, expected, "{column} = {value}");
+            }
+        }
+        let new_hash = format!("update api_keys set key_hash = randomblob(32) {OF_KEY}");
+        let replaced = set(&[Change::Changed(KEY), Change::Created(KEY)]);
+        assert_eq!(audience.hears(new_hash).await, replaced);
+
+        let judged = told.iter().chain(&silent).map(|(column, _)| column.to_string());
+        let judged: BTreeSet<_> = judged.chain(["key_hash".to_owned()]).collect();
+        let columns = query_scalar("select name from pragma_table_info('api_keys')");
+        let columns: Vec<String> = columns.fetch_all(audience.writer.pool()).await.unwrap();
+        assert_eq!(judged, columns.into_iter().collect(), "a new column matters or does not");
+    }
+
+    #[tokio::test]
+    async fn keys_that_come_go_and_move_are_told() {
+        let mut audience = Audience::new().await;
+        let created = set(&[Change::Changed(KEY), Change::Created(KEY)]);
+        let changed = set(&[Change::Changed(KEY)]);
+        let moved = set(&[Change::Changed(KEY), Change::Changed(OTHER), Change::Created(OTHER)]);
+        let copy = format!("create table copy as select * from api_keys {OF_KEY}");
+        assert_eq!(audience.hears(copy).await, set(&[]));
+        let back = set(&[Change::Changed(OTHER), Change::Changed(KEY), Change::Created(KEY)]);
+        let rename = format!("update api_keys set id = unhex('{}') {OF_KEY}", "08".repeat(16));
+        for (sql, expected) in [
+            (format!("delete from api_keys {OF_KEY}"), &changed),
+            ("insert into api_keys select * from copy".into(), &created),
+            ("insert or replace into api_keys select * from copy".into(), &created),
+            ("insert or ignore into api_keys select * from copy".into(), &set(&[])),
+            (rename.clone(), &moved),
+            // The hash is that of the other one, which goes without a trigger.
+            ("insert or replace into api_keys select * from copy".into(), &back),
+            (rename, &moved),
+            (format!("begin; delete from api_keys {OF_KEY}; rollback"), &set(&[])),
+        ] {
+            assert_eq!(audience.hears(&sql).await, *expected, "{sql}");
+        }
+        assert_eq!(
+            audience
+                .hears("delete from api_keys where id <> x'01010101010101010101010101010101'")
+                .await,
+            set(&[Change::Changed(OTHER)])
+        );
+    }
+
+    #[tokio::test]
+    async fn what_a_store_does_is_told_and_use_is_not() {
+        let mut audience = Audience::new().await;
+        let usage = [Usage::new(KEY, SystemTime::UNIX_EPOCH)];
+        audience.writer.record_usage(&usage).await.unwrap();
+        assert_eq!(audience.hears("select 1").await, set(&[]));
+        audience.writer.insert(&record(OTHER)).await.unwrap();
+        audience.writer.revoke(KEY, None).await.unwrap();
+        let told = [Change::Created(OTHER), Change::Changed(OTHER), Change::Changed(KEY)];
+        assert_eq!(audience.hears("select 1").await, set(&told));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_restored_is_an_error() {
+        let mut audience = Audience::new().await;
+        execute(&audience.writer, "delete from api_key_changes").await;
+        let error = end(&mut audience.feed).await;
+        assert!(format!("{error:?}").contains("backwards"), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_poll_reads_one_range_of_an_index() {
+        let (_folder, [store, _]) = file().await;
+        let plan = "explain query plan
+            select horizon.changed_in, 0, key_id, created_in, api_key_changes.changed_in
+            from (select coalesce(max(changed_in), 0) + 1 as changed_in from api_key_changes)
+                as horizon
+            left join api_key_changes on api_key_changes.changed_in >= 7";
+        let plan: Vec<(i64, i64, i64, String)> =
+            sqlx::query_as(plan).fetch_all(store.pool()).await.unwrap();
+        let scans = plan.iter().filter(|(.., step)| step.contains("api_key_changes"));
+        for (.., step) in scans {
+            assert!(step.contains("INDEX api_key_changes_by_number"), "{plan:?}");
+        }
+    }
+}
