@@ -598,6 +598,18 @@ mod listening {
     }
 
     #[tokio::test]
+    async fn a_channel_that_nothing_arrives_on_is_not_trusted() {
+        let database = database().await;
+        let mut prompt = connection(database.url()).await;
+        let silence =
+            "create function public.pg_notify(text, text) returns void language sql as ''";
+        execute(&mut prompt, silence).await;
+        let url = format!("{}?options=-csearch_path=public,pg_catalog", database.url());
+        let error = refused(&mut listening(&url)).await;
+        assert!(error.contains("`PollingChangeFeed`"), "{error}");
+    }
+
+    #[tokio::test]
     async fn what_was_never_connected_fails() {
         let error = listening("postgres://nowhere/none").next().await.unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Unavailable);
@@ -826,16 +838,36 @@ mod polling {
     }
 
     #[tokio::test]
-    async fn behind_pgbouncer_it_is_polled_and_not_listened_to() {
+    async fn behind_pgbouncer_in_transaction_mode_it_is_polled_and_not_listened_to() {
         let database = database().await;
-        let pgbouncer = PgBouncer::start(Server::shared());
-        let url = pgbouncer.url(database.url());
-        let error = refused(&mut listening(&url)).await;
-        assert!(error.contains("PgBouncer") && error.contains("`PollingChangeFeed`"), "{error}");
+        for connections in [1, 5] {
+            let pgbouncer = PgBouncer::start(Server::shared(), "transaction", connections);
+            let url = pgbouncer.url(database.url());
+            let error = refused(&mut listening(&url)).await;
+            assert!(error.contains("PgBouncer"), "{error}");
+            assert!(error.contains("`PollingChangeFeed`"), "{error}");
+            // Or else notifications would arrive in the middle of other people's queries.
+            let left = "select count(*) from pg_stat_activity \
+                        where query ilike 'listen %' and datname = current_database()";
+            let left: i64 =
+                query_scalar(left).fetch_one(&mut connection(database.url()).await).await.unwrap();
+            assert_eq!(left, 0);
+        }
 
-        let pool = PgPoolOptions::new().max_connections(1).connect(&url).await.unwrap();
+        let pgbouncer = PgBouncer::start(Server::shared(), "transaction", 1);
+        let pool = PgPoolOptions::new().max_connections(1);
+        let pool = pool.connect(&pgbouncer.url(database.url())).await.unwrap();
         let feed = PollingChangeFeed::new(PgKeyStore::new(pool)).interval(OFTEN);
         let mut feed = connected(feed).await;
+        touch(&mut connection(database.url()).await, KEY).await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+    }
+
+    #[tokio::test]
+    async fn behind_pgbouncer_in_session_mode_it_is_listened_to() {
+        let database = database().await;
+        let pgbouncer = PgBouncer::start(Server::shared(), "session", 5);
+        let mut feed = connected(listening(&pgbouncer.url(database.url()))).await;
         touch(&mut connection(database.url()).await, KEY).await;
         assert_eq!(told(&mut feed).await, Change::Changed(KEY));
     }

@@ -9,7 +9,7 @@ use std::{
 
 use sqlx::{
     ConnectOptions, Connection, PgPool, Row,
-    postgres::{PgConnectOptions, PgListener, PgNotification, PgPoolOptions},
+    postgres::{PgConnectOptions, PgListener, PgNotification, PgPoolOptions, PgRow},
     raw_sql,
 };
 use tokio::{
@@ -44,8 +44,8 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 /// Where notifications do not arrive, it does not connect rather than stay silent. Take a
 /// [`PollingChangeFeed`](super::PollingChangeFeed) then:
 ///
-/// 1. behind PgBouncer in transaction mode, where LISTEN succeeds and nothing follows. A pool that
-///    bypasses it, just for the feed, does as well;
+/// 1. behind PgBouncer in transaction mode, where connections take turns on those to the server. A
+///    pool that bypasses it, just for the feed, does as well;
 /// 2. on a standby, which cannot LISTEN.
 ///
 /// # Cancellation
@@ -134,14 +134,21 @@ impl Listening {
         let heartbeat_at = Instant::now() + heartbeat;
         let mut listening = Self { listener: Some(listener), runtime, heartbeat_at };
 
-        listening.listener()?.listen(CHANNEL).await.map_err(failed)?;
-        let hello = raw_sql(SAY_HELLO).fetch_one(&mut herald).await.map_err(failed)?;
-        if !hello.try_get("is_migrated").map_err(failed)? {
+        let own = raw_sql(WHO_ARE_YOU).fetch_one(listening.listener()?).await.map_err(failed)?;
+        let other = raw_sql(WHO_ARE_YOU).fetch_one(&mut herald).await.map_err(failed)?;
+        if !own.try_get("is_migrated").map_err(failed)? {
             return Err(no_changes());
         }
+        let backend = |row: &PgRow| row.try_get::<i32, _>("backend").map_err(failed);
+        if backend(&own)? == backend(&other)? {
+            return Err(unavailable(POOLED));
+        }
+
+        listening.listener()?.listen(CHANNEL).await.map_err(failed)?;
+        let hello = raw_sql(SAY_HELLO).fetch_one(&mut herald).await.map_err(astray)?;
         let hello: String = hello.try_get("payload").map_err(failed)?;
         let heard = timeout(HELLO_DEADLINE, listening.hear(&hello)).await;
-        heard.map_err(|_| unavailable(UNHEARD))??;
+        heard.map_err(|_| unavailable(POOLED))??;
         herald.close().await.map_err(failed)?;
         Ok(listening)
     }
@@ -194,15 +201,28 @@ impl Drop for Listening {
     }
 }
 
-// The number of a transaction is nobody else's. Without parameters, so that a pooler that mixes up
-// prepared statements does not hide what is to be found out.
+// None of these have parameters: a pooler that mixes up prepared statements is to be found out.
+//
+// Two connections that share a backend take turns on it, and a LISTEN would be left behind there, for
+// its notifications to arrive in the middle of somebody else's query.
+const WHO_ARE_YOU: &str = "
+select pg_backend_pid() as backend, to_regclass('api_key_changes') is not null as is_migrated";
+
+// The number of a transaction is nobody else's.
 const SAY_HELLO: &str = "
-select payload, to_regclass('api_key_changes') is not null as is_migrated,
-    pg_notify('tower_api_key', payload)
+select payload, pg_notify('tower_api_key', payload)
 from (select 'v1:hello:' || pg_current_xact_id()) as hello (payload)";
 
-const UNHEARD: &str = "LISTEN succeeded, but notifications do not arrive, as behind PgBouncer in \
-    transaction mode: take a `PollingChangeFeed` there";
+const POOLED: &str = "notifications do not arrive, as behind PgBouncer in transaction mode: \
+    take a `PollingChangeFeed` there";
+
+/// sqlx cannot make sense of a notification that somebody else has listened for.
+fn astray(error: sqlx::Error) -> StoreError {
+    match error {
+        sqlx::Error::Protocol(_) => unavailable(POOLED),
+        error => failed(error),
+    }
+}
 
 /// What a payload says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

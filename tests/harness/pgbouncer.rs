@@ -18,7 +18,7 @@ use super::{
 const HELP: &str = "The tests need PgBouncer. Install it (for instance `apt-get install pgbouncer`), \
     or run the tests through `tests/run`";
 
-/// PgBouncer in transaction mode: clients take turns on one connection to the server.
+/// PgBouncer, which hands its connections to the server round among its clients.
 pub struct PgBouncer {
     port: Port,
     _folder: TempDir,
@@ -26,7 +26,8 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    pub fn start(server: &Server) -> Self {
+    /// In this mode (`session`, `transaction`), with so many connections to the server.
+    pub fn start(server: &Server, mode: &str, connections: u32) -> Self {
         let (folder, port) = (tempfile::tempdir().expect("a temporary folder"), Port::reserve());
         let settings = folder.path().join("pgbouncer.ini");
         let (user, password) = server.user();
@@ -40,8 +41,8 @@ impl PgBouncer {
              listen_port = {}\n\
              unix_socket_dir =\n\
              auth_type = any\n\
-             pool_mode = transaction\n\
-             default_pool_size = 1\n\
+             pool_mode = {mode}\n\
+             default_pool_size = {connections}\n\
              ignore_startup_parameters = extra_float_digits\n",
             upstream.ip(),
             upstream.port(),
