@@ -36,7 +36,7 @@ use crate::harness::{
 };
 
 const SOON: Duration = Duration::from_secs(20);
-const HEARTBEAT: Duration = Duration::from_millis(200);
+const HEARTBEAT: Duration = Duration::from_millis(500);
 const OFTEN: Duration = Duration::from_millis(10);
 
 /// The key that a test changes, and the one it changes to see that all before has been told.
@@ -728,6 +728,23 @@ mod polling {
         for _ in 0..3 {
             assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_before_is_not_told() {
+        let database = database().await;
+        let [mut first, mut second] =
+            [connection(database.url()).await, connection(database.url()).await];
+        execute(&mut first, "begin; select pg_current_xact_id()").await;
+        touch(&mut second, KEY).await;
+        store(database.url()).await.insert(&record(OTHER)).await.unwrap();
+        let mut feed = connected(polling(database.url())).await;
+        assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
+        touch(&mut second, OTHER).await;
+        assert_eq!(told(&mut feed).await, Change::Changed(OTHER));
+        touch(&mut first, KEY).await;
+        execute(&mut first, "commit").await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
     }
 
     #[tokio::test]

@@ -1,11 +1,4 @@
-use std::{
-    fmt,
-    future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
-    task::Poll,
-    time::Duration,
-};
+use std::{error::Error, fmt, panic::catch_unwind, time::Duration};
 
 use sqlx::{
     ConnectOptions, Connection, PgPool, Row,
@@ -22,8 +15,8 @@ use super::{
 };
 use crate::record::KeyId;
 
-/// One channel per database. Who has several schemas with keys hears of all of them, and has one key
-/// of another schema more to ignore.
+/// One for all schemas of a database. Of a key of another schema nothing is cached, so that hearing
+/// of it costs nothing.
 const CHANNEL: &str = "tower_api_key";
 
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -41,8 +34,8 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 /// connection still serves look-ups, and closing the pool ends the feed. One feed for each process
 /// is enough, and what PostgreSQL should be asked for: each commit of a change wakes all who listen.
 ///
-/// Where notifications do not arrive, it does not connect rather than stay silent. Take a
-/// [`PollingChangeFeed`](super::PollingChangeFeed) then:
+/// Where notifications do not arrive, it fails to connect rather than stay silent. Take a
+/// [`PollingChangeFeed`](super::PollingChangeFeed) there:
 ///
 /// 1. behind PgBouncer in transaction mode, where connections take turns on those to the server. A
 ///    pool that bypasses it, just for the feed, does as well;
@@ -65,12 +58,12 @@ impl PgChangeFeed {
         Self { pool, heartbeat: HEARTBEAT, listening: None }
     }
 
-    /// How often the connection is tried, which an idle one does not lose its peer without. One that
-    /// went dead is noticed within two intervals.
+    /// How often the connection is tried. One that went dead without a word, which looks idle, is
+    /// noticed within two intervals.
     ///
-    /// Default: 15 s, so half a minute, for one `select 1` every 15 s and node; at least 10 ms, as a
-    /// database is not to be kept busy by it, and at most 5 min, after which many a network forgets
-    /// a connection that nobody uses.
+    /// Default: 15 s, so that it takes half a minute at most, for one `select 1` every 15 s and node;
+    /// at least 10 ms, which no database should be asked to go below, and at most 5 min, after which
+    /// many a network forgets a connection that nobody uses.
     #[must_use]
     pub fn heartbeat(self, interval: Duration) -> Self {
         Self { heartbeat: interval.clamp(MIN_HEARTBEAT, MAX_HEARTBEAT), ..self }
@@ -89,8 +82,8 @@ impl ChangeFeed for PgChangeFeed {
     }
 
     async fn next(&mut self) -> Result<Change, StoreError> {
-        // Put back when all went well. sqlx's listener reconnects without a word when it is used
-        // after an error, and for good loses its way when that is interrupted.
+        // Put back when all went well: used after an error, sqlx's listener reconnects without a
+        // word, and tells nothing any more if that is interrupted.
         let listening = self.listening.take();
         let mut listening = listening.ok_or_else(|| unavailable("`connect` comes first"))?;
         let next = self.pool.close_event().do_until(listening.next(self.heartbeat)).await;
@@ -183,10 +176,8 @@ impl Listening {
     }
 
     async fn notification(&mut self) -> Result<PgNotification, StoreError> {
-        let notification = caught(self.listener()?.try_recv()).await;
-        let notification = notification.ok_or_else(|| unavailable("the listener panicked"))?;
-        // Without a notification, the connection is lost.
-        notification.map_err(failed)?.ok_or_else(|| unavailable("the connection was lost"))
+        let notification = self.listener()?.try_recv().await.map_err(failed)?;
+        notification.ok_or_else(|| unavailable("the connection was lost"))
     }
 
     fn listener(&mut self) -> Result<&mut PgListener, StoreError> {
@@ -236,7 +227,8 @@ const JUNK: Message = Message::Told(Change::Junk);
 
 /// The payload of a notification on our channel.
 ///
-/// sqlx panics where it is not UTF-8. A database without an encoding, `SQL_ASCII`, holds anything.
+/// sqlx panics where it is not UTF-8. PostgreSQL rather ends the connection than send that, from a
+/// database that holds any bytes.
 fn payload(notification: &PgNotification) -> Option<&str> {
     let (channel, payload) =
         catch_unwind(|| (notification.channel(), notification.payload())).ok()?;
@@ -266,17 +258,7 @@ fn key_id(text: &str) -> Option<KeyId> {
     (id.to_string() == text).then_some(id)
 }
 
-/// What `future` returns, unless it panics.
-async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    poll_fn(|context| {
-        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context)));
-        polled.map_or(Poll::Ready(None), |polled| polled.map(Some))
-    })
-    .await
-}
-
-fn unavailable(problem: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+fn unavailable(problem: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
     StoreError::new(StoreErrorKind::Unavailable).because(problem)
 }
 

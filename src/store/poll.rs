@@ -15,10 +15,10 @@ use crate::record::KeyId;
 /// `PgKeyStore` and `SqliteKeyStore` are one; [`PollingChangeFeed`] asks it.
 pub trait ChangeLog: Send + Sync + 'static {
     /// Which keys were changed since the log said `horizon`, and what to ask it with the next time.
-    /// Without one, there is only the latter.
     ///
     /// Whatever is committed after a horizon was read is among the changes since that horizon, for
-    /// as long as it is the last change of its key. What was committed before may be among them.
+    /// as long as it is the last change of its key. What was committed before may be among them:
+    /// that much is all it says without a horizon.
     ///
     /// The future may be dropped at any time.
     ///
@@ -102,7 +102,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 ///
 /// A poll is one statement, and reads one range of an index: what was changed since the oldest
 /// transaction that was running at the last poll. Transactions may commit in any order, and nothing
-/// is told twice. One that writes for hours makes the range grow with every change made meanwhile.
+/// is told twice. One that writes for hours, in whichever database of the server, makes the range
+/// grow with every change made meanwhile.
 ///
 /// A new key is told as [`Changed`](Change::Changed) and then as [`Created`](Change::Created): the
 /// log does not tell a new key from one that has a new hash.
@@ -153,8 +154,7 @@ impl<L: ChangeLog> PollingChangeFeed<L> {
 impl<L: ChangeLog> ChangeFeed for PollingChangeFeed<L> {
     async fn connect(&mut self) -> Result<(), StoreError> {
         self.position = None;
-        let horizon = self.read(None).await?.horizon;
-        self.position = Some(Position::at(horizon));
+        self.position = Some(Position::after(self.read(None).await?));
         Ok(())
     }
 
@@ -193,8 +193,9 @@ struct Position {
 }
 
 impl Position {
-    fn at(horizon: Horizon) -> Self {
-        Self { horizon, taken: HashMap::new(), untold: VecDeque::new() }
+    fn after(Changes { horizon, keys }: Changes) -> Self {
+        let taken = keys.into_iter().map(|key| (key.key_id, key)).collect();
+        Self { horizon, taken, untold: VecDeque::new() }
     }
 
     fn advance(&mut self, Changes { horizon, keys }: Changes) -> Result<(), StoreError> {

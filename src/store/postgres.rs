@@ -312,7 +312,8 @@ select
     changed_in::text::bigint
 from pg_current_snapshot() as snapshot
 left join api_key_changes
-    on changed_in >= $1::bigint::text::xid8 and changed_in < pg_snapshot_xmax(snapshot)";
+    on changed_in >= coalesce($1::bigint::text::xid8, pg_snapshot_xmin(snapshot))
+    and changed_in < pg_snapshot_xmax(snapshot)";
 
 impl ChangeLog for PgKeyStore {
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
