@@ -861,14 +861,9 @@ mod polling {
             let pgbouncer = PgBouncer::start(Server::shared(), "transaction", connections);
             let url = pgbouncer.url(database.url());
             let error = refused(&mut listening(&url)).await;
-            assert!(error.contains("PgBouncer"), "{error}");
+            // Before a LISTEN is left behind, to be heard in the middle of somebody else's query.
+            assert!(error.contains("share a backend") && error.contains("PgBouncer"), "{error}");
             assert!(error.contains("`PollingChangeFeed`"), "{error}");
-            // Or else notifications would arrive in the middle of other people's queries.
-            let left = "select count(*) from pg_stat_activity \
-                        where query ilike 'listen %' and datname = current_database()";
-            let left: i64 =
-                query_scalar(left).fetch_one(&mut connection(database.url()).await).await.unwrap();
-            assert_eq!(left, 0);
         }
 
         let pgbouncer = PgBouncer::start(Server::shared(), "transaction", 1);

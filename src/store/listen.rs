@@ -41,6 +41,9 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 ///    pool that bypasses it, just for the feed, does as well;
 /// 2. on a standby, which cannot LISTEN.
 ///
+/// Triggers cost what they do: a transaction that changes keys cannot be prepared for two-phase
+/// commit, and what logical replication brings is not told.
+///
 /// # Cancellation
 ///
 /// Both futures, and the feed itself, may be dropped at any time, outside of the runtime as well.
@@ -134,14 +137,14 @@ impl Listening {
         }
         let backend = |row: &PgRow| row.try_get::<i32, _>("backend").map_err(failed);
         if backend(&own)? == backend(&other)? {
-            return Err(unavailable(POOLED));
+            return Err(unavailable(SHARED));
         }
 
         listening.listener()?.listen(CHANNEL).await.map_err(failed)?;
         let hello = raw_sql(SAY_HELLO).fetch_one(&mut herald).await.map_err(astray)?;
         let hello: String = hello.try_get("payload").map_err(failed)?;
         let heard = timeout(HELLO_DEADLINE, listening.hear(&hello)).await;
-        heard.map_err(|_| unavailable(POOLED))??;
+        heard.map_err(|_| unavailable(UNHEARD))??;
         herald.close().await.map_err(failed)?;
         Ok(listening)
     }
@@ -204,13 +207,16 @@ const SAY_HELLO: &str = "
 select payload, pg_notify('tower_api_key', payload)
 from (select 'v1:hello:' || pg_current_xact_id()) as hello (payload)";
 
-const POOLED: &str = "notifications do not arrive, as behind PgBouncer in transaction mode: \
+const SHARED: &str = "two connections share a backend, as behind PgBouncer in transaction mode: \
+    take a `PollingChangeFeed` there";
+
+const UNHEARD: &str = "notifications do not arrive, as behind PgBouncer in transaction mode: \
     take a `PollingChangeFeed` there";
 
 /// sqlx cannot make sense of a notification that somebody else has listened for.
 fn astray(error: sqlx::Error) -> StoreError {
     match error {
-        sqlx::Error::Protocol(_) => unavailable(POOLED),
+        sqlx::Error::Protocol(_) => unavailable(UNHEARD),
         error => failed(error),
     }
 }

@@ -105,6 +105,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// is told twice. One that writes for hours, in whichever database of the server, makes the range
 /// grow with every change made meanwhile.
 ///
+/// In PostgreSQL it takes the right to read `api_key_changes`.
+///
 /// A new key is told as [`Changed`](Change::Changed) and then as [`Created`](Change::Created): the
 /// log does not tell a new key from one that has a new hash.
 ///
