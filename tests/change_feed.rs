@@ -748,6 +748,20 @@ mod polling {
     }
 
     #[tokio::test]
+    async fn numbers_of_another_server_are_overlooked_until_they_are_replaced() {
+        let database = database().await;
+        let mut prompt = connection(database.url()).await;
+        // As a dump brings them.
+        let restored = "update api_key_changes set created_in = '1000000000000000000', \
+                        changed_in = '1000000000000000000'";
+        execute(&mut prompt, restored).await;
+        let mut feed = connected(polling(database.url())).await;
+        assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
+        touch(&mut prompt, KEY).await;
+        assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+    }
+
+    #[tokio::test]
     async fn whatever_writers_do_each_last_change_is_told() {
         let database = database().await;
         let mut feed = connected(polling(database.url())).await;

@@ -117,7 +117,8 @@ struct Listening {
 impl Listening {
     async fn begin(options: &PgConnectOptions, heartbeat: Duration) -> Result<Self, StoreError> {
         let runtime = Handle::try_current().map_err(unavailable)?;
-        // By itself first: all that a pool says of a failure is that time was up.
+        // Says hello, and is gone. By itself first: all that a pool says of a failure is that time was
+        // up.
         let mut herald = options.connect().await.map_err(failed)?;
         let pool = PgPoolOptions::new()
             .max_connections(1)
@@ -125,6 +126,7 @@ impl Listening {
             .idle_timeout(None)
             .acquire_timeout(DEADLINE)
             .connect_lazy_with(options.clone());
+        // Nothing is awaited before it is in the hands of who may drop it anywhere.
         let mut listener = PgListener::connect_with(&pool).await.map_err(failed)?;
         listener.eager_reconnect(false);
         let heartbeat_at = Instant::now() + heartbeat;
