@@ -32,7 +32,8 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 ///
 /// It takes a connection of its own to the database of `pool`, which it leaves alone: a pool of one
 /// connection still serves look-ups, and closing the pool ends the feed. One feed for each process
-/// is enough, and what PostgreSQL should be asked for: each commit of a change wakes all who listen.
+/// is enough, and what PostgreSQL should be asked for: each commit of a change wakes all who
+/// listen.
 ///
 /// Where notifications do not arrive, it fails to connect rather than stay silent. Take a
 /// [`PollingChangeFeed`](super::PollingChangeFeed) there:
@@ -64,9 +65,9 @@ impl PgChangeFeed {
     /// How often the connection is tried. One that went dead without a word, which looks idle, is
     /// noticed within two intervals.
     ///
-    /// Default: 15 s, so that it takes half a minute at most, for one `select 1` every 15 s and node;
-    /// at least 10 ms, which no database should be asked to go below, and at most 5 min, after which
-    /// many a network forgets a connection that nobody uses.
+    /// Default: 15 s, so that it takes half a minute at most, for one `select 1` every 15 s and
+    /// node; at least 10 ms, which no database should be asked to go below, and at most 5 min,
+    /// after which many a network forgets a connection that nobody uses.
     #[must_use]
     pub fn heartbeat(self, interval: Duration) -> Self {
         Self { heartbeat: interval.clamp(MIN_HEARTBEAT, MAX_HEARTBEAT), ..self }
@@ -117,8 +118,8 @@ struct Listening {
 impl Listening {
     async fn begin(options: &PgConnectOptions, heartbeat: Duration) -> Result<Self, StoreError> {
         let runtime = Handle::try_current().map_err(unavailable)?;
-        // Says hello, and is gone. By itself first: all that a pool says of a failure is that time was
-        // up.
+        // Says hello, and is gone. By itself first: all that a pool says of a failure is that time
+        // was up.
         let mut herald = options.connect().await.map_err(failed)?;
         let pool = PgPoolOptions::new()
             .max_connections(1)
@@ -199,8 +200,8 @@ impl Drop for Listening {
 
 // None of these have parameters: a pooler that mixes up prepared statements is to be found out.
 //
-// Two connections that share a backend take turns on it, and a LISTEN would be left behind there, for
-// its notifications to arrive in the middle of somebody else's query.
+// Two connections that share a backend take turns on it, and a LISTEN would be left behind there,
+// for its notifications to arrive in the middle of somebody else's query.
 const WHO_ARE_YOU: &str = "
 select pg_backend_pid() as backend, to_regclass('api_key_changes') is not null as is_migrated";
 

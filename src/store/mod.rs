@@ -35,13 +35,14 @@
 //! | keys are in | feed | told after |
 //! |---|---|---|
 //! | PostgreSQL | `PgChangeFeed` | milliseconds |
-//! | PostgreSQL behind PgBouncer in transaction mode, or a standby of it | [`PollingChangeFeed`] | its interval, 1 s |
-//! | a SQLite file that several processes share | [`PollingChangeFeed`] | its interval, 1 s |
+//! | PostgreSQL, a standby | [`PollingChangeFeed`] | its interval, 1 s |
+//! | PostgreSQL, behind PgBouncer in transaction mode | the same | the same |
+//! | a SQLite file that several processes share | the same | the same |
 //! | anything that one process alone uses | none: [`Invalidate`] is enough | |
 //!
-//! Both read what triggers on `api_keys` write down, so that whatever changes a key is told: another
-//! node, a script, a person at the database's prompt. A column that no request depends on, as
-//! `revoked_reason`, is not told, nor is a key's use.
+//! Both read what triggers on `api_keys` write down, so that whatever changes a key is told:
+//! another node, a script, a person at the database's prompt. A column that no request depends on,
+//! as `revoked_reason`, is not told, nor is a key's use.
 
 mod change;
 #[cfg(feature = "postgres")]

@@ -68,7 +68,7 @@ impl Horizon {
     }
 }
 
-/// The last change of a key. Of two changes of one key, no two are equal.
+/// The last change of a key. No two changes of a key are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct ChangedKey {
@@ -97,8 +97,8 @@ const MAX_INTERVAL: Duration = Duration::from_secs(60);
 /// hour.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Asks a store for changes, again and again: for PostgreSQL behind PgBouncer in transaction mode, for
-/// its standbys, and for SQLite files that several processes share.
+/// Asks a store for changes, again and again: for PostgreSQL behind PgBouncer in transaction mode,
+/// for its standbys, and for SQLite files that several processes share.
 ///
 /// A poll is one statement, and reads one range of an index: what was changed since the oldest
 /// transaction that was running at the last poll. Transactions may commit in any order, and nothing
@@ -110,8 +110,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// A new key is told as [`Changed`](Change::Changed) and then as [`Created`](Change::Created): the
 /// log does not tell a new key from one that has a new hash.
 ///
-/// All polls have to reach one server: [`next`](ChangeFeed::next) fails when another one answers, or
-/// the same one after a restart, as after a database was restored to an earlier state. A standby
+/// All polls have to reach one server: [`next`](ChangeFeed::next) fails when another one answers,
+/// or the same one after a restart, as after a database was restored to an earlier state. A standby
 /// tells changes once it has them, and is read there only by those who read keys there as well.
 ///
 /// ```no_run
@@ -138,10 +138,10 @@ impl<L: ChangeLog> PollingChangeFeed<L> {
         Self { log, interval: INTERVAL, position: None }
     }
 
-    /// The pause between two polls. Default: 1 s, so that a revocation counts within about a second,
-    /// for one cheap statement a second and node; at least 10 ms, which no database should be asked
-    /// to go below, and at most 60 s, beyond which it tells little that a cache does not find out by
-    /// itself.
+    /// The pause between two polls. Default: 1 s, so that a revocation counts within about a
+    /// second, for one cheap statement a second and node; at least 10 ms, which no database should
+    /// be asked to go below, and at most 60 s, beyond which it tells little that a cache does not
+    /// find out by itself.
     #[must_use]
     pub fn interval(self, interval: Duration) -> Self {
         Self { interval: interval.clamp(MIN_INTERVAL, MAX_INTERVAL), ..self }

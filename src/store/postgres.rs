@@ -299,8 +299,8 @@ impl ManageKeys for PgKeyStore {
     }
 }
 
-// One statement, so that the horizon is that of the snapshot that the rows were read in. Nothing lies
-// beyond its end but what another server has numbered, before its tables were restored here.
+// One statement, so that the horizon is that of the snapshot that the rows were read in. Nothing
+// lies beyond its end but what another server has numbered, before its tables were restored here.
 //
 // A standby does not know which transactions are running, but where they begin.
 const CHANGES: &str = "

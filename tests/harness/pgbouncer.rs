@@ -15,8 +15,8 @@ use super::{
     postgres::{Server, User},
 };
 
-const HELP: &str = "The tests need PgBouncer. Install it (for instance `apt-get install pgbouncer`), \
-    or run the tests through `tests/run`";
+const HELP: &str = "The tests need PgBouncer. Install it (for instance `apt-get install \
+    pgbouncer`), or run the tests through `tests/run`";
 
 /// PgBouncer, which hands its connections to the server round among its clients.
 pub struct PgBouncer {
@@ -79,8 +79,8 @@ impl Drop for PgBouncer {
     }
 }
 
-/// It ends with this process, however that ends: the shell reads a pipe that only this process holds
-/// open.
+/// It ends with this process, however that ends: the shell reads a pipe that only this process
+/// holds open.
 fn run(settings: &Path) -> Command {
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", r#""$1" "$2" & cat; kill -KILL $!"#, "sh"]).arg(program()).arg(settings);
