@@ -22,7 +22,11 @@ use shared::{
 };
 use tokio::net::TcpListener;
 use tower::ServiceBuilder;
-use tower_api_key::{Authenticator, rate_limit::Quota, store::PgKeyStore};
+use tower_api_key::{
+    Authenticator,
+    rate_limit::Quota,
+    store::{PgChangeFeed, PgKeyStore},
+};
 use tower_http::{
     cors::{Any, CorsLayer},
     request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer},
@@ -53,6 +57,8 @@ async fn run() -> Result<()> {
 
     let (auth, worker) = Authenticator::builder(store.clone(), key_format()?)
         .default_rate_limits(Quota::per_minute(600)?)
+        // A key revoked by another node, or by hand, is refused here within milliseconds.
+        .change_feed(PgChangeFeed::new(store.pool().clone()))
         .build();
 
     let end = terminated()?;

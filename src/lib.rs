@@ -14,6 +14,7 @@
 //! | [`rate_limit`] | quotas and buckets |
 //! | [`key`] | the format of keys, secrets and hashes |
 //! | [`clock`] | time as an argument |
+//! | [`manual`] | what the parts promise together: how long a revoked key can go on working |
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -65,6 +66,7 @@ pub mod clock;
 pub mod key;
 pub mod layer;
 pub mod manage;
+pub mod manual;
 pub mod rate_limit;
 pub mod record;
 pub mod store;

@@ -5,12 +5,13 @@ mod harness;
 
 use std::{env, fs, net::SocketAddr, path::PathBuf, process::Stdio, time::Duration};
 
-use sqlx::query_scalar;
+use sqlx::{query_scalar, raw_sql};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
     net::TcpStream,
     process::{Child, ChildStdout, Command},
+    task::yield_now,
     time::timeout,
 };
 use tower_api_key::{
@@ -426,6 +427,38 @@ mod postgres {
         let limited = whoami.run().await;
         assert_eq!(limited.status, 429);
         assert!(limited.header("retry-after").is_some());
+    }
+
+    /// Until `example` hears of changes made elsewhere.
+    async fn hears(example: &Running<'_>) {
+        within(async {
+            loop {
+                let ready = example.get("/readyz", &[]).await;
+                if ready.body().starts_with("store: Up, feed: Live") {
+                    return assert_eq!(ready.status, 200);
+                }
+                yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_key_revoked_by_hand_is_refused_while_it_is_cached() {
+        let node = Node::issuing().await;
+        let mut example = node.place.start(NAME).await;
+        let key = example.key().await;
+        hears(&example).await;
+        example.knows(&key).await;
+        // Not to run into its limit.
+        let revoke = "update api_keys set rate_limits = '[]', revoked_at = clock_timestamp()";
+        raw_sql(revoke).execute(&node.database.pool().await).await.unwrap();
+        within(async {
+            while example.get("/v1/whoami", &[&authorization(&key)]).await.status != 401 {
+                yield_now().await;
+            }
+        })
+        .await;
     }
 
     #[tokio::test]

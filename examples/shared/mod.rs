@@ -6,6 +6,7 @@ use axum::{
     Json, Router,
     routing::{MethodRouter, get},
 };
+use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -61,13 +62,23 @@ pub(crate) async fn issue_demo_key(store: impl ManageKeys, auth: &Authenticator)
     Ok(issued.key.expose_secret().to_owned())
 }
 
-/// `/healthz` is open, `/v1` asks for a key, `/v1/reports` for a scope.
+/// `/healthz` and `/readyz` are open, `/v1` asks for a key, `/v1/reports` for a scope.
 pub(crate) fn routes(auth: Authenticator) -> Result<Router> {
     let v1 = Router::new()
         .route("/whoami", get(whoami))
         .route("/reports", reports()?)
-        .layer(ApiKeyLayer::new(auth));
-    Ok(Router::new().nest("/v1", v1).route("/healthz", get(async || "ok")))
+        .layer(ApiKeyLayer::new(auth.clone()));
+    Ok(Router::new()
+        .nest("/v1", v1)
+        .route("/healthz", get(async || "ok"))
+        .route("/readyz", get(async move || ready(&auth))))
+}
+
+/// For a load balancer: whether requests should come here, and how the parts are.
+fn ready(auth: &Authenticator) -> (StatusCode, String) {
+    let health = auth.health();
+    let status = if health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, format!("store: {:?}, feed: {:?}\n", health.store, health.feed))
 }
 
 fn reports() -> Result<MethodRouter, InvalidScope> {

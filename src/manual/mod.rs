@@ -1,0 +1,4 @@
+//! What no single item can say: what its parts promise together.
+
+#[doc = include_str!("freshness.md")]
+pub mod freshness {}
