@@ -9,6 +9,7 @@ use std::{io::ErrorKind, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy},
     net::{TcpListener, TcpStream},
+    task::yield_now,
     time::{Instant, timeout},
 };
 
@@ -40,6 +41,20 @@ async fn says_back(client: &mut TcpStream, word: &[u8]) {
     let mut answer = vec![0; word.len()];
     timeout(SOON, client.read_exact(&mut answer)).await.expect("an answer").unwrap();
     assert_eq!(answer, word);
+}
+
+fn says_nothing(client: &TcpStream) {
+    let error = client.try_read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+}
+
+async fn open_connections(proxy: &FaultProxy, count: u64) {
+    let reached = async {
+        while proxy.open_connections() != count {
+            yield_now().await;
+        }
+    };
+    timeout(SOON, reached).await.unwrap_or_else(|_| panic!("{count} connections are open"));
 }
 
 /// Everything until the end of the connection.
@@ -88,8 +103,7 @@ async fn a_black_hole_keeps_what_it_swallowed() {
     }
     proxy.set(Fault::Pass).await;
     says_back(&mut connect(&proxy).await, b"hello").await;
-    let error = old.try_read(&mut [0]).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    says_nothing(&old);
 
     proxy.set(Fault::Fin).await;
     assert_eq!(rest(&mut old).await.unwrap(), b"");
@@ -119,6 +133,62 @@ async fn cuts_after_exactly_so_many_bytes() {
         client.write_all(b"world").await.unwrap();
         assert_eq!(rest(&mut client).await.unwrap(), last_words.as_bytes());
     }
+}
+
+#[tokio::test]
+async fn corrupts_exactly_one_byte_of_a_connection() {
+    let proxy = echo_proxy().await;
+    for (at, heard) in
+        [(4, "hello world"), (5, "hello!world"), (6, "hello vorld"), (11, "hello world")]
+    {
+        proxy.set(Fault::Pass).await;
+        let mut client = connect(&proxy).await;
+        says_back(&mut client, b"hello").await;
+        proxy.set(Fault::Corrupt(at)).await;
+        client.write_all(b" world").await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(
+            format!("hello{}", String::from_utf8(rest(&mut client).await.unwrap()).unwrap()),
+            heard
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_mute_server_still_hears() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = FaultProxy::start(listener.local_addr().unwrap()).await;
+    let mut client = connect(&proxy).await;
+    let (mut server, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+    proxy.set(Fault::Mute).await;
+    server.write_all(b"hello").await.unwrap();
+    client.write_all(b"anybody?").await.unwrap();
+    let mut heard = [0; 8];
+    timeout(SOON, server.read_exact(&mut heard)).await.expect("the client's words").unwrap();
+    assert_eq!(&heard, b"anybody?");
+
+    server.write_all(b"and again").await.unwrap();
+    proxy.set(Fault::Pass).await;
+    drop(server);
+    says_nothing(&client);
+    proxy.set(Fault::Fin).await;
+    assert_eq!(rest(&mut client).await.unwrap(), b"");
+}
+
+#[tokio::test]
+async fn knows_how_many_connections_are_open() {
+    let proxy = echo_proxy().await;
+    let (mut first, mut second) = (connect(&proxy).await, connect(&proxy).await);
+    says_back(&mut first, b"hello").await;
+    says_back(&mut second, b"hello").await;
+    assert_eq!(proxy.open_connections(), 2);
+    first.shutdown().await.unwrap();
+    assert_eq!(rest(&mut first).await.unwrap(), b"");
+    drop(first);
+    open_connections(&proxy, 1).await;
+    proxy.set(Fault::Refuse).await;
+    open_connections(&proxy, 0).await;
+    assert_eq!(proxy.connections(), 2);
 }
 
 #[tokio::test]

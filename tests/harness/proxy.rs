@@ -1,6 +1,7 @@
 //! A TCP proxy that misbehaves on demand.
 
 use std::{
+    future::pending,
     io,
     net::SocketAddr,
     sync::{
@@ -31,8 +32,14 @@ pub enum Fault {
     BlackHole,
     /// Hands on what the server says this much later.
     Delay(Duration),
+    /// Swallows what the server says, the end included; what the client says arrives.
+    /// A connection that was muted stays so.
+    Mute,
     /// Ends a connection once the server has said this many bytes on it.
     CutAfter(u64),
+    /// Flips the lowest bit of what the server says on a connection after this many bytes, which
+    /// makes another letter of a letter, and another number of a number.
+    Corrupt(u64),
     /// Ends connections in good order.
     Fin,
     /// Resets connections.
@@ -67,6 +74,7 @@ struct Shared {
 #[derive(Default)]
 struct Counts {
     connections: AtomicU64,
+    open: AtomicU64,
     bytes_from_server: AtomicU64,
 }
 
@@ -112,6 +120,11 @@ impl FaultProxy {
         self.shared.counts.connections.load(Ordering::SeqCst)
     }
 
+    /// How many of them have not ended yet.
+    pub fn open_connections(&self) -> u64 {
+        self.shared.counts.open.load(Ordering::SeqCst)
+    }
+
     /// How many bytes of the server's were handed on, over all connections.
     pub fn bytes_from_server(&self) -> u64 {
         self.shared.counts.bytes_from_server.load(Ordering::SeqCst)
@@ -132,10 +145,30 @@ async fn accept(listener: TcpListener, shared: Shared) {
         tokio::select! {
             Ok((client, _)) = listener.accept() => {
                 shared.counts.connections.fetch_add(1, Ordering::SeqCst);
-                connections.spawn(serve(client, shared.clone()));
+                let (open, shared) = (Open::new(&shared.counts), shared.clone());
+                connections.spawn(async move {
+                    serve(client, shared).await;
+                    drop(open);
+                });
             }
             Some(_) = connections.join_next() => {}
         }
+    }
+}
+
+/// Counts a connection as open for as long as it lives, however it ends.
+struct Open(Arc<Counts>);
+
+impl Open {
+    fn new(counts: &Arc<Counts>) -> Self {
+        counts.open.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(counts))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -204,12 +237,21 @@ async fn answers(
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     let mut said = 0;
+    let mut muted = false;
     loop {
         let mut chunk = from.read(&mut buffer).await?;
+        let fault = *fault.borrow();
+        muted |= fault == Fault::Mute;
+        if muted {
+            // The end is no news either.
+            match chunk {
+                0 => return pending().await,
+                _ => continue,
+            }
+        }
         if chunk == 0 {
             return to.shutdown().await;
         }
-        let fault = *fault.borrow();
         let mut cut = false;
         match fault {
             Fault::Delay(by) => latency(by).await,
@@ -217,6 +259,12 @@ async fn answers(
                 let left = usize::try_from(limit.saturating_sub(said)).unwrap_or(usize::MAX);
                 cut = left <= chunk;
                 chunk = chunk.min(left);
+            }
+            Fault::Corrupt(at) => {
+                let at = at.checked_sub(said).and_then(|at| usize::try_from(at).ok());
+                if let Some(byte) = at.and_then(|at| buffer[..chunk].get_mut(at)) {
+                    *byte ^= 1;
+                }
             }
             _ => {}
         }
