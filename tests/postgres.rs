@@ -224,6 +224,57 @@ async fn an_answer_cut_off_anywhere_is_the_right_one_or_none() {
     is_found(&store).await;
 }
 
+/// What looking a key up brings when a byte of the answer is another one, for every `step`th byte.
+async fn corrupted_answers(server: &Server, step: usize) -> Vec<Option<KeyRecord>> {
+    let database = server.database().await;
+    let direct = PgKeyStore::connect(database.url()).await.unwrap();
+    direct.migrate().await.unwrap();
+    direct.insert(&record()).await.unwrap();
+    let proxy = FaultProxy::start(server.addr()).await;
+    let url = proxy.url(database.url());
+    let connected = async || PgKeyStore::new(narrow_pool(&url).await);
+
+    let store = connected().await;
+    let before = proxy.bytes_from_server();
+    is_found(&store).await;
+    let answer = before..proxy.bytes_from_server();
+
+    let mut answers = Vec::new();
+    for byte in answer.step_by(step) {
+        proxy.set(Fault::Pass).await;
+        let store = connected().await;
+        proxy.set(Fault::Corrupt(byte)).await;
+        // The driver waits for ever for the rest of a message that claims to be longer, and panics
+        // at one that claims to be shorter.
+        let find = tokio::spawn(async move { timeout(BRIEF / 5, store.find(&HASH)).await });
+        if let Ok(Ok(Ok(found))) = find.await {
+            answers.push(Some(found.expect("a key that is there is not unknown")));
+        } else {
+            answers.push(None);
+        }
+    }
+    answers
+}
+
+#[tokio::test]
+async fn an_answer_corrupted_anywhere_is_not_the_record_of_another_key() {
+    let answers = corrupted_answers(Server::shared(), 8).await;
+    assert!(answers.contains(&None), "no byte was missed");
+    for answer in answers.into_iter().flatten() {
+        assert_eq!(answer.key_hash, HASH);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_corrupted_anywhere_is_noticed_where_there_is_tls() {
+    let answers = corrupted_answers(&Server::start_with_tls(), 16).await;
+    assert!(answers.contains(&None), "no byte was missed");
+    for mut answer in answers.into_iter().flatten() {
+        answer.read_at = record().read_at;
+        assert_eq!(answer, record());
+    }
+}
+
 #[tokio::test]
 async fn a_connection_that_is_terminated_is_unavailable() {
     let database = database().await;

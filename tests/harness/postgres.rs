@@ -42,17 +42,22 @@ impl Server {
 
     /// A throwaway server of the test's own, which it may stop.
     pub fn start() -> Self {
-        Self::of(Throwaway::start())
+        Self::of(Throwaway::start(), "")
+    }
+
+    /// The same, and whoever takes its URL speaks TLS.
+    pub fn start_with_tls() -> Self {
+        Self::of(Throwaway::start_with_tls(), "?sslmode=require")
     }
 
     /// A hot standby of this throwaway server, which follows it.
     pub fn standby(&self) -> Self {
         let primary = self.throwaway.as_ref().expect("only a `Server::start()` has standbys");
-        Self::of(Throwaway::standby(primary))
+        Self::of(Throwaway::standby(primary), "")
     }
 
-    fn of(throwaway: Throwaway) -> Self {
-        let url = format!("postgres://postgres@{}/postgres", throwaway.port.addr);
+    fn of(throwaway: Throwaway, query: &str) -> Self {
+        let url = format!("postgres://postgres@{}/postgres{query}", throwaway.port.addr);
         Self { url, throwaway: Some(throwaway) }
     }
 
@@ -171,6 +176,23 @@ pub(super) struct User {
 
 impl Throwaway {
     fn start() -> Self {
+        let server = Self::empty();
+        server.serve();
+        server
+    }
+
+    fn start_with_tls() -> Self {
+        let server = Self::empty();
+        let certificate = program(Path::new(""), "openssl", &server.data(), server.user)
+            .args(["req", "-x509", "-nodes", "-newkey", "rsa:2048", "-subj", "/CN=localhost"])
+            .args(["-keyout", "server.key", "-out", "server.crt"])
+            .output();
+        server.succeeded(certificate);
+        server.serve();
+        server
+    }
+
+    fn empty() -> Self {
         let server = Self::prepare();
         let initdb = server
             .program("initdb")
@@ -179,7 +201,6 @@ impl Throwaway {
             .arg(server.data())
             .output();
         server.succeeded(initdb);
-        server.serve();
         server
     }
 
@@ -219,9 +240,11 @@ impl Throwaway {
              max_connections = 300\n\
              fsync = off\n\
              full_page_writes = off\n\
-             max_wal_size = 64MB\n",
+             max_wal_size = 64MB\n\
+             ssl = {}\n",
             self.port.addr.port(),
             self.folder.display(),
+            self.data().join("server.crt").is_file(),
         );
         let file = self.data().join("postgresql.auto.conf");
         let file = fs::OpenOptions::new().append(true).open(file);
@@ -251,7 +274,7 @@ impl Throwaway {
     }
 
     fn succeeded(&self, output: io::Result<process::Output>) {
-        let output = output.expect("running PostgreSQL's programs");
+        let output = output.expect("running PostgreSQL's programs, and openssl");
         assert!(
             output.status.success(),
             "PostgreSQL: {}{}{}",
