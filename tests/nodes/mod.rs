@@ -1,0 +1,268 @@
+//! A fleet: nodes that are processes of their own, and clients that ask them.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses the part it needs")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a harness that fails must fail its test"
+)]
+
+pub mod process;
+
+use std::{
+    env, fmt,
+    future::Future,
+    net::SocketAddr,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpStream,
+    process::{Child, ChildStdin, Command},
+    time::{Instant, interval, timeout},
+};
+use tower_api_key::key::KeyFormat;
+
+pub use self::process::{Settings, run_if_node};
+
+/// Plenty for anything that happens at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub async fn within<T>(event: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, event).await.expect("it should have happened by now")
+}
+
+pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let mut again = interval(Duration::from_millis(5));
+    let begun = Instant::now();
+    while !is_so().await {
+        assert!(begun.elapsed() < PATIENCE, "in vain: {what}");
+        again.tick().await;
+    }
+}
+
+pub fn format() -> KeyFormat {
+    KeyFormat::new("sk_test_").unwrap()
+}
+
+/// A well-formed key that nobody has.
+pub fn unknown_key() -> String {
+    format().generate().unwrap().expose_secret().to_owned()
+}
+
+/// A key, and its id.
+#[derive(Clone, Debug)]
+pub struct Key {
+    pub text: String,
+    pub id: String,
+}
+
+/// A service in a process of its own. It ends with the value, or with the test's process.
+pub struct Node {
+    pub address: SocketAddr,
+    child: Child,
+    /// Waiting for the child would close its own.
+    _stdin: ChildStdin,
+}
+
+impl Node {
+    pub async fn start(settings: &Settings) -> Self {
+        Self::start_by(Command::new(env::current_exe().unwrap()), settings).await
+    }
+
+    /// `command` is the test's own program, in whatever surroundings.
+    pub async fn start_by(mut command: Command, settings: &Settings) -> Self {
+        command
+            .args(["--exact", process::TEST, "--nocapture"])
+            .env(process::SETTINGS, serde_json::to_string(settings).unwrap())
+            // The node reads it to learn of the end of this process.
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let address = within(async {
+            loop {
+                let line = lines.next_line().await.unwrap().expect("the node's address");
+                if let Some((_, address)) = line.split_once(process::LISTENING) {
+                    return address.parse().unwrap();
+                }
+            }
+        })
+        .await;
+        // What the test framework says at the end of the node must find somebody who reads it.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let stdin = child.stdin.take().unwrap();
+        Self { address, child, _stdin: stdin }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// A connection of its own, which is kept.
+    pub async fn client(&self) -> Client {
+        Client::connect(self.address).await.unwrap()
+    }
+
+    pub async fn get(&self, key: &str) -> Reply {
+        self.client().await.get(key).await
+    }
+
+    /// What an administrator asks for, whom no key is asked of.
+    pub async fn admin(&self, method: Method, path: &str) -> Value {
+        self.client().await.admin(method, path).await
+    }
+
+    /// New keys.
+    pub async fn issue(&self, count: usize) -> Vec<Key> {
+        let issued = self.admin(Method::POST, &format!("/issue/{count}")).await;
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let key = |issued: &Value| Key { text: text(&issued["key"]), id: text(&issued["id"]) };
+        issued.as_array().unwrap().iter().map(key).collect()
+    }
+
+    pub async fn health(&self) -> Value {
+        self.admin(Method::GET, "/health").await
+    }
+
+    /// How often something happened since the start.
+    pub async fn count(&self, what: &str) -> u64 {
+        self.admin(Method::GET, "/counts").await[what].as_u64().unwrap()
+    }
+
+    /// SIGTERM.
+    pub async fn terminate(mut self) -> ExitStatus {
+        let id = self.id().to_string();
+        // The `kill` of the shell, as not every system has a program of that name.
+        let kill = Command::new("sh").args(["-c", r#"kill -s TERM "$0""#, &id]).status().await;
+        assert!(kill.unwrap().success());
+        within(self.child.wait()).await.unwrap()
+    }
+
+    /// SIGKILL.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+}
+
+/// A connection that is kept.
+pub struct Client {
+    address: SocketAddr,
+    sender: SendRequest<Empty<Bytes>>,
+}
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> Result<Self, std::io::Error> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        Ok(Self { address, sender })
+    }
+
+    /// `None` when the connection has ended, without an answer or before the question.
+    pub async fn try_get(&mut self, key: &str) -> Option<Reply> {
+        self.send(Method::GET, "/", Some(key)).await.ok()
+    }
+
+    pub async fn get(&mut self, key: &str) -> Reply {
+        self.send(Method::GET, "/", Some(key)).await.unwrap()
+    }
+
+    #[track_caller]
+    pub fn admin(&mut self, method: Method, path: &str) -> impl Future<Output = Value> {
+        let path = format!("/admin{path}");
+        async move {
+            let reply = self.send(method, &path, None).await.unwrap();
+            assert_eq!(reply.status, StatusCode::OK, "{path}: {reply:?}");
+            serde_json::from_str(&reply.body).unwrap()
+        }
+    }
+
+    async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        key: Option<&str>,
+    ) -> hyper::Result<Reply> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, self.address.to_string());
+        if let Some(key) = key {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+        }
+        within(async {
+            self.sender.ready().await?;
+            let response = self.sender.send_request(request.body(Empty::new()).unwrap()).await?;
+            let (parts, body) = response.into_parts();
+            let body = body.collect().await?.to_bytes();
+            let body = String::from_utf8(body.into()).unwrap();
+            Ok(Reply { status: parts.status, headers: parts.headers, body })
+        })
+        .await
+    }
+
+    /// When the first answer to `key` had this status. It is asked for all the time.
+    pub async fn first(&mut self, status: StatusCode, key: &str) -> Instant {
+        within(async {
+            while self.get(key).await.status != status {}
+            Instant::now()
+        })
+        .await
+    }
+}
+
+/// What a client gets.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Reply {
+    #[track_caller]
+    pub fn is(&self, status: StatusCode) {
+        assert_eq!(self.status, status, "{self:?}");
+    }
+}
+
+/// How long something took, each time.
+pub struct Distribution(Vec<Duration>);
+
+impl Distribution {
+    pub fn of(times: impl IntoIterator<Item = Duration>) -> Self {
+        let mut times: Vec<_> = times.into_iter().collect();
+        assert!(!times.is_empty(), "nothing was measured");
+        times.sort();
+        Self(times)
+    }
+
+    /// No more than `percent` of them took less.
+    pub fn percentile(&self, percent: usize) -> Duration {
+        self.0[(self.0.len() * percent / 100).min(self.0.len() - 1)]
+    }
+}
+
+impl fmt::Display for Distribution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [min, p50, p90, p99, max] = [0, 50, 90, 99, 100].map(|it| self.percentile(it));
+        let n = self.0.len();
+        write!(
+            f,
+            "n {n}, min {min:.1?}, p50 {p50:.1?}, p90 {p90:.1?}, p99 {p99:.1?}, max {max:.1?}"
+        )
+    }
+}

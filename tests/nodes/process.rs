@@ -1,0 +1,223 @@
+//! What a node does in its process.
+
+use std::{
+    env,
+    io::{self, Write},
+    process, str,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    routing::{get, post},
+    serve::ListenerExt,
+};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sqlx::{PgPool, postgres::PgPoolOptions};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+use tower_api_key::{
+    ApiKeyLayer, Authenticator, Consumer,
+    auth::{CachePolicy, Event},
+    key::KeyHash,
+    manage::{KeyIssuer, NewKey},
+    record::{KeyId, KeyRecord},
+    store::{KeyStore, ManageKeys, PgKeyStore, StoreError, Usage},
+};
+
+/// The test that is a node where [`SETTINGS`] say so. Each file with a fleet has one of this name.
+pub(super) const TEST: &str = "a_node_comes_up_and_ends";
+pub(super) const SETTINGS: &str = "NODE_SETTINGS";
+/// What a node says once it listens, before its address.
+pub(super) const LISTENING: &str = "listening on ";
+
+/// How a node is set up. What is `None` is as the library has it by default.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    /// Where to listen.
+    pub bind: String,
+    pub database: String,
+    /// The database as the change feed reaches it; `None`: there is no feed.
+    pub feed: Option<String>,
+    pub heartbeat: Option<Duration>,
+    pub fresh: Option<Duration>,
+    pub fresh_during_gap: Option<Duration>,
+    pub usage_interval: Option<Duration>,
+}
+
+impl Settings {
+    pub fn new(database_url: &str) -> Self {
+        Self {
+            bind: "127.0.0.1:0".into(),
+            database: database_url.into(),
+            feed: Some(database_url.into()),
+            heartbeat: None,
+            fresh: None,
+            fresh_during_gap: None,
+            usage_interval: None,
+        }
+    }
+
+    fn policy(&self) -> CachePolicy {
+        let mut policy = CachePolicy::default();
+        if let Some(fresh) = self.fresh {
+            policy = policy.fresh(fresh).unwrap();
+        }
+        policy
+    }
+}
+
+/// Whether this process was started as a node, which has then ended.
+pub async fn run_if_node() -> bool {
+    let Ok(settings) = env::var(SETTINGS) else { return false };
+    // Nodes of a test that was killed end with it.
+    thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        process::exit(1);
+    });
+    run(&serde_json::from_str(&settings).unwrap()).await;
+    true
+}
+
+async fn run(settings: &Settings) {
+    let mut terminate = signal(SignalKind::terminate()).unwrap();
+    let listener = TcpListener::bind(&settings.bind).await.unwrap();
+    let address = listener.local_addr().unwrap();
+
+    let counts = Arc::<Counts>::default();
+    let heard = Arc::clone(&counts);
+    let keys = PgKeyStore::new(pool(&settings.database));
+    let store = Counted { keys: keys.clone(), counts: Arc::clone(&counts) };
+    let mut builder = Authenticator::builder(store, super::format())
+        .cache(settings.policy())
+        .observer(move |event: &Event<'_>| heard.hear(event));
+    if let Some(interval) = settings.usage_interval {
+        builder = builder.usage_interval(interval);
+    }
+    let (auth, worker) = builder.build();
+
+    // The worker goes on until the server is done, and so sees the last requests too.
+    let (server_done, done) = oneshot::channel::<()>();
+    let worker = tokio::spawn(worker.run(async {
+        let _ = done.await;
+    }));
+    let app = app(Admin { keys, auth, counts });
+    let end = async move {
+        terminate.recv().await;
+    };
+    writeln!(io::stdout(), "{LISTENING}{address}").unwrap();
+    let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
+    axum::serve(listener, app).with_graceful_shutdown(end).await.unwrap();
+    drop(server_done);
+    worker.await.unwrap();
+}
+
+/// As [`PgKeyStore::connect`] has it, but for a database that may not be there yet.
+fn pool(url: &str) -> PgPool {
+    let options = PgPoolOptions::new().max_connections(5).acquire_timeout(Duration::from_secs(2));
+    options.connect_lazy(url).unwrap()
+}
+
+fn app(admin: Admin) -> Router {
+    let keyed = Router::new()
+        .route("/", get(async |consumer: Consumer| consumer.id().to_owned()))
+        .layer(ApiKeyLayer::new(admin.auth.clone()));
+    let open = Router::new()
+        .route("/issue/{count}", post(issue))
+        .route("/revoke/{id}", post(revoke))
+        .route("/health", get(health))
+        .route("/counts", get(counts))
+        .with_state(admin);
+    keyed.nest("/admin", open)
+}
+
+#[derive(Clone)]
+struct Admin {
+    keys: PgKeyStore,
+    auth: Authenticator,
+    counts: Arc<Counts>,
+}
+
+type Answer = Result<Json<Value>, (StatusCode, String)>;
+
+fn failed(error: impl ToString) -> (StatusCode, String) {
+    (StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+}
+
+async fn issue(State(admin): State<Admin>, Path(count): Path<usize>) -> Answer {
+    let issuer = KeyIssuer::new(admin.keys, super::format());
+    let mut keys = Vec::new();
+    for _ in 0..count {
+        let issued = issuer.issue(NewKey::new("acme")).await.map_err(failed)?;
+        let id = issued.record.id.to_string();
+        keys.push(json!({ "id": id, "key": issued.key.expose_secret() }));
+    }
+    Ok(Json(keys.into()))
+}
+
+async fn revoke(State(admin): State<Admin>, Path(id): Path<String>) -> Answer {
+    let id: KeyId = id.parse().map_err(failed)?;
+    let revoked = admin.keys.revoke(id, None).await.map_err(failed)?;
+    admin.auth.invalidate(&revoked.ok_or_else(|| failed("no such key"))?.key_hash);
+    Ok(Json(Value::Null))
+}
+
+async fn health(State(_admin): State<Admin>) -> Answer {
+    Ok(Json(json!({})))
+}
+
+async fn counts(State(admin): State<Admin>) -> Answer {
+    let counts = serde_json::to_value(&*admin.counts).map_err(failed)?;
+    Ok(Json(counts))
+}
+
+/// How often something happened.
+#[derive(Default, Serialize)]
+struct Counts {
+    queries: AtomicU64,
+    stale_served: AtomicU64,
+    loads_failed: AtomicU64,
+    usage_flushes: AtomicU64,
+    usage_flushes_failed: AtomicU64,
+}
+
+impl Counts {
+    fn hear(&self, event: &Event<'_>) {
+        let count = match event {
+            Event::StaleServed { .. } => &self.stale_served,
+            Event::LoadFailed { .. } => &self.loads_failed,
+            Event::UsageFlushed { .. } => &self.usage_flushes,
+            Event::UsageFlushFailed { .. } => &self.usage_flushes_failed,
+            _ => return,
+        };
+        count.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Counts what it is asked for.
+struct Counted {
+    keys: PgKeyStore,
+    counts: Arc<Counts>,
+}
+
+impl KeyStore for Counted {
+    async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        self.counts.queries.fetch_add(1, Ordering::SeqCst);
+        self.keys.find(hash).await
+    }
+
+    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+        self.keys.record_usage(batch).await
+    }
+}
