@@ -6,16 +6,27 @@
 mod harness;
 mod nodes;
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
 
-use http::{Method, StatusCode};
-use sqlx::{AssertSqlSafe, raw_sql};
-use tokio::{sync::Mutex, time::Instant};
-use tower_api_key::store::PgKeyStore;
+use http::{Method, StatusCode, header};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, raw_sql};
+use tokio::{
+    sync::{Mutex, watch},
+    task::JoinSet,
+    time::{Instant, interval},
+};
+use tower_api_key::{
+    clock::{Clock, SystemClock},
+    record::KeyId,
+    store::{ManageKeys, PgKeyStore},
+};
 
 use crate::{
     harness::postgres::{Database, Server},
-    nodes::{Distribution, Key, Node, Settings, run_if_node, within},
+    nodes::{Client, Distribution, Key, Node, Settings, eventually, issue, run_if_node, within},
 };
 
 const MILLI: Duration = Duration::from_millis(1);
@@ -42,7 +53,7 @@ async fn a_node_comes_up_and_ends() {
     for key in &keys {
         node.get(&key.text).await.is(StatusCode::OK);
     }
-    node.admin(Method::POST, &format!("/revoke/{}", keys[0].id)).await;
+    node.admin(Method::POST, &format!("/revoke/{}", keys[0].id())).await;
     node.get(&keys[0].text).await.is(StatusCode::UNAUTHORIZED);
     node.get(&keys[1].text).await.is(StatusCode::OK);
     assert!(node.terminate().await.success());
@@ -94,7 +105,7 @@ async fn a_key_revoked_on_one_node_is_refused_by_the_others() {
     let (a, b) = (Node::start(&settings).await, Node::start(&settings).await);
     let mut admin = a.client().await;
     let mut revoke = async |key: &Key| {
-        admin.admin(Method::POST, &format!("/revoke/{}", key.id)).await;
+        admin.admin(Method::POST, &format!("/revoke/{}", key.id())).await;
     };
     is_prompt(&[&b], a.issue(600).await, &mut revoke).await;
     let c = Node::start(&settings).await;
@@ -109,8 +120,197 @@ async fn a_key_revoked_by_hand_is_refused_by_all() {
     let (a, b) = (Node::start(&settings).await, Node::start(&settings).await);
     let prompt = database.pool().await;
     is_prompt(&[&a, &b], a.issue(200).await, async |key| {
-        let by_hand = format!("update api_keys set revoked_at = now() where id = '{}'", key.id);
+        let by_hand = format!("update api_keys set revoked_at = now() where id = '{}'", key.id());
         raw_sql(AssertSqlSafe(by_hand)).execute(&prompt).await.unwrap();
     })
     .await;
+}
+
+/// Clients that ask for known keys at a steady rate until they are told to end.
+struct Load {
+    end: watch::Sender<bool>,
+    clients: JoinSet<Vec<Use>>,
+}
+
+/// A request with a key, and what became of it: `None` if the connection ended first.
+struct Use {
+    key: KeyId,
+    at: SystemTime,
+    status: Option<StatusCode>,
+}
+
+impl Load {
+    const CLIENTS: u32 = 8;
+
+    async fn start(node: &Node, keys: &[Key], per_second: u32) -> Self {
+        let end = watch::Sender::new(false);
+        let mut clients = JoinSet::new();
+        for keys in keys.chunks(keys.len().div_ceil(Self::CLIENTS as usize)) {
+            let (client, end) = (node.client().await, end.subscribe());
+            let keys = keys.to_vec();
+            let every = Duration::from_secs(1) * Self::CLIENTS / per_second;
+            clients.spawn(async move { ask(client, &keys, every, end).await });
+        }
+        Self { end, clients }
+    }
+
+    async fn end(self) -> Vec<Use> {
+        self.end.send_replace(true);
+        within(self.clients.join_all()).await.into_iter().flatten().collect()
+    }
+}
+
+async fn ask(
+    mut client: Client,
+    keys: &[Key],
+    every: Duration,
+    mut end: watch::Receiver<bool>,
+) -> Vec<Use> {
+    let clock = SystemClock::new();
+    let mut uses = Vec::new();
+    let mut turns = interval(every);
+    for key in keys.iter().cycle() {
+        tokio::select! {
+            biased;
+            _ = end.wait_for(|end| *end) => break,
+            _ = turns.tick() => {}
+        }
+        let at = clock.now();
+        let status = client.try_get(&key.text).await.map(|reply| reply.status);
+        uses.push(Use { key: key.id(), at, status });
+        if status.is_none() {
+            break;
+        }
+    }
+    uses
+}
+
+/// Does nothing but let time pass for those who work meanwhile.
+async fn meanwhile(time: Duration) {
+    let end = Instant::now() + time;
+    eventually("time passes", async || Instant::now() >= end).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_crashes_and_starts_again_under_load_fails_no_known_key() {
+    let _turn = TURN.lock().await;
+    let server = Server::start();
+    let database = database(&server).await;
+    let node = Node::start(&Settings::new(database.url())).await;
+    let keys = node.issue(200).await;
+    let (known, other) = keys.split_at(199);
+    let mut client = node.client().await;
+    for key in known {
+        client.get(&key.text).await.is(StatusCode::OK);
+    }
+
+    let begun = Instant::now();
+    let load = Load::start(&node, known, 2_000).await;
+    meanwhile(500 * MILLI).await;
+    server.stop_immediate().await;
+    let ready = async {
+        eventually("the database answers", async || {
+            PgConnection::connect(database.url()).await.is_ok()
+        })
+        .await;
+        Instant::now()
+    };
+    let known_anew = async {
+        eventually("another key is let in", async || {
+            let reply = client.get(&other[0].text).await;
+            if reply.status == StatusCode::OK {
+                return true;
+            }
+            reply.is(StatusCode::SERVICE_UNAVAILABLE);
+            assert!(reply.headers.contains_key(header::RETRY_AFTER), "{reply:?}");
+            false
+        })
+        .await;
+        Instant::now()
+    };
+    let ((), ready, known_anew) = tokio::join!(server.start_again(), ready, known_anew);
+    meanwhile(500 * MILLI).await;
+    let took = begun.elapsed();
+    let uses = load.end().await;
+
+    let known_anew = known_anew.saturating_duration_since(ready);
+    let rate = uses.len() as f64 / took.as_secs_f64();
+    println!("{rate:.0} requests/s over a restart; an uncached key {known_anew:.1?} after it");
+    assert!(uses.iter().all(|it| it.status == Some(StatusCode::OK)));
+    assert!(known_anew < 1_000 * MILLI, "{known_anew:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_terminated_under_load_has_written_every_use() {
+    let _turn = TURN.lock().await;
+    let database = database(Server::shared()).await;
+    let interval = 500 * MILLI;
+    let settings = Settings { usage_interval: Some(interval), ..Settings::new(database.url()) };
+    let node = Node::start(&settings).await;
+    let keys = node.issue(800).await;
+    let load = Load::start(&node, &keys, 2_000).await;
+    meanwhile(3 * interval / 2).await;
+    assert!(node.terminate().await.success());
+    let uses = load.end().await;
+    let (used, lag) = lags(&database, &uses).await;
+    println!("{used} keys used; the last use is older than the recorded one by {lag:?}");
+    assert!(used > 100, "{used}");
+    // Of each interval the first use counts.
+    assert!(lag <= interval, "{lag:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_killed_loses_the_uses_of_one_interval() {
+    let _turn = TURN.lock().await;
+    let database = database(Server::shared()).await;
+    let interval = 500 * MILLI;
+    let settings = Settings { usage_interval: Some(interval), ..Settings::new(database.url()) };
+    let node = Node::start(&settings).await;
+    let keys = node.issue(800).await;
+    let load = Load::start(&node, &keys, 2_000).await;
+    meanwhile(4 * interval).await;
+    node.kill().await;
+    let uses = load.end().await;
+    let (used, lag) = lags(&database, &uses).await;
+    println!("{used} keys used; the last use is older than the recorded one by {lag:?}");
+    assert!(used > 100, "{used}");
+    // The interval of which the first use counts, the one that is lost, and the writing itself.
+    assert!(lag <= 2 * interval + 300 * MILLI, "{lag:?}");
+}
+
+/// How many keys were let in, and by how much at most what is recorded lags behind the last time.
+async fn lags(database: &Database, uses: &[Use]) -> (usize, Duration) {
+    let mut last = HashMap::new();
+    for it in uses.iter().filter(|it| it.status == Some(StatusCode::OK)) {
+        last.insert(it.key, it.at);
+    }
+    assert!(uses.iter().all(|it| matches!(it.status, None | Some(StatusCode::OK))));
+    let store = PgKeyStore::new(database.pool().await);
+    let mut lag = Duration::ZERO;
+    for (&key, &at) in &last {
+        let recorded = store.last_used_at(key).await.unwrap().expect("a key that was used");
+        lag = lag.max(at.duration_since(recorded).unwrap_or_default());
+    }
+    (last.len(), lag)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_started_before_its_database_heals_by_itself() {
+    let _turn = TURN.lock().await;
+    let server = Server::start();
+    let database = database(&server).await;
+    let keys = issue(&PgKeyStore::new(database.pool().await), 1).await.unwrap();
+    server.stop_immediate().await;
+
+    let node = Node::start(&Settings::new(database.url())).await;
+    for _ in 0..3 {
+        let reply = node.get(&keys[0].text).await;
+        reply.is(StatusCode::SERVICE_UNAVAILABLE);
+        assert!(reply.headers.contains_key(header::RETRY_AFTER), "{reply:?}");
+    }
+
+    server.start_again().await;
+    let begun = Instant::now();
+    eventually("the key is let in", async || node.get(&keys[0].text).await.status == 200).await;
+    assert!(begun.elapsed() < 1_000 * MILLI, "{:?}", begun.elapsed());
 }

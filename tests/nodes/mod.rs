@@ -24,6 +24,7 @@ use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -31,7 +32,12 @@ use tokio::{
     process::{Child, ChildStdin, Command},
     time::{Instant, interval, timeout},
 };
-use tower_api_key::key::KeyFormat;
+use tower_api_key::{
+    key::KeyFormat,
+    manage::{IssueError, KeyIssuer, NewKey},
+    record::KeyId,
+    store::PgKeyStore,
+};
 
 pub use self::process::{Settings, run_if_node};
 
@@ -61,10 +67,27 @@ pub fn unknown_key() -> String {
 }
 
 /// A key, and its id.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Key {
     pub text: String,
-    pub id: String,
+    id: String,
+}
+
+impl Key {
+    pub fn id(&self) -> KeyId {
+        self.id.parse().unwrap()
+    }
+}
+
+pub async fn issue(keys: &PgKeyStore, count: usize) -> Result<Vec<Key>, IssueError> {
+    let issuer = KeyIssuer::new(keys.clone(), format());
+    let mut issued = Vec::with_capacity(count);
+    for _ in 0..count {
+        let new = issuer.issue(NewKey::new("acme")).await?;
+        issued
+            .push(Key { text: new.key.expose_secret().to_owned(), id: new.record.id.to_string() });
+    }
+    Ok(issued)
 }
 
 /// A service in a process of its own. It ends with the value, or with the test's process.
@@ -127,9 +150,7 @@ impl Node {
     /// New keys.
     pub async fn issue(&self, count: usize) -> Vec<Key> {
         let issued = self.admin(Method::POST, &format!("/issue/{count}")).await;
-        let text = |value: &Value| value.as_str().unwrap().to_owned();
-        let key = |issued: &Value| Key { text: text(&issued["key"]), id: text(&issued["id"]) };
-        issued.as_array().unwrap().iter().map(key).collect()
+        serde_json::from_value(issued).unwrap()
     }
 
     pub async fn health(&self) -> Value {

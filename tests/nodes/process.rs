@@ -31,7 +31,6 @@ use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer,
     auth::{CachePolicy, Event},
     key::KeyHash,
-    manage::{KeyIssuer, NewKey},
     record::{KeyId, KeyRecord},
     store::{KeyStore, ManageKeys, PgKeyStore, StoreError, Usage},
 };
@@ -156,14 +155,8 @@ fn failed(error: impl ToString) -> (StatusCode, String) {
 }
 
 async fn issue(State(admin): State<Admin>, Path(count): Path<usize>) -> Answer {
-    let issuer = KeyIssuer::new(admin.keys, super::format());
-    let mut keys = Vec::new();
-    for _ in 0..count {
-        let issued = issuer.issue(NewKey::new("acme")).await.map_err(failed)?;
-        let id = issued.record.id.to_string();
-        keys.push(json!({ "id": id, "key": issued.key.expose_secret() }));
-    }
-    Ok(Json(keys.into()))
+    let keys = super::issue(&admin.keys, count).await.map_err(failed)?;
+    Ok(Json(serde_json::to_value(keys).map_err(failed)?))
 }
 
 async fn revoke(State(admin): State<Admin>, Path(id): Path<String>) -> Answer {
@@ -174,7 +167,7 @@ async fn revoke(State(admin): State<Admin>, Path(id): Path<String>) -> Answer {
 }
 
 async fn health(State(_admin): State<Admin>) -> Answer {
-    Ok(Json(json!({})))
+    Ok(Json(json!({ "ready": true })))
 }
 
 async fn counts(State(admin): State<Admin>) -> Answer {
