@@ -26,7 +26,10 @@ use tower_api_key::{
 
 use crate::{
     harness::postgres::{Database, Server},
-    nodes::{Client, Distribution, Key, Node, Settings, eventually, issue, run_if_node, within},
+    nodes::{
+        Client, Distribution, Key, Node, Settings, eventually, issue, meanwhile, run_if_node,
+        within,
+    },
 };
 
 const MILLI: Duration = Duration::from_millis(1);
@@ -57,6 +60,13 @@ async fn a_node_comes_up_and_ends() {
     node.get(&keys[0].text).await.is(StatusCode::UNAUTHORIZED);
     node.get(&keys[1].text).await.is(StatusCode::OK);
     assert!(node.terminate().await.success());
+}
+
+/// A node that hears of changes.
+async fn listening(settings: &Settings) -> Node {
+    let node = Node::start(settings).await;
+    eventually("the feed is connected", async || node.count("feed_live").await == 1).await;
+    node
 }
 
 /// How long after `revoke` has returned the others refuse the key, which they know.
@@ -101,14 +111,14 @@ async fn is_prompt(others: &[&Node], keys: Vec<Key>, revoke: impl AsyncFnMut(&Ke
 async fn a_key_revoked_on_one_node_is_refused_by_the_others() {
     let _turn = TURN.lock().await;
     let database = database(Server::shared()).await;
-    let settings = Settings { fresh: Some(Duration::ZERO), ..Settings::new(database.url()) };
-    let (a, b) = (Node::start(&settings).await, Node::start(&settings).await);
+    let settings = Settings::new(database.url());
+    let (a, b) = (listening(&settings).await, listening(&settings).await);
     let mut admin = a.client().await;
     let mut revoke = async |key: &Key| {
         admin.admin(Method::POST, &format!("/revoke/{}", key.id())).await;
     };
     is_prompt(&[&b], a.issue(600).await, &mut revoke).await;
-    let c = Node::start(&settings).await;
+    let c = listening(&settings).await;
     is_prompt(&[&b, &c], a.issue(400).await, &mut revoke).await;
 }
 
@@ -116,8 +126,8 @@ async fn a_key_revoked_on_one_node_is_refused_by_the_others() {
 async fn a_key_revoked_by_hand_is_refused_by_all() {
     let _turn = TURN.lock().await;
     let database = database(Server::shared()).await;
-    let settings = Settings { fresh: Some(Duration::ZERO), ..Settings::new(database.url()) };
-    let (a, b) = (Node::start(&settings).await, Node::start(&settings).await);
+    let settings = Settings::new(database.url());
+    let (a, b) = (listening(&settings).await, listening(&settings).await);
     let prompt = database.pool().await;
     is_prompt(&[&a, &b], a.issue(200).await, async |key| {
         let by_hand = format!("update api_keys set revoked_at = now() where id = '{}'", key.id());
@@ -183,12 +193,6 @@ async fn ask(
         }
     }
     uses
-}
-
-/// Does nothing but let time pass for those who work meanwhile.
-async fn meanwhile(time: Duration) {
-    let end = Instant::now() + time;
-    eventually("time passes", async || Instant::now() >= end).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -308,8 +312,10 @@ async fn a_node_that_is_started_before_its_database_heals_by_itself() {
         reply.is(StatusCode::SERVICE_UNAVAILABLE);
         assert!(reply.headers.contains_key(header::RETRY_AFTER), "{reply:?}");
     }
+    assert_eq!(node.health().await["ready"], false);
 
     server.start_again().await;
+    eventually("it is ready", async || node.health().await["ready"] == true).await;
     let begun = Instant::now();
     eventually("the key is let in", async || node.get(&keys[0].text).await.status == 200).await;
     assert!(begun.elapsed() < 1_000 * MILLI, "{:?}", begun.elapsed());

@@ -9,6 +9,7 @@
     reason = "a harness that fails must fail its test"
 )]
 
+pub mod netns;
 #[cfg(feature = "postgres")]
 pub mod pgbouncer;
 #[cfg(feature = "postgres")]
@@ -22,7 +23,7 @@ use std::{
 
 use tokio::net::TcpSocket;
 
-/// A port of 127.0.0.1 that stays ours while nobody listens on it.
+/// A port that stays ours while nobody listens on it.
 ///
 /// A bound socket that never listens refuses connections and keeps the port from being handed to
 /// anybody else; on Linux a listener that sets `SO_REUSEADDR`, as tokio's and PostgreSQL's do, may
@@ -34,9 +35,14 @@ pub struct Port {
 
 impl Port {
     pub fn reserve() -> Self {
+        Self::reserve_on(Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same of another address of this machine.
+    pub fn reserve_on(ip: Ipv4Addr) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_reuseaddr(true).expect("SO_REUSEADDR");
-        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port of 127.0.0.1");
+        socket.bind((ip, 0).into()).expect("a free port");
         let addr = socket.local_addr().expect("the port's address");
         Self { addr, _held: cfg!(target_os = "linux").then_some(socket) }
     }

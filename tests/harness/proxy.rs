@@ -80,9 +80,13 @@ struct Counts {
 
 impl FaultProxy {
     pub async fn start(upstream: SocketAddr) -> Self {
+        Self::start_on(Port::reserve(), upstream).await
+    }
+
+    pub async fn start_on(port: Port, upstream: SocketAddr) -> Self {
         let (fault, receiver) = watch::channel(Fault::Pass);
         let shared = Shared { upstream, fault: receiver, counts: Arc::default() };
-        let proxy = Self { port: Port::reserve(), shared, fault, acceptor: Mutex::new(None) };
+        let proxy = Self { port, shared, fault, acceptor: Mutex::new(None) };
         proxy.set(Fault::Pass).await;
         proxy
     }

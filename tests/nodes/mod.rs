@@ -57,6 +57,12 @@ pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// Does nothing but let time pass for those who work meanwhile.
+pub async fn meanwhile(time: Duration) {
+    let end = Instant::now() + time;
+    eventually("time passes", async || Instant::now() >= end).await;
+}
+
 pub fn format() -> KeyFormat {
     KeyFormat::new("sk_test_").unwrap()
 }

@@ -32,7 +32,7 @@ use tower_api_key::{
     auth::{CachePolicy, Event},
     key::KeyHash,
     record::{KeyId, KeyRecord},
-    store::{KeyStore, ManageKeys, PgKeyStore, StoreError, Usage},
+    store::{KeyStore, ManageKeys, PgChangeFeed, PgKeyStore, StoreError, Usage},
 };
 
 /// The test that is a node where [`SETTINGS`] say so. Each file with a fleet has one of this name.
@@ -73,6 +73,9 @@ impl Settings {
         if let Some(fresh) = self.fresh {
             policy = policy.fresh(fresh).unwrap();
         }
+        if let Some(fresh) = self.fresh_during_gap {
+            policy = policy.fresh_during_gap(fresh).unwrap();
+        }
         policy
     }
 }
@@ -103,6 +106,13 @@ async fn run(settings: &Settings) {
         .observer(move |event: &Event<'_>| heard.hear(event));
     if let Some(interval) = settings.usage_interval {
         builder = builder.usage_interval(interval);
+    }
+    if let Some(url) = &settings.feed {
+        let mut feed = PgChangeFeed::new(pool(url));
+        if let Some(heartbeat) = settings.heartbeat {
+            feed = feed.heartbeat(heartbeat);
+        }
+        builder = builder.change_feed(feed);
     }
     let (auth, worker) = builder.build();
 
@@ -166,8 +176,10 @@ async fn revoke(State(admin): State<Admin>, Path(id): Path<String>) -> Answer {
     Ok(Json(Value::Null))
 }
 
-async fn health(State(_admin): State<Admin>) -> Answer {
-    Ok(Json(json!({ "ready": true })))
+async fn health(State(admin): State<Admin>) -> Answer {
+    let health = admin.auth.health();
+    let (store, feed) = (format!("{:?}", health.store), format!("{:?}", health.feed));
+    Ok(Json(json!({ "ready": health.is_ready(), "store": store, "feed": feed })))
 }
 
 async fn counts(State(admin): State<Admin>) -> Answer {
@@ -183,6 +195,9 @@ struct Counts {
     loads_failed: AtomicU64,
     usage_flushes: AtomicU64,
     usage_flushes_failed: AtomicU64,
+    feed_live: AtomicU64,
+    feed_lost: AtomicU64,
+    feed_junk: AtomicU64,
 }
 
 impl Counts {
@@ -192,6 +207,9 @@ impl Counts {
             Event::LoadFailed { .. } => &self.loads_failed,
             Event::UsageFlushed { .. } => &self.usage_flushes,
             Event::UsageFlushFailed { .. } => &self.usage_flushes_failed,
+            Event::FeedLive => &self.feed_live,
+            Event::FeedLost { .. } => &self.feed_lost,
+            Event::FeedJunk => &self.feed_junk,
             _ => return,
         };
         count.fetch_add(1, Ordering::SeqCst);

@@ -1,0 +1,327 @@
+//! What becomes of the connection that changes are heard on, and of keys that are revoked meanwhile.
+
+#![cfg(test)]
+
+mod harness;
+mod nodes;
+
+use std::{env, io, time::Duration};
+
+use http::StatusCode;
+use sqlx::query;
+use tokio::{process::Command, task::JoinSet, time::Instant};
+use tower_api_key::store::{ManageKeys, PgKeyStore};
+
+use crate::{
+    harness::{
+        Port,
+        netns::{Link, Namespace},
+        postgres::{Database, Server},
+        proxy::{Fault, FaultProxy},
+    },
+    nodes::{Client, Key, Node, Settings, eventually, issue, meanwhile, run_if_node, within},
+};
+
+const MILLI: Duration = Duration::from_millis(1);
+const HEARTBEAT: Duration = Duration::from_millis(200);
+const FRESH_DURING_GAP: Duration = Duration::from_millis(500);
+/// How long a revocation may go unnoticed, whatever happens to the feed: until a dead connection is
+/// noticed, and then for as long as records are trusted.
+const BOUND: Duration = HEARTBEAT.saturating_mul(2).saturating_add(FRESH_DURING_GAP);
+/// What a deadline is given on a busy machine.
+const SLACK: Duration = Duration::from_millis(300);
+
+/// The nodes of this file are this test in processes of their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_comes_up_and_ends() {
+    if run_if_node().await {
+        return;
+    }
+    let scene = Scene::new().await;
+    let node = scene.start().await;
+    assert!(node.terminate().await.success());
+}
+
+/// A database, and the way the feeds of nodes take to it.
+struct Scene {
+    database: Database,
+    /// Past the proxy.
+    store: PgKeyStore,
+    proxy: FaultProxy,
+    keys: Vec<Key>,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        Self::on(Server::shared()).await
+    }
+
+    async fn on(server: &Server) -> Self {
+        let database = server.database().await;
+        let store = PgKeyStore::new(database.pool().await);
+        store.migrate().await.unwrap();
+        let keys = issue(&store, 60).await.unwrap();
+        let proxy = FaultProxy::start(server.addr()).await;
+        Self { database, store, proxy, keys }
+    }
+
+    fn settings(&self) -> Settings {
+        let feed = self.proxy.url(&with_name(self.database.url(), "the feed"));
+        Settings {
+            feed: Some(feed),
+            heartbeat: Some(HEARTBEAT),
+            fresh_during_gap: Some(FRESH_DURING_GAP),
+            ..Settings::new(self.database.url())
+        }
+    }
+
+    /// A node that knows all keys, and listens.
+    async fn start(&self) -> Node {
+        let node = Node::start(&self.settings()).await;
+        self.is_known_to(&node).await;
+        node
+    }
+
+    async fn is_known_to(&self, node: &Node) {
+        heard(node, 1).await;
+        let mut client = node.client().await;
+        for key in &self.keys {
+            client.get(&key.text).await.is(StatusCode::OK);
+        }
+    }
+
+    /// Revokes a key past the proxy; how long after that the node refuses it.
+    async fn revoke(&self, node: &Node, key: usize) -> Duration {
+        let key = &self.keys[key];
+        let mut client = node.client().await;
+        let text = key.text.clone();
+        let refused =
+            tokio::spawn(async move { client.first(StatusCode::UNAUTHORIZED, &text).await });
+        self.store.revoke(key.id(), None).await.unwrap();
+        let revoked = Instant::now();
+        refused.await.unwrap().saturating_duration_since(revoked)
+    }
+
+    /// After a gap each key is confirmed once, and revocations are heard of again.
+    async fn is_over(&self, node: &Node) {
+        heard(node, 2).await;
+        assert_eq!(node.count("feed_lost").await, 1);
+        let before = node.count("queries").await;
+        let mut client = node.client().await;
+        let known = &self.keys[3..];
+        for _ in 0..3 {
+            for key in known {
+                client.get(&key.text).await.is(StatusCode::OK);
+            }
+        }
+        assert_eq!(node.count("queries").await - before, known.len() as u64);
+        assert!(self.revoke(node, 2).await < SLACK);
+        assert_eq!((node.count("feed_live").await, node.count("feed_lost").await), (2, 1));
+    }
+}
+
+fn with_name(url: &str, name: &str) -> String {
+    let and = if url.contains('?') { '&' } else { '?' };
+    format!("{url}{and}application_name={}", name.replace(' ', "%20"))
+}
+
+/// Waits until the feed of `node` is connected, for the `times`th time.
+async fn heard(node: &Node, times: u64) {
+    eventually("the feed is connected", async || node.count("feed_live").await == times).await;
+}
+
+async fn a_revocation_during(
+    outage: &str,
+    server: &Server,
+    end: impl AsyncFnOnce(&Scene),
+    mend: impl AsyncFnOnce(&Scene),
+) {
+    let scene = Scene::on(server).await;
+    let node = scene.start().await;
+    assert!(scene.revoke(&node, 0).await < SLACK, "before the outage");
+    end(&scene).await;
+    let took = scene.revoke(&node, 1).await;
+    println!("{outage}: refused after {took:.1?}");
+    assert!(took < BOUND + SLACK, "{outage}: {took:?}");
+    mend(&scene).await;
+    scene.is_over(&node).await;
+}
+
+async fn a_revocation_during_fault(fault: Fault) {
+    let end = async |scene: &Scene| scene.proxy.set(fault).await;
+    let mend = async |scene: &Scene| scene.proxy.set(Fault::Pass).await;
+    a_revocation_during(&format!("{fault:?}"), Server::shared(), end, mend).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_closed() {
+    a_revocation_during_fault(Fault::Fin).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_reset() {
+    a_revocation_during_fault(Fault::Rst).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_gone() {
+    a_revocation_during_fault(Fault::Refuse).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_swallows_everything() {
+    a_revocation_during_fault(Fault::BlackHole).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hears_and_says_nothing() {
+    a_revocation_during_fault(Fault::Mute).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_an_administrator_ends() {
+    let end = async |scene: &Scene| {
+        let terminate = "select pg_terminate_backend(pid) from pg_stat_activity \
+                         where datname = current_database() and application_name = 'the feed'";
+        query(terminate).execute(scene.store.pool()).await.unwrap();
+    };
+    a_revocation_during("terminated", Server::shared(), end, async |_| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_crashes_and_starts_again() {
+    let server = Server::start();
+    let restart = async |_: &Scene| {
+        server.stop_immediate().await;
+        server.start_again().await;
+    };
+    a_revocation_during("restarted", &server, restart, async |_| {}).await;
+}
+
+/// With a network of its own where the machine allows it, whose link is cut as a cable is; else the
+/// proxy takes its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_is_cut() {
+    let scene = Scene::new().await;
+    let (network, node) = match Network::new(&scene).await {
+        Ok(network) => {
+            println!("a link is cut: by taking down an interface of a network namespace");
+            let node = network.start(&scene).await;
+            (Some(network), node)
+        }
+        Err(error) => {
+            println!("a link is cut: by the proxy, as there is no network namespace ({error})");
+            (None, scene.start().await)
+        }
+    };
+    match &network {
+        Some(network) => network.feeds.cut(),
+        None => scene.proxy.set(Fault::BlackHole).await,
+    }
+    let took = scene.revoke(&node, 1).await;
+    println!("a link is cut: refused after {took:.1?}");
+    assert!(took < BOUND + SLACK, "{took:?}");
+    match &network {
+        Some(network) => network.feeds.mend(),
+        None => scene.proxy.set(Fault::Pass).await,
+    }
+    scene.is_over(&node).await;
+}
+
+/// A network in which a node has one link for its feed, and one for everything else.
+struct Network {
+    namespace: Namespace,
+    feeds: Link,
+    other: Link,
+    feed: FaultProxy,
+    database: FaultProxy,
+}
+
+impl Network {
+    async fn new(scene: &Scene) -> io::Result<Self> {
+        let namespace = Namespace::new()?;
+        let (feeds, other) = (namespace.link()?, namespace.link()?);
+        let feed = Port::reserve_on(feeds.outside);
+        let database = Port::reserve_on(other.outside);
+        let upstream = Server::shared().addr();
+        Ok(Self {
+            namespace,
+            feeds,
+            other,
+            feed: FaultProxy::start_on(feed, upstream).await,
+            database: FaultProxy::start_on(database, upstream).await,
+        })
+    }
+
+    async fn start(&self, scene: &Scene) -> Node {
+        let url = scene.database.url();
+        let settings = Settings {
+            bind: format!("{}:0", self.other.inside),
+            database: self.database.url(url),
+            feed: Some(self.feed.url(url)),
+            ..scene.settings()
+        };
+        let command = self.namespace.command(env::current_exe().unwrap());
+        let node = Node::start_by(Command::from(command), &settings).await;
+        scene.is_known_to(&node).await;
+        node
+    }
+}
+
+/// Revocations all the time while the feeds of some nodes connect again, each at its own moment:
+/// none falls between hearing again and trusting again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revocations_while_feeds_connect_again() {
+    let scene = Scene::new().await;
+    let nodes = [scene.start().await, scene.start().await, scene.start().await];
+    let mut asking = JoinSet::new();
+    for node in &nodes {
+        asking.spawn(refusals(node.client().await, scene.keys.clone()));
+    }
+    scene.proxy.set(Fault::Rst).await;
+    eventually("they are cut off", async || scene.proxy.open_connections() == 0).await;
+    scene.proxy.set(Fault::Pass).await;
+    let mut revoked = Vec::new();
+    for key in &scene.keys {
+        scene.store.revoke(key.id(), None).await.unwrap();
+        revoked.push(Instant::now());
+        meanwhile(5 * MILLI).await;
+    }
+    let mut latest = Duration::ZERO;
+    for refused in within(asking.join_all()).await {
+        for (revoked, refused) in revoked.iter().zip(refused) {
+            latest = latest.max(refused.saturating_duration_since(*revoked));
+        }
+    }
+    for node in &nodes {
+        heard(node, 2).await;
+    }
+    println!("while feeds connect again: refused after {latest:.1?} at the latest");
+    assert!(latest < FRESH_DURING_GAP + SLACK, "{latest:?}");
+}
+
+/// When each key was first refused.
+async fn refusals(mut client: Client, keys: Vec<Key>) -> Vec<Instant> {
+    let mut refused = vec![None; keys.len()];
+    while refused.contains(&None) {
+        for (key, refused) in keys.iter().zip(&mut refused) {
+            if refused.is_none() && client.get(&key.text).await.status != StatusCode::OK {
+                *refused = Some(Instant::now());
+            }
+        }
+    }
+    refused.into_iter().flatten().collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_gone_is_not_run_down() {
+    let scene = Scene::new().await;
+    let node = scene.start().await;
+    scene.proxy.set(Fault::Rst).await;
+    let before = scene.proxy.connections();
+    meanwhile(10_000 * MILLI).await;
+    let attempts = scene.proxy.connections() - before;
+    println!("{attempts} attempts to connect in 10 s");
+    assert!((5..20).contains(&attempts), "{attempts}");
+    node.get(&scene.keys[3].text).await.is(StatusCode::OK);
+}

@@ -1,0 +1,101 @@
+//! A network of its own for a process, with links that can be cut as a cable can: nobody is told.
+
+use std::{
+    ffi::OsStr,
+    io::{self, BufRead, BufReader},
+    net::Ipv4Addr,
+    process::{Child, Command, Stdio},
+};
+
+use super::unique;
+
+/// A network namespace. It ends with the value, or with the test's process, and its links with it.
+pub struct Namespace {
+    /// Holds the namespace for as long as its stdin is open.
+    holder: Child,
+}
+
+impl Namespace {
+    /// Needs to be root, and the programs `unshare`, `nsenter` and `ip`. The error says what failed.
+    pub fn new() -> io::Result<Self> {
+        let mut holder = Command::new("unshare")
+            .args(["--net", "sh", "-c", "echo; exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut line = String::new();
+        // The holder says something once it is where it belongs, and nothing if it cannot be.
+        if let Some(stdout) = holder.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        let namespace = Self { holder };
+        if line.is_empty() { Err(io::Error::other("unshare failed")) } else { Ok(namespace) }
+    }
+
+    /// Runs `program` in here.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", self.holder.id())).arg("--").arg(program);
+        command
+    }
+
+    /// A link between this machine and the namespace.
+    pub fn link(&self) -> io::Result<Link> {
+        let number = unique();
+        let [a, b, c, d, ..] = number.to_be_bytes();
+        let name = format!("t{a:02x}{b:02x}{c:02x}{d:02x}");
+        // Of the network set aside for tests of networks, RFC 2544.
+        let first = Ipv4Addr::new(198, 18 | (b & 1), c, d & !3);
+        let [outside, inside] = [1, 2].map(|it| Ipv4Addr::from_bits(first.to_bits() + it));
+
+        let holder = self.holder.id().to_string();
+        let there = "inside".to_owned() + &name[1..];
+        ip(
+            Command::new("ip"),
+            &["link", "add", &name, "type", "veth", "peer", "name", &there, "netns", &holder],
+        )?;
+        for (command, name, address) in
+            [(Command::new("ip"), &name, outside), (self.command("ip"), &there, inside)]
+        {
+            ip(command, &["address", "add", &format!("{address}/30"), "dev", name])?;
+        }
+        ip(Command::new("ip"), &["link", "set", &name, "up"])?;
+        ip(self.command("ip"), &["link", "set", &there, "up"])?;
+        Ok(Link { name, outside, inside })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        drop(self.holder.stdin.take());
+        let _ = self.holder.wait();
+    }
+}
+
+/// A link whose ends have an address each.
+pub struct Link {
+    name: String,
+    pub outside: Ipv4Addr,
+    pub inside: Ipv4Addr,
+}
+
+impl Link {
+    /// What is sent is lost from now on, and neither end learns of it.
+    pub fn cut(&self) {
+        ip(Command::new("ip"), &["link", "set", &self.name, "down"]).expect("cutting the link");
+    }
+
+    pub fn mend(&self) {
+        ip(Command::new("ip"), &["link", "set", &self.name, "up"]).expect("mending the link");
+    }
+}
+
+fn ip(mut command: Command, arguments: &[&str]) -> io::Result<()> {
+    let output = command.args(arguments).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let problem = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(io::Error::other(format!("ip {}: {problem}", arguments.join(" "))))
+}
