@@ -12,11 +12,11 @@ use std::{
 };
 
 use http::{Method, StatusCode, header};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, raw_sql};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgListener, raw_sql};
 use tokio::{
     sync::{Mutex, watch},
-    task::JoinSet,
-    time::{Instant, interval},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, MissedTickBehavior, interval},
 };
 use tower_api_key::{
     clock::{Clock, SystemClock},
@@ -319,4 +319,104 @@ async fn a_node_that_is_started_before_its_database_heals_by_itself() {
     let begun = Instant::now();
     eventually("the key is let in", async || node.get(&keys[0].text).await.status == 200).await;
     assert!(begun.elapsed() < 1_000 * MILLI, "{:?}", begun.elapsed());
+}
+
+/// Changes of keys that do not exist, 10,000 a second, told on one of two channels.
+struct Noise {
+    told: watch::Sender<Option<&'static str>>,
+    speaker: JoinHandle<usize>,
+    listener: JoinHandle<()>,
+}
+
+impl Noise {
+    const BATCH: usize = 10;
+    const HEARD: &str = "do $$ begin perform \
+        pg_notify('tower_api_key', 'v1:changed:' || gen_random_uuid()) \
+        from generate_series(1, 10); end $$";
+    /// The database and the machine have as much to do, and the node has not.
+    const ELSEWHERE: &str = "do $$ begin perform \
+        pg_notify('elsewhere', 'v1:changed:' || gen_random_uuid()) \
+        from generate_series(1, 10); end $$";
+
+    async fn start(database: &Database) -> Self {
+        let mut listener = PgListener::connect(database.url()).await.unwrap();
+        listener.listen("elsewhere").await.unwrap();
+        let listener = tokio::spawn(async move { while listener.recv().await.is_ok() {} });
+
+        let told = watch::Sender::new(None);
+        let mut tell = told.subscribe();
+        let mut connection = PgConnection::connect(database.url()).await.unwrap();
+        let speaker = tokio::spawn(async move {
+            let mut turns = interval(MILLI);
+            turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            let mut count = 0;
+            while tell.wait_for(Option::is_some).await.is_ok() {
+                turns.tick().await;
+                let statement = *tell.borrow();
+                if let Some(statement) = statement {
+                    raw_sql(statement).execute(&mut connection).await.unwrap();
+                    count += Self::BATCH;
+                }
+            }
+            count
+        });
+        Self { told, speaker, listener }
+    }
+
+    /// How many were told.
+    async fn end(self) -> usize {
+        self.told.send_replace(None);
+        drop(self.told);
+        self.listener.abort();
+        within(self.speaker).await.unwrap()
+    }
+}
+
+/// Changes that the node hears, compared with as many that somebody else hears: in between, it is
+/// the database and the client that want the processor.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_changes_a_second_do_not_double_the_latency_of_known_keys() {
+    const ROUNDS: u32 = 10;
+    const PHASE: Duration = Duration::from_millis(200);
+    let _turn = TURN.lock().await;
+    let database = database(Server::shared()).await;
+    let node = listening(&Settings::new(database.url())).await;
+    let keys = node.issue(2).await;
+    let mut client = node.client().await;
+    client.get(&keys[0].text).await.is(StatusCode::OK);
+
+    let noise = Noise::start(&database).await;
+    let mut phases =
+        [("quiet", None), ("elsewhere", Some(Noise::ELSEWHERE)), ("heard", Some(Noise::HEARD))]
+            .map(|(name, told)| (name, told, Vec::new()));
+    for _ in 0..ROUNDS {
+        for (_, told, p99s) in &mut phases {
+            noise.told.send_replace(*told);
+            let mut times = Vec::new();
+            let begun = Instant::now();
+            while begun.elapsed() < PHASE {
+                let asked = Instant::now();
+                client.get(&keys[0].text).await.is(StatusCode::OK);
+                times.push(asked.elapsed());
+            }
+            p99s.push(Distribution::of(times).percentile(99));
+        }
+    }
+    let rate = noise.end().await as f64 / (2 * ROUNDS * PHASE).as_secs_f64();
+    println!("{rate:.0} changes/s, and p99 of a known key in {ROUNDS} phases of each kind:");
+    let [_, elsewhere, heard] = phases.map(|(name, _, p99s)| {
+        let p99s = Distribution::of(p99s);
+        println!("{name}: {p99s}");
+        p99s.percentile(50)
+    });
+    let ratio = heard.as_secs_f64() / elsewhere.as_secs_f64();
+    println!("heard to elsewhere: {ratio:.2}");
+    assert!(ratio < 2.0, "{ratio}");
+
+    let revoked = revocations(&[&node], keys[..1].to_vec(), async |key| {
+        node.admin(Method::POST, &format!("/revoke/{}", key.id())).await;
+    })
+    .await;
+    assert!(revoked.percentile(100) < 100 * MILLI, "{revoked}");
+    assert_eq!(node.count("feed_lost").await, 0);
 }
