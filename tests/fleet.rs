@@ -20,6 +20,7 @@ use tokio::{
 };
 use tower_api_key::{
     clock::{Clock, SystemClock},
+    manage::NewKey,
     record::KeyId,
     store::{ManageKeys, PgKeyStore},
 };
@@ -27,8 +28,8 @@ use tower_api_key::{
 use crate::{
     harness::postgres::{Database, Server},
     nodes::{
-        Client, Distribution, Key, Node, Settings, eventually, issue, meanwhile, run_if_node,
-        within,
+        Client, Distribution, Events, Key, Node, Settings, Socket, eventually, issue, issue_new,
+        meanwhile, run_if_node, within,
     },
 };
 
@@ -419,4 +420,55 @@ async fn ten_thousand_changes_a_second_do_not_double_the_latency_of_known_keys()
     .await;
     assert!(revoked.percentile(100) < 100 * MILLI, "{revoked}");
     assert_eq!(node.count("feed_lost").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_and_sockets_end_with_their_key_that_another_node_revokes() {
+    let _turn = TURN.lock().await;
+    let database = database(Server::shared()).await;
+    let settings = Settings::new(database.url());
+    let (a, b) = (listening(&settings).await, listening(&settings).await);
+    let mut admin = a.client().await;
+    let (mut streams, mut sockets) = (Vec::new(), Vec::new());
+    for key in a.issue(200).await {
+        let (events, socket) = (Events::of(&b, &key).await, Socket::of(&b, &key).await);
+        let (cut_off, closed) = (tokio::spawn(events.cut_off()), tokio::spawn(socket.closed()));
+        admin.admin(Method::POST, &format!("/revoke/{}", key.id())).await;
+        let revoked = Instant::now();
+        streams.push(within(cut_off).await.unwrap().saturating_duration_since(revoked));
+        sockets.push(within(closed).await.unwrap().saturating_duration_since(revoked));
+    }
+    for (what, times) in [("streams", streams), ("sockets", sockets)] {
+        let times = Distribution::of(times);
+        println!("revoked to ended, {what}: {times}");
+        assert!(times.percentile(99) < 100 * MILLI, "{times}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_and_sockets_end_when_their_key_expires() {
+    const KEYS: usize = 50;
+    let _turn = TURN.lock().await;
+    let database = database(Server::shared()).await;
+    let node = listening(&Settings::new(database.url())).await;
+    let store = PgKeyStore::new(database.pool().await);
+    let expiring = || NewKey::new("acme").expires_in(Duration::from_secs(2));
+    let mut ends = JoinSet::new();
+    for key in issue_new(&store, KEYS, expiring).await.unwrap() {
+        let record = store.get(key.id()).await.unwrap().unwrap();
+        let left = record.expires_at.unwrap().duration_since(SystemClock::new().now()).unwrap();
+        let expires = Instant::now() + left;
+        let (events, socket) = (Events::of(&node, &key).await, Socket::of(&node, &key).await);
+        ends.spawn(async move { (expires, events.cut_off().await) });
+        ends.spawn(async move { (expires, socket.closed().await) });
+    }
+    let mut late = Vec::new();
+    while let Some(end) = within(ends.join_next()).await {
+        let (expires, ended) = end.unwrap();
+        assert!(ended + MILLI >= expires, "{:?} too early", expires - ended);
+        late.push(ended.saturating_duration_since(expires));
+    }
+    let late = Distribution::of(late);
+    println!("expired to ended: {late}");
+    assert!(late.percentile(99) < 100 * MILLI, "{late}");
 }

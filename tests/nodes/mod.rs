@@ -20,9 +20,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode, header};
+use futures_util::StreamExt;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{SendRequest, handshake},
+};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -31,6 +35,10 @@ use tokio::{
     net::TcpStream,
     process::{Child, ChildStdin, Command},
     time::{Instant, interval, timeout},
+};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{Message, client::IntoClientRequest},
 };
 use tower_api_key::{
     key::KeyFormat,
@@ -86,10 +94,18 @@ impl Key {
 }
 
 pub async fn issue(keys: &PgKeyStore, count: usize) -> Result<Vec<Key>, IssueError> {
+    issue_new(keys, count, || NewKey::new("acme")).await
+}
+
+pub async fn issue_new(
+    keys: &PgKeyStore,
+    count: usize,
+    new: impl Fn() -> NewKey,
+) -> Result<Vec<Key>, IssueError> {
     let issuer = KeyIssuer::new(keys.clone(), format());
     let mut issued = Vec::with_capacity(count);
     for _ in 0..count {
-        let new = issuer.issue(NewKey::new("acme")).await?;
+        let new = issuer.issue(new()).await?;
         issued
             .push(Key { text: new.key.expose_secret().to_owned(), id: new.record.id.to_string() });
     }
@@ -223,6 +239,21 @@ impl Client {
         path: &str,
         key: Option<&str>,
     ) -> hyper::Result<Reply> {
+        within(async {
+            let (parts, body) = self.begin(method, path, key).await?.into_parts();
+            let body = body.collect().await?.to_bytes();
+            let body = String::from_utf8(body.into()).unwrap();
+            Ok(Reply { status: parts.status, headers: parts.headers, body })
+        })
+        .await
+    }
+
+    async fn begin(
+        &mut self,
+        method: Method,
+        path: &str,
+        key: Option<&str>,
+    ) -> hyper::Result<Response<Incoming>> {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -230,15 +261,8 @@ impl Client {
         if let Some(key) = key {
             request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
         }
-        within(async {
-            self.sender.ready().await?;
-            let response = self.sender.send_request(request.body(Empty::new()).unwrap()).await?;
-            let (parts, body) = response.into_parts();
-            let body = body.collect().await?.to_bytes();
-            let body = String::from_utf8(body.into()).unwrap();
-            Ok(Reply { status: parts.status, headers: parts.headers, body })
-        })
-        .await
+        self.sender.ready().await?;
+        self.sender.send_request(request.body(Empty::new()).unwrap()).await
     }
 
     /// When the first answer to `key` had this status. It is asked for all the time.
@@ -248,6 +272,48 @@ impl Client {
             Instant::now()
         })
         .await
+    }
+}
+
+/// Events that have begun.
+pub struct Events(Incoming);
+
+impl Events {
+    pub async fn of(node: &Node, key: &Key) -> Self {
+        let mut client = node.client().await;
+        let response = client.begin(Method::GET, "/events", Some(&key.text)).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let mut events = response.into_body();
+        within(events.frame()).await.expect("the first event").unwrap();
+        Self(events)
+    }
+
+    /// When they were cut off.
+    pub async fn cut_off(mut self) -> Instant {
+        let next = within(self.0.frame()).await;
+        assert!(matches!(next, Some(Err(_))), "{next:?}");
+        Instant::now()
+    }
+}
+
+/// A WebSocket that is open.
+pub struct Socket(WebSocketStream<TcpStream>);
+
+impl Socket {
+    pub async fn of(node: &Node, key: &Key) -> Self {
+        let url = format!("ws://{}/socket", node.address);
+        let mut request = url.into_client_request().unwrap();
+        let authorization = format!("Bearer {}", key.text).parse().unwrap();
+        request.headers_mut().insert(header::AUTHORIZATION, authorization);
+        let connection = TcpStream::connect(node.address).await.unwrap();
+        Self(within(client_async(request, connection)).await.unwrap().0)
+    }
+
+    /// When the node closed it.
+    pub async fn closed(mut self) -> Instant {
+        let next = within(self.0.next()).await;
+        assert!(matches!(next, Some(Ok(Message::Close(Some(_))))), "{next:?}");
+        Instant::now()
     }
 }
 

@@ -1,7 +1,9 @@
 //! What a node does in its process.
 
 use std::{
+    convert::Infallible,
     env,
+    future::ready,
     io::{self, Write},
     process, str,
     sync::{
@@ -14,10 +16,12 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Path, State},
-    routing::{get, post},
+    extract::{Path, State, WebSocketUpgrade},
+    response::{IntoResponse, Sse, sse},
+    routing::{any, get, post},
     serve::ListenerExt,
 };
+use futures_util::{StreamExt, stream};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -31,6 +35,7 @@ use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer,
     auth::{CachePolicy, Event},
     key::KeyHash,
+    layer::{UntilRevoked, websocket::until_revoked},
     record::{KeyId, KeyRecord},
     store::{KeyStore, ManageKeys, PgChangeFeed, PgKeyStore, StoreError, Usage},
 };
@@ -141,6 +146,8 @@ fn pool(url: &str) -> PgPool {
 fn app(admin: Admin) -> Router {
     let keyed = Router::new()
         .route("/", get(async |consumer: Consumer| consumer.id().to_owned()))
+        .route("/events", get(events))
+        .route("/socket", any(socket))
         .layer(ApiKeyLayer::new(admin.auth.clone()));
     let open = Router::new()
         .route("/issue/{count}", post(issue))
@@ -149,6 +156,25 @@ fn app(admin: Admin) -> Router {
         .route("/counts", get(counts))
         .with_state(admin);
     keyed.nest("/admin", open)
+}
+
+/// Says hello, and then nothing for ever.
+async fn events(consumer: Consumer) -> impl IntoResponse {
+    let hello = stream::once(ready(Ok::<_, Infallible>(sse::Event::default().data("hello"))));
+    let events = Sse::new(hello.chain(stream::pending()));
+    UntilRevoked::response(events.into_response(), &consumer)
+}
+
+/// Hears the client out, for ever.
+async fn socket(upgrade: WebSocketUpgrade, consumer: Consumer) -> impl IntoResponse {
+    upgrade.on_upgrade(async move |socket| {
+        until_revoked(
+            socket,
+            &consumer,
+            async |socket| while let Some(Ok(_)) = socket.recv().await {},
+        )
+        .await;
+    })
 }
 
 #[derive(Clone)]
