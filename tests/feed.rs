@@ -497,6 +497,36 @@ async fn a_worker_that_is_dropped_leaves_a_gap() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_worker_may_be_dropped_at_any_await() {
+    for polls in 0..30 {
+        let feed = FakeFeed::new();
+        let (service, worker) = Service::and_worker(|builder| builder.change_feed(feed.clone()));
+        let key = service.issue("acme").await;
+        let mut run = Box::pin(worker.run(pending()));
+        for poll in 0..polls {
+            // A request, a change, a gap and a flush that does not end are under way by turns.
+            match poll % 5 {
+                0 => service.get(&key.text).await.is_for("acme"),
+                1 => feed.tell(Change::Everything),
+                2 => feed.lose(),
+                3 => feed.come_back(),
+                _ => {
+                    service.store.answer(Answers::Truthfully);
+                    tokio::time::advance(10 * SECOND).await;
+                }
+            }
+            assert!(poll_once(&mut run).is_pending());
+            tokio::task::yield_now().await;
+        }
+        drop(run);
+        assert_eq!(service.auth.health().feed, FeedHealth::Gap, "after {polls} polls");
+        service.get(&key.text).await.is_for("acme");
+        service.revoke(&key).await;
+        service.get(&key.text).await.is_refused(RejectionKind::Revoked);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_feed_is_not_listened_to_while_the_last_uses_are_written() {
     let mut node = Node::new().await;
     node.known("acme").await;

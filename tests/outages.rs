@@ -19,7 +19,7 @@ use sqlx::{
     query, query_scalar,
 };
 use tokio::{
-    sync::Barrier,
+    sync::{Barrier, oneshot},
     task::JoinSet,
     time::{Instant, interval},
 };
@@ -29,7 +29,7 @@ use tower_api_key::{
     key::KeyHash,
     manage::{KeyIssuer, NewKey},
     record::KeyRecord,
-    store::{KeyStore, ManageKeys, PgKeyStore, StoreError, Usage},
+    store::{KeyStore, ManageKeys, PgChangeFeed, PgKeyStore, StoreError, StoreErrorKind, Usage},
 };
 
 use crate::{
@@ -748,4 +748,29 @@ mod sqlite {
         let recorded = node.keys.last_used_at(key.record.id).await.unwrap();
         assert_eq!(recorded, Some(node.service.clock.now()));
     }
+}
+
+/// Whoever closes the pool before the worker has ended has heard the last of changes and of uses.
+#[tokio::test]
+async fn a_pool_that_is_closed_early_is_a_gap_and_the_worker_ends_nevertheless() {
+    let database = Server::shared().database().await;
+    let store = PgKeyStore::new(database.pool().await);
+    store.migrate().await.unwrap();
+    let feed = PgChangeFeed::new(store.pool().clone());
+    let (service, worker) = Service::around(store.clone(), ManualClock::default(), |builder| {
+        patient(builder).change_feed(feed)
+    });
+    let (shutdown, asked) = oneshot::channel::<()>();
+    let worker = tokio::spawn(worker.run(async { drop(asked.await) }));
+    service.heard.until(|heard| heard.contains(&Said::FeedLive)).await;
+    let key = service.issue("acme").await;
+    service.get(&key.text).await.is_for("acme");
+
+    within(store.pool().close()).await;
+    let lost = Said::FeedLost(StoreErrorKind::Unavailable);
+    service.heard.until(|heard| heard.contains(&lost)).await;
+    service.get_at_once(&key.text).is_for("acme");
+    drop(shutdown);
+    within(worker).await.unwrap();
+    assert_eq!(service.heard.count(Said::UsageFlushFailed(StoreErrorKind::Unavailable)), 1);
 }

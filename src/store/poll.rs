@@ -164,13 +164,13 @@ impl<L: ChangeLog> ChangeFeed for PollingChangeFeed<L> {
     async fn next(&mut self) -> Result<Change, StoreError> {
         // Put back when all went well: after an error, `connect` comes first.
         let mut position = self.position.take().ok_or_else(|| lost("`connect` comes first"))?;
-        let mut lag = Duration::ZERO;
+        let waited = Instant::now();
         if position.untold.is_empty() {
             sleep(self.interval).await;
-            let asked = Instant::now();
             position.advance(self.read(Some(position.horizon)).await?)?;
-            lag = asked.elapsed();
         }
+        // What was changed right after the last poll is heard of now.
+        let lag = waited.elapsed();
         let change = position.untold.pop_front().unwrap_or(Change::Nothing { lag });
         self.position = Some(position);
         Ok(change)
