@@ -99,7 +99,7 @@ impl Authenticator {
     #[must_use]
     pub fn health(&self) -> Health {
         let loader = &self.0.loader;
-        let store = match loader.breaker.is_up() {
+        let store = match loader.is_store_up() {
             None => StoreHealth::Unknown,
             Some(true) => StoreHealth::Up,
             Some(false) => StoreHealth::Down,

@@ -71,14 +71,10 @@
 //! request that it happens in.
 
 mod authenticator;
-mod backoff;
-mod breaker;
 mod builder;
 mod cache;
-mod directory;
 mod entry;
 mod feed;
-mod flights;
 mod health;
 mod load;
 mod observe;

@@ -76,7 +76,7 @@ async fn probe(loader: &Arc<Loader>) -> Infallible {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if loader.breaker.is_up() != Some(true) {
+        if loader.is_store_up() != Some(true) {
             loader.probe().await;
         }
     }

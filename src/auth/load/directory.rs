@@ -7,8 +7,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::entry::Entry;
-use crate::{key::KeyHash, record::KeyId};
+use crate::{auth::entry::Entry, key::KeyHash, record::KeyId};
 
 /// Finds what is cached of a key by its id, which is all that a change feed tells, and whoever
 /// waits for news of it.

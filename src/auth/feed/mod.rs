@@ -1,5 +1,7 @@
 //! Hearing of changes made elsewhere, and of not hearing of them.
 
+mod backoff;
+
 use std::{
     convert::Infallible,
     future::{Future, pending, poll_fn},
@@ -11,9 +13,9 @@ use std::{
 
 use tokio::time::{Instant, sleep_until, timeout};
 
+use self::backoff::Backoff;
 use super::{
     Event,
-    backoff::{self, Backoff},
     load::{BoxFuture, Loader},
 };
 use crate::{

@@ -1,5 +1,9 @@
 //! Getting a key that is not in the cache: once, in a task of its own, within a deadline.
 
+mod breaker;
+mod directory;
+mod flights;
+
 use std::{
     future::Future,
     ops::ControlFlow,
@@ -15,13 +19,15 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
+use self::{
+    breaker::Breaker,
+    directory::Directory,
+    flights::{Flight, Flights},
+};
 use super::{
     Event, Observer, Rejection, RejectionKind,
-    breaker::Breaker,
     cache::{CachePolicy, KeyCache, Peek},
-    directory::Directory,
     entry::{Entry, Generation},
-    flights::{Flight, Flights},
     health::FeedState,
 };
 use crate::{
@@ -55,7 +61,7 @@ pub(super) struct Loader {
     pub(super) default_limits: RateLimits,
     pub(super) cache: KeyCache,
     pub(super) feed: FeedState,
-    pub(super) breaker: Breaker,
+    breaker: Breaker,
     board: Mutex<Board>,
     turns: Semaphore,
     /// What keys nobody has heard of may take of the turns. Anybody can make up such keys, and a
@@ -102,6 +108,11 @@ impl Loader {
             deadline: policy.load_deadline,
             cache: KeyCache::new(policy),
         }
+    }
+
+    /// Whether the store answers, as far as that is known; `None` if it never has.
+    pub(super) fn is_store_up(&self) -> Option<bool> {
+        self.breaker.is_up()
     }
 
     /// What the cache says; a stale entry counts as fresh while the store is known to be down.
