@@ -34,7 +34,7 @@ const STAIRCASE: &[&str] = &["trace", "manual"];
 const HOMES: &[(&[&str], &[&str], &str)] = &[
     (
         &["sqlx"],
-        &["store::postgres", "store::sqlite", "store::migrate", "store::listen"],
+        &["store::postgres", "store::sqlite", "store::migrate"],
         "the rest of the crate works with every store",
     ),
     (&["moka"], &["auth::cache"], "its traps are settled in one place"),

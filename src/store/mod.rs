@@ -45,8 +45,6 @@
 //! as `revoked_reason`, is not told, nor is a key's use.
 
 mod change;
-#[cfg(feature = "postgres")]
-mod listen;
 mod memory;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod migrate;
@@ -60,6 +58,8 @@ mod sqlite;
 
 use std::{error::Error, fmt, future::Future, time::SystemTime};
 
+#[cfg(feature = "postgres")]
+pub use self::postgres::{PgChangeFeed, PgKeyStore};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteKeyStore;
 pub use self::{
@@ -67,8 +67,6 @@ pub use self::{
     memory::MemoryKeyStore,
     poll::{ChangeLog, ChangedKey, Changes, Horizon, PollingChangeFeed},
 };
-#[cfg(feature = "postgres")]
-pub use self::{listen::PgChangeFeed, postgres::PgKeyStore};
 use crate::{
     key::KeyHash,
     record::{KeyId, KeyRecord},

@@ -10,10 +10,11 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{
-    Change, ChangeFeed, StoreError, StoreErrorKind, migrate::no_changes, postgres::failed,
+use super::failed;
+use crate::{
+    record::KeyId,
+    store::{Change, ChangeFeed, StoreError, StoreErrorKind, migrate::no_changes},
 };
-use crate::record::KeyId;
 
 /// One for all schemas of a database. Of a key of another schema nothing is cached, so that hearing
 /// of it costs nothing.
@@ -36,7 +37,7 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 /// listen.
 ///
 /// Where notifications do not arrive, it fails to connect rather than stay silent. Take a
-/// [`PollingChangeFeed`](super::PollingChangeFeed) there:
+/// [`PollingChangeFeed`](crate::store::PollingChangeFeed) there:
 ///
 /// 1. behind PgBouncer in transaction mode, where connections take turns on those to the server. A
 ///    pool that bypasses it, just for the feed, does as well;

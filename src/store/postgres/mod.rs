@@ -1,24 +1,22 @@
+mod lease;
+mod listen;
+mod timestamp;
+
 use std::{
     fmt,
-    ops::{Deref, DerefMut},
     time::{Duration, SystemTime},
 };
 
 use sqlx::{
-    ConnectOptions as _, Connection, Decode, Encode, PgConnection, PgPool, Postgres, Row as _,
-    Type,
-    encode::IsNull,
-    error::BoxDynError,
-    pool::PoolConnection,
-    postgres::{
-        PgArgumentBuffer, PgConnectOptions, PgHasArrayType, PgPoolOptions, PgRow, PgTypeInfo,
-        PgValueRef, types::Oid,
-    },
+    ConnectOptions as _, Connection, PgConnection, PgPool, Row as _,
+    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
     query, query_as, query_scalar, raw_sql,
     types::Uuid,
 };
 use tokio::time::timeout;
 
+pub use self::listen::PgChangeFeed;
+use self::{lease::Lease, timestamp::Timestamp};
 use super::{
     KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage,
     migrate::{self, Applied, Migration},
@@ -379,82 +377,6 @@ create table if not exists _api_key_migrations (
 const RECORD_MIGRATION: &str =
     "insert into _api_key_migrations (version, description, checksum) values ($1, $2, $3)";
 
-/// A connection of the pool for one piece of work.
-///
-/// [`release`](Self::release) gives it back. Dropped before that, because of an error or because
-/// nobody waits any more, it is closed: it may be in the middle of a query, or behind a network
-/// that swallows everything, and whoever got it next would wait with it.
-struct Lease(PoolConnection<Postgres>);
-
-/// How long giving a connection back may take. A ping that takes longer is not worth the wait.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-impl Lease {
-    fn new(mut connection: PoolConnection<Postgres>) -> Self {
-        connection.close_on_drop();
-        Self(connection)
-    }
-
-    /// What sqlx does when a connection is dropped, with a deadline. The pool takes a connection
-    /// back once it has answered a ping; without the deadline it waits for that until TCP gives up,
-    /// a quarter of an hour, and is a connection short meanwhile.
-    fn release(mut self) {
-        tokio::spawn(timeout(PATIENCE, self.0.return_to_pool()));
-    }
-}
-
-impl Deref for Lease {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        &self.0
-    }
-}
-
-impl DerefMut for Lease {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.0
-    }
-}
-
-/// A `timestamptz` as the server sends it, read without `time`, whose arithmetic panics on
-/// `infinity`. In microseconds since 1970.
-struct Timestamp(i64);
-
-/// PostgreSQL counts from 2000.
-const MICROS_1970_TO_2000: i64 = 946_684_800_000_000;
-
-impl Type<Postgres> for Timestamp {
-    fn type_info() -> PgTypeInfo {
-        PgTypeInfo::with_oid(Oid(1184))
-    }
-}
-
-impl PgHasArrayType for Timestamp {
-    fn array_type_info() -> PgTypeInfo {
-        PgTypeInfo::with_oid(Oid(1185))
-    }
-}
-
-impl Encode<'_, Postgres> for Timestamp {
-    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-        let micros = self.0.checked_sub(MICROS_1970_TO_2000).ok_or("a time out of range")?;
-        buffer.extend(&micros.to_be_bytes());
-        Ok(IsNull::No)
-    }
-}
-
-impl Decode<'_, Postgres> for Timestamp {
-    fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
-        let micros = i64::from_be_bytes(value.as_bytes()?.try_into()?);
-        // The ends of the range are the infinities.
-        if matches!(micros, i64::MIN | i64::MAX) {
-            return Err("an infinite time".into());
-        }
-        Ok(Self(micros.checked_add(MICROS_1970_TO_2000).ok_or("a time out of range")?))
-    }
-}
-
 fn uuid(id: KeyId) -> Uuid {
     Uuid::from_bytes(*id.as_bytes())
 }
@@ -491,7 +413,7 @@ fn columns(row: &PgRow) -> sqlx::Result<Row> {
     })
 }
 
-pub(super) fn failed(error: sqlx::Error) -> StoreError {
+fn failed(error: sqlx::Error) -> StoreError {
     match error {
         sqlx::Error::Database(error) => {
             let code = error.code().unwrap_or_default().into_owned();

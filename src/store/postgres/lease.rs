@@ -1,0 +1,45 @@
+use std::{
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
+
+use sqlx::{PgConnection, Postgres, pool::PoolConnection};
+use tokio::time::timeout;
+
+/// A connection of the pool for one piece of work.
+///
+/// [`release`](Self::release) gives it back. Dropped before that, because of an error or because
+/// nobody waits any more, it is closed: it may be in the middle of a query, or behind a network
+/// that swallows everything, and whoever got it next would wait with it.
+pub(super) struct Lease(PoolConnection<Postgres>);
+
+/// How long giving a connection back may take. A ping that takes longer is not worth the wait.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl Lease {
+    pub(super) fn new(mut connection: PoolConnection<Postgres>) -> Self {
+        connection.close_on_drop();
+        Self(connection)
+    }
+
+    /// What sqlx does when a connection is dropped, with a deadline. The pool takes a connection
+    /// back once it has answered a ping; without the deadline it waits for that until TCP gives up,
+    /// a quarter of an hour, and is a connection short meanwhile.
+    pub(super) fn release(mut self) {
+        tokio::spawn(timeout(PATIENCE, self.0.return_to_pool()));
+    }
+}
+
+impl Deref for Lease {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.0
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
+}

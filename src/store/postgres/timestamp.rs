@@ -1,0 +1,44 @@
+use sqlx::{
+    Decode, Encode, Postgres, Type,
+    encode::IsNull,
+    error::BoxDynError,
+    postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef, types::Oid},
+};
+
+/// A `timestamptz` as the server sends it, read without `time`, whose arithmetic panics on
+/// `infinity`. In microseconds since 1970.
+pub(super) struct Timestamp(pub(super) i64);
+
+/// PostgreSQL counts from 2000.
+const MICROS_1970_TO_2000: i64 = 946_684_800_000_000;
+
+impl Type<Postgres> for Timestamp {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(Oid(1184))
+    }
+}
+
+impl PgHasArrayType for Timestamp {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(Oid(1185))
+    }
+}
+
+impl Encode<'_, Postgres> for Timestamp {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        let micros = self.0.checked_sub(MICROS_1970_TO_2000).ok_or("a time out of range")?;
+        buffer.extend(&micros.to_be_bytes());
+        Ok(IsNull::No)
+    }
+}
+
+impl Decode<'_, Postgres> for Timestamp {
+    fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
+        let micros = i64::from_be_bytes(value.as_bytes()?.try_into()?);
+        // The ends of the range are the infinities.
+        if matches!(micros, i64::MIN | i64::MAX) {
+            return Err("an infinite time".into());
+        }
+        Ok(Self(micros.checked_add(MICROS_1970_TO_2000).ok_or("a time out of range")?))
+    }
+}
