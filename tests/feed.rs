@@ -22,7 +22,7 @@ use tower_api_key::{
 };
 
 use crate::doubles::{
-    Answers, DOWN, FakeFeed, Key, Said, Service, hash, poll_once, unknown_key, within,
+    Answers, DOWN, FakeFeed, FutureReply, Key, Said, Service, hash, poll_once, unknown_key, within,
 };
 
 const FRESH: Duration = Duration::from_secs(60);
@@ -76,6 +76,20 @@ impl Node {
         // The last of what is told is taken up when the one after it is.
         self.feed.tell(Change::Junk);
         self.heard(Said::FeedJunk).await;
+    }
+
+    /// The gap has begun.
+    async fn lose_feed(&self) {
+        self.feed.lose();
+        self.heard(Said::FeedLost(StoreErrorKind::Unavailable)).await;
+    }
+
+    /// A request whose query has read its row and answers when the store is released.
+    async fn look_up(&self, key: &Key) -> FutureReply {
+        self.service.store.hold();
+        let request = self.service.begin(&key.text);
+        self.service.store.until(|state| state.queries.contains(&key.record.key_hash)).await;
+        request
     }
 
     async fn heard(&self, said: Said) {
@@ -242,9 +256,7 @@ async fn limits_changed_elsewhere_apply_to_the_running_bucket() {
 async fn a_change_during_a_look_up_wins() {
     let node = Node::new().await;
     let key = node.service.issue("acme").await;
-    node.service.store.hold();
-    let before = node.service.begin(&key.text);
-    node.service.store.until(|state| state.queries.contains(&key.record.key_hash)).await;
+    let before = node.look_up(&key).await;
     node.revoke_elsewhere(&key).await;
     node.tell(Change::Changed(key.record.id)).await;
     // The look-up is under its hash, and nobody knows yet whose it is.
@@ -262,9 +274,7 @@ async fn a_creation_during_a_look_up_wins() {
     let node = Node::new().await;
     let key = node.service.issue("acme").await;
     node.service.store.delete(key.record.key_hash);
-    node.service.store.hold();
-    let before = node.service.begin(&key.text);
-    node.service.store.until(|state| state.queries.contains(&key.record.key_hash)).await;
+    let before = node.look_up(&key).await;
     // What the query has read stays what it was.
     node.service.store.restore(key.record.key_hash);
     node.tell(Change::Created(key.record.id)).await;
@@ -277,9 +287,7 @@ async fn a_creation_during_a_look_up_wins() {
 async fn changes_of_other_keys_during_a_look_up_are_none_of_its_business() {
     let node = Node::new().await;
     let key = node.service.issue("acme").await;
-    node.service.store.hold();
-    let before = node.service.begin(&key.text);
-    node.service.store.until(|state| state.queries.contains(&key.record.key_hash)).await;
+    let before = node.look_up(&key).await;
     for number in 0..1000_u128 {
         node.feed.tell(Change::Changed(KeyId::from_bytes(number.to_be_bytes())));
     }
@@ -293,9 +301,7 @@ async fn changes_of_other_keys_during_a_look_up_are_none_of_its_business() {
 async fn more_changes_than_are_kept_during_a_look_up_repeat_it() {
     let node = Node::new().await;
     let key = node.service.issue("acme").await;
-    node.service.store.hold();
-    let before = node.service.begin(&key.text);
-    node.service.store.until(|state| state.queries.contains(&key.record.key_hash)).await;
+    let before = node.look_up(&key).await;
     node.revoke_elsewhere(&key).await;
     node.feed.tell(Change::Changed(key.record.id));
     for number in 0..10_000_u128 {
@@ -317,8 +323,7 @@ async fn records_are_fresh_for_a_shorter_time_during_a_gap() {
     node.service.clock.advance(FRESH_DURING_GAP);
     node.service.get_at_once(&key.text).is_for("acme");
 
-    node.feed.lose();
-    node.heard(Said::FeedLost(StoreErrorKind::Unavailable)).await;
+    node.lose_feed().await;
     assert_eq!(node.feed_health(), FeedHealth::Gap);
     node.service.get(&key.text).await.is_refused(RejectionKind::Revoked);
 }
@@ -327,8 +332,7 @@ async fn records_are_fresh_for_a_shorter_time_during_a_gap() {
 async fn what_was_revoked_during_a_gap_is_refused_after_the_time_that_a_gap_allows() {
     let node = Node::new().await;
     let key = node.known("acme").await;
-    node.feed.lose();
-    node.heard(Said::FeedLost(StoreErrorKind::Unavailable)).await;
+    node.lose_feed().await;
     node.revoke_elsewhere(&key).await;
     node.service.clock.advance(FRESH_DURING_GAP - Duration::from_nanos(1));
     node.service.get_at_once(&key.text).is_for("acme");
@@ -342,8 +346,7 @@ async fn a_gap_never_prolongs_what_is_fresh() {
     let policy = policy.fresh_during_gap(FRESH).unwrap();
     let node = Node::with(|builder| builder.cache(policy)).await;
     let key = node.known("acme").await;
-    node.feed.lose();
-    node.heard(Said::FeedLost(StoreErrorKind::Unavailable)).await;
+    node.lose_feed().await;
     node.service.clock.advance(SECOND);
     node.service.get(&key.text).await.is_for("acme");
     assert_eq!(node.queries_for(&key), 2);
@@ -393,9 +396,7 @@ async fn a_look_up_from_before_the_end_of_a_gap_is_repeated() {
     let key = node.service.issue("acme").await;
     node.feed.lose();
     node.feed.until(|state| state.attempts == 2).await;
-    node.service.store.hold();
-    let before = node.service.begin(&key.text);
-    node.service.store.until(|state| state.queries.contains(&key.record.key_hash)).await;
+    let before = node.look_up(&key).await;
     node.revoke_elsewhere(&key).await;
     node.feed.come_back();
     // Waits for the next attempt, at most twice 100 ms from now: within the look-up's deadline.
@@ -763,8 +764,7 @@ async fn a_gap_is_time_to_confirm_watched_keys_more_often() {
     let key = node.known("acme").await;
     let mut ended = consumer(&node, &key).await.revoked();
     assert!(poll_once(&mut ended).is_pending());
-    node.feed.lose();
-    node.heard(Said::FeedLost(StoreErrorKind::Unavailable)).await;
+    node.lose_feed().await;
     node.revoke_elsewhere(&key).await;
     assert!(poll_once(&mut ended).is_pending(), "it is fresh for five seconds yet");
     node.service.clock.advance(FRESH_DURING_GAP);
