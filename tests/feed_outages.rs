@@ -203,7 +203,7 @@ async fn a_server_that_crashes_and_starts_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_that_is_cut() {
     let scene = Scene::new().await;
-    let (network, node) = match Network::new(&scene).await {
+    let (network, node) = match Network::new().await {
         Ok(network) => {
             println!("a link is cut: by taking down an interface of a network namespace");
             let node = network.start(&scene).await;
@@ -238,7 +238,7 @@ struct Network {
 }
 
 impl Network {
-    async fn new(scene: &Scene) -> io::Result<Self> {
+    async fn new() -> io::Result<Self> {
         let namespace = Namespace::new()?;
         let (feeds, other) = (namespace.link()?, namespace.link()?);
         let feed = Port::reserve_on(feeds.outside);

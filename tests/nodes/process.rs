@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     env,
+    error::Error,
     future::ready,
     io::{self, Write},
     process, str,
@@ -186,8 +187,8 @@ struct Admin {
 
 type Answer = Result<Json<Value>, (StatusCode, String)>;
 
-fn failed(error: impl ToString) -> (StatusCode, String) {
-    (StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+fn failed(error: impl Into<Box<dyn Error>>) -> (StatusCode, String) {
+    (StatusCode::INTERNAL_SERVER_ERROR, error.into().to_string())
 }
 
 async fn issue(State(admin): State<Admin>, Path(count): Path<usize>) -> Answer {
