@@ -95,11 +95,10 @@ impl Scene {
         let key = &self.keys[key];
         let mut client = node.client().await;
         let text = key.text.clone();
-        let refused =
-            tokio::spawn(async move { client.first(StatusCode::UNAUTHORIZED, &text).await });
+        let refused = tokio::spawn(async move { client.until_refused(&text).await });
         self.store.revoke(key.id(), None).await.unwrap();
         let revoked = Instant::now();
-        refused.await.unwrap().saturating_duration_since(revoked)
+        within(refused).await.unwrap().at.saturating_duration_since(revoked)
     }
 
     /// After a gap each key is confirmed once, and revocations are heard of again.

@@ -70,24 +70,25 @@ async fn listening(settings: &Settings) -> Node {
     node
 }
 
-/// How long after `revoke` has returned the others refuse the key, which they know.
+/// How long after `revoke` has returned the others refuse the key, which they know, and how long
+/// they took at worst to let it in.
 async fn revocations(
     others: &[&Node],
     keys: Vec<Key>,
     mut revoke: impl AsyncFnMut(&Key),
-) -> Distribution {
+) -> [Distribution; 2] {
     let mut clients = Vec::new();
     for node in others {
         clients.push(node.client().await);
     }
-    let mut times = Vec::new();
+    let (mut times, mut slowest) = (Vec::new(), Vec::new());
     for key in keys {
         let mut asking = Vec::new();
         for mut client in clients.drain(..) {
             client.get(&key.text).await.is(StatusCode::OK);
             let key = key.text.clone();
             asking.push(tokio::spawn(async move {
-                let refused = client.first(StatusCode::UNAUTHORIZED, &key).await;
+                let refused = client.until_refused(&key).await;
                 (client, refused)
             }));
         }
@@ -95,17 +96,22 @@ async fn revocations(
         let revoked = Instant::now();
         for asking in asking {
             let (client, refused) = within(asking).await.unwrap();
-            times.push(refused.saturating_duration_since(revoked));
+            times.push(refused.at.saturating_duration_since(revoked));
+            slowest.push(refused.slowest);
             clients.push(client);
         }
     }
-    Distribution::of(times)
+    [times, slowest].map(Distribution::of)
 }
 
+/// On a machine that is busy otherwise a revocation may take longer by as much as other answers do.
 async fn is_prompt(others: &[&Node], keys: Vec<Key>, revoke: impl AsyncFnMut(&Key)) {
-    let times = revocations(others, keys, revoke).await;
+    let [times, slowest] = revocations(others, keys, revoke).await;
     println!("revoked to refused by {} others: {times}", others.len());
-    assert!(times.percentile(50) < 10 * MILLI && times.percentile(99) < 100 * MILLI, "{times}");
+    for (percent, limit) in [(50, 10 * MILLI), (99, 100 * MILLI)] {
+        let limit = limit + slowest.percentile(percent);
+        assert!(times.percentile(percent) < limit, "{times}, other answers: {slowest}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -201,7 +207,8 @@ async fn a_database_that_crashes_and_starts_again_under_load_fails_no_known_key(
     let _turn = TURN.lock().await;
     let server = Server::start();
     let database = database(&server).await;
-    let node = Node::start(&Settings::new(database.url())).await;
+    let settings = Settings { load_deadline: None, ..Settings::new(database.url()) };
+    let node = Node::start(&settings).await;
     let keys = node.issue(200).await;
     let (known, other) = keys.split_at(199);
     let mut client = node.client().await;
@@ -257,9 +264,8 @@ async fn a_node_that_is_terminated_under_load_has_written_every_use() {
     meanwhile(3 * interval / 2).await;
     assert!(node.terminate().await.success());
     let uses = load.end().await;
-    let (used, lag) = lags(&database, &uses).await;
-    println!("{used} keys used; the last use is older than the recorded one by {lag:?}");
-    assert!(used > 100, "{used}");
+    let Recorded { never, lag, .. } = Recorded::of(&uses, &database).await;
+    assert_eq!(never, 0);
     // Of each interval the first use counts.
     assert!(lag <= interval, "{lag:?}");
 }
@@ -276,27 +282,45 @@ async fn a_node_that_is_killed_loses_the_uses_of_one_interval() {
     meanwhile(4 * interval).await;
     node.kill().await;
     let uses = load.end().await;
-    let (used, lag) = lags(&database, &uses).await;
-    println!("{used} keys used; the last use is older than the recorded one by {lag:?}");
-    assert!(used > 100, "{used}");
+    let Recorded { keys, never, lag } = Recorded::of(&uses, &database).await;
+    assert!(never < keys);
     // The interval of which the first use counts, the one that is lost, and the writing itself.
     assert!(lag <= 2 * interval + 600 * MILLI, "{lag:?}");
 }
 
-/// How many keys were let in, and by how much at most what is recorded lags behind the last time.
-async fn lags(database: &Database, uses: &[Use]) -> (usize, Duration) {
-    let mut last = HashMap::new();
-    for it in uses.iter().filter(|it| it.status == Some(StatusCode::OK)) {
-        last.insert(it.key, it.at);
+/// What was recorded of the uses of keys.
+struct Recorded {
+    keys: usize,
+    /// Keys of which nothing was.
+    never: usize,
+    /// By how much the last use was later at most than the one recorded, or than the first.
+    lag: Duration,
+}
+
+impl Recorded {
+    async fn of(uses: &[Use], database: &Database) -> Self {
+        let mut span = HashMap::new();
+        for it in uses {
+            match it.status {
+                Some(StatusCode::OK) => span.entry(it.key).or_insert((it.at, it.at)).1 = it.at,
+                status => assert_eq!(status, None),
+            }
+        }
+        let store = PgKeyStore::new(database.pool().await);
+        let mut this = Self { keys: span.len(), never: 0, lag: Duration::ZERO };
+        for (key, (first, last)) in span {
+            let recorded = store.last_used_at(key).await.unwrap();
+            this.never += usize::from(recorded.is_none());
+            let lag = last.duration_since(recorded.unwrap_or(first)).unwrap_or_default();
+            this.lag = this.lag.max(lag);
+        }
+        let Self { keys, never, lag } = this;
+        println!(
+            "{keys} keys used, {never} never recorded, the others {lag:.1?} before the last use"
+        );
+        assert!(keys > 100, "{keys}");
+        this
     }
-    assert!(uses.iter().all(|it| matches!(it.status, None | Some(StatusCode::OK))));
-    let store = PgKeyStore::new(database.pool().await);
-    let mut lag = Duration::ZERO;
-    for (&key, &at) in &last {
-        let recorded = store.last_used_at(key).await.unwrap().expect("a key that was used");
-        lag = lag.max(at.duration_since(recorded).unwrap_or_default());
-    }
-    (last.len(), lag)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -307,7 +331,8 @@ async fn a_node_that_is_started_before_its_database_heals_by_itself() {
     let keys = issue(&PgKeyStore::new(database.pool().await), 1).await.unwrap();
     server.stop_immediate().await;
 
-    let node = Node::start(&Settings::new(database.url())).await;
+    let settings = Settings { load_deadline: None, ..Settings::new(database.url()) };
+    let node = Node::start(&settings).await;
     for _ in 0..3 {
         let reply = node.get(&keys[0].text).await;
         reply.is(StatusCode::SERVICE_UNAVAILABLE);
@@ -414,7 +439,7 @@ async fn ten_thousand_changes_a_second_do_not_double_the_latency_of_known_keys()
     println!("heard to elsewhere: {ratio:.2}");
     assert!(ratio < 2.0, "{ratio}");
 
-    let revoked = revocations(&[&node], keys[..1].to_vec(), async |key| {
+    let [revoked, _] = revocations(&[&node], keys[..1].to_vec(), async |key| {
         node.admin(Method::POST, &format!("/revoke/{}", key.id())).await;
     })
     .await;

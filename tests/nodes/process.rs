@@ -59,6 +59,8 @@ pub struct Settings {
     pub fresh: Option<Duration>,
     pub fresh_during_gap: Option<Duration>,
     pub usage_interval: Option<Duration>,
+    /// Nobody waits this long for anything but a test that has failed, unless it is set to `None`.
+    pub load_deadline: Option<Duration>,
 }
 
 impl Settings {
@@ -71,6 +73,7 @@ impl Settings {
             fresh: None,
             fresh_during_gap: None,
             usage_interval: None,
+            load_deadline: Some(Duration::from_secs(20)),
         }
     }
 
@@ -81,6 +84,9 @@ impl Settings {
         }
         if let Some(fresh) = self.fresh_during_gap {
             policy = policy.fresh_during_gap(fresh).unwrap();
+        }
+        if let Some(deadline) = self.load_deadline {
+            policy = policy.load_deadline(deadline).unwrap();
         }
         policy
     }
