@@ -265,29 +265,19 @@ impl Client {
         self.sender.send_request(request.body(Empty::new()).unwrap()).await
     }
 
-    /// Asks for `key` all the time until it is refused.
-    pub async fn until_refused(&mut self, key: &str) -> Refused {
+    /// When `key` was refused. It is asked for all the time.
+    pub async fn until_refused(&mut self, key: &str) -> Instant {
         within(async {
-            let mut slowest = Duration::ZERO;
             loop {
-                let asked = Instant::now();
-                let status = self.get(key).await.status;
-                match status {
-                    StatusCode::OK => slowest = slowest.max(asked.elapsed()),
-                    StatusCode::UNAUTHORIZED => return Refused { at: Instant::now(), slowest },
+                match self.get(key).await.status {
+                    StatusCode::OK => {}
+                    StatusCode::UNAUTHORIZED => return Instant::now(),
                     status => panic!("{status}"),
                 }
             }
         })
         .await
     }
-}
-
-/// When a key was refused.
-pub struct Refused {
-    pub at: Instant,
-    /// How long an answer took before, at worst: what a busy machine does to answers.
-    pub slowest: Duration,
 }
 
 /// Events that have begun.
