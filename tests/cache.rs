@@ -147,6 +147,33 @@ async fn a_key_that_expires_while_it_is_fresh_is_refused_from_that_instant_on() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_slow_look_up_a_key_neither_begins_early_nor_ends_late() {
+    let service = Service::new();
+    let now = service.clock.now();
+    let (slow, second) = (Duration::from_millis(300), Duration::from_secs(1));
+    let begins = service.issue_new(NewKey::new("begins").not_before(now + second)).await;
+    let begun = service.issue_new(NewKey::new("begun").not_before(now)).await;
+    let ends = service.issue_new(NewKey::new("ends").expires_at(now + second)).await;
+    // The store reads its clock at once, and answers later.
+    service.store.hold();
+    let replies = [&begins, &begun, &ends].map(|key| service.begin(&key.text));
+    service.store.until(|state| state.queries.len() == 3).await;
+    service.clock.advance(slow);
+    service.store.release();
+    let [begins_later, begun_before, ends_later] = replies;
+    within(begins_later).await.is_refused(RejectionKind::NotYetActive);
+    within(begun_before).await.is_for("begun");
+    within(ends_later).await.is_for("ends");
+
+    // It may have read its clock just before it answered, as far as anybody knows here.
+    service.clock.advance(second - slow);
+    service.get_at_once(&begins.text).is_refused(RejectionKind::NotYetActive);
+    service.get_at_once(&ends.text).is_refused(RejectionKind::Expired);
+    service.clock.advance(slow);
+    service.get_at_once(&begins.text).is_for("begins");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_step_of_the_wall_clock_changes_nothing_about_cached_keys() {
     let service = Service::new();
     let key = service.issue_new(NewKey::new("acme").expires_in(20 * SECOND)).await;

@@ -44,6 +44,7 @@ impl Entry {
         limiter: &dyn RateLimiter,
         watch: Weak<dyn Watch>,
         loaded_at: Duration,
+        answered_at: Duration,
         generation: Generation,
     ) -> Self {
         let limits = record.rate_limits.clone().unwrap_or_else(|| default_limits.clone());
@@ -55,7 +56,11 @@ impl Entry {
             loaded_at,
             generation,
             touched_at: AtomicU64::new(0),
-            validity: record.validity(),
+            // The store read its clock at some time in between. Reckoned from the beginning of that,
+            // an end comes early rather than late; so would a beginning.
+            validity: record
+                .validity()
+                .begin_later(record.read_at, answered_at.saturating_sub(loaded_at)),
             read_at: record.read_at,
             buckets: limits.iter().map(bucket).collect(),
             limits,

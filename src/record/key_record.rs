@@ -1,4 +1,9 @@
-use std::{error::Error, fmt, str::FromStr, time::SystemTime};
+use std::{
+    error::Error,
+    fmt,
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
 
 use uuid::Uuid;
 
@@ -200,6 +205,14 @@ pub(crate) struct Validity {
 }
 
 impl Validity {
+    /// A beginning that is yet to come at `now` comes later by `delay`.
+    pub(crate) fn begin_later(self, now: SystemTime, delay: Duration) -> Self {
+        let later = |begin: SystemTime| begin.checked_add(delay).unwrap_or(begin);
+        let not_before =
+            self.not_before.map(|begin| if begin > now { later(begin) } else { begin });
+        Self { not_before, ..self }
+    }
+
     pub(crate) fn status(&self, now: SystemTime) -> KeyStatus {
         if self.is_revoked {
             KeyStatus::Revoked
@@ -233,8 +246,6 @@ pub enum KeyStatus {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const MILLI: Duration = Duration::from_millis(1);

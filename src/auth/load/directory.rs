@@ -113,7 +113,15 @@ mod tests {
         let record = KeyRecord::new(id(number), hash(number), "acme", SystemTime::UNIX_EPOCH);
         let (limits, limiter) = (RateLimits::unlimited(), LocalRateLimiter::new());
         let (watch, generation) = (Weak::<Nobody>::new(), Generation::default());
-        Arc::new(Entry::new(record, &limits, &limiter, watch, Duration::ZERO, generation))
+        Arc::new(Entry::new(
+            record,
+            &limits,
+            &limiter,
+            watch,
+            Duration::ZERO,
+            Duration::ZERO,
+            generation,
+        ))
     }
 
     #[test]

@@ -246,10 +246,11 @@ impl Loader {
                 if self.breaker.answered() {
                     trace::info!("the key store answers again");
                 }
+                let answered = self.clock.monotonic();
                 let entry = record.map(|record| {
                     let (limits, limiter) = (&self.default_limits, &*self.limiter);
                     let watch: Weak<Self> = Arc::downgrade(self);
-                    Arc::new(Entry::new(record, limits, limiter, watch, now, generation))
+                    Arc::new(Entry::new(record, limits, limiter, watch, now, answered, generation))
                 });
                 Ok(Fetched { entry, loaded_at: now, generation })
             }
