@@ -135,7 +135,7 @@ impl CachePolicy {
     }
 
     /// How long a request waits for the store, of which half at most for its turn. Default 500 ms,
-    /// at least 1 ms and at most 30 s.
+    /// at least 1 ms and at most 30 s. If the key is changed meanwhile, it waits as long again.
     ///
     /// A healthy look-up takes a millisecond. Clients rather hear "try again" than wait, and after
     /// 30 s they have hung up.
