@@ -4,9 +4,10 @@
 mod doubles;
 
 use std::{
+    collections::HashMap,
     future::pending,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{sync::oneshot, task::JoinHandle};
@@ -18,7 +19,7 @@ use tower_api_key::{
     manage::NewKey,
     rate_limit::{Quota, RateLimits},
     record::{KeyId, KeyRecord},
-    store::{Change, KeyStore, ManageKeys, StoreError, StoreErrorKind},
+    store::{Change, ChangeFeed, KeyStore, ManageKeys, StoreError, StoreErrorKind},
 };
 
 use crate::doubles::{
@@ -388,6 +389,103 @@ async fn after_a_gap_old_records_are_better_than_none_while_the_store_is_down() 
     node.service.get(&key.text).await.is_for("acme");
     node.service.clock.advance(FRESH + STALE_IF_ERROR);
     node.service.get(&key.text).await.is_unavailable(RejectionKind::StoreUnavailable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_gap_a_store_that_was_down_is_asked_at_once() {
+    let node = Node::new().await;
+    let key = node.known("acme").await;
+    node.lose_feed().await;
+    node.service.store.answer(DOWN);
+    for _ in 0..5 {
+        node.service.get(&unknown_key()).await.is_unavailable(RejectionKind::StoreUnavailable);
+    }
+    node.service.store.answer(Answers::Truthfully);
+    node.revoke_elsewhere(&key).await;
+    node.service.get_at_once(&key.text).is_for("acme");
+    node.feed.come_back();
+    node.heard(Said::FeedLive).await;
+    node.service.get(&key.text).await.is_refused(RejectionKind::Revoked);
+}
+
+/// What is revoked during a gap, after it, with so many keys in use that the store cannot confirm
+/// all of them at once.
+#[tokio::test(start_paused = true)]
+async fn after_a_gap_a_key_that_gets_no_turn_is_let_in_for_as_long_as_in_one() {
+    let policy = CachePolicy::default().max_loads(1);
+    let node = Node::with(|builder| builder.cache(policy)).await;
+    let (key, other) = (node.known("acme").await, node.known("other").await);
+    node.lose_feed().await;
+    node.revoke_elsewhere(&key).await;
+    node.feed.come_back();
+    node.heard(Said::FeedLive).await;
+
+    // The one turn is taken, again and again.
+    let overloaded = async || {
+        let taken = node.look_up(&other).await;
+        let reply = node.service.get(&key.text).await;
+        node.service.store.release();
+        drop(within(taken).await);
+        node.service.auth.invalidate(&other.record.key_hash);
+        node.service.heard.take();
+        reply
+    };
+    overloaded().await.is_for("acme");
+    node.service.clock.advance(FRESH_DURING_GAP - Duration::from_nanos(1));
+    overloaded().await.is_for("acme");
+    node.service.clock.advance(Duration::from_nanos(1));
+    overloaded().await.is_unavailable(RejectionKind::Overloaded);
+    node.service.get(&key.text).await.is_refused(RejectionKind::Revoked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_key_does_not_queue_up_with_strangers() {
+    let policy = CachePolicy::default().max_loads(4);
+    let node = Node::with(|builder| builder.cache(policy)).await;
+    let key = node.known("acme").await;
+    node.service.store.hold();
+    let mut strangers: Vec<_> = (0..10).map(|_| node.service.begin(&unknown_key())).collect();
+    // Three of four turns are theirs.
+    let asked = node.service.store.queries();
+    node.service.store.until(|state| state.queries.len() >= asked + 3).await;
+
+    node.tell(Change::Changed(key.record.id)).await;
+    let mut changed = node.service.begin(&key.text);
+    node.service
+        .store
+        .until(|state| {
+            state.queries.iter().filter(|asked| **asked == key.record.key_hash).count() == 2
+        })
+        .await;
+    assert!(poll_once(&mut changed).is_pending());
+    node.service.store.release();
+    within(changed).await.is_for("acme");
+    strangers.clear();
+}
+
+/// A feed that is never at a loss.
+struct Endless;
+
+impl ChangeFeed for Endless {
+    async fn connect(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Change, StoreError> {
+        Ok(Change::Changed(KeyId::from_bytes([9; 16])))
+    }
+}
+
+#[tokio::test]
+async fn a_feed_without_end_leaves_everything_else_its_turn() {
+    let (service, worker) = Service::and_worker(|builder| builder.change_feed(Endless));
+    let (shutdown, asked) = oneshot::channel::<()>();
+    let worker = tokio::spawn(worker.run(async { drop(asked.await) }));
+    service.heard.until(|heard| heard.contains(&Said::FeedLive)).await;
+    let key = service.issue("acme").await;
+    service.get(&key.text).await.is_for("acme");
+    drop(shutdown);
+    within(worker).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -822,31 +920,111 @@ async fn an_outage_is_reckoned_from_the_last_time_the_key_was_confirmed() {
     }
 }
 
-/// One secret, which is a key of this id.
-#[derive(Clone)]
-struct OneKey(Arc<Mutex<KeyRecord>>);
+/// Keys that a test changes as an administrator with SQL can: any column, and the hash too.
+#[derive(Clone, Default)]
+struct Rows(Arc<Mutex<HashMap<KeyHash, KeyRecord>>>);
 
-impl KeyStore for OneKey {
-    async fn find(&self, _: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
-        Ok(Some(self.0.lock().unwrap().clone()))
+impl Rows {
+    /// `secret` is the key `id`, and what it was before is gone.
+    fn put(&self, id: KeyId, secret: &str, now: SystemTime) {
+        let mut rows = self.0.lock().unwrap();
+        rows.retain(|_, row| row.id != id);
+        rows.insert(hash(secret), KeyRecord::new(id, hash(secret), "acme", now));
+    }
+}
+
+impl KeyStore for Rows {
+    async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        Ok(self.0.lock().unwrap().get(hash).cloned())
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_key_that_was_deleted_has_ended_even_if_its_secret_is_another_key_now() {
-    let (clock, text) = (ManualClock::default(), unknown_key());
+    let (clock, rows, secret) = (ManualClock::default(), Rows::default(), unknown_key());
     let id = |byte| KeyId::from_bytes([byte; 16]);
-    let store =
-        OneKey(Arc::new(Mutex::new(KeyRecord::new(id(1), hash(&text), "acme", clock.now()))));
-    let (service, worker) = Service::around(store.clone(), clock, |builder| builder);
+    rows.put(id(1), &secret, clock.now());
+    let (service, worker) = Service::around(rows.clone(), clock.clone(), |builder| builder);
     drop(worker);
-    let admission = service.auth.authenticate(text.as_bytes()).await.unwrap();
+    let admission = service.auth.authenticate(secret.as_bytes()).await.unwrap();
     let mut ended = admission.consumer().revoked();
     assert!(poll_once(&mut ended).is_pending());
-    store.0.lock().unwrap().id = id(2);
-    service.auth.invalidate(&hash(&text));
+    rows.put(id(2), &secret, clock.now());
+    service.auth.invalidate(&hash(&secret));
     within(ended).await;
-    service.get(&text).await.is_for("acme");
+    service.get(&secret).await.is_for("acme");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_old_secret_of_a_key_ends_although_the_new_one_was_used_before_that_was_told() {
+    let (clock, rows, feed) = (ManualClock::default(), Rows::default(), FakeFeed::new());
+    let (id, old, new) = (KeyId::from_bytes([1; 16]), unknown_key(), unknown_key());
+    rows.put(id, &old, clock.now());
+    let (service, worker) =
+        Service::around(rows.clone(), clock.clone(), |builder| builder.change_feed(feed.clone()));
+    tokio::spawn(worker.run(pending()));
+    service.heard.until(|heard| heard.contains(&Said::FeedLive)).await;
+    let admission = service.auth.authenticate(old.as_bytes()).await.unwrap();
+    let mut ended = admission.consumer().revoked();
+    assert!(poll_once(&mut ended).is_pending());
+
+    rows.put(id, &new, clock.now());
+    service.get(&new).await.is_for("acme");
+    feed.tell(Change::Changed(id));
+    feed.tell(Change::Created(id));
+    within(ended).await;
+    service.get(&old).await.is_refused(RejectionKind::Unknown);
+    service.get(&new).await.is_for("acme");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_does_not_outlast_a_change_that_nobody_can_look_up() {
+    let node = Node::new().await;
+    let key = node.known("acme").await;
+    let mut ended = consumer(&node, &key).await.revoked();
+    assert!(poll_once(&mut ended).is_pending());
+    node.service.store.answer(DOWN);
+    node.tell(Change::Changed(key.record.id)).await;
+    node.service.get(&key.text).await.is_unavailable(RejectionKind::StoreUnavailable);
+    let begin = tokio::time::Instant::now();
+    within(ended).await;
+    assert!(begin.elapsed() <= 2 * SECOND, "{:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_is_looked_up_at_the_second_attempt_ends_no_stream() {
+    let node = Node::new().await;
+    let key = node.known("acme").await;
+    let mut ended = consumer(&node, &key).await.revoked();
+    assert!(poll_once(&mut ended).is_pending());
+    node.service.store.answer(DOWN);
+    node.tell(Change::Changed(key.record.id)).await;
+    let failed = Said::LoadFailed(StoreErrorKind::Unavailable);
+    while node.service.heard.count(failed) == 0 {
+        assert!(poll_once(&mut ended).is_pending());
+        tokio::task::yield_now().await;
+    }
+    node.service.store.answer(Answers::Truthfully);
+    for _ in 0..120 {
+        assert!(poll_once(&mut ended).is_pending());
+        node.advance(SECOND).await;
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_begins_on_an_old_record_does_not_outlast_it() {
+    let node = Node::new().await;
+    let key = node.known("acme").await;
+    node.service.store.answer(DOWN);
+    let almost = FRESH + STALE_IF_ERROR - SECOND;
+    node.service.clock.advance(almost);
+    let consumer = consumer(&node, &key).await;
+    // Making the answer takes a while.
+    node.service.clock.advance(2 * SECOND);
+    let begin = tokio::time::Instant::now();
+    within(consumer.revoked()).await;
+    assert!(begin.elapsed() <= SECOND, "{:?}", begin.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -106,7 +106,7 @@ impl Builder {
         let loader = Arc::new(loader);
         if self.feed.is_some() {
             loader.feed.set_gap();
-            loader.set_in_gap(true);
+            loader.begin_gap();
         }
         let (usage, writer) = usage::channel(Arc::clone(&loader), self.usage_interval);
         let worker = Worker::new(Arc::clone(&loader), self.feed, writer);

@@ -206,6 +206,8 @@ pub(super) struct KeyCache {
     oldest_usable: AtomicU64,
     /// Absences of an earlier one are as good as gone.
     absent_generation: AtomicU64,
+    /// When everything was last to be confirmed, in nanoseconds of the monotonic clock.
+    expired_at: AtomicU64,
     /// Whether changes may go unheard.
     in_gap: AtomicBool,
     policy: CachePolicy,
@@ -242,6 +244,7 @@ impl KeyCache {
             generation: AtomicU64::new(0),
             oldest_usable: AtomicU64::new(0),
             absent_generation: AtomicU64::new(0),
+            expired_at: AtomicU64::new(0),
             in_gap: AtomicBool::new(false),
             policy,
         }
@@ -277,6 +280,13 @@ impl KeyCache {
         fresh.saturating_sub(now.saturating_sub(entry.loaded_at))
     }
 
+    /// Whether `entry` should have been confirmed after a gap, and the store has had the time.
+    pub(super) fn is_overdue(&self, entry: &Entry, now: Duration) -> bool {
+        let expired_at = Duration::from_nanos(self.expired_at.load(Ordering::Acquire));
+        entry.generation.present != self.generation.load(Ordering::Acquire)
+            && now.saturating_sub(expired_at) >= self.policy.fresh_during_gap
+    }
+
     /// How long what the store said may be used at most.
     pub(super) fn usable(&self) -> Duration {
         self.policy.fresh + self.policy.stale_if_error
@@ -304,9 +314,10 @@ impl KeyCache {
         self.absent.insert(hash, Absence { loaded_at, generation: generation.absent });
     }
 
-    pub(super) fn invalidate(&self, hash: &KeyHash) {
-        self.present.invalidate(hash);
+    /// True if it was a key.
+    pub(super) fn forget(&self, hash: &KeyHash) -> bool {
         self.absent.invalidate(hash);
+        self.present.remove(hash).is_some()
     }
 
     pub(super) fn invalidate_all(&self) {
@@ -325,7 +336,9 @@ impl KeyCache {
     }
 
     /// Everything is to be confirmed before it is trusted again.
-    pub(super) fn expire_all(&self) {
+    pub(super) fn expire_all(&self, now: Duration) {
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        self.expired_at.store(now, Ordering::Release);
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.invalidate_absent();
     }

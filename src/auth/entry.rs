@@ -65,7 +65,7 @@ impl Entry {
             buckets: limits.iter().map(bucket).collect(),
             limits,
             policy: OnceLock::new(),
-            consumer: Consumer::watched_by(record, watch),
+            consumer: Consumer::watched_by(record, watch, loaded_at),
         }
     }
 

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
     use crate::{
         key::KeyHash,
-        record::{KeyId, KeyRecord, Watch},
+        record::{KeyId, KeyRecord, Watch, WatchedKey},
     };
 
     /// A key that ends when the test says so.
@@ -130,11 +130,7 @@ mod tests {
     struct Key(watch::Sender<bool>);
 
     impl Watch for Key {
-        fn ended(
-            self: Arc<Self>,
-            _: KeyId,
-            _: KeyHash,
-        ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        fn ended(self: Arc<Self>, _: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>> {
             Box::pin(async move {
                 self.0.subscribe().wait_for(|ended| *ended).await.unwrap();
             })
@@ -145,7 +141,11 @@ mod tests {
         fn consumer(self: &Arc<Self>) -> Consumer {
             let (id, hash) = (KeyId::from_bytes([1; 16]), KeyHash::from_bytes([7; 32]));
             let watch: Weak<Self> = Arc::downgrade(self);
-            Consumer::watched_by(KeyRecord::new(id, hash, "acme", SystemTime::UNIX_EPOCH), watch)
+            Consumer::watched_by(
+                KeyRecord::new(id, hash, "acme", SystemTime::UNIX_EPOCH),
+                watch,
+                Duration::ZERO,
+            )
         }
 
         fn end(&self) {

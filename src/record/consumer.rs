@@ -1,9 +1,10 @@
 use std::{
     fmt,
-    future::{Future, pending},
+    future::{Future, pending, ready},
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use super::{KeyId, KeyRecord, Metadata, Scope, Scopes};
@@ -22,33 +23,42 @@ struct Inner {
     key_name: Option<Box<str>>,
     scopes: Scopes,
     metadata: Metadata,
-    key_hash: KeyHash,
-    watch: Option<Weak<dyn Watch>>,
+    watch: Option<(Weak<dyn Watch>, WatchedKey)>,
 }
 
 /// Whoever can tell that a key no longer works.
 pub(crate) trait Watch: Send + Sync {
     /// Resolves when the key no longer works.
-    fn ended(
-        self: Arc<Self>,
-        key_id: KeyId,
-        hash: KeyHash,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    fn ended(self: Arc<Self>, key: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// A key that worked when it was last looked up.
+#[derive(Clone, Copy)]
+pub(crate) struct WatchedKey {
+    pub(crate) id: KeyId,
+    pub(crate) hash: KeyHash,
+    /// When that was, by [`Clock::monotonic`](crate::clock::Clock::monotonic).
+    pub(crate) confirmed_at: Duration,
 }
 
 impl Consumer {
-    pub(crate) fn watched_by(record: KeyRecord, watch: Weak<dyn Watch>) -> Self {
-        Self::new(record, Some(watch))
+    /// The consumer of a key that was looked up at `confirmed_at`.
+    pub(crate) fn watched_by(
+        record: KeyRecord,
+        watch: Weak<dyn Watch>,
+        confirmed_at: Duration,
+    ) -> Self {
+        let key = WatchedKey { id: record.id, hash: record.key_hash, confirmed_at };
+        Self::new(record, Some((watch, key)))
     }
 
-    fn new(record: KeyRecord, watch: Option<Weak<dyn Watch>>) -> Self {
+    fn new(record: KeyRecord, watch: Option<(Weak<dyn Watch>, WatchedKey)>) -> Self {
         Self(Arc::new(Inner {
             id: record.consumer_id.into(),
             key_id: record.id,
             key_name: record.name.map(Into::into),
             scopes: record.scopes,
             metadata: record.metadata,
-            key_hash: record.key_hash,
             watch,
         }))
     }
@@ -96,17 +106,19 @@ impl Consumer {
     /// [change feed](crate::auth::Builder::change_feed) and its worker runs, else within
     /// [`fresh`](crate::auth::CachePolicy::fresh). It resolves too when nobody has been able to
     /// confirm the key for as long as a cached one is believed
-    /// ([`stale_if_error`](crate::auth::CachePolicy::stale_if_error)), and at once where the
-    /// authenticator that let the request in is gone.
+    /// ([`stale_if_error`](crate::auth::CachePolicy::stale_if_error)), or when the key was changed
+    /// and nobody can tell what it is now. What it returns keeps the authenticator's cache alive;
+    /// called after that is gone, it resolves at once.
     ///
     /// Keys are only watched for those who ask. For a consumer that no authenticator made it never
     /// resolves. It needs a tokio runtime with its timer.
     pub fn revoked(&self) -> Revoked {
-        let Inner { key_id, key_hash, watch, .. } = &*self.0;
-        Revoked(match watch.as_ref().map(Weak::upgrade) {
-            Some(Some(watch)) => watch.ended(*key_id, *key_hash),
-            Some(None) => Box::pin(std::future::ready(())),
+        Revoked(match &self.0.watch {
             None => Box::pin(pending()),
+            Some((watch, key)) => match watch.upgrade() {
+                Some(watch) => watch.ended(*key),
+                None => Box::pin(ready(())),
+            },
         })
     }
 }

@@ -8,10 +8,13 @@ mod key_record;
 mod metadata;
 mod scope;
 
-pub(crate) use self::{consumer::Watch, key_record::Validity};
 pub use self::{
     consumer::{Consumer, Revoked},
     key_record::{InvalidKeyId, KeyId, KeyRecord, KeyStatus},
     metadata::{InvalidMetadata, Metadata},
     scope::{InvalidScope, Scope, Scopes},
+};
+pub(crate) use self::{
+    consumer::{Watch, WatchedKey},
+    key_record::Validity,
 };

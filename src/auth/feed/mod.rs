@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    task::coop::consume_budget,
+    time::{Instant, sleep_until, timeout},
+};
 
 use self::backoff::Backoff;
 use super::{
@@ -67,8 +70,7 @@ impl Following<'_> {
     async fn connect(&mut self, feed: &mut dyn ErasedFeed) -> Result<(), StoreError> {
         let connected = timeout(CONNECT_DEADLINE, caught(async { feed.connect().await })).await;
         connected.map_err(|late| StoreError::new(StoreErrorKind::Unavailable).because(late))??;
-        self.loader.expire_all();
-        self.loader.set_in_gap(false);
+        self.loader.end_gap();
         self.loader.feed.set_live();
         trace::info!("changes of keys made elsewhere are heard of at once");
         self.loader.observe(&Event::FeedLive);
@@ -101,6 +103,8 @@ impl Following<'_> {
                 Ok(Change::Junk) => self.loader.observe(&Event::FeedJunk),
                 Err(error) => return error,
             }
+            // A feed that is never at a loss would keep everything else from its turn.
+            consume_budget().await;
         }
     }
 
@@ -117,7 +121,7 @@ impl Following<'_> {
 
     fn gap(&self) {
         self.loader.feed.set_gap();
-        self.loader.set_in_gap(true);
+        self.loader.begin_gap();
     }
 }
 

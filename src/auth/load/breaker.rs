@@ -49,6 +49,11 @@ impl Breaker {
                 .is_ok()
     }
 
+    /// The store may be back.
+    pub(super) fn reset(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+    }
+
     /// True when this answer ended an outage.
     pub(super) fn answered(&self) -> bool {
         self.has_answered.store(true, Ordering::Relaxed);

@@ -17,7 +17,8 @@ use crate::{auth::entry::Entry, key::KeyHash, record::KeyId};
 #[derive(Default)]
 pub(super) struct Directory {
     names: HashMap<KeyId, Name>,
-    watched: HashMap<KeyHash, watch::Sender<()>>,
+    /// With how often the key was changed.
+    watched: HashMap<KeyHash, watch::Sender<u64>>,
     sweep_at: usize,
 }
 
@@ -29,36 +30,41 @@ struct Name {
 const MIN_SWEEP: usize = 1024;
 
 impl Directory {
-    pub(super) fn enter(&mut self, hash: KeyHash, entry: &Arc<Entry>) {
+    /// Returns the hash that the key had before, if it has another one now.
+    pub(super) fn enter(&mut self, hash: KeyHash, entry: &Arc<Entry>) -> Option<KeyHash> {
         let name = Name { hash, entry: Arc::downgrade(entry) };
-        self.names.insert(entry.consumer.key_id(), name);
+        let before = self.names.insert(entry.consumer.key_id(), name);
         self.sweep_if_due();
+        before.map(|name| name.hash).filter(|before| *before != hash)
     }
 
     pub(super) fn hash_of(&self, id: KeyId) -> Option<KeyHash> {
         self.names.get(&id).map(|name| name.hash)
     }
 
-    /// Whoever holds the receiver hears when the key may have been changed.
-    pub(super) fn watch(&mut self, id: KeyId, hash: KeyHash) -> watch::Receiver<()> {
+    /// Whoever holds the receiver hears when the key was changed, and how often.
+    pub(super) fn watch(&mut self, id: KeyId, hash: KeyHash) -> watch::Receiver<u64> {
         self.names.entry(id).or_insert(Name { hash, entry: Weak::new() });
         let news = self.watched.entry(hash).or_default().subscribe();
         self.sweep_if_due();
         news
     }
 
-    /// There is news of the key with this hash.
+    /// The key with this hash was changed.
     pub(super) fn tell(&self, hash: &KeyHash) {
         if let Some(watched) = self.watched.get(hash) {
-            watched.send_replace(());
+            watched.send_modify(|changes| *changes += 1);
         }
     }
 
-    /// There is news that concerns every key.
+    /// Every key was changed.
     pub(super) fn tell_all(&self) {
-        for watched in self.watched.values() {
-            watched.send_replace(());
-        }
+        self.watched.values().for_each(|watched| watched.send_modify(|changes| *changes += 1));
+    }
+
+    /// Every key is to be looked at again.
+    pub(super) fn wake_all(&self) {
+        self.watched.values().for_each(|watched| watched.send_modify(|_| {}));
     }
 
     fn sweep_if_due(&mut self) {
@@ -84,17 +90,13 @@ mod tests {
     use crate::{
         auth::entry::Generation,
         rate_limit::{LocalRateLimiter, RateLimits},
-        record::{KeyRecord, Watch},
+        record::{KeyRecord, Watch, WatchedKey},
     };
 
     struct Nobody;
 
     impl Watch for Nobody {
-        fn ended(
-            self: Arc<Self>,
-            _: KeyId,
-            _: KeyHash,
-        ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        fn ended(self: Arc<Self>, _: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>> {
             Box::pin(ready(()))
         }
     }

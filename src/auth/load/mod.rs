@@ -5,6 +5,7 @@ mod directory;
 mod flights;
 
 use std::{
+    collections::HashSet,
     future::Future,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -77,10 +78,14 @@ pub(super) struct Loader {
 struct Board {
     flights: Flights<Landed>,
     directory: Directory,
+    /// Keys that were known until they were changed: they need not queue up with strangers.
+    acquaintances: HashSet<KeyHash>,
 }
 
 /// Loads that may wait for each turn. Beyond, there is no hope of one in time.
 const QUEUE_PER_TURN: usize = 64;
+/// Changed keys beyond this many are strangers again, until somebody has looked them up.
+const MAX_ACQUAINTANCES: usize = 4096;
 /// What a load that keeps its deadline may be late by.
 const GRACE: Duration = Duration::from_millis(100);
 
@@ -136,8 +141,15 @@ impl Loader {
             return Err(rejection);
         }
         // Looked up again: an invalidation in the meantime has taken it away.
-        match self.cache.peek(&hash, self.clock.monotonic()) {
+        let now = self.clock.monotonic();
+        match self.cache.peek(&hash, now) {
             Peek::Fresh(entry) => Ok(Some(entry)),
+            Peek::Stale(entry)
+                if rejection.kind() == RejectionKind::Overloaded
+                    && self.cache.is_overdue(&entry, now) =>
+            {
+                Err(rejection)
+            }
             Peek::Stale(entry) => {
                 self.stale_served(&entry);
                 Ok(Some(entry))
@@ -192,7 +204,7 @@ impl Loader {
             Peek::Fresh(entry) => return ControlFlow::Break(Ok(Some(entry))),
             Peek::Absent => return ControlFlow::Break(Ok(None)),
             Peek::Stale(_) => true,
-            Peek::Miss => false,
+            Peek::Miss => board.acquaintances.contains(&hash),
         };
         if !is_known && board.flights.len() >= self.max_flights {
             return ControlFlow::Break(Err(Rejection::new(RejectionKind::Overloaded)));
@@ -276,10 +288,7 @@ impl Loader {
 
     /// Nothing of the key with this hash is to be believed.
     pub(super) fn invalidate(&self, hash: &KeyHash) {
-        let mut board = self.board();
-        board.flights.strike(hash);
-        self.cache.invalidate(hash);
-        board.directory.tell(hash);
+        self.forget(&mut self.board(), hash);
     }
 
     /// Nothing of the key with this id is to be believed.
@@ -287,10 +296,19 @@ impl Loader {
         let mut board = self.board();
         board.flights.note(id);
         if let Some(hash) = board.directory.hash_of(id) {
-            board.flights.strike(&hash);
-            self.cache.invalidate(&hash);
-            board.directory.tell(&hash);
+            self.forget(&mut board, &hash);
         }
+    }
+
+    fn forget(&self, board: &mut Board, hash: &KeyHash) {
+        board.flights.strike(hash);
+        if self.cache.forget(hash) {
+            if board.acquaintances.len() >= MAX_ACQUAINTANCES {
+                board.acquaintances.clear();
+            }
+            board.acquaintances.insert(*hash);
+        }
+        board.directory.tell(hash);
     }
 
     /// No key is to be believed unknown.
@@ -312,19 +330,26 @@ impl Loader {
     pub(super) fn expire_all(&self) {
         let mut board = self.board();
         board.flights.note_everything();
-        self.cache.expire_all();
-        board.directory.tell_all();
+        self.cache.expire_all(self.clock.monotonic());
+        board.directory.wake_all();
     }
 
-    /// From now on changes may go unheard, or no longer.
-    pub(super) fn set_in_gap(&self, in_gap: bool) {
+    /// From now on changes may go unheard.
+    pub(super) fn begin_gap(&self) {
         let board = self.board();
-        self.cache.set_in_gap(in_gap);
-        board.directory.tell_all();
+        self.cache.set_in_gap(true);
+        board.directory.wake_all();
+    }
+
+    /// From now on changes are heard of, and the store probably answers, too.
+    pub(super) fn end_gap(&self) {
+        self.breaker.reset();
+        self.expire_all();
+        self.cache.set_in_gap(false);
     }
 
     /// Hears when the key may have been changed.
-    pub(super) fn watch(&self, id: KeyId, hash: KeyHash) -> watch::Receiver<()> {
+    pub(super) fn watch(&self, id: KeyId, hash: KeyHash) -> watch::Receiver<u64> {
         self.board().directory.watch(id, hash)
     }
 
@@ -378,7 +403,7 @@ impl Landing {
         if let Ok(fetched) = &outcome
             && !is_overtaken
         {
-            self.keep(&mut board.directory, fetched);
+            self.keep(&mut board, fetched);
         }
         board.flights.strike_off(&self.hash, self.number);
         drop(board);
@@ -393,11 +418,15 @@ impl Landing {
         is_outdated_absence || flights.is_overtaken(self.number, id)
     }
 
-    fn keep(&self, directory: &mut Directory, fetched: &Fetched) {
+    fn keep(&self, board: &mut Board, fetched: &Fetched) {
         let cache = &self.loader.cache;
+        board.acquaintances.remove(&self.hash);
         match &fetched.entry {
             Some(entry) => {
-                directory.enter(self.hash, entry);
+                if let Some(before) = board.directory.enter(self.hash, entry) {
+                    // What is told of this id will no longer find it.
+                    self.loader.forget(board, &before);
+                }
                 cache.insert(self.hash, Arc::clone(entry));
             }
             None => cache.insert_absent(self.hash, fetched.loaded_at, fetched.generation),
