@@ -44,6 +44,7 @@ async fn a_node_comes_up_and_ends() {
 
 /// A database, and the way the feeds of nodes take to it.
 struct Scene {
+    heartbeat: Duration,
     database: Database,
     /// Past the proxy.
     store: PgKeyStore,
@@ -53,23 +54,23 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        Self::on(Server::shared()).await
+        Self::on(Server::shared(), HEARTBEAT).await
     }
 
-    async fn on(server: &Server) -> Self {
+    async fn on(server: &Server, heartbeat: Duration) -> Self {
         let database = server.database().await;
         let store = PgKeyStore::new(database.pool().await);
         store.migrate().await.unwrap();
         let keys = issue(&store, 60).await.unwrap();
         let proxy = FaultProxy::start(server.addr()).await;
-        Self { database, store, proxy, keys }
+        Self { heartbeat, database, store, proxy, keys }
     }
 
     fn settings(&self) -> Settings {
         let feed = self.proxy.url(&with_name(self.database.url(), "the feed"));
         Settings {
             feed: Some(feed),
-            heartbeat: Some(HEARTBEAT),
+            heartbeat: Some(self.heartbeat),
             fresh_during_gap: Some(FRESH_DURING_GAP),
             ..Settings::new(self.database.url())
         }
@@ -130,14 +131,26 @@ async fn heard(node: &Node, times: u64) {
     eventually("the feed is connected", async || node.count("feed_live").await == times).await;
 }
 
+/// How a node notices that something happened to its connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Noticed {
+    /// It is told, and needs no heartbeat for it.
+    AtOnce,
+    ByHeartbeat,
+}
+
 async fn a_revocation_during(
     outage: &str,
-    bound: Duration,
+    noticed: Noticed,
     server: &Server,
     end: impl AsyncFnOnce(&Scene),
     mend: impl AsyncFnOnce(&Scene),
 ) {
-    let scene = Scene::on(server).await;
+    let (heartbeat, bound) = match noticed {
+        Noticed::AtOnce => (60_000 * MILLI, FRESH_DURING_GAP),
+        Noticed::ByHeartbeat => (HEARTBEAT, UNNOTICED),
+    };
+    let scene = Scene::on(server, heartbeat).await;
     let node = scene.start().await;
     assert!(scene.revoke(&node, 0).await < SLACK, "before the outage");
     end(&scene).await;
@@ -151,11 +164,11 @@ async fn a_revocation_during(
 async fn a_revocation_during_fault(fault: Fault) {
     let end = async |scene: &Scene| scene.proxy.set(fault).await;
     let mend = async |scene: &Scene| scene.proxy.set(Fault::Pass).await;
-    let bound = match fault {
-        Fault::BlackHole | Fault::Mute => UNNOTICED,
-        _ => FRESH_DURING_GAP,
+    let noticed = match fault {
+        Fault::BlackHole | Fault::Mute => Noticed::ByHeartbeat,
+        _ => Noticed::AtOnce,
     };
-    a_revocation_during(&format!("{fault:?}"), bound, Server::shared(), end, mend).await;
+    a_revocation_during(&format!("{fault:?}"), noticed, Server::shared(), end, mend).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -190,7 +203,7 @@ async fn a_connection_that_an_administrator_ends() {
                          where datname = current_database() and application_name = 'the feed'";
         query(terminate).execute(scene.store.pool()).await.unwrap();
     };
-    a_revocation_during("terminated", FRESH_DURING_GAP, Server::shared(), end, async |_| {}).await;
+    a_revocation_during("terminated", Noticed::AtOnce, Server::shared(), end, async |_| {}).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -200,7 +213,7 @@ async fn a_server_that_crashes_and_starts_again() {
         server.stop_immediate().await;
         server.start_again().await;
     };
-    a_revocation_during("restarted", FRESH_DURING_GAP, &server, restart, async |_| {}).await;
+    a_revocation_during("restarted", Noticed::AtOnce, &server, restart, async |_| {}).await;
 }
 
 /// With a network of its own where the machine allows it, whose link is cut as a cable is; else the

@@ -431,6 +431,8 @@ async fn ten_thousand_changes_a_second_do_not_double_the_latency_of_known_keys()
     });
     let ratio = heard.as_secs_f64() / elsewhere.as_secs_f64();
     println!("heard to elsewhere: {ratio:.2}");
+    // A busy machine does not keep up.
+    assert!(rate > 5_000.0, "{rate}");
     assert!(ratio < 2.0, "{ratio}");
 
     let revoked = revocations(&[&node], keys[..1].to_vec(), async |key| {

@@ -32,6 +32,15 @@ create trigger api_keys_tell_replace before insert on api_keys begin
     on conflict (key_id) do update set changed_in = excluded.changed_in;
 end;
 
+-- So does `update or replace`.
+create trigger api_keys_tell_replace_by_update before update of key_hash on api_keys begin
+    insert into api_key_changes (key_id, created_in, changed_in)
+    select id, 0, latest + 1
+    from api_keys, (select coalesce(max(changed_in), 0) as latest from api_key_changes)
+    where key_hash = new.key_hash and id <> old.id
+    on conflict (key_id) do update set changed_in = excluded.changed_in;
+end;
+
 create trigger api_keys_tell_delete after delete on api_keys begin
     insert into api_key_changes (key_id, created_in, changed_in)
     select old.id, 0, latest + 1

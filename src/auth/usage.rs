@@ -31,7 +31,8 @@ const RECEIVE_AT_ONCE: usize = 1024;
 
 pub(super) fn channel(loader: Arc<Loader>, interval: Duration) -> (UsageRecorder, UsageWriter) {
     let (sender, touches) = mpsc::channel(BUFFERED);
-    let writer = UsageWriter { loader, touches, interval, pending: BTreeMap::new() };
+    let writer =
+        UsageWriter { loader, touches, interval, pending: BTreeMap::new(), is_failing: false };
     (UsageRecorder { touches: sender, interval }, writer)
 }
 
@@ -71,6 +72,7 @@ pub(super) struct UsageWriter {
     touches: mpsc::Receiver<Touch>,
     interval: Duration,
     pending: BTreeMap<KeyId, SystemTime>,
+    is_failing: bool,
 }
 
 impl UsageWriter {
@@ -141,10 +143,15 @@ impl UsageWriter {
         {
             Ok(()) => {
                 self.pending.clear();
+                if std::mem::take(&mut self.is_failing) {
+                    trace::info!("last uses are written again");
+                }
                 self.loader.observe(&Event::UsageFlushed { keys: batch.len() });
             }
             Err(error) => {
-                trace::warn!(?error, keys = batch.len(), "last uses could not be written");
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    trace::warn!(?error, keys = batch.len(), "last uses could not be written");
+                }
                 self.loader.observe(&Event::UsageFlushFailed { error: &error });
             }
         }

@@ -77,7 +77,8 @@ pub(super) fn failed(error: StoreError) -> StoreError {
 
 /// There is no log to read changes from, and no trigger that tells them.
 pub(super) fn no_changes() -> StoreError {
-    let problem = "there is no table `api_key_changes`: `migrate` has not been run";
+    let problem = "nothing here tells of changes: `migrate` has not been run, or the triggers of \
+        `api_keys` are gone";
     StoreError::new(StoreErrorKind::Migration).because(problem)
 }
 

@@ -55,8 +55,8 @@ impl Changes {
 pub struct Horizon {
     /// Every transaction of a lower number had ended by then. It never decreases.
     pub from: u64,
-    /// Differs between servers, and between two runs of one: numbers of the one mean nothing to the
-    /// other. 0 where there is no server.
+    /// Differs between servers, and before and after a restart or a crash of one: numbers of the one
+    /// mean nothing to the other. 0 where there is no server.
     pub server: i64,
 }
 
@@ -93,6 +93,8 @@ const EVERY_KEY: KeyId = KeyId::from_bytes([0; 16]);
 const INTERVAL: Duration = Duration::from_secs(1);
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
+/// Beyond this many changes, confirming every key is less work than going through them.
+const MOST_UNTOLD: usize = 10_000;
 /// How long one poll may take. A network that swallows everything would keep it for a quarter of an
 /// hour.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -110,9 +112,14 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// A new key is told as [`Changed`](Change::Changed) and then as [`Created`](Change::Created): the
 /// log does not tell a new key from one that has a new hash.
 ///
-/// All polls have to reach one server: [`next`](ChangeFeed::next) fails when another one answers,
-/// or the same one after a restart, as after a database was restored to an earlier state. A standby
-/// tells changes once it has them, and is read there only by those who read keys there as well.
+/// All polls have to reach one server: [`next`](ChangeFeed::next) fails when another one answers, or
+/// the same one after a restart or a crash. A standby tells changes once it has them, and is read
+/// there only by those who read keys there as well.
+///
+/// Polls share the store's pool with whatever else does. Where that is often exhausted, a store of
+/// its own, on a pool of one connection, keeps them from failing with it.
+///
+/// A poll that brings more than 10,000 changes is told as [`Everything`](Change::Everything).
 ///
 /// ```no_run
 /// # #[cfg(feature = "postgres")]
@@ -214,6 +221,9 @@ impl Position {
             }
         }
         self.taken.retain(|_, key| key.created_in.max(key.changed_in) >= horizon.from);
+        if self.untold.len() > MOST_UNTOLD {
+            self.untold = VecDeque::from([Change::Everything]);
+        }
         self.horizon = horizon;
         Ok(())
     }

@@ -38,7 +38,7 @@ const CONFIRM_EVERYTHING_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 /// Any failure is a gap. It ends with a new connection: *then* everything cached is to be confirmed,
 /// and only then it is fresh for the usual time again.
 pub(super) async fn follow(loader: &Loader, feed: &mut dyn ErasedFeed) -> Infallible {
-    let mut following = Following { loader, is_lost: false };
+    let mut following = Following { loader, lost: None };
     let mut backoff = Backoff::default();
     loop {
         let error = match following.connect(feed).await {
@@ -62,8 +62,8 @@ pub(super) async fn follow(loader: &Loader, feed: &mut dyn ErasedFeed) -> Infall
 /// However following ends, nothing is heard of any more.
 struct Following<'a> {
     loader: &'a Loader,
-    /// Whether that was said already.
-    is_lost: bool,
+    /// What was said to be wrong.
+    lost: Option<StoreErrorKind>,
 }
 
 impl Following<'_> {
@@ -74,7 +74,7 @@ impl Following<'_> {
         self.loader.feed.set_live();
         trace::info!("changes of keys made elsewhere are heard of at once");
         self.loader.observe(&Event::FeedLive);
-        self.is_lost = false;
+        self.lost = None;
         Ok(())
     }
 
@@ -110,13 +110,17 @@ impl Following<'_> {
 
     fn lost(&mut self, error: &StoreError) {
         trace::debug!(?error, "the change feed failed");
-        if self.is_lost {
-            return;
+        match self.lost.replace(error.kind()) {
+            None => {
+                self.gap();
+                trace::warn!(?error, "changes of keys made elsewhere are not heard of");
+                self.loader.observe(&Event::FeedLost { error });
+            }
+            Some(kind) if kind != error.kind() => {
+                trace::warn!(?error, "changes of keys made elsewhere are still not heard of");
+            }
+            Some(_) => {}
         }
-        self.is_lost = true;
-        self.gap();
-        trace::warn!(?error, "changes of keys made elsewhere are not heard of");
-        self.loader.observe(&Event::FeedLost { error });
     }
 
     fn gap(&self) {

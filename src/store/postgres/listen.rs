@@ -141,14 +141,14 @@ impl Listening {
         }
         let backend = |row: &PgRow| row.try_get::<i32, _>("backend").map_err(failed);
         if backend(&own)? == backend(&other)? {
-            return Err(unavailable(SHARED));
+            return Err(pooled(SHARED));
         }
 
         listening.listener()?.listen(CHANNEL).await.map_err(failed)?;
         let hello = raw_sql(SAY_HELLO).fetch_one(&mut herald).await.map_err(astray)?;
         let hello: String = hello.try_get("payload").map_err(failed)?;
         let heard = timeout(HELLO_DEADLINE, listening.hear(&hello)).await;
-        heard.map_err(|_| unavailable(UNHEARD))??;
+        heard.map_err(|_| pooled(UNHEARD))??;
         herald.close().await.map_err(failed)?;
         Ok(listening)
     }
@@ -160,17 +160,18 @@ impl Listening {
     }
 
     async fn next(&mut self, heartbeat: Duration) -> Result<Change, StoreError> {
-        loop {
+        // Before what has arrived meanwhile: with a backlog, the answer tells how long it is.
+        while Instant::now() < self.heartbeat_at {
             let heartbeat_at = self.heartbeat_at;
             // Given up while it merely waits, a listener loses nothing.
-            match timeout_at(heartbeat_at, self.notification()).await {
-                Ok(notification) => match payload(&notification?).map_or(JUNK, parse) {
+            if let Ok(notification) = timeout_at(heartbeat_at, self.notification()).await {
+                match payload(&notification?).map_or(JUNK, parse) {
                     Message::Hello => {}
                     Message::Told(change) => return Ok(change),
-                },
-                Err(_) => return self.beat(heartbeat).await,
+                }
             }
         }
+        self.beat(heartbeat).await
     }
 
     /// Tries the connection. A dead one may look as an idle one does, for ever.
@@ -204,7 +205,11 @@ impl Drop for Listening {
 // Two connections that share a backend take turns on it, and a LISTEN would be left behind there,
 // for its notifications to arrive in the middle of somebody else's query.
 const WHO_ARE_YOU: &str = "
-select pg_backend_pid() as backend, to_regclass('api_key_changes') is not null as is_migrated";
+select
+    pg_backend_pid() as backend,
+    exists (
+        select from pg_trigger where tgname = 'api_keys_tell_update' and tgenabled in ('O', 'A')
+    ) as is_migrated";
 
 // The number of a transaction is nobody else's.
 const SAY_HELLO: &str = "
@@ -220,9 +225,14 @@ const UNHEARD: &str = "notifications do not arrive, as behind PgBouncer in trans
 /// sqlx cannot make sense of a notification that somebody else has listened for.
 fn astray(error: sqlx::Error) -> StoreError {
     match error {
-        sqlx::Error::Protocol(_) => unavailable(UNHEARD),
+        sqlx::Error::Protocol(_) => pooled(UNHEARD),
         error => failed(error),
     }
+}
+
+/// Trying again will not help.
+fn pooled(problem: &'static str) -> StoreError {
+    StoreError::new(StoreErrorKind::Other).because(problem)
 }
 
 /// What a payload says.

@@ -73,20 +73,34 @@ impl PgKeyStore {
     ///
     /// # Errors
     ///
-    /// When the URL makes no sense, or the database cannot be reached. A service that has to start
-    /// without its database makes a lazy pool and uses [`new`](Self::new).
+    /// When the URL makes no sense, or the database cannot be reached.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        let store = Self::connect_lazy(url)?;
+        // By itself first: all that a pool says of a failure is that time was up.
+        let options = store.pool.connect_options();
+        let attempt = timeout(ACQUIRE_TIMEOUT, options.connect()).await;
+        let connection =
+            attempt.map_err(|late| StoreError::new(StoreErrorKind::Unavailable).because(late))?;
+        connection.map_err(failed)?.close().await.map_err(failed)?;
+        Ok(store)
+    }
+
+    /// As [`connect`](Self::connect), without trying to. For a service that has to start before its
+    /// database; [`migrate`](Self::migrate) then belongs to whatever deploys it.
+    ///
+    /// It answers 503 until the database is there, and
+    /// [`health`](crate::Authenticator::health) says that it is not ready.
+    ///
+    /// # Errors
+    ///
+    /// When the URL makes no sense.
+    pub fn connect_lazy(url: &str) -> Result<Self, StoreError> {
         if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
             let problem = "a PostgreSQL URL begins with `postgres://`";
             return Err(StoreError::new(StoreErrorKind::Other).because(problem));
         }
         let options: PgConnectOptions = url.parse().map_err(failed)?;
         let options = options.options([("statement_timeout", "5s")]);
-        // By itself first: all that a pool says of a failure is that time was up.
-        let attempt = timeout(ACQUIRE_TIMEOUT, options.connect()).await;
-        let connection =
-            attempt.map_err(|late| StoreError::new(StoreErrorKind::Unavailable).because(late))?;
-        connection.map_err(failed)?.close().await.map_err(failed)?;
         let pool = PgPoolOptions::new().max_connections(5).acquire_timeout(ACQUIRE_TIMEOUT);
         Ok(Self::new(pool.connect_lazy_with(options)))
     }
@@ -301,14 +315,19 @@ impl ManageKeys for PgKeyStore {
 // lies beyond its end but what another server has numbered, before its tables were restored here.
 //
 // A standby does not know which transactions are running, but where they begin.
+//
+// Numbers that no disk has seen are drawn again once a server has recovered from a crash. It may do so
+// without ending, as when one of its processes was killed; its statistics begin anew then.
 const CHANGES: &str = "
 select
     pg_snapshot_xmin(snapshot)::text::bigint,
-    (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint,
+    (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint
+        # coalesce((extract(epoch from recovered.stats_reset) * 1000000)::bigint, 0),
     key_id,
     created_in::text::bigint,
     changed_in::text::bigint
 from pg_current_snapshot() as snapshot
+cross join pg_stat_get_wal() as recovered
 left join api_key_changes
     on changed_in >= coalesce($1::bigint::text::xid8, pg_snapshot_xmin(snapshot))
     and changed_in < pg_snapshot_xmax(snapshot)";
