@@ -920,6 +920,24 @@ async fn an_outage_is_reckoned_from_the_last_time_the_key_was_confirmed() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_gap_ends_no_stream_of_a_key_that_nobody_can_confirm_yet() {
+    let policy = CachePolicy::default().capacity(0);
+    let node = Node::with(|builder| builder.cache(policy)).await;
+    let key = node.known("acme").await;
+    let mut ended = consumer(&node, &key).await.revoked();
+    assert!(poll_once(&mut ended).is_pending());
+    node.lose_feed().await;
+    node.service.store.answer(DOWN);
+    node.feed.come_back();
+    node.heard(Said::FeedLive).await;
+    for _ in 0..30 {
+        assert!(poll_once(&mut ended).is_pending());
+        node.advance(SECOND).await;
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Keys that a test changes as an administrator with SQL can: any column, and the hash too.
 #[derive(Clone, Default)]
 struct Rows(Arc<Mutex<HashMap<KeyHash, KeyRecord>>>);

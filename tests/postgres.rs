@@ -438,3 +438,19 @@ async fn a_url_that_leads_nowhere_is_an_error_that_says_why() {
     assert_eq!(error.kind(), StoreErrorKind::Other);
     assert!(format!("{error:?}").contains("begins with `postgres://`"), "{error:?}");
 }
+
+#[tokio::test]
+async fn a_store_can_be_made_before_its_database_is_there() {
+    for url in ["mysql://127.0.0.1/app", "127.0.0.1", ""] {
+        assert_eq!(PgKeyStore::connect_lazy(url).unwrap_err().kind(), StoreErrorKind::Other);
+    }
+    let server = Server::start();
+    let database = server.database().await;
+    server.stop_immediate().await;
+    let store = PgKeyStore::connect_lazy(database.url()).unwrap();
+    let error = soon(store.migrate()).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    server.start_again().await;
+    soon(store.migrate()).await.unwrap();
+    assert_eq!(soon(store.find(&KeyHash::from_bytes([7; 32]))).await.unwrap(), None);
+}
