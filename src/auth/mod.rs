@@ -73,6 +73,7 @@
 mod authenticator;
 mod builder;
 mod cache;
+mod caught;
 mod entry;
 mod feed;
 mod health;

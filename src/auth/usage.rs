@@ -13,7 +13,7 @@ use tokio::{
     time::{MissedTickBehavior, interval_at, timeout},
 };
 
-use super::{Event, entry::Entry, feed::caught, load::Loader};
+use super::{Event, caught::caught, entry::Entry, load::Loader};
 use crate::{
     record::KeyId,
     store::{StoreError, StoreErrorKind, Usage},

@@ -2,14 +2,7 @@
 
 mod backoff;
 
-use std::{
-    convert::Infallible,
-    future::{Future, pending, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
-    task::Poll,
-    time::Duration,
-};
+use std::{convert::Infallible, future::pending, pin::pin, time::Duration};
 
 use tokio::{
     task::coop::consume_budget,
@@ -19,6 +12,7 @@ use tokio::{
 use self::backoff::Backoff;
 use super::{
     Event,
+    caught::caught,
     load::{BoxFuture, Loader},
 };
 use crate::{
@@ -160,20 +154,6 @@ impl Confirmations {
     fn done(&mut self) {
         *self = Self { last: Some(Instant::now()), due: None };
     }
-}
-
-/// What `work` returns, an error if it panics. A feed of the application's own shall not take the
-/// worker with it.
-pub(super) async fn caught<T>(
-    work: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    let mut work = pin!(work);
-    poll_fn(|context| {
-        catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or_else(|_| {
-            Poll::Ready(Err(StoreError::new(StoreErrorKind::Other).because("it panicked")))
-        })
-    })
-    .await
 }
 
 /// [`ChangeFeed`] as a trait object.

@@ -2,14 +2,13 @@
 
 mod breaker;
 mod directory;
+mod erased;
 mod flights;
 
 use std::{
     collections::HashSet,
-    future::Future,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -20,6 +19,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
+pub(super) use self::erased::{BoxFuture, ErasedStore};
 use self::{
     breaker::Breaker,
     directory::Directory,
@@ -35,8 +35,8 @@ use crate::{
     clock::Clock,
     key::KeyHash,
     rate_limit::{RateLimiter, RateLimits},
-    record::{KeyId, KeyRecord},
-    store::{KeyStore, StoreError, StoreErrorKind, Usage},
+    record::KeyId,
+    store::{StoreError, StoreErrorKind},
     trace,
 };
 
@@ -437,30 +437,5 @@ impl Landing {
 impl Drop for Landing {
     fn drop(&mut self) {
         self.loader.board().flights.strike_off(&self.hash, self.number);
-    }
-}
-
-pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// [`KeyStore`] as a trait object, which boxes once per look-up and flush.
-pub(super) trait ErasedStore: Send + Sync {
-    fn find<'a>(
-        &'a self,
-        hash: &'a KeyHash,
-    ) -> BoxFuture<'a, Result<Option<KeyRecord>, StoreError>>;
-
-    fn record_usage<'a>(&'a self, batch: &'a [Usage]) -> BoxFuture<'a, Result<(), StoreError>>;
-}
-
-impl<S: KeyStore> ErasedStore for S {
-    fn find<'a>(
-        &'a self,
-        hash: &'a KeyHash,
-    ) -> BoxFuture<'a, Result<Option<KeyRecord>, StoreError>> {
-        Box::pin(KeyStore::find(self, hash))
-    }
-
-    fn record_usage<'a>(&'a self, batch: &'a [Usage]) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(KeyStore::record_usage(self, batch))
     }
 }
