@@ -694,6 +694,23 @@ async fn a_store_that_went_away_is_told_of_and_no_reason_to_be_unready() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_goes_away_with_the_feed_is_told_of_although_nobody_asks_it_for_a_key() {
+    let node = Node::new().await;
+    node.service.store.answer(DOWN);
+    node.lose_feed().await;
+    let mut lasted = 0;
+    while node.service.auth.health().store == StoreHealth::Up {
+        assert!(lasted < 10);
+        lasted += 1;
+        node.advance(SECOND).await;
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(node.service.auth.health().store, StoreHealth::Down);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_that_panics_while_it_is_probed_does_not_take_the_worker_with_it() {
     let (service, worker) = Service::and_worker(|builder| builder);
     service.store.answer(Answers::Panicking);

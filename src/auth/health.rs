@@ -28,8 +28,8 @@ impl Health {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreHealth {
-    /// It has not answered yet. It is asked every second while the
-    /// [`Worker`](super::Worker) runs.
+    /// It has not answered yet. Until it does, and while the feed is not connected, it is asked
+    /// every second if the [`Worker`](super::Worker) runs.
     Unknown,
     /// It answered when it was last asked, or has not failed often enough to tell.
     Up,

@@ -9,12 +9,13 @@ use std::{
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
+    FeedHealth,
     feed::{self, ErasedFeed},
     load::Loader,
     usage::UsageWriter,
 };
 
-/// How often a store is asked whether it answers now, if it did not so far.
+/// How often a store is asked whether it answers, if that is in doubt.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The work that no request waits for: it hears of [changes](super::Builder::change_feed) made
@@ -70,13 +71,14 @@ async fn follow(loader: &Loader, feed: Option<Box<dyn ErasedFeed>>) -> Infallibl
     }
 }
 
-/// Requests would find out by themselves, but there are none as long as the node is not ready.
+/// Requests would find out by themselves, but there may be none: as long as the node is not ready,
+/// and where every key is cached. A feed that is lost makes a store suspect.
 async fn probe(loader: &Arc<Loader>) -> Infallible {
     let mut ticks = interval(PROBE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if loader.is_store_up() != Some(true) {
+        if loader.is_store_up() != Some(true) || loader.feed.health() == FeedHealth::Gap {
             loader.probe().await;
         }
     }
