@@ -374,7 +374,8 @@ mod tests {
             let window = Duration::from_secs(secs);
             let quota = Quota::at_most(limit, window).unwrap();
             prop_assert!(quota.most_in(window) <= limit.into());
-            prop_assert!(quota.most_in(window) * 10 >= u64::from(limit) * 9);
+            // The interval is rounded up to whole nanoseconds, which may cost the last one.
+            prop_assert!((quota.most_in(window) + 1) * 10 >= u64::from(limit) * 9);
             if burst <= limit {
                 let quota = quota.burst(burst).unwrap();
                 prop_assert!(quota.most_in(window) <= limit.into());
