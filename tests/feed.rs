@@ -18,7 +18,7 @@ use tower_api_key::{
     key::KeyHash,
     manage::NewKey,
     rate_limit::{Quota, RateLimits},
-    record::{KeyId, KeyRecord},
+    record::{KeyId, KeyRecord, Revoked},
     store::{Change, ChangeFeed, KeyStore, ManageKeys, StoreError, StoreErrorKind},
 };
 
@@ -754,6 +754,13 @@ async fn consumer(node: &Node, key: &Key) -> Consumer {
     node.service.auth.authenticate(key.text.as_bytes()).await.unwrap().consumer().clone()
 }
 
+/// Resolves when `key`, which works, no longer does.
+async fn watched(node: &Node, key: &Key) -> Revoked {
+    let mut ended = consumer(node, key).await.revoked();
+    assert!(poll_once(&mut ended).is_pending());
+    ended
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_consumer_hears_that_its_key_was_revoked_elsewhere() {
     let node = Node::new().await;
@@ -775,8 +782,7 @@ async fn a_consumer_hears_of_what_happens_on_its_own_node() {
     for forget_everything in [false, true] {
         let node = Node::new().await;
         let key = node.known("acme").await;
-        let mut ended = consumer(&node, &key).await.revoked();
-        assert!(poll_once(&mut ended).is_pending());
+        let ended = watched(&node, &key).await;
         node.revoke_elsewhere(&key).await;
         if forget_everything {
             node.service.auth.invalidate_all();
@@ -792,8 +798,7 @@ async fn a_consumer_hears_of_it_even_if_its_key_is_no_longer_cached() {
     let policy = CachePolicy::default().capacity(0);
     let node = Node::with(|builder| builder.cache(policy)).await;
     let key = node.known("acme").await;
-    let mut ended = consumer(&node, &key).await.revoked();
-    assert!(poll_once(&mut ended).is_pending());
+    let ended = watched(&node, &key).await;
     // Looked up by now, and not kept.
     let asked = node.queries_for(&key);
     assert!(asked >= 2);
@@ -806,8 +811,7 @@ async fn a_consumer_hears_of_it_even_if_its_key_is_no_longer_cached() {
 async fn a_key_that_was_changed_and_still_works_goes_on() {
     let node = Node::new().await;
     let key = node.known("acme").await;
-    let mut ended = consumer(&node, &key).await.revoked();
-    assert!(poll_once(&mut ended).is_pending());
+    let mut ended = watched(&node, &key).await;
     let mut record = key.record.clone();
     record.name = Some("another".into());
     node.service.store.update(&record).await.unwrap();
@@ -822,8 +826,7 @@ async fn a_consumer_hears_that_its_key_was_switched_off_or_deleted() {
     for delete in [false, true] {
         let node = Node::new().await;
         let key = node.known("acme").await;
-        let mut ended = consumer(&node, &key).await.revoked();
-        assert!(poll_once(&mut ended).is_pending());
+        let ended = watched(&node, &key).await;
         if delete {
             node.service.store.delete(key.record.key_hash);
         } else {
@@ -842,8 +845,7 @@ async fn a_consumer_hears_that_its_key_expires() {
     let lifetime = Duration::from_secs(90);
     let new = NewKey::new("acme").expires_in(lifetime);
     let key = node.service.issue_new(new).await;
-    let mut ended = consumer(&node, &key).await.revoked();
-    assert!(poll_once(&mut ended).is_pending());
+    let mut ended = watched(&node, &key).await;
     for _ in 0..89 {
         node.advance(SECOND).await;
         assert!(poll_once(&mut ended).is_pending());
@@ -877,8 +879,7 @@ async fn a_consumer_hears_of_what_nobody_tells_when_its_record_is_no_longer_fres
 async fn a_gap_is_time_to_confirm_watched_keys_more_often() {
     let node = Node::new().await;
     let key = node.known("acme").await;
-    let mut ended = consumer(&node, &key).await.revoked();
-    assert!(poll_once(&mut ended).is_pending());
+    let mut ended = watched(&node, &key).await;
     node.lose_feed().await;
     node.revoke_elsewhere(&key).await;
     assert!(poll_once(&mut ended).is_pending(), "it is fresh for five seconds yet");
@@ -892,8 +893,7 @@ async fn a_gap_is_time_to_confirm_watched_keys_more_often() {
 async fn an_outage_of_the_store_ends_a_watched_key_when_a_cached_one_would_be_refused() {
     let node = Node::new().await;
     let key = node.known("acme").await;
-    let mut ended = consumer(&node, &key).await.revoked();
-    assert!(poll_once(&mut ended).is_pending());
+    let mut ended = watched(&node, &key).await;
     node.service.store.answer(DOWN);
     let mut lasted = Duration::ZERO;
     while poll_once(&mut ended).is_pending() {
@@ -942,8 +942,7 @@ async fn the_end_of_a_gap_ends_no_stream_of_a_key_that_nobody_can_confirm_yet() 
     let policy = CachePolicy::default().capacity(0);
     let node = Node::with(|builder| builder.cache(policy)).await;
     let key = node.known("acme").await;
-    let mut ended = consumer(&node, &key).await.revoked();
-    assert!(poll_once(&mut ended).is_pending());
+    let mut ended = watched(&node, &key).await;
     node.lose_feed().await;
     node.service.store.answer(DOWN);
     node.feed.come_back();
@@ -1016,8 +1015,7 @@ async fn the_old_secret_of_a_key_ends_although_the_new_one_was_used_before_that_
 async fn a_stream_does_not_outlast_a_change_that_nobody_can_look_up() {
     let node = Node::new().await;
     let key = node.known("acme").await;
-    let mut ended = consumer(&node, &key).await.revoked();
-    assert!(poll_once(&mut ended).is_pending());
+    let ended = watched(&node, &key).await;
     node.service.store.answer(DOWN);
     node.tell(Change::Changed(key.record.id)).await;
     node.service.get(&key.text).await.is_unavailable(RejectionKind::StoreUnavailable);
@@ -1030,8 +1028,7 @@ async fn a_stream_does_not_outlast_a_change_that_nobody_can_look_up() {
 async fn a_change_that_is_looked_up_at_the_second_attempt_ends_no_stream() {
     let node = Node::new().await;
     let key = node.known("acme").await;
-    let mut ended = consumer(&node, &key).await.revoked();
-    assert!(poll_once(&mut ended).is_pending());
+    let mut ended = watched(&node, &key).await;
     node.service.store.answer(DOWN);
     node.tell(Change::Changed(key.record.id)).await;
     let failed = Said::LoadFailed(StoreErrorKind::Unavailable);

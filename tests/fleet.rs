@@ -246,40 +246,44 @@ async fn a_database_that_crashes_and_starts_again_under_load_fails_no_known_key(
     assert!(known_anew < 1_000 * MILLI, "{known_anew:?}");
 }
 
+const USAGE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A node that is asked 2,000 times a second, for 800 keys by turns.
+async fn under_load(database: &Database) -> (Node, Load) {
+    let settings =
+        Settings { usage_interval: Some(USAGE_INTERVAL), ..Settings::new(database.url()) };
+    let node = Node::start(&settings).await;
+    let keys = node.issue(800).await;
+    let load = Load::start(&node, &keys, 2_000).await;
+    (node, load)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_terminated_under_load_has_written_every_use() {
     let _turn = TURN.lock().await;
     let database = database(Server::shared()).await;
-    let interval = 500 * MILLI;
-    let settings = Settings { usage_interval: Some(interval), ..Settings::new(database.url()) };
-    let node = Node::start(&settings).await;
-    let keys = node.issue(800).await;
-    let load = Load::start(&node, &keys, 2_000).await;
-    meanwhile(3 * interval / 2).await;
+    let (node, load) = under_load(&database).await;
+    meanwhile(3 * USAGE_INTERVAL / 2).await;
     assert!(node.terminate().await.success());
     let uses = load.end().await;
     let Recorded { never, lag, .. } = Recorded::of(&uses, &database).await;
     assert_eq!(never, 0);
     // Of each interval the first use counts.
-    assert!(lag <= interval, "{lag:?}");
+    assert!(lag <= USAGE_INTERVAL, "{lag:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_killed_loses_the_uses_of_one_interval() {
     let _turn = TURN.lock().await;
     let database = database(Server::shared()).await;
-    let interval = 500 * MILLI;
-    let settings = Settings { usage_interval: Some(interval), ..Settings::new(database.url()) };
-    let node = Node::start(&settings).await;
-    let keys = node.issue(800).await;
-    let load = Load::start(&node, &keys, 2_000).await;
-    meanwhile(4 * interval).await;
+    let (node, load) = under_load(&database).await;
+    meanwhile(4 * USAGE_INTERVAL).await;
     node.kill().await;
     let uses = load.end().await;
     let Recorded { keys, never, lag } = Recorded::of(&uses, &database).await;
     assert!(never < keys);
     // The interval of which the first use counts, the one that is lost, and the writing itself.
-    assert!(lag <= 2 * interval + 600 * MILLI, "{lag:?}");
+    assert!(lag <= 2 * USAGE_INTERVAL + 600 * MILLI, "{lag:?}");
 }
 
 /// What was recorded of the uses of keys.
