@@ -1,6 +1,15 @@
 use std::{error::Error, fmt, str::FromStr};
 
+use base64::{
+    Engine, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use sha2::{Digest, Sha256};
+
+const LENIENT: GeneralPurposeConfig =
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
+const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
 /// SHA-256 of a whole key: what stores keep, caches look up and feeds announce.
 ///
@@ -39,11 +48,33 @@ impl TryFrom<&[u8]> for KeyHash {
     }
 }
 
-/// 64 hexadecimal digits.
+/// SHA-256 of `parts`, told apart whatever is in them.
+pub(crate) fn digest(parts: &[&[u8]]) -> [u8; 32] {
+    let mut sha = Sha256::new();
+    for part in parts {
+        sha.update((part.len() as u64).to_be_bytes());
+        sha.update(part);
+    }
+    sha.finalize().into()
+}
+
+/// 64 hexadecimal digits, or base64 of either alphabet, with or without padding.
 impl FromStr for KeyHash {
     type Err = InvalidHash;
 
-    fn from_str(hex: &str) -> Result<Self, InvalidHash> {
+    fn from_str(hash: &str) -> Result<Self, InvalidHash> {
+        if hash.len() == 64 { Self::from_hex(hash) } else { Self::from_base64(hash) }
+    }
+}
+
+impl KeyHash {
+    fn from_base64(hash: &str) -> Result<Self, InvalidHash> {
+        let engine = if hash.contains(['-', '_']) { &URL_SAFE } else { &STANDARD };
+        let bytes = engine.decode(hash).map_err(|_| InvalidHash)?;
+        Self::try_from(&*bytes)
+    }
+
+    fn from_hex(hex: &str) -> Result<Self, InvalidHash> {
         let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
         let (pairs, []) = hex.as_bytes().as_chunks::<2>() else { return Err(InvalidHash) };
         let mut bytes = [0; 32];
@@ -67,14 +98,14 @@ impl fmt::Debug for KeyHash {
     }
 }
 
-/// Not 32 bytes, or not 64 hexadecimal digits.
+/// Not 32 bytes, or neither hexadecimal digits nor base64 of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InvalidHash;
 
 impl fmt::Display for InvalidHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key hash is 32 bytes, or 64 hexadecimal digits")
+        f.write_str("a key hash is 32 bytes: 64 hexadecimal digits, or 43 characters of base64")
     }
 }
 
@@ -89,6 +120,24 @@ mod tests {
         let hash = KeyHash::of(b"abc");
         let known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(hash, known.parse().unwrap());
+    }
+
+    #[test]
+    fn is_read_from_hex_and_from_both_kinds_of_base64() {
+        let hash = KeyHash::from_bytes([0xfb; 32]);
+        for text in [
+            "fb".repeat(32),
+            "FB".repeat(32),
+            format!("{}+/s=", "+/v7".repeat(10)),
+            format!("{}+/s", "+/v7".repeat(10)),
+            format!("{}-_s", "-_v7".repeat(10)),
+        ] {
+            assert_eq!(text.parse(), Ok(hash), "{text}");
+        }
+        for text in ["+/v7", "*".repeat(43).as_str(), format!("{}-/s", "-_v7".repeat(10)).as_str()]
+        {
+            assert_eq!(text.parse::<KeyHash>(), Err(InvalidHash), "{text}");
+        }
     }
 
     #[test]

@@ -53,6 +53,7 @@ mod format;
 mod hash;
 mod imported;
 
+pub(crate) use self::hash::digest;
 pub use self::{
     accepted::AcceptedFormat,
     api_key::{ApiKey, MalformedKey, PresentedKey},

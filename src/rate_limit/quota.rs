@@ -247,6 +247,16 @@ impl RateLimits {
         self.0.iter()
     }
 
+    /// Whether whatever passes these passes `bound` too: for each quota there is one here with no
+    /// larger a burst and no shorter an interval.
+    #[must_use]
+    pub fn is_within(&self, bound: &Self) -> bool {
+        let fits = |quota: &Quota, bound: &Quota| {
+            quota.burst <= bound.burst && quota.interval >= bound.interval
+        };
+        bound.iter().all(|bound| self.iter().any(|quota| fits(quota, bound)))
+    }
+
     /// Whether there is no limit.
     #[must_use]
     pub fn is_unlimited(&self) -> bool {
@@ -337,6 +347,25 @@ mod tests {
             RateLimits::new([Quota::per_hour(9).unwrap(), Quota::per_second(1).unwrap()]).unwrap();
         let names: Vec<_> = limits.iter().map(Quota::name).collect();
         assert_eq!(names, ["second", "hour"]);
+    }
+
+    #[test]
+    fn limits_are_within_others_that_admit_whatever_they_do() {
+        let minute = |limit, burst| Quota::per_minute(limit).unwrap().burst(burst).unwrap();
+        let limits = |quotas: &[Quota]| RateLimits::new(quotas.iter().cloned()).unwrap();
+        let bound = limits(&[minute(60, 10)]);
+        for within in [minute(60, 10), minute(59, 10), minute(60, 9), minute(1, 1)] {
+            assert!(limits(&[within.clone()]).is_within(&bound), "{within:?}");
+            assert!(limits(&[within, Quota::per_hour(9).unwrap()]).is_within(&bound));
+        }
+        for beyond in
+            [minute(61, 10), minute(60, 11), Quota::per_second(1).unwrap().burst(11).unwrap()]
+        {
+            assert!(!limits(&[beyond.clone()]).is_within(&bound), "{beyond:?}");
+        }
+        assert!(!RateLimits::unlimited().is_within(&bound));
+        assert!(bound.is_within(&RateLimits::unlimited()));
+        assert!(!bound.is_within(&limits(&[minute(60, 10), Quota::per_hour(9).unwrap()])));
     }
 
     #[test]

@@ -129,6 +129,9 @@ pub struct KeyRecord {
     pub revoked_reason: Option<String>,
     /// The key it replaces.
     pub rotated_from: Option<KeyId>,
+    /// When another key was issued to replace this one. It goes on working until it expires, and
+    /// answers to it say so.
+    pub rotated_at: Option<SystemTime>,
     /// The first key of the chain of rotations that it belongs to; itself where there is none.
     /// Rate limits are counted by it, so that a rotated key goes on where the old one was. Keys of
     /// one chain should have the same limits: quotas of one name share a bucket, and it is as of
@@ -170,6 +173,7 @@ impl KeyRecord {
             revoked_at: None,
             revoked_reason: None,
             rotated_from: None,
+            rotated_at: None,
             root_id: id,
             version: 1,
             read_at: now,

@@ -1,15 +1,18 @@
-//! What is known of a key: its [`KeyRecord`] in the store, and the [`Consumer`] a handler sees.
+//! What is known of a key: its [`KeyRecord`] in the store, the [`KeyEvent`]s of its life, and the
+//! [`Consumer`] a handler sees.
 //!
 //! A record is facts. Whether the key may be used is judged from them on every request
 //! ([`KeyRecord::status`]), so that a key expires on time however long its record was cached.
 
 mod consumer;
+mod event;
 mod key_record;
 mod metadata;
 mod scope;
 
 pub use self::{
     consumer::{Consumer, Revoked},
+    event::{AuditEntry, InvalidAction, KeyAction, KeyEvent},
     key_record::{InvalidKeyId, KeyId, KeyRecord, KeyStatus},
     metadata::{InvalidMetadata, Metadata},
     scope::{InvalidScope, Scope, Scopes},

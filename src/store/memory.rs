@@ -1,23 +1,30 @@
 use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt, mem,
+    ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
-use super::{KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage};
+use tokio::sync::OwnedMutexGuard;
+
+use super::{
+    Claim, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, KeyTransaction, ListedKey,
+    ManageKeys, Selection, StoreError, StoreErrorKind, Usage,
+};
 use crate::{
     clock::{Clock, SystemClock},
     key::KeyHash,
-    record::{KeyId, KeyRecord},
+    record::{AuditEntry, KeyEvent, KeyId, KeyRecord},
 };
 
 /// Keys in memory, gone with the process. For tests and for a few static keys.
 ///
-/// Clones share the keys.
+/// Clones share the keys. Transactions wait for each other.
 #[derive(Clone)]
 pub struct MemoryKeyStore {
     keys: Arc<Mutex<Keys>>,
+    writer: Arc<tokio::sync::Mutex<()>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -26,6 +33,8 @@ struct Keys {
     records: BTreeMap<KeyId, KeyRecord>,
     ids: HashMap<KeyHash, KeyId>,
     last_used: HashMap<KeyId, SystemTime>,
+    events: Vec<KeyEvent>,
+    claims: HashMap<[u8; 32], (SystemTime, Claim)>,
 }
 
 impl MemoryKeyStore {
@@ -38,7 +47,7 @@ impl MemoryKeyStore {
     /// A store without keys, on a clock of the caller's.
     #[must_use]
     pub fn with_clock(clock: impl Clock) -> Self {
-        Self { keys: Arc::default(), clock: Arc::new(clock) }
+        Self { keys: Arc::default(), writer: Arc::default(), clock: Arc::new(clock) }
     }
 
     fn keys(&self) -> MutexGuard<'_, Keys> {
@@ -82,53 +91,234 @@ impl KeyStore for MemoryKeyStore {
 }
 
 impl ManageKeys for MemoryKeyStore {
-    async fn insert(&self, record: &KeyRecord) -> Result<(), StoreError> {
-        let mut keys = self.keys();
-        if keys.records.contains_key(&record.id) || keys.ids.contains_key(&record.key_hash) {
-            return Err(StoreError::new(StoreErrorKind::Conflict));
-        }
-        keys.ids.insert(record.key_hash, record.id);
-        keys.records.insert(record.id, record.clone());
-        Ok(())
+    type Transaction = MemoryTransaction;
+
+    async fn begin(&self) -> Result<MemoryTransaction, StoreError> {
+        let turn = Arc::clone(&self.writer).lock_owned().await;
+        Ok(MemoryTransaction {
+            store: self.clone(),
+            changed: BTreeMap::new(),
+            entries: Vec::new(),
+            claims: Vec::new(),
+            forgotten: Vec::new(),
+            _turn: turn,
+        })
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
         Ok(self.keys().records.get(&id).map(|record| self.read(record)))
     }
 
-    async fn update(&self, record: &KeyRecord) -> Result<KeyRecord, StoreError> {
-        let mut keys = self.keys();
-        let stored = keys.records.get_mut(&record.id);
-        let stored = stored
-            .filter(|stored| stored.version == record.version)
-            .ok_or(StoreError::new(StoreErrorKind::Conflict))?;
-        stored.name.clone_from(&record.name);
-        stored.scopes = record.scopes.clone();
-        stored.rate_limits.clone_from(&record.rate_limits);
-        stored.metadata = record.metadata.clone();
-        stored.is_active = record.is_active;
-        stored.not_before = record.not_before;
-        stored.expires_at = record.expires_at;
-        stored.version += 1;
-        Ok(self.read(stored))
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        let keys = self.keys();
+        let now = self.clock.now();
+        let end = query.after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut found = (keys.records.range((Bound::Unbounded, end)).rev())
+            .map(|(id, record)| (record, keys.last_used.get(id).copied()))
+            .filter(|(record, last_used_at)| matches(query, record, *last_used_at, now))
+            .map(|(record, last_used_at)| ListedKey::new(self.read(record), last_used_at));
+        let listed: Vec<_> = found.by_ref().take(query.limit).collect();
+        let last = listed.last().map(|key| key.record.id);
+        Ok(KeyPage::new(listed, last.filter(|_| found.next().is_some())))
     }
 
-    async fn revoke(
-        &self,
-        id: KeyId,
-        reason: Option<&str>,
-    ) -> Result<Option<KeyRecord>, StoreError> {
-        let mut keys = self.keys();
-        let Some(stored) = keys.records.get_mut(&id) else { return Ok(None) };
-        if stored.revoked_at.is_none() {
-            stored.revoked_at = Some(self.clock.now());
-            stored.revoked_reason = reason.map(Into::into);
-            stored.version += 1;
-        }
-        Ok(Some(self.read(stored)))
+    async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
+        let keys = self.keys();
+        let mut found = (keys.events.iter().rev())
+            .filter(|event| query.after.is_none_or(|after| event.id < after))
+            .filter(|event| query.key_id.is_none_or(|id| event.entry.key_id == Some(id)))
+            .filter(|event| {
+                query.consumer_id.is_none() || event.entry.consumer_id == query.consumer_id
+            });
+        let events: Vec<_> = found.by_ref().take(query.limit).cloned().collect();
+        let last = events.last().map(|event| event.id);
+        Ok(EventPage::new(events, last.filter(|_| found.next().is_some())))
     }
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
         Ok(self.keys().last_used.get(&id).copied())
+    }
+}
+
+fn matches(
+    query: &KeyQuery,
+    record: &KeyRecord,
+    last_used_at: Option<SystemTime>,
+    now: SystemTime,
+) -> bool {
+    let is_before = |at: SystemTime, end: Option<SystemTime>| end.is_none_or(|end| at < end);
+    query.consumer_id.as_ref().is_none_or(|consumer| record.consumer_id == *consumer)
+        && query.key_prefix.as_ref().is_none_or(|prefix| record.key_prefix == *prefix)
+        && query.scope.as_ref().is_none_or(|scope| record.scopes.contains(scope.as_str()))
+        && query.status.is_none_or(|status| record.status(now) == status)
+        && query.expires_before.is_none_or(|end| record.expires_at.is_some_and(|at| at < end))
+        && is_before(record.created_at, query.unused_since)
+        && last_used_at.is_none_or(|at| is_before(at, query.unused_since))
+}
+
+/// A transaction of [`MemoryKeyStore`].
+pub struct MemoryTransaction {
+    store: MemoryKeyStore,
+    /// `None` for a key that is deleted.
+    changed: BTreeMap<KeyId, Option<KeyRecord>>,
+    entries: Vec<AuditEntry>,
+    claims: Vec<Claim>,
+    forgotten: Vec<[u8; 32]>,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl MemoryTransaction {
+    fn get(&self, id: KeyId) -> Option<KeyRecord> {
+        match self.changed.get(&id) {
+            Some(changed) => changed.as_ref().map(|record| self.store.read(record)),
+            None => self.store.keys().records.get(&id).map(|record| self.store.read(record)),
+        }
+    }
+
+    fn set(&mut self, record: KeyRecord) {
+        self.changed.insert(record.id, Some(record));
+    }
+
+    fn ids(&self) -> BTreeSet<KeyId> {
+        self.store.keys().records.keys().chain(self.changed.keys()).copied().collect()
+    }
+
+    fn is_known(&self, record: &KeyRecord) -> bool {
+        let by_hash = self.store.keys().ids.get(&record.key_hash).copied();
+        let mut changed = self.changed.values().flatten();
+        self.get(record.id).is_some()
+            || by_hash.is_some_and(|id| self.get(id).is_some())
+            || changed.any(|changed| changed.key_hash == record.key_hash)
+    }
+}
+
+impl fmt::Debug for MemoryTransaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryTransaction").field("changed", &self.changed.len()).finish()
+    }
+}
+
+impl KeyTransaction for MemoryTransaction {
+    async fn lock(&mut self, ids: &[KeyId]) -> Result<Vec<KeyRecord>, StoreError> {
+        let ids: BTreeSet<_> = ids.iter().copied().collect();
+        Ok(ids.into_iter().filter_map(|id| self.get(id)).collect())
+    }
+
+    async fn lock_some(
+        &mut self,
+        keys: &Selection,
+        limit: usize,
+    ) -> Result<Vec<KeyRecord>, StoreError> {
+        let selected = |record: &KeyRecord| match keys {
+            Selection::Consumer(id) => record.revoked_at.is_none() && record.consumer_id == *id,
+            Selection::Prefix(prefix) => {
+                record.revoked_at.is_none() && record.key_prefix == *prefix
+            }
+            Selection::EndedBefore(end) => {
+                [record.revoked_at, record.expires_at].into_iter().flatten().any(|at| at < *end)
+            }
+        };
+        let found = self.ids().into_iter().filter_map(|id| self.get(id)).filter(selected);
+        Ok(found.take(limit).collect())
+    }
+
+    async fn insert(&mut self, records: &[KeyRecord]) -> Result<Vec<KeyId>, StoreError> {
+        let mut inserted = Vec::with_capacity(records.len());
+        for record in records {
+            if !self.is_known(record) {
+                self.set(record.clone());
+                inserted.push(record.id);
+            }
+        }
+        Ok(inserted)
+    }
+
+    async fn update(&mut self, record: &KeyRecord) -> Result<KeyRecord, StoreError> {
+        let stored = self.get(record.id).filter(|stored| stored.version == record.version);
+        let stored = stored.ok_or(StoreError::new(StoreErrorKind::Conflict))?;
+        let updated = KeyRecord {
+            name: record.name.clone(),
+            scopes: record.scopes.clone(),
+            rate_limits: record.rate_limits.clone(),
+            metadata: record.metadata.clone(),
+            is_active: record.is_active,
+            not_before: record.not_before,
+            expires_at: record.expires_at,
+            rotated_at: record.rotated_at,
+            version: stored.version + 1,
+            ..stored
+        };
+        self.set(updated.clone());
+        Ok(updated)
+    }
+
+    async fn revoke(
+        &mut self,
+        ids: &[KeyId],
+        reason: Option<&str>,
+    ) -> Result<Vec<KeyRecord>, StoreError> {
+        let mut revoked = self.lock(ids).await?;
+        revoked.retain(|record| record.revoked_at.is_none());
+        for record in &mut revoked {
+            record.revoked_at = Some(self.store.clock.now());
+            record.revoked_reason = reason.map(Into::into);
+            record.version += 1;
+            self.set(record.clone());
+        }
+        Ok(revoked)
+    }
+
+    async fn delete(&mut self, ids: &[KeyId]) -> Result<(), StoreError> {
+        self.changed.extend(ids.iter().map(|id| (*id, None)));
+        Ok(())
+    }
+
+    async fn record(&mut self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+        self.entries.extend_from_slice(entries);
+        Ok(())
+    }
+
+    async fn claim(&mut self, claim: &Claim) -> Result<Option<Claim>, StoreError> {
+        let earlier = self.store.keys().claims.get(&claim.request).map(|(_, claim)| *claim);
+        if earlier.is_none() {
+            self.claims.push(*claim);
+        }
+        Ok(earlier)
+    }
+
+    async fn sweep(&mut self, before: SystemTime, limit: usize) -> Result<usize, StoreError> {
+        let keys = self.store.keys();
+        let old =
+            keys.claims.iter().filter(|(_, (at, _))| *at < before).map(|(request, _)| *request);
+        self.forgotten = old.take(limit).collect();
+        Ok(self.forgotten.len())
+    }
+
+    async fn commit(mut self) -> Result<(), StoreError> {
+        let now = self.store.clock.now();
+        let mut guard = self.store.keys();
+        let keys = &mut *guard;
+        for (id, record) in mem::take(&mut self.changed) {
+            if let Some(old) = keys.records.remove(&id) {
+                keys.ids.remove(&old.key_hash);
+            }
+            match record {
+                Some(record) => {
+                    keys.ids.insert(record.key_hash, id);
+                    keys.records.insert(id, record);
+                }
+                None => {
+                    keys.last_used.remove(&id);
+                }
+            }
+        }
+        for (id, entry) in (keys.events.len() as u64 + 1..).zip(mem::take(&mut self.entries)) {
+            keys.events.push(KeyEvent::new(id, now, entry));
+        }
+        for request in &self.forgotten {
+            keys.claims.remove(request);
+        }
+        keys.claims.extend(self.claims.iter().map(|claim| (claim.request, (now, *claim))));
+        Ok(())
     }
 }

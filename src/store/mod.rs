@@ -1,7 +1,7 @@
 //! Where keys are kept: the ports, and their implementations.
 //!
-//! [`KeyStore`] is all that serving requests needs; [`ManageKeys`] is what issuing and revoking
-//! needs on top. [`MemoryKeyStore`] is for tests and static keys, [`PgKeyStore`] and
+//! [`KeyStore`] is all that serving requests needs; [`ManageKeys`] is what issuing, listing and
+//! revoking need on top. [`MemoryKeyStore`] is for tests and static keys, [`PgKeyStore`] and
 //! [`SqliteKeyStore`] are persistent. All pass one contract suite.
 //!
 //! A store of your own is plain `async fn`s:
@@ -45,6 +45,7 @@
 //! as `revoked_reason`, is not told, nor is a key's use.
 
 mod change;
+mod manage;
 mod memory;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod migrate;
@@ -64,7 +65,11 @@ pub use self::postgres::{PgChangeFeed, PgKeyStore};
 pub use self::sqlite::SqliteKeyStore;
 pub use self::{
     change::{Change, ChangeFeed},
-    memory::MemoryKeyStore,
+    manage::{
+        Claim, EventPage, EventQuery, KeyPage, KeyQuery, KeyTransaction, ListedKey, ManageKeys,
+        Selection,
+    },
+    memory::{MemoryKeyStore, MemoryTransaction},
     poll::{ChangeLog, ChangedKey, Changes, Horizon, PollingChangeFeed},
 };
 use crate::{
@@ -97,63 +102,6 @@ pub trait KeyStore: Send + Sync + 'static {
         let _ = batch;
         async { Ok(()) }
     }
-}
-
-/// Creates and changes keys.
-///
-/// None of this is on a request's path. [`issue`](crate::manage) is built on it.
-pub trait ManageKeys: KeyStore {
-    /// Stores a new key.
-    ///
-    /// # Errors
-    ///
-    /// [`Conflict`](StoreErrorKind::Conflict) when there is a key of this id or hash, which is left
-    /// as it is.
-    fn insert(&self, record: &KeyRecord) -> impl Future<Output = Result<(), StoreError>> + Send;
-
-    /// The record of the key with this id.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot answer.
-    fn get(&self, id: KeyId) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send;
-
-    /// Replaces what may change of a key: name, scopes, rate limits, metadata, `is_active`,
-    /// `not_before` and `expires_at`. Returns the record as it is now, one
-    /// [`version`](KeyRecord::version) on.
-    ///
-    /// # Errors
-    ///
-    /// [`Conflict`](StoreErrorKind::Conflict) when the key is gone or its version is no longer
-    /// that of `record`: somebody else changed it.
-    fn update(
-        &self,
-        record: &KeyRecord,
-    ) -> impl Future<Output = Result<KeyRecord, StoreError>> + Send;
-
-    /// Revokes a key for good and returns its record; `None` where there is no such key. Whoever
-    /// caches the key has to be told by its hash: see [`Invalidate`].
-    ///
-    /// Revoking twice keeps the first time and reason.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot.
-    fn revoke(
-        &self,
-        id: KeyId,
-        reason: Option<&str>,
-    ) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send;
-
-    /// When the key was last used, as far as it has been recorded.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot answer.
-    fn last_used_at(
-        &self,
-        id: KeyId,
-    ) -> impl Future<Output = Result<Option<SystemTime>, StoreError>> + Send;
 }
 
 /// Whoever remembers what a store said, and must be told when it no longer holds.

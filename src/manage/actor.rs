@@ -1,0 +1,169 @@
+use std::time::SystemTime;
+
+use super::ManageError;
+use crate::{
+    rate_limit::RateLimits,
+    record::{Consumer, KeyId, KeyRecord, KeyStatus, Scope},
+};
+
+/// Who changes keys: what the audit says, and what is beyond them.
+///
+/// ```
+/// use tower_api_key::{Consumer, manage::Actor, record::Scope};
+///
+/// // Whoever may run this program may do anything.
+/// let operator = Actor::operator("root@db1").from("command line");
+///
+/// // The key behind a request, which can grant no more than it holds.
+/// fn caller(consumer: &Consumer, write: Scope) -> Actor {
+///     Actor::caller(consumer).requires(write)
+/// }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Actor {
+    pub(super) name: String,
+    pub(super) origin: Option<String>,
+    pub(super) caller: Option<Caller>,
+}
+
+/// A key that asks for a change, and what that takes.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) key_id: KeyId,
+    consumer: Consumer,
+    required: Option<Scope>,
+    everywhere: Option<Scope>,
+    default_limits: RateLimits,
+}
+
+impl Actor {
+    /// Somebody whom nothing is denied, as they have the database at hand anyway. `name` is for the
+    /// audit.
+    pub fn operator(name: impl Into<String>) -> Self {
+        Self { name: name.into(), origin: None, caller: None }
+    }
+
+    /// The key behind a request. It sees and changes the keys of its own consumer only, and can
+    /// grant nothing that it does not hold. In the audit it is `key:` and its id.
+    ///
+    /// What it holds is read again in the transaction of each change: a key that was revoked after
+    /// it had been let in changes nothing.
+    pub fn caller(consumer: &Consumer) -> Self {
+        let caller = Caller {
+            key_id: consumer.key_id(),
+            consumer: consumer.clone(),
+            required: None,
+            everywhere: None,
+            default_limits: RateLimits::unlimited(),
+        };
+        let name = format!("key:{}", consumer.key_id());
+        Self { name, origin: None, caller: Some(caller) }
+    }
+
+    /// A [caller](Self::caller) needs `scope` to change anything. Default: none.
+    pub fn requires(self, scope: Scope) -> Self {
+        self.with(|caller| caller.required = Some(scope))
+    }
+
+    /// A [caller](Self::caller) with `scope` manages the keys of every consumer. Default: none does.
+    pub fn everywhere_with(self, scope: Scope) -> Self {
+        self.with(|caller| caller.everywhere = Some(scope))
+    }
+
+    /// The limits of keys that have none of their own, as the authenticator has them: they count
+    /// when the limits of two keys are compared. Default: unlimited.
+    pub fn default_rate_limits(self, limits: RateLimits) -> Self {
+        self.with(|caller| caller.default_limits = limits)
+    }
+
+    /// Where the request came from, for the audit: an address, a host.
+    pub fn from(self, origin: impl Into<String>) -> Self {
+        Self { origin: Some(origin.into()), ..self }
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Caller)) -> Self {
+        if let Some(caller) = &mut self.caller {
+            change(caller);
+        }
+        self
+    }
+
+    /// The one consumer whose keys are to be seen, by what the layer knows of the caller; `None` for
+    /// all.
+    pub(super) fn tenant(&self) -> Option<&str> {
+        let caller = self.caller.as_ref()?;
+        let everywhere = caller.everywhere.as_ref();
+        let roams = everywhere.is_some_and(|scope| caller.consumer.has_scope(scope.as_str()));
+        (!roams).then(|| caller.consumer.id())
+    }
+}
+
+impl Caller {
+    /// Whether the caller, whose record is `held`, may change anything at all.
+    pub(super) fn check(&self, held: &KeyRecord) -> Result<(), ManageError> {
+        if held.status(held.read_at) != KeyStatus::Active {
+            return Err(ManageError::caller_ended());
+        }
+        match &self.required {
+            Some(scope) if !held.scopes.contains(scope.as_str()) => {
+                Err(ManageError::lacks_scope(scope.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it may touch keys of `consumer_id`.
+    pub(super) fn reaches(&self, held: &KeyRecord, consumer_id: &str) -> bool {
+        let roams = |scope: &Scope| held.scopes.contains(scope.as_str());
+        held.consumer_id == consumer_id || self.everywhere.as_ref().is_some_and(roams)
+    }
+
+    /// Whether `granted` is something that the caller holds itself.
+    pub(super) fn check_grant(
+        &self,
+        held: &KeyRecord,
+        granted: &KeyRecord,
+    ) -> Result<(), ManageError> {
+        self.check_within(held, granted)
+    }
+
+    /// Whether `after` is something that the caller holds, or no more than the key was `before`.
+    pub(super) fn check_change(
+        &self,
+        held: &KeyRecord,
+        before: &KeyRecord,
+        after: &KeyRecord,
+    ) -> Result<(), ManageError> {
+        let begins_sooner = after.not_before < before.not_before
+            && before.not_before.is_some_and(|begin| before.read_at < begin);
+        let awakens = !before.is_active && after.is_active;
+        if !awakens && !begins_sooner && self.check_within(before, after).is_ok() {
+            return Ok(());
+        }
+        self.check_within(held, after)
+    }
+
+    fn check_within(&self, bound: &KeyRecord, key: &KeyRecord) -> Result<(), ManageError> {
+        if let Some(scope) = key.scopes.iter().find(|scope| !bound.scopes.contains(scope.as_str()))
+        {
+            let detail = format!("the calling key does not hold `{scope}` and cannot grant it");
+            return Err(ManageError::denied("scopes", detail));
+        }
+        let lasts_longer =
+            |end: SystemTime| key.expires_at.is_none_or(|expires_at| expires_at > end);
+        if bound.expires_at.is_some_and(lasts_longer) {
+            let detail = "a key cannot be made to outlive the key that asks for it";
+            return Err(ManageError::denied("expires_at", detail));
+        }
+        if !self.limits(key).is_within(self.limits(bound)) {
+            let detail = "a key cannot be given more than the quota of the key that asks for it";
+            return Err(ManageError::denied("rate_limits", detail));
+        }
+        Ok(())
+    }
+
+    fn limits<'a>(&'a self, key: &'a KeyRecord) -> &'a RateLimits {
+        key.rate_limits.as_ref().unwrap_or(&self.default_limits)
+    }
+}

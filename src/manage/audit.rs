@@ -1,0 +1,45 @@
+use std::time::SystemTime;
+
+use serde_json::{Map, Value, json};
+
+use crate::record::{KeyRecord, Scope};
+
+/// What is different in `after`, as a JSON object of fields; of a new key all that is set.
+pub(super) fn changes(before: Option<&KeyRecord>, after: &KeyRecord) -> Option<String> {
+    let mut changes = Map::new();
+    let before = before.map(fields);
+    for (at, (field, to)) in fields(after).into_iter().enumerate() {
+        let from = before.as_ref().and_then(|before| before.get(at));
+        match from {
+            None if !to.is_null() => changes.insert(field.to_owned(), json!({ "to": to })),
+            Some((_, from)) if *from != to => {
+                changes.insert(field.to_owned(), json!({ "from": from, "to": to }))
+            }
+            _ => None,
+        };
+    }
+    (!changes.is_empty()).then(|| Value::Object(changes).to_string())
+}
+
+/// What the audit shows of a key: all but its hash, and what never changes.
+fn fields(record: &KeyRecord) -> [(&'static str, Value); 11] {
+    let scopes: Vec<_> = record.scopes.iter().map(Scope::as_str).collect();
+    [
+        ("name", json!(record.name)),
+        ("scopes", json!(scopes)),
+        ("rate_limits", json!(record.rate_limits)),
+        ("metadata", serde_json::from_str(record.metadata.as_json()).unwrap_or_default()),
+        ("is_active", json!(record.is_active)),
+        ("not_before", time(record.not_before)),
+        ("expires_at", time(record.expires_at)),
+        ("revoked_at", time(record.revoked_at)),
+        ("rotated_at", time(record.rotated_at)),
+        ("rotated_from", json!(record.rotated_from.map(|id| id.to_string()))),
+        ("key_prefix", json!(record.key_prefix)),
+    ]
+}
+
+fn time(at: Option<SystemTime>) -> Value {
+    let at = at.and_then(|at| jiff::Timestamp::try_from(at).ok());
+    json!(at.map(|at| at.to_string()))
+}

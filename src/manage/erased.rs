@@ -1,0 +1,111 @@
+use std::{future::Future, pin::Pin, time::SystemTime};
+
+use crate::{
+    record::{AuditEntry, KeyId, KeyRecord},
+    store::{
+        Claim, EventPage, EventQuery, KeyPage, KeyQuery, KeyTransaction, ManageKeys, Selection,
+        StoreError,
+    },
+};
+
+type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// [`ManageKeys`] as an object, so that nobody has to name the store.
+pub(super) trait ErasedKeys: Send + Sync {
+    fn begin(&self) -> Answer<'_, Box<dyn ErasedTransaction>>;
+    fn get(&self, id: KeyId) -> Answer<'_, Option<KeyRecord>>;
+    fn list<'a>(&'a self, query: &'a KeyQuery) -> Answer<'a, KeyPage>;
+    fn events<'a>(&'a self, query: &'a EventQuery) -> Answer<'a, EventPage>;
+    fn last_used_at(&self, id: KeyId) -> Answer<'_, Option<SystemTime>>;
+}
+
+impl<S: ManageKeys> ErasedKeys for S {
+    fn begin(&self) -> Answer<'_, Box<dyn ErasedTransaction>> {
+        Box::pin(async { Ok(Box::new(ManageKeys::begin(self).await?) as _) })
+    }
+
+    fn get(&self, id: KeyId) -> Answer<'_, Option<KeyRecord>> {
+        Box::pin(ManageKeys::get(self, id))
+    }
+
+    fn list<'a>(&'a self, query: &'a KeyQuery) -> Answer<'a, KeyPage> {
+        Box::pin(ManageKeys::list(self, query))
+    }
+
+    fn events<'a>(&'a self, query: &'a EventQuery) -> Answer<'a, EventPage> {
+        Box::pin(ManageKeys::events(self, query))
+    }
+
+    fn last_used_at(&self, id: KeyId) -> Answer<'_, Option<SystemTime>> {
+        Box::pin(ManageKeys::last_used_at(self, id))
+    }
+}
+
+/// [`KeyTransaction`] as an object.
+pub(super) trait ErasedTransaction: Send {
+    fn lock<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, Vec<KeyRecord>>;
+    fn lock_some<'a>(&'a mut self, keys: &'a Selection, limit: usize)
+    -> Answer<'a, Vec<KeyRecord>>;
+    fn insert<'a>(&'a mut self, records: &'a [KeyRecord]) -> Answer<'a, Vec<KeyId>>;
+    fn update<'a>(&'a mut self, record: &'a KeyRecord) -> Answer<'a, KeyRecord>;
+    fn revoke<'a>(
+        &'a mut self,
+        ids: &'a [KeyId],
+        reason: Option<&'a str>,
+    ) -> Answer<'a, Vec<KeyRecord>>;
+    fn delete<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, ()>;
+    fn record<'a>(&'a mut self, entries: &'a [AuditEntry]) -> Answer<'a, ()>;
+    fn claim<'a>(&'a mut self, claim: &'a Claim) -> Answer<'a, Option<Claim>>;
+    fn sweep(&mut self, before: SystemTime, limit: usize) -> Answer<'_, usize>;
+    fn commit(self: Box<Self>) -> Answer<'static, ()>;
+}
+
+impl<T: KeyTransaction> ErasedTransaction for T {
+    fn lock<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, Vec<KeyRecord>> {
+        Box::pin(KeyTransaction::lock(self, ids))
+    }
+
+    fn lock_some<'a>(
+        &'a mut self,
+        keys: &'a Selection,
+        limit: usize,
+    ) -> Answer<'a, Vec<KeyRecord>> {
+        Box::pin(KeyTransaction::lock_some(self, keys, limit))
+    }
+
+    fn insert<'a>(&'a mut self, records: &'a [KeyRecord]) -> Answer<'a, Vec<KeyId>> {
+        Box::pin(KeyTransaction::insert(self, records))
+    }
+
+    fn update<'a>(&'a mut self, record: &'a KeyRecord) -> Answer<'a, KeyRecord> {
+        Box::pin(KeyTransaction::update(self, record))
+    }
+
+    fn revoke<'a>(
+        &'a mut self,
+        ids: &'a [KeyId],
+        reason: Option<&'a str>,
+    ) -> Answer<'a, Vec<KeyRecord>> {
+        Box::pin(KeyTransaction::revoke(self, ids, reason))
+    }
+
+    fn delete<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, ()> {
+        Box::pin(KeyTransaction::delete(self, ids))
+    }
+
+    fn record<'a>(&'a mut self, entries: &'a [AuditEntry]) -> Answer<'a, ()> {
+        Box::pin(KeyTransaction::record(self, entries))
+    }
+
+    fn claim<'a>(&'a mut self, claim: &'a Claim) -> Answer<'a, Option<Claim>> {
+        Box::pin(KeyTransaction::claim(self, claim))
+    }
+
+    fn sweep(&mut self, before: SystemTime, limit: usize) -> Answer<'_, usize> {
+        Box::pin(KeyTransaction::sweep(self, before, limit))
+    }
+
+    fn commit(self: Box<Self>) -> Answer<'static, ()> {
+        Box::pin(KeyTransaction::commit(*self))
+    }
+}

@@ -1,0 +1,210 @@
+use std::{borrow::Cow, error::Error, fmt};
+
+use crate::{
+    key::RngError,
+    record::{KeyId, Scope},
+    store::{StoreError, StoreErrorKind},
+};
+
+/// A change was not made, or a question not answered.
+///
+/// It says what was wrong and, where one part of the request was, [which](Self::field). It never
+/// holds a key.
+#[derive(Debug)]
+pub struct ManageError {
+    kind: ManageErrorKind,
+    field: Option<&'static str>,
+    detail: Cow<'static, str>,
+    index: Option<usize>,
+    key_id: Option<KeyId>,
+    scope: Option<Scope>,
+    hidden: bool,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl ManageError {
+    pub(super) fn new(kind: ManageErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            kind,
+            field: None,
+            detail: detail.into(),
+            index: None,
+            key_id: None,
+            scope: None,
+            hidden: false,
+            source: None,
+        }
+    }
+
+    pub(super) fn invalid(field: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { field: Some(field), ..Self::new(ManageErrorKind::Invalid, detail) }
+    }
+
+    pub(super) fn denied(field: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { field: Some(field), ..Self::new(ManageErrorKind::Denied, detail) }
+    }
+
+    pub(super) fn lacks_scope(scope: Scope) -> Self {
+        let detail = "the calling key lacks a scope that this needs";
+        Self { scope: Some(scope), ..Self::new(ManageErrorKind::Denied, detail) }
+    }
+
+    pub(super) fn caller_ended() -> Self {
+        Self::new(ManageErrorKind::CallerEnded, "the calling key no longer works")
+    }
+
+    pub(super) fn no_such_key() -> Self {
+        Self::new(ManageErrorKind::NotFound, "there is no such key")
+    }
+
+    /// To the caller, a key of somebody else is one that does not exist.
+    pub(super) fn out_of_reach() -> Self {
+        let detail = "the key is of a consumer that is none of the calling key's business";
+        Self { hidden: true, ..Self::new(ManageErrorKind::Denied, detail) }
+    }
+
+    pub(super) fn repeated(id: KeyId) -> Self {
+        let detail = "this request was carried out before, and the key was shown then. If it was \
+            lost, revoke it and issue another one";
+        Self { key_id: Some(id), ..Self::new(ManageErrorKind::Repeated, detail) }
+    }
+
+    pub(super) fn idempotency_key_reused() -> Self {
+        let detail = "another request was sent under this idempotency key: take a new one";
+        Self {
+            field: Some("idempotency_key"),
+            ..Self::new(ManageErrorKind::IdempotencyKeyReused, detail)
+        }
+    }
+
+    pub(super) fn outdated(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ManageErrorKind::Outdated, detail)
+    }
+
+    pub(super) fn operators_only() -> Self {
+        Self::new(ManageErrorKind::Denied, "that is for operators, not for keys")
+    }
+
+    /// It was this one of a batch.
+    pub(super) fn at(self, index: usize) -> Self {
+        Self { index: Some(index), ..self }
+    }
+
+    pub(super) fn conflict(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ManageErrorKind::Conflict, detail)
+    }
+
+    pub(super) fn failed(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        let detail = "the key store failed";
+        Self { source: Some(source.into()), ..Self::new(ManageErrorKind::Store, detail) }
+    }
+
+    /// Whether the audit has to know.
+    pub(super) fn is_denial(&self) -> bool {
+        matches!(self.kind, ManageErrorKind::Denied | ManageErrorKind::CallerEnded)
+    }
+
+    /// What the caller gets to see of it.
+    pub(super) fn shown(self) -> Self {
+        if self.hidden { Self::no_such_key() } else { self }
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub const fn kind(&self) -> ManageErrorKind {
+        self.kind
+    }
+
+    /// The part of the request that was wrong, such as `scopes`.
+    #[must_use]
+    pub const fn field(&self) -> Option<&'static str> {
+        self.field
+    }
+
+    /// What was wrong, in a sentence, and what to do. It is fit for whoever asked.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// Which of a batch was wrong, counted from 0.
+    #[must_use]
+    pub const fn index(&self) -> Option<usize> {
+        self.index
+    }
+
+    /// The key that a [repeated](ManageErrorKind::Repeated) request has made.
+    #[must_use]
+    pub const fn key_id(&self) -> Option<KeyId> {
+        self.key_id
+    }
+
+    /// The scope that the caller lacks, if that is why it was [denied](ManageErrorKind::Denied).
+    #[must_use]
+    pub const fn required_scope(&self) -> Option<&Scope> {
+        self.scope.as_ref()
+    }
+}
+
+impl From<StoreError> for ManageError {
+    fn from(error: StoreError) -> Self {
+        let kind = match error.kind() {
+            StoreErrorKind::Conflict => ManageErrorKind::Outdated,
+            _ => ManageErrorKind::Store,
+        };
+        let detail = match kind {
+            ManageErrorKind::Outdated => "the key was changed by somebody else: look at it again",
+            _ => "the key store failed",
+        };
+        Self { source: Some(error.into()), ..Self::new(kind, detail) }
+    }
+}
+
+impl From<RngError> for ManageError {
+    fn from(error: RngError) -> Self {
+        let detail = "the random number generator failed";
+        Self { source: Some(error.into()), ..Self::new(ManageErrorKind::Rng, detail) }
+    }
+}
+
+impl fmt::Display for ManageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.field {
+            Some(field) => write!(f, "{field}: {}", self.detail),
+            None => f.write_str(&self.detail),
+        }
+    }
+}
+
+impl Error for ManageError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// Why a change was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ManageErrorKind {
+    /// What was asked for makes no sense.
+    Invalid,
+    /// There is no such key, or it is none of the caller's business: the two look the same.
+    NotFound,
+    /// The caller may not do that. The attempt is in the audit.
+    Denied,
+    /// The calling key no longer works: it was revoked or has expired since it was let in.
+    CallerEnded,
+    /// The key is in a state in which this cannot be done.
+    Conflict,
+    /// The key was changed by somebody else, and is not what the caller thinks.
+    Outdated,
+    /// The request was carried out before, and made [a key](ManageError::key_id) that was shown
+    /// then.
+    Repeated,
+    /// Another request was sent under the same idempotency key.
+    IdempotencyKeyReused,
+    /// The random number generator failed.
+    Rng,
+    /// The store failed.
+    Store,
+}

@@ -1,0 +1,96 @@
+use super::{KeyIssuer, ManageError, NewKey, text};
+use crate::{
+    key::KeyHash,
+    record::{KeyAction, KeyId, KeyRecord},
+};
+
+/// A key that was issued elsewhere, by its hash: its owner goes on using it and notices nothing.
+///
+/// The layer has to accept its format: see [`ImportedFormat`](crate::key::ImportedFormat).
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct KeyImport {
+    hash: KeyHash,
+    new: NewKey,
+    key_prefix: String,
+    key_last4: String,
+}
+
+impl KeyImport {
+    /// The key with the SHA-256 `hash`, to be kept as `new`.
+    pub fn new(hash: KeyHash, new: NewKey) -> Self {
+        Self { hash, new, key_prefix: String::new(), key_last4: String::new() }
+    }
+
+    /// What its owner knows it by: the prefix and the last four characters of the key. Default:
+    /// nothing.
+    pub fn hint(self, key_prefix: impl Into<String>, key_last4: impl Into<String>) -> Self {
+        Self { key_prefix: key_prefix.into(), key_last4: key_last4.into(), ..self }
+    }
+
+    fn record(&self, issuer: &KeyIssuer) -> Result<KeyRecord, ManageError> {
+        let mut record = issuer.make_record(self.hash, &self.new.consumer_id)?;
+        self.new.fill(&mut record, &issuer.actor.name)?;
+        text::check("key_prefix", &self.key_prefix)?;
+        if self.key_last4.chars().count() > 4 {
+            let detail = "that is more than the last four characters of a key";
+            return Err(ManageError::invalid("key_last4", detail));
+        }
+        text::check("key_last4", &self.key_last4)?;
+        record.key_prefix.clone_from(&self.key_prefix);
+        record.key_last4.clone_from(&self.key_last4);
+        Ok(record)
+    }
+}
+
+/// What became of a batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Imported {
+    /// The keys that are new, by their ids, in the order of the batch.
+    pub keys: Vec<KeyId>,
+    /// How many were known before, which stay as they are.
+    pub known: u64,
+}
+
+impl KeyIssuer {
+    /// Imports a batch of keys: all of it, or nothing where one makes no sense or is denied. A hash
+    /// that is known is left out, so that an import which was interrupted can be begun again.
+    ///
+    /// 1,000 keys are a good batch: one transaction that takes a fraction of a second.
+    ///
+    /// # Errors
+    ///
+    /// When a key makes no sense, which says [which](ManageError::index), or as
+    /// [`issue`](Self::issue).
+    pub async fn import(&self, batch: Vec<KeyImport>) -> Result<Imported, ManageError> {
+        self.detached(self.clone().import_now(batch)).await
+    }
+
+    async fn import_now(self, batch: Vec<KeyImport>) -> Result<Imported, ManageError> {
+        let record =
+            |(at, key): (usize, &KeyImport)| key.record(&self).map_err(|error| error.at(at));
+        let records = batch.iter().enumerate().map(record).collect::<Result<Vec<_>, _>>()?;
+        self.change(Vec::new(), async move |change, _| {
+            for (at, record) in records.iter().enumerate() {
+                let granted = change
+                    .check_reach(&record.consumer_id)
+                    .and_then(|()| change.check_grant(record));
+                granted.map_err(|error| error.at(at))?;
+            }
+            let keys = change.tx.insert(&records).await?;
+            let mut inserted = keys.iter().copied().collect::<std::collections::HashSet<_>>();
+            let mut imported = Imported::default();
+            for (record, key) in records.iter().zip(&batch) {
+                if inserted.remove(&record.id) {
+                    imported.keys.push(record.id);
+                    change.note(KeyAction::Imported, None, record, key.new.reason.as_deref());
+                } else {
+                    imported.known += 1;
+                }
+            }
+            Ok(imported)
+        })
+        .await
+    }
+}

@@ -1,0 +1,174 @@
+use std::{fmt, future::Future, sync::Arc, time::SystemTime};
+
+use super::{
+    Actor, ManageError,
+    erased::{ErasedKeys, ErasedTransaction},
+};
+use crate::{
+    clock::{Clock, SystemClock},
+    key::{EntropySource, KeyFormat, SystemEntropy},
+    record::{KeyId, KeyRecord},
+    store::{EventPage, EventQuery, Invalidate, KeyPage, KeyQuery, ListedKey, ManageKeys},
+};
+
+/// Issues keys and answers for them: lists, changes, rotates and revokes them.
+///
+/// Cheap to clone. See the [module](crate::manage) for the rules and an example.
+#[derive(Clone)]
+pub struct KeyIssuer {
+    pub(super) store: Arc<dyn ErasedKeys>,
+    pub(super) format: KeyFormat,
+    pub(super) entropy: Arc<dyn EntropySource>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) actor: Actor,
+    caches: Vec<Arc<dyn Invalidate>>,
+}
+
+impl KeyIssuer {
+    /// Issues keys of `format` into `store`, for an operator called `application`.
+    pub fn new(store: impl ManageKeys, format: KeyFormat) -> Self {
+        Self {
+            store: Arc::new(store),
+            format,
+            entropy: Arc::new(SystemEntropy),
+            clock: Arc::new(SystemClock::new()),
+            actor: Actor::operator("application"),
+            caches: Vec::new(),
+        }
+    }
+
+    /// Tells `cache` of every change at once: usually the
+    /// [`Authenticator`](crate::Authenticator) of this process.
+    #[must_use]
+    pub fn invalidates(mut self, cache: impl Invalidate + 'static) -> Self {
+        self.caches.push(Arc::new(cache));
+        self
+    }
+
+    /// Where randomness comes from. Default: [`SystemEntropy`].
+    #[must_use]
+    pub fn entropy(self, entropy: impl EntropySource) -> Self {
+        Self { entropy: Arc::new(entropy), ..self }
+    }
+
+    /// Where time comes from. Default: [`SystemClock`].
+    #[must_use]
+    pub fn clock(self, clock: impl Clock) -> Self {
+        Self { clock: Arc::new(clock), ..self }
+    }
+
+    /// The same issuer at the service of `actor`.
+    #[must_use]
+    pub fn by(&self, actor: Actor) -> Self {
+        Self { actor, ..self.clone() }
+    }
+
+    /// The format of the keys that it issues.
+    #[must_use]
+    pub const fn format(&self) -> &KeyFormat {
+        &self.format
+    }
+
+    /// The key with this id, and when it was last used.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](super::ManageErrorKind::NotFound) when there is none that is the actor's
+    /// business, or when the store does not answer.
+    pub async fn get(&self, id: KeyId) -> Result<ListedKey, ManageError> {
+        let record = self.store.get(id).await?.filter(|record| self.sees(&record.consumer_id));
+        let record = record.ok_or_else(ManageError::no_such_key)?;
+        let last_used_at = self.store.last_used_at(id).await?;
+        Ok(ListedKey::new(record, last_used_at))
+    }
+
+    /// A page of the keys that are the actor's business, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`](super::ManageErrorKind::Invalid) for a page of no keys or of more than 1,000, or
+    /// when the store does not answer.
+    pub async fn list(&self, query: &KeyQuery) -> Result<KeyPage, ManageError> {
+        check_limit(query.limit)?;
+        match (self.actor.tenant(), &query.consumer_id) {
+            (Some(own), Some(other)) if own != other => Ok(KeyPage::default()),
+            (Some(own), None) => {
+                let query = KeyQuery { consumer_id: Some(own.to_owned()), ..query.clone() };
+                Ok(self.store.list(&query).await?)
+            }
+            _ => Ok(self.store.list(query).await?),
+        }
+    }
+
+    /// A page of the audit of keys that are the actor's business, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](super::ManageErrorKind::NotFound) when it is asked for one key, and there is
+    /// none and never was; [`Invalid`](super::ManageErrorKind::Invalid) for a page of no events or
+    /// of more than 1,000; or when the store does not answer.
+    pub async fn events(&self, query: &EventQuery) -> Result<EventPage, ManageError> {
+        check_limit(query.limit)?;
+        let own = self.actor.tenant().map(str::to_owned);
+        let page = match (own, &query.consumer_id) {
+            (Some(own), Some(other)) if own != *other => EventPage::default(),
+            (Some(own), None) => {
+                let query = EventQuery { consumer_id: Some(own), ..query.clone() };
+                self.store.events(&query).await?
+            }
+            _ => self.store.events(query).await?,
+        };
+        if let Some(id) = query.key_id.filter(|_| page.events.is_empty() && query.after.is_none()) {
+            self.get(id).await?;
+        }
+        Ok(page)
+    }
+
+    fn sees(&self, consumer_id: &str) -> bool {
+        self.actor.tenant().is_none_or(|own| own == consumer_id)
+    }
+
+    /// Runs a change in a task of its own: it is carried through, and caches are told, even when
+    /// nobody waits for it any more.
+    pub(super) async fn detached<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, ManageError>> + Send + 'static,
+    ) -> Result<T, ManageError> {
+        match tokio::spawn(change).await {
+            Ok(outcome) => outcome,
+            Err(panicked) => Err(ManageError::failed(panicked)),
+        }
+    }
+
+    pub(super) async fn begin(&self) -> Result<Box<dyn ErasedTransaction>, ManageError> {
+        Ok(self.store.begin().await?)
+    }
+
+    pub(super) fn invalidate<'r>(&self, changed: impl IntoIterator<Item = &'r KeyRecord>) {
+        for record in changed {
+            self.caches.iter().for_each(|cache| cache.invalidate(&record.key_hash));
+        }
+    }
+
+    pub(super) fn now(&self) -> SystemTime {
+        self.clock.now()
+    }
+}
+
+const MAX_LIMIT: usize = 1000;
+
+fn check_limit(limit: usize) -> Result<(), ManageError> {
+    if (1..=MAX_LIMIT).contains(&limit) {
+        return Ok(());
+    }
+    Err(ManageError::invalid("limit", "a page has from 1 to 1,000 entries"))
+}
+
+impl fmt::Debug for KeyIssuer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyIssuer")
+            .field("format", &self.format)
+            .field("actor", &self.actor)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,173 @@
+use std::time::{Duration, SystemTime};
+
+use super::{Expiry, Issued, KeyIssuer, ManageError, change::Change, text};
+use crate::{
+    key::{ApiKey, digest},
+    record::{KeyAction, KeyId, KeyRecord, KeyStatus},
+};
+
+/// A day, in which whoever holds the key can take the new one into service.
+const GRACE: Duration = Duration::from_secs(86_400);
+
+/// How a key shall be rotated.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Rotation {
+    grace: Duration,
+    expiry: Option<Expiry>,
+    reason: Option<String>,
+    idempotency_key: Option<String>,
+}
+
+impl Rotation {
+    /// The new key lasts as long as the old one was meant to, and the old one goes on working for
+    /// 24 hours.
+    pub const fn new() -> Self {
+        Self { grace: GRACE, expiry: None, reason: None, idempotency_key: None }
+    }
+
+    /// How long the old key goes on working, but never past its own expiry. Zero ends it at once,
+    /// which is for keys that leaked. Default: 24 h, enough for a deployment and short enough to be
+    /// remembered. Partners want 7 to 14 days, what is built into devices 30.
+    pub fn grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
+    }
+
+    /// When the new key expires. Default: it lasts as long as the old one from its issue to its
+    /// expiry, but, asked for by a [caller](super::Actor::caller), no longer than that.
+    pub fn expiry(self, expiry: Expiry) -> Self {
+        Self { expiry: Some(expiry), ..self }
+    }
+
+    /// Why, for the audit.
+    pub fn reason(self, reason: impl Into<String>) -> Self {
+        Self { reason: Some(reason.into()), ..self }
+    }
+
+    /// As for a [new key](super::NewKey::idempotency_key).
+    pub fn idempotency_key(self, key: impl Into<String>) -> Self {
+        Self { idempotency_key: Some(key.into()), ..self }
+    }
+
+    fn fingerprint(&self, id: KeyId) -> [u8; 32] {
+        let asked = format!("{:?} {:?}", self.grace, self.expiry);
+        digest(&[b"rotate", id.as_bytes(), asked.as_bytes()])
+    }
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A key that replaces another one.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Rotated {
+    /// The new key, for its owner. This is the only copy.
+    pub key: ApiKey,
+    /// Its record.
+    pub record: KeyRecord,
+    /// The old key's record. It works until its `expires_at`.
+    pub previous: KeyRecord,
+}
+
+impl KeyIssuer {
+    /// Issues a key to replace that of `id`: of the same consumer, with the same name, scopes, limits
+    /// and metadata, and sharing its buckets. The old one goes on working for a
+    /// [while](Rotation::grace), and answers to it say that it is on its way out.
+    ///
+    /// A [caller](super::Actor::caller) can only rotate keys that it could have issued.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](super::ManageErrorKind::NotFound) when there is no such key,
+    /// [`Conflict`](super::ManageErrorKind::Conflict) when it is revoked, has expired or was rotated
+    /// before, or when that makes no sense or is denied, or the random number generator or the
+    /// store fails.
+    pub async fn rotate(&self, id: KeyId, rotation: Rotation) -> Result<Rotated, ManageError> {
+        self.detached(self.clone().rotate_now(id, rotation)).await
+    }
+
+    async fn rotate_now(self, id: KeyId, rotation: Rotation) -> Result<Rotated, ManageError> {
+        text::check_some("reason", rotation.reason.as_deref())?;
+        // Made beforehand: what waits for randomness keeps no key locked.
+        let Issued { key, record } = self.make("")?;
+        let fingerprint = rotation.fingerprint(id);
+        let claim = self.claim(rotation.idempotency_key.as_deref(), fingerprint, record.id)?;
+        let created_by = self.actor.name.clone();
+        let (record, previous) = self
+            .change(vec![id], async move |change, locked| {
+                let old = change.target(locked)?;
+                let new = KeyRecord { created_by: Some(created_by), ..record };
+                let new = succeed(change, &old, new, rotation.expiry)?;
+                change.check_grant(&new)?;
+                change.claim(claim).await?;
+                check_state(&old)?;
+                let end = grace_end(&old, rotation.grace);
+                let retired = KeyRecord {
+                    rotated_at: Some(old.read_at),
+                    expires_at: Some(end),
+                    ..old.clone()
+                };
+                change.insert(&new).await?;
+                let previous = change.tx.update(&retired).await?;
+                let reason = rotation.reason.as_deref();
+                change.note(KeyAction::Rotated, Some(&old), &previous, reason);
+                change.note(KeyAction::Issued, None, &new, reason);
+                Ok((new, previous))
+            })
+            .await?;
+        Ok(Rotated { key, record, previous })
+    }
+}
+
+fn check_state(old: &KeyRecord) -> Result<(), ManageError> {
+    match old.status(old.read_at) {
+        KeyStatus::Revoked => Err(ManageError::conflict("the key is revoked: issue another one")),
+        KeyStatus::Expired => Err(ManageError::conflict("the key has expired: issue another one")),
+        _ if old.rotated_at.is_some() => {
+            let detail = "the key was rotated before: rotate the one that replaced it";
+            Err(ManageError::conflict(detail))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What `new` takes over from `old`.
+fn succeed(
+    change: &Change,
+    old: &KeyRecord,
+    new: KeyRecord,
+    expiry: Option<Expiry>,
+) -> Result<KeyRecord, ManageError> {
+    let now = old.read_at;
+    let expires_at = match expiry {
+        Some(expiry) => expiry.reckon(now)?,
+        None => {
+            let lifetime = old.expires_at.and_then(|end| end.duration_since(old.created_at).ok());
+            let end = lifetime.map(|lifetime| Expiry::In(lifetime).reckon(now)).transpose()?;
+            [end.flatten(), change.caller_expires_at()].into_iter().flatten().min()
+        }
+    };
+    Ok(KeyRecord {
+        consumer_id: old.consumer_id.clone(),
+        name: old.name.clone(),
+        scopes: old.scopes.clone(),
+        rate_limits: old.rate_limits.clone(),
+        metadata: old.metadata.clone(),
+        is_active: old.is_active,
+        created_at: now,
+        not_before: old.not_before,
+        expires_at,
+        rotated_from: Some(old.id),
+        root_id: old.root_id,
+        ..new
+    })
+}
+
+fn grace_end(old: &KeyRecord, grace: Duration) -> SystemTime {
+    let end = old.read_at.checked_add(grace);
+    [end, old.expires_at].into_iter().flatten().min().unwrap_or(old.read_at)
+}

@@ -1,0 +1,29 @@
+use super::ManageError;
+
+const MAX_LEN: usize = 1024;
+
+/// Refuses what would spoil a log, a terminal or a table of whoever reads it later.
+pub(super) fn check(field: &'static str, text: &str) -> Result<(), ManageError> {
+    if text.len() > MAX_LEN {
+        return Err(ManageError::invalid(field, "that is longer than 1,024 bytes"));
+    }
+    if text.chars().any(|character| character.is_control() || reorders(character)) {
+        let detail = "that has control characters, such as line ends, or characters that change \
+            the direction of text";
+        return Err(ManageError::invalid(field, detail));
+    }
+    Ok(())
+}
+
+pub(super) fn check_some(field: &'static str, text: Option<&str>) -> Result<(), ManageError> {
+    text.map_or(Ok(()), |text| check(field, text))
+}
+
+/// Marks and overrides of direction, with which a name can look like another (Unicode TR 36), and
+/// the separators of lines that are no control characters.
+fn reorders(character: char) -> bool {
+    matches!(
+        character,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    )
+}

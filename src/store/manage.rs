@@ -1,0 +1,331 @@
+use std::{future::Future, time::SystemTime};
+
+#[cfg(doc)]
+use super::StoreErrorKind;
+use super::{KeyStore, StoreError};
+use crate::record::{AuditEntry, KeyEvent, KeyId, KeyRecord, KeyStatus, Scope};
+
+/// Lists keys, and changes them in transactions.
+///
+/// None of this is on a request's path. [`KeyIssuer`](crate::manage::KeyIssuer) is built on it, and
+/// has the rules; a store only keeps its word.
+pub trait ManageKeys: KeyStore {
+    /// What [`begin`](Self::begin) begins.
+    type Transaction: KeyTransaction;
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn begin(&self) -> impl Future<Output = Result<Self::Transaction, StoreError>> + Send;
+
+    /// The record of the key with this id.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot answer.
+    fn get(&self, id: KeyId) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send;
+
+    /// A page of keys, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot answer.
+    fn list(&self, query: &KeyQuery) -> impl Future<Output = Result<KeyPage, StoreError>> + Send;
+
+    /// A page of the audit, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot answer.
+    fn events(
+        &self,
+        query: &EventQuery,
+    ) -> impl Future<Output = Result<EventPage, StoreError>> + Send;
+
+    /// When the key was last used, as far as it has been recorded.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot answer.
+    fn last_used_at(
+        &self,
+        id: KeyId,
+    ) -> impl Future<Output = Result<Option<SystemTime>, StoreError>> + Send;
+}
+
+/// Changes that are made together or not at all.
+///
+/// Dropped before [`commit`](Self::commit), it leaves nothing behind. It sees what others committed
+/// before it asked, whatever isolation is the database's default.
+pub trait KeyTransaction: Send + 'static {
+    /// The records of those of `ids` that exist, ordered by id. Nobody changes them before this
+    /// transaction ends, and all who lock several do so in that order.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn lock(
+        &mut self,
+        ids: &[KeyId],
+    ) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
+
+    /// At most `limit` of `keys`, locked as by [`lock`](Self::lock).
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn lock_some(
+        &mut self,
+        keys: &Selection,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
+
+    /// Stores new keys, and says which. One whose id or hash is known already is left out, and what
+    /// is stored of that stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn insert(
+        &mut self,
+        records: &[KeyRecord],
+    ) -> impl Future<Output = Result<Vec<KeyId>, StoreError>> + Send;
+
+    /// Replaces what may change of a key: name, scopes, rate limits, metadata, `is_active`,
+    /// `not_before`, `expires_at` and `rotated_at`. Returns the record as it is now, one
+    /// [`version`](KeyRecord::version) on.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](StoreErrorKind::Conflict) when the key is gone or its version is no longer
+    /// that of `record`: somebody else changed it.
+    fn update(
+        &mut self,
+        record: &KeyRecord,
+    ) -> impl Future<Output = Result<KeyRecord, StoreError>> + Send;
+
+    /// Revokes keys for good, as of the store's clock, and returns the records of those that were
+    /// not revoked before, ordered by id.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn revoke(
+        &mut self,
+        ids: &[KeyId],
+        reason: Option<&str>,
+    ) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
+
+    /// Deletes keys, and what was recorded of their use. The audit stays.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn delete(&mut self, ids: &[KeyId]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Writes entries of the audit, in this order.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot; nothing else of this transaction may happen then.
+    fn record(
+        &mut self,
+        entries: &[AuditEntry],
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Notes that a request is being carried out, or returns what was noted when it came first.
+    /// Whoever asks for a request that another transaction has noted waits for that to end.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn claim(
+        &mut self,
+        claim: &Claim,
+    ) -> impl Future<Output = Result<Option<Claim>, StoreError>> + Send;
+
+    /// Deletes at most `limit` of what is no longer needed: claims made before `before`, and uses
+    /// of keys that are gone. Returns how much it was.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn sweep(
+        &mut self,
+        before: SystemTime,
+        limit: usize,
+    ) -> impl Future<Output = Result<usize, StoreError>> + Send;
+
+    /// Makes it all so.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot. Where the connection was lost on the way it may have happened.
+    fn commit(self) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// Which keys, and which page of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[must_use]
+pub struct KeyQuery {
+    /// Of this consumer.
+    pub consumer_id: Option<String>,
+    /// In this state at the time of the query, by the store's clock.
+    pub status: Option<KeyStatus>,
+    /// With this scope.
+    pub scope: Option<Scope>,
+    /// With exactly this prefix.
+    pub key_prefix: Option<String>,
+    /// Issued and, if ever, last used before this.
+    pub unused_since: Option<SystemTime>,
+    /// Expiring before this, or expired.
+    pub expires_before: Option<SystemTime>,
+    /// After this key of an earlier page: what that called [`next`](KeyPage::next).
+    pub after: Option<KeyId>,
+    /// At most this many. Default: 50.
+    pub limit: usize,
+}
+
+impl KeyQuery {
+    /// The newest of all keys.
+    pub const fn new() -> Self {
+        Self {
+            consumer_id: None,
+            status: None,
+            scope: None,
+            key_prefix: None,
+            unused_since: None,
+            expires_before: None,
+            after: None,
+            limit: DEFAULT_LIMIT,
+        }
+    }
+}
+
+impl Default for KeyQuery {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+const DEFAULT_LIMIT: usize = 50;
+
+/// Some of the keys that were asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyPage {
+    /// The newest first. They may be fewer than were asked for, even none, though there are more:
+    /// a store looks at so many keys for each page and no further.
+    pub keys: Vec<ListedKey>,
+    /// Where the next page begins; `None` on the last.
+    pub next: Option<KeyId>,
+}
+
+impl KeyPage {
+    /// A page.
+    #[must_use]
+    pub const fn new(keys: Vec<ListedKey>, next: Option<KeyId>) -> Self {
+        Self { keys, next }
+    }
+}
+
+/// A key, and its use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ListedKey {
+    /// What is known of it.
+    pub record: KeyRecord,
+    /// When it was last used, as far as it has been recorded.
+    pub last_used_at: Option<SystemTime>,
+}
+
+impl ListedKey {
+    /// A key, and its use.
+    #[must_use]
+    pub const fn new(record: KeyRecord, last_used_at: Option<SystemTime>) -> Self {
+        Self { record, last_used_at }
+    }
+}
+
+/// Which events, and which page of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[must_use]
+pub struct EventQuery {
+    /// Of this key.
+    pub key_id: Option<KeyId>,
+    /// Of keys of this consumer.
+    pub consumer_id: Option<String>,
+    /// After this event of an earlier page: what that called [`next`](EventPage::next).
+    pub after: Option<u64>,
+    /// At most this many. Default: 50.
+    pub limit: usize,
+}
+
+impl EventQuery {
+    /// The newest of all events.
+    pub const fn new() -> Self {
+        Self { key_id: None, consumer_id: None, after: None, limit: DEFAULT_LIMIT }
+    }
+}
+
+impl Default for EventQuery {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Some of the events that were asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EventPage {
+    /// The newest first.
+    pub events: Vec<KeyEvent>,
+    /// Where the next page begins; `None` on the last.
+    pub next: Option<u64>,
+}
+
+impl EventPage {
+    /// A page.
+    #[must_use]
+    pub const fn new(events: Vec<KeyEvent>, next: Option<u64>) -> Self {
+        Self { events, next }
+    }
+}
+
+/// Keys that are changed together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Selection {
+    /// Those of a consumer that are not revoked.
+    Consumer(String),
+    /// Those with exactly this prefix that are not revoked.
+    Prefix(String),
+    /// Those that were revoked or expired before this. One that somebody else has locked is left
+    /// out.
+    EndedBefore(SystemTime),
+}
+
+/// A request that is carried out once, however often it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Claim {
+    /// Which: a digest of who asks and of what they call it.
+    pub request: [u8; 32],
+    /// A digest of what was asked for, so that another request of the same name is not taken for
+    /// this one.
+    pub fingerprint: [u8; 32],
+    /// The key it makes.
+    pub key_id: KeyId,
+}
+
+impl Claim {
+    /// `request` makes `key_id`.
+    #[must_use]
+    pub const fn new(request: [u8; 32], fingerprint: [u8; 32], key_id: KeyId) -> Self {
+        Self { request, fingerprint, key_id }
+    }
+}
