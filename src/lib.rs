@@ -21,7 +21,7 @@
 //! use tower_api_key::{
 //!     ApiKeyLayer, Authenticator, Consumer,
 //!     key::KeyFormat,
-//!     manage::{KeyIssuer, NewKey},
+//!     manage::{Expiry, KeyIssuer, NewKey},
 //!     rate_limit::Quota,
 //!     store::MemoryKeyStore,
 //! };
@@ -44,7 +44,7 @@
 //! let app: Router =
 //!     Router::new().route("/orders", get(orders)).layer(ApiKeyLayer::new(auth));
 //!
-//! let issued = KeyIssuer::new(store, format).issue(NewKey::new("acme")).await?;
+//! let issued = KeyIssuer::new(store, format).issue(NewKey::new("acme", Expiry::Never)).await?;
 //! let request = Request::get("/orders")
 //!     .header("authorization", format!("Bearer {}", issued.key.expose_secret()))
 //!     .body(Body::empty())?;

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod by_hand;
 mod support;
 
 use std::{

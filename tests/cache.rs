@@ -3,6 +3,7 @@
 //!
 //! Time is the test's own: the clock's, and tokio's, so that no deadline passes on a busy machine.
 
+mod by_hand;
 mod doubles;
 
 use std::{sync::Arc, time::Duration};
@@ -19,12 +20,13 @@ use tower_api_key::{
     auth::{Attempt, CachePolicy, RejectionKind},
     clock::{Clock, ManualClock},
     key::{Alphabet, ImportedFormat},
-    manage::{IssueErrorKind, KeyIssuer, NewKey},
+    manage::{Expiry, KeyIssuer, ManageErrorKind, NewKey},
     rate_limit::Quota,
     record::Scopes,
     store::{ManageKeys, StoreErrorKind},
 };
 
+use crate::by_hand::ByHand as _;
 use crate::doubles::{
     Answers, DOWN, Draws, FakeStore, FutureReply, Key, Said, Service, format, hash, poll_once,
     unknown_key, within,
@@ -137,7 +139,7 @@ fn settings_beyond_what_is_safe_are_refused_by_name() {
 #[tokio::test(start_paused = true)]
 async fn a_key_that_expires_while_it_is_fresh_is_refused_from_that_instant_on() {
     let service = Service::new();
-    let key = service.issue_new(NewKey::new("acme").expires_in(10 * SECOND)).await;
+    let key = service.issue_new(NewKey::new("acme", Expiry::In(10 * SECOND))).await;
     service.get(&key.text).await.is_for("acme");
     service.clock.advance(10 * SECOND - NANO);
     service.get_at_once(&key.text).is_for("acme");
@@ -151,9 +153,10 @@ async fn after_a_slow_look_up_a_key_neither_begins_early_nor_ends_late() {
     let service = Service::new();
     let now = service.clock.now();
     let (slow, second) = (Duration::from_millis(300), Duration::from_secs(1));
-    let begins = service.issue_new(NewKey::new("begins").not_before(now + second)).await;
-    let begun = service.issue_new(NewKey::new("begun").not_before(now)).await;
-    let ends = service.issue_new(NewKey::new("ends").expires_at(now + second)).await;
+    let begins =
+        service.issue_new(NewKey::new("begins", Expiry::Never).not_before(now + second)).await;
+    let begun = service.issue_new(NewKey::new("begun", Expiry::Never).not_before(now)).await;
+    let ends = service.issue_new(NewKey::new("ends", Expiry::At(now + second))).await;
     // The store reads its clock at once, and answers later.
     service.store.hold();
     let replies = [&begins, &begun, &ends].map(|key| service.begin(&key.text));
@@ -176,7 +179,7 @@ async fn after_a_slow_look_up_a_key_neither_begins_early_nor_ends_late() {
 #[tokio::test(start_paused = true)]
 async fn a_step_of_the_wall_clock_changes_nothing_about_cached_keys() {
     let service = Service::new();
-    let key = service.issue_new(NewKey::new("acme").expires_in(20 * SECOND)).await;
+    let key = service.issue_new(NewKey::new("acme", Expiry::In(20 * SECOND))).await;
     let unknown = unknown_key();
     service.get(&key.text).await.is_for("acme");
     service.get(&unknown).await.is_refused(RejectionKind::Unknown);
@@ -498,7 +501,7 @@ async fn a_key_created_during_its_look_up_is_let_in_from_then_on() {
     let issuer = KeyIssuer::new(service.store.clone(), format())
         .entropy(Draws::of([seed, seed]))
         .invalidates(service.auth.clone());
-    issuer.issue(NewKey::new("acme")).await.unwrap();
+    issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap();
     service.store.release();
     within(before).await.is_for("acme");
 
@@ -566,7 +569,7 @@ async fn a_changed_key_counts_as_changed_at_once() {
 #[tokio::test(start_paused = true)]
 async fn forgetting_a_key_does_not_refill_its_quota() {
     let service = Service::new();
-    let new = NewKey::new("acme").rate_limits(Quota::per_minute(2).unwrap());
+    let new = NewKey::new("acme", Expiry::Never).rate_limits(Quota::per_minute(2).unwrap());
     let key = service.issue_new(new).await;
     service.get(&key.text).await.is_for("acme");
     service.auth.invalidate(&key.record.key_hash);
@@ -588,7 +591,7 @@ async fn stranded(settings: CachePolicy, new: NewKey) -> (Service, Key) {
 
 #[tokio::test(start_paused = true)]
 async fn a_fresh_key_does_not_notice() {
-    let (service, key) = stranded(policy(), NewKey::new("acme")).await;
+    let (service, key) = stranded(policy(), NewKey::new("acme", Expiry::Never)).await;
     service.clock.advance(FRESH - NANO);
     service.get_at_once(&key.text).is_for("acme");
     assert_eq!(service.heard.take(), []);
@@ -596,7 +599,7 @@ async fn a_fresh_key_does_not_notice() {
 
 #[tokio::test(start_paused = true)]
 async fn a_known_key_is_let_in_by_its_old_record_for_ten_minutes() {
-    let (service, key) = stranded(policy(), NewKey::new("acme")).await;
+    let (service, key) = stranded(policy(), NewKey::new("acme", Expiry::Never)).await;
     service.clock.advance(FRESH);
     for _ in 0..20 {
         service.heard.take();
@@ -617,7 +620,7 @@ async fn a_known_key_is_let_in_by_its_old_record_for_ten_minutes() {
 
 #[tokio::test(start_paused = true)]
 async fn an_old_record_lets_nobody_in_past_its_expiry() {
-    let (service, key) = stranded(policy(), NewKey::new("acme").expires_in(2 * FRESH)).await;
+    let (service, key) = stranded(policy(), NewKey::new("acme", Expiry::In(2 * FRESH))).await;
     service.clock.advance(2 * FRESH - NANO);
     service.get(&key.text).await.is_for("acme");
     service.clock.advance(NANO);
@@ -627,7 +630,7 @@ async fn an_old_record_lets_nobody_in_past_its_expiry() {
 #[tokio::test(start_paused = true)]
 async fn without_a_grace_a_key_is_refused_once_it_is_no_longer_fresh() {
     let none = policy().stale_if_error(Duration::ZERO).unwrap();
-    let (service, key) = stranded(none, NewKey::new("acme")).await;
+    let (service, key) = stranded(none, NewKey::new("acme", Expiry::Never)).await;
     service.clock.advance(FRESH);
     let reply = service.get(&key.text).await;
     reply.is_unavailable(RejectionKind::StoreUnavailable);
@@ -635,7 +638,7 @@ async fn without_a_grace_a_key_is_refused_once_it_is_no_longer_fresh() {
 
 #[tokio::test(start_paused = true)]
 async fn an_old_record_is_replaced_as_soon_as_the_store_answers() {
-    let (service, key) = stranded(policy(), NewKey::new("acme")).await;
+    let (service, key) = stranded(policy(), NewKey::new("acme", Expiry::Never)).await;
     service.clock.advance(FRESH);
     service.get(&key.text).await.is_for("acme");
     service.store.revoke(key.record.id, None).await.unwrap();
@@ -955,7 +958,7 @@ async fn a_runtime_that_ends_in_a_look_up_fails_it_and_no_other() {
 
 // Issuing.
 
-fn issuer(store: &FakeStore, draws: impl IntoIterator<Item = u8>) -> KeyIssuer<FakeStore> {
+fn issuer(store: &FakeStore, draws: impl IntoIterator<Item = u8>) -> KeyIssuer {
     KeyIssuer::new(store.clone(), format()).entropy(Draws::of(draws))
 }
 
@@ -969,7 +972,7 @@ async fn issuing_a_key_forgets_that_it_was_unknown() {
         service.get(&text).await.is_refused(RejectionKind::Unknown);
         let issuer = issuer(&service.store, [seed, seed]);
         let issuer = if told { issuer.invalidates(service.auth.clone()) } else { issuer };
-        issuer.issue(NewKey::new("acme")).await.unwrap();
+        issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap();
         if told {
             service.get(&text).await.is_for("acme");
         } else {
@@ -990,10 +993,11 @@ async fn without_randomness_no_key_is_issued() {
         ("none left for the id", vec![seed]),
     ];
     for (what, draws) in failures {
-        let error = issuer(&store, draws).issue(NewKey::new("acme")).await.unwrap_err();
-        assert_eq!(error.kind(), IssueErrorKind::Rng, "{what}");
+        let error =
+            issuer(&store, draws).issue(NewKey::new("acme", Expiry::Never)).await.unwrap_err();
+        assert_eq!(error.kind(), ManageErrorKind::Rng, "{what}");
     }
-    assert_eq!(store.inserted(), 0);
+    assert_eq!(store.inserted().await, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -1002,9 +1006,11 @@ async fn a_key_that_exists_already_is_made_again_and_left_as_it_is() {
     let seeds: Vec<_> = Draws::usable().take(2).collect();
     let [seed, other] = seeds[..] else { panic!("two keys that can be drawn at once") };
     // A draw for the key, another for its id.
-    let first = issuer(&service.store, [seed, 1]).issue(NewKey::new("first")).await.unwrap();
+    let first =
+        issuer(&service.store, [seed, 1]).issue(NewKey::new("first", Expiry::Never)).await.unwrap();
     let draws = [seed, 2, seed, 3, other, 4];
-    let second = issuer(&service.store, draws).issue(NewKey::new("second")).await.unwrap();
+    let second =
+        issuer(&service.store, draws).issue(NewKey::new("second", Expiry::Never)).await.unwrap();
     assert_ne!(first.record.key_hash, second.record.key_hash);
 
     service.get(first.key.expose_secret()).await.is_for("first");
@@ -1017,10 +1023,14 @@ async fn a_key_that_exists_already_is_made_again_and_left_as_it_is() {
 async fn a_generator_that_repeats_itself_issues_nothing_and_overwrites_nothing() {
     let service = Service::new();
     let seed = Draws::usable().next().unwrap();
-    let first = issuer(&service.store, [seed, 1]).issue(NewKey::new("first")).await.unwrap();
+    let first =
+        issuer(&service.store, [seed, 1]).issue(NewKey::new("first", Expiry::Never)).await.unwrap();
     let draws = [seed, 1].repeat(1_000);
-    let error = issuer(&service.store, draws).issue(NewKey::new("second")).await.unwrap_err();
-    assert_eq!(error.kind(), IssueErrorKind::Store);
+    let error = issuer(&service.store, draws)
+        .issue(NewKey::new("second", Expiry::Never))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ManageErrorKind::Store);
     service.get(first.key.expose_secret()).await.is_for("first");
 }
 
@@ -1033,10 +1043,12 @@ async fn each_request_that_is_turned_away_is_observed_once() {
     let [active, revoked, expired, inactive, early, limited] = [
         service.issue("acme").await,
         service.issue("acme").await,
-        service.issue_new(NewKey::new("acme").expires_at(now)).await,
+        service.issue_new(NewKey::new("acme", Expiry::At(now))).await,
         service.issue("acme").await,
-        service.issue_new(NewKey::new("acme").not_before(now + SECOND)).await,
-        service.issue_new(NewKey::new("acme").rate_limits(Quota::per_hour(1).unwrap())).await,
+        service.issue_new(NewKey::new("acme", Expiry::Never).not_before(now + SECOND)).await,
+        service
+            .issue_new(NewKey::new("acme", Expiry::Never).rate_limits(Quota::per_hour(1).unwrap()))
+            .await,
     ];
     service.revoke(&revoked).await;
     let mut switched_off = inactive.record.clone();
@@ -1079,7 +1091,7 @@ async fn a_missing_scope_is_observed_with_the_key_that_lacks_it() {
     use tower_api_key::{ApiKeyLayer, RequireScope};
 
     let service = Service::new();
-    let reader = NewKey::new("acme").scopes(Scopes::parse(["read"]).unwrap());
+    let reader = NewKey::new("acme", Expiry::Never).scopes(Scopes::parse(["read"]).unwrap());
     let key = service.issue_new(reader).await;
     let app: Router = Router::new()
         .route("/", get(async || "written").layer(RequireScope::one("write").unwrap()))
@@ -1093,7 +1105,7 @@ async fn a_missing_scope_is_observed_with_the_key_that_lacks_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_record_that_was_stale_is_observed_and_what_was_let_in_is_not() {
-    let (service, key) = stranded(policy(), NewKey::new("acme")).await;
+    let (service, key) = stranded(policy(), NewKey::new("acme", Expiry::Never)).await;
     service.clock.advance(FRESH);
     service.get(&key.text).await.is_for("acme");
     assert_eq!(

@@ -2,6 +2,7 @@
 //! Whatever is interleaved with whatever: each answer is explained by a state its key was in, no
 //! longer ago than promised.
 
+mod by_hand;
 mod doubles;
 
 use std::{
@@ -15,9 +16,10 @@ use tower_api_key::{
     auth::RejectionKind,
     clock::Clock,
     record::{KeyId, KeyRecord, KeyStatus},
-    store::{self, ManageKeys, StoreErrorKind},
+    store::{self, StoreErrorKind},
 };
 
+use crate::by_hand::ByHand as _;
 use crate::doubles::{
     Answers, DOWN, FakeFeed, FutureReply, Reply, Said, Service, hash, poll_once, unknown_key,
 };

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod by_hand;
 mod harness;
 
 use std::{
@@ -31,6 +32,7 @@ use tower_api_key::{
     },
 };
 
+use crate::by_hand::ByHand as _;
 use crate::harness::{
     pgbouncer::PgBouncer,
     postgres::{Database, Server},

@@ -1,6 +1,7 @@
 #![cfg(test)]
 //! What becomes of changes that a feed tells, and of those it misses.
 
+mod by_hand;
 mod doubles;
 
 use std::{
@@ -16,12 +17,13 @@ use tower_api_key::{
     auth::{Builder, CachePolicy, Event, FeedHealth, RejectionKind, StoreHealth},
     clock::{Clock, ManualClock},
     key::KeyHash,
-    manage::NewKey,
+    manage::{Expiry, NewKey},
     rate_limit::{Quota, RateLimits},
     record::{KeyId, KeyRecord, Revoked},
-    store::{Change, ChangeFeed, KeyStore, ManageKeys, StoreError, StoreErrorKind},
+    store::{Change, ChangeFeed, KeyStore, StoreError, StoreErrorKind},
 };
 
+use crate::by_hand::ByHand as _;
 use crate::doubles::{
     Answers, DOWN, FakeFeed, FutureReply, Key, Said, Service, hash, poll_once, unknown_key, within,
 };
@@ -235,7 +237,8 @@ async fn junk_is_counted_and_changes_nothing() {
 async fn limits_changed_elsewhere_apply_to_the_running_bucket() {
     let node = Node::new().await;
     let limits = |most| RateLimits::from(Quota::per_minute(most).unwrap());
-    let key = node.service.issue_new(NewKey::new("acme").rate_limits(limits(10))).await;
+    let key =
+        node.service.issue_new(NewKey::new("acme", Expiry::Never).rate_limits(limits(10))).await;
     let remaining = async || {
         let admission = node.service.auth.authenticate(key.text.as_bytes()).await.unwrap();
         admission.standing().iter().map(|(quota, left)| (quota.limit(), left.remaining())).collect()
@@ -843,7 +846,7 @@ async fn a_consumer_hears_that_its_key_was_switched_off_or_deleted() {
 async fn a_consumer_hears_that_its_key_expires() {
     let node = Node::new().await;
     let lifetime = Duration::from_secs(90);
-    let new = NewKey::new("acme").expires_in(lifetime);
+    let new = NewKey::new("acme", Expiry::In(lifetime));
     let key = node.service.issue_new(new).await;
     let mut ended = watched(&node, &key).await;
     for _ in 0..89 {

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod by_hand;
 mod harness;
 mod nodes;
 
@@ -13,6 +14,7 @@ use tokio::{process::Command, task::JoinSet, time::Instant};
 use tower_api_key::store::{ManageKeys, PgKeyStore};
 
 use crate::{
+    by_hand::ByHand as _,
     harness::{
         Port,
         netns::{Link, Namespace},

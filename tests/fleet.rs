@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod by_hand;
 mod harness;
 mod nodes;
 
@@ -20,7 +21,7 @@ use tokio::{
 };
 use tower_api_key::{
     clock::{Clock, SystemClock},
-    manage::NewKey,
+    manage::{Expiry, NewKey},
     record::KeyId,
     store::{ManageKeys, PgKeyStore},
 };
@@ -477,7 +478,7 @@ async fn streams_and_sockets_end_when_their_key_expires() {
     let database = database(Server::shared()).await;
     let node = listening(&Settings::new(database.url())).await;
     let store = PgKeyStore::new(database.pool().await);
-    let expiring = || NewKey::new("acme").expires_in(Duration::from_secs(2));
+    let expiring = || NewKey::new("acme", Expiry::In(Duration::from_secs(2)));
     let mut ends = JoinSet::new();
     for key in issue_new(&store, KEYS, expiring).await.unwrap() {
         let record = store.get(key.id()).await.unwrap().unwrap();

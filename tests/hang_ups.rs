@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod by_hand;
 mod doubles;
 mod support;
 
@@ -28,7 +29,7 @@ use tower_api_key::{
     auth::CachePolicy,
     clock::ManualClock,
     key::KeyHash,
-    manage::{KeyIssuer, NewKey},
+    manage::{Expiry, KeyIssuer, NewKey},
 };
 
 use crate::doubles::{FakeStore, Key, format, within};
@@ -108,7 +109,7 @@ impl Server {
         let issuer = KeyIssuer::new(self.store.clone(), format());
         let mut keys = Vec::with_capacity(count);
         for _ in 0..count {
-            keys.push(Key::from(issuer.issue(NewKey::new("acme")).await.unwrap()));
+            keys.push(Key::from(issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap()));
         }
         keys
     }

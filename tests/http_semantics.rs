@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod by_hand;
 mod support;
 
 use std::{
@@ -29,7 +30,7 @@ use tower_api_key::{
     auth::{Event, Rejection, RejectionKind},
     key::KeyHash,
     layer::{ProblemJson, RateLimitHeaders, RejectionResponse, StatusOnly},
-    manage::NewKey,
+    manage::{Expiry, NewKey},
     rate_limit::Quota,
     record::KeyRecord,
     store::{KeyStore, StoreError, StoreErrorKind},
@@ -165,7 +166,7 @@ mod methods_and_versions {
         let app = Router::new().route("/", get(whoami)).layer(ApiKeyLayer::new(auth));
         let address = server::serve(app).await;
         let uri = format!("http://{address}/");
-        let expired = keys.issue(NewKey::new("acme").expires_in(support::MILLI)).await;
+        let expired = keys.issue(NewKey::new("acme", Expiry::In(support::MILLI))).await;
         keys.clock.advance(support::SECOND);
         for key in [text(&expired), unknown_key(), "jun k".to_owned()] {
             let old = server::http1(address, request(Method::GET, uri.clone(), &key)).await;
@@ -782,7 +783,7 @@ mod rejections {
     #[tokio::test]
     async fn a_renderer_learns_the_key_but_clients_do_not() {
         let keys = Keys::new();
-        let issued = keys.issue(NewKey::new("acme")).await;
+        let issued = keys.issue(NewKey::new("acme", Expiry::Never)).await;
         keys.revoke(&issued).await;
         let app = App::new(ApiKeyLayer::new(keys.auth()));
         let answer = app.get(&text(&issued)).await;

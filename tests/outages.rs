@@ -2,6 +2,7 @@
 //! The whole service while its database misbehaves: known keys go on, unknown ones hear 503, and
 //! everybody is told the truth again as soon as there is one.
 
+mod by_hand;
 mod doubles;
 mod harness;
 
@@ -27,12 +28,13 @@ use tower_api_key::{
     auth::{Builder, CachePolicy, RejectionKind, Worker},
     clock::{Clock, ManualClock},
     key::KeyHash,
-    manage::{KeyIssuer, NewKey},
+    manage::{Expiry, KeyIssuer, NewKey},
     record::KeyRecord,
     store::{KeyStore, ManageKeys, PgChangeFeed, PgKeyStore, StoreError, StoreErrorKind, Usage},
 };
 
 use crate::{
+    by_hand::ByHand as _,
     doubles::{Key, Said, Service, format, unknown_key, within},
     harness::{
         postgres::{Database, Server},
@@ -95,7 +97,7 @@ impl Node {
 
     async fn issue(&self, consumer: &str) -> Key {
         let issuer = KeyIssuer::new(self.direct.clone(), format());
-        Key::from(issuer.issue(NewKey::new(consumer)).await.unwrap())
+        Key::from(issuer.issue(NewKey::new(consumer, Expiry::Never)).await.unwrap())
     }
 
     /// A key that the service knows.
@@ -328,7 +330,7 @@ async fn a_known_key_is_let_in_for_ten_minutes_more_and_then_hears_503() {
 async fn an_old_record_lets_nobody_in_past_its_expiry() {
     let node = Node::start().await;
     let issuer = KeyIssuer::new(node.direct.clone(), format());
-    let issued = issuer.issue(NewKey::new("acme").expires_in(2 * FRESH)).await.unwrap();
+    let issued = issuer.issue(NewKey::new("acme", Expiry::In(2 * FRESH))).await.unwrap();
     let key = Key::from(issued);
     node.service.get(&key.text).await.is_for("acme");
     node.proxy.set(Fault::Refuse).await;
@@ -656,7 +658,7 @@ mod sqlite {
 
         async fn issue(&self, consumer: &str) -> Key {
             let issuer = KeyIssuer::new(self.keys.clone(), format());
-            Key::from(issuer.issue(NewKey::new(consumer)).await.unwrap())
+            Key::from(issuer.issue(NewKey::new(consumer, Expiry::Never)).await.unwrap())
         }
     }
 

@@ -8,6 +8,7 @@
     reason = "a test that fails panics"
 )]
 
+mod by_hand;
 mod harness;
 
 use std::{
@@ -23,6 +24,7 @@ use tower_api_key::{
     store::{KeyStore, ManageKeys, PgKeyStore, StoreErrorKind, Usage},
 };
 
+use crate::by_hand::ByHand as _;
 use crate::harness::{
     postgres::{Database, Server},
     proxy::{Fault, FaultProxy},

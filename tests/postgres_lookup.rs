@@ -4,6 +4,7 @@
 #![cfg(test)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
+mod by_hand;
 mod doubles;
 mod harness;
 
@@ -21,11 +22,12 @@ use tower_api_key::{
     auth::{Builder, CachePolicy, RejectionKind},
     clock::ManualClock,
     key::KeyHash,
-    manage::{KeyIssuer, NewKey},
+    manage::{Expiry, KeyIssuer, NewKey},
     store::{KeyStore, ManageKeys, PgKeyStore},
 };
 
 use crate::{
+    by_hand::ByHand as _,
     doubles::{Key, Service, format, unknown_key, within},
     harness::{
         postgres::{Database, Server},
@@ -132,7 +134,7 @@ impl Node {
     /// One more key.
     async fn issue(&self) -> Key {
         let issuer = KeyIssuer::new(self.direct.clone(), format());
-        Key::from(issuer.issue(NewKey::new("acme")).await.unwrap())
+        Key::from(issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap())
     }
 
     /// One more key, which the service has been asked for.

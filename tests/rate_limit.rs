@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod by_hand;
 mod support;
 
 use std::{
@@ -24,15 +25,17 @@ use tower_api_key::{
     clock::{Clock, ManualClock},
     key::{KeyHash, SystemEntropy},
     layer::RateLimitHeaders,
-    manage::{Issued, NewKey},
+    manage::{Expiry, Issued, NewKey},
     rate_limit::{
         Bucket, BucketId, Check, InvalidQuota, LocalRateLimiter, Quota, RateLimiter, RateLimits,
     },
     record::{KeyId, KeyRecord},
-    store::{Invalidate, ManageKeys},
+    store::Invalidate,
 };
 
 use self::support::{Answer, App, Keys, MILLI, SECOND, text, unknown_key};
+
+use crate::by_hand::ByHand as _;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -349,7 +352,7 @@ mod headers {
         let (auth, _) = keys.builder().default_rate_limits(Quota::per_minute(9).unwrap()).build();
         let layer = ApiKeyLayer::new(auth).rate_limit_headers(RateLimitHeaders::Both);
         let (app, optional) = (App::new(layer.clone()), App::new(layer.optional(true)));
-        let revoked = keys.issue(NewKey::new("acme")).await;
+        let revoked = keys.issue(NewKey::new("acme", Expiry::Never)).await;
         keys.revoke(&revoked).await;
         for key in ["junk", "a b", &unknown_key(), &text(&revoked)] {
             for _ in 0..2 {
@@ -480,12 +483,12 @@ mod quotas {
     async fn a_key_has_its_own_limits_the_default_or_none() {
         let keys = Keys::new();
         let (app, _) = limited(&keys, Quota::per_minute(10).unwrap()).await;
-        let default = remaining(&app, NewKey::new("a"), &keys).await;
+        let default = remaining(&app, NewKey::new("a", Expiry::Never), &keys).await;
         assert_eq!(default.as_deref(), Some(r#""minute";r=9;t=6"#));
-        let own = NewKey::new("a").rate_limits(Quota::per_hour(60).unwrap());
+        let own = NewKey::new("a", Expiry::Never).rate_limits(Quota::per_hour(60).unwrap());
         let own = remaining(&app, own, &keys).await;
         assert_eq!(own.as_deref(), Some(r#""hour";r=59;t=60"#));
-        let unlimited = NewKey::new("a").rate_limits(RateLimits::unlimited());
+        let unlimited = NewKey::new("a", Expiry::Never).rate_limits(RateLimits::unlimited());
         assert_eq!(remaining(&app, unlimited, &keys).await, None);
     }
 
@@ -557,7 +560,7 @@ mod buckets {
     use super::*;
 
     async fn drained(keys: &Keys, app: &App, quota: Quota) -> (Issued, String) {
-        let issued = keys.issue(NewKey::new("acme").rate_limits(quota)).await;
+        let issued = keys.issue(NewKey::new("acme", Expiry::Never).rate_limits(quota)).await;
         let key = text(&issued);
         while app.get(&key).await.status == StatusCode::OK {}
         (issued, key)
@@ -614,7 +617,7 @@ mod buckets {
         let quota = Quota::per_hour(10).unwrap();
         let (auth, _) = keys.builder().default_rate_limits(quota).build();
         let app = App::new(ApiKeyLayer::new(auth));
-        let old = keys.issue(NewKey::new("acme")).await;
+        let old = keys.issue(NewKey::new("acme", Expiry::Never)).await;
         let new = support::format().generate().unwrap();
         let id = KeyId::generate(keys.clock.now(), &SystemEntropy).unwrap();
         let mut record = KeyRecord::new(id, new.hash(), "acme", keys.clock.now());

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod by_hand;
 mod doubles;
 mod harness;
 
@@ -17,6 +18,7 @@ use tower_api_key::{
 };
 
 use crate::{
+    by_hand::ByHand as _,
     doubles::{Key, Service, format, within},
     harness::postgres::{Database, Server},
 };

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod by_hand;
 mod support;
 
 use axum::{Router, routing::get};
@@ -10,7 +11,7 @@ use tower_api_key::{
     ApiKeyLayer, Consumer, RequireScope,
     auth::{Rejection, RejectionKind},
     layer::StatusOnly,
-    manage::NewKey,
+    manage::{Expiry, NewKey},
     rate_limit::Quota,
     record::{Metadata, Scopes},
 };
@@ -19,7 +20,7 @@ use self::support::{Answer, App, INVALID_TOKEN, Keys, MISSING, send, text, unkno
 
 async fn key_with(keys: &Keys, scopes: &[&str]) -> String {
     let scopes = Scopes::parse(scopes.iter().copied()).unwrap();
-    text(&keys.issue(NewKey::new("acme").scopes(scopes)).await)
+    text(&keys.issue(NewKey::new("acme", Expiry::Never).scopes(scopes)).await)
 }
 
 /// What keys with these scopes get from a route that requires `scope`.
@@ -239,7 +240,7 @@ async fn a_handler_learns_all_of_its_consumer() {
     }
 
     let keys = Keys::new();
-    let new = NewKey::new("acme")
+    let new = NewKey::new("acme", Expiry::Never)
         .name("nightly")
         .scopes(Scopes::parse(["a", "b"]).unwrap())
         .metadata(Metadata::from_json(r#"{"plan": "pro"}"#).unwrap());

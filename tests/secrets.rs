@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod by_hand;
 mod support;
 
 use std::{
@@ -30,7 +31,7 @@ use tower_api_key::{
         RngError, SystemEntropy,
     },
     layer::{ProblemJson, RateLimitHeaders, StatusOnly},
-    manage::{Issued, KeyIssuer, NewKey},
+    manage::{Expiry, Issued, KeyIssuer, NewKey},
     rate_limit::{BucketId, Decision, LocalRateLimiter, Quota},
     record::{KeyRecord, Metadata, Scope, Scopes},
     store::{KeyStore, MemoryKeyStore, StoreError, StoreErrorKind, Usage},
@@ -143,7 +144,7 @@ mod debug_and_display {
     #[tokio::test]
     async fn of_keys_and_their_issue() {
         let keys = Keys::new();
-        let issued = keys.issue(NewKey::new("acme").name("nightly")).await;
+        let issued = keys.issue(NewKey::new("acme", Expiry::Never).name("nightly")).await;
         let key = text(&issued);
         let presented = format().parse(key.as_bytes()).unwrap();
         let issuer = KeyIssuer::new(keys.store.memory.clone(), format());
@@ -157,7 +158,7 @@ mod debug_and_display {
             debug(&issuer),
             debug(format()),
             debug(AcceptedFormat::from(imported)),
-            debug(NewKey::new("acme").scopes(Scopes::parse(["a"]).unwrap())),
+            debug(NewKey::new("acme", Expiry::Never).scopes(Scopes::parse(["a"]).unwrap())),
             both(format().parse(&key.as_bytes()[1..]).unwrap_err()),
             both(key.parse::<KeyHash>().unwrap_err()),
             both(tower_api_key::key::KeyFormat::new(&key).unwrap_err()),
@@ -188,7 +189,7 @@ mod debug_and_display {
 
         let store = MemoryKeyStore::new();
         let issuer = KeyIssuer::new(store, format()).entropy(Broken);
-        let error = issuer.issue(NewKey::new("acme")).await.unwrap_err();
+        let error = issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap_err();
         let chain = format!("{error} {error:?} {:?}", error.source().map(ToString::to_string));
         assert!(chain.contains("no key was issued") && chain.contains("no entropy"), "{chain}");
         assert!(!chain.contains(PREFIX), "{chain}");
@@ -200,7 +201,7 @@ mod debug_and_display {
         let builder = keys.builder().default_rate_limits(Quota::per_hour(1).unwrap());
         let mut values = vec![debug(&builder)];
         let (auth, worker) = builder.build();
-        let issued = keys.issue(NewKey::new("acme")).await;
+        let issued = keys.issue(NewKey::new("acme", Expiry::Never)).await;
         let key = text(&issued);
         let lookup = auth.attempt(key.as_bytes());
         assert!(matches!(lookup, Attempt::Lookup(_)));
@@ -365,12 +366,12 @@ async fn eavesdrop(compose: Composition) -> (String, Vec<String>) {
         let sink = sink.clone();
         move |event: &Event<'_>| writeln!(sink.clone(), "{event:?}").unwrap()
     };
-    let valid = text(&keys.issue(NewKey::new("acme")).await);
-    let limited = NewKey::new("acme").rate_limits(Quota::per_hour(1).unwrap());
+    let valid = text(&keys.issue(NewKey::new("acme", Expiry::Never)).await);
+    let limited = NewKey::new("acme", Expiry::Never).rate_limits(Quota::per_hour(1).unwrap());
     let limited = text(&keys.issue(limited).await);
-    let revoked = keys.issue(NewKey::new("acme")).await;
+    let revoked = keys.issue(NewKey::new("acme", Expiry::Never)).await;
     keys.revoke(&revoked).await;
-    let expired = text(&keys.issue(NewKey::new("acme").expires_at(keys.clock.now())).await);
+    let expired = text(&keys.issue(NewKey::new("acme", Expiry::At(keys.clock.now()))).await);
     let unknown = unknown_key();
     let flipped = if valid.ends_with('A') { "g" } else { "A" };
     let bad_checksum = format!("{}{flipped}", &valid[..valid.len() - 1]);

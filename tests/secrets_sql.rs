@@ -4,6 +4,7 @@
 
 #![cfg(test)]
 
+mod by_hand;
 mod doubles;
 mod harness;
 
@@ -23,7 +24,7 @@ use tower_api_key::{
     ApiKeyLayer, Authenticator,
     auth::{Builder, CachePolicy, Event, RejectionKind, Worker},
     clock::ManualClock,
-    manage::{KeyIssuer, NewKey},
+    manage::{Expiry, KeyIssuer, NewKey},
     rate_limit::Quota,
     store::{KeyStore, ManageKeys, PgKeyStore, SqliteKeyStore},
 };
@@ -31,6 +32,7 @@ use tracing::Level;
 use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 
 use crate::{
+    by_hand::ByHand as _,
     doubles::{Draws, Key, Service, format, hash, unknown_key, within},
     harness::{
         postgres::{Database, Server},
@@ -114,7 +116,7 @@ async fn keys_come_and_go<S: ManageKeys + Clone>(
     (service, worker): (Service<S>, Worker),
     break_tables: impl AsyncFnOnce(),
 ) -> Vec<String> {
-    let limited = NewKey::new("acme").rate_limits(Quota::per_hour(1).unwrap());
+    let limited = NewKey::new("acme", Expiry::Never).rate_limits(Quota::per_hour(1).unwrap());
     let limited = service.issue_new(limited).await;
     service.get(&limited.text).await.is_for("acme");
     assert_eq!(service.get(&limited.text).await.status, StatusCode::TOO_MANY_REQUESTS);
@@ -135,8 +137,8 @@ async fn keys_come_and_go<S: ManageKeys + Clone>(
     // The database refuses the second of two keys that are the same.
     let twice = Draws::usable().take(1).flat_map(|byte| [byte; 8]);
     let issuer = KeyIssuer::new(service.store.clone(), format()).entropy(Draws::of(twice));
-    let duplicate = Key::from(issuer.issue(NewKey::new("acme")).await.unwrap());
-    issuer.issue(NewKey::new("acme")).await.unwrap_err();
+    let duplicate = Key::from(issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap());
+    issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap_err();
 
     within(worker.run(async {})).await;
     break_tables().await;

@@ -8,6 +8,8 @@
     reason = "a test that fails panics"
 )]
 
+mod by_hand;
+
 use std::{
     fs,
     path::PathBuf,
@@ -25,6 +27,8 @@ use tower_api_key::{
     record::{KeyId, KeyRecord},
     store::{KeyStore, ManageKeys, SqliteKeyStore, StoreErrorKind, Usage},
 };
+
+use crate::by_hand::ByHand as _;
 
 const SOON: Duration = Duration::from_secs(20);
 const BRIEF: Duration = Duration::from_millis(100);

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod by_hand;
 mod support;
 
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tower_api_key::{
     ApiKeyLayer,
     auth::{CachePolicy, RejectionKind},
     clock::{Clock, ManualClock},
-    manage::NewKey,
+    manage::{Expiry, NewKey},
     rate_limit::Quota,
 };
 
@@ -26,12 +27,14 @@ fn app(keys: &Keys) -> App {
 /// One key of each kind that is refused as invalid.
 async fn invalid_keys(keys: &Keys) -> Vec<(RejectionKind, String)> {
     let now = keys.clock.now();
-    let revoked = keys.issue(NewKey::new("acme").rate_limits(Quota::per_minute(9).unwrap())).await;
+    let revoked = keys
+        .issue(NewKey::new("acme", Expiry::Never).rate_limits(Quota::per_minute(9).unwrap()))
+        .await;
     keys.revoke(&revoked).await;
-    let inactive = keys.issue(NewKey::new("acme")).await;
+    let inactive = keys.issue(NewKey::new("acme", Expiry::Never)).await;
     keys.change(&inactive, |record| record.is_active = false).await;
-    let expired = keys.issue(NewKey::new("acme").expires_at(now)).await;
-    let future = keys.issue(NewKey::new("acme").not_before(now + HOUR)).await;
+    let expired = keys.issue(NewKey::new("acme", Expiry::At(now))).await;
+    let future = keys.issue(NewKey::new("acme", Expiry::Never).not_before(now + HOUR)).await;
     let valid = keys.key().await;
     let flipped = if valid.ends_with('A') { "g" } else { "A" };
     vec![
@@ -122,7 +125,7 @@ async fn a_key_expires_on_time_while_it_is_cached() {
     let cache = CachePolicy::default().fresh(Duration::from_secs(300)).unwrap();
     let app = App::new(ApiKeyLayer::new(keys.builder().cache(cache).build().0));
     let lifetime = Duration::from_secs(200);
-    let key = text(&keys.issue(NewKey::new("acme").expires_in(lifetime)).await);
+    let key = text(&keys.issue(NewKey::new("acme", Expiry::In(lifetime))).await);
     assert_eq!(app.get(&key).await.status, StatusCode::OK);
 
     keys.clock.advance(lifetime - MILLI);
@@ -141,7 +144,7 @@ async fn a_key_that_is_looked_up_as_it_expires_has_expired() {
         (now, StatusCode::UNAUTHORIZED),
         (now + MILLI, StatusCode::OK),
     ] {
-        let key = text(&keys.issue(NewKey::new("acme").expires_at(expires_at)).await);
+        let key = text(&keys.issue(NewKey::new("acme", Expiry::At(expires_at))).await);
         assert_eq!(app(&keys).get(&key).await.status, status);
     }
 }
@@ -151,7 +154,7 @@ async fn a_key_begins_to_work_on_time_while_it_is_cached() {
     let keys = Keys::new();
     let app = app(&keys);
     let not_before = keys.clock.now() + 30 * SECOND;
-    let key = text(&keys.issue(NewKey::new("acme").not_before(not_before)).await);
+    let key = text(&keys.issue(NewKey::new("acme", Expiry::Never).not_before(not_before)).await);
     assert_eq!(app.get(&key).await.kind(), Some(RejectionKind::NotYetActive));
 
     keys.clock.advance(30 * SECOND - MILLI);
@@ -169,9 +172,10 @@ async fn a_step_of_the_wall_clock_changes_no_decision() {
     let (auth, _) = keys.builder().clock(node.clone()).default_rate_limits(quota).build();
     let app = App::new(ApiKeyLayer::new(auth));
     let now = keys.clock.now();
-    let valid = text(&keys.issue(NewKey::new("acme").expires_at(now + HOUR / 2)).await);
-    let expired = text(&keys.issue(NewKey::new("acme").expires_at(now)).await);
-    let future = text(&keys.issue(NewKey::new("acme").not_before(now + HOUR / 2)).await);
+    let valid = text(&keys.issue(NewKey::new("acme", Expiry::At(now + HOUR / 2))).await);
+    let expired = text(&keys.issue(NewKey::new("acme", Expiry::At(now))).await);
+    let future =
+        text(&keys.issue(NewKey::new("acme", Expiry::Never).not_before(now + HOUR / 2)).await);
 
     for (wall, remaining) in [(now, 2), (now + HOUR, 1), (now - HOUR, 0)] {
         node.set_wall(wall);
@@ -196,8 +200,8 @@ async fn a_node_whose_wall_clock_is_wrong_judges_by_the_stores_clock() {
             let (auth, _) = keys.builder().clock(ManualClock::at(wall)).build();
             let app = App::new(ApiKeyLayer::new(auth));
             let (valid, expired) = (now + SECOND, now);
-            let valid = text(&keys.issue(NewKey::new("acme").expires_at(valid)).await);
-            let expired = text(&keys.issue(NewKey::new("acme").expires_at(expired)).await);
+            let valid = text(&keys.issue(NewKey::new("acme", Expiry::At(valid))).await);
+            let expired = text(&keys.issue(NewKey::new("acme", Expiry::At(expired))).await);
             assert_eq!(app.get(&valid).await.status, StatusCode::OK);
             assert_eq!(app.get(&expired).await.kind(), Some(RejectionKind::Expired));
         }
@@ -229,7 +233,7 @@ async fn a_key_that_is_refused_does_not_use_up_its_quota() {
     let keys = Keys::new();
     let (auth, _) = keys.builder().default_rate_limits(Quota::per_hour(5).unwrap()).build();
     let app = App::new(ApiKeyLayer::new(auth.clone()));
-    let issued = keys.issue(NewKey::new("acme")).await;
+    let issued = keys.issue(NewKey::new("acme", Expiry::Never)).await;
     let key = text(&issued);
     keys.change(&issued, |record| record.is_active = false).await;
     for _ in 0..20 {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
+mod by_hand;
 #[cfg(feature = "postgres")]
 mod harness;
 
@@ -14,6 +15,8 @@ use tower_api_key::{
     record::{KeyId, KeyRecord, KeyStatus, Metadata, Scopes},
     store::{ManageKeys, StoreErrorKind, Usage},
 };
+
+use crate::by_hand::ByHand as _;
 
 /// Runs each rule on a new store of each kind.
 macro_rules! contract {

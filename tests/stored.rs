@@ -3,6 +3,7 @@
 #![cfg(any(feature = "postgres", feature = "sqlite"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
+mod by_hand;
 #[cfg(feature = "postgres")]
 mod harness;
 
@@ -12,9 +13,11 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use tower_api_key::{
     clock::{Clock, SystemClock},
     key::{ApiKey, KeyFormat},
-    manage::{KeyIssuer, NewKey},
+    manage::{Expiry, KeyIssuer, NewKey},
     store::{ManageKeys, Usage},
 };
+
+use crate::by_hand::ByHand as _;
 
 const PREFIX: &str = "sk_stored_";
 const BODY: usize = 43;
@@ -22,7 +25,7 @@ const BODY: usize = 43;
 /// Takes a key through all that a store is ever asked to write.
 async fn lead_a_life(store: &(impl ManageKeys + Clone)) -> ApiKey {
     let issuer = KeyIssuer::new(store.clone(), KeyFormat::new(PREFIX).unwrap());
-    let new = NewKey::new("acme").name("nightly").created_by("root");
+    let new = NewKey::new("acme", Expiry::Never).name("nightly").created_by("root");
     let issued = issuer.issue(new).await.unwrap();
     let mut record = store.get(issued.record.id).await.unwrap().unwrap();
     record.name = Some("weekly".to_owned());

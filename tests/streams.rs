@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod by_hand;
 mod doubles;
 mod support;
 
@@ -37,11 +38,12 @@ use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer,
     clock::ManualClock,
     layer::{KeyRevoked, UntilRevoked, websocket::until_revoked},
-    manage::{KeyIssuer, NewKey},
+    manage::{Expiry, KeyIssuer, NewKey},
     store::ManageKeys,
 };
 
 use crate::{
+    by_hand::ByHand as _,
     doubles::{FakeStore, Key, format, poll_once, within},
     support::server,
 };
@@ -242,7 +244,7 @@ impl Live {
     }
 
     async fn issue(&self) -> Key {
-        self.issue_new(NewKey::new("acme")).await
+        self.issue_new(NewKey::new("acme", Expiry::Never)).await
     }
 
     async fn issue_new(&self, new: NewKey) -> Key {
@@ -403,7 +405,7 @@ async fn a_client_that_stalled_is_cut_off_when_it_reads_on() {
 async fn events_break_off_when_their_key_expires() {
     const LIFE: Duration = Duration::from_secs(600);
     let live = Live::new();
-    let key = live.issue_new(NewKey::new("acme").expires_in(LIFE)).await;
+    let key = live.issue_new(NewKey::new("acme", Expiry::In(LIFE))).await;
     let mut body = live.answer("/events", &key).await;
     assert_eq!(next(&mut body).await.unwrap().unwrap(), "data: hello\n\n");
     let pass = async |time: Duration| {

@@ -1,6 +1,7 @@
 #![cfg(test)]
 //! Last uses: gathered, written in batches, and never in the way of a request.
 
+mod by_hand;
 mod doubles;
 #[cfg(feature = "postgres")]
 mod harness;
@@ -17,7 +18,7 @@ use tower_api_key::{
     auth::{RejectionKind, Worker},
     clock::{Clock, ManualClock},
     key::{Alphabet, ImportedFormat, KeyHash},
-    manage::NewKey,
+    manage::{Expiry, NewKey},
     rate_limit::Quota,
     record::{KeyId, KeyRecord},
     store::{KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage},
@@ -161,7 +162,7 @@ async fn keys_that_are_not_let_in_were_not_used() {
     let revoked = service.issue("acme").await;
     service.revoke(&revoked).await;
     let limits = Quota::per_hour(1).unwrap();
-    let limited = service.issue_new(NewKey::new("acme").rate_limits(limits)).await;
+    let limited = service.issue_new(NewKey::new("acme", Expiry::Never).rate_limits(limits)).await;
     let used_at = service.clock.now();
     service.get(&revoked.text).await.is_refused(RejectionKind::Revoked);
     service.get(&limited.text).await.is_for("acme");
@@ -553,7 +554,7 @@ mod postgres {
         let issuer = KeyIssuer::new(keys.clone(), format());
         let mut issued = Vec::new();
         for _ in 0..KEYS {
-            let key = Key::from(issuer.issue(NewKey::new("acme")).await.unwrap());
+            let key = Key::from(issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap());
             uses.insert(&key.record).await.unwrap();
             issued.push(key);
         }

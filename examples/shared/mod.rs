@@ -17,7 +17,7 @@ use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer, RequireScope,
     auth::Worker,
     key::{InvalidFormat, KeyFormat},
-    manage::{KeyIssuer, NewKey},
+    manage::{Expiry, KeyIssuer, NewKey},
     rate_limit::Quota,
     record::{InvalidScope, Scope},
     store::ManageKeys,
@@ -58,7 +58,8 @@ pub(crate) fn key_format() -> Result<KeyFormat, InvalidFormat> {
 pub(crate) async fn issue_demo_key(store: impl ManageKeys, auth: &Authenticator) -> Result<String> {
     let quota = Quota::per_minute(10)?.burst(5)?;
     let issuer = KeyIssuer::new(store, key_format()?).invalidates(auth.clone());
-    let issued = issuer.issue(NewKey::new("acme").name("demo").rate_limits(quota)).await?;
+    let issued =
+        issuer.issue(NewKey::new("acme", Expiry::Never).name("demo").rate_limits(quota)).await?;
     Ok(issued.key.expose_secret().to_owned())
 }
 

@@ -9,7 +9,7 @@
 //!     Authenticator,
 //!     auth::RejectionKind,
 //!     key::KeyFormat,
-//!     manage::{KeyIssuer, NewKey},
+//!     manage::{Expiry, KeyIssuer, NewKey},
 //!     rate_limit::Quota,
 //!     store::MemoryKeyStore,
 //! };
@@ -18,7 +18,7 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let format = KeyFormat::new("sk_live_")?;
 //! let store = MemoryKeyStore::new();
-//! let issued = KeyIssuer::new(store.clone(), format.clone()).issue(NewKey::new("acme")).await?;
+//! let issued = KeyIssuer::new(store.clone(), format.clone()).issue(NewKey::new("acme", Expiry::Never)).await?;
 //!
 //! let (auth, worker) = Authenticator::builder(store, format)
 //!     .default_rate_limits(Quota::per_minute(600)?)

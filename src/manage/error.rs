@@ -19,6 +19,7 @@ pub struct ManageError {
     key_id: Option<KeyId>,
     scope: Option<Scope>,
     hidden: bool,
+    is_collision: bool,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
@@ -32,6 +33,7 @@ impl ManageError {
             key_id: None,
             scope: None,
             hidden: false,
+            is_collision: false,
             source: None,
         }
     }
@@ -92,6 +94,15 @@ impl ManageError {
 
     pub(super) fn conflict(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ManageErrorKind::Conflict, detail)
+    }
+
+    /// A new key is one that is known.
+    pub(super) fn collision() -> Self {
+        Self { is_collision: true, ..Self::failed("the random number generator repeats itself") }
+    }
+
+    pub(super) const fn is_collision(&self) -> bool {
+        self.is_collision
     }
 
     pub(super) fn failed(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
@@ -162,7 +173,7 @@ impl From<StoreError> for ManageError {
 
 impl From<RngError> for ManageError {
     fn from(error: RngError) -> Self {
-        let detail = "the random number generator failed";
+        let detail = "no key could be made";
         Self { source: Some(error.into()), ..Self::new(ManageErrorKind::Rng, detail) }
     }
 }

@@ -30,21 +30,29 @@ impl KeyIssuer {
     }
 
     async fn issue_now(self, new: NewKey) -> Result<Issued, ManageError> {
-        let issuer = self.clone();
+        let mut attempts = 1;
+        loop {
+            match self.attempt(&new).await {
+                Err(error) if error.is_collision() && attempts < MAX_ATTEMPTS => attempts += 1,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn attempt(&self, new: &NewKey) -> Result<Issued, ManageError> {
         let Issued { key, mut record } = self.make(&new.consumer_id)?;
         new.fill(&mut record, &self.actor.name)?;
         let claim = self.claim(new.idempotency_key.as_deref(), new.fingerprint(), record.id)?;
-        let record = issuer
-            .change(Vec::new(), async move |change, _| {
-                change.check_reach(&record.consumer_id)?;
-                change.check_grant(&record)?;
-                change.claim(claim).await?;
-                change.insert(&record).await?;
-                change.note(KeyAction::Issued, None, &record, new.reason.as_deref());
-                Ok(record)
-            })
-            .await?;
-        Ok(Issued { key, record })
+        let reason = new.reason.clone();
+        let change = self.clone().change(Vec::new(), async move |change, _| {
+            change.check_reach(&record.consumer_id)?;
+            change.check_grant(&record)?;
+            change.claim(claim).await?;
+            change.insert(&record).await?;
+            change.note(KeyAction::Issued, None, &record, reason.as_deref());
+            Ok(record)
+        });
+        Ok(Issued { key, record: change.await? })
     }
 
     /// A key of `consumer_id` that nobody has stored yet.
@@ -84,19 +92,17 @@ impl KeyIssuer {
     }
 }
 
+/// Hashes of 254 bits do not collide; identifiers of 74 random bits hardly do. More collisions than
+/// this mean a generator that repeats itself.
+const MAX_ATTEMPTS: usize = 3;
+
 const MAX_IDEMPOTENCY_KEY: usize = 255;
 
 impl Change {
     /// Stores one new key.
-    ///
-    /// Hashes of 254 bits do not collide, and identifiers of 74 random bits hardly do: one that is
-    /// known means a generator that repeats itself.
     pub(super) async fn insert(&mut self, record: &KeyRecord) -> Result<(), ManageError> {
         let inserted = self.tx.insert(std::slice::from_ref(record)).await?;
-        if inserted.is_empty() {
-            return Err(ManageError::failed("the random number generator has repeated itself"));
-        }
-        Ok(())
+        if inserted.is_empty() { Err(ManageError::collision()) } else { Ok(()) }
     }
 }
 

@@ -33,12 +33,15 @@ use tower_api_key::{
     auth::{Builder, Event, Rejection, RejectionKind, Worker},
     clock::ManualClock,
     key::{EntropySource, KeyFormat, KeyHash, RngError},
-    manage::{Issued, KeyIssuer, NewKey},
+    manage::{Expiry, Issued, KeyIssuer, NewKey},
     record::{KeyId, KeyRecord},
     store::{
-        Change, ChangeFeed, KeyStore, ManageKeys, MemoryKeyStore, StoreError, StoreErrorKind, Usage,
+        Change, ChangeFeed, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys,
+        MemoryKeyStore, MemoryTransaction, StoreError, StoreErrorKind, Usage,
     },
 };
+
+use crate::by_hand::ByHand as _;
 
 /// Plenty for anything that happens at all.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -140,7 +143,7 @@ impl<S: KeyStore + Clone> Service<S> {
 impl<S: ManageKeys + Clone> Service<S> {
     /// A key of `consumer` that works, stored behind the authenticator's back.
     pub async fn issue(&self, consumer: &str) -> Key {
-        self.issue_new(NewKey::new(consumer)).await
+        self.issue_new(NewKey::new(consumer, Expiry::Never)).await
     }
 
     pub async fn issue_new(&self, new: NewKey) -> Key {
@@ -240,8 +243,6 @@ pub struct State {
     pub batches: Vec<Vec<Usage>>,
     /// How often that was tried.
     pub flushes: usize,
-    /// What was created.
-    pub inserted: Vec<KeyId>,
 }
 
 /// How the database answers.
@@ -312,8 +313,8 @@ impl FakeStore {
         self.state.borrow().queries.iter().filter(|asked| *asked == hash).count()
     }
 
-    pub fn inserted(&self) -> usize {
-        self.state.borrow().inserted.len()
+    pub async fn inserted(&self) -> usize {
+        self.keys.list(&KeyQuery::new()).await.unwrap().keys.len()
     }
 
     pub fn batches(&self) -> Vec<Vec<Usage>> {
@@ -372,26 +373,22 @@ impl KeyStore for FakeStore {
 
 /// Whoever manages keys is never held up.
 impl ManageKeys for FakeStore {
-    async fn insert(&self, record: &KeyRecord) -> Result<(), StoreError> {
-        self.keys.insert(record).await?;
-        self.state.send_modify(|state| state.inserted.push(record.id));
-        Ok(())
+    type Transaction = MemoryTransaction;
+
+    async fn begin(&self) -> Result<MemoryTransaction, StoreError> {
+        self.keys.begin().await
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
         self.keys.get(id).await
     }
 
-    async fn update(&self, record: &KeyRecord) -> Result<KeyRecord, StoreError> {
-        self.keys.update(record).await
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        self.keys.list(query).await
     }
 
-    async fn revoke(
-        &self,
-        id: KeyId,
-        reason: Option<&str>,
-    ) -> Result<Option<KeyRecord>, StoreError> {
-        self.keys.revoke(id, reason).await
+    async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
+        self.keys.events(query).await
     }
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {

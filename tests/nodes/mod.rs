@@ -42,7 +42,7 @@ use tokio_tungstenite::{
 };
 use tower_api_key::{
     key::KeyFormat,
-    manage::{IssueError, KeyIssuer, NewKey},
+    manage::{Expiry, KeyIssuer, ManageError, NewKey},
     record::KeyId,
     store::PgKeyStore,
 };
@@ -93,15 +93,15 @@ impl Key {
     }
 }
 
-pub async fn issue(keys: &PgKeyStore, count: usize) -> Result<Vec<Key>, IssueError> {
-    issue_new(keys, count, || NewKey::new("acme")).await
+pub async fn issue(keys: &PgKeyStore, count: usize) -> Result<Vec<Key>, ManageError> {
+    issue_new(keys, count, || NewKey::new("acme", Expiry::Never)).await
 }
 
 pub async fn issue_new(
     keys: &PgKeyStore,
     count: usize,
     new: impl Fn() -> NewKey,
-) -> Result<Vec<Key>, IssueError> {
+) -> Result<Vec<Key>, ManageError> {
     let issuer = KeyIssuer::new(keys.clone(), format());
     let mut issued = Vec::with_capacity(count);
     for _ in 0..count {

@@ -41,6 +41,8 @@ use tower_api_key::{
     store::{KeyStore, ManageKeys, PgChangeFeed, PgKeyStore, StoreError, Usage},
 };
 
+use crate::by_hand::ByHand as _;
+
 /// The test that is a node where [`SETTINGS`] say so. Each file with a fleet has one of this name.
 pub(super) const TEST: &str = "a_node_comes_up_and_ends";
 pub(super) const SETTINGS: &str = "NODE_SETTINGS";

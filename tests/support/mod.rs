@@ -26,10 +26,12 @@ use tower_api_key::{
     auth::{Builder, Rejection, RejectionKind},
     clock::ManualClock,
     key::{KeyFormat, KeyHash},
-    manage::{Issued, KeyIssuer, NewKey},
+    manage::{Expiry, Issued, KeyIssuer, NewKey},
     record::KeyRecord,
     store::{KeyStore, ManageKeys, MemoryKeyStore, StoreError, Usage},
 };
+
+use crate::by_hand::ByHand as _;
 
 pub const PREFIX: &str = "sk_test_";
 pub const SECOND: Duration = Duration::from_secs(1);
@@ -75,7 +77,7 @@ impl Keys {
 
     /// A key of `acme` without scopes, expiry and limits.
     pub async fn key(&self) -> String {
-        text(&self.issue(NewKey::new("acme")).await)
+        text(&self.issue(NewKey::new("acme", Expiry::Never)).await)
     }
 
     pub async fn change(&self, issued: &Issued, change: impl FnOnce(&mut KeyRecord)) {

@@ -1,0 +1,51 @@
+//! Changes to a store without anybody's leave, as a script or a person at the prompt makes them.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+use tower_api_key::{
+    record::{KeyId, KeyRecord},
+    store::{KeyTransaction as _, ManageKeys, StoreError, StoreErrorKind},
+};
+
+/// One change, in a transaction of its own.
+pub trait ByHand: ManageKeys {
+    /// [`Conflict`](StoreErrorKind::Conflict) where the id or the hash is known.
+    fn insert(&self, record: &KeyRecord) -> impl Future<Output = Result<(), StoreError>> + Send {
+        async {
+            let mut transaction = self.begin().await?;
+            let inserted = transaction.insert(std::slice::from_ref(record)).await?;
+            if inserted.is_empty() {
+                return Err(StoreError::new(StoreErrorKind::Conflict));
+            }
+            transaction.commit().await
+        }
+    }
+
+    fn update(
+        &self,
+        record: &KeyRecord,
+    ) -> impl Future<Output = Result<KeyRecord, StoreError>> + Send {
+        async {
+            let mut transaction = self.begin().await?;
+            let updated = transaction.update(record).await?;
+            transaction.commit().await?;
+            Ok(updated)
+        }
+    }
+
+    /// The record as it is then; `None` where there is no such key.
+    fn revoke(
+        &self,
+        id: KeyId,
+        reason: Option<&str>,
+    ) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send {
+        async move {
+            let mut transaction = self.begin().await?;
+            transaction.revoke(&[id], reason).await?;
+            transaction.commit().await?;
+            self.get(id).await
+        }
+    }
+}
+
+impl<S: ManageKeys> ByHand for S {}
