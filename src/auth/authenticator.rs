@@ -176,7 +176,11 @@ impl Inner {
     }
 
     fn admit(&self, standing: Standing, now: Duration) -> Admission {
-        self.usage.touch(standing.entry(), now, &self.loader);
+        let entry = standing.entry();
+        self.usage.touch(entry, now, &self.loader);
+        if entry.retirement().is_some() {
+            self.loader.observe(&Event::RetiredKeyUsed { key_id: entry.consumer.key_id() });
+        }
         Admission(standing)
     }
 

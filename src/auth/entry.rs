@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use crate::{
     rate_limit::{Bucket, BucketId, Check, Decision, Quota, RateLimiter, RateLimits},
-    record::{Consumer, KeyRecord, KeyStatus, Validity, Watch},
+    record::{Consumer, KeyRecord, KeyStatus, Retirement, Validity, Watch},
 };
 
 /// What the cache holds of a key: facts, and the live buckets. No verdicts.
@@ -24,6 +24,8 @@ pub(super) struct Entry {
     /// When its use was last reported; see [`usage`](super::usage).
     pub(super) touched_at: AtomicU64,
     validity: Validity,
+    /// In a box, as few keys have it.
+    retirement: Option<Box<Retirement>>,
     read_at: SystemTime,
     limits: RateLimits,
     buckets: Box<[Arc<dyn Bucket>]>,
@@ -61,6 +63,7 @@ impl Entry {
             validity: record
                 .validity()
                 .begin_later(record.read_at, answered_at.saturating_sub(loaded_at)),
+            retirement: record.retirement().map(Box::new),
             read_at: record.read_at,
             buckets: limits.iter().map(bucket).collect(),
             limits,
@@ -77,6 +80,10 @@ impl Entry {
             // Beyond the end of time every deadline has passed.
             None => KeyStatus::Expired,
         }
+    }
+
+    pub(super) fn retirement(&self) -> Option<Retirement> {
+        self.retirement.as_deref().copied()
     }
 
     /// How long until the key expires; `None` if it never does.
@@ -123,6 +130,12 @@ impl Standing {
     #[must_use]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Quota, Decision)> {
         self.entry.limits.iter().zip(self.decisions.iter().copied())
+    }
+
+    /// Whether the key was rotated and is on its way out.
+    #[must_use]
+    pub fn retirement(&self) -> Option<Retirement> {
+        self.entry.retirement()
     }
 
     /// All quotas of the key.

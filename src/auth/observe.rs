@@ -4,7 +4,7 @@ use crate::{record::KeyId, store::StoreError};
 /// Hears of what is worth counting. For metrics and alerts.
 ///
 /// Called in the middle of a request: be quick, and do not block. Requests that are let in make no
-/// event; the layer around them counts those. A panic is caught and logged, and changes no answer.
+/// event, but for those of rotated keys; the layer around them counts those. A panic is caught and logged, and changes no answer.
 pub trait Observer: Send + Sync + 'static {
     /// Something happened.
     fn observe(&self, event: &Event<'_>);
@@ -28,6 +28,13 @@ pub enum Event<'a> {
         kind: RejectionKind,
         /// The key, where it is one of ours.
         key_id: Option<KeyId>,
+    },
+    /// A key was let in that was rotated and is on its way out. Once nobody uses it any more, it can
+    /// be revoked.
+    #[non_exhaustive]
+    RetiredKeyUsed {
+        /// The key.
+        key_id: KeyId,
     },
     /// A key was judged by an old record, because the store did not answer.
     #[non_exhaustive]

@@ -8,7 +8,7 @@ use http::{
 use super::{
     RateLimitHeaders, RejectionResponse,
     credentials::{Ambiguous, Credentials, is_b64token},
-    headers::vary_by,
+    headers::{vary_by, write_retirement},
     response::{Challenges, complete},
 };
 use crate::auth::{Admission, Attempt, Authenticator, Rejection, RejectionKind, Standing};
@@ -39,7 +39,7 @@ impl<R> Gate<R> {
     {
         let mut response = complete(self.renderer.response(rejection), rejection.clone());
         if let Some(standing) = rejection.standing() {
-            self.settings.tell_limits(&mut response, standing);
+            self.settings.tell_standing(&mut response, standing);
         }
         self.settings.answer_for(&mut response, rejection);
         self.settings.vary(&mut response);
@@ -89,7 +89,7 @@ impl Settings {
     /// Adds what a response from inside lacks.
     pub(super) fn finish<B>(&self, response: &mut Response<B>, admission: Option<&Admission>) {
         if let Some(admission) = admission {
-            self.tell_limits(response, admission.standing());
+            self.tell_standing(response, admission.standing());
         }
         // `RequireScope` and the extractor turn requests away too, but know no realm.
         if let Some(rejection) = response.extensions().get::<Rejection>().cloned() {
@@ -98,7 +98,10 @@ impl Settings {
         self.vary(response);
     }
 
-    fn tell_limits<B>(&self, response: &mut Response<B>, standing: &Standing) {
+    fn tell_standing<B>(&self, response: &mut Response<B>, standing: &Standing) {
+        if let Some(retirement) = standing.retirement() {
+            write_retirement(response.headers_mut(), retirement);
+        }
         self.rate_limit_headers.write(response.headers_mut(), standing, || self.auth.wall());
     }
 

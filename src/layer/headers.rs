@@ -5,15 +5,19 @@ use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{RETRY_AFTER, VARY},
 };
+use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
 use smallvec::SmallVec;
 
 use crate::{
     auth::Standing,
     rate_limit::{Decision, Quota, RateLimits},
+    record::Retirement,
 };
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const DEPRECATION: HeaderName = HeaderName::from_static("deprecation");
+const SUNSET: HeaderName = HeaderName::from_static("sunset");
 const X_RATE_LIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const X_RATE_LIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const X_RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
@@ -118,6 +122,22 @@ fn write_legacy(headers: &mut HeaderMap, standing: &Standing, now: SystemTime) {
     headers.insert(X_RATE_LIMIT_LIMIT, HeaderValue::from(quota.burst_size().get()));
     headers.insert(X_RATE_LIMIT_REMAINING, HeaderValue::from(decision.remaining()));
     headers.insert(X_RATE_LIMIT_RESET, HeaderValue::from(ceil_secs(reset)));
+}
+
+/// `Deprecation: @1767225600` (RFC 9745) and `Sunset: Thu, 01 Jan 2026 00:00:00 GMT` (RFC 8594) of
+/// a key, where the answer has none of its own.
+pub(super) fn write_retirement(headers: &mut HeaderMap, retirement: Retirement) {
+    if let Ok(since) = Timestamp::try_from(retirement.since)
+        && let Ok(value) = HeaderValue::try_from(format!("@{}", since.as_second()))
+    {
+        headers.entry(DEPRECATION).or_insert(value);
+    }
+    if let Some(Ok(ends_at)) = retirement.ends_at.map(Timestamp::try_from)
+        && let Ok(value) = DateTimePrinter::new().timestamp_to_rfc9110_string(&ends_at)
+        && let Ok(value) = HeaderValue::try_from(value)
+    {
+        headers.entry(SUNSET).or_insert(value);
+    }
 }
 
 /// `Retry-After`: whole seconds, never 0, which clients take for "at once".

@@ -76,6 +76,9 @@
 //!     ([draft-ietf-httpapi-ratelimit-headers-10](https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/10/)).
 //!     Answers to keys that were not let in never do: they would tell a stranger of a key's use.
 //! 11. Whatever passed the layer says `Vary: Authorization`.
+//! 12. Answers to a key that was [rotated](crate::manage::KeyIssuer::rotate) carry `Deprecation`
+//!     ([RFC 9745](https://www.rfc-editor.org/rfc/rfc9745)), since when there is another one, and
+//!     `Sunset` ([RFC 8594](https://www.rfc-editor.org/rfc/rfc8594)), when this one stops working.
 //!
 //! # Answers that go on
 //!

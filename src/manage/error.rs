@@ -173,7 +173,7 @@ impl From<StoreError> for ManageError {
 
 impl From<RngError> for ManageError {
     fn from(error: RngError) -> Self {
-        let detail = "no key could be made";
+        let detail = "no key was issued";
         Self { source: Some(error.into()), ..Self::new(ManageErrorKind::Rng, detail) }
     }
 }

@@ -188,6 +188,11 @@ impl KeyRecord {
         self.validity().status(now)
     }
 
+    /// Since when another key replaces it, and until when it goes on working.
+    pub(crate) fn retirement(&self) -> Option<Retirement> {
+        Some(Retirement { since: self.rotated_at?, ends_at: self.expires_at })
+    }
+
     /// The facts that [`status`](Self::status) is judged from.
     pub(crate) fn validity(&self) -> Validity {
         Validity {
@@ -197,6 +202,17 @@ impl KeyRecord {
             expires_at: self.expires_at,
         }
     }
+}
+
+/// A key is on its way out: it was rotated, and works until its owner has taken the new one into
+/// service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Retirement {
+    /// When the key that replaces it was issued.
+    pub since: SystemTime,
+    /// When it stops working.
+    pub ends_at: Option<SystemTime>,
 }
 
 /// When a key may be used: the part of its record that is asked on every request.

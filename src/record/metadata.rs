@@ -1,6 +1,7 @@
 use std::{error::Error, fmt};
 
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 const MAX_LEN: usize = 16 * 1024;
 const EMPTY: &str = "{}";
@@ -32,7 +33,8 @@ impl Metadata {
     ///
     /// # Errors
     ///
-    /// When it does not make a JSON object, or a larger one than 16 KiB.
+    /// When it does not make a JSON object, a larger one than 16 KiB, or one with the character
+    /// U+0000, which not every database can store.
     pub fn new(value: &impl Serialize) -> Result<Self, InvalidMetadata> {
         let value = serde_json::to_value(value).map_err(InvalidMetadata::json)?;
         Self::from_value(&value)
@@ -42,19 +44,19 @@ impl Metadata {
     ///
     /// # Errors
     ///
-    /// When it is not a JSON object, or larger than 16 KiB.
+    /// As [`new`](Self::new).
     pub fn from_json(json: &str) -> Result<Self, InvalidMetadata> {
         let value = serde_json::from_str(json).map_err(InvalidMetadata::json)?;
         Self::from_value(&value)
     }
 
-    fn from_value(value: &serde_json::Value) -> Result<Self, InvalidMetadata> {
+    fn from_value(value: &Value) -> Result<Self, InvalidMetadata> {
         let object = value.as_object().ok_or(InvalidMetadata { source: None })?;
         if object.is_empty() {
             return Ok(Self(None));
         }
         let json = value.to_string();
-        if json.len() > MAX_LEN {
+        if json.len() > MAX_LEN || has_nul(value) {
             return Err(InvalidMetadata { source: None });
         }
         Ok(Self(Some(json.into())))
@@ -73,6 +75,17 @@ impl Metadata {
     /// When it does not fit `T`.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, InvalidMetadata> {
         serde_json::from_str(self.as_json()).map_err(InvalidMetadata::json)
+    }
+}
+
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(has_nul),
+        Value::Object(members) => {
+            members.iter().any(|(name, value)| name.contains('\0') || has_nul(value))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }
 

@@ -13,7 +13,7 @@ mod scope;
 pub use self::{
     consumer::{Consumer, Revoked},
     event::{AuditEntry, InvalidAction, KeyAction, KeyEvent},
-    key_record::{InvalidKeyId, KeyId, KeyRecord, KeyStatus},
+    key_record::{InvalidKeyId, KeyId, KeyRecord, KeyStatus, Retirement},
     metadata::{InvalidMetadata, Metadata},
     scope::{InvalidScope, Scope, Scopes},
 };

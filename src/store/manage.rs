@@ -203,6 +203,46 @@ impl KeyQuery {
             limit: DEFAULT_LIMIT,
         }
     }
+
+    /// Sets [`consumer_id`](Self::consumer_id).
+    pub fn consumer_id(self, id: impl Into<String>) -> Self {
+        Self { consumer_id: Some(id.into()), ..self }
+    }
+
+    /// Sets [`status`](Self::status).
+    pub fn status(self, status: KeyStatus) -> Self {
+        Self { status: Some(status), ..self }
+    }
+
+    /// Sets [`scope`](Self::scope).
+    pub fn scope(self, scope: Scope) -> Self {
+        Self { scope: Some(scope), ..self }
+    }
+
+    /// Sets [`key_prefix`](Self::key_prefix).
+    pub fn key_prefix(self, prefix: impl Into<String>) -> Self {
+        Self { key_prefix: Some(prefix.into()), ..self }
+    }
+
+    /// Sets [`unused_since`](Self::unused_since).
+    pub fn unused_since(self, since: SystemTime) -> Self {
+        Self { unused_since: Some(since), ..self }
+    }
+
+    /// Sets [`expires_before`](Self::expires_before).
+    pub fn expires_before(self, end: SystemTime) -> Self {
+        Self { expires_before: Some(end), ..self }
+    }
+
+    /// Sets [`after`](Self::after).
+    pub fn after(self, id: KeyId) -> Self {
+        Self { after: Some(id), ..self }
+    }
+
+    /// Sets [`limit`](Self::limit).
+    pub fn limit(self, limit: usize) -> Self {
+        Self { limit, ..self }
+    }
 }
 
 impl Default for KeyQuery {
@@ -269,6 +309,26 @@ impl EventQuery {
     /// The newest of all events.
     pub const fn new() -> Self {
         Self { key_id: None, consumer_id: None, after: None, limit: DEFAULT_LIMIT }
+    }
+
+    /// Sets [`key_id`](Self::key_id).
+    pub fn key_id(self, id: KeyId) -> Self {
+        Self { key_id: Some(id), ..self }
+    }
+
+    /// Sets [`consumer_id`](Self::consumer_id).
+    pub fn consumer_id(self, id: impl Into<String>) -> Self {
+        Self { consumer_id: Some(id.into()), ..self }
+    }
+
+    /// Sets [`after`](Self::after).
+    pub fn after(self, id: u64) -> Self {
+        Self { after: Some(id), ..self }
+    }
+
+    /// Sets [`limit`](Self::limit).
+    pub fn limit(self, limit: usize) -> Self {
+        Self { limit, ..self }
     }
 }
 
