@@ -105,7 +105,7 @@ impl fmt::Display for InvalidMetadata {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.source {
             Some(_) => "the metadata is not the JSON that was expected",
-            None => "metadata is a JSON object of at most 16 KiB",
+            None => "metadata is a JSON object of at most 16 KiB, without the character U+0000",
         })
     }
 }

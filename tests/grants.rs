@@ -1,0 +1,283 @@
+//! No sequence of requests makes a key that holds more than the key it was asked for with.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
+
+use std::time::{Duration, SystemTime};
+
+use proptest::{collection::vec, option, prelude::*, sample::subsequence};
+use tower_api_key::{
+    Consumer,
+    clock::{Clock, ManualClock},
+    key::KeyFormat,
+    manage::{Actor, Expiry, KeyIssuer, KeyUpdate, ManageErrorKind, NewKey, Rotation},
+    rate_limit::{Quota, RateLimits},
+    record::{KeyRecord, Scope, Scopes},
+    store::{KeyQuery, MemoryKeyStore},
+};
+
+const SCOPES: [&str; 5] = ["api-keys:write", "api-keys:all-consumers", "a", "b", "c"];
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What can be asked for in a key.
+#[derive(Clone, Debug)]
+struct Grant {
+    consumer: &'static str,
+    scopes: Vec<&'static str>,
+    /// In hours; `None` is never.
+    hours: Option<u32>,
+    limits: Option<RateLimits>,
+}
+
+#[derive(Clone, Debug)]
+enum Request {
+    Issue(Grant),
+    Rotate { expiry: Option<Option<u32>>, grace_hours: u32 },
+    Update { grant: Grant, fields: [bool; 3], is_active: Option<bool> },
+    Revoke,
+}
+
+fn limits() -> impl Strategy<Value = RateLimits> {
+    let quota = (1..4_u32, 0..3_usize, 1..6_u32).prop_map(|(limit, window, burst)| {
+        let window = [1, 60, 3600][window];
+        let quota = Quota::per(limit * 10, Duration::from_secs(window)).unwrap();
+        quota.burst(burst * 5).unwrap().named(format!("{window}")).unwrap()
+    });
+    vec(quota, 0..3).prop_map(|mut quotas| {
+        quotas.dedup_by(|a, b| a.name() == b.name());
+        RateLimits::new(quotas).unwrap_or_default()
+    })
+}
+
+fn grant() -> impl Strategy<Value = Grant> {
+    (
+        prop_oneof![3 => Just("acme"), 1 => Just("other")],
+        subsequence(SCOPES.to_vec(), 0..=SCOPES.len()),
+        option::of(1..50_u32),
+        option::of(limits()),
+    )
+        .prop_map(|(consumer, scopes, hours, limits)| Grant {
+            consumer,
+            scopes,
+            hours,
+            limits,
+        })
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        4 => grant().prop_map(Request::Issue),
+        2 => (option::of(option::of(1..60_u32)), 0..30_u32)
+            .prop_map(|(expiry, grace_hours)| Request::Rotate { expiry, grace_hours }),
+        4 => (grant(), any::<[bool; 3]>(), any::<Option<bool>>())
+            .prop_map(|(grant, fields, is_active)| Request::Update { grant, fields, is_active }),
+        1 => Just(Request::Revoke),
+    ]
+}
+
+fn expiry(hours: Option<u32>) -> Expiry {
+    hours.map_or(Expiry::Never, |hours| Expiry::In(HOUR * hours))
+}
+
+fn scopes(scopes: &[&'static str]) -> Scopes {
+    Scopes::parse(scopes.iter().copied()).unwrap()
+}
+
+impl Grant {
+    fn new_key(&self) -> NewKey {
+        let new = NewKey::new(self.consumer, expiry(self.hours)).scopes(scopes(&self.scopes));
+        match &self.limits {
+            Some(limits) => new.rate_limits(limits.clone()),
+            None => new,
+        }
+    }
+}
+
+/// What a key is worth, in words of its own: not as the library compares keys.
+struct Worth<'a> {
+    key: &'a KeyRecord,
+    default_limits: &'a RateLimits,
+}
+
+impl Worth<'_> {
+    fn admits(&self, window: Duration) -> u64 {
+        let limits = self.key.rate_limits.as_ref().unwrap_or(self.default_limits);
+        limits.iter().map(|quota| quota.most_in(window)).min().unwrap_or(u64::MAX)
+    }
+
+    fn ends(&self) -> SystemTime {
+        self.key.expires_at.unwrap_or(SystemTime::UNIX_EPOCH + HOUR * 1_000_000)
+    }
+
+    /// Where it exceeds `bound`.
+    fn beyond(&self, bound: &Self) -> Option<String> {
+        for scope in self.key.scopes.iter() {
+            if !bound.key.has(scope.as_str()) {
+                return Some(format!("the scope {scope}"));
+            }
+        }
+        if self.ends() > bound.ends() {
+            return Some(format!("{:?} is after {:?}", self.ends(), bound.ends()));
+        }
+        for secs in [0, 1, 2, 7, 59, 60, 61, 600, 3600, 86_400] {
+            let window = Duration::from_secs(secs);
+            let (here, there) = (self.admits(window), bound.admits(window));
+            if here > there {
+                return Some(format!("{here} requests in {secs} s instead of {there}"));
+            }
+        }
+        None
+    }
+}
+
+trait Has {
+    fn has(&self, scope: &str) -> bool;
+}
+
+impl Has for KeyRecord {
+    fn has(&self, scope: &str) -> bool {
+        self.scopes.contains(scope)
+    }
+}
+
+struct World {
+    clock: ManualClock,
+    operator: KeyIssuer,
+    default_limits: RateLimits,
+}
+
+impl World {
+    async fn keys(&self) -> Vec<KeyRecord> {
+        let query = KeyQuery::new().limit(1000);
+        let page = self.operator.list(&query).await.unwrap();
+        let mut keys: Vec<_> = page.keys.into_iter().map(|key| key.record).collect();
+        keys.reverse();
+        keys
+    }
+
+    fn worth<'a>(&'a self, key: &'a KeyRecord) -> Worth<'a> {
+        Worth { key, default_limits: &self.default_limits }
+    }
+
+    /// `caller` asks, concerning `target`. Whatever it gets is held against what it held.
+    async fn ask(&self, caller: &KeyRecord, target: &KeyRecord, request: Request) {
+        let scope = |scope: &str| Scope::new(scope).unwrap();
+        let actor = Actor::caller(&Consumer::from(caller.clone()))
+            .requires(scope(SCOPES[0]))
+            .everywhere_with(scope(SCOPES[1]))
+            .default_rate_limits(self.default_limits.clone());
+        let issuer = self.operator.by(actor);
+        let minted = match request {
+            Request::Issue(grant) => {
+                issuer.issue(grant.new_key()).await.map(|issued| Some(issued.record))
+            }
+            Request::Rotate { expiry: new, grace_hours } => {
+                let rotation = Rotation::new().grace(HOUR * grace_hours);
+                let rotation = match new {
+                    Some(hours) => rotation.expiry(expiry(hours)),
+                    None => rotation,
+                };
+                issuer.rotate(target.id, rotation).await.map(|rotated| Some(rotated.record))
+            }
+            Request::Update { grant, fields, is_active } => {
+                let mut update = KeyUpdate::new();
+                if fields[0] {
+                    update = update.scopes(scopes(&grant.scopes));
+                }
+                if fields[1] {
+                    update = update.expiry(expiry(grant.hours));
+                }
+                if fields[2] {
+                    update = update.rate_limits(grant.limits);
+                }
+                if let Some(is_active) = is_active {
+                    update = update.is_active(is_active);
+                }
+                issuer.update(target.id, update).await.map(|_| None)
+            }
+            Request::Revoke => issuer.revoke(target.id, None).await.map(|_| None),
+        };
+        let is_alive = caller.status(self.clock.now()) == tower_api_key::record::KeyStatus::Active;
+        match minted {
+            Ok(minted) => {
+                assert!(is_alive && caller.has(SCOPES[0]), "{caller:?} may change nothing");
+                let reach = |key: &KeyRecord| {
+                    assert!(
+                        key.consumer_id == caller.consumer_id || caller.has(SCOPES[1]),
+                        "{key:?} is none of its business"
+                    );
+                };
+                match minted {
+                    Some(minted) => {
+                        reach(&minted);
+                        let beyond = self.worth(&minted).beyond(&self.worth(caller));
+                        assert_eq!(beyond, None, "{minted:?} by {caller:?}");
+                    }
+                    None => reach(target),
+                }
+            }
+            Err(error) => assert!(
+                !matches!(error.kind(), ManageErrorKind::Store | ManageErrorKind::Rng),
+                "{error}"
+            ),
+        }
+        // Nothing but what was minted is worth more than it was, unless the caller holds that.
+        for after in self.keys().await {
+            if after.id == target.id {
+                let grown = self.worth(&after).beyond(&self.worth(target));
+                let woken = !target.is_active && after.is_active;
+                if grown.is_some() || woken {
+                    let beyond = self.worth(&after).beyond(&self.worth(caller));
+                    assert_eq!(beyond, None, "{after:?} of {target:?} by {caller:?}");
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn nobody_makes_a_key_that_holds_more(
+        default_limits in limits(),
+        root in grant(),
+        strangers in vec(grant(), 0..3),
+        requests in vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..4_u32, request()), 1..12),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let clock = ManualClock::default();
+            let store = MemoryKeyStore::with_clock(clock.clone());
+            let format = KeyFormat::new("sk_test_").unwrap();
+            let operator = KeyIssuer::new(store, format).clock(clock.clone());
+            let world = World { clock, operator, default_limits };
+            for stranger in strangers {
+                world.operator.issue(stranger.new_key()).await.unwrap();
+            }
+            let mut root = root;
+            root.scopes.push(SCOPES[0]);
+            let root = world.operator.issue(root.new_key()).await.unwrap().record;
+            let mut offspring = vec![root.id];
+            for (by, to, hours, request) in requests {
+                world.clock.advance(HOUR * hours + Duration::from_secs(1));
+                let before = world.keys().await;
+                let callers: Vec<_> =
+                    before.iter().filter(|key| offspring.contains(&key.id)).collect();
+                let (caller, target) = (by.get(&callers), to.get(&before));
+                world.ask(caller, target, request).await;
+                let known = |key: &KeyRecord| before.iter().any(|old| old.id == key.id);
+                let after = world.keys().await;
+                offspring.extend(after.iter().filter(|key| !known(key)).map(|key| key.id));
+                // Whatever came of it, over any number of steps.
+                for key in after.iter().filter(|key| offspring.contains(&key.id)) {
+                    prop_assert!(
+                        key.consumer_id == root.consumer_id || root.has(SCOPES[1]),
+                        "{key:?} is out of reach"
+                    );
+                    prop_assert_eq!(world.worth(key).beyond(&world.worth(&root)), None);
+                }
+            }
+            Ok(())
+        })?;
+    }
+}
