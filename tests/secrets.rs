@@ -31,10 +31,13 @@ use tower_api_key::{
         RngError, SystemEntropy,
     },
     layer::{ProblemJson, RateLimitHeaders, StatusOnly},
-    manage::{Expiry, Issued, KeyIssuer, NewKey},
+    manage::{Actor, Expiry, Issued, KeyImport, KeyIssuer, NewKey, Rotated, Rotation},
     rate_limit::{BucketId, Decision, LocalRateLimiter, Quota},
     record::{KeyRecord, Metadata, Scope, Scopes},
-    store::{KeyStore, MemoryKeyStore, StoreError, StoreErrorKind, Usage},
+    store::{
+        EventQuery, KeyQuery, KeyStore, ManageKeys, MemoryKeyStore, StoreError, StoreErrorKind,
+        Usage,
+    },
 };
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -94,6 +97,7 @@ macro_rules! assert_not_implemented {
 assert_not_implemented!(ApiKey: fmt::Display, Clone, PartialEq, serde::Serialize, AsRef<str>, AsRef<[u8]>);
 assert_not_implemented!(PresentedKey<'static>: fmt::Display, PartialEq, serde::Serialize, AsRef<[u8]>);
 assert_not_implemented!(Issued: fmt::Display, Clone, serde::Serialize);
+assert_not_implemented!(Rotated: fmt::Display, Clone, serde::Serialize);
 assert_not_implemented!(KeyHash: fmt::Display, fmt::LowerHex, serde::Serialize);
 assert_not_implemented!(KeyRecord: serde::Serialize);
 
@@ -193,6 +197,37 @@ mod debug_and_display {
         let chain = format!("{error} {error:?} {:?}", error.source().map(ToString::to_string));
         assert!(chain.contains("no key was issued") && chain.contains("no entropy"), "{chain}");
         assert!(!chain.contains(PREFIX), "{chain}");
+    }
+
+    #[tokio::test]
+    async fn of_the_whole_life_of_a_key() {
+        let store = MemoryKeyStore::new();
+        let issuer = KeyIssuer::new(store.clone(), format());
+        let new = || NewKey::new("acme", Expiry::Never).idempotency_key("one");
+        let issued = issuer.issue(new()).await.unwrap();
+        let mut heard = format!("{issuer:?} {:?} {issued:?}", new());
+        let caller = issuer.by(Actor::caller(&Consumer::from(issued.record.clone())));
+        let rotated = issuer.rotate(issued.record.id, Rotation::new()).await.unwrap();
+        let imported = KeyImport::new(issued.key.hash(), new());
+        heard += &format!("{rotated:?} {caller:?} {imported:?}");
+        let beyond = NewKey::new("acme", Expiry::Never).scopes(Scopes::parse(["a"]).unwrap());
+        for error in [
+            issuer.issue(new()).await.unwrap_err(),
+            issuer.rotate(issued.record.id, Rotation::new()).await.unwrap_err(),
+            caller.issue(beyond).await.unwrap_err(),
+            caller.import(vec![imported.clone(), imported]).await.unwrap_err(),
+        ] {
+            heard += &format!("{error} {error:?}");
+        }
+        issuer.revoke(issued.record.id, None).await.unwrap();
+        heard += &format!("{:?}", issuer.get(issued.record.id).await.unwrap());
+        heard += &format!("{:?}", issuer.list(&KeyQuery::new()).await.unwrap());
+        let audit = issuer.events(&EventQuery::new()).await.unwrap();
+        assert_eq!(audit.events.len(), 6, "{audit:?}");
+        heard += &format!("{audit:?} {:?}", store.begin().await.unwrap());
+        for key in [&issued.key, &rotated.key] {
+            assert!(!leaks(&heard, key.expose_secret()), "{heard}");
+        }
     }
 
     #[tokio::test]

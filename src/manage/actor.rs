@@ -135,10 +135,8 @@ impl Caller {
         before: &KeyRecord,
         after: &KeyRecord,
     ) -> Result<(), ManageError> {
-        let begins_sooner = after.not_before < before.not_before
-            && before.not_before.is_some_and(|begin| before.read_at < begin);
         let awakens = !before.is_active && after.is_active;
-        if !awakens && !begins_sooner && self.check_within(before, after).is_ok() {
+        if !awakens && self.check_within(before, after).is_ok() {
             return Ok(());
         }
         self.check_within(held, after)
