@@ -373,11 +373,13 @@ async fn the_tables_refuse_what_makes_no_sense() {
 async fn no_error_shows_a_hash_or_a_password() {
     let database = database().await;
     let store = PgKeyStore::new(narrow_pool(database.url()).await);
-    let conflict = store.insert(&record()).await.unwrap_err();
-    let source = std::error::Error::source(&conflict).unwrap();
+    let mut senseless = record();
+    senseless.version = 0;
+    let refused = store.insert(&senseless).await.unwrap_err();
+    let source = std::error::Error::source(&refused).unwrap();
     // The driver's own error shows the row it refused.
-    let shown = format!("{conflict:?} {conflict} {source:?} {source}");
-    assert!(shown.contains("api_keys_pkey") && !shown.contains("07070707"), "{shown}");
+    let shown = format!("{refused:?} {refused} {source:?} {source}");
+    assert!(shown.contains("version_counts_from_1") && !shown.contains("07070707"), "{shown}");
 
     let unreachable = "postgres://postgres:hunter2@127.0.0.1:1/postgres?the=hunter2";
     let pool = PgPoolOptions::new().connect_lazy(unreachable).unwrap();
