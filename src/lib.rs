@@ -9,13 +9,13 @@
 //! | `admin`, `account` | routers to manage keys with: for operators, and for consumers (feature `admin`) |
 //! | [`layer`] | [`ApiKeyLayer`], [`RequireScope`], what each request is answered and why |
 //! | [`auth`] | [`Authenticator`]: the decision, its cache, its worker |
-//! | [`manage`] | issuing keys |
+//! | [`manage`] | the life of a key: issuing, changing, rotating, revoking, the audit |
 //! | [`store`] | PostgreSQL, SQLite, memory, or your own |
 //! | [`record`] | what is known of a key, [`Consumer`] |
 //! | [`rate_limit`] | quotas and buckets |
 //! | [`key`] | the format of keys, secrets and hashes |
 //! | [`clock`] | time as an argument |
-//! | [`manual`] | what the parts promise together: how long a revoked key can go on working |
+//! | [`manual`] | what the parts promise together: [who may grant what](manual::keys), [how long a revoked key can go on working](manual::freshness) |
 //!
 //! ```
 //! use axum::{Router, routing::get};

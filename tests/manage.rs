@@ -1,7 +1,7 @@
 //! The life of a key, on every store: what is promised of issuing, changing, rotating, revoking,
 //! importing and pruning, and of the audit.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
+#![cfg(test)]
 
 #[cfg(feature = "postgres")]
 mod harness;

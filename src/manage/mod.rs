@@ -41,8 +41,8 @@
 //!    the transaction of the change.
 //! 3. To a calling key, the keys of other consumers do not exist.
 //! 4. What is denied changes nothing, and is in the audit.
-//! 5. Whoever stops waiting for a change does not stop it: it is carried through, and the caches of
-//!    this process are told.
+//! 5. Whoever stops waiting for a change does not stop it: it runs in a task of its own, is carried
+//!    through, and the caches of this process are told. That takes a tokio runtime.
 //! 6. A revocation is for good. The databases themselves refuse to undo it, and to change or delete
 //!    a line of the audit.
 //! 7. A request with an idempotency key is carried out once. A key is shown only to who asked first.

@@ -2,3 +2,6 @@
 
 #[doc = include_str!("freshness.md")]
 pub mod freshness {}
+
+#[doc = include_str!("keys.md")]
+pub mod keys {}

@@ -355,13 +355,13 @@ mod tests {
         let limits = |quotas: &[Quota]| RateLimits::new(quotas.iter().cloned()).unwrap();
         let bound = limits(&[minute(60, 10)]);
         for within in [minute(60, 10), minute(59, 10), minute(60, 9), minute(1, 1)] {
-            assert!(limits(&[within.clone()]).is_within(&bound), "{within:?}");
+            assert!(limits(std::slice::from_ref(&within)).is_within(&bound), "{within:?}");
             assert!(limits(&[within, Quota::per_hour(9).unwrap()]).is_within(&bound));
         }
         for beyond in
             [minute(61, 10), minute(60, 11), Quota::per_second(1).unwrap().burst(11).unwrap()]
         {
-            assert!(!limits(&[beyond.clone()]).is_within(&bound), "{beyond:?}");
+            assert!(!limits(std::slice::from_ref(&beyond)).is_within(&bound), "{beyond:?}");
         }
         assert!(!RateLimits::unlimited().is_within(&bound));
         assert!(bound.is_within(&RateLimits::unlimited()));
