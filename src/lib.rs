@@ -6,6 +6,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | `admin`, `account` | routers to manage keys with: for operators, and for consumers (feature `admin`) |
 //! | [`layer`] | [`ApiKeyLayer`], [`RequireScope`], what each request is answered and why |
 //! | [`auth`] | [`Authenticator`]: the decision, its cache, its worker |
 //! | [`manage`] | the life of a key: issuing, changing, rotating, revoking, the audit |
@@ -61,6 +62,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "admin")]
+pub mod account;
+#[cfg(feature = "admin")]
+pub mod admin;
 pub mod auth;
 pub mod clock;
 pub mod key;
@@ -69,6 +74,8 @@ pub mod manage;
 pub mod manual;
 pub mod rate_limit;
 pub mod record;
+#[cfg(feature = "admin")]
+mod rest;
 pub mod store;
 mod trace;
 

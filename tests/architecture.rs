@@ -24,7 +24,8 @@ const FLOORS: &[&[&str]] = &[
     &["store"],
     &["auth", "manage"],
     &["layer"],
-    &["admin", "bin"],
+    &["rest"],
+    &["admin", "account", "bin"],
 ];
 
 /// Used by every room, or containing no code.
@@ -44,12 +45,12 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     (&["tracing"], &["trace"], "no logic carries the feature's `cfg`"),
     (
         &["http", "http_body", "http_body_util", "tower_layer", "tower_service"],
-        &["layer", "admin", "bin"],
+        &["layer", "rest", "admin", "account", "bin"],
         "the core knows no HTTP",
     ),
     (
         &["axum", "axum_core"],
-        &["layer::extract", "layer::forward_auth", "layer::websocket", "admin"],
+        &["layer::extract", "layer::forward_auth", "layer::websocket", "rest", "admin", "account"],
         "the layer serves every tower service",
     ),
 ];

@@ -8,12 +8,15 @@ use std::{
 };
 
 use super::{
-    Event, Health, Rejection, RejectionKind, Standing, StoreHealth, cache::Peek, entry::Entry,
-    load::Loader, usage::UsageRecorder,
+    Event, Health, Rejection, RejectionKind, Standing, StoreHealth,
+    cache::Peek,
+    entry::{Charge, Entry},
+    load::Loader,
+    usage::UsageRecorder,
 };
 use crate::{
     key::{AcceptedFormat, KeyHash},
-    rate_limit::{Check, Decision},
+    rate_limit::{Check, Decision, RateLimits},
     record::Consumer,
     store::Invalidate,
     trace,
@@ -55,16 +58,26 @@ impl Authenticator {
     /// [`authenticate`](Self::authenticate) it tells no [`Observer`](super::Observer) of keys that
     /// are turned away.
     pub fn attempt(&self, key: &[u8]) -> Attempt {
+        self.judge(key, Charge::One)
+    }
+
+    /// As [`attempt`](Self::attempt), but takes nothing from the key's quotas, and lets it in when
+    /// they have nothing left: for a client that asks where it stands.
+    pub fn peek(&self, key: &[u8]) -> Attempt {
+        self.judge(key, Charge::Nothing)
+    }
+
+    fn judge(&self, key: &[u8], charge: Charge) -> Attempt {
         let Some(hash) = self.0.hash(key) else {
             return Attempt::Reject(Rejection::new(RejectionKind::Malformed));
         };
         let now = self.0.loader.clock.monotonic();
         match self.0.loader.peek(&hash, now) {
-            Peek::Fresh(entry) => Inner::judge(&self.0, entry, now),
+            Peek::Fresh(entry) => Inner::judge(&self.0, entry, charge, now),
             Peek::Absent => Attempt::Reject(Rejection::new(RejectionKind::Unknown)),
             Peek::Stale(_) | Peek::Miss => {
                 let inner = Arc::clone(&self.0);
-                Attempt::Lookup(Lookup(Box::pin(inner.look_up(hash))))
+                Attempt::Lookup(Lookup(Box::pin(inner.look_up(hash, charge))))
             }
         }
     }
@@ -93,6 +106,12 @@ impl Authenticator {
     /// Forgets every key. Rate limits go on where they were.
     pub fn invalidate_all(&self) {
         self.0.loader.invalidate_all();
+    }
+
+    /// The limits of keys that have none of their own.
+    #[must_use]
+    pub fn default_rate_limits(&self) -> &RateLimits {
+        &self.0.loader.default_limits
     }
 
     /// How it is doing, as far as that is known without asking anybody.
@@ -131,16 +150,16 @@ impl Inner {
         self.formats.iter().find_map(|format| format.parse(key).ok()).map(|key| key.hash())
     }
 
-    fn judge(self: &Arc<Self>, entry: Arc<Entry>, now: Duration) -> Attempt {
+    fn judge(self: &Arc<Self>, entry: Arc<Entry>, charge: Charge, now: Duration) -> Attempt {
         let key_id = entry.consumer.key_id();
         if let Some(rejection) = Rejection::of_status(entry.status(now), key_id) {
             return Attempt::Reject(rejection);
         }
         let mut standing = Standing::new(entry);
-        while let Some(check) = standing.take_next(now) {
+        while let Some(check) = standing.ask_next(charge, now) {
             match check {
                 Check::Ready(decision) => {
-                    if standing.push(decision).is_break() {
+                    if standing.push(charge, decision).is_break() {
                         return Attempt::Reject(Rejection::rate_limited(standing));
                     }
                 }
@@ -148,7 +167,7 @@ impl Inner {
                     let inner = Arc::clone(self);
                     return Attempt::Lookup(Lookup(Box::pin(async move {
                         let decision = decision.await;
-                        inner.limit(standing, decision, now).await
+                        inner.limit(standing, decision, charge, now).await
                     })));
                 }
             }
@@ -161,13 +180,14 @@ impl Inner {
         &self,
         mut standing: Standing,
         mut decision: Decision,
+        charge: Charge,
         now: Duration,
     ) -> Result<Admission, Rejection> {
         loop {
-            if standing.push(decision).is_break() {
+            if standing.push(charge, decision).is_break() {
                 return Err(Rejection::rate_limited(standing));
             }
-            decision = match standing.take_next(now) {
+            decision = match standing.ask_next(charge, now) {
                 None => return Ok(self.admit(standing, now)),
                 Some(Check::Ready(decision)) => decision,
                 Some(Check::Pending(decision)) => decision.await,
@@ -184,11 +204,15 @@ impl Inner {
         Admission(standing)
     }
 
-    async fn look_up(self: Arc<Self>, hash: KeyHash) -> Result<Admission, Rejection> {
+    async fn look_up(
+        self: Arc<Self>,
+        hash: KeyHash,
+        charge: Charge,
+    ) -> Result<Admission, Rejection> {
         let entry = Arc::clone(&self.loader).load(hash).await?;
         let entry = entry.ok_or(Rejection::new(RejectionKind::Unknown))?;
         let now = self.loader.clock.monotonic();
-        match self.judge(entry, now) {
+        match self.judge(entry, charge, now) {
             Attempt::Admit(admission) => Ok(admission),
             Attempt::Reject(rejection) => Err(rejection),
             Attempt::Lookup(lookup) => lookup.await,

@@ -93,6 +93,14 @@ impl Entry {
     }
 }
 
+/// What a request takes of each quota.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Charge {
+    One,
+    /// It is let in even where nothing is left.
+    Nothing,
+}
+
 /// Where a key stands with its quotas after a request: shortest window first, up to the one that
 /// turned the request away.
 #[derive(Clone)]
@@ -106,16 +114,22 @@ impl Standing {
         Self { entry, decisions: SmallVec::new() }
     }
 
-    /// Takes one unit of the next bucket; `None` when all were taken.
-    pub(super) fn take_next(&self, now: Duration) -> Option<Check> {
+    /// Asks the next bucket; `None` when all were asked.
+    pub(super) fn ask_next(&self, charge: Charge, now: Duration) -> Option<Check> {
         let bucket = self.entry.buckets.get(self.decisions.len())?;
-        Some(bucket.take(NonZeroU32::MIN, now))
+        Some(match charge {
+            Charge::One => bucket.take(NonZeroU32::MIN, now),
+            Charge::Nothing => bucket.peek(now),
+        })
     }
 
     /// Breaks where the bucket has turned the request away.
-    pub(super) fn push(&mut self, decision: Decision) -> ControlFlow<()> {
+    pub(super) fn push(&mut self, charge: Charge, decision: Decision) -> ControlFlow<()> {
         self.decisions.push(decision);
-        if decision.is_admitted() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        match charge {
+            Charge::One if !decision.is_admitted() => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
     }
 
     pub(super) fn entry(&self) -> &Arc<Entry> {

@@ -90,7 +90,7 @@ where
                     let Parked { mut ready, mut request, gate } = *parked;
                     match outcome {
                         Ok(admission) => {
-                            request.extensions_mut().insert(admission.consumer().clone());
+                            gate.settings.introduce(&mut request, &admission);
                             let future = ready.call(request);
                             State::Inner { future, gate, admission: Some(admission) }
                         }

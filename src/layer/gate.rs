@@ -29,6 +29,7 @@ pub(super) struct Settings {
     pub(super) optional: bool,
     pub(super) keep_credential: bool,
     pub(super) pass_preflight: bool,
+    pub(super) charge: bool,
     pub(super) rate_limit_headers: RateLimitHeaders,
 }
 
@@ -69,7 +70,8 @@ impl Settings {
                 return Some(Attempt::Reject(Rejection::new(RejectionKind::InvalidRequest)));
             }
         };
-        let mut attempt = self.auth.attempt(found.key);
+        let mut attempt =
+            if self.charge { self.auth.attempt(found.key) } else { self.auth.peek(found.key) };
         // Only now: a key that could be read needs no second look at its bytes.
         if let Attempt::Reject(rejection) = &attempt
             && rejection.kind() == RejectionKind::Malformed
@@ -84,6 +86,15 @@ impl Settings {
             value.set_sensitive(true);
         }
         Some(attempt)
+    }
+
+    /// Tells the inner service who asks.
+    pub(super) fn introduce<B>(&self, request: &mut Request<B>, admission: &Admission) {
+        let extensions = request.extensions_mut();
+        extensions.insert(admission.consumer().clone());
+        if !self.charge {
+            extensions.insert(admission.standing().clone());
+        }
     }
 
     /// Adds what a response from inside lacks.

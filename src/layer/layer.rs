@@ -32,6 +32,7 @@ impl ApiKeyLayer {
                     optional: false,
                     keep_credential: false,
                     pass_preflight: false,
+                    charge: true,
                     rate_limit_headers: RateLimitHeaders::default(),
                 },
                 renderer: ProblemJson::default(),
@@ -89,6 +90,15 @@ impl<R: Clone> ApiKeyLayer<R> {
     /// behind sees a preflight without a key, so it must not do more than answer it.
     pub fn pass_preflight(self, pass: bool) -> Self {
         self.with(|settings| settings.pass_preflight = pass)
+    }
+
+    /// Whether requests count against the quotas of their key. Default: true.
+    ///
+    /// Where they do not, a key that has used up its quota is let in as well, and the handler finds
+    /// its [`Standing`](crate::auth::Standing) in the request's extensions. This is for a route on
+    /// which clients ask how much they have left, and no other: nothing limits it.
+    pub fn charge(self, charge: bool) -> Self {
+        self.with(|settings| settings.charge = charge)
     }
 
     /// Which headers tell clients where they stand. Default: [`RateLimitHeaders::Standard`].

@@ -144,6 +144,8 @@ pub mod websocket;
 
 #[cfg(feature = "axum")]
 pub use self::extract::ConsumerRejection;
+#[cfg(feature = "admin")]
+pub(crate) use self::response::{Problem, complete};
 pub use self::{
     future::ResponseFuture,
     headers::RateLimitHeaders,

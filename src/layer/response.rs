@@ -4,7 +4,7 @@ use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::headers::retry_after;
 use crate::{
@@ -79,26 +79,27 @@ impl ProblemJson {
 
 impl<B: From<Cow<'static, str>>> RejectionResponse<B> for ProblemJson {
     fn response(&self, rejection: &Rejection) -> Response<B> {
-        let status = status(rejection.kind());
         let reason = reason(rejection.kind()).filter(|_| self.disclose);
-        let problem = Problem { reason, ..Problem::of(rejection, status) };
-        // The derived serialisation of strings and numbers does not fail.
-        let body = serde_json::to_string(&problem).unwrap_or_default();
-        let mut response = Response::new(B::from(Cow::Owned(body)));
-        *response.status_mut() = status;
-        response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
-        response
+        Problem { reason, ..Problem::of(rejection) }.response()
     }
 }
 
+/// What a response says of an error.
 #[derive(Serialize)]
-struct Problem<'a> {
+pub(crate) struct Problem<'a> {
     #[serde(rename = "type")]
     uri: &'static str,
     title: &'static str,
-    status: u16,
-    detail: &'static str,
+    #[serde(serialize_with = "as_number")]
+    status: StatusCode,
+    detail: &'a str,
     code: &'static str,
+    /// Which part of the request was wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) field: Option<&'a str>,
+    /// The key that was made when the request came first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) key_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -108,20 +109,32 @@ struct Problem<'a> {
 }
 
 impl<'a> Problem<'a> {
-    fn new(status: StatusCode, code: &'static str, detail: &'static str) -> Self {
+    pub(crate) fn new(status: StatusCode, code: &'static str, detail: &'a str) -> Self {
         Self {
             uri: "about:blank",
             title: status.canonical_reason().unwrap_or_default(),
-            status: status.as_u16(),
+            status,
             detail,
             code,
+            field: None,
+            key_id: None,
             reason: None,
             scope: String::new(),
             violated_policies: Vec::new(),
         }
     }
 
-    fn of(rejection: &'a Rejection, status: StatusCode) -> Self {
+    pub(crate) fn response<B: From<Cow<'static, str>>>(&self) -> Response<B> {
+        // The derived serialisation of strings and numbers does not fail.
+        let body = serde_json::to_string(self).unwrap_or_default();
+        let mut response = Response::new(B::from(Cow::Owned(body)));
+        *response.status_mut() = self.status;
+        response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
+        response
+    }
+
+    fn of(rejection: &'a Rejection) -> Self {
+        let status = status(rejection.kind());
         match rejection.kind() {
             RejectionKind::Missing => Self::new(status, "missing_api_key", "Send an API key."),
             RejectionKind::InvalidRequest => {
@@ -174,6 +187,10 @@ impl<'a> Problem<'a> {
     }
 }
 
+fn as_number<S: Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}
+
 fn status(kind: RejectionKind) -> StatusCode {
     match kind {
         RejectionKind::InvalidRequest => StatusCode::BAD_REQUEST,
@@ -206,7 +223,7 @@ fn reason(kind: RejectionKind) -> Option<&'static str> {
 }
 
 /// Adds what every rejection says, where its renderer did not, and the rejection itself.
-pub(super) fn complete<B>(mut response: Response<B>, rejection: Rejection) -> Response<B> {
+pub(crate) fn complete<B>(mut response: Response<B>, rejection: Rejection) -> Response<B> {
     let headers = response.headers_mut();
     headers.entry(CACHE_CONTROL).or_insert(NO_STORE);
     if let Some(wait) = rejection.retry_after() {

@@ -48,7 +48,7 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         match self.gate.settings.attempt(&mut request) {
             Some(Attempt::Admit(admission)) => {
-                request.extensions_mut().insert(admission.consumer().clone());
+                self.gate.settings.introduce(&mut request, &admission);
                 let gate = Arc::clone(&self.gate);
                 ResponseFuture::inner(self.inner.call(request), gate, Some(admission))
             }

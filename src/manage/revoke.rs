@@ -72,9 +72,12 @@ impl KeyIssuer {
         let mut revoked = 0;
         loop {
             let batch = self.clone().revoke_batch(keys.clone(), reason.clone());
-            match self.detached(batch).await? {
-                0 => return Ok(revoked),
-                more => revoked += more,
+            let batch = self.detached(batch).await?;
+            revoked += batch;
+            // Not one more, in which nothing would be left: the caller's own key may have been in
+            // this one.
+            if batch < BATCH as u64 {
+                return Ok(revoked);
             }
         }
     }

@@ -171,6 +171,16 @@ impl Bucket for LocalBucket {
             Err(_) => Decision::deny(Duration::MAX),
         })
     }
+
+    fn peek(&self, now: Duration) -> Check {
+        let used = self.state.ahead_of(now).as_nanos();
+        let left = capacity(&self.quota).saturating_sub(used) / self.quota.interval().as_nanos();
+        let next = self.next_unit_in(now);
+        Check::Ready(match u32::try_from(left).unwrap_or(u32::MAX) {
+            0 => Decision::deny(next),
+            remaining => Decision::admit(remaining, next),
+        })
+    }
 }
 
 /// The *theoretical arrival time* of GCRA: when the bucket will be full, in nanoseconds of the
@@ -383,7 +393,43 @@ mod tests {
         assert!(limiter.len() < 2 * (1000 + SHARDS * SWEEP_FROM), "{}", limiter.len());
     }
 
+    fn peek(bucket: &dyn Bucket, now: Duration) -> Decision {
+        match bucket.peek(now) {
+            Check::Ready(decision) => decision,
+            Check::Pending(_) => unreachable!("a local bucket decides at once"),
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_peek_tells_what_a_take_would_and_changes_nothing(
+            limit in 1..50_u32,
+            window_ms in 1..5_000_u64,
+            burst in 1..50_u32,
+            gaps in proptest::collection::vec(0..2_000_u64, 1..200),
+        ) {
+            let quota = Quota::per(limit, Duration::from_millis(window_ms)).unwrap();
+            let quota = quota.burst(burst).unwrap();
+            let bucket = || LocalRateLimiter::new().bucket(&minute(1), &quota, START);
+            let (peeked, left_alone) = (bucket(), bucket());
+            let mut now = START;
+            for gap in gaps {
+                now += Duration::from_millis(gap);
+                let told = peek(&*peeked, now);
+                let taken = take(&*peeked, now);
+                prop_assert_eq!(taken, take(&*left_alone, now));
+                prop_assert_eq!(told.is_admitted(), taken.is_admitted());
+                if taken.is_admitted() {
+                    prop_assert_eq!(told.remaining(), taken.remaining() + 1);
+                } else {
+                    prop_assert_eq!(told, taken);
+                }
+                let after = peek(&*peeked, now);
+                prop_assert_eq!(after.remaining(), taken.remaining());
+                prop_assert_eq!(after.next_unit_in(), taken.next_unit_in());
+            }
+        }
+
         #[test]
         fn never_more_than_promised_and_the_wait_is_exact(
             limit in 1..50_u32,

@@ -69,6 +69,9 @@ pub trait Bucket: Send + Sync + 'static {
     ///
     /// `now` is [`Clock::monotonic`](crate::clock::Clock::monotonic).
     fn take(&self, cost: NonZeroU32, now: Duration) -> Check;
+
+    /// Says where the bucket stands, and takes nothing: admitted if one unit is there.
+    fn peek(&self, now: Duration) -> Check;
 }
 
 /// Whose bucket: stable over evictions, refreshes, rotations and restarts.

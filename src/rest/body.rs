@@ -1,0 +1,227 @@
+use std::fmt;
+
+use axum::extract::{FromRequest, Request};
+use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::{Map, Value};
+use serde_path_to_error::{Path, Segment};
+
+use super::refusal::Refusal;
+
+/// The most a body can have. A key with all there can be of scopes and metadata has half of that.
+pub(super) const MAX_LEN: usize = 64 * 1024;
+
+/// A JSON object, without members that nobody knows or that come twice.
+pub(super) struct Body<T>(pub(super) T);
+
+/// A JSON object, or nothing, which is the default.
+pub(super) struct OptionalBody<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Refusal> {
+        let (headers, bytes) = read(request).await?;
+        check_type(&headers)?;
+        Ok(Self(parse(&bytes)?))
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalBody<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Refusal> {
+        let (headers, bytes) = read(request).await?;
+        if bytes.is_empty() && !headers.contains_key(CONTENT_TYPE) {
+            return Ok(Self(T::default()));
+        }
+        check_type(&headers)?;
+        Ok(Self(parse(&bytes)?))
+    }
+}
+
+async fn read(request: Request) -> Result<(HeaderMap, axum::body::Bytes), Refusal> {
+    let (parts, body) = request.into_parts();
+    match axum::body::to_bytes(body, MAX_LEN).await {
+        Ok(bytes) => Ok((parts.headers, bytes)),
+        Err(error) if is_too_long(&error) => {
+            let detail = "The body is longer than 64 KiB.";
+            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail))
+        }
+        Err(_) => Err(malformed("The body did not arrive.")),
+    }
+}
+
+/// Otherwise the connection failed on the way.
+fn is_too_long(error: &axum::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if error.to_string() == "length limit exceeded" {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// `application/json` and `application/*+json`, such as `application/merge-patch+json`.
+fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    if let (Some(only), None) = (types.next(), types.next())
+        && let Ok(only) = only.to_str()
+    {
+        let essence = only.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let rest = essence.strip_prefix("application/");
+        if rest.is_some_and(|rest| rest == "json" || rest == "merge-patch+json") {
+            return Ok(());
+        }
+    }
+    let detail = "Send JSON, and `Content-Type: application/json`.";
+    Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+        .at("Content-Type"))
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    // Of a struct, serde would take an array of its members too.
+    if bytes.trim_ascii_start().first().is_some_and(|&first| first != b'{' && is_value(first)) {
+        return Err(malformed("The body is no JSON object.").at(""));
+    }
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let field = pointer(error.path());
+        malformed(describe(error.inner())).at(field)
+    })?;
+    match json.end() {
+        Ok(()) => Ok(value),
+        Err(_) => Err(malformed("There is more in the body after the JSON object.")),
+    }
+}
+
+fn is_value(first: u8) -> bool {
+    b"[\"-ntf".contains(&first) || first.is_ascii_digit()
+}
+
+fn malformed(detail: impl Into<String>) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", detail.into())
+}
+
+/// RFC 6901.
+fn pointer(path: &Path) -> String {
+    let mut pointer = String::new();
+    for segment in path.iter() {
+        match segment {
+            Segment::Seq { index } => pointer.push_str(&format!("/{index}")),
+            Segment::Map { key } => {
+                pointer.push('/');
+                pointer.push_str(&key.replace('~', "~0").replace('/', "~1"));
+            }
+            Segment::Enum { .. } | Segment::Unknown => {}
+        }
+    }
+    pointer
+}
+
+/// What was wrong, without a word of what was sent: it may be a key in the wrong place.
+fn describe(error: &serde_json::Error) -> String {
+    let at = format!("line {}, column {}", error.line(), error.column());
+    if !error.is_data() {
+        return format!("That is no JSON, at {at}.");
+    }
+    let message = error.to_string();
+    let message = message.split(" at line ").next().unwrap_or_default();
+    match message.split_once(", expected ") {
+        Some((sent, expected)) if sent.starts_with("unknown field") => {
+            format!("There is no such member: expected {expected}.")
+        }
+        Some((_, expected)) => format!("That is not {expected}."),
+        None if message.starts_with("unknown field") => "There is no such member.".into(),
+        None => format!("That does not fit: {message}, at {at}."),
+    }
+}
+
+/// Present, and not `null` unless `T` can be.
+pub(super) fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(deserializer).map(Some)
+}
+
+/// A JSON object in which no member comes twice, however deep.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Object(pub(super) Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Strict::deserialize(deserializer)?.0 {
+            Value::Object(members) => Ok(Self(members)),
+            _ => Err(D::Error::custom("it is no JSON object")),
+        }
+    }
+}
+
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Self)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(Strict(value)) = values.next_element()? {
+            array.push(value);
+        }
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut members = Map::new();
+        while let Some(name) = entries.next_key::<String>()? {
+            if members.contains_key(&name) {
+                return Err(A::Error::custom("a member comes twice"));
+            }
+            let Strict(value) = entries.next_value()?;
+            members.insert(name, value);
+        }
+        Ok(Value::Object(members))
+    }
+}

@@ -1,0 +1,387 @@
+//! What changes keys.
+
+use std::{borrow::Cow, time::Duration};
+
+use axum::{extract::FromRequestParts, response::Response};
+use http::{HeaderMap, HeaderValue, StatusCode, header::LOCATION, request::Parts};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{
+    body::{Body, Object, OptionalBody, present},
+    desk::Writer,
+    look::{json, tagged},
+    params::{KeyPath, NoParams},
+    quotas,
+    refusal::Refusal,
+    times,
+    validators::if_match,
+    view::{KeyView, NewKeyView},
+};
+use crate::{
+    manage::{Expiry, KeyUpdate, ManageErrorKind, NewKey, Rotation},
+    record::{KeyId, KeyRecord, Metadata, Scope, Scopes},
+};
+
+/// Of texts that are stored with a key. No more than 1,024 bytes whatever the characters.
+pub(super) const MAX_TEXT: usize = 256;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewKeyBody {
+    #[serde(default, deserialize_with = "present")]
+    consumer_id: Option<String>,
+    name: Option<String>,
+    #[serde(default)]
+    scopes: Vec<String>,
+    rate_limits: Option<Vec<Object>>,
+    metadata: Option<Object>,
+    #[serde(default, deserialize_with = "present")]
+    expires: Option<String>,
+    not_before: Option<String>,
+    created_by: Option<String>,
+    reason: Option<String>,
+}
+
+impl NewKeyBody {
+    fn read(self) -> Result<NewKey, Refusal> {
+        let consumer_id = self.consumer_id.ok_or_else(|| {
+            Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", "Say whom the key stands for.")
+                .at("/consumer_id")
+        })?;
+        let expires = self.expires.ok_or_else(|| {
+            let detail = "Say when the key expires, or that it is \"never\".";
+            Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", detail).at("/expires")
+        })?;
+        let mut new = NewKey::new(text("/consumer_id", consumer_id)?, expiry(&expires)?)
+            .scopes(scopes(self.scopes)?)
+            .metadata(self.metadata.map(metadata).transpose()?.unwrap_or_default());
+        if let Some(name) = self.name {
+            new = new.name(text("/name", name)?);
+        }
+        if let Some(limits) = self.rate_limits {
+            new = new.rate_limits(quotas::read(limits)?);
+        }
+        if let Some(at) = self.not_before {
+            let at = times::read(&at).ok_or_else(|| {
+                Refusal::invalid("/not_before", "A date and time as RFC 3339 has them.")
+            })?;
+            new = new.not_before(at);
+        }
+        if let Some(who) = self.created_by {
+            new = new.created_by(text("/created_by", who)?);
+        }
+        if let Some(reason) = self.reason {
+            new = new.reason(text("/reason", reason)?);
+        }
+        Ok(new)
+    }
+}
+
+pub(super) async fn issue_key(
+    writer: Writer,
+    _: NoParams,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
+    Body(body): Body<NewKeyBody>,
+) -> Result<Response, Refusal> {
+    let mut new = body.read()?;
+    if let Some(key) = idempotency_key {
+        new = new.idempotency_key(key);
+    }
+    let issued = writer.issuer().issue(new).await.map_err(|error| writer.refuse(&error))?;
+    let view = KeyView::from(&issued.record);
+    let view = NewKeyView { key: issued.key.expose_secret(), view, previous: None };
+    Ok(created(json(&view), &writer, &issued.record))
+}
+
+/// An RFC 7396 merge patch: what is not there stays, and `null` takes away.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PatchBody {
+    #[serde(default, deserialize_with = "present")]
+    name: Option<Option<String>>,
+    #[serde(default, deserialize_with = "present")]
+    scopes: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "present")]
+    rate_limits: Option<Option<Vec<Object>>>,
+    #[serde(default, deserialize_with = "present")]
+    metadata: Option<Option<Object>>,
+    #[serde(default, deserialize_with = "present")]
+    expires: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    is_active: Option<bool>,
+    reason: Option<String>,
+}
+
+impl PatchBody {
+    /// All but what depends on what the key is now.
+    fn read(self) -> Result<(KeyUpdate, Option<Object>), Refusal> {
+        let mut update = KeyUpdate::new();
+        let mut merged = None;
+        if let Some(name) = self.name {
+            update = update.name(name.map(|name| text("/name", name)).transpose()?);
+        }
+        if let Some(names) = self.scopes {
+            update = update.scopes(scopes(names)?);
+        }
+        if let Some(limits) = self.rate_limits {
+            update = update.rate_limits(limits.map(quotas::read).transpose()?);
+        }
+        match self.metadata {
+            Some(Some(patch)) => merged = Some(patch),
+            Some(None) => update = update.metadata(Metadata::default()),
+            None => {}
+        }
+        if let Some(expires) = self.expires {
+            update = update.expiry(expiry(&expires)?);
+        }
+        if let Some(is_active) = self.is_active {
+            update = update.is_active(is_active);
+        }
+        if let Some(reason) = self.reason {
+            update = update.reason(text("/reason", reason)?);
+        }
+        Ok((update, merged))
+    }
+}
+
+pub(super) async fn update_key(
+    writer: Writer,
+    KeyPath(id): KeyPath,
+    _: NoParams,
+    headers: HeaderMap,
+    Body(body): Body<PatchBody>,
+) -> Result<Response, Refusal> {
+    let expected = if_match(&headers)?;
+    let (update, patch) = body.read()?;
+    let record = match patch {
+        Some(patch) => merge_metadata(&writer, id, expected, &update, patch).await?,
+        None => {
+            let update = expected.into_iter().fold(update, KeyUpdate::if_version);
+            writer.issuer().update(id, update).await.map_err(|error| writer.refuse(&error))?
+        }
+    };
+    Ok(tagged(json(&KeyView::from(&record)), &record))
+}
+
+/// What the metadata becomes depends on what it is, so the version that was looked at must be the
+/// one that is changed.
+async fn merge_metadata(
+    writer: &Writer,
+    id: KeyId,
+    expected: Option<u64>,
+    update: &KeyUpdate,
+    patch: Object,
+) -> Result<KeyRecord, Refusal> {
+    const ATTEMPTS: usize = 5;
+    let mut attempts = 1;
+    loop {
+        let current = writer.issuer().get(id).await.map_err(|error| writer.refuse(&error))?.record;
+        let mut merged = serde_json::from_str(current.metadata.as_json()).unwrap_or_default();
+        merge(&mut merged, Value::Object(patch.0.clone()));
+        let update = update
+            .clone()
+            .metadata(Metadata::new(&merged).map_err(|error| misfit(&error))?)
+            .if_version(expected.unwrap_or(current.version));
+        match writer.issuer().update(id, update).await {
+            Ok(record) => return Ok(record),
+            Err(error)
+                if error.kind() == ManageErrorKind::Outdated
+                    && expected.is_none()
+                    && attempts < ATTEMPTS =>
+            {
+                attempts += 1;
+            }
+            Err(error) => return Err(writer.refuse(&error)),
+        }
+    }
+}
+
+/// RFC 7396 §2.
+fn merge(target: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch;
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Value::Object(target) = target else { return };
+    for (name, value) in patch {
+        if value.is_null() {
+            target.remove(&name);
+        } else {
+            merge(target.entry(name).or_insert(Value::Null), value);
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RotationBody {
+    #[serde(default, deserialize_with = "present")]
+    grace: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    expires: Option<String>,
+    reason: Option<String>,
+}
+
+impl RotationBody {
+    fn read(self) -> Result<Rotation, Refusal> {
+        let mut rotation = Rotation::new();
+        if let Some(grace) = self.grace {
+            rotation = rotation.grace(duration(&grace)?);
+        }
+        if let Some(expires) = self.expires {
+            rotation = rotation.expiry(expiry(&expires)?);
+        }
+        if let Some(reason) = self.reason {
+            rotation = rotation.reason(text("/reason", reason)?);
+        }
+        Ok(rotation)
+    }
+}
+
+pub(super) async fn rotate_key(
+    writer: Writer,
+    KeyPath(id): KeyPath,
+    _: NoParams,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
+    OptionalBody(body): OptionalBody<RotationBody>,
+) -> Result<Response, Refusal> {
+    let mut rotation = body.read()?;
+    if let Some(key) = idempotency_key {
+        rotation = rotation.idempotency_key(key);
+    }
+    let rotated =
+        writer.issuer().rotate(id, rotation).await.map_err(|error| writer.refuse(&error))?;
+    let view = NewKeyView {
+        key: rotated.key.expose_secret(),
+        view: KeyView::from(&rotated.record),
+        previous: Some(KeyView::from(&rotated.previous)),
+    };
+    Ok(created(json(&view), &writer, &rotated.record))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RevocationBody {
+    reason: Option<String>,
+}
+
+pub(super) async fn revoke_key(
+    writer: Writer,
+    KeyPath(id): KeyPath,
+    _: NoParams,
+    OptionalBody(body): OptionalBody<RevocationBody>,
+) -> Result<Response, Refusal> {
+    let reason = body.reason.map(|reason| text("/reason", reason)).transpose()?;
+    let revoked = writer.issuer().revoke(id, reason.as_deref()).await;
+    let record = revoked.map_err(|error| writer.refuse(&error))?;
+    Ok(tagged(json(&KeyView::from(&record)), &record))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RevocationsBody {
+    #[serde(default, deserialize_with = "present")]
+    consumer_id: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    prefix: Option<String>,
+    reason: Option<String>,
+}
+
+pub(super) async fn revoke_keys(
+    writer: Writer,
+    _: NoParams,
+    Body(body): Body<RevocationsBody>,
+) -> Result<Response, Refusal> {
+    let reason = body.reason.map(|reason| text("/reason", reason)).transpose()?;
+    let revoked = match (body.consumer_id, body.prefix) {
+        (Some(consumer), None) => {
+            let consumer = text("/consumer_id", consumer)?;
+            writer.issuer().revoke_consumer(&consumer, reason.as_deref()).await
+        }
+        (None, Some(prefix)) => {
+            let prefix = text("/prefix", prefix)?;
+            writer.issuer().revoke_prefix(&prefix, reason.as_deref()).await
+        }
+        _ => {
+            let detail = "Say which keys: either `consumer_id` or `prefix`.";
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", detail).at(""));
+        }
+    };
+    let revoked = revoked.map_err(|error| writer.refuse(&error))?;
+    Ok(json(&json!({ "revoked": revoked })))
+}
+
+fn created(mut response: Response, writer: &Writer, record: &KeyRecord) -> Response {
+    *response.status_mut() = StatusCode::CREATED;
+    if let Ok(location) = HeaderValue::try_from(writer.locate(record.id)) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    tagged(response, record)
+}
+
+fn text(field: &'static str, text: String) -> Result<String, Refusal> {
+    if text.chars().count() > MAX_TEXT {
+        return Err(Refusal::invalid(field, "That is longer than 256 characters."));
+    }
+    Ok(text)
+}
+
+fn scopes(names: Vec<String>) -> Result<Scopes, Refusal> {
+    let scope = |(at, name)| {
+        Scope::new(name)
+            .map_err(|error| Refusal::invalid(format!("/scopes/{at}"), error.to_string()))
+    };
+    names.into_iter().enumerate().map(scope).collect()
+}
+
+fn metadata(Object(members): Object) -> Result<Metadata, Refusal> {
+    Metadata::new(&members).map_err(|error| misfit(&error))
+}
+
+fn misfit(error: &crate::record::InvalidMetadata) -> Refusal {
+    Refusal::invalid("/metadata", error.to_string())
+}
+
+fn expiry(text: &str) -> Result<Expiry, Refusal> {
+    times::read_expiry(text).ok_or_else(|| {
+        let detail = "Send \"never\", a date and time as RFC 3339 has them, or a duration: a number \
+            and s, m, h, d or w, such as \"30d\".";
+        Refusal::invalid("/expires", detail)
+    })
+}
+
+fn duration(text: &str) -> Result<Duration, Refusal> {
+    times::read_duration(text).ok_or_else(|| {
+        let detail = "Send a duration: a number and s, m, h, d or w, such as \"24h\", or \"0s\".";
+        Refusal::invalid("/grace", detail)
+    })
+}
+
+/// What the client calls this request.
+pub(super) struct IdempotencyKey(Option<String>);
+
+impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        const MAX_LEN: usize = 255;
+        let mut values = parts.headers.get_all("idempotency-key").iter();
+        let key = match (values.next(), values.next()) {
+            (None, _) => return Ok(Self(None)),
+            (Some(value), None) => String::from_utf8(value.as_bytes().to_vec()).ok(),
+            (Some(_), Some(_)) => None,
+        };
+        let fits = |key: &String| {
+            (1..=MAX_LEN).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        let detail: Cow<'static, str> = "Send it once: 1 to 255 visible ASCII characters.".into();
+        match key.filter(fits) {
+            Some(key) => Ok(Self(Some(key))),
+            None => Err(Refusal::header("Idempotency-Key", detail)),
+        }
+    }
+}

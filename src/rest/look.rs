@@ -1,0 +1,147 @@
+//! What changes nothing.
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use http::{
+    HeaderMap, HeaderValue, StatusCode, Uri,
+    header::{ETAG, LINK},
+};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{
+    desk::Reader,
+    params::{KeyPath, NoParams, Params},
+    refusal::Refusal,
+    times,
+    validators::{etag, is_known},
+    view::{EventView, KeyView, STATUSES, status_name},
+};
+use crate::{
+    record::{KeyRecord, Scope},
+    store::{EventQuery, KeyQuery},
+};
+
+const MAX_LIMIT: usize = 1000;
+const MAX_TEXT: usize = 1024;
+const LIMIT: &str = "a number from 1 to 1000";
+const TIME: &str = "a date and time as RFC 3339 has them, such as 2026-01-31T12:00:00Z";
+const CURSOR: &str = "a cursor: take it from the page before";
+const TEXT: &str = "1 to 1,024 characters without control characters";
+
+pub(super) async fn get_key(
+    reader: Reader,
+    KeyPath(id): KeyPath,
+    _: NoParams,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let key = reader.issuer().get(id).await.map_err(|error| reader.refuse(&error))?;
+    let response = if is_known(&headers, key.record.version)? {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        json(&KeyView::from(&key))
+    };
+    Ok(tagged(response, &key.record))
+}
+
+pub(super) async fn list_keys(
+    reader: Reader,
+    mut params: Params,
+    uri: Uri,
+) -> Result<Response, Refusal> {
+    let mut query = KeyQuery::new();
+    query.consumer_id = params.take("consumer_id", text, TEXT)?;
+    query.status = params.take(
+        "status",
+        |name| STATUSES.into_iter().find(|status| status_name(*status) == name),
+        "active, inactive, not_yet_active, expired or revoked",
+    )?;
+    query.scope = params.take("scope", |scope| Scope::new(scope).ok(), "a scope")?;
+    query.key_prefix = params.take("prefix", text, TEXT)?;
+    query.unused_since = params.take("unused_since", times::read, TIME)?;
+    query.expires_before = params.take("expires_before", times::read, TIME)?;
+    query.limit = params.take("limit", limit, LIMIT)?.unwrap_or(query.limit);
+    query.after = params.take("cursor", |cursor| cursor.parse().ok(), CURSOR)?;
+    params.finish()?;
+
+    let page = reader.issuer().list(&query).await.map_err(|error| reader.refuse(&error))?;
+    let keys: Vec<_> = page.keys.iter().map(KeyView::from).collect();
+    let next = page.next.map(|next| next.to_string());
+    Ok(linked(json(&json!({ "keys": keys, "next": next })), &uri, next.as_deref()))
+}
+
+pub(super) async fn list_events(
+    reader: Reader,
+    KeyPath(id): KeyPath,
+    mut params: Params,
+    uri: Uri,
+) -> Result<Response, Refusal> {
+    let mut query = EventQuery::new();
+    query.key_id = Some(id);
+    query.limit = params.take("limit", limit, LIMIT)?.unwrap_or(query.limit);
+    query.after = params.take("cursor", event, CURSOR)?;
+    params.finish()?;
+
+    let page = reader.issuer().events(&query).await.map_err(|error| reader.refuse(&error))?;
+    let events: Vec<_> = page.events.iter().map(EventView::from).collect();
+    let next = page.next.map(|next| next.to_string());
+    Ok(linked(json(&json!({ "events": events, "next": next })), &uri, next.as_deref()))
+}
+
+pub(super) async fn get_usage(
+    reader: Reader,
+    KeyPath(id): KeyPath,
+    _: NoParams,
+) -> Result<Response, Refusal> {
+    let key = reader.issuer().get(id).await.map_err(|error| reader.refuse(&error))?;
+    let last_used_at = key.last_used_at.and_then(times::write);
+    Ok(json(&json!({ "key_id": id.to_string(), "last_used_at": last_used_at })))
+}
+
+fn text(value: &str) -> Option<String> {
+    let fits =
+        (1..=MAX_TEXT).contains(&value.chars().count()) && !value.chars().any(char::is_control);
+    fits.then(|| value.to_owned())
+}
+
+fn limit(value: &str) -> Option<usize> {
+    number(value).filter(|limit| (1..=MAX_LIMIT).contains(limit))
+}
+
+/// Databases count in 63 bits.
+fn event(value: &str) -> Option<u64> {
+    number(value).filter(|event| i64::try_from(*event).is_ok())
+}
+
+fn number<N: std::str::FromStr>(value: &str) -> Option<N> {
+    value.parse().ok().filter(|_| value.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// What serialises without fail: texts, numbers, lists and objects with texts for names.
+pub(super) fn json(value: &impl Serialize) -> Response {
+    Json(serde_json::to_value(value).unwrap_or_default()).into_response()
+}
+
+/// With the version of the key that it shows.
+pub(super) fn tagged(mut response: Response, record: &KeyRecord) -> Response {
+    if let Some(tag) = etag(record.version) {
+        response.headers_mut().insert(ETAG, tag);
+    }
+    response
+}
+
+/// With a link to the next page (RFC 8288), which is this one but for its cursor.
+fn linked(mut response: Response, uri: &Uri, next: Option<&str>) -> Response {
+    let Some(next) = next else { return response };
+    let is_other = |pair: &&str| !pair.is_empty() && pair.split('=').next() != Some("cursor");
+    let others = uri.query().unwrap_or_default().split('&').filter(is_other);
+    let cursor = format!("cursor={}", utf8_percent_encode(next, NON_ALPHANUMERIC));
+    let query: Vec<_> = others.chain([cursor.as_str()]).collect();
+    if let Ok(link) = HeaderValue::try_from(format!("<?{}>; rel=\"next\"", query.join("&"))) {
+        response.headers_mut().insert(LINK, link);
+    }
+    response
+}

@@ -1,0 +1,61 @@
+//! Headers of requests and responses.
+
+use utoipa::openapi::{
+    HeaderBuilder, Required,
+    header::Header,
+    path::{Parameter, ParameterBuilder, ParameterIn},
+};
+
+use super::schemas::{integer, string};
+
+pub(super) fn location() -> Header {
+    header("Where the key is found.", string())
+}
+
+pub(super) fn etag() -> Header {
+    header("The version of the key.", string().pattern(Some("^\"[0-9]+\"$")))
+}
+
+pub(super) fn link() -> Header {
+    header("The next page, if there is one: `rel=\"next\"` (RFC 8288).", string())
+}
+
+pub(super) fn challenge() -> Header {
+    header("What is asked for (RFC 6750).", string())
+}
+
+pub(super) fn retry_after() -> Header {
+    header("Seconds to wait.", integer(1, i64::MAX))
+}
+
+fn header(
+    description: &str,
+    schema: impl Into<utoipa::openapi::RefOr<utoipa::openapi::Schema>>,
+) -> Header {
+    HeaderBuilder::new().description(Some(description)).schema(Some(schema)).build()
+}
+
+pub(super) fn if_match() -> Parameter {
+    let description = "Change the key only if it still has this version, else answer 412.";
+    parameter("If-Match", description, r#"^(\*|"[0-9]{1,19}")$"#)
+}
+
+pub(super) fn if_none_match() -> Parameter {
+    let description = "Answer 304 if the key still has this version.";
+    parameter("If-None-Match", description, r#"^(\*|(W/)?"[0-9]{1,19}")$"#)
+}
+
+pub(super) fn idempotency_key() -> Parameter {
+    let description = "Sent again under the same key, the request makes no second key.";
+    parameter("Idempotency-Key", description, r"^[\x21-\x7e]{1,255}$")
+}
+
+fn parameter(name: &str, description: &str, pattern: &str) -> Parameter {
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(description))
+        .schema(Some(string().pattern(Some(pattern))))
+        .build()
+}

@@ -1,0 +1,85 @@
+//! The document that describes the routes, made of the same [`Operation`]s as these.
+
+mod headers;
+mod operations;
+mod page;
+mod schemas;
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::OriginalUri,
+    response::{Html, IntoResponse, Response},
+    routing::get,
+};
+use http::{
+    HeaderValue, Uri,
+    header::{CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS},
+};
+use utoipa::openapi::{
+    Info, OpenApi, OpenApiBuilder, PathsBuilder, Server,
+    path::{HttpMethod, PathItem},
+    security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+};
+
+use super::{Desk, Operation, document::Settings, params::NoParams};
+
+const BEARER: &str = "api_key";
+
+/// `GET /openapi.json` and `GET /docs`.
+pub(super) fn routes(operations: &[Operation], settings: Settings) -> Router<Desk> {
+    let document = Arc::new(document(operations, settings.title));
+    let page = page::render(&document);
+    let json = async move |OriginalUri(original): OriginalUri, uri: Uri, _: NoParams| {
+        let mount = original.path().strip_suffix(uri.path()).unwrap_or_default();
+        let url = if mount.is_empty() { "/" } else { mount };
+        let mut document = OpenApi::clone(&document);
+        document.servers = Some(vec![Server::new(url)]);
+        Json(document)
+    };
+    Router::new()
+        .route("/openapi.json", get(json))
+        .route("/docs", get(async move |_: NoParams| framed(page)))
+}
+
+/// Nothing but the page itself may be loaded or run.
+fn framed(page: String) -> Response {
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; \
+        form-action 'none'; frame-ancestors 'none'";
+    let mut response = Html(page).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn document(operations: &[Operation], title: &str) -> OpenApi {
+    let paths = operations.iter().fold(PathsBuilder::new(), |paths, operation| {
+        let method = match operation.method() {
+            http::Method::POST => HttpMethod::Post,
+            http::Method::PATCH => HttpMethod::Patch,
+            _ => HttpMethod::Get,
+        };
+        paths.path(operation.path(), PathItem::new(method, operations::describe(*operation)))
+    });
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("An API key, as `Authorization: Bearer …`."))
+        .build();
+    let components =
+        schemas::components().security_scheme(BEARER, SecurityScheme::Http(bearer)).build();
+    let mut info = Info::new(title, env!("CARGO_PKG_VERSION"));
+    info.description = Some(DESCRIPTION.to_owned());
+    OpenApiBuilder::new()
+        .info(info)
+        .paths(paths)
+        .components(Some(components))
+        .security(Some([SecurityRequirement::new(BEARER, [] as [&str; 0])]))
+        .build()
+}
+
+const DESCRIPTION: &str = "Every error is `application/problem+json` with a stable `code` and, \
+    where one part of the request was wrong, its `field`: a JSON pointer into the body, or the name \
+    of a parameter or header. 400 is for what has the wrong shape, 422 for what has the right one \
+    and makes no sense. Durations are a number and `s`, `m`, `h`, `d` or `w`; a day is 24 hours.";

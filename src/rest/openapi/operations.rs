@@ -1,0 +1,170 @@
+//! What each operation takes and answers.
+
+use utoipa::openapi::{
+    ContentBuilder, RefOr, Required, ResponseBuilder, Schema,
+    path::{Operation as Described, OperationBuilder, Parameter, ParameterBuilder, ParameterIn},
+    request_body::{RequestBody, RequestBodyBuilder},
+};
+
+use super::{
+    headers,
+    schemas::{integer, named, scope, statuses, string, time, uuid},
+};
+use crate::rest::Operation;
+
+const JSON: &str = "application/json";
+const MERGE_PATCH: &str = "application/merge-patch+json";
+const PROBLEM: &str = "application/problem+json";
+
+pub(super) fn describe(operation: Operation) -> Described {
+    let described = match operation {
+        Operation::IssueKey => begin("issueKey", "Issues a key")
+            .parameter(headers::idempotency_key())
+            .request_body(Some(body("NewKey", &[JSON], true)))
+            .response("201", created("CreatedKey"))
+            .response("409", problem("The request made a key before: `key_id`.").header("Location", headers::location())),
+        Operation::ListKeys => begin("listKeys", "Lists keys, the newest first")
+            .parameters(Some(key_filters()))
+            .parameters(Some(paging(uuid())))
+            .response("200", ok("KeyPage").header("Link", headers::link())),
+        Operation::RevokeKeys => begin("revokeKeys", "Ends all keys of a consumer or with a prefix")
+            .request_body(Some(body("Revocations", &[JSON], true)))
+            .response("200", ok("Revoked")),
+        Operation::GetKey => begin("getKey", "Shows a key")
+            .parameter(headers::if_none_match())
+            .response("200", ok("Key").header("ETag", headers::etag()))
+            .response("304", ResponseBuilder::new().description("It has not changed.").header("ETag", headers::etag())),
+        Operation::UpdateKey => begin("updateKey", "Changes a key (RFC 7396)")
+            .parameter(headers::if_match())
+            .request_body(Some(body("KeyPatch", &[MERGE_PATCH, JSON], true)))
+            .response("200", ok("Key").header("ETag", headers::etag()))
+            .response("409", problem("The key is revoked."))
+            .response("412", problem("The key has another version.")),
+        Operation::RotateKey => begin("rotateKey", "Issues a key to replace another, which goes on working for a while")
+            .parameter(headers::idempotency_key())
+            .request_body(Some(body("Rotation", &[JSON], false)))
+            .response("201", created("RotatedKey"))
+            .response("409", problem("The key has ended or was rotated before, or the request made a key before: `key_id`.").header("Location", headers::location())),
+        Operation::RevokeKey => begin("revokeKey", "Ends a key for good")
+            .request_body(Some(body("Revocation", &[JSON], false)))
+            .response("200", ok("Key").header("ETag", headers::etag())),
+        Operation::ListEvents => begin("listEvents", "What was done to a key, the newest first")
+            .parameters(Some(paging(string().pattern(Some("^[0-9]{1,18}$")))))
+            .response("200", ok("EventPage").header("Link", headers::link())),
+        Operation::GetUsage => begin("getUsage", "When a key was last used").response("200", ok("Usage")),
+        Operation::GetRateLimit => begin("getRateLimit", "What the calling key has left. Asking spends nothing")
+            .response("200", ok("Allowance")),
+    };
+    refusals(operation, described).build()
+}
+
+fn begin(id: &str, summary: &str) -> OperationBuilder {
+    OperationBuilder::new().operation_id(Some(id)).summary(Some(summary))
+}
+
+/// What any operation of its kind can answer.
+fn refusals(operation: Operation, described: OperationBuilder) -> OperationBuilder {
+    let mut described = described
+        .response("400", problem("Something in the request has the wrong shape."))
+        .response(
+            "401",
+            problem("There is no valid key.").header("WWW-Authenticate", headers::challenge()),
+        )
+        .response(
+            "403",
+            problem("The key may not do that.").header("WWW-Authenticate", headers::challenge()),
+        )
+        .response(
+            "503",
+            problem("That cannot be done right now.").header("Retry-After", headers::retry_after()),
+        );
+    if operation.is_charged() {
+        described = described.response(
+            "429",
+            problem("The key has used up its quota.").header("Retry-After", headers::retry_after()),
+        );
+    }
+    if operation.path().contains("{id}") {
+        described = described
+            .parameter(
+                ParameterBuilder::new()
+                    .name("id")
+                    .parameter_in(ParameterIn::Path)
+                    .required(Required::True)
+                    .schema(Some(uuid())),
+            )
+            .response("404", problem("There is no such key."));
+    }
+    if operation.method() == http::Method::GET {
+        return described;
+    }
+    if matches!(operation, Operation::IssueKey | Operation::RevokeKeys) {
+        described = described.response("404", problem("There is no such consumer."));
+    }
+    described
+        .response("413", problem("The body is longer than 64 KiB."))
+        .response("415", problem("The body is not JSON."))
+        .response("422", problem("Something in the request makes no sense."))
+}
+
+fn ok(schema: &str) -> ResponseBuilder {
+    response("As asked.", JSON, schema)
+}
+
+fn created(schema: &str) -> ResponseBuilder {
+    response("The key, this once.", JSON, schema)
+        .header("Location", headers::location())
+        .header("ETag", headers::etag())
+}
+
+fn problem(description: &str) -> ResponseBuilder {
+    response(description, PROBLEM, "Problem")
+}
+
+fn response(description: &str, media_type: &str, schema: &str) -> ResponseBuilder {
+    let content = ContentBuilder::new().schema(Some(named(schema))).build();
+    ResponseBuilder::new().description(description).content(media_type, content)
+}
+
+fn body(schema: &str, media_types: &[&str], required: bool) -> RequestBody {
+    let content = || ContentBuilder::new().schema(Some(named(schema))).build();
+    let body = media_types
+        .iter()
+        .fold(RequestBodyBuilder::new(), |body, media_type| body.content(*media_type, content()));
+    body.required(Some(if required { Required::True } else { Required::False })).build()
+}
+
+fn key_filters() -> [Parameter; 6] {
+    let text = || {
+        string()
+            .min_length(Some(1))
+            .max_length(Some(1024))
+            .pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]*$"))
+    };
+    [
+        query("consumer_id", "Of this consumer.", text()),
+        query("status", "In this state.", statuses()),
+        query("scope", "With this scope.", scope()),
+        query("prefix", "With exactly this prefix.", text()),
+        query("unused_since", "Issued and, if ever, last used before this.", time()),
+        query("expires_before", "Expiring before this, or expired.", time()),
+    ]
+}
+
+fn paging(cursor: impl Into<RefOr<Schema>>) -> [Parameter; 2] {
+    let limit = integer(1, 1000).default(Some(50.into()));
+    [
+        query("limit", "At most this many.", limit),
+        query("cursor", "Where the page begins: `next` of the one before.", cursor),
+    ]
+}
+
+fn query(name: &str, description: &str, schema: impl Into<RefOr<Schema>>) -> Parameter {
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False)
+        .description(Some(description))
+        .schema(Some(schema))
+        .build()
+}

@@ -1,0 +1,302 @@
+//! What bodies look like.
+
+use serde_json::Value;
+use utoipa::openapi::{
+    Components, ComponentsBuilder, Ref, RefOr, Schema,
+    schema::{
+        AdditionalProperties, AnyOfBuilder, ArrayBuilder, ObjectBuilder, OneOfBuilder,
+        SchemaFormat, SchemaType, Type,
+    },
+};
+
+use crate::{
+    record::KeyStatus,
+    rest::{
+        change::MAX_TEXT,
+        view::{STATUSES, status_name},
+    },
+};
+
+/// RFC 6749 §3.3, of bounded length.
+pub(super) const SCOPE: &str = r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}$";
+/// No controls, and nothing that changes the direction of text or ends a line.
+const TEXT: &str = r"^[^\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]*$";
+const DURATION: &str = "^[0-9]{1,9}[smhdw]$";
+/// The milliseconds of 146 years, in which a bucket has to fill.
+const MAX_WINDOW: i64 = 4_611_686_018_427;
+
+pub(super) fn named(name: &str) -> RefOr<Schema> {
+    Ref::from_schema_name(name).into()
+}
+
+pub(super) fn string() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String)
+}
+
+pub(super) fn integer(from: i64, to: i64) -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(from)).maximum(Some(to))
+}
+
+pub(super) fn format(name: &str) -> ObjectBuilder {
+    string().format(Some(SchemaFormat::Custom(name.to_owned())))
+}
+
+pub(super) fn time() -> ObjectBuilder {
+    format("date-time")
+}
+
+pub(super) fn uuid() -> ObjectBuilder {
+    format("uuid")
+}
+
+pub(super) fn scope() -> ObjectBuilder {
+    string().pattern(Some(SCOPE))
+}
+
+pub(super) fn statuses() -> ObjectBuilder {
+    string().enum_values(Some(STATUSES.map(|status: KeyStatus| status_name(status))))
+}
+
+fn boolean() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::Boolean)
+}
+
+fn or_null(schema: ObjectBuilder, kind: Type) -> ObjectBuilder {
+    schema.schema_type(SchemaType::from_iter([kind, Type::Null]))
+}
+
+fn null() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::Null)
+}
+
+/// A text that clients send.
+fn text() -> ObjectBuilder {
+    string().max_length(Some(MAX_TEXT)).pattern(Some(TEXT))
+}
+
+fn named_text() -> ObjectBuilder {
+    text().min_length(Some(1))
+}
+
+fn closed() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .additional_properties(Some(AdditionalProperties::FreeForm(false)))
+}
+
+fn free() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .additional_properties(Some(AdditionalProperties::FreeForm(true)))
+}
+
+/// A closed object whose members are all there.
+fn record(members: Vec<(&str, RefOr<Schema>)>) -> ObjectBuilder {
+    members
+        .into_iter()
+        .fold(closed(), |record, (name, schema)| record.property(name, schema).required(name))
+}
+
+fn expires() -> AnyOfBuilder {
+    AnyOfBuilder::new()
+        .item(string().enum_values(Some(["never"])))
+        .item(time())
+        .item(string().pattern(Some(DURATION)))
+        .description(Some("When the key stops working: never, an instant, or after a duration."))
+        .examples(["30d", "never"])
+}
+
+fn scopes() -> ArrayBuilder {
+    ArrayBuilder::new().items(scope())
+}
+
+fn quotas() -> ArrayBuilder {
+    ArrayBuilder::new().items(named("Quota")).description(Some(
+        "What the key may do how often. An empty list is no limit at all; without a list the \
+         service's default applies.",
+    ))
+}
+
+fn quotas_or_null() -> AnyOfBuilder {
+    AnyOfBuilder::new().item(quotas()).item(null())
+}
+
+fn page(items: &str, schema: &str) -> ObjectBuilder {
+    record(vec![
+        (items, ArrayBuilder::new().items(named(schema)).into()),
+        (
+            "next",
+            or_null(string(), Type::String)
+                .description(Some(
+                    "The `cursor` of the next page. \
+            A page may have fewer entries than were asked for though there is another.",
+                ))
+                .into(),
+        ),
+    ])
+}
+
+pub(super) fn components() -> ComponentsBuilder {
+    let new_key = closed()
+        .property("consumer_id", named_text().description(Some("Whom the key stands for.")))
+        .required("consumer_id")
+        .property("expires", expires())
+        .required("expires")
+        .property("name", or_null(text(), Type::String))
+        .property("scopes", scopes())
+        .property("rate_limits", quotas_or_null())
+        .property("metadata", or_null(free(), Type::Object).description(Some(METADATA)))
+        .property("not_before", or_null(time(), Type::String))
+        .property("created_by", or_null(text(), Type::String))
+        .property("reason", or_null(text(), Type::String).description(Some("For the audit.")));
+    let patch = closed()
+        .property("name", or_null(text(), Type::String))
+        .property("scopes", scopes())
+        .property("rate_limits", quotas_or_null())
+        .property("metadata", or_null(free(), Type::Object).description(Some(METADATA)))
+        .property("expires", expires())
+        .property("is_active", boolean())
+        .property("reason", or_null(text(), Type::String).description(Some("For the audit.")));
+    let rotation = closed()
+        .property(
+            "grace",
+            string().pattern(Some(DURATION)).default(Some(Value::from("24h"))).description(Some(
+                "How long the old key goes on working, but never past its own expiry.",
+            )),
+        )
+        .property("expires", expires())
+        .property("reason", or_null(text(), Type::String).description(Some("For the audit.")));
+    let reason = || or_null(text(), Type::String).description(Some("For the audit and the key."));
+    let revocations = OneOfBuilder::new()
+        .item(
+            closed()
+                .property("consumer_id", named_text())
+                .required("consumer_id")
+                .property("reason", reason()),
+        )
+        .item(
+            closed()
+                .property("prefix", named_text())
+                .required("prefix")
+                .property("reason", reason()),
+        );
+    Components::builder()
+        .schema("Allowance", record(vec![("quotas", ArrayBuilder::new().items(left()).into())]))
+        .schema("CreatedKey", key().property("key", secret()).required("key"))
+        .schema("Event", event())
+        .schema("EventPage", page("events", "Event"))
+        .schema("Key", key())
+        .schema("KeyPage", page("keys", "Key"))
+        .schema("KeyPatch", patch)
+        .schema("NewKey", new_key)
+        .schema("Problem", problem())
+        .schema("Quota", quota().property("strict", boolean().default(Some(false.into()))))
+        .schema("Revocation", closed().property("reason", reason()))
+        .schema("Revocations", revocations)
+        .schema("Revoked", record(vec![("revoked", integer(0, i64::MAX).into())]))
+        .schema(
+            "RotatedKey",
+            key()
+                .property("key", secret())
+                .required("key")
+                .property("previous", named("Key"))
+                .required("previous"),
+        )
+        .schema("Rotation", rotation)
+        .schema(
+            "Usage",
+            record(vec![
+                ("key_id", uuid().into()),
+                ("last_used_at", or_null(time(), Type::String).into()),
+            ]),
+        )
+}
+
+const METADATA: &str = "The application's own, at most 16 KiB without the character U+0000.";
+
+fn secret() -> ObjectBuilder {
+    string().description(Some("The key itself. It is shown this once."))
+}
+
+fn key() -> ObjectBuilder {
+    record(vec![
+        ("id", uuid().into()),
+        ("consumer_id", string().into()),
+        ("name", or_null(string(), Type::String).into()),
+        ("hint", string().description(Some("The beginning and the end of the key.")).into()),
+        ("prefix", string().into()),
+        ("scopes", scopes().into()),
+        ("rate_limits", quotas_or_null().into()),
+        ("metadata", free().into()),
+        ("status", statuses().into()),
+        ("is_active", boolean().into()),
+        ("created_at", time().into()),
+        ("created_by", or_null(string(), Type::String).into()),
+        ("not_before", or_null(time(), Type::String).into()),
+        ("expires_at", or_null(time(), Type::String).into()),
+        ("revoked_at", or_null(time(), Type::String).into()),
+        ("revoked_reason", or_null(string(), Type::String).into()),
+        ("rotated_from", or_null(uuid(), Type::String).into()),
+        ("rotated_at", or_null(time(), Type::String).into()),
+        ("version", integer(1, i64::MAX).into()),
+    ])
+    .property(
+        "last_used_at",
+        or_null(time(), Type::String)
+            .description(Some("As far as it has been recorded. Absent from answers to changes.")),
+    )
+}
+
+fn quota() -> ObjectBuilder {
+    let name = string().pattern(Some("^[A-Za-z0-9._-]{1,64}$"));
+    let count = || integer(1, u32::MAX.into());
+    record(vec![
+        ("name", name.into()),
+        ("limit", count().description(Some("Requests in each window.")).into()),
+        ("window_ms", integer(1, MAX_WINDOW).into()),
+        ("burst", count().description(Some("Requests that may come at once.")).into()),
+    ])
+}
+
+fn left() -> ObjectBuilder {
+    quota()
+        .property("remaining", integer(0, u32::MAX.into()))
+        .required("remaining")
+        .property("next_unit_in_ms", integer(0, i64::MAX))
+        .required("next_unit_in_ms")
+}
+
+fn event() -> ObjectBuilder {
+    let nullable = || or_null(string(), Type::String);
+    let actions = ["issued", "imported", "updated", "rotated", "revoked", "pruned", "denied"];
+    record(vec![
+        ("id", integer(0, i64::MAX).into()),
+        ("at", time().into()),
+        ("action", string().enum_values(Some(actions)).into()),
+        ("key_id", or_null(uuid(), Type::String).into()),
+        ("consumer_id", nullable().into()),
+        ("actor", string().into()),
+        ("origin", nullable().into()),
+        ("reason", nullable().into()),
+        (
+            "changes",
+            or_null(free(), Type::Object)
+                .description(Some("Of each field `from` and `to`."))
+                .into(),
+        ),
+    ])
+}
+
+fn problem() -> ObjectBuilder {
+    record(vec![
+        ("type", format("uri-reference").into()),
+        ("title", string().into()),
+        ("status", integer(400, 599).into()),
+        ("detail", string().into()),
+        ("code", string().into()),
+    ])
+    .property("field", string())
+    .property("key_id", uuid())
+    .property("scope", string())
+    .property("violated-policies", ArrayBuilder::new().items(string()))
+}

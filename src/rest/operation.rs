@@ -1,0 +1,72 @@
+use axum::routing::{MethodFilter, MethodRouter, on};
+use http::Method;
+
+use super::{Desk, change, look, quotas};
+
+/// What can be asked for. Routes, and the document that describes them, are made of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    IssueKey,
+    ListKeys,
+    RevokeKeys,
+    GetKey,
+    UpdateKey,
+    RotateKey,
+    RevokeKey,
+    ListEvents,
+    GetUsage,
+    /// Spends nothing of what it tells of.
+    GetRateLimit,
+}
+
+impl Operation {
+    pub(super) const fn path(self) -> &'static str {
+        match self {
+            Self::IssueKey | Self::ListKeys => "/api-keys",
+            Self::RevokeKeys => "/api-keys/revoke",
+            Self::GetKey | Self::UpdateKey => "/api-keys/{id}",
+            Self::RotateKey => "/api-keys/{id}/rotate",
+            Self::RevokeKey => "/api-keys/{id}/revoke",
+            Self::ListEvents => "/api-keys/{id}/events",
+            Self::GetUsage => "/api-keys/{id}/usage",
+            Self::GetRateLimit => "/rate-limit",
+        }
+    }
+
+    pub(super) const fn method(self) -> Method {
+        match self {
+            Self::IssueKey | Self::RevokeKeys | Self::RotateKey | Self::RevokeKey => Method::POST,
+            Self::UpdateKey => Method::PATCH,
+            Self::ListKeys
+            | Self::GetKey
+            | Self::ListEvents
+            | Self::GetUsage
+            | Self::GetRateLimit => Method::GET,
+        }
+    }
+
+    pub(super) fn route(self) -> MethodRouter<Desk> {
+        let method = match self.method() {
+            Method::POST => MethodFilter::POST,
+            Method::PATCH => MethodFilter::PATCH,
+            _ => MethodFilter::GET,
+        };
+        match self {
+            Self::IssueKey => on(method, change::issue_key),
+            Self::ListKeys => on(method, look::list_keys),
+            Self::RevokeKeys => on(method, change::revoke_keys),
+            Self::GetKey => on(method, look::get_key),
+            Self::UpdateKey => on(method, change::update_key),
+            Self::RotateKey => on(method, change::rotate_key),
+            Self::RevokeKey => on(method, change::revoke_key),
+            Self::ListEvents => on(method, look::list_events),
+            Self::GetUsage => on(method, look::get_usage),
+            Self::GetRateLimit => on(method, quotas::get_rate_limit),
+        }
+    }
+
+    /// Whether asking counts against the caller's quotas.
+    pub(super) const fn is_charged(self) -> bool {
+        !matches!(self, Self::GetRateLimit)
+    }
+}

@@ -1,0 +1,84 @@
+use axum::{Json, extract::FromRequestParts};
+use http::request::Parts;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{body::Object, params::NoParams, refusal::Refusal};
+use crate::{
+    auth::{Rejection, RejectionKind, Standing},
+    rate_limit::{Decision, Quota, RateLimits},
+};
+
+/// The limits that a client asks for a key to have.
+pub(super) fn read(quotas: Vec<Object>) -> Result<RateLimits, Refusal> {
+    let quota = |(at, Object(quota))| {
+        serde_json::from_value::<Quota>(Value::Object(quota))
+            .map_err(|error| Refusal::invalid(format!("/rate_limits/{at}"), reason(&error)))
+    };
+    let quotas = quotas.into_iter().enumerate().map(quota).collect::<Result<Vec<_>, _>>()?;
+    RateLimits::new(quotas).map_err(|error| Refusal::invalid("/rate_limits", error.to_string()))
+}
+
+/// Without a word of what was sent.
+fn reason(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    match message.split_once(", expected ") {
+        Some((sent, expected)) if sent.starts_with("unknown field") => {
+            format!("There is no such member: expected {expected}.")
+        }
+        Some((_, expected)) => format!("A part of it is not {expected}."),
+        None => message,
+    }
+}
+
+/// What a key has left.
+#[derive(Serialize)]
+pub(super) struct Allowance<'s> {
+    quotas: Vec<Left<'s>>,
+}
+
+#[derive(Serialize)]
+struct Left<'s> {
+    name: &'s str,
+    limit: u32,
+    window_ms: u64,
+    burst: u32,
+    remaining: u32,
+    next_unit_in_ms: u64,
+}
+
+impl<'s> Left<'s> {
+    fn new((quota, decision): (&'s Quota, Decision)) -> Self {
+        Self {
+            name: quota.name(),
+            limit: quota.limit(),
+            window_ms: millis(quota.window().as_nanos()),
+            burst: quota.burst_size().get(),
+            remaining: decision.remaining(),
+            next_unit_in_ms: millis(decision.next_unit_in().as_nanos()),
+        }
+    }
+}
+
+/// Rounded up: a client that waits so long has waited long enough.
+fn millis(nanos: u128) -> u64 {
+    u64::try_from(nanos.div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// Where the caller stands, which only a layer knows that does not charge.
+pub(super) struct Uncharged(Standing);
+
+impl<S: Sync> FromRequestParts<S> for Uncharged {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        let standing = parts.extensions.get::<Standing>().cloned();
+        standing.map(Self).ok_or(Refusal::Rejected(Rejection::new(RejectionKind::LayerMissing)))
+    }
+}
+
+pub(super) async fn get_rate_limit(Uncharged(standing): Uncharged, _: NoParams) -> Json<Value> {
+    let allowance = Allowance { quotas: standing.iter().map(Left::new).collect() };
+    // Strings and numbers serialise.
+    Json(serde_json::to_value(allowance).unwrap_or_default())
+}

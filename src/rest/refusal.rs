@@ -1,0 +1,174 @@
+use std::borrow::Cow;
+
+use axum::response::{IntoResponse, Response};
+use http::{
+    HeaderValue, StatusCode,
+    header::{LOCATION, RETRY_AFTER},
+};
+
+use crate::{
+    auth::{Rejection, RejectionKind},
+    layer::{Problem, ProblemJson, RejectionResponse, complete},
+    manage::{ManageError, ManageErrorKind},
+    record::{KeyId, Scope},
+};
+
+/// Why a request was not carried out, and how that is told.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// As [`ApiKeyLayer`](crate::ApiKeyLayer) and [`RequireScope`](crate::RequireScope) tell it.
+    Rejected(Rejection),
+    Told(Box<Told>),
+}
+
+#[derive(Debug)]
+pub(super) struct Told {
+    status: StatusCode,
+    code: &'static str,
+    detail: Cow<'static, str>,
+    field: Option<Cow<'static, str>>,
+    made: Option<(KeyId, String)>,
+}
+
+impl Refusal {
+    pub(super) fn new(
+        status: StatusCode,
+        code: &'static str,
+        detail: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        let detail = detail.into();
+        Self::Told(Box::new(Told { status, code, detail, field: None, made: None }))
+    }
+
+    /// The part of the request that was wrong: a JSON pointer into the body (RFC 6901), or the name
+    /// of a parameter or header.
+    pub(super) fn at(mut self, field: impl Into<Cow<'static, str>>) -> Self {
+        if let Self::Told(told) = &mut self {
+            told.field = Some(field.into());
+        }
+        self
+    }
+
+    /// The request has made a key before, which is found at `location`.
+    fn made(mut self, id: KeyId, location: String) -> Self {
+        if let Self::Told(told) = &mut self {
+            told.made = Some((id, location));
+        }
+        self
+    }
+
+    /// A body of the right shape that makes no sense.
+    pub(super) fn invalid(
+        field: impl Into<Cow<'static, str>>,
+        detail: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail).at(field)
+    }
+
+    pub(super) fn query(
+        name: impl Into<Cow<'static, str>>,
+        detail: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_query", detail).at(name)
+    }
+
+    pub(super) fn header(name: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_header", detail).at(name)
+    }
+
+    pub(super) fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "There is nothing at this address.")
+    }
+
+    pub(super) fn no_such_key() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "There is no such key.")
+    }
+
+    pub(super) fn lacks_scope(caller: KeyId, scope: Scope) -> Self {
+        Self::Rejected(Rejection::insufficient_scope(caller, [scope]))
+    }
+
+    /// What the service said to `caller`; a key that was made before is found where `locate` says.
+    pub(super) fn of(
+        error: &ManageError,
+        caller: KeyId,
+        locate: impl FnOnce(KeyId) -> String,
+    ) -> Self {
+        let told = |status, code| Self::new(status, code, sentence(error.detail()));
+        let refusal = match error.kind() {
+            ManageErrorKind::Invalid => told(StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
+            ManageErrorKind::NotFound => Self::no_such_key(),
+            ManageErrorKind::Denied => match error.required_scope() {
+                Some(scope) => Self::lacks_scope(caller, scope.clone()),
+                None => told(StatusCode::FORBIDDEN, "denied"),
+            },
+            ManageErrorKind::CallerEnded => Self::Rejected(Rejection::new(RejectionKind::Revoked)),
+            ManageErrorKind::Conflict => told(StatusCode::CONFLICT, "conflict"),
+            ManageErrorKind::Outdated => told(StatusCode::PRECONDITION_FAILED, "outdated"),
+            ManageErrorKind::Repeated => {
+                let refusal = told(StatusCode::CONFLICT, "repeated");
+                match error.key_id() {
+                    Some(id) => refusal.made(id, locate(id)),
+                    None => refusal,
+                }
+            }
+            ManageErrorKind::IdempotencyKeyReused => {
+                told(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused")
+            }
+            ManageErrorKind::Rng | ManageErrorKind::Store => {
+                let detail = "That cannot be done right now. Try again.";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", detail)
+            }
+        };
+        match error.field() {
+            Some(field) => refusal.at(place(field)),
+            None => refusal,
+        }
+    }
+}
+
+/// Where the client finds what the service calls `field`.
+fn place(field: &'static str) -> Cow<'static, str> {
+    match field {
+        "idempotency_key" => "Idempotency-Key".into(),
+        "expires_at" => "/expires".into(),
+        "key_prefix" => "/prefix".into(),
+        field => format!("/{field}").into(),
+    }
+}
+
+fn sentence(detail: &str) -> String {
+    let mut characters = detail.chars();
+    let first = characters.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(characters).chain(['.']).collect()
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Rejected(rejection) => {
+                complete(ProblemJson::default().response(&rejection), rejection)
+            }
+            Self::Told(told) => told.into_response(),
+        }
+    }
+}
+
+impl IntoResponse for Box<Told> {
+    fn into_response(self) -> Response {
+        let mut problem = Problem::new(self.status, self.code, &self.detail);
+        problem.field = self.field.as_deref();
+        problem.key_id = self.made.as_ref().map(|(id, _)| id.to_string());
+        let mut response: Response = problem.response();
+        let headers = response.headers_mut();
+        if let Some((_, location)) = self.made
+            && let Ok(location) = HeaderValue::try_from(location)
+        {
+            headers.insert(LOCATION, location);
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

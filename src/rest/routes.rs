@@ -1,0 +1,89 @@
+use std::{
+    convert::Infallible,
+    fmt,
+    task::{Context, Poll},
+};
+
+use axum::{
+    Router, body::Body, middleware::map_response, response::Response, routing::future::RouteFuture,
+};
+use http::{HeaderValue, Request, StatusCode, header::CACHE_CONTROL};
+use tower_service::Service;
+
+use super::{Desk, Operation, document, refusal::Refusal};
+use crate::{auth::Authenticator, layer::ApiKeyLayer};
+
+/// Routes behind a guard, as a service: `Router::nest_service` puts them where they shall be.
+///
+/// It is no [`Router`] on purpose. A route that was added to one afterwards would be outside of its
+/// guard:
+///
+/// ```compile_fail
+/// # fn extend(routes: tower_api_key::admin::GuardedRoutes) {
+/// let open = routes.route("/late", axum::routing::get(async || "for everybody"));
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct GuardedRoutes(Router);
+
+/// Puts `operations` of `desk`, and all else that is under them, behind `auth`.
+pub(crate) fn guard(
+    desk: Desk,
+    auth: Authenticator,
+    operations: &'static [Operation],
+    document: document::Settings,
+) -> GuardedRoutes {
+    let guard = ApiKeyLayer::new(auth);
+    let mut charged = Router::new();
+    let mut free = Router::new();
+    for operation in operations {
+        let routes = if operation.is_charged() { &mut charged } else { &mut free };
+        *routes = std::mem::take(routes).route(operation.path(), operation.route());
+    }
+    let (guarded, open) = document::routes(operations, document);
+    let charged = charged
+        .merge(guarded)
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(not_found)
+        .layer(guard.clone());
+    let free = free.method_not_allowed_fallback(method_not_allowed).layer(guard.charge(false));
+    let open = open.method_not_allowed_fallback(method_not_allowed);
+    let routes = charged.merge(free).merge(open).layer(map_response(unstored));
+    GuardedRoutes(routes.with_state(desk))
+}
+
+async fn method_not_allowed() -> Refusal {
+    let detail = "That cannot be done here. What can is in `Allow`.";
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+}
+
+async fn not_found() -> Refusal {
+    Refusal::not_found()
+}
+
+/// Some answers hold keys, and all are about them.
+async fn unstored(mut response: Response) -> Response {
+    let no_store = HeaderValue::from_static("no-store");
+    response.headers_mut().entry(CACHE_CONTROL).or_insert(no_store);
+    response
+}
+
+impl Service<Request<Body>> for GuardedRoutes {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = RouteFuture<Infallible>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Service::<Request<Body>>::poll_ready(&mut self.0, cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        self.0.call(request)
+    }
+}
+
+impl fmt::Debug for GuardedRoutes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GuardedRoutes")
+    }
+}

@@ -1,0 +1,134 @@
+//! Keys and events as clients see them. The hash of a key is not among that.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::times;
+use crate::{
+    rate_limit::RateLimits,
+    record::{KeyEvent, KeyRecord, KeyStatus, Scopes},
+    store::ListedKey,
+};
+
+#[derive(Serialize)]
+pub(super) struct KeyView<'r> {
+    id: String,
+    consumer_id: &'r str,
+    name: Option<&'r str>,
+    hint: String,
+    prefix: &'r str,
+    scopes: &'r Scopes,
+    rate_limits: Option<&'r RateLimits>,
+    metadata: Value,
+    status: &'static str,
+    is_active: bool,
+    created_at: Option<String>,
+    created_by: Option<&'r str>,
+    not_before: Option<String>,
+    expires_at: Option<String>,
+    revoked_at: Option<String>,
+    revoked_reason: Option<&'r str>,
+    rotated_from: Option<String>,
+    rotated_at: Option<String>,
+    version: u64,
+    /// Absent where nobody looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_used_at: Option<Option<String>>,
+}
+
+impl<'r> From<&'r KeyRecord> for KeyView<'r> {
+    fn from(record: &'r KeyRecord) -> Self {
+        Self {
+            id: record.id.to_string(),
+            consumer_id: &record.consumer_id,
+            name: record.name.as_deref(),
+            hint: format!("{}…{}", record.key_prefix, record.key_last4),
+            prefix: &record.key_prefix,
+            scopes: &record.scopes,
+            rate_limits: record.rate_limits.as_ref(),
+            metadata: json(record.metadata.as_json()),
+            status: status_name(record.status(record.read_at)),
+            is_active: record.is_active,
+            created_at: times::write(record.created_at),
+            created_by: record.created_by.as_deref(),
+            not_before: record.not_before.and_then(times::write),
+            expires_at: record.expires_at.and_then(times::write),
+            revoked_at: record.revoked_at.and_then(times::write),
+            revoked_reason: record.revoked_reason.as_deref(),
+            rotated_from: record.rotated_from.map(|id| id.to_string()),
+            rotated_at: record.rotated_at.and_then(times::write),
+            version: record.version,
+            last_used_at: None,
+        }
+    }
+}
+
+impl<'r> From<&'r ListedKey> for KeyView<'r> {
+    fn from(key: &'r ListedKey) -> Self {
+        let last_used_at = key.last_used_at.and_then(times::write);
+        Self { last_used_at: Some(last_used_at), ..Self::from(&key.record) }
+    }
+}
+
+pub(super) const STATUSES: [KeyStatus; 5] = [
+    KeyStatus::Active,
+    KeyStatus::Inactive,
+    KeyStatus::NotYetActive,
+    KeyStatus::Expired,
+    KeyStatus::Revoked,
+];
+
+pub(super) const fn status_name(status: KeyStatus) -> &'static str {
+    match status {
+        KeyStatus::Active => "active",
+        KeyStatus::Inactive => "inactive",
+        KeyStatus::NotYetActive => "not_yet_active",
+        KeyStatus::Expired => "expired",
+        KeyStatus::Revoked => "revoked",
+    }
+}
+
+/// A new key, which is shown this once.
+#[derive(Serialize)]
+pub(super) struct NewKeyView<'r> {
+    pub(super) key: &'r str,
+    #[serde(flatten)]
+    pub(super) view: KeyView<'r>,
+    /// The key that it replaces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) previous: Option<KeyView<'r>>,
+}
+
+#[derive(Serialize)]
+pub(super) struct EventView<'e> {
+    id: u64,
+    at: Option<String>,
+    action: &'static str,
+    key_id: Option<String>,
+    consumer_id: Option<&'e str>,
+    actor: &'e str,
+    origin: Option<&'e str>,
+    reason: Option<&'e str>,
+    changes: Value,
+}
+
+impl<'e> From<&'e KeyEvent> for EventView<'e> {
+    fn from(event: &'e KeyEvent) -> Self {
+        let entry = &event.entry;
+        Self {
+            id: event.id,
+            at: times::write(event.at),
+            action: entry.action.as_str(),
+            key_id: entry.key_id.map(|id| id.to_string()),
+            consumer_id: entry.consumer_id.as_deref(),
+            actor: &entry.actor,
+            origin: entry.origin.as_deref(),
+            reason: entry.reason.as_deref(),
+            changes: entry.changes.as_deref().map(json).unwrap_or_default(),
+        }
+    }
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_default()
+}
