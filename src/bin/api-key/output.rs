@@ -5,7 +5,7 @@ use std::{
 
 use anstyle::{AnsiColor, Style};
 use comfy_table::{Table, presets::NOTHING};
-use jiff::{Timestamp, Unit};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tower_api_key::{
     rate_limit::RateLimits,
@@ -48,21 +48,21 @@ pub(crate) fn record(record: &KeyRecord) -> Value {
         "rate_limits": record.rate_limits,
         "metadata": serde_json::from_str::<Value>(record.metadata.as_json()).unwrap_or_default(),
         "is_active": record.is_active,
-        "created_at": time(record.created_at),
+        "created_at": exact(record.created_at),
         "created_by": record.created_by,
-        "not_before": record.not_before.map(time),
-        "expires_at": record.expires_at.map(time),
-        "revoked_at": record.revoked_at.map(time),
+        "not_before": record.not_before.and_then(exact),
+        "expires_at": record.expires_at.and_then(exact),
+        "revoked_at": record.revoked_at.and_then(exact),
         "revoked_reason": record.revoked_reason,
         "rotated_from": record.rotated_from.map(|id| id.to_string()),
-        "rotated_at": record.rotated_at.map(time),
+        "rotated_at": record.rotated_at.and_then(exact),
         "version": record.version,
     })
 }
 
 pub(crate) fn listed(key: &ListedKey) -> Value {
     let mut value = record(&key.record);
-    set(&mut value, "last_used_at", json!(key.last_used_at.map(time)));
+    set(&mut value, "last_used_at", json!(key.last_used_at.and_then(exact)));
     value
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn event(event: &KeyEvent) -> Value {
     let changes = entry.changes.as_deref().map(serde_json::from_str::<Value>);
     json!({
         "id": event.id,
-        "at": time(event.at),
+        "at": exact(event.at),
         "action": entry.action.as_str(),
         "key_id": entry.key_id.map(|id| id.to_string()),
         "consumer_id": entry.consumer_id,
@@ -88,10 +88,15 @@ pub(crate) fn event(event: &KeyEvent) -> Value {
     })
 }
 
-/// To the second, in UTC.
+/// For people: the second it is in, in UTC.
 pub(crate) fn time(at: SystemTime) -> String {
-    let at = Timestamp::try_from(at).and_then(|at| at.round(Unit::Second));
-    at.map_or_else(|_| "beyond all time".to_owned(), |at| at.to_string())
+    let second = Timestamp::try_from(at).and_then(|at| Timestamp::from_second(at.as_second()));
+    second.map_or_else(|_| "beyond all time".to_owned(), |at| at.to_string())
+}
+
+/// For programs: as exact as it is known.
+fn exact(at: SystemTime) -> Option<String> {
+    Timestamp::try_from(at).ok().map(|at| at.to_string())
 }
 
 pub(crate) fn maybe_time(at: Option<SystemTime>, never: &str) -> String {

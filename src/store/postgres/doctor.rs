@@ -1,9 +1,9 @@
 use std::time::{Duration, SystemTime};
 
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection,
+    ConnectOptions as _, Connection as _, PgConnection, Row as _,
     postgres::{PgConnectOptions, PgPoolOptions},
-    query_as, query_scalar,
+    query_scalar, raw_sql,
 };
 use tokio::time::timeout;
 
@@ -68,10 +68,10 @@ impl PgKeyStore {
         if !migrated {
             return Ok(());
         }
-        let triggers: Vec<String> = query_scalar(TRIGGERS).fetch_all(&mut *connection).await?;
+        let triggers = names(connection, TRIGGERS).await?;
         let expected = made_by(POSTGRES, "trigger");
         findings.push(Finding::of_parts("triggers", &expected, &triggers, TRIGGERS_GONE));
-        let indexes: Vec<String> = query_scalar(INDEXES).fetch_all(&mut *connection).await?;
+        let indexes = names(connection, INDEXES).await?;
         let mut expected = made_by(POSTGRES, "index");
         expected.extend(["api_keys_pkey", "api_keys_key_hash_key"]);
         findings.push(Finding::of_parts("indexes", &expected, &indexes, INDEXES_GONE));
@@ -96,10 +96,9 @@ impl PgKeyStore {
 }
 
 async fn server(connection: &mut PgConnection) -> sqlx::Result<Finding> {
-    let (version, standby): (i32, bool) =
-        query_as("select current_setting('server_version_num')::int, pg_is_in_recovery()")
-            .fetch_one(connection)
-            .await?;
+    let asked = "select current_setting('server_version_num')::int, pg_is_in_recovery()";
+    let row = raw_sql(asked).fetch_one(connection).await?;
+    let (version, standby): (i32, bool) = (row.try_get(0)?, row.try_get(1)?);
     let (major, minor) = (version / 10_000, version % 10_000);
     if major < 14 {
         let detail = format!("PostgreSQL {major}.{minor}");
@@ -115,10 +114,8 @@ async fn server(connection: &mut PgConnection) -> sqlx::Result<Finding> {
 
 async fn skew(connection: &mut PgConnection, clock: &impl Clock) -> sqlx::Result<Finding> {
     let before = clock.now();
-    let micros: i64 =
-        query_scalar("select (extract(epoch from clock_timestamp()) * 1000000)::bigint")
-            .fetch_one(connection)
-            .await?;
+    let asked = "select (extract(epoch from clock_timestamp()) * 1000000)::bigint";
+    let micros: i64 = raw_sql(asked).fetch_one(connection).await?.try_get(0)?;
     let after = clock.now();
     let theirs =
         SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or_default());
@@ -141,29 +138,48 @@ async fn pooler(
     connection: &mut PgConnection,
     options: &PgConnectOptions,
 ) -> sqlx::Result<Finding> {
+    const CHECK: &str = "pooler";
     let mut second = options.connect().await?;
-    let pid = "select pg_backend_pid()";
     let mut shared = false;
     for _ in 0..3 {
-        let one: i32 = query_scalar(pid).fetch_one(&mut *connection).await?;
-        let other: i32 = query_scalar(pid).fetch_one(&mut second).await?;
-        shared |= one == other;
+        shared |= backend(connection).await? == backend(&mut second).await?;
+    }
+    if !shared {
+        second.close().await?;
+        return Ok(Finding::ok(CHECK, "connections are sessions of their own"));
+    }
+    // Of one name, as the first of each connection.
+    let first: sqlx::Result<i32> = query_scalar("select 1").fetch_one(&mut *connection).await;
+    let other: sqlx::Result<i32> = query_scalar("select 2").fetch_one(&mut second).await;
+    if let Err(error) = first.and(other) {
+        let detail = format!("a pooler in transaction mode mixes statements up: {error}");
+        let advice = "take PgBouncer 1.21 or later with `max_prepared_statements` above 0, or its \
+            session mode";
+        return Ok(Finding::problem(CHECK, detail, advice));
     }
     second.close().await?;
-    if !shared {
-        return Ok(Finding::ok("pooler", "connections are sessions of their own"));
-    }
-    let advice = "PgBouncer 1.21 or later is needed, with `max_prepared_statements` above 0, and \
-        LISTEN does not work";
-    Ok(Finding::warning("pooler", "connections are handed round after each transaction", advice))
+    let advice = "fine with PgBouncer 1.21 or later, except that LISTEN does not work";
+    Ok(Finding::warning(CHECK, "connections are handed round after each transaction", advice))
+}
+
+async fn backend(connection: &mut PgConnection) -> sqlx::Result<i32> {
+    raw_sql("select pg_backend_pid()").fetch_one(connection).await?.try_get(0)
+}
+
+/// Without a prepared statement, which an old pooler may have mixed up.
+async fn names(connection: &mut PgConnection, asked: &'static str) -> sqlx::Result<Vec<String>> {
+    let rows = raw_sql(asked).fetch_all(connection).await?;
+    rows.iter().map(|row| row.try_get(0)).collect()
 }
 
 async fn schema(connection: &mut PgConnection) -> sqlx::Result<Finding> {
-    let begun = query_scalar("select to_regclass('_api_key_migrations') is not null");
+    let begun = raw_sql("select to_regclass('_api_key_migrations') is not null");
     let mut history: Vec<Applied> = Vec::new();
-    if begun.fetch_one(&mut *connection).await? {
-        let applied = query_as("select version, checksum from _api_key_migrations");
-        history = applied.fetch_all(connection).await?;
+    if begun.fetch_one(&mut *connection).await?.try_get(0)? {
+        let applied = raw_sql("select version, checksum from _api_key_migrations");
+        for row in applied.fetch_all(connection).await? {
+            history.push((row.try_get(0)?, row.try_get(1)?));
+        }
     }
     Ok(Finding::of_history(POSTGRES, &history))
 }
@@ -181,7 +197,7 @@ where indisvalid and indisready
 and relnamespace = (select relnamespace from pg_class where oid = to_regclass('api_keys'))";
 
 async fn rights(connection: &mut PgConnection) -> sqlx::Result<Finding> {
-    let lacking: Vec<String> = query_scalar(RIGHTS).fetch_all(connection).await?;
+    let lacking = names(connection, RIGHTS).await?;
     if lacking.is_empty() {
         return Ok(Finding::ok("rights", "this role may look keys up, change them and prune them"));
     }
