@@ -6,8 +6,8 @@ use serde_json::json;
 use tower_api_key::store::{Finding, Severity};
 
 use super::{
-    args::Global,
     failure::{Failure, UNHEALTHY},
+    global::Global,
     output,
     session::Store,
 };

@@ -5,11 +5,13 @@ mod change;
 mod destination;
 mod doctor;
 mod failure;
+mod global;
 mod import;
 mod issue;
 mod list;
 mod manual;
 mod output;
+mod progress;
 mod prune;
 mod revoke;
 mod rotate;
@@ -18,6 +20,8 @@ mod values;
 mod verify;
 
 use std::process::ExitCode;
+
+use clap::CommandFactory as _;
 
 use self::{
     args::{Cli, Command},
@@ -29,8 +33,8 @@ fn main() -> ExitCode {
     let outcome = session::load_dot_env().and_then(|()| {
         let cli = args::parse();
         match &cli.command {
-            Command::Completions(completions) => manual::completions(completions),
-            Command::Man => manual::man(),
+            Command::Completions(completions) => manual::completions(completions, Cli::command()),
+            Command::Man => manual::man(Cli::command()),
             _ => on_a_store(cli),
         }
     });

@@ -5,11 +5,11 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, Command, CommandFactory as _};
+use clap::{Args, Command};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::{args::Cli, failure::Failure, output};
+use super::{failure::Failure, output};
 
 /// Print completions for a shell: `api-key completions bash`
 ///
@@ -23,15 +23,17 @@ pub(crate) struct Completions {
     shell: Shell,
 }
 
-pub(crate) fn completions(completions: &Completions) -> Result<ExitCode, Failure> {
+pub(crate) fn completions(
+    completions: &Completions,
+    mut command: Command,
+) -> Result<ExitCode, Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(completions.shell, &mut Cli::command(), "api-key", &mut script);
+    clap_complete::generate(completions.shell, &mut command, "api-key", &mut script);
     print(&script)
 }
 
 /// One page: the program, and a section for each command.
-pub(crate) fn man() -> Result<ExitCode, Failure> {
-    let mut command = Cli::command();
+pub(crate) fn man(mut command: Command) -> Result<ExitCode, Failure> {
     command.build();
     let mut page = Vec::new();
     render(&command, &mut page).map_err(|error| output::unwritten(&error))?;

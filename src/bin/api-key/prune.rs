@@ -3,7 +3,7 @@ use std::time::SystemTime;
 use clap::Args;
 use serde_json::json;
 
-use super::{failure::Failure, import::Progress, output, session::Session, values};
+use super::{failure::Failure, output, progress::Progress, session::Session, values};
 
 /// So many keys are deleted in one transaction, which others wait for.
 const BATCH: usize = 500;

@@ -6,7 +6,7 @@ use tower_api_key::{
     store::{Finding, KeyStore, PgKeyStore, SqliteKeyStore},
 };
 
-use super::{args::Global, failure::Failure, output};
+use super::{failure::Failure, global::Global, output};
 
 /// Sets what a file `.env` of this folder, or of one above it, says and the environment does not.
 pub(crate) fn load_dot_env() -> Result<(), Failure> {

@@ -9,7 +9,7 @@ use tower_api_key::{
     record::{Metadata, Scopes},
 };
 
-use super::{super::values, NO_HASH};
+use super::super::values;
 
 const FIELDS: [&str; 11] = [
     "hash",
@@ -41,7 +41,7 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
         return Err(format!("{} is not known; there are {}", named(unknown), FIELDS.join(", ")));
     }
     let hash = required(&object, "hash", "the key's SHA-256")?;
-    let hash: KeyHash = hash.parse().map_err(|_| format!("hash: {NO_HASH}"))?;
+    let hash = self::hash(hash).map_err(|problem| format!("hash: {problem}"))?;
     let consumer = required(&object, "consumer_id", "whom the key stands for")?;
     let expires = required(&object, "expires", "\"never\", \"2026-12-31\" or \"90d\"")?;
     let expiry = values::expiry(expires).map_err(|problem| format!("expires: {problem}"))?;
@@ -73,6 +73,13 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
     }
     let (prefix, last4) = (text(&object, "prefix")?, text(&object, "last4")?);
     Ok(Some(KeyImport::new(hash, new).hint(prefix.unwrap_or(""), last4.unwrap_or(""))))
+}
+
+pub(super) fn hash(text: &str) -> Result<KeyHash, &'static str> {
+    text.parse().map_err(|_| {
+        "that is no SHA-256: 64 hexadecimal digits, or 43 characters of base64. If it is the key \
+            itself, hash it first: printf %s \"$KEY\" | sha256sum"
+    })
 }
 
 /// The name of a field, unless it may be something else.

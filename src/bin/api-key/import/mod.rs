@@ -1,17 +1,14 @@
 mod line;
-mod progress;
 mod source;
 
 use clap::Args;
 use serde_json::json;
-use tower_api_key::{
-    key::KeyHash,
-    manage::{Expiry, KeyImport, KeyIssuer},
-};
+use tower_api_key::manage::{Expiry, KeyImport, KeyIssuer};
 
-pub(crate) use self::progress::Progress;
 use self::source::Source;
-use super::{failure::Failure, issue::Description, output, session::Session, values};
+use super::{
+    failure::Failure, issue::Description, output, progress::Progress, session::Session, values,
+};
 
 /// Keys of one transaction: it takes a fraction of a second.
 const BATCH: usize = 1000;
@@ -75,7 +72,7 @@ pub(crate) async fn run(import: Import, session: &Session) -> Result<(), Failure
     let issuer = session.issuer()?;
     let report = match (&import.file, import.hash, import.consumer, import.expires) {
         (None, Some(hash), Some(consumer), Some(expiry)) => {
-            let hash = parse_hash(&hash)?;
+            let hash = line::hash(&hash).map_err(|e| Failure::usage(format!("--hash: {e}")))?;
             let new = import.what.into_key(consumer, expiry, import.reason)?;
             let key = KeyImport::new(hash, new).hint(import.prefix, import.last4);
             let imported = issuer.import(vec![key]).await?;
@@ -97,14 +94,6 @@ pub(crate) async fn run(import: Import, session: &Session) -> Result<(), Failure
     output::note(&report.text());
     Ok(())
 }
-
-/// Never shows what it was given: it may be the key itself.
-fn parse_hash(hash: &str) -> Result<KeyHash, Failure> {
-    hash.parse().map_err(|_| Failure::usage(format!("--hash: {NO_HASH}")))
-}
-
-const NO_HASH: &str = "that is no SHA-256: 64 hexadecimal digits, or 43 characters of base64. If it \
-    is the key itself, hash it first: printf %s \"$KEY\" | sha256sum";
 
 #[derive(Clone, Copy, Default)]
 struct Report {

@@ -5,7 +5,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::super::output;
+use super::output;
 
 /// Tells how far it is: on a terminal as a bar, else as a line now and then.
 pub(crate) struct Progress {

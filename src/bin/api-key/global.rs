@@ -1,0 +1,22 @@
+use clap::Args;
+
+use super::values;
+
+/// Options of every command.
+#[derive(Args, Debug)]
+pub(crate) struct Global {
+    /// The database: `postgres://user@host/name`, `sqlite:keys.db`
+    ///
+    /// A password is better kept in DATABASE_URL, in a file .env or in PostgreSQL's own .pgpass:
+    /// everybody on the machine can read the arguments of a program.
+    #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true, global = true)]
+    pub(crate) database_url: Option<String>,
+
+    /// Answer with one JSON object in one line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Who makes the change, for the audit [default: user@host]
+    #[arg(long, value_name = "NAME", global = true, value_parser = values::text)]
+    pub(crate) actor: Option<String>,
+}
