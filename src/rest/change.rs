@@ -152,8 +152,11 @@ pub(super) async fn update_key(
     headers: HeaderMap,
     Body(body): Body<PatchBody>,
 ) -> Result<Response, Refusal> {
-    let expected = if_match(&headers)?;
     let (update, patch) = body.read()?;
+    let expected = match if_match(&headers) {
+        Some(versions) => Some(choose(&writer, id, &versions).await?),
+        None => None,
+    };
     let record = match patch {
         Some(patch) => merge_metadata(&writer, id, expected, &update, patch).await?,
         None => {
@@ -162,6 +165,21 @@ pub(super) async fn update_key(
         }
     };
     Ok(tagged(json(&KeyView::from(&record)), &record))
+}
+
+/// The version of these that the key has, or one that none has.
+async fn choose(writer: &Writer, id: KeyId, versions: &[u64]) -> Result<u64, Refusal> {
+    // Versions count from 1.
+    const NO_VERSION: u64 = 0;
+    match *versions {
+        [] => Ok(NO_VERSION),
+        [version] => Ok(version),
+        _ => {
+            let current = writer.issuer().get(id).await.map_err(|error| writer.refuse(&error))?;
+            let current = current.record.version;
+            Ok(if versions.contains(&current) { current } else { NO_VERSION })
+        }
+    }
 }
 
 /// What the metadata becomes depends on what it is, so the version that was looked at must be the
