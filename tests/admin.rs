@@ -32,7 +32,7 @@ const WRITE: &str = "api-keys:write";
 const ALL: &str = "api-keys:all-consumers";
 
 fn desk() -> Desk {
-    Desk::new("/admin", |issuer, auth| admin::router(issuer, auth))
+    Desk::new("/admin", admin::router)
 }
 
 #[tokio::test]
@@ -712,7 +712,7 @@ async fn changes_are_heeded_at_once() {
 
 #[tokio::test]
 async fn it_works_wherever_it_is_mounted() {
-    let desk = Desk::new("/a/b", |issuer, auth| admin::router(issuer, auth));
+    let desk = Desk::new("/a/b", admin::router);
     let app: Router = Router::new().nest("/outer", desk.app.clone());
     let key = desk
         .issuer

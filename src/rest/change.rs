@@ -19,7 +19,7 @@ use super::{
     view::{KeyView, NewKeyView},
 };
 use crate::{
-    manage::{Expiry, KeyUpdate, ManageErrorKind, NewKey, Rotation},
+    manage::{Expiry, KeyUpdate, ManageErrorKind, NewKey, Rotation, is_plain},
     record::{KeyId, KeyRecord, Metadata, Scope, Scopes},
 };
 
@@ -344,6 +344,11 @@ fn created(mut response: Response, writer: &Writer, record: &KeyRecord) -> Respo
 fn text(field: &'static str, text: String) -> Result<String, Refusal> {
     if text.chars().count() > MAX_TEXT {
         return Err(Refusal::invalid(field, "That is longer than 256 characters."));
+    }
+    if !is_plain(&text) {
+        let detail = "That has control characters, such as line ends, or characters that change \
+            the direction of text.";
+        return Err(Refusal::invalid(field, detail));
     }
     Ok(text)
 }
