@@ -53,7 +53,7 @@ impl NewKeyBody {
             let detail = "Say when the key expires, or that it is \"never\".";
             Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", detail).at("/expires")
         })?;
-        let mut new = NewKey::new(text("/consumer_id", consumer_id)?, expiry(&expires)?)
+        let mut new = NewKey::new(name("/consumer_id", consumer_id)?, expiry(&expires)?)
             .scopes(scopes(self.scopes)?)
             .metadata(self.metadata.map(metadata).transpose()?.unwrap_or_default());
         if let Some(name) = self.name {
@@ -299,11 +299,11 @@ pub(super) async fn revoke_keys(
     let reason = body.reason.map(|reason| text("/reason", reason)).transpose()?;
     let revoked = match (body.consumer_id, body.prefix) {
         (Some(consumer), None) => {
-            let consumer = text("/consumer_id", consumer)?;
+            let consumer = name("/consumer_id", consumer)?;
             writer.issuer().revoke_consumer(&consumer, reason.as_deref()).await
         }
         (None, Some(prefix)) => {
-            let prefix = text("/prefix", prefix)?;
+            let prefix = name("/prefix", prefix)?;
             writer.issuer().revoke_prefix(&prefix, reason.as_deref()).await
         }
         _ => {
@@ -328,6 +328,13 @@ fn text(field: &'static str, text: String) -> Result<String, Refusal> {
         return Err(Refusal::invalid(field, "That is longer than 256 characters."));
     }
     Ok(text)
+}
+
+fn name(field: &'static str, name: String) -> Result<String, Refusal> {
+    if name.is_empty() {
+        return Err(Refusal::invalid(field, "That is empty."));
+    }
+    text(field, name)
 }
 
 fn scopes(names: Vec<String>) -> Result<Scopes, Refusal> {

@@ -18,7 +18,7 @@ const NO_VERSION: u64 = 0;
 /// tag never matches.
 pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
     let Some(value) = list(headers, &IF_MATCH)? else { return Ok(None) };
-    match *tags(&value) {
+    match *tags(&value).ok_or_else(|| malformed("If-Match"))? {
         ["*"] => Ok(None),
         [tag] => Ok(version(tag).or(Some(NO_VERSION))),
         _ => Err(Refusal::header("If-Match", "Send one entity tag, or `*`.")),
@@ -29,7 +29,8 @@ pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
 pub(super) fn is_known(headers: &HeaderMap, current: u64) -> Result<bool, Refusal> {
     let Some(value) = list(headers, &IF_NONE_MATCH)? else { return Ok(false) };
     let strong = |tag: &str| version(tag.strip_prefix("W/").unwrap_or(tag));
-    Ok(tags(&value).iter().any(|tag| *tag == "*" || strong(tag) == Some(current)))
+    let tags = tags(&value).ok_or_else(|| malformed("If-None-Match"))?;
+    Ok(tags.iter().any(|tag| *tag == "*" || strong(tag) == Some(current)))
 }
 
 /// All values of a header, as one list.
@@ -38,15 +39,35 @@ fn list(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, Refusa
     match values {
         Ok(values) if values.is_empty() => Ok(None),
         Ok(values) => Ok(Some(values.join(","))),
-        Err(_) => {
-            let name = if *name == IF_MATCH { "If-Match" } else { "If-None-Match" };
-            Err(Refusal::header(name, "An entity tag is visible ASCII between quotes."))
-        }
+        Err(_) if *name == IF_MATCH => Err(malformed("If-Match")),
+        Err(_) => Err(malformed("If-None-Match")),
     }
 }
 
-fn tags(list: &str) -> Box<[&str]> {
-    list.split(',').map(str::trim).filter(|tag| !tag.is_empty()).collect()
+fn malformed(name: &'static str) -> Refusal {
+    Refusal::header(name, "Send `*`, or an entity tag, which stands between quotes.")
+}
+
+/// `*`, or entity tags with commas between them.
+fn tags(list: &str) -> Option<Box<[&str]>> {
+    let mut rest = list.trim();
+    if rest == "*" {
+        return Some([rest].into());
+    }
+    let mut tags = Vec::new();
+    loop {
+        let opaque = rest.strip_prefix("W/").unwrap_or(rest).strip_prefix('"')?;
+        let (text, after) = opaque.split_once('"')?;
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return None;
+        }
+        tags.push(rest.get(..rest.len() - after.len())?);
+        rest = after.trim_start();
+        if rest.is_empty() {
+            return Some(tags.into());
+        }
+        rest = rest.strip_prefix(',')?.trim_start();
+    }
 }
 
 fn version(tag: &str) -> Option<u64> {
@@ -68,10 +89,10 @@ mod tests {
     fn one_strong_tag_is_a_version() {
         assert_eq!(read("\"7\""), Some(Some(7)));
         assert_eq!(read("*"), Some(None));
-        for unmet in ["W/\"7\"", "7", "\"07\"", "\"+7\"", "\"\"", "\"x\"", "\"-1\""] {
+        for unmet in ["W/\"7\"", "\"a,b\"", "\"07\"", "\"+7\"", "\"\"", "\"x\"", "\"-1\""] {
             assert_eq!(read(unmet), Some(Some(NO_VERSION)), "{unmet}");
         }
-        for wrong in ["\"7\", \"8\"", ",", ""] {
+        for wrong in ["\"7\", \"8\"", ",", "", "7", "\"7", "\"7\",", "\"7\" \"8\"", "*, \"7\""] {
             assert_eq!(read(wrong), None, "{wrong}");
         }
     }
@@ -85,7 +106,7 @@ mod tests {
         for value in ["\"7\"", "W/\"7\"", "\"6\", \"7\"", "*"] {
             assert!(known(value), "{value}");
         }
-        for value in ["\"6\"", "7", ""] {
+        for value in ["\"6\"", "W/\"6\"", "\"7,\""] {
             assert!(!known(value), "{value}");
         }
     }

@@ -37,12 +37,12 @@ fn header(
 
 pub(super) fn if_match() -> Parameter {
     let description = "Change the key only if it still has this version, else answer 412.";
-    parameter("If-Match", description, r#"^(\*|"[0-9]{1,19}")$"#)
+    parameter("If-Match", description, r#"^(\*|(W/)?"[\x21\x23-\x7e]*")$"#)
 }
 
 pub(super) fn if_none_match() -> Parameter {
     let description = "Answer 304 if the key still has this version.";
-    parameter("If-None-Match", description, r#"^(\*|(W/)?"[0-9]{1,19}")$"#)
+    parameter("If-None-Match", description, r#"^(\*|(W/)?"[\x21\x23-\x7e]*")$"#)
 }
 
 pub(super) fn idempotency_key() -> Parameter {
