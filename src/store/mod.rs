@@ -46,6 +46,8 @@
 
 mod change;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod doctor;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod listing;
 mod manage;
 mod memory;
@@ -61,6 +63,8 @@ mod sqlite;
 
 use std::{error::Error, fmt, future::Future, time::SystemTime};
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub use self::doctor::{Finding, Severity};
 #[cfg(feature = "postgres")]
 pub use self::postgres::{PgChangeFeed, PgKeyStore, PgTransaction};
 #[cfg(feature = "sqlite")]

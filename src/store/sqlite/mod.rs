@@ -1,3 +1,4 @@
+mod doctor;
 mod error;
 mod list;
 mod record;
