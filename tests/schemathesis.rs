@@ -54,13 +54,17 @@ async fn the_admin_api_does_what_its_document_says() {
     let (_service, address) = start(database.url()).await;
 
     let folder = tempfile::tempdir().unwrap();
-    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/schemathesis.toml");
-    fs::copy(config, folder.path().join("schemathesis.toml")).unwrap();
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    for file in ["schemathesis.toml", "schemathesis_hooks.py"] {
+        fs::copy(tests.join(file), folder.path().join(file)).unwrap();
+    }
     let trying = Command::new(program)
-        .arg("run")
+        .args(["run", "--checks", "all", "--seed", "1"])
         .arg(format!("{address}/admin/openapi.json"))
         .current_dir(&folder)
         .env("ADMIN_KEY", admin.key.expose_secret())
+        .env("OWN_KEY_ID", admin.record.id.to_string())
+        .env("OWN_CONSUMER_ID", "ops")
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
