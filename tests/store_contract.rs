@@ -558,7 +558,7 @@ async fn events_are_kept_in_order_and_read_by_the_page(store: &impl ManageKeys) 
     other.consumer_id = "globex".into();
     let entries: Vec<_> = (0..25)
         .map(|number: u32| {
-            let mut entry = entry(if number % 5 == 0 { &other } else { &one });
+            let mut entry = entry(if number.is_multiple_of(5) { &other } else { &one });
             entry.reason = Some(number.to_string());
             entry
         })
@@ -582,7 +582,7 @@ async fn events_are_kept_in_order_and_read_by_the_page(store: &impl ManageKeys) 
                 break;
             }
         }
-        assert!(found.windows(2).all(|pair| pair[0].id > pair[1].id));
+        assert!(found.is_sorted_by(|newer, older| newer.id > older.id));
         found.reverse();
         let expected = entries.iter().filter(|entry| all || entry.key_id == Some(other.id));
         assert!(found.iter().map(|event| &event.entry).eq(expected));
