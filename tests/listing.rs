@@ -3,17 +3,19 @@
 
 #![cfg(test)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
+#![allow(clippy::disallowed_methods, reason = "what is measured is real time")]
 
 mod harness;
 
 use std::{
     io::{self, Write},
     sync::{Arc, Mutex},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use sqlx::{PgPool, postgres::PgPoolOptions, raw_sql};
 use tower_api_key::{
+    clock::{Clock, SystemClock},
     record::{KeyId, KeyStatus, Scope},
     store::{EventQuery, KeyQuery, ManageKeys, PgKeyStore},
 };
@@ -84,8 +86,10 @@ fn key(number: u64) -> KeyId {
     KeyId::from_bytes(u128::from(number).to_be_bytes())
 }
 
+type Filter = (&'static str, fn(&mut KeyQuery));
+
 /// Every filter.
-fn filters() -> Vec<(&'static str, fn(&mut KeyQuery))> {
+fn filters() -> Vec<Filter> {
     vec![
         ("of a few", |query| query.consumer_id = Some("c5000".into())),
         ("of the oldest", |query| query.consumer_id = Some("old".into())),
@@ -100,9 +104,9 @@ fn filters() -> Vec<(&'static str, fn(&mut KeyQuery))> {
         ("a common prefix", |query| query.key_prefix = Some("sk_".into())),
         ("a rare prefix", |query| query.key_prefix = Some("old_".into())),
         ("unused", |query| {
-            query.unused_since = Some(SystemTime::now() - Duration::from_secs(86_400));
+            query.unused_since = Some(SystemClock::new().now() - Duration::from_secs(86_400));
         }),
-        ("expiring", |query| query.expires_before = Some(SystemTime::now())),
+        ("expiring", |query| query.expires_before = Some(SystemClock::new().now())),
     ]
 }
 
