@@ -8,9 +8,9 @@
 //! for who holds them. It makes no key: the first one, the administrator's, is made on the command
 //! line. With the feature `openapi`, `/admin/docs` says what can be asked for.
 //!
-//! `BIND` and `DATABASE_URL` may be set in the environment or in a `.env`
-//! file. SIGTERM and Ctrl-C end it: requests under way are answered, then the last uses of keys are
-//! written.
+//! `API_KEY_PREFIX` (default `sk_live_`, as of the command line), `BIND`, `DATABASE_URL` and
+//! `RUST_LOG` may be set in the environment or in a `.env` file. SIGTERM and Ctrl-C end it: requests
+//! under way are answered, then the last uses of keys are written.
 
 #[expect(dead_code, reason = "each example uses a part of it")]
 mod shared;
@@ -19,17 +19,20 @@ use std::net::SocketAddr;
 
 use axum::{Json, Router, routing::get};
 use serde_json::{Value, json};
-use shared::{Result, bind, key_format, load_dotenv, setting, terminated};
+use shared::{Result, bind, load_dotenv, setting, terminated};
 use tokio::{net::TcpListener, sync::oneshot};
 use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer, RequireScope, account,
     admin::Admin,
     auth::Worker,
+    key::KeyFormat,
     manage::KeyIssuer,
     rate_limit::Quota,
     record::InvalidScope,
     store::{PgChangeFeed, PgKeyStore},
 };
+use tower_http::trace::TraceLayer;
+use tracing_subscriber::EnvFilter;
 
 fn main() -> Result<()> {
     load_dotenv()?;
@@ -38,12 +41,17 @@ fn main() -> Result<()> {
 
 #[tokio::main]
 async fn run() -> Result<()> {
+    let filter = EnvFilter::try_new(setting("RUST_LOG").as_deref().unwrap_or("info"))
+        .map_err(|error| format!("RUST_LOG: {error}"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+
     let url =
         setting("DATABASE_URL").ok_or("set DATABASE_URL, such as postgres://localhost/app")?;
     let store = PgKeyStore::connect(&url).await?;
     store.migrate().await?;
 
-    let (auth, worker) = Authenticator::builder(store.clone(), key_format()?)
+    let format = KeyFormat::new(setting("API_KEY_PREFIX").as_deref().unwrap_or("sk_live_"))?;
+    let (auth, worker) = Authenticator::builder(store.clone(), format.clone())
         .default_rate_limits(Quota::per_second(1000)?)
         // A key that is revoked on the command line is refused here within milliseconds.
         .change_feed(PgChangeFeed::new(store.pool().clone()))
@@ -52,7 +60,7 @@ async fn run() -> Result<()> {
     let end = terminated()?;
     let listener = TcpListener::bind(bind()).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    serve(listener, routes(KeyIssuer::new(store, key_format()?), auth)?, worker, end).await
+    serve(listener, routes(KeyIssuer::new(store, format), auth)?, worker, end).await
 }
 
 fn routes(issuer: KeyIssuer, auth: Authenticator) -> Result<Router, InvalidScope> {
@@ -62,7 +70,9 @@ fn routes(issuer: KeyIssuer, auth: Authenticator) -> Result<Router, InvalidScope
         .route("/v1/orders", get(orders).layer(RequireScope::one("orders:read")?))
         .layer(ApiKeyLayer::new(auth.clone()))
         .nest_service("/admin", admin)
-        .nest_service("/account", account::router(issuer, auth)))
+        .nest_service("/account", account::router(issuer, auth))
+        // It logs no headers: outside of the guards, these have the keys.
+        .layer(TraceLayer::new_for_http()))
 }
 
 async fn orders(consumer: Consumer) -> Json<Value> {

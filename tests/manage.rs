@@ -177,6 +177,10 @@ async fn a_key_is_issued_with_its_line_in_the_audit(store: impl ManageKeys) {
     assert!(key.expose_secret().ends_with(&stored.record.key_last4));
     assert_eq!(stored.last_used_at, None);
 
+    let mut read_again = stored.record.clone();
+    read_again.read_at = record.read_at;
+    assert_eq!(read_again, record);
+
     let [event] = &audit(&issuer).await[..] else { panic!("one event") };
     assert_eq!(event.entry.action, KeyAction::Issued);
     assert_eq!(event.entry.key_id, Some(record.id));
@@ -499,6 +503,12 @@ async fn an_import_that_was_interrupted_begins_again(store: impl ManageKeys) {
     let keys = all(&issuer).await;
     assert_eq!(keys.iter().filter(|key| key.consumer_id == "acme").count(), 3);
     assert_eq!(actions(&issuer).await, [KeyAction::Imported; 4]);
+
+    // What has been revoked since stays so.
+    issuer.revoke(first.keys[0], None).await.unwrap();
+    let again = issuer.import(vec![imported(0, "acme"), imported(4, "acme")]).await.unwrap();
+    assert_eq!((again.keys.len(), again.known), (1, 1));
+    assert!(issuer.get(first.keys[0]).await.unwrap().record.revoked_at.is_some());
 }
 
 async fn an_import_with_a_mistake_names_it_and_changes_nothing(store: impl ManageKeys) {

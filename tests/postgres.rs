@@ -373,11 +373,13 @@ async fn the_tables_refuse_what_makes_no_sense() {
 async fn no_error_shows_a_hash_or_a_password() {
     let database = database().await;
     let store = PgKeyStore::new(narrow_pool(database.url()).await);
-    let conflict = store.insert(&record()).await.unwrap_err();
-    let source = std::error::Error::source(&conflict).unwrap();
+    let mut senseless = record();
+    senseless.version = 0;
+    let refused = store.insert(&senseless).await.unwrap_err();
+    let source = std::error::Error::source(&refused).unwrap();
     // The driver's own error shows the row it refused.
-    let shown = format!("{conflict:?} {conflict} {source:?} {source}");
-    assert!(shown.contains("api_keys_pkey") && !shown.contains("07070707"), "{shown}");
+    let shown = format!("{refused:?} {refused} {source:?} {source}");
+    assert!(shown.contains("version_counts_from_1") && !shown.contains("07070707"), "{shown}");
 
     let unreachable = "postgres://postgres:hunter2@127.0.0.1:1/postgres?the=hunter2";
     let pool = PgPoolOptions::new().connect_lazy(unreachable).unwrap();
@@ -455,4 +457,35 @@ async fn a_store_can_be_made_before_its_database_is_there() {
     server.start_again().await;
     soon(store.migrate()).await.unwrap();
     assert_eq!(soon(store.find(&KeyHash::from_bytes([7; 32]))).await.unwrap(), None);
+}
+
+/// What the server says to `sql`.
+async fn refusal(connection: &mut PgConnection, sql: &'static str) -> String {
+    let error = raw_sql(sql).execute(connection).await.unwrap_err();
+    error.as_database_error().unwrap().code().unwrap().into_owned()
+}
+
+#[tokio::test]
+async fn the_audit_is_append_only_and_a_revocation_for_good_whoever_asks() {
+    let database = database().await;
+    let store = PgKeyStore::new(narrow_pool(database.url()).await);
+    let mut connection = connection(&database).await;
+    let event = "insert into api_key_events (action, actor) values ('issued', 'somebody')";
+    execute(&mut connection, event).await;
+    for change in [
+        "update api_key_events set actor = 'nobody'",
+        "delete from api_key_events",
+        "truncate api_key_events",
+    ] {
+        assert_eq!(refusal(&mut connection, change).await, "TK002", "{change}");
+    }
+    store.revoke(ID, None).await.unwrap().unwrap();
+    for change in [
+        "update api_keys set revoked_at = null",
+        "update api_keys set revoked_at = revoked_at + interval '1 second'",
+    ] {
+        assert_eq!(refusal(&mut connection, change).await, "TK001", "{change}");
+    }
+    execute(&mut connection, "update api_keys set name = 'of old'").await;
+    execute(&mut connection, "delete from api_keys").await;
 }

@@ -17,4 +17,4 @@ def before_call(context, case, **kwargs):
         if case.body.get("consumer_id") == OWN_CONSUMER:
             case.body["consumer_id"] = "nobody"
         if "prefix" in case.body and isinstance(case.body["prefix"], str):
-            case.body["prefix"] = case.body["prefix"].replace("sk_test_", "nothing_")
+            case.body["prefix"] = case.body["prefix"].replace("sk_live_", "nothing_")

@@ -3,6 +3,7 @@ use std::{fmt, future::Future, sync::Arc, time::SystemTime};
 use super::{
     Actor, ManageError,
     erased::{ErasedKeys, ErasedTransaction},
+    new_key::whole_micros,
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -151,7 +152,7 @@ impl KeyIssuer {
     }
 
     pub(super) fn now(&self) -> SystemTime {
-        self.clock.now()
+        whole_micros(self.clock.now())
     }
 }
 

@@ -55,7 +55,7 @@ impl Expiry {
             Some(end) if end < now => {
                 Err(ManageError::invalid("expires_at", "that is in the past"))
             }
-            Some(end) if end <= latest() => Ok(Some(end)),
+            Some(end) if end <= latest() => Ok(Some(whole_micros(end))),
             _ => {
                 let beyond = "that is after the year 9999: say that it never expires if it never \
                     shall";
@@ -70,6 +70,15 @@ impl Expiry {
             Self::At(at) => json!({ "at": since_epoch(at) }),
             Self::In(lifetime) => json!({ "in": lifetime.as_nanos().to_string() }),
         }
+    }
+}
+
+/// `at` as databases keep it, so that a record is what is read again: rounded down.
+pub(super) fn whole_micros(at: SystemTime) -> SystemTime {
+    match at.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => at - Duration::from_nanos(u64::from(after.subsec_nanos() % 1000)),
+        // Nothing begins or ends before 1970.
+        Err(_) => at,
     }
 }
 
@@ -163,7 +172,7 @@ impl NewKey {
         record.rate_limits.clone_from(&self.rate_limits);
         record.metadata = self.metadata.clone();
         record.created_by = Some(self.created_by.clone().unwrap_or_else(|| actor.to_owned()));
-        record.not_before = self.not_before;
+        record.not_before = self.not_before.map(whole_micros);
         record.expires_at = expires_at;
         Ok(())
     }

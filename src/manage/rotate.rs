@@ -1,6 +1,6 @@
 use std::time::{Duration, SystemTime};
 
-use super::{Expiry, Issued, KeyIssuer, ManageError, change::Change, text};
+use super::{Expiry, Issued, KeyIssuer, ManageError, change::Change, new_key::whole_micros, text};
 use crate::{
     key::{ApiKey, digest},
     record::{KeyAction, KeyId, KeyRecord, KeyStatus},
@@ -107,7 +107,7 @@ impl KeyIssuer {
                 check_state(&old)?;
                 let end = grace_end(&old, rotation.grace);
                 let retired = KeyRecord {
-                    rotated_at: Some(old.read_at),
+                    rotated_at: Some(whole_micros(old.read_at)),
                     expires_at: Some(end),
                     ..old.clone()
                 };
@@ -142,7 +142,7 @@ fn succeed(
     new: KeyRecord,
     expiry: Option<Expiry>,
 ) -> Result<KeyRecord, ManageError> {
-    let now = old.read_at;
+    let now = whole_micros(old.read_at);
     let expires_at = match expiry {
         Some(expiry) => expiry.reckon(now)?,
         None => {
@@ -168,6 +168,7 @@ fn succeed(
 }
 
 fn grace_end(old: &KeyRecord, grace: Duration) -> SystemTime {
-    let end = old.read_at.checked_add(grace);
-    [end, old.expires_at].into_iter().flatten().min().unwrap_or(old.read_at)
+    let now = whole_micros(old.read_at);
+    let end = now.checked_add(grace).map(whole_micros);
+    [end, old.expires_at].into_iter().flatten().min().unwrap_or(now)
 }

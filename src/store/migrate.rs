@@ -26,6 +26,11 @@ pub(super) const POSTGRES: &[Migration] = &[
         description: "changes of api keys",
         sql: include_str!("../../migrations/postgres/0002_api_key_changes.sql"),
     },
+    Migration {
+        version: 3,
+        description: "management of api keys",
+        sql: include_str!("../../migrations/postgres/0003_api_key_management.sql"),
+    },
 ];
 
 #[cfg(feature = "sqlite")]
@@ -39,6 +44,11 @@ pub(super) const SQLITE: &[Migration] = &[
         version: 2,
         description: "changes of api keys",
         sql: include_str!("../../migrations/sqlite/0002_api_key_changes.sql"),
+    },
+    Migration {
+        version: 3,
+        description: "management of api keys",
+        sql: include_str!("../../migrations/sqlite/0003_api_key_management.sql"),
     },
 ];
 

@@ -45,6 +45,10 @@
 //! as `revoked_reason`, is not told, nor is a key's use.
 
 mod change;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod doctor;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod listing;
 mod manage;
 mod memory;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -59,10 +63,12 @@ mod sqlite;
 
 use std::{error::Error, fmt, future::Future, time::SystemTime};
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub use self::doctor::{Finding, Severity};
 #[cfg(feature = "postgres")]
-pub use self::postgres::{PgChangeFeed, PgKeyStore};
+pub use self::postgres::{PgChangeFeed, PgKeyStore, PgTransaction};
 #[cfg(feature = "sqlite")]
-pub use self::sqlite::SqliteKeyStore;
+pub use self::sqlite::{SqliteKeyStore, SqliteTransaction};
 pub use self::{
     change::{Change, ChangeFeed},
     manage::{

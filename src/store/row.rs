@@ -9,12 +9,12 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    StoreError, StoreErrorKind,
+    Claim, EventPage, StoreError, StoreErrorKind,
     poll::{ChangedKey, Changes, Horizon},
 };
 use crate::{
     key::KeyHash,
-    record::{KeyId, KeyRecord, Metadata, Scopes},
+    record::{AuditEntry, KeyEvent, KeyId, KeyRecord, Metadata, Scopes},
 };
 
 const NANOS_PER_MICRO: u128 = 1000;
@@ -38,6 +38,7 @@ pub(super) struct Row {
     pub(super) revoked_at: Option<i64>,
     pub(super) revoked_reason: Option<String>,
     pub(super) rotated_from: Option<[u8; 16]>,
+    pub(super) rotated_at: Option<i64>,
     pub(super) root_id: [u8; 16],
     pub(super) version: i64,
     pub(super) read_at: i64,
@@ -64,6 +65,7 @@ impl Row {
             revoked_at: record.revoked_at.map(micros).transpose()?,
             revoked_reason: record.revoked_reason.clone(),
             rotated_from: record.rotated_from.map(|id| *id.as_bytes()),
+            rotated_at: record.rotated_at.map(micros).transpose()?,
             root_id: *record.root_id.as_bytes(),
             version: i64::try_from(record.version).map_err(unstorable)?,
             read_at: micros(record.read_at)?,
@@ -96,6 +98,7 @@ impl Row {
             revoked_at: maybe_at("revoked_at", self.revoked_at)?,
             revoked_reason: self.revoked_reason,
             rotated_from: self.rotated_from.map(KeyId::from_bytes),
+            rotated_at: maybe_at("rotated_at", self.rotated_at)?,
             root_id: KeyId::from_bytes(self.root_id),
             version: u64::try_from(self.version).map_err(|_| bad("version"))?,
             read_at: at("read_at", self.read_at)?,
@@ -125,8 +128,7 @@ pub(super) fn changes(rows: &[Polled]) -> Result<Changes, StoreError> {
     let mut changes = Changes::new(Horizon::new(number(from)?, server));
     for &(.., id, created_in, changed_in) in rows {
         if let (Some(id), Some(created), Some(changed)) = (id, created_in, changed_in) {
-            let id = KeyId::from_bytes(id.into_bytes());
-            changes.keys.push(ChangedKey::new(id, number(created)?, number(changed)?));
+            changes.keys.push(ChangedKey::new(key_id(id), number(created)?, number(changed)?));
         }
     }
     Ok(changes)
@@ -135,6 +137,71 @@ pub(super) fn changes(rows: &[Polled]) -> Result<Changes, StoreError> {
 /// Where to go on polling, as a parameter.
 pub(super) fn from(horizon: Option<Horizon>) -> Result<Option<i64>, StoreError> {
     horizon.map(|horizon| i64::try_from(horizon.from).map_err(unstorable)).transpose()
+}
+
+/// At most so many, as a parameter.
+pub(super) fn bounded(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// What was noted when this request came first.
+pub(super) fn claimed(
+    request: [u8; 32],
+    fingerprint: &[u8],
+    key_id: Uuid,
+) -> Result<Claim, StoreError> {
+    let fingerprint = <[u8; 32]>::try_from(fingerprint);
+    let fingerprint = fingerprint.map_err(|_| corrupt("column `fingerprint`"))?;
+    Ok(Claim::new(request, fingerprint, self::key_id(key_id)))
+}
+
+pub(super) fn key_id(id: Uuid) -> KeyId {
+    KeyId::from_bytes(id.into_bytes())
+}
+
+/// A [`KeyEvent`] in types any database has, as a [`Row`].
+pub(super) struct Event {
+    pub(super) id: i64,
+    pub(super) at: i64,
+    pub(super) action: String,
+    pub(super) key_id: Option<Uuid>,
+    pub(super) consumer_id: Option<String>,
+    pub(super) actor: String,
+    pub(super) origin: Option<String>,
+    pub(super) reason: Option<String>,
+    pub(super) changes: Option<String>,
+}
+
+impl Event {
+    fn into_event(self) -> Result<KeyEvent, StoreError> {
+        let bad = |column| corrupt(&format_args!("column `{column}` of event {}", self.id));
+        let id = u64::try_from(self.id).map_err(|_| bad("id"))?;
+        let at = time(self.at).ok_or_else(|| bad("at"))?;
+        let action = self.action.parse().map_err(|_| bad("action"))?;
+        let entry = AuditEntry {
+            key_id: self.key_id.map(key_id),
+            consumer_id: self.consumer_id,
+            origin: self.origin,
+            reason: self.reason,
+            changes: self.changes,
+            ..AuditEntry::new(action, self.actor)
+        };
+        Ok(KeyEvent::new(id, at, entry))
+    }
+}
+
+/// A page of at most `limit` events, of which one more was asked for.
+pub(super) fn event_page(mut events: Vec<Event>, limit: usize) -> Result<EventPage, StoreError> {
+    let more = events.len() > limit;
+    events.truncate(limit);
+    let events = events.into_iter().map(Event::into_event).collect::<Result<Vec<_>, _>>()?;
+    let next = events.last().map(|event| event.id).filter(|_| more);
+    Ok(EventPage::new(events, next))
+}
+
+/// A transaction of which a statement has failed, or was dropped, can do nothing any more.
+pub(super) fn ended() -> StoreError {
+    StoreError::new(StoreErrorKind::Other).because("the transaction has failed before")
 }
 
 /// Microseconds since 1970, rounded down.
@@ -146,6 +213,14 @@ pub(super) fn micros(time: SystemTime) -> Result<i64, StoreError> {
             i64::try_from(micros).map(|micros| -micros).map_err(unstorable)
         }
     }
+}
+
+/// Microseconds since 1970, rounded up: of times that were [rounded down](micros), the same are
+/// before it as before `time`.
+pub(super) fn micros_up(time: SystemTime) -> Result<i64, StoreError> {
+    let down = micros(time)?;
+    let is_whole = self::time(down) == Some(time);
+    Ok(if is_whole { down } else { down.saturating_add(1) })
 }
 
 /// The time this many microseconds after 1970, where there is one.

@@ -3,8 +3,8 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{PgConnection, Postgres, pool::PoolConnection};
-use tokio::time::timeout;
+use sqlx::{PgConnection, Postgres, pool::PoolConnection, raw_sql};
+use tokio::{runtime::Handle, time::timeout};
 
 /// A connection of the pool for one piece of work.
 ///
@@ -27,6 +27,17 @@ impl Lease {
     /// a quarter of an hour, and is a connection short meanwhile.
     pub(super) fn release(mut self) {
         tokio::spawn(timeout(PATIENCE, self.0.return_to_pool()));
+    }
+
+    /// Ends a transaction in which no statement is running, and gives the connection back; where
+    /// that fails, or nothing runs that could do it, it is closed.
+    pub(super) fn roll_back(mut self) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(timeout(PATIENCE, async move {
+            if raw_sql("rollback").execute(&mut *self).await.is_ok() {
+                self.0.return_to_pool().await;
+            }
+        }));
     }
 }
 

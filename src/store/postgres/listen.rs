@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::failed;
+use super::error::failed;
 use crate::{
     record::KeyId,
     store::{Change, ChangeFeed, StoreError, StoreErrorKind, migrate::no_changes},

@@ -1,6 +1,11 @@
+mod doctor;
+mod error;
 mod lease;
+mod list;
 mod listen;
+mod record;
 mod timestamp;
+mod transaction;
 
 use std::{
     fmt,
@@ -8,20 +13,25 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions as _, Connection, PgConnection, PgPool, Row as _,
-    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
+    ConnectOptions as _, Connection, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
     query, query_as, query_scalar, raw_sql,
-    types::Uuid,
 };
 use tokio::time::timeout;
 
-pub use self::listen::PgChangeFeed;
-use self::{lease::Lease, timestamp::Timestamp};
+use self::{
+    error::{UNDEFINED_TABLE, failed},
+    lease::Lease,
+    record::{columns, read_time, record, uuid},
+    timestamp::Timestamp,
+};
+pub use self::{listen::PgChangeFeed, transaction::PgTransaction};
 use super::{
-    KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage,
+    EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
+    Usage,
     migrate::{self, Applied, Migration},
     poll::{ChangeLog, Changes, Horizon},
-    row::{self, Polled, Refusal, Row, answering, corrupt, micros, time},
+    row::{self, Polled, answering, micros},
 };
 use crate::{
     key::KeyHash,
@@ -41,7 +51,7 @@ use crate::{
 ///
 /// Every future may be dropped at any time. A connection in the middle of a query is then closed
 /// and replaced rather than handed to somebody else, so a database that hangs costs a query its
-/// connection, and never the pool its capacity.
+/// connection, and never the pool its capacity. A transaction that is dropped is rolled back.
 #[derive(Clone)]
 pub struct PgKeyStore {
     pool: PgPool,
@@ -151,43 +161,9 @@ impl fmt::Debug for PgKeyStore {
 
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-macro_rules! columns {
-    () => {
-        "id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, \
-         rate_limits::text as rate_limits, metadata::text as metadata, is_active, created_at, \
-         created_by, not_before, expires_at, revoked_at, revoked_reason, rotated_from, \
-         root_id, version, \
-         clock_timestamp() as read_at"
-    };
-}
-
 const FIND: &str = concat!("select ", columns!(), " from api_keys where key_hash = $1");
 
 const GET: &str = concat!("select ", columns!(), " from api_keys where id = $1");
-
-const INSERT: &str = "
-insert into api_keys (
-    id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
-    is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, root_id, version
-) values (
-    $1, $2, $3, $4, $5, $6, $7, $8::jsonb, $9::jsonb,
-    $10, $11, $12, $13, $14, $15, $16,
-    $17, $18, $19
-)";
-
-const UPDATE: &str = concat!(
-    "update api_keys set name = $3, scopes = $4, rate_limits = $5::jsonb, metadata = $6::jsonb, \
-     is_active = $7, not_before = $8, expires_at = $9, version = version + 1 \
-     where id = $1 and version = $2 returning ",
-    columns!()
-);
-
-const REVOKE: &str = concat!(
-    "update api_keys set revoked_at = clock_timestamp(), revoked_reason = $2, \
-     version = version + 1 where id = $1 and revoked_at is null returning ",
-    columns!()
-);
 
 // Rows are locked in the order of their ids, so two nodes that record the same keys queue up
 // instead of waiting for each other. A time that is not news is not written.
@@ -231,32 +207,10 @@ impl KeyStore for PgKeyStore {
 }
 
 impl ManageKeys for PgKeyStore {
-    async fn insert(&self, record: &KeyRecord) -> Result<(), StoreError> {
-        let row = Row::of(record)?;
-        let insert = query(INSERT)
-            .bind(Uuid::from_bytes(row.id))
-            .bind(row.key_hash)
-            .bind(row.key_prefix)
-            .bind(row.key_last4)
-            .bind(row.consumer_id)
-            .bind(row.name)
-            .bind(row.scopes)
-            .bind(row.rate_limits)
-            .bind(row.metadata)
-            .bind(row.is_active)
-            .bind(Timestamp(row.created_at))
-            .bind(row.created_by)
-            .bind(row.not_before.map(Timestamp))
-            .bind(row.expires_at.map(Timestamp))
-            .bind(row.revoked_at.map(Timestamp))
-            .bind(row.revoked_reason)
-            .bind(row.rotated_from.map(Uuid::from_bytes))
-            .bind(Uuid::from_bytes(row.root_id))
-            .bind(row.version);
-        let mut lease = self.lease().await?;
-        insert.execute(&mut *lease).await.map_err(failed)?;
-        lease.release();
-        Ok(())
+    type Transaction = PgTransaction;
+
+    async fn begin(&self) -> Result<PgTransaction, StoreError> {
+        PgTransaction::begin(self.lease().await?).await
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
@@ -267,38 +221,18 @@ impl ManageKeys for PgKeyStore {
         record(row)
     }
 
-    async fn update(&self, changed: &KeyRecord) -> Result<KeyRecord, StoreError> {
-        let row = Row::of(changed)?;
-        let update = query(UPDATE)
-            .bind(Uuid::from_bytes(row.id))
-            .bind(row.version)
-            .bind(row.name)
-            .bind(row.scopes)
-            .bind(row.rate_limits)
-            .bind(row.metadata)
-            .bind(row.is_active)
-            .bind(row.not_before.map(Timestamp))
-            .bind(row.expires_at.map(Timestamp));
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
         let mut lease = self.lease().await?;
-        let row = update.fetch_optional(&mut *lease).await.map_err(failed)?;
+        let page = list::keys(&mut lease, query).await?;
         lease.release();
-        record(row)?.ok_or(StoreError::new(StoreErrorKind::Conflict))
+        Ok(page)
     }
 
-    async fn revoke(
-        &self,
-        id: KeyId,
-        reason: Option<&str>,
-    ) -> Result<Option<KeyRecord>, StoreError> {
+    async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
         let mut lease = self.lease().await?;
-        let revoke = query(REVOKE).bind(uuid(id)).bind(reason);
-        let row = revoke.fetch_optional(&mut *lease).await.map_err(failed)?;
+        let page = list::events(&mut lease, query).await?;
         lease.release();
-        match row {
-            Some(_) => record(row),
-            // Unknown, or revoked before.
-            None => self.get(id).await,
-        }
+        Ok(page)
     }
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
@@ -306,8 +240,7 @@ impl ManageKeys for PgKeyStore {
         let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
         let at = last_used_at.fetch_optional(&mut *lease).await.map_err(failed)?;
         lease.release();
-        let checked = |Timestamp(at)| time(at).ok_or_else(|| corrupt("column `last_used_at`"));
-        at.map(checked).transpose()
+        at.map(|at| read_time("last_used_at", at)).transpose()
     }
 }
 
@@ -395,76 +328,3 @@ create table if not exists _api_key_migrations (
 
 const RECORD_MIGRATION: &str =
     "insert into _api_key_migrations (version, description, checksum) values ($1, $2, $3)";
-
-fn uuid(id: KeyId) -> Uuid {
-    Uuid::from_bytes(*id.as_bytes())
-}
-
-fn record(row: Option<PgRow>) -> Result<Option<KeyRecord>, StoreError> {
-    row.map(|row| columns(&row).map_err(failed)?.into_record()).transpose()
-}
-
-fn columns(row: &PgRow) -> sqlx::Result<Row> {
-    let at = |column| row.try_get(column).map(|Timestamp(at)| at);
-    let maybe_at = |column| row.try_get(column).map(|at: Option<Timestamp>| at.map(|at| at.0));
-    let rotated_from: Option<Uuid> = row.try_get("rotated_from")?;
-    Ok(Row {
-        id: row.try_get::<Uuid, _>("id")?.into_bytes(),
-        key_hash: row.try_get("key_hash")?,
-        key_prefix: row.try_get("key_prefix")?,
-        key_last4: row.try_get("key_last4")?,
-        consumer_id: row.try_get("consumer_id")?,
-        name: row.try_get("name")?,
-        scopes: row.try_get("scopes")?,
-        rate_limits: row.try_get("rate_limits")?,
-        metadata: row.try_get("metadata")?,
-        is_active: row.try_get("is_active")?,
-        created_at: at("created_at")?,
-        created_by: row.try_get("created_by")?,
-        not_before: maybe_at("not_before")?,
-        expires_at: maybe_at("expires_at")?,
-        revoked_at: maybe_at("revoked_at")?,
-        revoked_reason: row.try_get("revoked_reason")?,
-        rotated_from: rotated_from.map(Uuid::into_bytes),
-        root_id: row.try_get::<Uuid, _>("root_id")?.into_bytes(),
-        version: row.try_get("version")?,
-        read_at: at("read_at")?,
-    })
-}
-
-fn failed(error: sqlx::Error) -> StoreError {
-    match error {
-        sqlx::Error::Database(error) => {
-            let code = error.code().unwrap_or_default().into_owned();
-            let message = error.message().to_owned();
-            StoreError::new(kind(&code)).because(Refusal { code, message })
-        }
-        sqlx::Error::ColumnDecode { index, .. } => corrupt(&format_args!("column {index}")),
-        sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed => StoreError::new(StoreErrorKind::Unavailable).because(error),
-        _ => StoreError::new(StoreErrorKind::Other).because(error),
-    }
-}
-
-/// What an SQLSTATE means for whoever asked.
-fn kind(code: &str) -> StoreErrorKind {
-    match code {
-        UNIQUE_VIOLATION => StoreErrorKind::Conflict,
-        // A standby, or a primary that is no more; the next connection may find the new one.
-        READ_ONLY | LOCK_NOT_AVAILABLE => StoreErrorKind::Unavailable,
-        _ => match code.get(..2) {
-            // Connection, rollback (deadlocks included), resources, operator's intervention
-            // (timeouts included).
-            Some("08" | "40" | "53" | "57") => StoreErrorKind::Unavailable,
-            _ => StoreErrorKind::Other,
-        },
-    }
-}
-
-const UNIQUE_VIOLATION: &str = "23505";
-const UNDEFINED_TABLE: &str = "42P01";
-const READ_ONLY: &str = "25006";
-const LOCK_NOT_AVAILABLE: &str = "55P03";

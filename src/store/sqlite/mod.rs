@@ -1,3 +1,9 @@
+mod doctor;
+mod error;
+mod list;
+mod record;
+mod transaction;
+
 use std::{
     fmt,
     sync::{
@@ -8,20 +14,26 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, Connection, Row as _, SqliteConnection, SqlitePool, query, query_as,
-    query_scalar, raw_sql,
-    sqlite::{
-        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-    },
-    types::Uuid,
+    ConnectOptions, Connection, SqliteConnection, SqlitePool, query, query_as, query_scalar,
+    raw_sql,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep, timeout},
+};
 
+pub use self::transaction::SqliteTransaction;
+use self::{
+    error::{failed, is_busy},
+    record::{columns, now, read_time, record, uuid},
+};
 use super::{
-    KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage,
+    EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
+    Usage,
     migrate::{self, Applied, Migration},
     poll::{ChangeLog, Changes, Horizon},
-    row::{self, Polled, Refusal, Row, answering, corrupt, json, micros, time},
+    row::{self, Polled, answering, json, micros},
 };
 use crate::{
     key::KeyHash,
@@ -35,6 +47,9 @@ use crate::{
 #[derive(Clone)]
 pub struct SqliteKeyStore {
     pool: SqlitePool,
+    /// Transactions take turns before they take a connection: those that wait for the file would
+    /// leave none to look-ups.
+    writer: Arc<Mutex<()>>,
     /// A database in memory lasts as long as somebody is connected to it. The pool's own
     /// connections come and go.
     _anchor: Option<Arc<SqliteConnection>>,
@@ -47,7 +62,7 @@ impl SqliteKeyStore {
     /// [`in_memory`](Self::in_memory) for that.
     #[must_use]
     pub fn new(pool: SqlitePool) -> Self {
-        Self { pool, _anchor: None }
+        Self { pool, writer: Arc::default(), _anchor: None }
     }
 
     /// Keys in the file at `url`, for instance `sqlite:keys.db` or `sqlite:///var/lib/app/keys.db`,
@@ -108,7 +123,7 @@ impl SqliteKeyStore {
             .busy_timeout(BUSY_TIMEOUT);
         let anchor = options.connect().await.map_err(failed)?;
         let pool = pool_options().connect_with(options).await.map_err(failed)?;
-        Ok(Self { pool, _anchor: Some(Arc::new(anchor)) })
+        Ok(Self { pool, writer: Arc::default(), _anchor: Some(Arc::new(anchor)) })
     }
 
     /// The pool, for the application's own queries.
@@ -171,53 +186,9 @@ impl fmt::Debug for SqliteKeyStore {
     }
 }
 
-/// SQLite reads its clock in milliseconds.
-macro_rules! now {
-    () => {
-        "cast(round(unixepoch('now', 'subsec') * 1000) as integer) * 1000"
-    };
-}
-
-macro_rules! columns {
-    () => {
-        concat!(
-            "id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, \
-             metadata, is_active, created_at, created_by, not_before, expires_at, revoked_at, \
-             revoked_reason, rotated_from, root_id, version, ",
-            now!(),
-            " as read_at"
-        )
-    };
-}
-
 const FIND: &str = concat!("select ", columns!(), " from api_keys where key_hash = ?1");
 
 const GET: &str = concat!("select ", columns!(), " from api_keys where id = ?1");
-
-const INSERT: &str = "
-insert into api_keys (
-    id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
-    is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, root_id, version
-) values (
-    ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,
-    ?10, ?11, ?12, ?13, ?14, ?15, ?16,
-    ?17, ?18, ?19
-)";
-
-const UPDATE: &str = concat!(
-    "update api_keys set name = ?3, scopes = ?4, rate_limits = ?5, metadata = ?6, is_active = ?7, \
-     not_before = ?8, expires_at = ?9, version = version + 1 \
-     where id = ?1 and version = ?2 returning ",
-    columns!()
-);
-
-const REVOKE: &str = concat!(
-    "update api_keys set revoked_at = ",
-    now!(),
-    ", revoked_reason = ?2, version = version + 1 where id = ?1 and revoked_at is null returning ",
-    columns!()
-);
 
 // The batch is one parameter: pairs of id and time in JSON. A time that is not news is not written.
 const RECORD_USAGE: &str = "
@@ -250,30 +221,13 @@ impl KeyStore for SqliteKeyStore {
 }
 
 impl ManageKeys for SqliteKeyStore {
-    async fn insert(&self, record: &KeyRecord) -> Result<(), StoreError> {
-        let row = Row::of(record)?;
-        let insert = query(INSERT)
-            .bind(Uuid::from_bytes(row.id))
-            .bind(row.key_hash)
-            .bind(row.key_prefix)
-            .bind(row.key_last4)
-            .bind(row.consumer_id)
-            .bind(row.name)
-            .bind(json(&row.scopes)?)
-            .bind(row.rate_limits)
-            .bind(row.metadata)
-            .bind(row.is_active)
-            .bind(row.created_at)
-            .bind(row.created_by)
-            .bind(row.not_before)
-            .bind(row.expires_at)
-            .bind(row.revoked_at)
-            .bind(row.revoked_reason)
-            .bind(row.rotated_from.map(Uuid::from_bytes))
-            .bind(Uuid::from_bytes(row.root_id))
-            .bind(row.version);
-        insert.execute(&self.pool).await.map_err(failed)?;
-        Ok(())
+    type Transaction = SqliteTransaction;
+
+    async fn begin(&self) -> Result<SqliteTransaction, StoreError> {
+        let turn = timeout(BUSY_TIMEOUT, Arc::clone(&self.writer).lock_owned()).await;
+        let turn =
+            turn.map_err(|late| StoreError::new(StoreErrorKind::Unavailable).because(late))?;
+        SqliteTransaction::begin(&self.pool, turn).await
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
@@ -281,39 +235,18 @@ impl ManageKeys for SqliteKeyStore {
         record(get.fetch_optional(&self.pool).await.map_err(failed)?)
     }
 
-    async fn update(&self, changed: &KeyRecord) -> Result<KeyRecord, StoreError> {
-        let row = Row::of(changed)?;
-        let update = query(UPDATE)
-            .bind(Uuid::from_bytes(row.id))
-            .bind(row.version)
-            .bind(row.name)
-            .bind(json(&row.scopes)?)
-            .bind(row.rate_limits)
-            .bind(row.metadata)
-            .bind(row.is_active)
-            .bind(row.not_before)
-            .bind(row.expires_at);
-        let row = update.fetch_optional(&self.pool).await.map_err(failed)?;
-        record(row)?.ok_or(StoreError::new(StoreErrorKind::Conflict))
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        list::keys(&self.pool, query).await
     }
 
-    async fn revoke(
-        &self,
-        id: KeyId,
-        reason: Option<&str>,
-    ) -> Result<Option<KeyRecord>, StoreError> {
-        let revoke = query(REVOKE).bind(uuid(id)).bind(reason.map(str::to_owned));
-        match revoke.fetch_optional(&self.pool).await.map_err(failed)? {
-            Some(row) => record(Some(row)),
-            // Unknown, or revoked before.
-            None => self.get(id).await,
-        }
+    async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
+        list::events(&self.pool, query).await
     }
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
         let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
-        let at: Option<i64> = last_used_at.fetch_optional(&self.pool).await.map_err(failed)?;
-        at.map(|at| time(at).ok_or_else(|| corrupt("column `last_used_at`"))).transpose()
+        let at = last_used_at.fetch_optional(&self.pool).await.map_err(failed)?;
+        at.map(|at| read_time("last_used_at", at)).transpose()
     }
 }
 
@@ -387,90 +320,3 @@ const CREATE_HISTORY: &str = concat!(
 
 const RECORD_MIGRATION: &str =
     "insert into _api_key_migrations (version, description, checksum) values (?1, ?2, ?3)";
-
-fn uuid(id: KeyId) -> Uuid {
-    Uuid::from_bytes(*id.as_bytes())
-}
-
-fn record(row: Option<SqliteRow>) -> Result<Option<KeyRecord>, StoreError> {
-    row.map(|row| columns(&row).map_err(failed)?.into_record()).transpose()
-}
-
-fn columns(row: &SqliteRow) -> sqlx::Result<Row> {
-    let scopes: String = row.try_get("scopes")?;
-    let scopes = serde_json::from_str(&scopes);
-    let rotated_from: Option<Uuid> = row.try_get("rotated_from")?;
-    Ok(Row {
-        id: row.try_get::<Uuid, _>("id")?.into_bytes(),
-        key_hash: row.try_get("key_hash")?,
-        key_prefix: row.try_get("key_prefix")?,
-        key_last4: row.try_get("key_last4")?,
-        consumer_id: row.try_get("consumer_id")?,
-        name: row.try_get("name")?,
-        scopes: scopes.map_err(|error| undecodable("scopes", error))?,
-        rate_limits: row.try_get("rate_limits")?,
-        metadata: row.try_get("metadata")?,
-        is_active: row.try_get("is_active")?,
-        created_at: row.try_get("created_at")?,
-        created_by: row.try_get("created_by")?,
-        not_before: row.try_get("not_before")?,
-        expires_at: row.try_get("expires_at")?,
-        revoked_at: row.try_get("revoked_at")?,
-        revoked_reason: row.try_get("revoked_reason")?,
-        rotated_from: rotated_from.map(Uuid::into_bytes),
-        root_id: row.try_get::<Uuid, _>("root_id")?.into_bytes(),
-        version: row.try_get("version")?,
-        read_at: row.try_get("read_at")?,
-    })
-}
-
-fn undecodable(column: &str, error: serde_json::Error) -> sqlx::Error {
-    sqlx::Error::ColumnDecode { index: format!("{column:?}"), source: error.into() }
-}
-
-fn failed(error: sqlx::Error) -> StoreError {
-    match error {
-        sqlx::Error::Database(error) => {
-            let code = error.code().unwrap_or_default().into_owned();
-            let message = error.message().to_owned();
-            let unique = error.is_unique_violation();
-            let kind = if unique { StoreErrorKind::Conflict } else { kind(&code) };
-            StoreError::new(kind).because(Refusal { code, message })
-        }
-        sqlx::Error::ColumnDecode { index, .. } => corrupt(&format_args!("column {index}")),
-        sqlx::Error::Io(_)
-        | sqlx::Error::WorkerCrashed
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed => StoreError::new(StoreErrorKind::Unavailable).because(error),
-        _ => StoreError::new(StoreErrorKind::Other).because(error),
-    }
-}
-
-fn is_busy(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    code.is_some_and(|code| primary(&code) == BUSY)
-}
-
-/// What one of SQLite's result codes means for whoever asked.
-fn kind(code: &str) -> StoreErrorKind {
-    match primary(code) {
-        BUSY | LOCKED | OUT_OF_MEMORY | IO | FULL | CANNOT_OPEN | PROTOCOL => {
-            StoreErrorKind::Unavailable
-        }
-        _ => StoreErrorKind::Other,
-    }
-}
-
-/// A result code without the details that its upper bytes carry.
-fn primary(code: &str) -> u32 {
-    code.parse::<u32>().unwrap_or_default() & 0xff
-}
-
-const BUSY: u32 = 5;
-const LOCKED: u32 = 6;
-const OUT_OF_MEMORY: u32 = 7;
-const IO: u32 = 10;
-const FULL: u32 = 13;
-const CANNOT_OPEN: u32 = 14;
-/// The locks of a write-ahead log are contended.
-const PROTOCOL: u32 = 15;

@@ -1,0 +1,116 @@
+use clap::{ArgGroup, Args};
+use tower_api_key::{
+    manage::{Expiry, KeyUpdate},
+    record::{KeyId, Metadata, Scope, Scopes},
+    store::ListedKey,
+};
+
+use super::{
+    failure::Failure,
+    output,
+    session::Session,
+    values::{self, Limit},
+};
+
+/// Change a key: what is not given stays
+///
+/// Services that listen for changes know within milliseconds.
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("change").required(true).multiple(true))]
+pub(crate) struct Update {
+    /// The id of the key
+    id: KeyId,
+
+    /// What its owner calls it
+    #[arg(long, group = "change")]
+    name: Option<String>,
+
+    /// Take its name away
+    #[arg(long, group = "change", conflicts_with = "name")]
+    no_name: bool,
+
+    /// What it may do, instead of what it could do; may be repeated
+    #[arg(long = "scope", value_name = "SCOPE", group = "change")]
+    scopes: Vec<Scope>,
+
+    /// Take all of its scopes away
+    #[arg(long, group = "change", conflicts_with = "scopes")]
+    no_scopes: bool,
+
+    /// How often it may be used: 600/min, 10/s, "unlimited"; may be repeated
+    #[arg(long = "rate-limit", value_name = "LIMIT", value_parser = values::limit, group = "change")]
+    rate_limits: Vec<Limit>,
+
+    /// Let the limits apply that the service has for all
+    #[arg(long, group = "change", conflicts_with = "rate_limits")]
+    default_rate_limits: bool,
+
+    /// What the application wants to know of it: a JSON object
+    #[arg(long, value_name = "JSON", value_parser = values::metadata, group = "change")]
+    metadata: Option<Metadata>,
+
+    /// When it stops working: 30d from now, 2026-12-31, "never"
+    #[arg(long, value_name = "WHEN", value_parser = values::expiry, group = "change")]
+    expires: Option<Expiry>,
+
+    /// Switch it on
+    #[arg(long, group = "change")]
+    activate: bool,
+
+    /// Switch it off, which unlike a revocation can be undone
+    #[arg(long, group = "change", conflicts_with = "activate")]
+    deactivate: bool,
+
+    /// Only if it still has this version, as `show` said
+    #[arg(long, value_name = "VERSION")]
+    if_version: Option<u64>,
+
+    /// Why, for the audit
+    #[arg(long)]
+    reason: Option<String>,
+}
+
+pub(crate) async fn run(update: Update, session: &Session) -> Result<(), Failure> {
+    let id = update.id;
+    let record = session.issuer()?.update(id, update.into_update()?).await?;
+    if session.global.json {
+        return output::line(&output::record(&record).to_string());
+    }
+    output::note(&format!("changed {id}"));
+    output::line(&output::details(&ListedKey::new(record, None)))
+}
+
+impl Update {
+    fn into_update(self) -> Result<KeyUpdate, Failure> {
+        let mut update = KeyUpdate::new();
+        if self.name.is_some() || self.no_name {
+            update = update.name(self.name);
+        }
+        if !self.scopes.is_empty() || self.no_scopes {
+            update = update.scopes(self.scopes.into_iter().collect::<Scopes>());
+        }
+        if !self.rate_limits.is_empty() {
+            let limits = values::limits(&self.rate_limits);
+            let limits = limits.map_err(|e| Failure::usage(format!("--rate-limit: {e}")))?;
+            update = update.rate_limits(Some(limits));
+        } else if self.default_rate_limits {
+            update = update.rate_limits(None);
+        }
+        if let Some(metadata) = self.metadata {
+            update = update.metadata(metadata);
+        }
+        if let Some(expiry) = self.expires {
+            update = update.expiry(expiry);
+        }
+        if self.activate || self.deactivate {
+            update = update.is_active(self.activate);
+        }
+        if let Some(version) = self.if_version {
+            update = update.if_version(version);
+        }
+        if let Some(reason) = self.reason {
+            update = update.reason(reason);
+        }
+        Ok(update)
+    }
+}

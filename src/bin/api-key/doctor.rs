@@ -1,0 +1,59 @@
+use std::process::ExitCode;
+
+use anstyle::AnsiColor;
+use clap::Args;
+use serde_json::json;
+use tower_api_key::store::{Finding, Severity};
+
+use super::{
+    args::Global,
+    failure::{Failure, UNHEALTHY},
+    output,
+    session::Store,
+};
+
+/// Say what is wrong with the database, and what to do
+///
+/// Looks at the tables' version, triggers, indexes, the rights of the role, the clocks, whether
+/// notifications arrive, and what a pooler in between does. It changes nothing. Exit code 6 is a
+/// problem; warnings are 0.
+#[derive(Args, Debug)]
+pub(crate) struct Doctor {}
+
+pub(crate) async fn run(_: &Doctor, global: &Global) -> Result<ExitCode, Failure> {
+    let store = Store::connect(global.database_url.as_deref(), false).await?;
+    let findings = store.diagnose().await;
+    let healthy = findings.iter().all(|finding| finding.severity != Severity::Problem);
+    if global.json {
+        let findings: Vec<_> = findings.iter().map(as_json).collect();
+        output::line(&json!({ "healthy": healthy, "findings": findings }).to_string())?;
+    } else {
+        for finding in &findings {
+            output::line(&as_text(finding))?;
+        }
+    }
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::from(UNHEALTHY) })
+}
+
+fn as_json(finding: &Finding) -> serde_json::Value {
+    json!({
+        "check": finding.check,
+        "severity": finding.severity.as_str(),
+        "detail": finding.detail,
+        "advice": finding.advice,
+    })
+}
+
+fn as_text(finding: &Finding) -> String {
+    let colour = match finding.severity {
+        Severity::Ok => AnsiColor::Green,
+        Severity::Warning => AnsiColor::Yellow,
+        _ => AnsiColor::Red,
+    };
+    let severity = output::painted(finding.severity.as_str(), colour.on_default().bold());
+    let mut text = format!("{severity}: {}: {}", finding.check, finding.detail);
+    if let Some(advice) = &finding.advice {
+        text = format!("{text}\n    {advice}");
+    }
+    text
+}

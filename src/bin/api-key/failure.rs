@@ -1,0 +1,114 @@
+use std::{error::Error, io::Write as _, process::ExitCode};
+
+use tower_api_key::{
+    manage::{ManageError, ManageErrorKind},
+    store::{StoreError, StoreErrorKind},
+};
+
+/// Why a command ends early: one line for whoever called it, and an exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+}
+
+pub(crate) const USAGE: u8 = 2;
+pub(crate) const NOT_FOUND: u8 = 3;
+pub(crate) const CONFLICT: u8 = 4;
+pub(crate) const REJECTED: u8 = 5;
+pub(crate) const UNHEALTHY: u8 = 6;
+
+impl Failure {
+    /// The database, a file or a stream failed.
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into() }
+    }
+
+    /// What was asked for makes no sense.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { code: USAGE, message: message.into() }
+    }
+
+    /// Adds what caused it, and what caused that.
+    pub(crate) fn because(mut self, error: &(dyn Error + 'static)) -> Self {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Some errors repeat their source.
+            if !self.message.ends_with(&text) {
+                self.message = format!("{}: {text}", self.message);
+            }
+            cause = error.source();
+        }
+        self
+    }
+
+    /// Says what to do.
+    pub(crate) fn advise(self, advice: &str) -> Self {
+        Self { message: format!("{}. {advice}", self.message), ..self }
+    }
+
+    pub(crate) fn report(&self) -> ExitCode {
+        // One line, whatever a database put into its message.
+        let message = self.message.replace(['\n', '\r'], " ");
+        let style = anstyle::AnsiColor::Red.on_default().bold();
+        // Where standard error is gone there is nobody to tell.
+        let _ = writeln!(anstream::stderr(), "{style}api-key:{style:#} {message}");
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<ManageError> for Failure {
+    fn from(error: ManageError) -> Self {
+        let code = match error.kind() {
+            ManageErrorKind::Invalid => USAGE,
+            ManageErrorKind::NotFound => NOT_FOUND,
+            ManageErrorKind::Conflict
+            | ManageErrorKind::Outdated
+            | ManageErrorKind::Repeated
+            | ManageErrorKind::IdempotencyKeyReused => CONFLICT,
+            _ => 1,
+        };
+        let message = match error.field().and_then(option) {
+            Some(option) => format!("{option}: {}", error.detail()),
+            None => error.to_string(),
+        };
+        let failure = Self { code, message };
+        match error.source() {
+            Some(source) if code == 1 => failure.because(source).advise(
+                "`api-key doctor` says what is wrong with the database, `api-key migrate` brings \
+                its tables up to date",
+            ),
+            _ => failure,
+        }
+    }
+}
+
+/// The option that a field of a request comes from.
+fn option(field: &str) -> Option<&'static str> {
+    Some(match field {
+        "consumer_id" => "--consumer",
+        "name" => "--name",
+        "scopes" => "--scope",
+        "rate_limits" => "--rate-limit",
+        "expires_at" => "--expires",
+        "not_before" => "--not-before",
+        "created_by" => "--created-by",
+        "reason" => "--reason",
+        "key_prefix" => "--prefix",
+        "key_last4" => "--last4",
+        "limit" => "--limit",
+        _ => return None,
+    })
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let advice = match error.kind() {
+            StoreErrorKind::Unavailable => "Is the database running, and --database-url its URL?",
+            StoreErrorKind::Migration => "Nothing was changed; it may be tried again",
+            _ => "`api-key doctor` says more",
+        };
+        Self::new("the database").because(&error).advise(advice)
+    }
+}

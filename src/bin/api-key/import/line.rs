@@ -1,0 +1,112 @@
+//! A line of an import. What is wrong with it is said without showing values: one of them may be a
+//! key.
+
+use serde_json::{Map, Value};
+use tower_api_key::{
+    key::KeyHash,
+    manage::{KeyImport, NewKey},
+    rate_limit::RateLimits,
+    record::{Metadata, Scopes},
+};
+
+use super::{super::values, NO_HASH};
+
+const FIELDS: [&str; 11] = [
+    "hash",
+    "consumer_id",
+    "expires",
+    "name",
+    "scopes",
+    "rate_limits",
+    "metadata",
+    "not_before",
+    "created_by",
+    "prefix",
+    "last4",
+];
+
+/// The key that a line describes; `None` of an empty line.
+pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport>, String> {
+    if line.is_empty() {
+        return Ok(None);
+    }
+    let object: Map<String, Value> = serde_json::from_str(line).map_err(|error| {
+        let at = error.column();
+        format!(
+            "that is no JSON object in one line (column {at}), such as \
+            {{\"hash\": \"9f86…\", \"consumer_id\": \"acme\", \"expires\": \"90d\"}}"
+        )
+    })?;
+    if let Some(unknown) = object.keys().find(|name| !FIELDS.contains(&name.as_str())) {
+        return Err(format!("{} is not known; there are {}", named(unknown), FIELDS.join(", ")));
+    }
+    let hash = required(&object, "hash", "the key's SHA-256")?;
+    let hash: KeyHash = hash.parse().map_err(|_| format!("hash: {NO_HASH}"))?;
+    let consumer = required(&object, "consumer_id", "whom the key stands for")?;
+    let expires = required(&object, "expires", "\"never\", \"2026-12-31\" or \"90d\"")?;
+    let expiry = values::expiry(expires).map_err(|problem| format!("expires: {problem}"))?;
+
+    let mut new = NewKey::new(consumer, expiry);
+    if let Some(name) = text(&object, "name")? {
+        new = new.name(name);
+    }
+    if let Some(scopes) = present(&object, "scopes") {
+        let scopes = serde_json::from_value::<Scopes>(scopes.clone());
+        new =
+            new.scopes(scopes.map_err(|_| "scopes: a list is needed, such as [\"orders:read\"]")?);
+    }
+    if let Some(limits) = present(&object, "rate_limits") {
+        new = new.rate_limits(rate_limits(limits).map_err(|e| format!("rate_limits: {e}"))?);
+    }
+    if let Some(metadata) = present(&object, "metadata") {
+        let metadata = Metadata::new(metadata);
+        new = new.metadata(metadata.map_err(|error| format!("metadata: {error}"))?);
+    }
+    if let Some(at) = text(&object, "not_before")? {
+        new = new.not_before(values::future(at).map_err(|e| format!("not_before: {e}"))?);
+    }
+    if let Some(who) = text(&object, "created_by")? {
+        new = new.created_by(who);
+    }
+    if let Some(reason) = reason {
+        new = new.reason(reason);
+    }
+    let (prefix, last4) = (text(&object, "prefix")?, text(&object, "last4")?);
+    Ok(Some(KeyImport::new(hash, new).hint(prefix.unwrap_or(""), last4.unwrap_or(""))))
+}
+
+/// The name of a field, unless it may be something else.
+fn named(field: &str) -> String {
+    let is_name = field.len() <= 24
+        && field.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'_' || byte == b'-');
+    if is_name { format!("the field `{field}`") } else { "one of its fields".to_owned() }
+}
+
+fn present<'o>(object: &'o Map<String, Value>, field: &str) -> Option<&'o Value> {
+    object.get(field).filter(|value| !value.is_null())
+}
+
+fn text<'o>(object: &'o Map<String, Value>, field: &str) -> Result<Option<&'o str>, String> {
+    let Some(value) = present(object, field) else { return Ok(None) };
+    value.as_str().map(Some).ok_or_else(|| format!("{field}: a text is needed, in quotes"))
+}
+
+fn required<'o>(
+    object: &'o Map<String, Value>,
+    field: &str,
+    what: &str,
+) -> Result<&'o str, String> {
+    text(object, field)?.ok_or_else(|| format!("`{field}` is missing: {what}"))
+}
+
+/// As on the command line, or as this program prints them.
+fn rate_limits(value: &Value) -> Result<RateLimits, String> {
+    let advice = "a list is needed, such as [\"600/min\"] or [\"unlimited\"]";
+    let list = value.as_array().ok_or(advice)?;
+    if list.iter().all(Value::is_string) {
+        let limits: Result<Vec<_>, _> =
+            list.iter().filter_map(Value::as_str).map(values::limit).collect();
+        return values::limits(&limits?);
+    }
+    serde_json::from_value(value.clone()).map_err(|_| advice.into())
+}

@@ -1,0 +1,212 @@
+mod line;
+mod progress;
+mod source;
+
+use clap::Args;
+use serde_json::json;
+use tower_api_key::{
+    key::KeyHash,
+    manage::{Expiry, KeyImport, KeyIssuer},
+};
+
+pub(crate) use self::progress::Progress;
+use self::source::Source;
+use super::{failure::Failure, issue::Description, output, session::Session, values};
+
+/// Keys of one transaction: it takes a fraction of a second.
+const BATCH: usize = 1000;
+
+/// Import keys that were issued elsewhere, by their hashes
+///
+/// Their owners go on using them and notice nothing. The file has one JSON object in each line:
+///
+///   {"hash": "9f86d0…", "consumer_id": "acme", "expires": "90d", "scopes": ["orders:read"]}
+///
+///   hash         SHA-256 of the whole key, in hex or base64
+///   consumer_id  whom the key stands for
+///   expires      "never", "2026-12-31", "90d"
+///   name, scopes, rate_limits, metadata, not_before, created_by, prefix, last4: may be left out.
+///   rate_limits is a list such as ["600/min"], or as `show --json` has it.
+///
+/// It is read as a stream, and stored 1,000 keys at a time, each batch in one transaction. Keys that
+/// are known stay as they are and are counted: an import that was interrupted is just begun again.
+///
+/// A service has to accept the format of such keys: see Builder::accept of the library.
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Import {
+    /// The file, or - for standard input
+    #[arg(required_unless_present = "hash", conflicts_with_all = ["hash", "description"])]
+    file: Option<String>,
+
+    /// Report lines that make no sense and go on; without, the first one ends it
+    #[arg(long, conflicts_with = "hash")]
+    skip_invalid: bool,
+
+    /// Import one key: its SHA-256, in hex or base64
+    #[arg(long, value_name = "SHA256", requires = "consumer", requires = "expires")]
+    hash: Option<String>,
+
+    /// Whom the one key stands for
+    #[arg(long, value_name = "ID", requires = "hash")]
+    consumer: Option<String>,
+
+    /// When the one key stops working: 30d, 2026-12-31, "never"
+    #[arg(long, value_name = "WHEN", value_parser = values::expiry, requires = "hash")]
+    expires: Option<Expiry>,
+
+    /// What the one key begins with, for people
+    #[arg(long, requires = "hash", default_value = "", hide_default_value = true)]
+    prefix: String,
+
+    /// The last four characters of the one key, for people
+    #[arg(long, requires = "hash", default_value = "", hide_default_value = true)]
+    last4: String,
+
+    #[command(flatten)]
+    what: Description,
+
+    /// Why, for the audit
+    #[arg(long)]
+    reason: Option<String>,
+}
+
+pub(crate) async fn run(import: Import, session: &Session) -> Result<(), Failure> {
+    let issuer = session.issuer()?;
+    let report = match (&import.file, import.hash, import.consumer, import.expires) {
+        (None, Some(hash), Some(consumer), Some(expiry)) => {
+            let hash = parse_hash(&hash)?;
+            let new = import.what.into_key(consumer, expiry, import.reason)?;
+            let key = KeyImport::new(hash, new).hint(import.prefix, import.last4);
+            let imported = issuer.import(vec![key]).await?;
+            Report { imported: imported.keys.len() as u64, known: imported.known, invalid: 0 }
+        }
+        (Some(file), ..) => {
+            let source = Source::open(file)?;
+            let skip_invalid = import.skip_invalid;
+            let run =
+                Run { issuer, reason: import.reason, skip_invalid, report: Report::default() };
+            run.all(source).await?
+        }
+        // clap has seen to it.
+        _ => return Err(Failure::usage("name a file, or give --hash, --consumer and --expires")),
+    };
+    if session.global.json {
+        return output::line(&report.json().to_string());
+    }
+    output::note(&report.text());
+    Ok(())
+}
+
+/// Never shows what it was given: it may be the key itself.
+fn parse_hash(hash: &str) -> Result<KeyHash, Failure> {
+    hash.parse().map_err(|_| Failure::usage(format!("--hash: {NO_HASH}")))
+}
+
+const NO_HASH: &str = "that is no SHA-256: 64 hexadecimal digits, or 43 characters of base64. If it \
+    is the key itself, hash it first: printf %s \"$KEY\" | sha256sum";
+
+#[derive(Clone, Copy, Default)]
+struct Report {
+    imported: u64,
+    known: u64,
+    invalid: u64,
+}
+
+impl Report {
+    fn json(self) -> serde_json::Value {
+        json!({ "imported": self.imported, "known": self.known, "invalid": self.invalid })
+    }
+
+    fn text(self) -> String {
+        let Self { imported, known, invalid } = self;
+        format!(
+            "imported {imported} keys, left out {known} that are known and {invalid} invalid lines"
+        )
+    }
+}
+
+/// An import under way.
+struct Run {
+    issuer: KeyIssuer,
+    reason: Option<String>,
+    skip_invalid: bool,
+    report: Report,
+}
+
+/// Keys to be imported together, each with the line it came from.
+type Batch = Vec<(u64, KeyImport)>;
+
+impl Run {
+    async fn all(mut self, mut source: Source) -> Result<Report, Failure> {
+        let progress = Progress::begin(source.len(), "read");
+        let mut batch = Batch::with_capacity(BATCH);
+        while let Some(line) = source.next()? {
+            let key = line.and_then(|text| line::parse(text, self.reason.as_deref()));
+            match key {
+                Ok(Some(key)) => batch.push((source.line(), key)),
+                Ok(None) => {}
+                Err(problem) => {
+                    if !self.skip_invalid {
+                        self.store(std::mem::take(&mut batch)).await?;
+                    }
+                    self.invalid(source.line(), &problem)?;
+                }
+            }
+            if batch.len() == BATCH {
+                self.store(std::mem::replace(&mut batch, Batch::with_capacity(BATCH))).await?;
+                progress.set(self.report.imported + self.report.known, source.offset());
+            }
+        }
+        self.store(batch).await?;
+        progress.end();
+        Ok(self.report)
+    }
+
+    /// Stores a batch. Keys that make no sense are found out one by one.
+    async fn store(&mut self, mut batch: Batch) -> Result<(), Failure> {
+        while !batch.is_empty() {
+            let keys = batch.iter().map(|(_, key)| key.clone()).collect();
+            let error = match self.issuer.import(keys).await {
+                Ok(imported) => {
+                    self.report.imported += imported.keys.len() as u64;
+                    self.report.known += imported.known;
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            let Some(at) = error.index().filter(|at| *at < batch.len()) else {
+                return Err(self.interrupted(error.into()));
+            };
+            let mut after = batch.split_off(at);
+            let (line, _) = after.remove(0);
+            if self.skip_invalid {
+                self.invalid(line, &error.to_string())?;
+                batch.extend(after);
+            } else {
+                // What is before it is known to make sense.
+                Box::pin(self.store(batch)).await?;
+                return self.invalid(line, &error.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    fn invalid(&mut self, line: u64, problem: &str) -> Result<(), Failure> {
+        if self.skip_invalid {
+            self.report.invalid += 1;
+            output::warn(&format!("line {line}: {problem}"));
+            return Ok(());
+        }
+        Err(self.interrupted(Failure::usage(format!("line {line}: {problem}"))))
+    }
+
+    fn interrupted(&self, failure: Failure) -> Failure {
+        let Report { imported, known, .. } = self.report;
+        failure.advise(&format!(
+            "All before it is stored ({imported} imported, {known} known). Mend it and run the \
+            same again, which leaves out what is known; --skip-invalid goes on over lines that \
+            make no sense"
+        ))
+    }
+}

@@ -1,0 +1,137 @@
+use std::time::SystemTime;
+
+use clap::Args;
+use tower_api_key::{
+    key::KeyFormat,
+    manage::{Expiry, NewKey},
+    record::{Metadata, Scope},
+};
+
+use super::{
+    destination::Out,
+    failure::Failure,
+    output,
+    session::Session,
+    values::{self, Limit},
+};
+
+/// Issue a key
+///
+/// The key is written to standard output, once; only its hash is stored. Its id is on standard
+/// error, or with --json in the answer:
+///
+///   api-key issue --consumer acme --name ci --scope orders:read --expires 30d
+///   api-key issue --consumer acme --expires never --out acme.key
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Issue {
+    /// Whom the key stands for
+    #[arg(long, value_name = "ID")]
+    consumer: String,
+
+    #[command(flatten)]
+    what: Description,
+
+    /// When it stops working: 30d, 2026-12-31, "never"
+    ///
+    /// There is no default: a key that never expires is a decision. 30 to 90 days suit a service, a
+    /// day a build.
+    #[arg(long, value_name = "WHEN", value_parser = values::expiry)]
+    expires: Expiry,
+
+    /// What the key begins with
+    #[arg(long, value_name = "PREFIX", env = "API_KEY_PREFIX", default_value = "sk_live_",
+        value_parser = values::format)]
+    key_prefix: KeyFormat,
+
+    /// Why, for the audit
+    #[arg(long)]
+    reason: Option<String>,
+
+    #[command(flatten)]
+    out: Out,
+}
+
+/// What a new key shall be, but for whose it is and how long.
+#[derive(Args, Debug)]
+#[group(id = "description")]
+pub(crate) struct Description {
+    /// What its owner calls it
+    #[arg(long)]
+    name: Option<String>,
+
+    /// What it may do, such as orders:read; may be repeated
+    #[arg(long = "scope", value_name = "SCOPE")]
+    scopes: Vec<Scope>,
+
+    /// How often it may be used: 600/min, 10/s, 1000/day, 600/min:20 for 20 at once, "unlimited"; may
+    /// be repeated [default: what the service has for all]
+    #[arg(long = "rate-limit", value_name = "LIMIT", value_parser = values::limit)]
+    rate_limits: Vec<Limit>,
+
+    /// What the application wants to know of it: a JSON object
+    #[arg(long, value_name = "JSON", value_parser = values::metadata)]
+    metadata: Option<Metadata>,
+
+    /// When it begins to work: a date, or so long from now [default: at once]
+    #[arg(long, value_name = "WHEN", value_parser = values::future)]
+    not_before: Option<SystemTime>,
+
+    /// On whose behalf it is issued [default: as --actor]
+    #[arg(long, value_name = "NAME")]
+    created_by: Option<String>,
+}
+
+impl Description {
+    pub(crate) fn into_key(
+        self,
+        consumer: String,
+        expiry: Expiry,
+        reason: Option<String>,
+    ) -> Result<NewKey, Failure> {
+        let mut new = NewKey::new(consumer, expiry)
+            .scopes(self.scopes.into_iter().collect())
+            .metadata(self.metadata.unwrap_or_default());
+        if let Some(name) = self.name {
+            new = new.name(name);
+        }
+        if !self.rate_limits.is_empty() {
+            let limits = values::limits(&self.rate_limits);
+            new =
+                new.rate_limits(limits.map_err(|e| Failure::usage(format!("--rate-limit: {e}")))?);
+        }
+        if let Some(at) = self.not_before {
+            new = new.not_before(at);
+        }
+        if let Some(who) = self.created_by {
+            new = new.created_by(who);
+        }
+        if let Some(reason) = reason {
+            new = new.reason(reason);
+        }
+        Ok(new)
+    }
+}
+
+pub(crate) async fn run(issue: Issue, session: &Session) -> Result<(), Failure> {
+    let issuer = session.issuer_of(issue.key_prefix)?;
+    let new = issue.what.into_key(issue.consumer, issue.expires, issue.reason)?;
+    let destination = issue.out.prepare()?;
+    let issued = match issuer.issue(new).await {
+        Ok(issued) => issued,
+        Err(error) => {
+            destination.abandon();
+            return Err(error.into());
+        }
+    };
+    let record = &issued.record;
+    let answer = session.global.json.then(|| output::record(record));
+    destination.hand_over(&issued.key, record, answer)?;
+    output::note(&format!(
+        "issued {} to {}, expires: {}",
+        record.id,
+        record.consumer_id,
+        output::maybe_time(record.expires_at, "never"),
+    ));
+    Ok(())
+}

@@ -1,0 +1,174 @@
+use std::time::SystemTime;
+
+use clap::Args;
+use serde_json::json;
+use tower_api_key::{
+    record::{KeyId, KeyStatus, Scope},
+    store::{EventQuery, KeyPage, KeyQuery},
+};
+
+use super::{failure::Failure, output, session::Session, values};
+
+/// List keys, the newest first
+///
+/// With --json the answer is {"keys": [...], "next": ...}, where `next` is an id for --after, or null
+/// on the last page.
+#[derive(Args, Debug)]
+pub(crate) struct List {
+    /// Of this consumer
+    #[arg(long, value_name = "ID")]
+    consumer: Option<String>,
+
+    /// In this state: active, inactive, not-yet-active, expired, revoked
+    #[arg(long, value_name = "STATE", value_parser = values::status)]
+    status: Option<KeyStatus>,
+
+    /// With this scope
+    #[arg(long)]
+    scope: Option<Scope>,
+
+    /// With exactly this prefix
+    #[arg(long)]
+    prefix: Option<String>,
+
+    /// Issued, and if ever last used, before a date or so long ago: 90d
+    #[arg(long, value_name = "WHEN", value_parser = values::past)]
+    unused_since: Option<SystemTime>,
+
+    /// Expiring before a date, or within so long: 14d
+    #[arg(long, value_name = "WHEN", value_parser = values::future)]
+    expires_before: Option<SystemTime>,
+
+    /// After this key, the `next` of an earlier page
+    #[arg(long, value_name = "ID")]
+    after: Option<KeyId>,
+
+    /// At most so many, from 1 to 1000
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: usize,
+}
+
+/// Show a key
+#[derive(Args, Debug)]
+pub(crate) struct Show {
+    /// Its id
+    id: KeyId,
+}
+
+/// Show the audit: who did what to which key, when and why, the newest first
+///
+/// With --json the answer is {"events": [...], "next": ...}, where `next` is a number for --after.
+#[derive(Args, Debug)]
+pub(crate) struct Events {
+    /// Of the key with this id [default: of all]
+    id: Option<KeyId>,
+
+    /// Of keys of this consumer
+    #[arg(long, value_name = "ID")]
+    consumer: Option<String>,
+
+    /// After this event, the `next` of an earlier page
+    #[arg(long, value_name = "NUMBER")]
+    after: Option<u64>,
+
+    /// At most so many, from 1 to 1000
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: usize,
+}
+
+pub(crate) async fn keys(list: List, session: &Session) -> Result<(), Failure> {
+    let page = pages(list.into_query(), session).await?;
+    let next = page.next.map(|id| id.to_string());
+    if session.global.json {
+        let keys: Vec<_> = page.keys.iter().map(output::listed).collect();
+        return output::line(&json!({ "keys": keys, "next": next }).to_string());
+    }
+    let rows = page.keys.iter().map(|key| {
+        let record = &key.record;
+        vec![
+            record.id.to_string(),
+            record.consumer_id.clone(),
+            record.name.clone().unwrap_or_else(|| "-".to_owned()),
+            output::hint(record),
+            values::status_name(record.status(record.read_at)).to_owned(),
+            output::scopes(&record.scopes),
+            output::maybe_time(record.expires_at, "never"),
+            output::maybe_time(key.last_used_at, "-"),
+        ]
+    });
+    let headings = ["ID", "CONSUMER", "NAME", "KEY", "STATE", "SCOPES", "EXPIRES", "LAST USED"];
+    output::line(&output::table(&headings, rows))?;
+    if let Some(next) = next {
+        output::note(&format!("there are more: --after {next}"));
+    }
+    Ok(())
+}
+
+/// As many keys as are asked for, where there are: a page of a store may have fewer.
+async fn pages(mut query: KeyQuery, session: &Session) -> Result<KeyPage, Failure> {
+    let issuer = session.issuer()?;
+    let wanted = query.limit;
+    let mut keys = Vec::new();
+    loop {
+        query.limit = wanted.saturating_sub(keys.len());
+        let page = issuer.list(&query).await?;
+        keys.extend(page.keys);
+        query.after = page.next;
+        if page.next.is_none() || keys.len() >= wanted {
+            return Ok(KeyPage::new(keys, page.next));
+        }
+    }
+}
+
+impl List {
+    fn into_query(self) -> KeyQuery {
+        let mut query = KeyQuery::new().limit(self.limit);
+        query.consumer_id = self.consumer;
+        query.status = self.status;
+        query.scope = self.scope;
+        query.key_prefix = self.prefix;
+        query.unused_since = self.unused_since;
+        query.expires_before = self.expires_before;
+        query.after = self.after;
+        query
+    }
+}
+
+pub(crate) async fn key(show: Show, session: &Session) -> Result<(), Failure> {
+    let key = session.issuer()?.get(show.id).await?;
+    if session.global.json {
+        return output::line(&output::listed(&key).to_string());
+    }
+    output::line(&output::details(&key))
+}
+
+pub(crate) async fn events(events: Events, session: &Session) -> Result<(), Failure> {
+    let mut query = EventQuery::new().limit(events.limit);
+    query.key_id = events.id;
+    query.consumer_id = events.consumer;
+    query.after = events.after;
+    let page = session.issuer()?.events(&query).await?;
+    if session.global.json {
+        let all: Vec<_> = page.events.iter().map(output::event).collect();
+        return output::line(&json!({ "events": all, "next": page.next }).to_string());
+    }
+    let rows = page.events.iter().map(|event| {
+        let entry = &event.entry;
+        let some = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        vec![
+            output::time(event.at),
+            entry.action.to_string(),
+            entry.key_id.map_or_else(|| "-".to_owned(), |id| id.to_string()),
+            entry.actor.clone(),
+            some(&entry.origin),
+            some(&entry.reason),
+            some(&entry.changes),
+        ]
+    });
+    let headings = ["AT", "ACTION", "KEY", "WHO", "FROM", "WHY", "CHANGES"];
+    output::line(&output::table(&headings, rows))?;
+    if let Some(next) = page.next {
+        output::note(&format!("there are more: --after {next}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! Issues, lists, changes, rotates, revokes, imports and verifies API keys from the command line.
+
+mod args;
+mod change;
+mod destination;
+mod doctor;
+mod failure;
+mod import;
+mod issue;
+mod list;
+mod manual;
+mod output;
+mod prune;
+mod revoke;
+mod rotate;
+mod session;
+mod values;
+mod verify;
+
+use std::process::ExitCode;
+
+use self::{
+    args::{Cli, Command},
+    failure::Failure,
+    session::Session,
+};
+
+fn main() -> ExitCode {
+    let outcome = session::load_dot_env().and_then(|()| {
+        let cli = args::parse();
+        match &cli.command {
+            Command::Completions(completions) => manual::completions(completions),
+            Command::Man => manual::man(),
+            _ => on_a_store(cli),
+        }
+    });
+    outcome.unwrap_or_else(|failure| failure.report())
+}
+
+fn on_a_store(cli: Cli) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new("the program could not be started").because(&error))?;
+    runtime.block_on(async {
+        let Cli { global, command } = cli;
+        if let Command::Doctor(doctor) = &command {
+            return doctor::run(doctor, &global).await;
+        }
+        let session = Session::begin(global, matches!(command, Command::Migrate)).await?;
+        match command {
+            Command::Migrate => session.migrate().await,
+            Command::Issue(issue) => issue::run(issue, &session).await,
+            Command::List(list) => list::keys(list, &session).await,
+            Command::Show(show) => list::key(show, &session).await,
+            Command::Events(events) => list::events(events, &session).await,
+            Command::Update(update) => change::run(update, &session).await,
+            Command::Rotate(rotate) => rotate::run(rotate, &session).await,
+            Command::Revoke(revoke) => revoke::run(revoke, &session).await,
+            Command::Import(import) => import::run(import, &session).await,
+            Command::Prune(prune) => prune::run(prune, &session).await,
+            Command::Verify(verify) => return verify::run(verify, &session).await,
+            Command::Doctor(_) | Command::Completions(_) | Command::Man => Ok(()),
+        }
+        .map(|()| ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,178 @@
+use std::{
+    io::{self, Write as _},
+    time::SystemTime,
+};
+
+use anstyle::{AnsiColor, Style};
+use comfy_table::{Table, presets::NOTHING};
+use jiff::{Timestamp, Unit};
+use serde_json::{Value, json};
+use tower_api_key::{
+    rate_limit::RateLimits,
+    record::{KeyEvent, KeyRecord, Scope, Scopes},
+    store::ListedKey,
+};
+
+use super::{failure::Failure, values::status_name};
+
+/// Writes a line of the answer.
+pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    let mut stdout = anstream::stdout().lock();
+    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(|error| unwritten(&error))
+}
+
+pub(crate) fn unwritten(error: &io::Error) -> Failure {
+    Failure::new("standard output cannot be written").because(error)
+}
+
+/// Says something beside the answer. Where standard error is gone there is nobody to tell.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(anstream::stderr(), "{text}");
+}
+
+pub(crate) fn warn(text: &str) {
+    let style = AnsiColor::Yellow.on_default();
+    note(&format!("{style}warning:{style:#} {text}"));
+}
+
+/// A record as it is printed: all but the hash, which is of no use to people.
+pub(crate) fn record(record: &KeyRecord) -> Value {
+    json!({
+        "id": record.id.to_string(),
+        "status": status_name(record.status(record.read_at)),
+        "consumer_id": record.consumer_id,
+        "name": record.name,
+        "key_prefix": record.key_prefix,
+        "key_last4": record.key_last4,
+        "scopes": record.scopes,
+        "rate_limits": record.rate_limits,
+        "metadata": serde_json::from_str::<Value>(record.metadata.as_json()).unwrap_or_default(),
+        "is_active": record.is_active,
+        "created_at": time(record.created_at),
+        "created_by": record.created_by,
+        "not_before": record.not_before.map(time),
+        "expires_at": record.expires_at.map(time),
+        "revoked_at": record.revoked_at.map(time),
+        "revoked_reason": record.revoked_reason,
+        "rotated_from": record.rotated_from.map(|id| id.to_string()),
+        "rotated_at": record.rotated_at.map(time),
+        "version": record.version,
+    })
+}
+
+pub(crate) fn listed(key: &ListedKey) -> Value {
+    let mut value = record(&key.record);
+    set(&mut value, "last_used_at", json!(key.last_used_at.map(time)));
+    value
+}
+
+pub(crate) fn set(object: &mut Value, name: &str, value: Value) {
+    if let Some(object) = object.as_object_mut() {
+        object.insert(name.to_owned(), value);
+    }
+}
+
+pub(crate) fn event(event: &KeyEvent) -> Value {
+    let entry = &event.entry;
+    let changes = entry.changes.as_deref().map(serde_json::from_str::<Value>);
+    json!({
+        "id": event.id,
+        "at": time(event.at),
+        "action": entry.action.as_str(),
+        "key_id": entry.key_id.map(|id| id.to_string()),
+        "consumer_id": entry.consumer_id,
+        "actor": entry.actor,
+        "origin": entry.origin,
+        "reason": entry.reason,
+        "changes": changes.and_then(Result::ok),
+    })
+}
+
+/// To the second, in UTC.
+pub(crate) fn time(at: SystemTime) -> String {
+    let at = Timestamp::try_from(at).and_then(|at| at.round(Unit::Second));
+    at.map_or_else(|_| "beyond all time".to_owned(), |at| at.to_string())
+}
+
+pub(crate) fn maybe_time(at: Option<SystemTime>, never: &str) -> String {
+    at.map_or_else(|| never.to_owned(), time)
+}
+
+pub(crate) fn scopes(scopes: &Scopes) -> String {
+    let scopes: Vec<_> = scopes.iter().map(Scope::as_str).collect();
+    if scopes.is_empty() { "-".to_owned() } else { scopes.join(" ") }
+}
+
+pub(crate) fn limits(limits: Option<&RateLimits>) -> String {
+    let Some(limits) = limits else { return "the service's default".to_owned() };
+    let limit = |quota: &tower_api_key::rate_limit::Quota| {
+        let (limit, burst) = (quota.limit(), quota.burst_size().get());
+        let burst = if burst == limit { String::new() } else { format!(", {burst} at once") };
+        format!("{limit} in {:?}{burst}", quota.window())
+    };
+    let all: Vec<_> = limits.iter().map(limit).collect();
+    if all.is_empty() { "unlimited".to_owned() } else { all.join("; ") }
+}
+
+/// Colours are taken away again where the stream is no terminal.
+pub(crate) fn painted(text: &str, style: Style) -> String {
+    format!("{style}{text}{style:#}")
+}
+
+/// Rows under headings, or of a name and a value each where there are none.
+pub(crate) fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    if !headings.is_empty() {
+        table.set_header(headings.iter().map(|heading| (*heading).to_owned()).collect::<Vec<_>>());
+    }
+    for row in rows {
+        table.add_row(row.iter().map(|cell| printable(cell)).collect::<Vec<_>>());
+    }
+    table.trim_fmt()
+}
+
+/// What others stored may hold what moves a terminal's cursor.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// All of a key, line by line.
+pub(crate) fn details(key: &ListedKey) -> String {
+    let record = &key.record;
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    let some = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let status = status_name(record.status(record.read_at)).to_owned();
+    let mut rows = vec![
+        row("id", record.id.to_string()),
+        row("state", status),
+        row("consumer", record.consumer_id.clone()),
+        row("name", some(&record.name)),
+        row("key", hint(record)),
+        row("scopes", scopes(&record.scopes)),
+        row("rate limits", limits(record.rate_limits.as_ref())),
+        row("metadata", record.metadata.as_json().to_owned()),
+        row("created", time(record.created_at)),
+        row("created by", some(&record.created_by)),
+        row("begins", maybe_time(record.not_before, "at once")),
+        row("expires", maybe_time(record.expires_at, "never")),
+        row("last used", maybe_time(key.last_used_at, "-")),
+        row("version", record.version.to_string()),
+    ];
+    if let Some(at) = record.revoked_at {
+        rows.push(row("revoked", time(at)));
+        rows.push(row("reason", some(&record.revoked_reason)));
+    }
+    if let Some(at) = record.rotated_at {
+        rows.push(row("rotated", time(at)));
+    }
+    if let Some(id) = record.rotated_from {
+        rows.push(row("replaces", id.to_string()));
+    }
+    table(&[], rows)
+}
+
+/// What a key is known by.
+pub(crate) fn hint(record: &KeyRecord) -> String {
+    format!("{}…{}", record.key_prefix, record.key_last4)
+}

@@ -1,0 +1,44 @@
+use std::time::SystemTime;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{failure::Failure, import::Progress, output, session::Session, values};
+
+/// So many keys are deleted in one transaction, which others wait for.
+const BATCH: usize = 500;
+
+/// Delete keys that ended long ago
+///
+/// Keys that were revoked or expired before a date are deleted in small batches, and what hangs on
+/// them. The audit stays. Interrupted, it can be begun again.
+///
+/// A key that was pruned is unknown: if its hash is imported again it works again, revoked or not.
+/// So keep keys for as long as an old list of them may be imported.
+#[derive(Args, Debug)]
+pub(crate) struct Prune {
+    /// Keys that were revoked or expired before a date, or so long ago: 90d
+    #[arg(long, value_name = "WHEN", value_parser = values::past)]
+    ended_before: SystemTime,
+}
+
+pub(crate) async fn run(prune: Prune, session: &Session) -> Result<(), Failure> {
+    let issuer = session.issuer()?;
+    let progress = Progress::begin(None, "deleted");
+    let (mut keys, mut leftovers) = (0, 0);
+    loop {
+        let pruned = issuer.prune(prune.ended_before, BATCH).await?;
+        if pruned.is_empty() {
+            break;
+        }
+        keys += pruned.keys;
+        leftovers += pruned.leftovers;
+        progress.add(pruned.keys);
+    }
+    progress.end();
+    if session.global.json {
+        return output::line(&json!({ "keys": keys, "leftovers": leftovers }).to_string());
+    }
+    output::note(&format!("deleted {keys} keys, and {leftovers} rows that hung on such"));
+    Ok(())
+}

@@ -1,0 +1,152 @@
+use std::{env, fs, io::ErrorKind};
+
+use tower_api_key::{
+    key::KeyFormat,
+    manage::{Actor, KeyIssuer},
+    store::{Finding, KeyStore, PgKeyStore, SqliteKeyStore},
+};
+
+use super::{args::Global, failure::Failure, output};
+
+/// Sets what a file `.env` of this folder, or of one above it, says and the environment does not.
+pub(crate) fn load_dot_env() -> Result<(), Failure> {
+    match dotenvy::dotenv() {
+        Ok(_) => Ok(()),
+        Err(dotenvy::Error::Io(error)) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(dotenvy::Error::Io(error)) => {
+            Err(Failure::new("the file .env cannot be read").because(&error))
+        }
+        // The error shows the line, which may hold a password.
+        Err(_) => {
+            let problem = "the file .env makes no sense: its lines are NAME=value, with quotes \
+                around a value that has spaces";
+            Err(Failure::new(problem))
+        }
+    }
+}
+
+/// A database that is connected to, and whoever asks.
+pub(crate) struct Session {
+    pub(crate) global: Global,
+    pub(crate) store: Store,
+}
+
+#[derive(Clone)]
+pub(crate) enum Store {
+    Postgres(PgKeyStore),
+    Sqlite(SqliteKeyStore),
+}
+
+impl Session {
+    pub(crate) async fn begin(global: Global, may_create: bool) -> Result<Self, Failure> {
+        let store = Store::connect(global.database_url.as_deref(), may_create).await?;
+        Ok(Self { global, store })
+    }
+
+    pub(crate) async fn migrate(&self) -> Result<(), Failure> {
+        match &self.store {
+            Store::Postgres(store) => store.migrate().await?,
+            Store::Sqlite(store) => store.migrate().await?,
+        }
+        if self.global.json {
+            return output::line(r#"{"up_to_date":true}"#);
+        }
+        output::note("the tables are up to date");
+        Ok(())
+    }
+
+    /// Keys of this store, for who calls the program.
+    pub(crate) fn issuer(&self) -> Result<KeyIssuer, Failure> {
+        // Commands that issue keys say which; to the others it makes no difference.
+        self.issuer_of(super::values::format("sk_live_").map_err(Failure::usage)?)
+    }
+
+    pub(crate) fn issuer_of(&self, format: KeyFormat) -> Result<KeyIssuer, Failure> {
+        let issuer = match &self.store {
+            Store::Postgres(store) => KeyIssuer::new(store.clone(), format),
+            Store::Sqlite(store) => KeyIssuer::new(store.clone(), format),
+        };
+        let host = host();
+        let name = self.global.actor.clone().unwrap_or_else(|| format!("{}@{host}", user()));
+        Ok(issuer.by(Actor::operator(name).from(format!("command line on {host}"))))
+    }
+}
+
+impl Store {
+    pub(crate) async fn connect(url: Option<&str>, may_create: bool) -> Result<Self, Failure> {
+        let missing = "no database is named: give --database-url, set DATABASE_URL, or put it into \
+            a file .env, such as DATABASE_URL=postgres://app@localhost/app or sqlite:keys.db";
+        let url = url.filter(|url| !url.is_empty()).ok_or_else(|| Failure::usage(missing))?;
+        if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+            return Ok(Self::Postgres(PgKeyStore::connect_briefly(url).await?));
+        }
+        if !url.starts_with("sqlite:") {
+            let problem = "--database-url: a URL of PostgreSQL begins with `postgres://`, one of \
+                SQLite with `sqlite:`, such as postgres://app@localhost/app or sqlite:keys.db";
+            return Err(Failure::usage(problem));
+        }
+        // A file that is made by mistake would have no keys and no tables.
+        let existing =
+            if url.contains('?') { format!("{url}&mode=rw") } else { format!("{url}?mode=rw") };
+        let chosen = may_create || url.contains("mode=");
+        let store = SqliteKeyStore::connect(if chosen { url } else { &existing }).await;
+        let advice = "`api-key migrate` makes the file where there is none";
+        Ok(Self::Sqlite(
+            store.map_err(|error| Failure::new("the database").because(&error).advise(advice))?,
+        ))
+    }
+
+    pub(crate) async fn diagnose(&self) -> Vec<Finding> {
+        let clock = tower_api_key::clock::SystemClock::new();
+        match self {
+            Self::Postgres(store) => store.diagnose(&clock).await,
+            Self::Sqlite(store) => store.diagnose().await,
+        }
+    }
+}
+
+fn user() -> String {
+    let named = ["USER", "LOGNAME", "USERNAME"].into_iter().find_map(variable);
+    named.or_else(uid).unwrap_or_else(|| "unknown".to_owned())
+}
+
+#[cfg(unix)]
+fn uid() -> Option<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    // The folder of a process belongs to its user.
+    let own = fs::metadata("/proc/self").ok()?;
+    Some(format!("uid{}", own.uid()))
+}
+
+#[cfg(not(unix))]
+fn uid() -> Option<String> {
+    None
+}
+
+fn host() -> String {
+    let files = ["/proc/sys/kernel/hostname", "/etc/hostname"];
+    let named = files.into_iter().find_map(|file| fit(&fs::read_to_string(file).ok()?));
+    let named = named.or_else(|| ["HOSTNAME", "COMPUTERNAME"].into_iter().find_map(variable));
+    named.unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn variable(name: &str) -> Option<String> {
+    fit(&env::var(name).ok()?)
+}
+
+fn fit(text: &str) -> Option<String> {
+    super::values::text(text.trim()).ok()
+}
+
+/// A store that [`Authenticator`](tower_api_key::Authenticator) asks.
+impl KeyStore for Store {
+    async fn find(
+        &self,
+        hash: &tower_api_key::key::KeyHash,
+    ) -> Result<Option<tower_api_key::record::KeyRecord>, tower_api_key::store::StoreError> {
+        match self {
+            Self::Postgres(store) => store.find(hash).await,
+            Self::Sqlite(store) => store.find(hash).await,
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! How people write times, limits and the like.
+
+use std::time::{Duration, SystemTime};
+
+use jiff::{
+    SignedDuration, SpanRelativeTo, Timestamp, civil, fmt::friendly::SpanParser, tz::TimeZone,
+};
+use tower_api_key::{
+    clock::{Clock as _, SystemClock},
+    key::KeyFormat,
+    manage::Expiry,
+    rate_limit::{Quota, RateLimits},
+    record::{KeyStatus, Metadata},
+};
+
+const TIMES: &str = "write a duration as 30d, 12h or \"90 days\", a date as 2026-12-31 or \
+    2026-12-31T12:00Z (UTC)";
+
+pub(crate) fn now() -> SystemTime {
+    SystemClock::new().now()
+}
+
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let advice =
+        || "write a duration as 30d, 12h, 10m or \"90 days\"; a day has 24 hours".to_owned();
+    let span = SpanParser::new().parse_span(text.trim()).map_err(|_| advice())?;
+    let calendar = "months and years have no fixed length: write it in days, such as 90d";
+    if span.get_months() != 0 || span.get_years() != 0 {
+        return Err(calendar.into());
+    }
+    let length = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| advice())?;
+    if length == SignedDuration::ZERO && !text.trim().starts_with('0') {
+        return Err(advice());
+    }
+    length.try_into().map_err(|_| format!("a duration is not negative; {}", advice()))
+}
+
+pub(crate) fn instant(text: &str) -> Result<SystemTime, String> {
+    let text = text.trim();
+    let in_utc = |at: civil::DateTime| TimeZone::UTC.to_timestamp(at);
+    let at = if let Ok(at) = text.parse::<Timestamp>() {
+        Ok(at)
+    } else if has_zone(text) {
+        return Err(format!("that is no time; {TIMES}"));
+    } else {
+        text.parse::<civil::DateTime>().and_then(in_utc)
+    };
+    at.and_then(SystemTime::try_from).map_err(|_| format!("that is no time; {TIMES}"))
+}
+
+/// An offset or the name of a zone after the time. A date has `-` before it.
+fn has_zone(text: &str) -> bool {
+    let time = text.split_once(['T', 't', ' ']).map_or("", |(_, time)| time);
+    time.contains(['+', '-', 'Z', 'z', '['])
+}
+
+pub(crate) fn expiry(text: &str) -> Result<Expiry, String> {
+    if text.trim() == "never" {
+        return Ok(Expiry::Never);
+    }
+    moment(text, Expiry::At, Expiry::In)
+        .map_err(|problem| format!("{problem}; or write \"never\" for a key that is not to expire"))
+}
+
+/// A date, or so long from now on.
+pub(crate) fn future(text: &str) -> Result<SystemTime, String> {
+    moment(text, Some, |ahead| now().checked_add(ahead))?.ok_or_else(|| "that is too far".into())
+}
+
+/// A date, or so long ago.
+pub(crate) fn past(text: &str) -> Result<SystemTime, String> {
+    moment(text, Some, |ago| now().checked_sub(ago))?.ok_or_else(|| "that is too long ago".into())
+}
+
+fn moment<T>(
+    text: &str,
+    at: impl FnOnce(SystemTime) -> T,
+    within: impl FnOnce(Duration) -> T,
+) -> Result<T, String> {
+    match (instant(text), duration(text)) {
+        (Ok(instant), _) => Ok(at(instant)),
+        (_, Ok(duration)) => Ok(within(duration)),
+        // Dates begin with a year.
+        (Err(problem), _) if text.contains('-') => Err(problem),
+        (_, Err(problem)) if problem.starts_with("months") => Err(problem),
+        _ => Err(format!("that is no time; {TIMES}")),
+    }
+}
+
+/// Some limits of `--rate-limit`: one quota, or none at all.
+#[derive(Clone, Debug)]
+pub(crate) enum Limit {
+    Quota(Quota),
+    Unlimited,
+}
+
+const LIMITS: &str = "write a limit as 600/min, 10/s or 1000/day, with a burst as 600/min:20, or \
+    \"unlimited\"";
+
+pub(crate) fn limit(text: &str) -> Result<Limit, String> {
+    let text = text.trim();
+    if text == "unlimited" {
+        return Ok(Limit::Unlimited);
+    }
+    let (count, rest) = text.split_once('/').ok_or(LIMITS)?;
+    let (unit, burst) = rest.split_once(':').map_or((rest, None), |(unit, b)| (unit, Some(b)));
+    let number = |text: &str| text.trim().parse::<u32>().map_err(|_| LIMITS.to_owned());
+    let count = number(count)?;
+    let quota = match unit.trim() {
+        "s" | "sec" | "second" => Quota::per_second(count),
+        "m" | "min" | "minute" => Quota::per_minute(count),
+        "h" | "hour" => Quota::per_hour(count),
+        "d" | "day" => {
+            Quota::per(count, Duration::from_secs(86_400)).and_then(|quota| quota.named("day"))
+        }
+        _ => return Err(LIMITS.into()),
+    };
+    let quota = match burst {
+        Some(burst) => {
+            let burst = number(burst)?;
+            quota.and_then(|quota| quota.burst(burst))
+        }
+        None => quota,
+    };
+    quota.map(Limit::Quota).map_err(|error| format!("{error}; {LIMITS}"))
+}
+
+/// All limits of one key together.
+pub(crate) fn limits(limits: &[Limit]) -> Result<RateLimits, String> {
+    let quotas: Vec<_> = limits
+        .iter()
+        .filter_map(|limit| match limit {
+            Limit::Quota(quota) => Some(quota.clone()),
+            Limit::Unlimited => None,
+        })
+        .collect();
+    if quotas.len() != limits.len() && limits.len() > 1 {
+        return Err("\"unlimited\" goes with no other limit".into());
+    }
+    let twice = "two limits of the same window: give one for each, such as 10/s and 1000/day";
+    RateLimits::new(quotas).map_err(|_| twice.into())
+}
+
+pub(crate) fn metadata(text: &str) -> Result<Metadata, String> {
+    Metadata::from_json(text)
+        .map_err(|error| format!("{error}; write it as '{{\"plan\":\"pro\"}}'"))
+}
+
+pub(crate) fn status(text: &str) -> Result<KeyStatus, String> {
+    [
+        KeyStatus::Active,
+        KeyStatus::Inactive,
+        KeyStatus::NotYetActive,
+        KeyStatus::Expired,
+        KeyStatus::Revoked,
+    ]
+    .into_iter()
+    .find(|status| status_name(*status) == text)
+    .ok_or_else(|| "a state is active, inactive, not-yet-active, expired or revoked".into())
+}
+
+pub(crate) const fn status_name(status: KeyStatus) -> &'static str {
+    match status {
+        KeyStatus::Active => "active",
+        KeyStatus::Inactive => "inactive",
+        KeyStatus::NotYetActive => "not-yet-active",
+        KeyStatus::Expired => "expired",
+        KeyStatus::Revoked => "revoked",
+        _ => "unknown",
+    }
+}
+
+pub(crate) fn format(prefix: &str) -> Result<KeyFormat, String> {
+    KeyFormat::new(prefix).map_err(|error| error.to_string())
+}
+
+/// A line that is fit for the audit.
+pub(crate) fn text(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 256 || text.chars().any(char::is_control) {
+        return Err("1 to 256 bytes in one line are needed".into());
+    }
+    Ok(text.to_owned())
+}

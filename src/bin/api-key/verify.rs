@@ -1,0 +1,172 @@
+use std::{
+    io::{self, IsTerminal as _, Read as _, Write as _},
+    process::ExitCode,
+};
+
+use clap::Args;
+use serde_json::{Value, json};
+use tower_api_key::{
+    Authenticator,
+    auth::{Rejection, RejectionKind},
+    key::{Alphabet, ImportedFormat, KeyFormat},
+    record::Scope,
+};
+
+use super::{
+    failure::{Failure, REJECTED},
+    output,
+    session::Session,
+    values,
+};
+
+/// Say whether a key is let in, and why not
+///
+/// The key is read from standard input, so that it is in no list of processes and no history:
+///
+///   api-key verify < acme.key
+///
+/// It is judged by the same code as in a service, but its use is not recorded, and how much of its
+/// quota is left is known to the services alone. Exit code 5 is a key that is turned away.
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Verify {
+    /// Whether it may do this; may be repeated
+    #[arg(long = "scope", value_name = "SCOPE")]
+    scopes: Vec<Scope>,
+
+    /// What keys of the service begin with; may be repeated
+    #[arg(long = "key-prefix", value_name = "PREFIX", env = "API_KEY_PREFIX",
+        default_value = "sk_live_", value_parser = values::format)]
+    formats: Vec<KeyFormat>,
+
+    /// Imported keys that the service lets in: hex:64, base62:32 or base64url:43, with what they begin
+    /// with as in hex:64:old-; may be repeated
+    #[arg(long = "accept", value_name = "FORMAT", value_parser = imported)]
+    imported: Vec<ImportedFormat>,
+}
+
+fn imported(text: &str) -> Result<ImportedFormat, String> {
+    let advice = "write a format as hex:64, base32:32, base62:32 or base64url:43, with a prefix \
+        as hex:64:old-";
+    let (alphabet, rest) = text.split_once(':').ok_or(advice)?;
+    let (len, prefix) = rest.split_once(':').unwrap_or((rest, ""));
+    let alphabet = match alphabet {
+        "hex" => Alphabet::Hex,
+        "base32" => Alphabet::Base32,
+        "base62" => Alphabet::Base62,
+        "base64url" => Alphabet::Base64Url,
+        _ => return Err(advice.into()),
+    };
+    let len = len.parse().map_err(|_| advice)?;
+    ImportedFormat::new(prefix, alphabet, len).map_err(|error| format!("{error}; {advice}"))
+}
+
+/// Longer than any key.
+const MAX_LEN: usize = 4096;
+
+pub(crate) async fn run(verify: Verify, session: &Session) -> Result<ExitCode, Failure> {
+    let key = read_key()?;
+    let key = secrecy::ExposeSecret::expose_secret(&key).trim_ascii();
+    let mut formats = verify.formats.into_iter();
+    let first = formats.next().ok_or_else(|| Failure::usage("--key-prefix: give one"))?;
+    let mut builder = Authenticator::builder(session.store.clone(), first);
+    for format in formats {
+        builder = builder.accept(format);
+    }
+    for format in verify.imported {
+        builder = builder.accept(format);
+    }
+    // What would record its use is not run.
+    let (auth, _) = builder.build();
+    let admission = match auth.authenticate(key).await {
+        Ok(admission) => admission,
+        Err(rejection) => return rejected(&rejection, session),
+    };
+    let consumer = admission.consumer();
+    let lacking: Vec<_> =
+        verify.scopes.iter().filter(|scope| !consumer.has_scope(scope.as_str())).collect();
+    let found = session.issuer()?.get(consumer.key_id()).await?;
+    let verdict = Verdict {
+        admitted: lacking.is_empty(),
+        reason: (!lacking.is_empty()).then_some("insufficient_scope"),
+        status: if lacking.is_empty() { 200 } else { 403 },
+    };
+    if session.global.json {
+        let mut answer = verdict.json();
+        output::set(&mut answer, "record", output::listed(&found));
+        output::line(&answer.to_string())?;
+    } else {
+        match lacking.first() {
+            None => output::line(&verdict.headline("the key is let in"))?,
+            Some(scope) => {
+                let why = format!("the key is turned away with 403: it lacks the scope {scope}");
+                output::line(&verdict.headline(&why))?;
+            }
+        }
+        output::line(&output::details(&found))?;
+    }
+    Ok(verdict.exit_code())
+}
+
+fn rejected(rejection: &Rejection, session: &Session) -> Result<ExitCode, Failure> {
+    let (reason, status) = match rejection.kind() {
+        RejectionKind::Malformed => ("malformed", 401),
+        RejectionKind::Unknown => ("unknown", 401),
+        RejectionKind::Revoked => ("revoked", 401),
+        RejectionKind::Expired => ("expired", 401),
+        RejectionKind::Inactive => ("inactive", 401),
+        RejectionKind::NotYetActive => ("not_yet_active", 401),
+        // Nothing is known of the key then.
+        _ => return Err(Failure::new("the key could not be looked up").because(rejection)),
+    };
+    let verdict = Verdict { admitted: false, reason: Some(reason), status };
+    let key_id = rejection.key_id().map(|id| id.to_string());
+    if session.global.json {
+        let mut answer = verdict.json();
+        output::set(&mut answer, "key_id", json!(key_id));
+        output::line(&answer.to_string())?;
+    } else {
+        let which = key_id.map_or_else(String::new, |id| format!(" ({id})"));
+        let why = format!("the key is turned away with {status}: {rejection}{which}");
+        output::line(&verdict.headline(&why))?;
+    }
+    Ok(verdict.exit_code())
+}
+
+struct Verdict {
+    admitted: bool,
+    reason: Option<&'static str>,
+    /// Of HTTP, as the layer answers.
+    status: u16,
+}
+
+impl Verdict {
+    fn json(&self) -> Value {
+        json!({ "admitted": self.admitted, "reason": self.reason, "http_status": self.status })
+    }
+
+    fn headline(&self, text: &str) -> String {
+        let colour =
+            if self.admitted { anstyle::AnsiColor::Green } else { anstyle::AnsiColor::Red };
+        output::painted(text, colour.on_default())
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        if self.admitted { ExitCode::SUCCESS } else { ExitCode::from(REJECTED) }
+    }
+}
+
+fn read_key() -> Result<secrecy::SecretSlice<u8>, Failure> {
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        let _ = write!(io::stderr(), "Key, and Control-D: ");
+    }
+    let mut key = Vec::with_capacity(MAX_LEN);
+    let read = stdin.lock().take(MAX_LEN as u64).read_to_end(&mut key);
+    let key = secrecy::SecretSlice::from(key);
+    read.map_err(|error| Failure::new("standard input").because(&error))?;
+    if secrecy::ExposeSecret::expose_secret(&key).trim_ascii().is_empty() {
+        return Err(Failure::usage("no key on standard input: api-key verify < FILE"));
+    }
+    Ok(key)
+}

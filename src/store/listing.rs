@@ -1,0 +1,70 @@
+//! How the stores that speak SQL read a page of keys: along one index, and never too far.
+
+use super::{KeyPage, KeyQuery, ListedKey};
+use crate::record::{KeyId, KeyStatus};
+
+/// How many keys a page looks at. What else is asked of a key is asked of each of these; where too
+/// few match, the page is short, and the next one goes on behind them. So no question takes longer
+/// than a few milliseconds, wherever the keys lie that answer it.
+pub(super) const WINDOW: usize = 2_500;
+
+/// An index that has keys in the order of their ids.
+#[derive(Clone, Copy)]
+pub(super) enum Index<'q> {
+    All,
+    Live,
+    Revoked,
+    Inactive,
+    Beginning,
+    Consumer(&'q str),
+    LiveOfConsumer(&'q str),
+    Prefix(&'q str),
+    LiveOfPrefix(&'q str),
+    Scope(&'q str),
+}
+
+impl<'q> Index<'q> {
+    /// The index in which the fewest keys are in vain: a consumer has few keys, a scope more, and
+    /// states that are exceptions have an index each. Most keys have the same few prefixes.
+    ///
+    /// Expiry and use have none: in the order of ids no index can find them, and one of uses would
+    /// be written on each use.
+    pub(super) fn of(query: &'q KeyQuery) -> Self {
+        let live = query.status.is_some_and(|status| status != KeyStatus::Revoked);
+        if let Some(consumer_id) = &query.consumer_id {
+            return if live {
+                Self::LiveOfConsumer(consumer_id)
+            } else {
+                Self::Consumer(consumer_id)
+            };
+        }
+        if let Some(scope) = &query.scope {
+            return Self::Scope(scope.as_str());
+        }
+        match (query.status, &query.key_prefix) {
+            (Some(KeyStatus::Revoked), _) => Self::Revoked,
+            (Some(KeyStatus::Inactive), _) => Self::Inactive,
+            (Some(KeyStatus::NotYetActive), _) => Self::Beginning,
+            (Some(_), Some(key_prefix)) => Self::LiveOfPrefix(key_prefix),
+            (None, Some(key_prefix)) => Self::Prefix(key_prefix),
+            (Some(_), None) => Self::Live,
+            (None, None) => Self::All,
+        }
+    }
+}
+
+/// How many keys a page may have.
+pub(super) fn size(query: &KeyQuery) -> usize {
+    query.limit.min(WINDOW)
+}
+
+/// A page of at most `size` keys, of which one more was asked for, down to `edge`: the last key that
+/// was looked at, where there may be more behind it.
+pub(super) fn page(mut keys: Vec<ListedKey>, size: usize, edge: Option<KeyId>) -> KeyPage {
+    if keys.len() <= size {
+        return KeyPage::new(keys, edge);
+    }
+    keys.truncate(size);
+    let next = keys.last().map(|key| key.record.id);
+    KeyPage::new(keys, next)
+}

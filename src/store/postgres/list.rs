@@ -1,0 +1,252 @@
+//! Pages of keys and of the audit. Their statements are put together for each question and are not
+//! kept: a plan that is to serve every consumer would not serve the one that has all the keys.
+
+use std::time::SystemTime;
+
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow, raw_sql, types::Uuid};
+
+use super::{
+    error::failed,
+    record::{columns, read_time, record_of, uuid},
+    timestamp::Timestamp,
+};
+use crate::{
+    record::{KeyId, KeyStatus},
+    store::{
+        EventPage, EventQuery, KeyPage, KeyQuery, ListedKey, StoreError,
+        listing::{Index, WINDOW, page, size},
+        row::{Event, bounded, event_page, key_id, micros_up},
+    },
+};
+
+type Sql = QueryBuilder<Postgres>;
+
+pub(super) async fn keys(
+    connection: &mut PgConnection,
+    query: &KeyQuery,
+) -> Result<KeyPage, StoreError> {
+    let size = size(query);
+    if size == 0 {
+        return Ok(KeyPage::default());
+    }
+    let index = Index::of(query);
+    raw_sql(BEGIN).execute(&mut *connection).await.map_err(failed)?;
+    let mut sql = edge(index, query.after);
+    let row = sql.build().persistent(false).fetch_optional(&mut *connection).await;
+    let edge = row.map_err(failed)?.map(|row| row.try_get::<Uuid, _>(0)).transpose();
+    let edge = edge.map_err(failed)?.map(key_id);
+    let mut sql = keys_of(index, query)?;
+    sql.push(" limit ").push_bind(bounded(size + 1));
+    let rows = sql.build().persistent(false).fetch_all(&mut *connection).await.map_err(failed)?;
+    raw_sql("commit").execute(connection).await.map_err(failed)?;
+    let keys = rows.iter().map(listed).collect::<Result<_, _>>()?;
+    Ok(page(keys, size, edge))
+}
+
+// Both statements see the same keys. And they walk along an index, one key after the other: what
+// takes all of them first only looks cheaper where statistics are old.
+const BEGIN: &str = "
+begin isolation level repeatable read read only;
+set local enable_seqscan = off;
+set local enable_bitmapscan = off;
+set local max_parallel_workers_per_gather = 0;
+set local jit = off";
+
+fn listed(row: &PgRow) -> Result<ListedKey, StoreError> {
+    let at: Option<Timestamp> = row.try_get("last_used_at").map_err(failed)?;
+    let at = at.map(|at| read_time("last_used_at", at)).transpose()?;
+    Ok(ListedKey::new(record_of(row)?, at))
+}
+
+/// Asks for the last key of the window that begins after `after`, where the window is full.
+fn edge(index: Index<'_>, after: Option<KeyId>) -> Sql {
+    let mut sql = Sql::new(match index {
+        Index::Scope(_) => "select key_id",
+        _ => "select id",
+    });
+    window(&mut sql, index, after);
+    sql.push(order(index)).push(" limit 1 offset ").push_bind(bounded(WINDOW - 1));
+    sql
+}
+
+/// Asks for the keys of the window that answer the question.
+///
+/// Its limit also keeps the planner from mixing the one with the other: what it believes of how
+/// common an answer is might take it to another index, and through all of that.
+fn keys_of(index: Index<'_>, query: &KeyQuery) -> Result<Sql, StoreError> {
+    let mut sql = Sql::new(concat!(
+        "select ",
+        columns!(),
+        ", (select last_used_at from api_key_usage where key_id = listed.id) as last_used_at \
+         from (select "
+    ));
+    let scoped = matches!(index, Index::Scope(_));
+    sql.push(if scoped { "scope, key_id" } else { "*" });
+    window(&mut sql, index, query.after);
+    sql.push(order(index)).push(" limit ").push_bind(bounded(WINDOW)).push(") as ");
+    sql.push(if scoped {
+        "scoped cross join lateral \
+         (select * from api_keys where id = scoped.key_id offset 0) as listed"
+    } else {
+        "listed"
+    });
+    sql.push(" where true");
+    filter(&mut sql, query)?;
+    sql.push(order(index));
+    Ok(sql)
+}
+
+/// The part of the index behind a key.
+///
+/// Pairs are compared, so that no other index than that of both gives the order.
+fn window(sql: &mut Sql, index: Index<'_>, after: Option<KeyId>) {
+    let (from, first) = match index {
+        Index::All => (" from api_keys where id", None),
+        Index::Live => (" from api_keys where revoked_at is null and id", None),
+        Index::Revoked => (" from api_keys where revoked_at is not null and id", None),
+        Index::Inactive => {
+            (" from api_keys where revoked_at is null and not is_active and id", None)
+        }
+        Index::Beginning => {
+            (" from api_keys where revoked_at is null and not_before is not null and id", None)
+        }
+        Index::Consumer(consumer_id) => {
+            (" from api_keys where (consumer_id, id)", Some(("(consumer_id, id)", consumer_id)))
+        }
+        Index::LiveOfConsumer(consumer_id) => (
+            " from api_keys where revoked_at is null and (consumer_id, id)",
+            Some(("(consumer_id, id)", consumer_id)),
+        ),
+        Index::Prefix(key_prefix) => {
+            (" from api_keys where (key_prefix, id)", Some(("(key_prefix, id)", key_prefix)))
+        }
+        Index::LiveOfPrefix(key_prefix) => (
+            " from api_keys where revoked_at is null and (key_prefix, id)",
+            Some(("(key_prefix, id)", key_prefix)),
+        ),
+        Index::Scope(scope) => {
+            (" from api_key_scopes where (scope, key_id)", Some(("(scope, key_id)", scope)))
+        }
+    };
+    let bound = |sql: &mut Sql, id: Uuid| match first {
+        Some((_, value)) => {
+            sql.push("(").push_bind(value.to_owned()).push(", ").push_bind(id).push(")");
+        }
+        None => {
+            sql.push_bind(id);
+        }
+    };
+    sql.push(from).push(if after.is_some() { " < " } else { " <= " });
+    bound(sql, after.map_or(Uuid::max(), uuid));
+    if let Some((pair, _)) = first {
+        sql.push(" and ").push(pair).push(" >= ");
+        bound(sql, Uuid::nil());
+    }
+}
+
+fn order(index: Index<'_>) -> &'static str {
+    match index {
+        Index::Consumer(_) | Index::LiveOfConsumer(_) => " order by consumer_id desc, id desc",
+        Index::Prefix(_) | Index::LiveOfPrefix(_) => " order by key_prefix desc, id desc",
+        Index::Scope(_) => " order by scope desc, key_id desc",
+        _ => " order by id desc",
+    }
+}
+
+fn filter(sql: &mut Sql, query: &KeyQuery) -> Result<(), StoreError> {
+    if let Some(consumer_id) = &query.consumer_id {
+        sql.push(" and consumer_id = ").push_bind(consumer_id.clone());
+    }
+    if let Some(key_prefix) = &query.key_prefix {
+        sql.push(" and key_prefix = ").push_bind(key_prefix.clone());
+    }
+    if let Some(scope) = &query.scope {
+        sql.push(" and ").push_bind(scope.as_str().to_owned()).push(" = any(scopes)");
+    }
+    if let Some(status) = query.status {
+        sql.push(has_status(status));
+    }
+    if let Some(end) = query.expires_before {
+        sql.push(" and expires_at < ").push_bind(before(end)?);
+    }
+    if let Some(since) = query.unused_since {
+        sql.push(" and created_at < ").push_bind(before(since)?);
+        // Asked key by key: a join might read all uses there are.
+        sql.push(
+            " and coalesce(
+                (select last_used_at from api_key_usage where key_id = listed.id), '-infinity'
+            ) < ",
+        );
+        sql.push_bind(before(since)?);
+    }
+    Ok(())
+}
+
+fn before(end: SystemTime) -> Result<Timestamp, StoreError> {
+    micros_up(end).map(Timestamp)
+}
+
+fn has_status(status: KeyStatus) -> &'static str {
+    match status {
+        KeyStatus::Revoked => " and revoked_at is not null",
+        KeyStatus::Expired => " and revoked_at is null and expires_at <= statement_timestamp()",
+        KeyStatus::Inactive => {
+            " and revoked_at is null and not is_active \
+             and (expires_at is null or expires_at > statement_timestamp())"
+        }
+        KeyStatus::NotYetActive => {
+            " and revoked_at is null and is_active and not_before > statement_timestamp() \
+             and (expires_at is null or expires_at > statement_timestamp())"
+        }
+        KeyStatus::Active => {
+            " and revoked_at is null and is_active \
+             and (not_before is null or not_before <= statement_timestamp()) \
+             and (expires_at is null or expires_at > statement_timestamp())"
+        }
+    }
+}
+
+pub(super) async fn events(
+    connection: &mut PgConnection,
+    query: &EventQuery,
+) -> Result<EventPage, StoreError> {
+    let mut sql = Sql::new(
+        "select id, at, action, key_id, consumer_id, actor, origin, reason, \
+         changes::text as changes from api_key_events where ",
+    );
+    let last = query.after.map_or(i64::MAX, |after| i64::try_from(after).unwrap_or(i64::MAX));
+    let order = if let Some(id) = query.key_id {
+        sql.push("(key_id, id) < (").push_bind(uuid(id)).push(", ").push_bind(last);
+        sql.push(") and (key_id, id) > (").push_bind(uuid(id)).push(", 0)");
+        if let Some(consumer_id) = &query.consumer_id {
+            sql.push(" and consumer_id = ").push_bind(consumer_id.clone());
+        }
+        " order by key_id desc, id desc limit "
+    } else if let Some(consumer_id) = &query.consumer_id {
+        sql.push("(consumer_id, id) < (").push_bind(consumer_id.clone());
+        sql.push(", ").push_bind(last);
+        sql.push(") and (consumer_id, id) > (").push_bind(consumer_id.clone()).push(", 0)");
+        " order by consumer_id desc, id desc limit "
+    } else {
+        sql.push("id < ").push_bind(last);
+        " order by id desc limit "
+    };
+    sql.push(order).push_bind(bounded(query.limit.saturating_add(1)));
+    let rows = sql.build().persistent(false).fetch_all(connection).await.map_err(failed)?;
+    let events = rows.iter().map(event).collect::<sqlx::Result<Vec<_>>>().map_err(failed)?;
+    event_page(events, query.limit)
+}
+
+fn event(row: &PgRow) -> sqlx::Result<Event> {
+    Ok(Event {
+        id: row.try_get("id")?,
+        at: row.try_get::<Timestamp, _>("at")?.0,
+        action: row.try_get("action")?,
+        key_id: row.try_get("key_id")?,
+        consumer_id: row.try_get("consumer_id")?,
+        actor: row.try_get("actor")?,
+        origin: row.try_get("origin")?,
+        reason: row.try_get("reason")?,
+        changes: row.try_get("changes")?,
+    })
+}

@@ -1,0 +1,374 @@
+use std::{fmt, time::SystemTime};
+
+use sqlx::{query, query_as, query_scalar, raw_sql, types::Uuid};
+
+use super::{
+    error::failed,
+    lease::Lease,
+    record::{columns, record, records, uuid},
+    timestamp::Timestamp,
+};
+use crate::{
+    record::{AuditEntry, KeyId, KeyRecord},
+    store::{
+        Claim, KeyTransaction, Selection, StoreError, StoreErrorKind,
+        row::{Row, bounded, claimed, ended, json, key_id, micros_up},
+    },
+};
+
+/// A transaction of [`PgKeyStore`](super::PgKeyStore).
+///
+/// It holds a connection of the pool. A statement that fails ends it, and so does dropping a future
+/// of it half-way: the connection is closed then, and nothing is left.
+pub struct PgTransaction {
+    /// `None` while a statement runs, and from its failure on.
+    lease: Option<Lease>,
+}
+
+impl PgTransaction {
+    /// What others committed before a statement must be seen by it, whatever isolation is the
+    /// default.
+    pub(super) async fn begin(mut lease: Lease) -> Result<Self, StoreError> {
+        let begin = raw_sql("begin isolation level read committed");
+        begin.execute(&mut *lease).await.map_err(failed)?;
+        Ok(Self { lease: Some(lease) })
+    }
+
+    /// The connection, for one statement. It is put back when that has succeeded.
+    fn take(&mut self) -> Result<Lease, StoreError> {
+        self.lease.take().ok_or_else(ended)
+    }
+}
+
+impl Drop for PgTransaction {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.roll_back();
+        }
+    }
+}
+
+impl fmt::Debug for PgTransaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PgTransaction").field("is_open", &self.lease.is_some()).finish()
+    }
+}
+
+// Rows are locked in the order of their ids. The outer select dates them when they are locked, not
+// when they were asked for.
+const LOCK: &str = concat!(
+    "with locked as materialized (
+        select * from api_keys where id = any($1) order by id for no key update
+    )
+    select ",
+    columns!(),
+    " from locked order by id"
+);
+
+// Pairs are compared, so that no other index than that of both gives the order: that of the ids
+// alone would be searched to its end for keys that all lie there.
+const LOCK_CONSUMER: &str = concat!(
+    "with locked as materialized (
+        select * from api_keys
+        where (consumer_id, id) >= ($1, '00000000-0000-0000-0000-000000000000')
+            and (consumer_id, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+            and revoked_at is null
+        order by consumer_id, id
+        limit $2
+        for no key update
+    )
+    select ",
+    columns!(),
+    " from locked order by id"
+);
+
+const LOCK_PREFIX: &str = concat!(
+    "with locked as materialized (
+        select * from api_keys
+        where (key_prefix, id) >= ($1, '00000000-0000-0000-0000-000000000000')
+            and (key_prefix, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+            and revoked_at is null
+        order by key_prefix, id
+        limit $2
+        for no key update
+    )
+    select ",
+    columns!(),
+    " from locked order by id"
+);
+
+// Two questions, as each has its index. Whoever prunes waits for nobody, so that the order in which
+// rows are locked does not matter.
+const LOCK_ENDED: &str = concat!(
+    "with revoked as materialized (
+        select * from api_keys where revoked_at < $1
+        order by revoked_at limit $2
+        for no key update skip locked
+    ), expired as materialized (
+        select * from api_keys
+        where expires_at < $1 and (revoked_at is null or revoked_at >= $1)
+        order by expires_at limit $2
+        for no key update skip locked
+    )
+    select ",
+    columns!(),
+    " from (
+        select * from revoked union all select * from expired limit $2
+    ) as locked order by id"
+);
+
+// In the order of the hashes, so that two imports of the same keys queue up instead of waiting for
+// each other.
+const INSERT: &str = "
+insert into api_keys (
+    id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
+    is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
+    rotated_from, rotated_at, root_id, version
+)
+select
+    id, key_hash, key_prefix, key_last4, consumer_id, name,
+    array(select jsonb_array_elements_text(scopes::jsonb)), rate_limits::jsonb, metadata::jsonb,
+    is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
+    rotated_from, rotated_at, root_id, version
+from unnest(
+    $1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+    $8::text[], $9::text[], $10::boolean[], $11::timestamptz[], $12::text[], $13::timestamptz[],
+    $14::timestamptz[], $15::timestamptz[], $16::text[], $17::uuid[], $18::timestamptz[],
+    $19::uuid[], $20::bigint[]
+) with ordinality as new (
+    id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
+    is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
+    rotated_from, rotated_at, root_id, version, place
+)
+order by key_hash, place
+on conflict do nothing
+returning id";
+
+const UPDATE: &str = concat!(
+    "update api_keys set name = $3, scopes = $4, rate_limits = $5::jsonb, metadata = $6::jsonb, \
+     is_active = $7, not_before = $8, expires_at = $9, rotated_at = $10, version = version + 1 \
+     where id = $1 and version = $2 returning ",
+    columns!()
+);
+
+const REVOKE: &str = concat!(
+    "with locked as materialized (
+        select id from api_keys where id = any($1) and revoked_at is null
+        order by id for no key update
+    ), revoked as (
+        update api_keys
+        set revoked_at = clock_timestamp(), revoked_reason = $2, version = version + 1
+        where id = any(array(select id from locked))
+        returning ",
+    columns!(),
+    ")
+    select * from revoked order by id"
+);
+
+// What was recorded of their use goes with them: a trigger deletes it.
+const DELETE: &str = "delete from api_keys where id = any($1)";
+
+const RECORD: &str = "
+insert into api_key_events (action, key_id, consumer_id, actor, origin, reason, changes)
+select action, key_id, consumer_id, actor, origin, reason, changes::jsonb
+from unnest(
+    $1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[]
+) with ordinality as new (action, key_id, consumer_id, actor, origin, reason, changes, place)
+order by place";
+
+const CLAIM: &str = "
+insert into api_key_requests (request, fingerprint, key_id) values ($1, $2, $3)
+on conflict do nothing
+returning true";
+
+const CLAIMED: &str = "select fingerprint, key_id from api_key_requests where request = $1";
+
+const SWEEP_REQUESTS: &str = "
+delete from api_key_requests where request = any(array(
+    select request from api_key_requests where at < $1
+    order by at limit $2
+    for update skip locked
+))";
+
+// A use that was being recorded while its key was deleted stays behind: it is found among the keys
+// that were changed last, rather than by comparing all uses with all keys.
+const SWEEP_USAGE: &str = "
+delete from api_key_usage where key_id = any(array(
+    select key_id
+    from (select key_id from api_key_changes order by changed_in desc limit 5000) as changed
+    where (select true from api_keys where id = changed.key_id) is null
+        and (select true from api_key_usage as used where used.key_id = changed.key_id)
+    order by key_id
+    limit $1
+))";
+
+impl KeyTransaction for PgTransaction {
+    async fn lock(&mut self, ids: &[KeyId]) -> Result<Vec<KeyRecord>, StoreError> {
+        let mut lease = self.take()?;
+        let lock = query(LOCK).bind(uuids(ids));
+        let rows = lock.fetch_all(&mut *lease).await.map_err(failed)?;
+        self.lease = Some(lease);
+        records(&rows)
+    }
+
+    async fn lock_some(
+        &mut self,
+        keys: &Selection,
+        limit: usize,
+    ) -> Result<Vec<KeyRecord>, StoreError> {
+        let lock = match keys {
+            Selection::Consumer(consumer_id) => query(LOCK_CONSUMER).bind(consumer_id),
+            Selection::Prefix(key_prefix) => query(LOCK_PREFIX).bind(key_prefix),
+            Selection::EndedBefore(end) => query(LOCK_ENDED).bind(Timestamp(micros_up(*end)?)),
+        };
+        let mut lease = self.take()?;
+        let lock = lock.bind(bounded(limit));
+        let rows = lock.fetch_all(&mut *lease).await.map_err(failed)?;
+        self.lease = Some(lease);
+        records(&rows)
+    }
+
+    async fn insert(&mut self, records: &[KeyRecord]) -> Result<Vec<KeyId>, StoreError> {
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = records.iter().map(Row::of).collect::<Result<Vec<_>, _>>()?;
+        let scopes = rows.iter().map(|row| json(&row.scopes)).collect::<Result<Vec<_>, _>>()?;
+        let insert = query_scalar(INSERT)
+            .bind(column(&rows, |row| Uuid::from_bytes(row.id)))
+            .bind(column(&rows, |row| row.key_hash.clone()))
+            .bind(column(&rows, |row| row.key_prefix.clone()))
+            .bind(column(&rows, |row| row.key_last4.clone()))
+            .bind(column(&rows, |row| row.consumer_id.clone()))
+            .bind(column(&rows, |row| row.name.clone()))
+            .bind(scopes)
+            .bind(column(&rows, |row| row.rate_limits.clone()))
+            .bind(column(&rows, |row| row.metadata.clone()))
+            .bind(column(&rows, |row| row.is_active))
+            .bind(column(&rows, |row| Timestamp(row.created_at)))
+            .bind(column(&rows, |row| row.created_by.clone()))
+            .bind(column(&rows, |row| row.not_before.map(Timestamp)))
+            .bind(column(&rows, |row| row.expires_at.map(Timestamp)))
+            .bind(column(&rows, |row| row.revoked_at.map(Timestamp)))
+            .bind(column(&rows, |row| row.revoked_reason.clone()))
+            .bind(column(&rows, |row| row.rotated_from.map(Uuid::from_bytes)))
+            .bind(column(&rows, |row| row.rotated_at.map(Timestamp)))
+            .bind(column(&rows, |row| Uuid::from_bytes(row.root_id)))
+            .bind(column(&rows, |row| row.version));
+        let mut lease = self.take()?;
+        let inserted: Vec<Uuid> = insert.fetch_all(&mut *lease).await.map_err(failed)?;
+        self.lease = Some(lease);
+        Ok(inserted.into_iter().map(key_id).collect())
+    }
+
+    async fn update(&mut self, changed: &KeyRecord) -> Result<KeyRecord, StoreError> {
+        let row = Row::of(changed)?;
+        let update = query(UPDATE)
+            .bind(Uuid::from_bytes(row.id))
+            .bind(row.version)
+            .bind(row.name)
+            .bind(row.scopes)
+            .bind(row.rate_limits)
+            .bind(row.metadata)
+            .bind(row.is_active)
+            .bind(row.not_before.map(Timestamp))
+            .bind(row.expires_at.map(Timestamp))
+            .bind(row.rotated_at.map(Timestamp));
+        let mut lease = self.take()?;
+        let row = update.fetch_optional(&mut *lease).await.map_err(failed)?;
+        self.lease = Some(lease);
+        record(row)?.ok_or(StoreError::new(StoreErrorKind::Conflict))
+    }
+
+    async fn revoke(
+        &mut self,
+        ids: &[KeyId],
+        reason: Option<&str>,
+    ) -> Result<Vec<KeyRecord>, StoreError> {
+        let mut lease = self.take()?;
+        let revoke = query(REVOKE).bind(uuids(ids)).bind(reason);
+        let rows = revoke.fetch_all(&mut *lease).await.map_err(failed)?;
+        self.lease = Some(lease);
+        records(&rows)
+    }
+
+    async fn delete(&mut self, ids: &[KeyId]) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut lease = self.take()?;
+        query(DELETE).bind(uuids(ids)).execute(&mut *lease).await.map_err(failed)?;
+        self.lease = Some(lease);
+        Ok(())
+    }
+
+    async fn record(&mut self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let record = query(RECORD)
+            .bind(column(entries, |entry| entry.action.as_str()))
+            .bind(column(entries, |entry| entry.key_id.map(uuid)))
+            .bind(column(entries, |entry| entry.consumer_id.clone()))
+            .bind(column(entries, |entry| entry.actor.clone()))
+            .bind(column(entries, |entry| entry.origin.clone()))
+            .bind(column(entries, |entry| entry.reason.clone()))
+            .bind(column(entries, |entry| entry.changes.clone()));
+        let mut lease = self.take()?;
+        record.execute(&mut *lease).await.map_err(failed)?;
+        self.lease = Some(lease);
+        Ok(())
+    }
+
+    async fn claim(&mut self, claim: &Claim) -> Result<Option<Claim>, StoreError> {
+        let mut lease = self.take()?;
+        loop {
+            let insert = query_scalar(CLAIM)
+                .bind(claim.request.as_slice())
+                .bind(claim.fingerprint.as_slice())
+                .bind(uuid(claim.key_id));
+            let inserted: Option<bool> =
+                insert.fetch_optional(&mut *lease).await.map_err(failed)?;
+            if inserted.is_some() {
+                self.lease = Some(lease);
+                return Ok(None);
+            }
+            let earlier = query_as(CLAIMED).bind(claim.request.as_slice());
+            let earlier: Option<(Vec<u8>, Uuid)> =
+                earlier.fetch_optional(&mut *lease).await.map_err(failed)?;
+            // None: it has been swept in between.
+            if let Some((fingerprint, key_id)) = earlier {
+                self.lease = Some(lease);
+                return claimed(claim.request, &fingerprint, key_id).map(Some);
+            }
+        }
+    }
+
+    async fn sweep(&mut self, before: SystemTime, limit: usize) -> Result<usize, StoreError> {
+        let limit = bounded(limit);
+        let requests = query(SWEEP_REQUESTS).bind(Timestamp(micros_up(before)?)).bind(limit);
+        let mut lease = self.take()?;
+        let requests = requests.execute(&mut *lease).await.map_err(failed)?.rows_affected();
+        let rest = limit.saturating_sub_unsigned(requests);
+        let usage = query(SWEEP_USAGE).bind(rest);
+        let usage = usage.execute(&mut *lease).await.map_err(failed)?.rows_affected();
+        self.lease = Some(lease);
+        Ok(usize::try_from(requests + usage).unwrap_or(usize::MAX))
+    }
+
+    async fn commit(mut self) -> Result<(), StoreError> {
+        let mut lease = self.take()?;
+        raw_sql("commit").execute(&mut *lease).await.map_err(failed)?;
+        lease.release();
+        Ok(())
+    }
+}
+
+fn uuids(ids: &[KeyId]) -> Vec<Uuid> {
+    ids.iter().copied().map(uuid).collect()
+}
+
+/// One value of each row, as an array.
+fn column<R, T>(rows: &[R], value: impl Fn(&R) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
+}

@@ -1,0 +1,51 @@
+use crate::store::{
+    StoreError, StoreErrorKind,
+    row::{Refusal, corrupt},
+};
+
+pub(super) fn failed(error: sqlx::Error) -> StoreError {
+    match error {
+        sqlx::Error::Database(error) => {
+            let code = error.code().unwrap_or_default().into_owned();
+            let message = error.message().to_owned();
+            let unique = error.is_unique_violation();
+            let kind = if unique { StoreErrorKind::Conflict } else { kind(&code) };
+            StoreError::new(kind).because(Refusal { code, message })
+        }
+        sqlx::Error::ColumnDecode { index, .. } => corrupt(&format_args!("column {index}")),
+        sqlx::Error::Io(_)
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed => StoreError::new(StoreErrorKind::Unavailable).because(error),
+        _ => StoreError::new(StoreErrorKind::Other).because(error),
+    }
+}
+
+pub(super) fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| primary(&code) == BUSY)
+}
+
+/// What one of SQLite's result codes means for whoever asked.
+fn kind(code: &str) -> StoreErrorKind {
+    match primary(code) {
+        BUSY | LOCKED | OUT_OF_MEMORY | IO | FULL | CANNOT_OPEN | PROTOCOL => {
+            StoreErrorKind::Unavailable
+        }
+        _ => StoreErrorKind::Other,
+    }
+}
+
+/// A result code without the details that its upper bytes carry.
+fn primary(code: &str) -> u32 {
+    code.parse::<u32>().unwrap_or_default() & 0xff
+}
+
+const BUSY: u32 = 5;
+const LOCKED: u32 = 6;
+const OUT_OF_MEMORY: u32 = 7;
+const IO: u32 = 10;
+const FULL: u32 = 13;
+const CANNOT_OPEN: u32 = 14;
+/// The locks of a write-ahead log are contended.
+const PROTOCOL: u32 = 15;

@@ -1,0 +1,229 @@
+//! Pages of keys and of the audit. Which index a page is read along is said to SQLite, which knows
+//! little of how common a value is.
+
+use sqlx::{QueryBuilder, Row as _, Sqlite, SqlitePool, sqlite::SqliteRow, types::Uuid};
+
+use super::{
+    error::failed,
+    record::{columns, now, read_time, record_of, uuid},
+};
+use crate::{
+    record::{KeyId, KeyStatus},
+    store::{
+        EventPage, EventQuery, KeyPage, KeyQuery, ListedKey, StoreError,
+        listing::{Index, WINDOW, page, size},
+        row::{Event, bounded, event_page, key_id, micros_up},
+    },
+};
+
+type Sql = QueryBuilder<Sqlite>;
+
+pub(super) async fn keys(pool: &SqlitePool, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+    let size = size(query);
+    if size == 0 {
+        return Ok(KeyPage::default());
+    }
+    let index = Index::of(query);
+    // What is deleted or added between the two statements moves neither end.
+    let mut sql = edge(index, query.after);
+    let row = sql.build().fetch_optional(pool).await.map_err(failed)?;
+    let edge = row.map(|row| row.try_get::<Uuid, _>(0)).transpose().map_err(failed)?;
+    let edge = edge.map(key_id);
+
+    let mut sql = keys_between(index, query, edge)?;
+    sql.push(" limit ").push_bind(bounded(size + 1));
+    let rows = sql.build().fetch_all(pool).await.map_err(failed)?;
+    let keys = rows.iter().map(listed).collect::<Result<_, _>>()?;
+    Ok(page(keys, size, edge))
+}
+
+fn listed(row: &SqliteRow) -> Result<ListedKey, StoreError> {
+    let at: Option<i64> = row.try_get("last_used_at").map_err(failed)?;
+    let at = at.map(|at| read_time("last_used_at", at)).transpose()?;
+    Ok(ListedKey::new(record_of(row)?, at))
+}
+
+/// Asks for the last key of the window that begins after `after`, where the window is full.
+fn edge(index: Index<'_>, after: Option<KeyId>) -> Sql {
+    let id = id_of(index);
+    let mut sql = Sql::new("select ");
+    sql.push(id);
+    window(&mut sql, index, after, None);
+    sql.push(" order by ").push(id).push(" desc limit 1 offset ");
+    sql.push_bind(bounded(WINDOW - 1));
+    sql
+}
+
+/// Asks for the keys from `edge` on that answer the question.
+fn keys_between(
+    index: Index<'_>,
+    query: &KeyQuery,
+    edge: Option<KeyId>,
+) -> Result<Sql, StoreError> {
+    let mut sql = Sql::new(concat!(
+        "select ",
+        columns!(),
+        ", (select last_used_at from api_key_usage where key_id = listed.id) as last_used_at"
+    ));
+    window(&mut sql, index, query.after, edge);
+    filter(&mut sql, query)?;
+    sql.push(" order by ").push(id_of(index)).push(" desc");
+    Ok(sql)
+}
+
+const fn id_of(index: Index<'_>) -> &'static str {
+    match index {
+        Index::Scope(_) => "scoped.key_id",
+        _ => "listed.id",
+    }
+}
+
+/// The part of the index between two keys, the older of which is included.
+fn window(sql: &mut Sql, index: Index<'_>, after: Option<KeyId>, edge: Option<KeyId>) {
+    let (from, value) = match index {
+        Index::All => (" from api_keys as listed where true", None),
+        Index::Live => {
+            (" from api_keys as listed indexed by api_keys_live where revoked_at is null", None)
+        }
+        Index::Revoked => (
+            " from api_keys as listed indexed by api_keys_revoked where revoked_at is not null",
+            None,
+        ),
+        Index::Inactive => (
+            " from api_keys as listed indexed by api_keys_inactive \
+             where revoked_at is null and not is_active",
+            None,
+        ),
+        Index::Beginning => (
+            " from api_keys as listed indexed by api_keys_beginning \
+             where revoked_at is null and not_before is not null",
+            None,
+        ),
+        Index::Consumer(consumer_id) => (
+            " from api_keys as listed indexed by api_keys_of_consumer where consumer_id = ",
+            Some(consumer_id),
+        ),
+        Index::LiveOfConsumer(consumer_id) => (
+            " from api_keys as listed indexed by api_keys_live_of_consumer \
+             where revoked_at is null and consumer_id = ",
+            Some(consumer_id),
+        ),
+        Index::Prefix(key_prefix) => (
+            " from api_keys as listed indexed by api_keys_of_prefix where key_prefix = ",
+            Some(key_prefix),
+        ),
+        Index::LiveOfPrefix(key_prefix) => (
+            " from api_keys as listed indexed by api_keys_live_of_prefix \
+             where revoked_at is null and key_prefix = ",
+            Some(key_prefix),
+        ),
+        // A cross join keeps its order.
+        Index::Scope(scope) => (
+            " from api_key_scopes as scoped cross join api_keys as listed \
+             on listed.id = scoped.key_id where scoped.scope = ",
+            Some(scope),
+        ),
+    };
+    sql.push(from);
+    if let Some(value) = value {
+        sql.push_bind(value.to_owned());
+    }
+    let id = id_of(index);
+    if let Some(after) = after {
+        sql.push(" and ").push(id).push(" < ").push_bind(uuid(after));
+    }
+    if let Some(edge) = edge {
+        sql.push(" and ").push(id).push(" >= ").push_bind(uuid(edge));
+    }
+}
+
+fn filter(sql: &mut Sql, query: &KeyQuery) -> Result<(), StoreError> {
+    if let Some(consumer_id) = &query.consumer_id {
+        sql.push(" and consumer_id = ").push_bind(consumer_id.clone());
+    }
+    if let Some(key_prefix) = &query.key_prefix {
+        sql.push(" and key_prefix = ").push_bind(key_prefix.clone());
+    }
+    if let Some(scope) = &query.scope {
+        sql.push(" and exists (select 1 from json_each(scopes) where value = ");
+        sql.push_bind(scope.as_str().to_owned()).push(")");
+    }
+    if let Some(status) = query.status {
+        sql.push(has_status(status));
+    }
+    if let Some(end) = query.expires_before {
+        sql.push(" and expires_at < ").push_bind(micros_up(end)?);
+    }
+    if let Some(since) = query.unused_since {
+        let since = micros_up(since)?;
+        sql.push(" and created_at < ").push_bind(since);
+        sql.push(" and not exists (select 1 from api_key_usage as used where used.key_id = ");
+        sql.push("listed.id and used.last_used_at >= ").push_bind(since).push(")");
+    }
+    Ok(())
+}
+
+macro_rules! unexpired {
+    () => {
+        concat!(" and (expires_at is null or expires_at > ", now!(), ")")
+    };
+}
+
+fn has_status(status: KeyStatus) -> &'static str {
+    match status {
+        KeyStatus::Revoked => " and revoked_at is not null",
+        KeyStatus::Expired => concat!(" and revoked_at is null and expires_at <= ", now!()),
+        KeyStatus::Inactive => {
+            concat!(" and revoked_at is null and not is_active", unexpired!())
+        }
+        KeyStatus::NotYetActive => {
+            concat!(" and revoked_at is null and is_active and not_before > ", now!(), unexpired!())
+        }
+        KeyStatus::Active => concat!(
+            " and revoked_at is null and is_active and (not_before is null or not_before <= ",
+            now!(),
+            ")",
+            unexpired!()
+        ),
+    }
+}
+
+pub(super) async fn events(pool: &SqlitePool, query: &EventQuery) -> Result<EventPage, StoreError> {
+    let mut sql = Sql::new(
+        "select id, at, action, key_id, consumer_id, actor, origin, reason, changes \
+         from api_key_events",
+    );
+    sql.push(match (query.key_id, &query.consumer_id) {
+        (Some(_), _) => " indexed by api_key_events_of_key",
+        (None, Some(_)) => " indexed by api_key_events_of_consumer",
+        (None, None) => "",
+    });
+    sql.push(" where true");
+    if let Some(id) = query.key_id {
+        sql.push(" and key_id = ").push_bind(uuid(id));
+    }
+    if let Some(consumer_id) = &query.consumer_id {
+        sql.push(" and consumer_id = ").push_bind(consumer_id.clone());
+    }
+    if let Some(after) = query.after {
+        sql.push(" and id < ").push_bind(i64::try_from(after).unwrap_or(i64::MAX));
+    }
+    sql.push(" order by id desc limit ").push_bind(bounded(query.limit.saturating_add(1)));
+    let rows = sql.build().fetch_all(pool).await.map_err(failed)?;
+    let events = rows.iter().map(event).collect::<sqlx::Result<Vec<_>>>().map_err(failed)?;
+    event_page(events, query.limit)
+}
+
+fn event(row: &SqliteRow) -> sqlx::Result<Event> {
+    Ok(Event {
+        id: row.try_get("id")?,
+        at: row.try_get("at")?,
+        action: row.try_get("action")?,
+        key_id: row.try_get("key_id")?,
+        consumer_id: row.try_get("consumer_id")?,
+        actor: row.try_get("actor")?,
+        origin: row.try_get("origin")?,
+        reason: row.try_get("reason")?,
+        changes: row.try_get("changes")?,
+    })
+}
