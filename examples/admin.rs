@@ -1,1 +1,98 @@
-fn main() {}
+//! A service whose keys are managed over HTTP:
+//!
+//! ```text
+//! DATABASE_URL=postgres://localhost/app cargo run --example admin --features openapi
+//! ```
+//!
+//! `/v1/orders` is what the service is for, `/admin` is for who manages its keys, and `/account` is
+//! for who holds them. It makes no key: the first one, the administrator's, is made on the command
+//! line. With the feature `openapi`, `/admin/docs` says what can be asked for.
+//!
+//! `API_KEY_PREFIX` (default `sk_live_`, as of the command line), `BIND`, `DATABASE_URL` and
+//! `RUST_LOG` may be set in the environment or in a `.env` file. SIGTERM and Ctrl-C end it: requests
+//! under way are answered, then the last uses of keys are written.
+
+#[expect(dead_code, reason = "each example uses a part of it")]
+mod shared;
+
+use std::net::SocketAddr;
+
+use axum::{Json, Router, routing::get};
+use serde_json::{Value, json};
+use shared::{Result, bind, load_dotenv, setting, terminated};
+use tokio::{net::TcpListener, sync::oneshot};
+use tower_api_key::{
+    ApiKeyLayer, Authenticator, Consumer, RequireScope, account,
+    admin::Admin,
+    auth::Worker,
+    key::KeyFormat,
+    manage::KeyIssuer,
+    rate_limit::Quota,
+    record::InvalidScope,
+    store::{PgChangeFeed, PgKeyStore},
+};
+use tower_http::trace::TraceLayer;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> Result<()> {
+    load_dotenv()?;
+    run()
+}
+
+#[tokio::main]
+async fn run() -> Result<()> {
+    let filter = EnvFilter::try_new(setting("RUST_LOG").as_deref().unwrap_or("info"))
+        .map_err(|error| format!("RUST_LOG: {error}"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+
+    let url =
+        setting("DATABASE_URL").ok_or("set DATABASE_URL, such as postgres://localhost/app")?;
+    let store = PgKeyStore::connect(&url).await?;
+    store.migrate().await?;
+
+    let format = KeyFormat::new(setting("API_KEY_PREFIX").as_deref().unwrap_or("sk_live_"))?;
+    let (auth, worker) = Authenticator::builder(store.clone(), format.clone())
+        .default_rate_limits(Quota::per_second(1000)?)
+        // A key that is revoked on the command line is refused here within milliseconds.
+        .change_feed(PgChangeFeed::new(store.pool().clone()))
+        .build();
+
+    let end = terminated()?;
+    let listener = TcpListener::bind(bind()).await?;
+    println!("listening on http://{}", listener.local_addr()?);
+    serve(listener, routes(KeyIssuer::new(store, format), auth)?, worker, end).await
+}
+
+fn routes(issuer: KeyIssuer, auth: Authenticator) -> Result<Router, InvalidScope> {
+    // Anybody may read what can be asked for; browsers have no key to send.
+    let admin = Admin::new(issuer.clone(), auth.clone()).open_document(true).router();
+    Ok(Router::new()
+        .route("/v1/orders", get(orders).layer(RequireScope::one("orders:read")?))
+        .layer(ApiKeyLayer::new(auth.clone()))
+        .nest_service("/admin", admin)
+        .nest_service("/account", account::router(issuer, auth))
+        // It logs no headers: outside of the guards, these have the keys.
+        .layer(TraceLayer::new_for_http()))
+}
+
+async fn orders(consumer: Consumer) -> Json<Value> {
+    Json(json!({ "consumer": consumer.id(), "orders": [] }))
+}
+
+/// Tells handlers who their peer is, for the audit.
+async fn serve(
+    listener: TcpListener,
+    app: Router,
+    worker: Worker,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    // The worker goes on until the server is done, and so sees the last requests too.
+    let (server_done, done) = oneshot::channel::<()>();
+    let worker = tokio::spawn(worker.run(async {
+        let _ = done.await;
+    }));
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, app).with_graceful_shutdown(end).await?;
+    drop(server_done);
+    Ok(worker.await?)
+}

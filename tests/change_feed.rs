@@ -239,6 +239,7 @@ mod triggers {
             ("expires_at", "now()"),
             ("expires_at", "null"),
             ("revoked_at", "now()"),
+            ("rotated_at", "now()"),
             ("root_id", "gen_random_uuid()"),
         ];
         let silent = [
@@ -1075,6 +1076,7 @@ mod sqlite {
             ("expires_at", "1"),
             ("expires_at", "null"),
             ("revoked_at", "1"),
+            ("rotated_at", "1"),
             ("root_id", "randomblob(16)"),
         ];
         let silent = [

@@ -458,3 +458,34 @@ async fn a_store_can_be_made_before_its_database_is_there() {
     soon(store.migrate()).await.unwrap();
     assert_eq!(soon(store.find(&KeyHash::from_bytes([7; 32]))).await.unwrap(), None);
 }
+
+/// What the server says to `sql`.
+async fn refusal(connection: &mut PgConnection, sql: &'static str) -> String {
+    let error = raw_sql(sql).execute(connection).await.unwrap_err();
+    error.as_database_error().unwrap().code().unwrap().into_owned()
+}
+
+#[tokio::test]
+async fn the_audit_is_append_only_and_a_revocation_for_good_whoever_asks() {
+    let database = database().await;
+    let store = PgKeyStore::new(narrow_pool(database.url()).await);
+    let mut connection = connection(&database).await;
+    let event = "insert into api_key_events (action, actor) values ('issued', 'somebody')";
+    execute(&mut connection, event).await;
+    for change in [
+        "update api_key_events set actor = 'nobody'",
+        "delete from api_key_events",
+        "truncate api_key_events",
+    ] {
+        assert_eq!(refusal(&mut connection, change).await, "TK002", "{change}");
+    }
+    store.revoke(ID, None).await.unwrap().unwrap();
+    for change in [
+        "update api_keys set revoked_at = null",
+        "update api_keys set revoked_at = revoked_at + interval '1 second'",
+    ] {
+        assert_eq!(refusal(&mut connection, change).await, "TK001", "{change}");
+    }
+    execute(&mut connection, "update api_keys set name = 'of old'").await;
+    execute(&mut connection, "delete from api_keys").await;
+}

@@ -344,3 +344,34 @@ async fn a_url_of_something_else_is_an_error_that_says_so() {
         assert!(format!("{error:?}").contains(problem), "{error:?}");
     }
 }
+
+#[tokio::test]
+async fn the_audit_is_append_only_and_a_revocation_for_good_whoever_asks() {
+    let store = SqliteKeyStore::in_memory().await.unwrap();
+    with_key(&store).await;
+    store.revoke(ID, None).await.unwrap().unwrap();
+    let mut connection = store.pool().acquire().await.unwrap();
+    execute(&mut connection, "insert into api_key_events (action, actor) values ('issued', 'a')")
+        .await;
+    for (change, problem) in [
+        ("update api_key_events set actor = 'b'", "append-only"),
+        ("delete from api_key_events", "append-only"),
+        (
+            "insert or replace into api_key_events (id, action, actor) values (1, 'issued', 'b')",
+            "append-only",
+        ),
+        ("update api_keys set revoked_at = null", "for good"),
+        ("update api_keys set revoked_at = revoked_at + 1", "for good"),
+        (
+            "insert or replace into api_keys (id, key_hash, key_prefix, key_last4, consumer_id, \
+             scopes, metadata, is_active, created_at, root_id, version) \
+             select id, key_hash, '', '', 'a', '[]', '{}', 1, 0, root_id, 1 from api_keys",
+            "for good",
+        ),
+    ] {
+        let error = raw_sql(change).execute(&mut *connection).await.unwrap_err();
+        assert!(error.to_string().contains(problem), "{change}: {error}");
+    }
+    execute(&mut connection, "update api_keys set name = 'of old'").await;
+    execute(&mut connection, "delete from api_keys").await;
+}

@@ -12,8 +12,10 @@ use tower_api_key::{
     clock::{Clock, SystemClock},
     key::{KeyFormat, KeyHash, SystemEntropy},
     rate_limit::{Quota, RateLimits},
-    record::{KeyId, KeyRecord, KeyStatus, Metadata, Scopes},
-    store::{ManageKeys, StoreErrorKind, Usage},
+    record::{AuditEntry, KeyAction, KeyId, KeyRecord, KeyStatus, Metadata, Scope, Scopes},
+    store::{
+        Claim, EventQuery, KeyQuery, KeyTransaction, ManageKeys, Selection, StoreErrorKind, Usage,
+    },
 };
 
 use crate::by_hand::ByHand as _;
@@ -105,6 +107,17 @@ contract! {
     usage_of_unknown_keys_is_ignored
     an_empty_batch_is_fine
     a_large_batch_is_fine
+    a_transaction_that_is_dropped_leaves_nothing
+    a_transaction_changes_all_at_once
+    an_insertion_leaves_out_what_is_known
+    a_batch_is_revoked_once
+    a_key_that_is_deleted_is_gone
+    events_are_kept_in_order_and_read_by_the_page
+    a_request_is_claimed_once
+    of_two_claims_at_once_one_wins
+    old_claims_are_swept
+    pages_have_each_key_once_while_keys_are_added
+    every_filter_finds_what_it_should
 }
 
 fn now() -> SystemTime {
@@ -454,4 +467,234 @@ async fn a_large_batch_is_fine(store: &impl ManageKeys) {
     let batch: Vec<_> = keys.iter().map(|id| Usage::new(*id, at)).collect();
     store.record_usage(&batch).await.unwrap();
     assert_eq!(store.last_used_at(known).await.unwrap(), Some(at));
+}
+
+async fn a_transaction_that_is_dropped_leaves_nothing(store: &impl ManageKeys) {
+    let kept = inserted(store, record()).await;
+    let added = record();
+    let mut transaction = store.begin().await.unwrap();
+    transaction.insert(std::slice::from_ref(&added)).await.unwrap();
+    transaction.revoke(&[kept.id], None).await.unwrap();
+    transaction.record(&[entry(&kept)]).await.unwrap();
+    transaction.claim(&claim(1, 1)).await.unwrap();
+    drop(transaction);
+
+    assert_eq!(store.get(added.id).await.unwrap(), None);
+    assert_eq!(unread(&found(store, &kept).await), unread(&kept));
+    assert!(store.events(&EventQuery::new()).await.unwrap().events.is_empty());
+    let mut next = store.begin().await.unwrap();
+    assert_eq!(next.claim(&claim(1, 2)).await.unwrap(), None);
+}
+
+async fn a_transaction_changes_all_at_once(store: &impl ManageKeys) {
+    let old = inserted(store, record()).await;
+    let new = record();
+    let mut transaction = store.begin().await.unwrap();
+    let locked = transaction.lock(&[old.id, id(), old.id]).await.unwrap();
+    assert_eq!(locked.iter().map(unread).collect::<Vec<_>>(), [unread(&old)]);
+    let mut retired = old.clone();
+    retired.rotated_at = Some(now());
+    let retired = transaction.update(&retired).await.unwrap();
+    assert_eq!(transaction.insert(std::slice::from_ref(&new)).await.unwrap(), [new.id]);
+    transaction.commit().await.unwrap();
+    assert!(retired.rotated_at.is_some());
+    assert_eq!(unread(&found(store, &old).await), unread(&retired));
+    assert_eq!(unread(&found(store, &new).await), unread(&new));
+}
+
+async fn an_insertion_leaves_out_what_is_known(store: &impl ManageKeys) {
+    let known = inserted(store, full_record()).await;
+    let (mut same_id, mut same_hash, new) = (record(), record(), record());
+    same_id.id = known.id;
+    same_hash.key_hash = known.key_hash;
+    let mut twin = record();
+    twin.key_hash = new.key_hash;
+    let mut transaction = store.begin().await.unwrap();
+    let batch = [same_id, same_hash, new.clone(), twin];
+    assert_eq!(transaction.insert(&batch).await.unwrap(), [new.id]);
+    assert!(transaction.insert(&batch).await.unwrap().is_empty());
+    transaction.commit().await.unwrap();
+    assert_eq!(unread(&found(store, &known).await), unread(&known));
+    assert_eq!(unread(&found(store, &new).await), unread(&new));
+}
+
+async fn a_batch_is_revoked_once(store: &impl ManageKeys) {
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        ids.push(inserted(store, record()).await.id);
+    }
+    ids.sort_unstable();
+    let backwards: Vec<_> = ids.iter().rev().copied().collect();
+    let mut transaction = store.begin().await.unwrap();
+    let revoked = transaction.revoke(&backwards, Some("leaked")).await.unwrap();
+    assert_eq!(revoked.iter().map(|record| record.id).collect::<Vec<_>>(), ids);
+    assert!(revoked.iter().all(|record| record.version == 2 && record.revoked_at.is_some()));
+    assert!(transaction.revoke(&ids, None).await.unwrap().is_empty());
+    let live = Selection::Consumer("acme".into());
+    assert!(transaction.lock_some(&live, 100).await.unwrap().is_empty());
+    let ended = Selection::EndedBefore(now() + MINUTE);
+    assert_eq!(transaction.lock_some(&ended, 7).await.unwrap().len(), 7);
+}
+
+async fn a_key_that_is_deleted_is_gone(store: &impl ManageKeys) {
+    let gone = inserted(store, full_record()).await;
+    store.record_usage(&[Usage::new(gone.id, now())]).await.unwrap();
+    let mut transaction = store.begin().await.unwrap();
+    transaction.delete(&[gone.id]).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(store.find(&gone.key_hash).await.unwrap(), None);
+    assert_eq!(store.last_used_at(gone.id).await.unwrap(), None);
+}
+
+fn entry(record: &KeyRecord) -> AuditEntry {
+    let mut entry = AuditEntry::new(KeyAction::Updated, "operator");
+    entry.key_id = Some(record.id);
+    entry.consumer_id = Some(record.consumer_id.clone());
+    entry
+}
+
+async fn events_are_kept_in_order_and_read_by_the_page(store: &impl ManageKeys) {
+    let (one, mut other) = (record(), record());
+    other.consumer_id = "globex".into();
+    let entries: Vec<_> = (0..25)
+        .map(|number: u32| {
+            let mut entry = entry(if number.is_multiple_of(5) { &other } else { &one });
+            entry.reason = Some(number.to_string());
+            entry
+        })
+        .collect();
+    let mut transaction = store.begin().await.unwrap();
+    transaction.record(&entries).await.unwrap();
+    transaction.commit().await.unwrap();
+
+    for (key_id, consumer_id) in
+        [(None, None), (Some(other.id), None), (None, Some("globex".to_owned()))]
+    {
+        let all = key_id.is_none() && consumer_id.is_none();
+        let mut query = EventQuery::new();
+        (query.key_id, query.consumer_id, query.limit) = (key_id, consumer_id, 2);
+        let mut found = Vec::new();
+        loop {
+            let page = store.events(&query).await.unwrap();
+            found.extend(page.events);
+            query.after = page.next;
+            if page.next.is_none() {
+                break;
+            }
+        }
+        assert!(found.is_sorted_by(|newer, older| newer.id > older.id));
+        found.reverse();
+        let expected = entries.iter().filter(|entry| all || entry.key_id == Some(other.id));
+        assert!(found.iter().map(|event| &event.entry).eq(expected));
+        assert!(found.iter().all(|event| apart(event.at, now()) < MINUTE));
+    }
+}
+
+fn claim(request: u8, key: u8) -> Claim {
+    Claim::new([request; 32], [7; 32], KeyId::from_bytes([key; 16]))
+}
+
+async fn a_request_is_claimed_once(store: &impl ManageKeys) {
+    for (key, earlier) in [(1, None), (2, Some(claim(1, 1)))] {
+        let mut transaction = store.begin().await.unwrap();
+        assert_eq!(transaction.claim(&claim(1, key)).await.unwrap(), earlier);
+        transaction.commit().await.unwrap();
+    }
+}
+
+async fn of_two_claims_at_once_one_wins(store: &impl ManageKeys) {
+    let carry_out = async |key| {
+        let mut transaction = store.begin().await.unwrap();
+        let earlier = transaction.claim(&claim(1, key)).await.unwrap();
+        transaction.commit().await.unwrap();
+        earlier
+    };
+    let (one, other) = tokio::join!(carry_out(1), carry_out(2));
+    assert!(matches!((one, other), (None, Some(_)) | (Some(_), None)), "{one:?} {other:?}");
+}
+
+async fn old_claims_are_swept(store: &impl ManageKeys) {
+    for request in 1..=5 {
+        let mut transaction = store.begin().await.unwrap();
+        transaction.claim(&claim(request, 1)).await.unwrap();
+        transaction.commit().await.unwrap();
+    }
+    for (before, swept) in [(now() - MINUTE, 0), (now() + MINUTE, 3), (now() + MINUTE, 2)] {
+        let mut transaction = store.begin().await.unwrap();
+        assert_eq!(transaction.sweep(before, 3).await.unwrap(), swept);
+        transaction.commit().await.unwrap();
+    }
+}
+
+/// All pages of a question, to the end.
+async fn listed(store: &impl ManageKeys, mut query: KeyQuery) -> Vec<KeyId> {
+    let mut found = Vec::new();
+    loop {
+        let page = store.list(&query).await.unwrap();
+        found.extend(page.keys.iter().map(|key| key.record.id));
+        query.after = page.next;
+        if page.next.is_none() {
+            return found;
+        }
+    }
+}
+
+async fn pages_have_each_key_once_while_keys_are_added(store: &impl ManageKeys) {
+    let mut before = Vec::new();
+    for _ in 0..11 {
+        before.push(inserted(store, record()).await.id);
+    }
+    before.sort_unstable_by(|one, other| other.cmp(one));
+    let mut query = KeyQuery::new();
+    query.limit = 3;
+    let mut found = Vec::new();
+    loop {
+        let page = store.list(&query).await.unwrap();
+        found.extend(page.keys.iter().map(|key| key.record.id));
+        query.after = page.next;
+        if page.next.is_none() {
+            break;
+        }
+        inserted(store, record()).await;
+    }
+    found.retain(|id| before.contains(id));
+    assert_eq!(found, before);
+}
+
+async fn every_filter_finds_what_it_should(store: &impl ManageKeys) {
+    type Change = fn(&mut KeyRecord);
+    type Ask = fn(&mut KeyQuery);
+    let kinds: [(Change, Ask); 9] = [
+        (|key| key.consumer_id = "globex".into(), |ask| ask.consumer_id = Some("globex".into())),
+        (|key| key.key_prefix = "x_".into(), |ask| ask.key_prefix = Some("x_".into())),
+        (
+            |key| key.scopes = Scopes::parse(["rare", "other"]).unwrap(),
+            |ask| ask.scope = Some(Scope::new("rare").unwrap()),
+        ),
+        (|key| key.is_active = false, |ask| ask.status = Some(KeyStatus::Inactive)),
+        (
+            |key| key.not_before = Some(now() + MINUTE),
+            |ask| ask.status = Some(KeyStatus::NotYetActive),
+        ),
+        (|key| key.expires_at = Some(now() - MINUTE), |ask| ask.status = Some(KeyStatus::Expired)),
+        (|key| key.revoked_at = Some(now()), |ask| ask.status = Some(KeyStatus::Revoked)),
+        (
+            |key| key.expires_at = Some(now() + MINUTE),
+            |ask| {
+                ask.expires_before = Some(now() + 2 * MINUTE);
+                ask.status = Some(KeyStatus::Active);
+            },
+        ),
+        (|key| key.created_at = now() - MINUTE, |ask| ask.unused_since = Some(now() - MINUTE / 2)),
+    ];
+    for (change, ask) in kinds {
+        inserted(store, record()).await;
+        let mut one = record();
+        change(&mut one);
+        let one = inserted(store, one).await;
+        inserted(store, record()).await;
+        let mut query = KeyQuery::new();
+        ask(&mut query);
+        assert_eq!(listed(store, query).await, [one.id]);
+    }
 }

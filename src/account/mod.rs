@@ -54,6 +54,7 @@ const OPERATIONS: &[Operation] = &[
 
 /// The routes, for keys of `auth`, with everything else at its default. See the
 /// [module](crate::account).
+#[must_use]
 pub fn router(issuer: KeyIssuer, auth: Authenticator) -> GuardedRoutes {
     Account::new(issuer, auth).router()
 }
@@ -92,6 +93,7 @@ impl Account {
     }
 
     /// The routes.
+    #[must_use]
     pub fn router(self) -> GuardedRoutes {
         let document = DocumentSettings { title: "API keys: your account", is_open: self.is_open };
         guard(self.desk, self.auth, OPERATIONS, document)

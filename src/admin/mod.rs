@@ -93,7 +93,7 @@ const OPERATIONS: &[Operation] = &[
 /// [module](crate::admin).
 ///
 /// Changes are told to `auth` at once.
-///
+#[must_use]
 pub fn router(issuer: KeyIssuer, auth: Authenticator) -> GuardedRoutes {
     Admin::new(issuer, auth).router()
 }
@@ -157,6 +157,7 @@ impl Admin {
     }
 
     /// The routes.
+    #[must_use]
     pub fn router(self) -> GuardedRoutes {
         let document =
             DocumentSettings { title: "API keys: administration", is_open: self.is_open };

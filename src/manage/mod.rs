@@ -62,6 +62,8 @@ mod rotate;
 mod text;
 mod update;
 
+#[cfg(feature = "admin")]
+pub(crate) use self::text::is_plain;
 pub use self::{
     actor::Actor,
     error::{ManageError, ManageErrorKind},

@@ -7,12 +7,17 @@ pub(super) fn check(field: &'static str, text: &str) -> Result<(), ManageError> 
     if text.len() > MAX_LEN {
         return Err(ManageError::invalid(field, "that is longer than 1,024 bytes"));
     }
-    if text.chars().any(|character| character.is_control() || reorders(character)) {
+    if !is_plain(text) {
         let detail = "that has control characters, such as line ends, or characters that change \
             the direction of text";
         return Err(ManageError::invalid(field, detail));
     }
     Ok(())
+}
+
+/// Without control characters, and what changes the direction of text.
+pub(crate) fn is_plain(text: &str) -> bool {
+    !text.chars().any(|character| character.is_control() || reorders(character))
 }
 
 pub(super) fn check_some(field: &'static str, text: Option<&str>) -> Result<(), ManageError> {

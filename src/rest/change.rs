@@ -19,7 +19,7 @@ use super::{
     view::{KeyView, NewKeyView},
 };
 use crate::{
-    manage::{Expiry, KeyUpdate, ManageErrorKind, NewKey, Rotation},
+    manage::{Expiry, KeyUpdate, ManageErrorKind, NewKey, Rotation, is_plain},
     record::{KeyId, KeyRecord, Metadata, Scope, Scopes},
 };
 
@@ -53,7 +53,7 @@ impl NewKeyBody {
             let detail = "Say when the key expires, or that it is \"never\".";
             Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", detail).at("/expires")
         })?;
-        let mut new = NewKey::new(text("/consumer_id", consumer_id)?, expiry(&expires)?)
+        let mut new = NewKey::new(name("/consumer_id", consumer_id)?, expiry(&expires)?)
             .scopes(scopes(self.scopes)?)
             .metadata(self.metadata.map(metadata).transpose()?.unwrap_or_default());
         if let Some(name) = self.name {
@@ -152,8 +152,11 @@ pub(super) async fn update_key(
     headers: HeaderMap,
     Body(body): Body<PatchBody>,
 ) -> Result<Response, Refusal> {
-    let expected = if_match(&headers)?;
     let (update, patch) = body.read()?;
+    let expected = match if_match(&headers) {
+        Some(versions) => Some(choose(&writer, id, &versions).await?),
+        None => None,
+    };
     let record = match patch {
         Some(patch) => merge_metadata(&writer, id, expected, &update, patch).await?,
         None => {
@@ -162,6 +165,21 @@ pub(super) async fn update_key(
         }
     };
     Ok(tagged(json(&KeyView::from(&record)), &record))
+}
+
+/// The version of these that the key has, or one that none has.
+async fn choose(writer: &Writer, id: KeyId, versions: &[u64]) -> Result<u64, Refusal> {
+    // Versions count from 1.
+    const NO_VERSION: u64 = 0;
+    match *versions {
+        [] => Ok(NO_VERSION),
+        [version] => Ok(version),
+        _ => {
+            let current = writer.issuer().get(id).await.map_err(|error| writer.refuse(&error))?;
+            let current = current.record.version;
+            Ok(if versions.contains(&current) { current } else { NO_VERSION })
+        }
+    }
 }
 
 /// What the metadata becomes depends on what it is, so the version that was looked at must be the
@@ -299,11 +317,11 @@ pub(super) async fn revoke_keys(
     let reason = body.reason.map(|reason| text("/reason", reason)).transpose()?;
     let revoked = match (body.consumer_id, body.prefix) {
         (Some(consumer), None) => {
-            let consumer = text("/consumer_id", consumer)?;
+            let consumer = name("/consumer_id", consumer)?;
             writer.issuer().revoke_consumer(&consumer, reason.as_deref()).await
         }
         (None, Some(prefix)) => {
-            let prefix = text("/prefix", prefix)?;
+            let prefix = name("/prefix", prefix)?;
             writer.issuer().revoke_prefix(&prefix, reason.as_deref()).await
         }
         _ => {
@@ -327,7 +345,19 @@ fn text(field: &'static str, text: String) -> Result<String, Refusal> {
     if text.chars().count() > MAX_TEXT {
         return Err(Refusal::invalid(field, "That is longer than 256 characters."));
     }
+    if !is_plain(&text) {
+        let detail = "That has control characters, such as line ends, or characters that change \
+            the direction of text.";
+        return Err(Refusal::invalid(field, detail));
+    }
     Ok(text)
+}
+
+fn name(field: &'static str, name: String) -> Result<String, Refusal> {
+    if name.is_empty() {
+        return Err(Refusal::invalid(field, "That is empty."));
+    }
+    text(field, name)
 }
 
 fn scopes(names: Vec<String>) -> Result<Scopes, Refusal> {

@@ -19,7 +19,7 @@ pub(super) fn routes(
     operations: &'static [Operation],
     settings: Settings,
 ) -> (Router<Desk>, Router<Desk>) {
-    let routes = super::openapi::routes(operations, settings);
+    let routes = super::openapi::routes(operations, settings.title);
     if settings.is_open { (Router::new(), routes) } else { (routes, Router::new()) }
 }
 

@@ -39,7 +39,7 @@ pub(super) async fn get_key(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let key = reader.issuer().get(id).await.map_err(|error| reader.refuse(&error))?;
-    let response = if is_known(&headers, key.record.version)? {
+    let response = if is_known(&headers, key.record.version) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
         json(&KeyView::from(&key))

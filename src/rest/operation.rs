@@ -20,6 +20,20 @@ pub(crate) enum Operation {
 }
 
 impl Operation {
+    #[cfg(test)]
+    pub(super) const ALL: [Self; 10] = [
+        Self::IssueKey,
+        Self::ListKeys,
+        Self::RevokeKeys,
+        Self::GetKey,
+        Self::UpdateKey,
+        Self::RotateKey,
+        Self::RevokeKey,
+        Self::ListEvents,
+        Self::GetUsage,
+        Self::GetRateLimit,
+    ];
+
     pub(super) const fn path(self) -> &'static str {
         match self {
             Self::IssueKey | Self::ListKeys => "/api-keys",

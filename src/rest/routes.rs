@@ -87,3 +87,27 @@ impl fmt::Debug for GuardedRoutes {
         f.write_str("GuardedRoutes")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::{response::IntoResponse, routing::MethodRouter};
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::{key::KeyFormat, manage::KeyIssuer, store::MemoryKeyStore};
+
+    /// Whoever forgets the guard has routes that serve nobody.
+    #[tokio::test]
+    async fn without_a_guard_no_operation_is_carried_out() {
+        let format = KeyFormat::new("sk_test_").unwrap();
+        let store = MemoryKeyStore::new();
+        let (auth, _worker) = Authenticator::builder(store.clone(), format.clone()).build();
+        let desk = Desk::new(KeyIssuer::new(store, format), &auth);
+        for operation in Operation::ALL {
+            let routes: MethodRouter = operation.route().with_state(desk.clone());
+            let request = Request::builder().method(operation.method()).body(Body::empty());
+            let response = routes.oneshot(request.unwrap()).await.into_response();
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{operation:?}");
+        }
+    }
+}

@@ -5,48 +5,34 @@ use http::{
     header::{IF_MATCH, IF_NONE_MATCH},
 };
 
-use super::refusal::Refusal;
-
 pub(super) fn etag(version: u64) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("\"{version}\"")).ok()
 }
 
-/// Versions count from 1.
-const NO_VERSION: u64 = 0;
-
-/// The version that a key must have to be changed, or one that none has. RFC 9110 §13.1.1: a weak
-/// tag never matches.
-pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
-    let Some(value) = list(headers, &IF_MATCH)? else { return Ok(None) };
-    match *tags(&value) {
-        ["*"] => Ok(None),
-        [tag] => Ok(version(tag).or(Some(NO_VERSION))),
-        _ => Err(Refusal::header("If-Match", "Send one entity tag, or `*`.")),
+/// The versions of which a key must have one to be changed; `None` if it may have any. RFC 9110
+/// §13.1.1: a weak tag never matches.
+pub(super) fn if_match(headers: &HeaderMap) -> Option<Vec<u64>> {
+    let tags = tags(headers, &IF_MATCH)?;
+    if tags.contains(&"*") {
+        return None;
     }
+    Some(tags.into_iter().filter_map(version).collect())
 }
 
 /// Whether the client has this version already. RFC 9110 §13.1.2: a weak tag matches too.
-pub(super) fn is_known(headers: &HeaderMap, current: u64) -> Result<bool, Refusal> {
-    let Some(value) = list(headers, &IF_NONE_MATCH)? else { return Ok(false) };
-    let strong = |tag: &str| version(tag.strip_prefix("W/").unwrap_or(tag));
-    Ok(tags(&value).iter().any(|tag| *tag == "*" || strong(tag) == Some(current)))
+pub(super) fn is_known(headers: &HeaderMap, current: u64) -> bool {
+    let known = |tag: &str| tag == "*" || version(tag.trim_start_matches("W/")) == Some(current);
+    tags(headers, &IF_NONE_MATCH).is_some_and(|tags| tags.into_iter().any(known))
 }
 
-/// All values of a header, as one list.
-fn list(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, Refusal> {
-    let values: Result<Vec<_>, _> = headers.get_all(name).iter().map(HeaderValue::to_str).collect();
-    match values {
-        Ok(values) if values.is_empty() => Ok(None),
-        Ok(values) => Ok(Some(values.join(","))),
-        Err(_) => {
-            let name = if *name == IF_MATCH { "If-Match" } else { "If-None-Match" };
-            Err(Refusal::header(name, "An entity tag is visible ASCII between quotes."))
-        }
+/// `None` without such a header. A version's tag has no comma in it, so that a tag which has is
+/// none, and so are its parts.
+fn tags<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<Vec<&'h str>> {
+    if !headers.contains_key(name) {
+        return None;
     }
-}
-
-fn tags(list: &str) -> Box<[&str]> {
-    list.split(',').map(str::trim).filter(|tag| !tag.is_empty()).collect()
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    Some(values.flat_map(|value| value.split(',')).map(str::trim).collect())
 }
 
 fn version(tag: &str) -> Option<u64> {
@@ -59,34 +45,33 @@ fn version(tag: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn read(value: &str) -> Option<Option<u64>> {
-        let headers = HeaderMap::from_iter([(IF_MATCH, value.parse().unwrap())]);
-        if_match(&headers).ok()
+    fn headers(name: HeaderName, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(name, value.parse().unwrap())])
     }
 
     #[test]
-    fn one_strong_tag_is_a_version() {
-        assert_eq!(read("\"7\""), Some(Some(7)));
-        assert_eq!(read("*"), Some(None));
-        for unmet in ["W/\"7\"", "7", "\"07\"", "\"+7\"", "\"\"", "\"x\"", "\"-1\""] {
-            assert_eq!(read(unmet), Some(Some(NO_VERSION)), "{unmet}");
-        }
-        for wrong in ["\"7\", \"8\"", ",", ""] {
-            assert_eq!(read(wrong), None, "{wrong}");
+    fn strong_tags_are_versions_to_match() {
+        let read = |value| if_match(&headers(IF_MATCH, value));
+        assert_eq!(if_match(&HeaderMap::new()), None);
+        assert_eq!(read("*"), None);
+        assert_eq!(read("\"7\""), Some(vec![7]));
+        assert_eq!(read("\"7\", W/\"8\",\"x\" , \"9\""), Some(vec![7, 9]));
+        for unmet in
+            ["W/\"7\"", "\"a,b\"", "\"07\"", "\"+7\"", "\"\"", "\"x\"", "7", "\"7", "", ","]
+        {
+            assert_eq!(read(unmet), Some(vec![]), "{unmet}");
         }
     }
 
     #[test]
     fn any_of_several_tags_is_known() {
-        let known = |value: &str| {
-            let headers = HeaderMap::from_iter([(IF_NONE_MATCH, value.parse().unwrap())]);
-            is_known(&headers, 7).unwrap()
-        };
+        let known = |value| is_known(&headers(IF_NONE_MATCH, value), 7);
         for value in ["\"7\"", "W/\"7\"", "\"6\", \"7\"", "*"] {
             assert!(known(value), "{value}");
         }
-        for value in ["\"6\"", "7", ""] {
+        for value in ["\"6\"", "W/\"6\"", "7", "", "\"7,\""] {
             assert!(!known(value), "{value}");
         }
+        assert!(!is_known(&HeaderMap::new(), 7));
     }
 }

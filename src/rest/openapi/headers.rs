@@ -1,7 +1,7 @@
 //! Headers of requests and responses.
 
 use utoipa::openapi::{
-    HeaderBuilder, Required,
+    HeaderBuilder, ObjectBuilder, Required,
     header::Header,
     path::{Parameter, ParameterBuilder, ParameterIn},
 };
@@ -37,25 +37,25 @@ fn header(
 
 pub(super) fn if_match() -> Parameter {
     let description = "Change the key only if it still has this version, else answer 412.";
-    parameter("If-Match", description, r#"^(\*|"[0-9]{1,19}")$"#)
+    parameter("If-Match", description, string())
 }
 
 pub(super) fn if_none_match() -> Parameter {
     let description = "Answer 304 if the key still has this version.";
-    parameter("If-None-Match", description, r#"^(\*|(W/)?"[0-9]{1,19}")$"#)
+    parameter("If-None-Match", description, string())
 }
 
 pub(super) fn idempotency_key() -> Parameter {
     let description = "Sent again under the same key, the request makes no second key.";
-    parameter("Idempotency-Key", description, r"^[\x21-\x7e]{1,255}$")
+    parameter("Idempotency-Key", description, string().pattern(Some(r"^[\x21-\x7e]{1,255}$")))
 }
 
-fn parameter(name: &str, description: &str, pattern: &str) -> Parameter {
+fn parameter(name: &str, description: &str, schema: ObjectBuilder) -> Parameter {
     ParameterBuilder::new()
         .name(name)
         .parameter_in(ParameterIn::Header)
         .required(Required::False)
         .description(Some(description))
-        .schema(Some(string().pattern(Some(pattern))))
+        .schema(Some(schema))
         .build()
 }

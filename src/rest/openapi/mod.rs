@@ -23,13 +23,13 @@ use utoipa::openapi::{
     security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
 
-use super::{Desk, Operation, document::Settings, params::NoParams};
+use super::{Desk, Operation, params::NoParams};
 
 const BEARER: &str = "api_key";
 
 /// `GET /openapi.json` and `GET /docs`.
-pub(super) fn routes(operations: &[Operation], settings: Settings) -> Router<Desk> {
-    let document = Arc::new(document(operations, settings.title));
+pub(super) fn routes(operations: &[Operation], title: &str) -> Router<Desk> {
+    let document = Arc::new(document(operations, title));
     let page = page::render(&document);
     let json = async move |OriginalUri(original): OriginalUri, uri: Uri, _: NoParams| {
         let mount = original.path().strip_suffix(uri.path()).unwrap_or_default();

@@ -14,22 +14,22 @@ pub(super) fn render(document: &OpenApi) -> String {
     // The document is served as JSON too: it serialises.
     let document = serde_json::to_value(document).unwrap_or_default();
     let mut page = String::new();
-    let title = text(&document["info"]["title"]);
+    let title = text(document.pointer("/info/title"));
     push(
         &mut page,
         format_args!(
             "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
          <style>{STYLE}</style></head><body><h1>{title}</h1><p>{}</p>",
-            text(&document["info"]["description"])
+            text(document.pointer("/info/description"))
         ),
     );
-    for (path, item) in members(&document["paths"]) {
-        for (method, operation) in members(item) {
+    for (path, item) in members(document.pointer("/paths")) {
+        for (method, operation) in members(Some(item)) {
             render_operation(&mut page, method, path, operation);
         }
     }
     page.push_str("<h1>Bodies</h1>");
-    for (name, schema) in members(&document["components"]["schemas"]) {
+    for (name, schema) in members(document.pointer("/components/schemas")) {
         let schema = serde_json::to_string_pretty(schema).unwrap_or_default();
         push(
             &mut page,
@@ -47,21 +47,23 @@ fn render_operation(page: &mut String, method: &str, path: &str, operation: &Val
             "<h2><code>{} {}</code></h2><p>{}.</p><table>",
             method.to_ascii_uppercase(),
             escape(path),
-            text(&operation["summary"])
+            text(operation.pointer("/summary"))
         ),
     );
-    for parameter in operation["parameters"].as_array().into_iter().flatten() {
+    for parameter in
+        operation.pointer("/parameters").and_then(Value::as_array).into_iter().flatten()
+    {
         push(
             page,
             format_args!(
                 "<tr><td><code>{}</code></td><td>{}</td><td>{}</td></tr>",
-                text(&parameter["name"]),
-                text(&parameter["in"]),
-                text(&parameter["description"])
+                text(parameter.pointer("/name")),
+                text(parameter.pointer("/in")),
+                text(parameter.pointer("/description"))
             ),
         );
     }
-    let bodies: Vec<_> = members(&operation["requestBody"]["content"]).collect();
+    let bodies: Vec<_> = members(operation.pointer("/requestBody/content")).collect();
     if let Some((media_type, content)) = bodies.first() {
         push(
             page,
@@ -72,14 +74,14 @@ fn render_operation(page: &mut String, method: &str, path: &str, operation: &Val
             ),
         );
     }
-    for (status, response) in members(&operation["responses"]) {
-        let content = members(&response["content"]).next();
+    for (status, response) in members(operation.pointer("/responses")) {
+        let content = members(response.pointer("/content")).next();
         push(
             page,
             format_args!(
                 "<tr><td>{}</td><td>{}</td><td>{}</td></tr>",
                 escape(status),
-                text(&response["description"]),
+                text(response.pointer("/description")),
                 content.map(|(_, content)| link(content)).unwrap_or_default()
             ),
         );
@@ -88,17 +90,17 @@ fn render_operation(page: &mut String, method: &str, path: &str, operation: &Val
 }
 
 fn link(content: &Value) -> String {
-    let reference = content["schema"]["$ref"].as_str().unwrap_or_default();
+    let reference = content.pointer("/schema/$ref").and_then(Value::as_str).unwrap_or_default();
     let name = escape(reference.rsplit('/').next().unwrap_or_default());
     format!("<a href=\"#{name}\">{name}</a>")
 }
 
-fn members(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
-    value.as_object().into_iter().flat_map(Map::iter)
+fn members(value: Option<&Value>) -> impl Iterator<Item = (&String, &Value)> {
+    value.and_then(Value::as_object).into_iter().flat_map(Map::iter)
 }
 
-fn text(value: &Value) -> String {
-    escape(value.as_str().unwrap_or_default())
+fn text(value: Option<&Value>) -> String {
+    escape(value.and_then(Value::as_str).unwrap_or_default())
 }
 
 fn escape(text: &str) -> String {

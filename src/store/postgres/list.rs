@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow, types::Uuid};
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow, raw_sql, types::Uuid};
 
 use super::{
     error::failed,
@@ -30,18 +30,27 @@ pub(super) async fn keys(
         return Ok(KeyPage::default());
     }
     let index = Index::of(query);
-    // What is deleted or added between the two statements moves neither end.
+    raw_sql(BEGIN).execute(&mut *connection).await.map_err(failed)?;
     let mut sql = edge(index, query.after);
     let row = sql.build().persistent(false).fetch_optional(&mut *connection).await;
     let edge = row.map_err(failed)?.map(|row| row.try_get::<Uuid, _>(0)).transpose();
     let edge = edge.map_err(failed)?.map(key_id);
-
-    let mut sql = keys_between(index, query, edge)?;
+    let mut sql = keys_of(index, query)?;
     sql.push(" limit ").push_bind(bounded(size + 1));
-    let rows = sql.build().persistent(false).fetch_all(connection).await.map_err(failed)?;
+    let rows = sql.build().persistent(false).fetch_all(&mut *connection).await.map_err(failed)?;
+    raw_sql("commit").execute(connection).await.map_err(failed)?;
     let keys = rows.iter().map(listed).collect::<Result<_, _>>()?;
     Ok(page(keys, size, edge))
 }
+
+// Both statements see the same keys. And they walk along an index, one key after the other: what
+// takes all of them first only looks cheaper where statistics are old.
+const BEGIN: &str = "
+begin isolation level repeatable read read only;
+set local enable_seqscan = off;
+set local enable_bitmapscan = off;
+set local max_parallel_workers_per_gather = 0;
+set local jit = off";
 
 fn listed(row: &PgRow) -> Result<ListedKey, StoreError> {
     let at: Option<Timestamp> = row.try_get("last_used_at").map_err(failed)?;
@@ -55,20 +64,16 @@ fn edge(index: Index<'_>, after: Option<KeyId>) -> Sql {
         Index::Scope(_) => "select key_id",
         _ => "select id",
     });
-    window(&mut sql, index, after, None);
+    window(&mut sql, index, after);
     sql.push(order(index)).push(" limit 1 offset ").push_bind(bounded(WINDOW - 1));
     sql
 }
 
-/// Asks for the keys from `edge` on that answer the question.
+/// Asks for the keys of the window that answer the question.
 ///
-/// `offset 0` keeps the planner from mixing the one with the other: what it believes of how common
-/// an answer is might take it to another index, and through all of that.
-fn keys_between(
-    index: Index<'_>,
-    query: &KeyQuery,
-    edge: Option<KeyId>,
-) -> Result<Sql, StoreError> {
+/// Its limit also keeps the planner from mixing the one with the other: what it believes of how
+/// common an answer is might take it to another index, and through all of that.
+fn keys_of(index: Index<'_>, query: &KeyQuery) -> Result<Sql, StoreError> {
     let mut sql = Sql::new(concat!(
         "select ",
         columns!(),
@@ -77,8 +82,8 @@ fn keys_between(
     ));
     let scoped = matches!(index, Index::Scope(_));
     sql.push(if scoped { "scope, key_id" } else { "*" });
-    window(&mut sql, index, query.after, edge);
-    sql.push(order(index)).push(" offset 0) as ");
+    window(&mut sql, index, query.after);
+    sql.push(order(index)).push(" limit ").push_bind(bounded(WINDOW)).push(") as ");
     sql.push(if scoped {
         "scoped cross join lateral \
          (select * from api_keys where id = scoped.key_id offset 0) as listed"
@@ -91,10 +96,10 @@ fn keys_between(
     Ok(sql)
 }
 
-/// The part of the index between two keys, the older of which is included.
+/// The part of the index behind a key.
 ///
 /// Pairs are compared, so that no other index than that of both gives the order.
-fn window(sql: &mut Sql, index: Index<'_>, after: Option<KeyId>, edge: Option<KeyId>) {
+fn window(sql: &mut Sql, index: Index<'_>, after: Option<KeyId>) {
     let (from, first) = match index {
         Index::All => (" from api_keys where id", None),
         Index::Live => (" from api_keys where revoked_at is null and id", None),
@@ -133,8 +138,10 @@ fn window(sql: &mut Sql, index: Index<'_>, after: Option<KeyId>, edge: Option<Ke
     };
     sql.push(from).push(if after.is_some() { " < " } else { " <= " });
     bound(sql, after.map_or(Uuid::max(), uuid));
-    sql.push(" and ").push(first.map_or("id", |(pair, _)| pair)).push(" >= ");
-    bound(sql, edge.map_or(Uuid::nil(), uuid));
+    if let Some((pair, _)) = first {
+        sql.push(" and ").push(pair).push(" >= ");
+        bound(sql, Uuid::nil());
+    }
 }
 
 fn order(index: Index<'_>) -> &'static str {

@@ -7,6 +7,7 @@ use sqlx::{
 
 /// A `timestamptz` as the server sends it, read without `time`, whose arithmetic panics on
 /// `infinity`. In microseconds since 1970.
+#[derive(Clone, Copy)]
 pub(super) struct Timestamp(pub(super) i64);
 
 /// PostgreSQL counts from 2000.
