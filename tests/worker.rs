@@ -480,7 +480,7 @@ mod postgres {
     };
 
     use super::*;
-    use crate::{doubles::Key, harness::postgres::Server};
+    use crate::{by_hand::ByHand as _, doubles::Key, harness::postgres::Server};
 
     #[tokio::test]
     async fn a_last_use_is_there_after_shutdown() {
