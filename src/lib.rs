@@ -56,8 +56,9 @@
 //!
 //! # Features
 //!
-//! `postgres`, `axum` and `tracing` are on by default; `sqlite`, `ws` and `test-util` are not. Each
-//! adds one thing; none changes what is there without it.
+//! `postgres`, `axum` and `tracing` are on by default; the others, such as `sqlite`, `ws`,
+//! `admin`, `openapi` and `test-util`, are not. Each adds one thing; none changes what is there
+//! without it.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
