@@ -154,7 +154,8 @@ fn is_thorough(log: &str, look_up: &str) {
         look_up,
         "insert into api_keys",
         "insert into api_key_usage",
-        "revoked_at is null returning",
+        "set revoked_at = ",
+        "insert into api_key_events",
         "a request was turned away",
         "a key could not be looked up",
     ] {

@@ -3,7 +3,6 @@
 #![cfg(any(feature = "postgres", feature = "sqlite"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
-mod by_hand;
 #[cfg(feature = "postgres")]
 mod harness;
 
@@ -13,11 +12,10 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use tower_api_key::{
     clock::{Clock, SystemClock},
     key::{ApiKey, KeyFormat},
-    manage::{Expiry, KeyIssuer, NewKey},
+    manage::{Expiry, KeyIssuer, KeyUpdate, NewKey, Rotation},
+    record::Scopes,
     store::{ManageKeys, Usage},
 };
-
-use crate::by_hand::ByHand as _;
 
 const PREFIX: &str = "sk_stored_";
 const BODY: usize = 43;
@@ -25,13 +23,17 @@ const BODY: usize = 43;
 /// Takes a key through all that a store is ever asked to write.
 async fn lead_a_life(store: &(impl ManageKeys + Clone)) -> ApiKey {
     let issuer = KeyIssuer::new(store.clone(), KeyFormat::new(PREFIX).unwrap());
-    let new = NewKey::new("acme", Expiry::Never).name("nightly").created_by("root");
+    let new = NewKey::new("acme", Expiry::Never)
+        .name("nightly")
+        .created_by("root")
+        .scopes(Scopes::parse(["reports:read"]).unwrap())
+        .idempotency_key("one");
     let issued = issuer.issue(new).await.unwrap();
-    let mut record = store.get(issued.record.id).await.unwrap().unwrap();
-    record.name = Some("weekly".to_owned());
-    store.update(&record).await.unwrap();
-    store.record_usage(&[Usage::new(record.id, SystemClock::new().now())]).await.unwrap();
-    store.revoke(record.id, Some("rotated")).await.unwrap().unwrap();
+    let id = issued.record.id;
+    issuer.update(id, KeyUpdate::new().name(Some("weekly".to_owned()))).await.unwrap();
+    store.record_usage(&[Usage::new(id, SystemClock::new().now())]).await.unwrap();
+    issuer.rotate(id, Rotation::new()).await.unwrap();
+    issuer.revoke(id, Some("rotated")).await.unwrap();
     issued.key
 }
 
@@ -110,7 +112,15 @@ mod postgres {
         let tables = "select quote_ident(tablename) from pg_tables \
                       where schemaname = current_schema() order by 1";
         let tables: Vec<String> = query_scalar(tables).fetch_all(pool).await.unwrap();
-        let expected = ["_api_key_migrations", "api_key_changes", "api_key_usage", "api_keys"];
+        let expected = [
+            "_api_key_migrations",
+            "api_key_changes",
+            "api_key_events",
+            "api_key_requests",
+            "api_key_scopes",
+            "api_key_usage",
+            "api_keys",
+        ];
         assert_eq!(tables, expected);
         let mut everything = String::new();
         for table in tables {
