@@ -148,7 +148,7 @@ async fn check(url: &str) {
             "{id}"
         );
         assert_eq!(count(KeyAction::Pruned), 0, "{id} is still there");
-        assert_eq!(key.version as usize, life.len(), "{id}: {life:?}");
+        assert_eq!(key.version, life.len() as u64, "{id}: {life:?}");
     }
     for (id, life) in &lives {
         if !keys.contains_key(id) {

@@ -11,7 +11,7 @@ use std::{env, io, time::Duration};
 use http::StatusCode;
 use sqlx::query;
 use tokio::{process::Command, task::JoinSet, time::Instant};
-use tower_api_key::store::{ManageKeys, PgKeyStore};
+use tower_api_key::store::PgKeyStore;
 
 use crate::{
     by_hand::ByHand as _,

@@ -23,7 +23,7 @@ use tower_api_key::{
     clock::ManualClock,
     key::KeyHash,
     manage::{Expiry, KeyIssuer, NewKey},
-    store::{KeyStore, ManageKeys, PgKeyStore},
+    store::{KeyStore, PgKeyStore},
 };
 
 use crate::{

@@ -14,7 +14,7 @@ use tower_api_key::{
     key::SystemEntropy,
     rate_limit::Quota,
     record::{KeyId, KeyRecord},
-    store::{ManageKeys, PgKeyStore},
+    store::PgKeyStore,
 };
 
 use crate::{

@@ -38,7 +38,7 @@ use tower_api_key::{
     key::KeyHash,
     layer::{UntilRevoked, websocket::until_revoked},
     record::{KeyId, KeyRecord},
-    store::{KeyStore, ManageKeys, PgChangeFeed, PgKeyStore, StoreError, Usage},
+    store::{KeyStore, PgChangeFeed, PgKeyStore, StoreError, Usage},
 };
 
 use crate::by_hand::ByHand as _;
