@@ -39,7 +39,7 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
         "the rest of the crate works with every store",
     ),
     (&["moka"], &["auth::cache"], "its traps are settled in one place"),
-    (&["governor"], &["rate_limit::local"], "a limiter can be replaced"),
+    (&["governor"], &["rate_limit::local::gcra"], "a limiter can be replaced"),
     (&["sha2"], &["key::hash"], "one hash, one place to change it"),
     (&["rand"], &["key"], "randomness is an argument elsewhere"),
     (&["tracing"], &["trace"], "no logic carries the feature's `cfg`"),

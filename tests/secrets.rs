@@ -255,7 +255,7 @@ mod debug_and_display {
         let Attempt::Reject(limited) = limited else { panic!() };
         values.extend([both(&limited), debug(limited.standing()), debug(&auth), debug(&worker)]);
         values.extend([debug(CachePolicy::default()), debug(LocalRateLimiter::new())]);
-        values.push(debug(BucketId::new(issued.record.id.as_u128(), "hour")));
+        values.push(debug(BucketId::of_key("acme", issued.record.id.as_u128(), "hour")));
         values.push(debug(Decision::deny(Duration::MAX)));
         values.push(debug((SystemClock::new(), ManualClock::default())));
         for value in values {

@@ -1,6 +1,7 @@
 use std::{
     fmt,
     future::Future,
+    num::NonZeroU32,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -8,15 +9,12 @@ use std::{
 };
 
 use super::{
-    Event, Health, Rejection, RejectionKind, Standing, StoreHealth,
-    cache::Peek,
-    entry::{Charge, Entry},
-    load::Loader,
-    usage::UsageRecorder,
+    Event, Health, Rejection, RejectionKind, Standing, StoreHealth, cache::Peek, entry::Entry,
+    load::Loader, usage::UsageRecorder,
 };
 use crate::{
     key::{AcceptedFormat, KeyHash},
-    rate_limit::{Check, Decision, RateLimits},
+    rate_limit::{Check, Decisions, RateLimits},
     record::Consumer,
     store::Invalidate,
     trace,
@@ -45,6 +43,23 @@ pub enum Attempt {
     Reject(Rejection),
     /// Not known yet: ask this future.
     Lookup(Lookup),
+}
+
+/// What a request takes of each quota.
+#[derive(Clone, Copy, PartialEq)]
+enum Charge {
+    One,
+    /// It is let in even where nothing is left.
+    Nothing,
+}
+
+impl Charge {
+    fn units(self) -> Option<NonZeroU32> {
+        match self {
+            Self::One => Some(NonZeroU32::MIN),
+            Self::Nothing => None,
+        }
+    }
 }
 
 impl Authenticator {
@@ -97,6 +112,21 @@ impl Authenticator {
         outcome.inspect_err(|rejection| self.rejected(rejection))
     }
 
+    /// Where `key` stands with its quotas: what is left, without taking any of it. It works when
+    /// nothing is left, and counts as a use of the key.
+    ///
+    /// # Errors
+    ///
+    /// When the key is not one that may be used.
+    pub async fn usage(&self, key: &[u8]) -> Result<Standing, Rejection> {
+        let outcome = match self.peek(key) {
+            Attempt::Admit(admission) => Ok(admission),
+            Attempt::Reject(rejection) => Err(rejection),
+            Attempt::Lookup(lookup) => lookup.await,
+        };
+        outcome.map(|admission| admission.0).inspect_err(|rejection| self.rejected(rejection))
+    }
+
     /// Forgets the key with this hash, that it is unknown included: the next request asks the
     /// store, and a query under way is not kept.
     pub fn invalidate(&self, hash: &KeyHash) {
@@ -111,7 +141,7 @@ impl Authenticator {
     /// The limits of keys that have none of their own.
     #[must_use]
     pub fn default_rate_limits(&self) -> &RateLimits {
-        &self.0.loader.default_limits
+        &self.0.loader.terms.default
     }
 
     /// How it is doing, as far as that is known without asking anybody.
@@ -155,53 +185,40 @@ impl Inner {
         if let Some(rejection) = Rejection::of_status(entry.status(now), key_id) {
             return Attempt::Reject(rejection);
         }
-        let mut standing = Standing::new(entry);
-        while let Some(check) = standing.ask_next(charge, now) {
-            match check {
-                Check::Ready(decision) => {
-                    if standing.push(charge, decision).is_break() {
-                        return Attempt::Reject(Rejection::rate_limited(standing));
-                    }
-                }
-                Check::Pending(decision) => {
-                    let inner = Arc::clone(self);
-                    return Attempt::Lookup(Lookup(Box::pin(async move {
-                        let decision = decision.await;
-                        inner.limit(standing, decision, charge, now).await
-                    })));
-                }
+        let check = entry.consumer.meter().and_then(|meter| meter.ask(charge.units(), now));
+        let decided = match check {
+            None => self.conclude(&entry, charge, Decisions::default(), now),
+            Some(Check::Ready(decisions)) => self.conclude(&entry, charge, decisions, now),
+            Some(Check::Pending(decisions)) => {
+                let inner = Arc::clone(self);
+                return Attempt::Lookup(Lookup(Box::pin(async move {
+                    inner.conclude(&entry, charge, decisions.await, now)
+                })));
             }
+        };
+        match decided {
+            Ok(admission) => Attempt::Admit(admission),
+            Err(rejection) => Attempt::Reject(rejection),
         }
-        Attempt::Admit(self.admit(standing, now))
     }
 
-    /// Goes on with a decision that was made elsewhere.
-    async fn limit(
+    fn conclude(
         &self,
-        mut standing: Standing,
-        mut decision: Decision,
+        entry: &Entry,
         charge: Charge,
+        decisions: Decisions,
         now: Duration,
     ) -> Result<Admission, Rejection> {
-        loop {
-            if standing.push(charge, decision).is_break() {
-                return Err(Rejection::rate_limited(standing));
-            }
-            decision = match standing.ask_next(charge, now) {
-                None => return Ok(self.admit(standing, now)),
-                Some(Check::Ready(decision)) => decision,
-                Some(Check::Pending(decision)) => decision.await,
-            };
+        let is_admitted = charge == Charge::Nothing || decisions.is_admitted();
+        let standing = Standing::new(entry.consumer.clone(), decisions);
+        if !is_admitted {
+            return Err(Rejection::rate_limited(standing));
         }
-    }
-
-    fn admit(&self, standing: Standing, now: Duration) -> Admission {
-        let entry = standing.entry();
         self.usage.touch(entry, now, &self.loader);
-        if entry.retirement().is_some() {
+        if standing.retirement().is_some() {
             self.loader.observe(&Event::RetiredKeyUsed { key_id: entry.consumer.key_id() });
         }
-        Admission(standing)
+        Ok(Admission(standing))
     }
 
     async fn look_up(

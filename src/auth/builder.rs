@@ -5,12 +5,13 @@ use super::{
     authenticator::Inner,
     feed::ErasedFeed,
     load::{ErasedStore, Loader},
+    terms::Terms,
     usage,
 };
 use crate::{
     clock::{Clock, SystemClock},
     key::{AcceptedFormat, KeyFormat},
-    rate_limit::{LocalRateLimiter, RateLimiter, RateLimits},
+    rate_limit::{LocalRateLimiter, Meters, Plans, RateLimiter, RateLimits},
     store::{ChangeFeed, KeyStore},
 };
 
@@ -26,6 +27,7 @@ pub struct Builder {
     clock: Arc<dyn Clock>,
     limiter: Arc<dyn RateLimiter>,
     default_limits: RateLimits,
+    plans: Plans,
     cache: CachePolicy,
     usage_interval: Duration,
     feed: Option<Box<dyn ErasedFeed>>,
@@ -41,6 +43,7 @@ impl Authenticator {
             clock: Arc::new(SystemClock::new()),
             limiter: Arc::new(LocalRateLimiter::new()),
             default_limits: RateLimits::unlimited(),
+            plans: Plans::new(),
             cache: CachePolicy::default(),
             usage_interval: USAGE_INTERVAL,
             feed: None,
@@ -57,10 +60,19 @@ impl Builder {
         self
     }
 
-    /// The rate limits of keys that have none of their own. Default: unlimited, as no number would
+    /// The rate limits of keys that have neither limits of their own nor a plan. Default: unlimited, as no number would
     /// be right for most services, and a wrong one is found out by their customers.
     pub fn default_rate_limits(self, limits: impl Into<RateLimits>) -> Self {
         Self { default_limits: limits.into(), ..self }
+    }
+
+    /// The plans that keys name, beside those that the store defines. Default: none.
+    ///
+    /// A key has the limits of its plan and those of its own; of two with one name, its own. A plan
+    /// that nobody defines is [observed](super::Event::UnknownPlan), and its keys have the limits of
+    /// keys without a plan.
+    pub fn plans(self, plans: Plans) -> Self {
+        Self { plans, ..self }
     }
 
     /// Where buckets live. Default: [`LocalRateLimiter`].
@@ -101,8 +113,10 @@ impl Builder {
 
     /// The authenticator, and the worker that is yours to run. Nothing is started.
     pub fn build(self) -> (Authenticator, Worker) {
-        let Self { store, formats, clock, limiter, default_limits, cache, .. } = self;
-        let loader = Loader::new(store, clock, limiter, self.observer, default_limits, cache);
+        let Self { store, formats, clock, limiter, default_limits, plans, cache, .. } = self;
+        let meters = Arc::new(Meters { limiter, clock });
+        let terms = Terms { meters, plans, default: default_limits };
+        let loader = Loader::new(store, terms, self.observer, cache);
         let loader = Arc::new(loader);
         if self.feed.is_some() {
             loader.feed.set_gap();

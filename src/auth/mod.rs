@@ -80,6 +80,8 @@ mod health;
 mod load;
 mod observe;
 mod rejection;
+mod standing;
+mod terms;
 mod usage;
 mod watch;
 mod worker;
@@ -88,9 +90,9 @@ pub use self::{
     authenticator::{Admission, Attempt, Authenticator, Lookup},
     builder::Builder,
     cache::{CachePolicy, InvalidCachePolicy},
-    entry::Standing,
     health::{FeedHealth, Health, StoreHealth},
     observe::{Event, Observer},
     rejection::{Rejection, RejectionKind},
+    standing::Standing,
     worker::Worker,
 };

@@ -36,6 +36,13 @@ pub enum Event<'a> {
         /// The key.
         key_id: KeyId,
     },
+    /// A key names a plan that neither the store nor the [builder](super::Builder::plans) defines. It
+    /// has the limits of keys without one. Told whenever the key is loaded.
+    #[non_exhaustive]
+    UnknownPlan {
+        /// The key.
+        key_id: KeyId,
+    },
     /// A key was judged by an old record, because the store did not answer.
     #[non_exhaustive]
     StaleServed {

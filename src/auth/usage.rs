@@ -96,7 +96,7 @@ impl UsageWriter {
                         () = &mut shutdown => break,
                         () = self.flush() => {}
                     }
-                    self.loader.limiter.sweep(self.loader.clock.monotonic());
+                    self.loader.terms.meters.limiter.sweep(self.loader.clock.monotonic());
                 }
                 count = self.touches.recv_many(&mut received, RECEIVE_AT_ONCE) => {
                     if count == 0 {

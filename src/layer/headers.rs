@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use crate::{
     auth::Standing,
-    rate_limit::{Decision, Quota, RateLimits},
+    rate_limit::{Algorithm, Decision, Quota, RateLimits},
     record::Retirement,
 };
 
@@ -65,11 +65,11 @@ impl RateLimitHeaders {
 ///
 /// With GCRA the quota is the burst, and the window the time in which it refills.
 fn write_standard(headers: &mut HeaderMap, standing: &Standing) {
-    let policy = standing.policy(|limits: &RateLimits| {
+    let Some(meter) = standing.consumer().meter() else { return };
+    let policy = meter.policy(|limits: &RateLimits| {
         let item = |quota: &Quota, text: &mut Text| {
-            let burst = quota.burst_size().get();
-            parameter(text, b";q=", burst.into());
-            parameter(text, b";w=", ceil_secs(quota.interval().saturating_mul(burst)).max(1));
+            parameter(text, b";q=", quota.burst_size().get().into());
+            parameter(text, b";w=", ceil_secs(window_of(quota)).max(1));
         };
         Bytes::copy_from_slice(&list(limits.iter().map(|quota| (quota, quota)), item))
     });
@@ -83,6 +83,15 @@ fn write_standard(headers: &mut HeaderMap, standing: &Standing) {
     ) {
         headers.insert(RATE_LIMIT_POLICY, policy);
         headers.insert(RATE_LIMIT, state);
+    }
+}
+
+/// What the quota counts over, as a client sees it.
+fn window_of(quota: &Quota) -> Duration {
+    match quota.algorithm() {
+        Algorithm::SlidingWindow => quota.window(),
+        // In which the whole burst comes back.
+        _ => quota.refill_time(),
     }
 }
 

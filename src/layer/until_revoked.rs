@@ -143,6 +143,7 @@ mod tests {
             let watch: Weak<Self> = Arc::downgrade(self);
             Consumer::watched_by(
                 KeyRecord::new(id, hash, "acme", SystemTime::UNIX_EPOCH),
+                None,
                 watch,
                 Duration::ZERO,
             )

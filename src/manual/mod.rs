@@ -5,3 +5,6 @@ pub mod freshness {}
 
 #[doc = include_str!("keys.md")]
 pub mod keys {}
+
+#[doc = include_str!("limits.md")]
+pub mod limits {}

@@ -1,18 +1,20 @@
 //! How many requests a key may make: quotas, and the port behind which they are enforced.
 //!
-//! 1. A [`Quota`] is a budget that refills evenly (GCRA, the *generic cell rate algorithm*): a
-//!    rate and a burst.
-//! 2. [`RateLimits`] are the quotas of one key; a request must fit all of them.
-//! 3. A [`Bucket`] is the live state of one quota of one key. A [`RateLimiter`] hands buckets out;
-//!    [`LocalRateLimiter`] keeps them in this process.
+//! 1. A [`Quota`] is a budget of requests: so many in a window, of one key or of all keys of a
+//!    consumer together. It refills evenly (GCRA, the *generic cell rate algorithm*), or is a sliding
+//!    window; [which to take](crate::manual::limits) is in the manual.
+//! 2. [`RateLimits`] are the quotas of one key. A request must fit all of them, and takes from all or
+//!    from none.
+//! 3. [`Plans`] are limits with a name, which many keys share.
+//! 4. [`Buckets`] are the live state of the quotas of one key. A [`RateLimiter`] hands them out;
+//!    [`LocalRateLimiter`] keeps them in this process, `RedisRateLimiter` where a fleet shares them.
 //!
-//! A bucket outlives the cached record of its key: evicting, refreshing or changing a key never
-//! refills it. A request that is denied is not charged to the quota that denies it, nor to those
-//! with a longer window; the shorter ones, which it fitted, have been charged.
+//! A bucket outlives the cached record of its key: evicting, refreshing, rotating or changing a key
+//! never refills it.
 //!
 //! ```
 //! use std::time::Duration;
-//! use tower_api_key::rate_limit::Quota;
+//! use tower_api_key::rate_limit::{Quota, RateLimits};
 //!
 //! // 600 requests a minute on average, any 600 of them at once.
 //! let quota = Quota::per_minute(600)?;
@@ -22,30 +24,53 @@
 //! let smooth = Quota::per_minute(600)?.burst(20)?;
 //! assert_eq!(smooth.most_in(Duration::from_secs(60)), 620);
 //!
-//! // Never more than 600 in any minute, whenever it starts.
+//! // Never more than 600 in any minute, whenever it starts: paced, or all at once if need be.
 //! let strict = Quota::at_most(600, Duration::from_secs(60))?;
 //! assert!(strict.most_in(Duration::from_secs(60)) <= 600);
+//! let sliding = Quota::sliding(600, Duration::from_secs(60))?;
+//! assert_eq!(sliding.most_in(Duration::from_secs(60)), 600);
+//!
+//! // 20 a second for each key, and 50,000 a day for all keys of a consumer together.
+//! let day = Quota::sliding(50_000, Duration::from_secs(86_400))?.named("day")?.per_consumer();
+//! let both = RateLimits::new([Quota::per_second(20)?, day])?;
+//! # drop(both);
 //! # Ok::<(), tower_api_key::rate_limit::InvalidQuota>(())
 //! ```
 
+mod limits;
 mod local;
+mod meter;
+mod plans;
 mod quota;
 
-use std::{fmt, future::Future, num::NonZeroU32, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    num::NonZeroU32,
+    ops::{Deref, DerefMut},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
+use smallvec::SmallVec;
+
+pub(crate) use self::meter::{Meter, Meters, Subject};
 pub use self::{
+    limits::RateLimits,
     local::LocalRateLimiter,
-    quota::{InvalidQuota, Quota, RateLimits},
+    plans::{InvalidPlan, Plans},
+    quota::{Algorithm, CountedPer, InvalidQuota, Quota},
 };
 
 /// Where buckets live: in this process, or somewhere a fleet shares.
 pub trait RateLimiter: Send + Sync + 'static {
-    /// The bucket of `id`, with the state it has, now filled according to `quota`.
+    /// The buckets of `quotas`, with the state that they have, now filled according to these.
     ///
-    /// Called once each time a key is loaded from the store, never per request. A quota that
-    /// changed applies from the next request on: the bucket is as full of it as it was of the
-    /// earlier one. A quota of another name has another bucket.
-    fn bucket(&self, id: &BucketId, quota: &Quota, now: Duration) -> Arc<dyn Bucket>;
+    /// Called once each time a key is loaded from the store, never per request for a cached key. A
+    /// quota that changed applies from the next request on: the bucket is as full of it as it was of
+    /// the earlier one. A quota of another name has another bucket.
+    fn buckets(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Arc<dyn Buckets>;
 
     /// Forgets buckets that are full again and used by nobody. Called from time to time.
     fn sweep(&self, now: Duration) {
@@ -54,8 +79,8 @@ pub trait RateLimiter: Send + Sync + 'static {
 }
 
 impl<L: RateLimiter + ?Sized> RateLimiter for Arc<L> {
-    fn bucket(&self, id: &BucketId, quota: &Quota, now: Duration) -> Arc<dyn Bucket> {
-        (**self).bucket(id, quota, now)
+    fn buckets(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Arc<dyn Buckets> {
+        (**self).buckets(quotas, now)
     }
 
     fn sweep(&self, now: Duration) {
@@ -63,47 +88,123 @@ impl<L: RateLimiter + ?Sized> RateLimiter for Arc<L> {
     }
 }
 
-/// The live state of one quota of one key.
-pub trait Bucket: Send + Sync + 'static {
-    /// Takes `cost` units, or says how long to wait for them.
-    ///
-    /// `now` is [`Clock::monotonic`](crate::clock::Clock::monotonic).
-    fn take(&self, cost: NonZeroU32, now: Duration) -> Check;
+/// The live state of several quotas, of which a request takes from all or from none.
+///
+/// `now` is [`Clock::monotonic`](crate::clock::Clock::monotonic). Decisions come in the order of the
+/// quotas.
+pub trait Buckets: Send + Sync + 'static {
+    /// Takes `units` of each quota if each has them; else takes nothing, and says how long to wait.
+    fn take(&self, units: NonZeroU32, now: Duration) -> Check;
 
-    /// Says where the bucket stands, and takes nothing: admitted if one unit is there.
+    /// Says where the quotas stand, and takes nothing: admitted where one unit is there.
     fn peek(&self, now: Duration) -> Check;
+
+    /// Takes `units` of each quota whether they are there or not: for work that is done already.
+    /// What is missing is paid off by waiting, for as long as it takes to refill an empty bucket
+    /// at most.
+    ///
+    /// It takes effect at once where the state is at hand, else soon.
+    fn charge(&self, units: NonZeroU32, now: Duration);
+
+    /// Gives `units` back that were taken a short while ago.
+    ///
+    /// It takes effect as [`charge`](Self::charge) does.
+    fn give_back(&self, units: NonZeroU32, now: Duration);
 }
 
 /// Whose bucket: stable over evictions, refreshes, rotations and restarts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BucketId {
-    subject: u128,
+    consumer: Box<str>,
+    key: Option<u128>,
     policy: Box<str>,
 }
 
 impl BucketId {
-    /// The bucket of the policy named `policy` of `subject`, the id of the first of a chain of rotated keys.
+    /// The bucket of a policy of one key: `root` is the id of the first of a chain of rotated keys.
     #[must_use]
-    pub fn new(subject: u128, policy: &str) -> Self {
-        Self { subject, policy: policy.into() }
+    pub fn of_key(consumer: &str, root: u128, policy: &str) -> Self {
+        Self { consumer: consumer.into(), key: Some(root), policy: policy.into() }
+    }
+
+    /// The bucket of a policy of all keys of a consumer.
+    #[must_use]
+    pub fn of_consumer(consumer: &str, policy: &str) -> Self {
+        Self { consumer: consumer.into(), key: None, policy: policy.into() }
+    }
+
+    /// The consumer of the key.
+    #[must_use]
+    pub fn consumer(&self) -> &str {
+        &self.consumer
+    }
+
+    /// The id of the first of a chain of rotated keys; `None` for all keys of the consumer.
+    #[must_use]
+    pub fn key(&self) -> Option<u128> {
+        self.key
+    }
+
+    /// The name of the policy.
+    #[must_use]
+    pub fn policy(&self) -> &str {
+        &self.policy
     }
 }
 
-/// The answer of a bucket: at once where its state is at hand, else after a while.
+/// The answer of [`Buckets`]: at once where their state is at hand, else after a while.
 #[non_exhaustive]
 pub enum Check {
     /// Decided.
-    Ready(Decision),
+    Ready(Decisions),
     /// To be decided elsewhere.
-    Pending(Pin<Box<dyn Future<Output = Decision> + Send>>),
+    Pending(Pin<Box<dyn Future<Output = Decisions> + Send>>),
 }
 
 impl fmt::Debug for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ready(decision) => f.debug_tuple("Ready").field(decision).finish(),
+            Self::Ready(decisions) => f.debug_tuple("Ready").field(decisions).finish(),
             Self::Pending(_) => f.write_str("Pending"),
         }
+    }
+}
+
+/// What each of several quotas decided. The request is admitted if all of them say so.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decisions(SmallVec<[Decision; 1]>);
+
+impl Decisions {
+    /// Whether the request fits every quota.
+    #[must_use]
+    pub fn is_admitted(&self) -> bool {
+        self.0.iter().all(Decision::is_admitted)
+    }
+}
+
+impl Deref for Decisions {
+    type Target = [Decision];
+
+    fn deref(&self) -> &[Decision] {
+        &self.0
+    }
+}
+
+impl DerefMut for Decisions {
+    fn deref_mut(&mut self) -> &mut [Decision] {
+        &mut self.0
+    }
+}
+
+impl From<Decision> for Decisions {
+    fn from(decision: Decision) -> Self {
+        Self(SmallVec::from([decision]))
+    }
+}
+
+impl FromIterator<Decision> for Decisions {
+    fn from_iter<I: IntoIterator<Item = Decision>>(decisions: I) -> Self {
+        Self(decisions.into_iter().collect())
     }
 }
 
@@ -128,13 +229,19 @@ impl Decision {
         Self { admitted: false, remaining: 0, next_unit_in: wait }
     }
 
+    /// The request asks for more than the `remaining` units, and does not fit until after `wait`.
+    #[must_use]
+    pub const fn deny_with(remaining: u32, wait: Duration) -> Self {
+        Self { admitted: false, remaining, next_unit_in: wait }
+    }
+
     /// Whether the request fits.
     #[must_use]
     pub const fn is_admitted(&self) -> bool {
         self.admitted
     }
 
-    /// Units left, 0 when denied.
+    /// Units left; fewer than were asked for when denied.
     #[must_use]
     pub const fn remaining(&self) -> u32 {
         self.remaining

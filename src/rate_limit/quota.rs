@@ -12,21 +12,62 @@ const NANOS_PER_MILLI: u128 = 1_000_000;
 const MAX_NAME_LEN: usize = 64;
 /// [`Quota::at_most`] lets a tenth through at once and paces the rest.
 const DEFAULT_SHARE_AT_ONCE: u32 = 10;
+/// A sliding window is counted in so many parts. One more would be less waste and more to add up.
+pub(super) const SLOTS: u32 = 32;
+/// Slots are numbered with 32 bits, which at this last for 155 days.
+const MIN_SLIDING_WINDOW: Duration = Duration::from_millis(100);
+/// A slot has room for the requests that are on their way to be turned away, too.
+const MAX_SLIDING_LIMIT: u32 = u32::MAX / 2;
 
-/// A budget of requests that refills evenly.
+/// A budget of requests.
 ///
-/// `burst` units fit into the bucket, one more comes back every [`interval`](Self::interval). So in
-/// any window at most `burst + window / interval` requests pass: [`most_in`](Self::most_in) says
-/// how many. See the [module](crate::rate_limit) for examples.
+/// Two algorithms keep one; [`most_in`](Self::most_in) says what each lets through at most.
+///
+/// - **GCRA**, the default ([`per_minute`](Self::per_minute) and its like,
+///   [`at_most`](Self::at_most)): it refills evenly. `burst` units fit into the bucket, one more comes
+///   back every [`interval`](Self::interval). Kind to clients, as whoever is turned away waits for
+///   one unit and no longer.
+/// - **Sliding window** ([`sliding`](Self::sliding)): never more than the limit in any window, all of
+///   it at once if need be. What was taken comes back a window later, in a lump.
+///
+/// A quota is of one key, or of [all keys of a consumer together](Self::per_consumer). See the
+/// [module](crate::rate_limit) for examples.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Stored", into = "Stored")]
 pub struct Quota {
     name: Cow<'static, str>,
     limit: NonZeroU32,
     window: Duration,
-    burst: NonZeroU32,
-    interval: Duration,
-    strict: bool,
+    counted_per: CountedPer,
+    pace: Pace,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Pace {
+    Gcra { burst: NonZeroU32, interval: Duration, strict: bool },
+    Sliding,
+}
+
+/// How a [`Quota`] is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Algorithm {
+    /// The *generic cell rate algorithm*: a bucket that refills evenly.
+    Gcra,
+    /// A *sliding window counter*: never more than the limit in any window.
+    SlidingWindow,
+}
+
+/// Whose requests a [`Quota`] counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum CountedPer {
+    /// Those of one key, and of those that it was rotated to.
+    #[default]
+    Key,
+    /// Those of all keys of one consumer together.
+    Consumer,
 }
 
 impl Quota {
@@ -79,27 +120,65 @@ impl Quota {
     /// As [`per`](Self::per).
     pub fn at_most(limit: u32, window: Duration) -> Result<Self, InvalidQuota> {
         let quota = Self::new("default", limit, window)?;
-        Self { strict: true, ..quota }.burst((limit / DEFAULT_SHARE_AT_ONCE).max(1))
+        quota.paced((limit / DEFAULT_SHARE_AT_ONCE).max(1), true)
+    }
+
+    /// Never more than `limit` requests in any `window`, wherever it begins, and all of them at once
+    /// if need be.
+    ///
+    /// The window is counted in 32 slots. A unit comes back when its slot has left the window, which
+    /// is between one `window` and 1/32 more after it was taken: a client that always wants more gets
+    /// at least 96.9 % of the limit. Take it for contracts whose clients come in bursts ("1,000 a day,
+    /// whenever you like"). The price: a client that has used all of it up in its first second hears
+    /// nothing but 429 for the rest of the window.
+    ///
+    /// # Errors
+    ///
+    /// When `limit` is zero or above 2,147,483,647, when the window is not whole milliseconds, or
+    /// below 100 ms, or above 146 years.
+    pub fn sliding(limit: u32, window: Duration) -> Result<Self, InvalidQuota> {
+        let limit = NonZeroU32::new(limit).ok_or(InvalidQuota::Zero)?;
+        let fits = limit.get() <= MAX_SLIDING_LIMIT
+            && window >= MIN_SLIDING_WINDOW
+            && window.as_nanos() <= MAX_NANOS
+            && window.as_nanos().is_multiple_of(NANOS_PER_MILLI);
+        if !fits {
+            return Err(InvalidQuota::OutOfRange);
+        }
+        let (name, counted_per) = (Cow::Borrowed("default"), CountedPer::Key);
+        Ok(Self { name, limit, window, counted_per, pace: Pace::Sliding })
     }
 
     fn new(name: &'static str, limit: u32, window: Duration) -> Result<Self, InvalidQuota> {
         let limit = NonZeroU32::new(limit).ok_or(InvalidQuota::Zero)?;
-        let (name, strict, interval) = (Cow::Borrowed(name), false, Duration::ZERO);
-        Self { name, limit, window, burst: limit, interval, strict }.paced()
+        let (name, counted_per) = (Cow::Borrowed(name), CountedPer::Key);
+        // Until it is paced below.
+        let pace = Pace::Sliding;
+        Self { name, limit, window, counted_per, pace }.paced(limit.get(), false)
     }
 
-    /// Lets `burst` requests through at once. The default is the limit.
+    /// Lets `burst` requests through at once. The default is the limit, and of a [sliding
+    /// window](Self::sliding) it always is.
     ///
     /// # Errors
     ///
-    /// When `burst` is zero, when the bucket would take longer than 146 years to fill, or when it
-    /// is more than [`at_most`](Self::at_most) promised.
+    /// When `burst` is zero, when the bucket would take longer than 146 years to fill, when it
+    /// is more than [`at_most`](Self::at_most) promised, or other than the limit of a sliding window.
     pub fn burst(self, burst: u32) -> Result<Self, InvalidQuota> {
-        let burst = NonZeroU32::new(burst).ok_or(InvalidQuota::Zero)?;
-        if self.strict && burst > self.limit {
-            return Err(InvalidQuota::OutOfRange);
+        match self.pace {
+            Pace::Gcra { strict, .. } => self.paced(burst, strict),
+            Pace::Sliding if burst == self.limit.get() => Ok(self),
+            Pace::Sliding if burst == 0 => Err(InvalidQuota::Zero),
+            Pace::Sliding => Err(InvalidQuota::OutOfRange),
         }
-        Self { burst, ..self }.paced()
+    }
+
+    /// Counts the requests of all keys of a consumer together: however many keys it has, they share
+    /// one bucket. Keys of one consumer should agree on such a quota; where they do not, the one
+    /// of the key that was loaded last holds for all.
+    #[must_use]
+    pub fn per_consumer(self) -> Self {
+        Self { counted_per: CountedPer::Consumer, ..self }
     }
 
     /// Names the policy in `RateLimit-Policy`, in problem bodies and among the quotas of its key.
@@ -111,32 +190,33 @@ impl Quota {
     /// digits, `-`, `_` and `.`.
     pub fn named(self, name: impl Into<String>) -> Result<Self, InvalidQuota> {
         let name = name.into();
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        if name.is_empty() || name.len() > MAX_NAME_LEN || !name.bytes().all(allowed) {
+        if !is_name(&name) {
             return Err(InvalidQuota::Name);
         }
         Ok(Self { name: name.into(), ..self })
     }
 
     /// Sets the interval at which units come back, and checks that the arithmetic on it holds.
-    fn paced(self) -> Result<Self, InvalidQuota> {
+    fn paced(self, burst: u32, strict: bool) -> Result<Self, InvalidQuota> {
+        let burst = NonZeroU32::new(burst).ok_or(InvalidQuota::Zero)?;
         let window = self.window.as_nanos();
-        let (limit, burst) = (u128::from(self.limit.get()), u128::from(self.burst.get()));
-        let interval = if self.strict {
-            // What comes back within a window, whose ends both count, adds to the burst.
-            match limit - burst {
-                0 => window.saturating_add(1),
-                paced => window.div_ceil(paced),
-            }
-        } else {
+        let (limit, at_once) = (u128::from(self.limit.get()), u128::from(burst.get()));
+        let interval = if !strict {
             window / limit
+        } else {
+            // What comes back within a window, whose ends both count, adds to the burst.
+            match limit.checked_sub(at_once) {
+                None => return Err(InvalidQuota::OutOfRange),
+                Some(0) => window.saturating_add(1),
+                Some(paced) => window.div_ceil(paced),
+            }
         };
         let fits = interval > 0
             && window.is_multiple_of(NANOS_PER_MILLI)
-            && interval.saturating_mul(burst.max(limit)) <= MAX_NANOS;
+            && interval.saturating_mul(at_once.max(limit)) <= MAX_NANOS;
         let interval = u64::try_from(interval).ok().filter(|_| fits);
         let interval = Duration::from_nanos(interval.ok_or(InvalidQuota::OutOfRange)?);
-        Ok(Self { interval, ..self })
+        Ok(Self { pace: Pace::Gcra { burst, interval, strict }, ..self })
     }
 
     /// The name of the policy.
@@ -157,24 +237,104 @@ impl Quota {
         self.window
     }
 
+    /// How it is counted.
+    #[must_use]
+    pub fn algorithm(&self) -> Algorithm {
+        match self.pace {
+            Pace::Gcra { .. } => Algorithm::Gcra,
+            Pace::Sliding => Algorithm::SlidingWindow,
+        }
+    }
+
+    /// Whose requests it counts.
+    #[must_use]
+    pub fn counted_per(&self) -> CountedPer {
+        self.counted_per
+    }
+
     /// Requests that fit at once.
     #[must_use]
     pub fn burst_size(&self) -> NonZeroU32 {
-        self.burst
+        match self.pace {
+            Pace::Gcra { burst, .. } => burst,
+            Pace::Sliding => self.limit,
+        }
     }
 
-    /// Time after which one unit is back.
+    /// Time after which one unit is back. Of a sliding window it is the time after which all are:
+    /// the window and the slot that a unit waits for at most.
     #[must_use]
     pub fn interval(&self) -> Duration {
-        self.interval
+        match self.pace {
+            Pace::Gcra { interval, .. } => interval,
+            Pace::Sliding => self.slot().saturating_mul(SLOTS + 1),
+        }
     }
 
-    /// The most requests that can pass in any `window`.
+    /// Time after which a bucket is full again that had nothing left.
+    #[must_use]
+    pub fn refill_time(&self) -> Duration {
+        match self.pace {
+            Pace::Gcra { burst, interval, .. } => interval.saturating_mul(burst.get()),
+            Pace::Sliding => self.interval(),
+        }
+    }
+
+    /// What a sliding window is counted in.
+    pub(super) fn slot(&self) -> Duration {
+        let nanos = self.window.as_nanos().div_ceil(SLOTS.into());
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    /// The most requests that can pass in any `window`, both of whose ends count.
     #[must_use]
     pub fn most_in(&self, window: Duration) -> u64 {
-        let refilled = window.as_nanos() / self.interval.as_nanos();
-        u64::try_from(refilled).unwrap_or(u64::MAX).saturating_add(self.burst.get().into())
+        let (burst, times) = match self.pace {
+            Pace::Gcra { burst, interval, .. } => {
+                (burst.get(), window.as_nanos() / interval.as_nanos())
+            }
+            Pace::Sliding => {
+                let windows = window.as_nanos().div_ceil(self.window.as_nanos()).max(1);
+                (0, windows.saturating_mul(self.limit.get().into()))
+            }
+        };
+        u64::try_from(times).unwrap_or(u64::MAX).saturating_add(burst.into())
     }
+
+    /// Whether whatever passes this passes `bound` too.
+    pub(super) fn is_within(&self, bound: &Self) -> bool {
+        let is_counted_as_widely = match bound.counted_per {
+            CountedPer::Key => true,
+            // Another bucket beside the one that is the bound would be as much again.
+            CountedPer::Consumer => {
+                self.counted_per == bound.counted_per && self.name == bound.name
+            }
+        };
+        let fits = match (self.pace, bound.pace) {
+            (
+                Pace::Gcra { burst, interval, .. },
+                Pace::Gcra { burst: most_at_once, interval: shortest, .. },
+            ) => burst <= most_at_once && interval >= shortest,
+            (Pace::Sliding, Pace::Sliding) => {
+                self.limit <= bound.limit && self.window >= bound.window
+            }
+            // All of it at once, and all of it again a window later.
+            (Pace::Sliding, Pace::Gcra { burst, interval, .. }) => {
+                self.limit <= burst && interval.saturating_mul(self.limit.get()) <= self.window
+            }
+            // Each unit of the burst counts once, so that later windows hold less.
+            (Pace::Gcra { .. }, Pace::Sliding) => {
+                self.most_in(bound.window) <= bound.limit.get().into()
+            }
+        };
+        is_counted_as_widely && fits
+    }
+}
+
+/// Whether `name` can be the name of a policy or a plan.
+pub(super) fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    !name.is_empty() && name.len() <= MAX_NAME_LEN && name.bytes().all(allowed)
 }
 
 /// A quota as the stores keep it: what was asked for, not what follows from it.
@@ -184,18 +344,34 @@ struct Stored {
     name: String,
     limit: u32,
     window_ms: u64,
-    burst: u32,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// All of the limit where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    burst: Option<u32>,
+    #[serde(default, skip_serializing_if = "is_default")]
     strict: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    sliding: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    counted_per: CountedPer,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl From<Quota> for Stored {
     fn from(quota: Quota) -> Self {
+        let (burst, strict) = match quota.pace {
+            Pace::Gcra { burst, strict, .. } => (Some(burst.get()), strict),
+            Pace::Sliding => (None, false),
+        };
         Self {
             limit: quota.limit.get(),
             window_ms: u64::try_from(quota.window.as_millis()).unwrap_or(u64::MAX),
-            burst: quota.burst.get(),
-            strict: quota.strict,
+            burst,
+            strict,
+            sliding: quota.pace == Pace::Sliding,
+            counted_per: quota.counted_per,
             name: quota.name.into_owned(),
         }
     }
@@ -205,82 +381,14 @@ impl TryFrom<Stored> for Quota {
     type Error = InvalidQuota;
 
     fn try_from(stored: Stored) -> Result<Self, InvalidQuota> {
-        let quota = Self::per(stored.limit, Duration::from_millis(stored.window_ms))?;
-        Self { strict: stored.strict, ..quota }.burst(stored.burst)?.named(stored.name)
-    }
-}
-
-/// The quotas of one key, shortest window first, each with a name of its own.
-///
-/// A request must fit all of them. The short ones are asked first, so that a burst which they turn
-/// away does not use up the day.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Vec<Quota>", into = "Vec<Quota>")]
-pub struct RateLimits(Box<[Quota]>);
-
-impl RateLimits {
-    /// No limit at all.
-    #[must_use]
-    pub fn unlimited() -> Self {
-        Self::default()
-    }
-
-    /// All of `quotas`.
-    ///
-    /// # Errors
-    ///
-    /// When two have the same name.
-    pub fn new(quotas: impl IntoIterator<Item = Quota>) -> Result<Self, InvalidQuota> {
-        let mut quotas: Box<[Quota]> = quotas.into_iter().collect();
-        quotas.sort_by_key(|quota| (quota.window, quota.limit));
-        let mut names: Vec<_> = quotas.iter().map(Quota::name).collect();
-        names.sort_unstable();
-        if names.windows(2).any(|pair| matches!(pair, [a, b] if a == b)) {
-            return Err(InvalidQuota::Name);
-        }
-        Ok(Self(quotas))
-    }
-
-    /// The quotas, shortest window first.
-    #[must_use]
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Quota> {
-        self.0.iter()
-    }
-
-    /// Whether whatever passes these passes `bound` too: for each quota there is one here with no
-    /// larger a burst and no shorter an interval.
-    #[must_use]
-    pub fn is_within(&self, bound: &Self) -> bool {
-        let fits = |quota: &Quota, bound: &Quota| {
-            quota.burst <= bound.burst && quota.interval >= bound.interval
+        let window = Duration::from_millis(stored.window_ms);
+        let burst = stored.burst.unwrap_or(stored.limit);
+        let quota = if stored.sliding {
+            Self::sliding(stored.limit, window)?.burst(burst)?
+        } else {
+            Self::per(stored.limit, window)?.paced(burst, stored.strict)?
         };
-        bound.iter().all(|bound| self.iter().any(|quota| fits(quota, bound)))
-    }
-
-    /// Whether there is no limit.
-    #[must_use]
-    pub fn is_unlimited(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl From<Quota> for RateLimits {
-    fn from(quota: Quota) -> Self {
-        Self([quota].into())
-    }
-}
-
-impl TryFrom<Vec<Quota>> for RateLimits {
-    type Error = InvalidQuota;
-
-    fn try_from(quotas: Vec<Quota>) -> Result<Self, InvalidQuota> {
-        Self::new(quotas)
-    }
-}
-
-impl From<RateLimits> for Vec<Quota> {
-    fn from(limits: RateLimits) -> Self {
-        limits.0.into()
+        Self { counted_per: stored.counted_per, ..quota }.named(stored.name)
     }
 }
 
@@ -338,34 +446,6 @@ mod tests {
         for name in ["", "a b", "a\"b", "a\r\nb", "ä", &"a".repeat(65)] {
             assert_eq!(quota.clone().named(name), Err(InvalidQuota::Name), "{name:?}");
         }
-        assert_eq!(RateLimits::new([quota.clone(), quota]), Err(InvalidQuota::Name));
-    }
-
-    #[test]
-    fn stacked_quotas_come_shortest_window_first() {
-        let limits =
-            RateLimits::new([Quota::per_hour(9).unwrap(), Quota::per_second(1).unwrap()]).unwrap();
-        let names: Vec<_> = limits.iter().map(Quota::name).collect();
-        assert_eq!(names, ["second", "hour"]);
-    }
-
-    #[test]
-    fn limits_are_within_others_that_admit_whatever_they_do() {
-        let minute = |limit, burst| Quota::per_minute(limit).unwrap().burst(burst).unwrap();
-        let limits = |quotas: &[Quota]| RateLimits::new(quotas.iter().cloned()).unwrap();
-        let bound = limits(&[minute(60, 10)]);
-        for within in [minute(60, 10), minute(59, 10), minute(60, 9), minute(1, 1)] {
-            assert!(limits(std::slice::from_ref(&within)).is_within(&bound), "{within:?}");
-            assert!(limits(&[within, Quota::per_hour(9).unwrap()]).is_within(&bound));
-        }
-        for beyond in
-            [minute(61, 10), minute(60, 11), Quota::per_second(1).unwrap().burst(11).unwrap()]
-        {
-            assert!(!limits(std::slice::from_ref(&beyond)).is_within(&bound), "{beyond:?}");
-        }
-        assert!(!RateLimits::unlimited().is_within(&bound));
-        assert!(bound.is_within(&RateLimits::unlimited()));
-        assert!(!bound.is_within(&limits(&[minute(60, 10), Quota::per_hour(9).unwrap()])));
     }
 
     #[test]

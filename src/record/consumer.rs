@@ -7,8 +7,11 @@ use std::{
     time::Duration,
 };
 
-use super::{KeyId, KeyRecord, Metadata, Scope, Scopes};
-use crate::key::KeyHash;
+use super::{KeyId, KeyRecord, Metadata, Retirement, Scope, Scopes};
+use crate::{
+    key::KeyHash,
+    rate_limit::{Meter, RateLimits, Subject},
+};
 
 /// Who is asking: what a handler gets to know of the key that let the request in.
 ///
@@ -23,7 +26,17 @@ struct Inner {
     key_name: Option<Box<str>>,
     scopes: Scopes,
     metadata: Metadata,
-    watch: Option<(Weak<dyn Watch>, WatchedKey)>,
+    /// In a box, as few keys have it.
+    retirement: Option<Box<Retirement>>,
+    root_id: KeyId,
+    live: Option<Live>,
+}
+
+/// What ties a consumer to the authenticator that made it.
+struct Live {
+    meter: Option<Meter>,
+    watch: Weak<dyn Watch>,
+    key: WatchedKey,
 }
 
 /// Whoever can tell that a key no longer works.
@@ -45,21 +58,25 @@ impl Consumer {
     /// The consumer of a key that was looked up at `confirmed_at`.
     pub(crate) fn watched_by(
         record: KeyRecord,
+        meter: Option<Meter>,
         watch: Weak<dyn Watch>,
         confirmed_at: Duration,
     ) -> Self {
         let key = WatchedKey { id: record.id, hash: record.key_hash, confirmed_at };
-        Self::new(record, Some((watch, key)))
+        Self::new(record, Some(Live { meter, watch, key }))
     }
 
-    fn new(record: KeyRecord, watch: Option<(Weak<dyn Watch>, WatchedKey)>) -> Self {
+    fn new(record: KeyRecord, live: Option<Live>) -> Self {
+        let retirement = record.retirement().map(Box::new);
         Self(Arc::new(Inner {
             id: record.consumer_id.into(),
             key_id: record.id,
+            retirement,
+            root_id: record.root_id,
             key_name: record.name.map(Into::into),
             scopes: record.scopes,
             metadata: record.metadata,
-            watch,
+            live,
         }))
     }
 
@@ -99,6 +116,28 @@ impl Consumer {
         &self.0.metadata
     }
 
+    /// Whether the key was rotated and is on its way out.
+    pub(crate) fn retirement(&self) -> Option<Retirement> {
+        self.0.retirement.as_deref().copied()
+    }
+
+    /// The limits of the key; none for a consumer that no authenticator made.
+    pub(crate) fn meter(&self) -> Option<&Meter> {
+        self.0.live.as_ref()?.meter.as_ref()
+    }
+
+    pub(crate) fn limits(&self) -> &RateLimits {
+        match self.meter() {
+            Some(meter) => meter.limits(),
+            None => RateLimits::unlimited_ref(),
+        }
+    }
+
+    /// Whose requests are counted.
+    pub(crate) fn subject(&self) -> Subject<'_> {
+        Subject { consumer: self.id(), root: self.0.root_id.as_u128() }
+    }
+
     /// Resolves when the key stops working: revoked, switched off, deleted or expired. For answers
     /// that go on for long; the layer judges a key only when a request begins.
     ///
@@ -113,9 +152,9 @@ impl Consumer {
     /// Keys are only watched for those who ask. For a consumer that no authenticator made it never
     /// resolves. It needs a tokio runtime with its timer.
     pub fn revoked(&self) -> Revoked {
-        Revoked(match &self.0.watch {
+        Revoked(match &self.0.live {
             None => Box::pin(pending()),
-            Some((watch, key)) => match watch.upgrade() {
+            Some(Live { watch, key, .. }) => match watch.upgrade() {
                 Some(watch) => watch.ended(*key),
                 None => Box::pin(ready(())),
             },

@@ -88,8 +88,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        auth::entry::Generation,
-        rate_limit::{LocalRateLimiter, RateLimits},
+        auth::{entry::Generation, terms::Terms},
+        clock::SystemClock,
+        rate_limit::{LocalRateLimiter, Meters, Plans, RateLimits},
         record::{KeyRecord, Watch, WatchedKey},
     };
 
@@ -113,17 +114,11 @@ mod tests {
 
     fn entry(number: u128) -> Arc<Entry> {
         let record = KeyRecord::new(id(number), hash(number), "acme", SystemTime::UNIX_EPOCH);
-        let (limits, limiter) = (RateLimits::unlimited(), LocalRateLimiter::new());
+        let limiter = Arc::new(LocalRateLimiter::new());
+        let meters = Arc::new(Meters { limiter, clock: Arc::new(SystemClock::new()) });
+        let terms = Terms { meters, plans: Plans::new(), default: RateLimits::unlimited() };
         let (watch, generation) = (Weak::<Nobody>::new(), Generation::default());
-        Arc::new(Entry::new(
-            record,
-            &limits,
-            &limiter,
-            watch,
-            Duration::ZERO,
-            Duration::ZERO,
-            generation,
-        ))
+        Arc::new(Entry::new(record, &terms, watch, Duration::ZERO, Duration::ZERO, generation))
     }
 
     #[test]

@@ -30,11 +30,11 @@ use super::{
     cache::{CachePolicy, KeyCache, Peek},
     entry::{Entry, Generation},
     health::FeedState,
+    terms::Terms,
 };
 use crate::{
     clock::Clock,
     key::KeyHash,
-    rate_limit::{RateLimiter, RateLimits},
     record::KeyId,
     store::{StoreError, StoreErrorKind},
     trace,
@@ -57,9 +57,8 @@ type Turn<'a> = (Option<SemaphorePermit<'a>>, SemaphorePermit<'a>);
 pub(super) struct Loader {
     pub(super) store: Arc<dyn ErasedStore>,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) limiter: Arc<dyn RateLimiter>,
     pub(super) observer: Option<Arc<dyn Observer>>,
-    pub(super) default_limits: RateLimits,
+    pub(super) terms: Terms,
     pub(super) cache: KeyCache,
     pub(super) feed: FeedState,
     breaker: Breaker,
@@ -92,18 +91,15 @@ const GRACE: Duration = Duration::from_millis(100);
 impl Loader {
     pub(super) fn new(
         store: Arc<dyn ErasedStore>,
-        clock: Arc<dyn Clock>,
-        limiter: Arc<dyn RateLimiter>,
+        terms: Terms,
         observer: Option<Arc<dyn Observer>>,
-        default_limits: RateLimits,
         policy: CachePolicy,
     ) -> Self {
         Self {
             store,
-            clock,
-            limiter,
+            clock: Arc::clone(&terms.meters.clock),
+            terms,
             observer,
-            default_limits,
             feed: FeedState::default(),
             breaker: Breaker::default(),
             board: Mutex::default(),
@@ -260,9 +256,8 @@ impl Loader {
                 }
                 let answered = self.clock.monotonic();
                 let entry = record.map(|record| {
-                    let (limits, limiter) = (&self.default_limits, &*self.limiter);
                     let watch: Weak<Self> = Arc::downgrade(self);
-                    Arc::new(Entry::new(record, limits, limiter, watch, now, answered, generation))
+                    Arc::new(Entry::new(record, &self.terms, watch, now, answered, generation))
                 });
                 Ok(Fetched { entry, loaded_at: now, generation })
             }

@@ -1,0 +1,66 @@
+use std::{fmt, time::Duration};
+
+use crate::{
+    rate_limit::{Decision, Decisions, Quota, RateLimits},
+    record::{Consumer, Retirement},
+};
+
+/// Where a key stands with its quotas after a request, in the order of its [limits](Self::limits).
+#[derive(Clone)]
+pub struct Standing {
+    consumer: Consumer,
+    decisions: Decisions,
+}
+
+impl Standing {
+    pub(crate) fn new(consumer: Consumer, decisions: Decisions) -> Self {
+        Self { consumer, decisions }
+    }
+
+    pub(crate) fn consumer(&self) -> &Consumer {
+        &self.consumer
+    }
+
+    /// Each quota, and what it said.
+    #[must_use]
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Quota, Decision)> {
+        self.limits().iter().zip(self.decisions.iter().copied())
+    }
+
+    /// Whether the key was rotated and is on its way out.
+    #[must_use]
+    pub fn retirement(&self) -> Option<Retirement> {
+        self.consumer.retirement()
+    }
+
+    /// All quotas of the key.
+    #[must_use]
+    pub fn limits(&self) -> &RateLimits {
+        self.consumer.limits()
+    }
+
+    /// The quotas that turned the request away.
+    pub fn violated(&self) -> impl Iterator<Item = &Quota> {
+        self.iter().filter(|(_, decision)| !decision.is_admitted()).map(|(quota, _)| quota)
+    }
+
+    /// How long until another request like this one would fit all quotas. Not only those that turned
+    /// it away count: others may have nothing left.
+    #[must_use]
+    pub fn wait(&self) -> Duration {
+        wait(&self.decisions)
+    }
+}
+
+/// How long until all have what they were asked for.
+pub(crate) fn wait(decisions: &[Decision]) -> Duration {
+    let used_up =
+        decisions.iter().filter(|decision| !decision.is_admitted() || decision.remaining() == 0);
+    used_up.map(Decision::next_unit_in).max().unwrap_or_default()
+}
+
+impl fmt::Debug for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}

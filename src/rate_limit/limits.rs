@@ -1,0 +1,135 @@
+use std::sync::{Arc, LazyLock};
+
+use serde::{Deserialize, Serialize};
+
+use super::{InvalidQuota, Quota};
+
+/// The quotas of one key, shortest window first, each with a name of its own.
+///
+/// A request must fit all of them, and takes from all or none: a burst which the minute turns away
+/// does not use up the day.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<Quota>", into = "Vec<Quota>")]
+pub struct RateLimits(Arc<[Quota]>);
+
+/// For those who want to borrow it.
+static UNLIMITED: LazyLock<RateLimits> = LazyLock::new(RateLimits::unlimited);
+
+impl RateLimits {
+    /// No limit at all.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn unlimited_ref() -> &'static Self {
+        &UNLIMITED
+    }
+
+    /// All of `quotas`.
+    ///
+    /// # Errors
+    ///
+    /// When two have the same name.
+    pub fn new(quotas: impl IntoIterator<Item = Quota>) -> Result<Self, InvalidQuota> {
+        let mut quotas: Vec<Quota> = quotas.into_iter().collect();
+        sort(&mut quotas);
+        let mut names: Vec<_> = quotas.iter().map(Quota::name).collect();
+        names.sort_unstable();
+        if names.windows(2).any(|pair| matches!(pair, [a, b] if a == b)) {
+            return Err(InvalidQuota::Name);
+        }
+        Ok(Self(quotas.into()))
+    }
+
+    /// The quotas, shortest window first.
+    #[must_use]
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Quota> {
+        self.0.iter()
+    }
+
+    /// Whether whatever passes these passes `bound` too: for each quota there, there is one here that
+    /// lets no more through, and is counted as widely.
+    #[must_use]
+    pub fn is_within(&self, bound: &Self) -> bool {
+        bound.iter().all(|bound| self.iter().any(|quota| quota.is_within(bound)))
+    }
+
+    /// These and those of `others`, of which one of the same name gives way.
+    #[must_use]
+    pub fn and(&self, others: &Self) -> Self {
+        let is_new = |quota: &&Quota| self.iter().all(|own| own.name() != quota.name());
+        let quotas = self.iter().chain(others.iter().filter(is_new)).cloned();
+        let mut quotas: Vec<Quota> = quotas.collect();
+        sort(&mut quotas);
+        Self(quotas.into())
+    }
+
+    /// Whether there is no limit.
+    #[must_use]
+    pub fn is_unlimited(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn sort(quotas: &mut [Quota]) {
+    quotas.sort_by_key(|quota| (quota.window(), quota.limit()));
+}
+
+impl From<Quota> for RateLimits {
+    fn from(quota: Quota) -> Self {
+        Self(Arc::new([quota]))
+    }
+}
+
+impl TryFrom<Vec<Quota>> for RateLimits {
+    type Error = InvalidQuota;
+
+    fn try_from(quotas: Vec<Quota>) -> Result<Self, InvalidQuota> {
+        Self::new(quotas)
+    }
+}
+
+impl From<RateLimits> for Vec<Quota> {
+    fn from(limits: RateLimits) -> Self {
+        limits.0.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let quota = Quota::per_minute(60).unwrap();
+        assert_eq!(RateLimits::new([quota.clone(), quota]), Err(InvalidQuota::Name));
+    }
+
+    #[test]
+    fn stacked_quotas_come_shortest_window_first() {
+        let limits =
+            RateLimits::new([Quota::per_hour(9).unwrap(), Quota::per_second(1).unwrap()]).unwrap();
+        let names: Vec<_> = limits.iter().map(Quota::name).collect();
+        assert_eq!(names, ["second", "hour"]);
+    }
+
+    #[test]
+    fn limits_are_within_others_that_admit_whatever_they_do() {
+        let minute = |limit, burst| Quota::per_minute(limit).unwrap().burst(burst).unwrap();
+        let limits = |quotas: &[Quota]| RateLimits::new(quotas.iter().cloned()).unwrap();
+        let bound = limits(&[minute(60, 10)]);
+        for within in [minute(60, 10), minute(59, 10), minute(60, 9), minute(1, 1)] {
+            assert!(limits(std::slice::from_ref(&within)).is_within(&bound), "{within:?}");
+            assert!(limits(&[within, Quota::per_hour(9).unwrap()]).is_within(&bound));
+        }
+        for beyond in
+            [minute(61, 10), minute(60, 11), Quota::per_second(1).unwrap().burst(11).unwrap()]
+        {
+            assert!(!limits(std::slice::from_ref(&beyond)).is_within(&bound), "{beyond:?}");
+        }
+        assert!(!RateLimits::unlimited().is_within(&bound));
+        assert!(bound.is_within(&RateLimits::unlimited()));
+        assert!(!bound.is_within(&limits(&[minute(60, 10), Quota::per_hour(9).unwrap()])));
+    }
+}

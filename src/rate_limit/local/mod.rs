@@ -1,0 +1,261 @@
+//! Buckets in this process's memory.
+
+mod fill;
+mod gcra;
+mod window;
+
+use std::{
+    collections::{HashMap, hash_map::RandomState},
+    fmt,
+    hash::BuildHasher,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use self::{fill::Fill, gcra::Gcra, window::Window};
+use super::{Algorithm, BucketId, Buckets, Check, Decision, Decisions, Quota, RateLimiter};
+
+/// Buckets in this process's memory. Those that refill evenly are counted by
+/// [`governor`](https://docs.rs/governor).
+///
+/// Right for one process. A fleet of `n` processes admits up to `n` times the quota.
+///
+/// Buckets that are full again and belong to no cached key are forgotten, which nobody can tell
+/// from keeping them: on each worker tick, and whenever the number of buckets has doubled.
+pub struct LocalRateLimiter {
+    shards: [Mutex<Shard>; SHARDS],
+    hasher: RandomState,
+}
+
+/// Enough that sweeping one of a million buckets holds a lock for about a millisecond.
+const SHARDS: usize = 64;
+const SWEEP_FROM: usize = 64;
+
+#[derive(Default)]
+struct Shard {
+    buckets: HashMap<BucketId, Arc<Bucket>>,
+    sweep_at: usize,
+}
+
+impl LocalRateLimiter {
+    /// A limiter without buckets.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { shards: std::array::from_fn(|_| Mutex::default()), hasher: RandomState::new() }
+    }
+
+    /// The number of buckets in memory.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).buckets.len()).sum()
+    }
+
+    /// Whether there are no buckets in memory.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn bucket(&self, id: &BucketId, quota: &Quota, now: Duration) -> Arc<Bucket> {
+        // The top bits choose the shard, as the map inside uses the others.
+        let shard = self.hasher.hash_one(id) >> (u64::BITS - SHARDS.trailing_zeros());
+        let shard = usize::try_from(shard).ok().and_then(|shard| self.shards.get(shard));
+        let Some(shard) = shard else { return Arc::new(Bucket::new(quota, Fill::FULL, now)) };
+        let mut shard = lock(shard);
+        if shard.buckets.len() >= shard.sweep_at {
+            shard.sweep(now);
+        }
+        match shard.buckets.get(id) {
+            Some(bucket) if bucket.quota == *quota => Arc::clone(bucket),
+            known => {
+                let bucket = Arc::new(match known {
+                    Some(known) => known.under(quota, now),
+                    None => Bucket::new(quota, Fill::FULL, now),
+                });
+                shard.buckets.insert(id.clone(), Arc::clone(&bucket));
+                bucket
+            }
+        }
+    }
+}
+
+impl Default for LocalRateLimiter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for LocalRateLimiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalRateLimiter").field("buckets", &self.len()).finish()
+    }
+}
+
+impl RateLimiter for LocalRateLimiter {
+    fn buckets(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Arc<dyn Buckets> {
+        match quotas {
+            [(id, quota)] => self.bucket(id, quota, now),
+            quotas => {
+                let bucket = |(id, quota): &(BucketId, Quota)| self.bucket(id, quota, now);
+                Arc::new(Several(quotas.iter().map(bucket).collect()))
+            }
+        }
+    }
+
+    fn sweep(&self, now: Duration) {
+        for shard in &self.shards {
+            lock(shard).sweep(now);
+        }
+    }
+}
+
+impl Shard {
+    fn sweep(&mut self, now: Duration) {
+        self.buckets.retain(|_, bucket| bucket.is_in_use() || !bucket.fill(now).is_full());
+        self.sweep_at = (self.buckets.len() * 2).max(SWEEP_FROM);
+        if self.buckets.capacity() > self.sweep_at * 2 {
+            self.buckets.shrink_to(self.sweep_at);
+        }
+    }
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The live state of one quota.
+struct Bucket {
+    quota: Quota,
+    counter: Counter,
+}
+
+enum Counter {
+    Gcra(Gcra),
+    Window(Window),
+}
+
+impl Bucket {
+    fn new(quota: &Quota, fill: Fill, now: Duration) -> Self {
+        let counter = match quota.algorithm() {
+            Algorithm::Gcra => Counter::Gcra(Gcra::new(quota, fill, now)),
+            Algorithm::SlidingWindow => Counter::Window(Window::new(quota, fill, now)),
+        };
+        Self { quota: quota.clone(), counter }
+    }
+
+    /// The bucket that goes on where this one is, under another quota. Both may be in use for a
+    /// while, and share what they can.
+    fn under(&self, quota: &Quota, now: Duration) -> Self {
+        let counter = match (&self.counter, quota.algorithm()) {
+            (Counter::Gcra(gcra), Algorithm::Gcra) => Counter::Gcra(gcra.under(quota, now)),
+            (Counter::Window(window), Algorithm::SlidingWindow) => {
+                Counter::Window(window.under(quota, now))
+            }
+            _ => return Self::new(quota, self.fill(now), now),
+        };
+        Self { quota: quota.clone(), counter }
+    }
+
+    fn take_one(&self, units: NonZeroU32, now: Duration) -> Decision {
+        match &self.counter {
+            Counter::Gcra(gcra) => gcra.take(units, now),
+            Counter::Window(window) => window.take(units, now),
+        }
+    }
+
+    fn peek_one(&self, units: NonZeroU32, now: Duration) -> Decision {
+        match &self.counter {
+            Counter::Gcra(gcra) => gcra.peek(units, now),
+            Counter::Window(window) => window.peek(units, now),
+        }
+    }
+
+    fn fill(&self, now: Duration) -> Fill {
+        match &self.counter {
+            Counter::Gcra(gcra) => gcra.fill(now),
+            Counter::Window(window) => window.fill(now),
+        }
+    }
+
+    /// Whether somebody holds this bucket, or one of an earlier quota that shares its state.
+    fn is_in_use(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) > 1
+            || match &self.counter {
+                Counter::Gcra(gcra) => gcra.is_shared(),
+                Counter::Window(window) => window.is_shared(),
+            }
+    }
+}
+
+impl Buckets for Bucket {
+    fn take(&self, units: NonZeroU32, now: Duration) -> Check {
+        Check::Ready(self.take_one(units, now).into())
+    }
+
+    fn peek(&self, now: Duration) -> Check {
+        Check::Ready(self.peek_one(NonZeroU32::MIN, now).into())
+    }
+
+    fn charge(&self, units: NonZeroU32, now: Duration) {
+        match &self.counter {
+            Counter::Gcra(gcra) => gcra.charge(units, now),
+            Counter::Window(window) => window.charge(units, now),
+        }
+    }
+
+    fn give_back(&self, units: NonZeroU32, now: Duration) {
+        match &self.counter {
+            Counter::Gcra(gcra) => gcra.give_back(units),
+            Counter::Window(window) => window.give_back(units, now),
+        }
+    }
+}
+
+/// The buckets of a key with several quotas.
+struct Several(Box<[Arc<Bucket>]>);
+
+impl Several {
+    fn peek_all(&self, units: NonZeroU32, now: Duration) -> Decisions {
+        self.0.iter().map(|bucket| bucket.peek_one(units, now)).collect()
+    }
+}
+
+impl Buckets for Several {
+    /// Looks first: a request that does not fit is in nobody's way.
+    fn take(&self, units: NonZeroU32, now: Duration) -> Check {
+        let mut decisions = self.peek_all(units, now);
+        if !decisions.is_admitted() {
+            return Check::Ready(decisions);
+        }
+        for (at, (bucket, decision)) in self.0.iter().zip(&mut *decisions).enumerate() {
+            *decision = bucket.take_one(units, now);
+            // Somebody else was faster.
+            if !decision.is_admitted() {
+                let denied = *decision;
+                self.0.iter().take(at).for_each(|taken| taken.give_back(units, now));
+                let mut decisions = self.peek_all(units, now);
+                if let Some(decision) = decisions.get_mut(at) {
+                    *decision = denied;
+                }
+                return Check::Ready(decisions);
+            }
+        }
+        Check::Ready(decisions)
+    }
+
+    fn peek(&self, now: Duration) -> Check {
+        Check::Ready(self.peek_all(NonZeroU32::MIN, now))
+    }
+
+    fn charge(&self, units: NonZeroU32, now: Duration) {
+        self.0.iter().for_each(|bucket| bucket.charge(units, now));
+    }
+
+    fn give_back(&self, units: NonZeroU32, now: Duration) {
+        self.0.iter().for_each(|bucket| bucket.give_back(units, now));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn take(bucket: &Bucket, now: Duration) -> Decision {
+    bucket.take_one(NonZeroU32::MIN, now)
+}
+
+fn minute(id: u128) -> BucketId {
+    BucketId::of_key("acme", id, "minute")
+}
+
+const START: Duration = Duration::from_secs(1000);
+
+#[test]
+fn the_burst_passes_then_one_per_interval() {
+    let limiter = LocalRateLimiter::new();
+    let quota = Quota::per_minute(10).unwrap().burst(3).unwrap();
+    let bucket = limiter.bucket(&minute(1), &quota, START);
+    for remaining in [2, 1, 0] {
+        let decision = take(&bucket, START);
+        assert!(decision.is_admitted());
+        assert_eq!(decision.remaining(), remaining);
+        assert_eq!(decision.next_unit_in(), Duration::from_secs(6));
+    }
+    let denied = take(&bucket, START + Duration::from_secs(1));
+    assert_eq!(denied, Decision::deny(Duration::from_secs(5)));
+    assert!(take(&bucket, START + Duration::from_secs(6)).is_admitted());
+}
+
+#[test]
+fn a_changed_quota_applies_at_once_and_does_not_refill() {
+    let limiter = LocalRateLimiter::new();
+    let small = Quota::per_minute(5).unwrap();
+    let bucket = limiter.bucket(&minute(1), &small, START);
+    while take(&bucket, START).is_admitted() {}
+
+    let large = Quota::per_minute(600).unwrap();
+    let bucket = limiter.bucket(&minute(1), &large, START);
+    assert!(!take(&bucket, START).is_admitted(), "an empty bucket stays empty");
+    assert!(take(&bucket, START + Duration::from_millis(100)).is_admitted());
+    assert!(!take(&bucket, START + Duration::from_millis(199)).is_admitted());
+}
+
+#[test]
+fn a_bucket_whose_state_is_in_use_under_another_quota_is_never_swept() {
+    let limiter = LocalRateLimiter::new();
+    let (old, new) = (Quota::per_minute(10).unwrap(), Quota::per_minute(20).unwrap());
+    let held = limiter.bucket(&minute(1), &old, START);
+    drop(limiter.bucket(&minute(1), &new, START));
+    limiter.sweep(START);
+    let again = limiter.bucket(&minute(1), &new, START);
+    let mut admitted = 0;
+    for bucket in [again, held] {
+        while take(&bucket, START).is_admitted() {
+            admitted += 1;
+        }
+    }
+    assert!(admitted <= 20, "{admitted} at once under quotas of 10 and 20");
+}
+
+#[test]
+fn a_quota_that_changes_back_and_forth_never_refills() {
+    let limiter = LocalRateLimiter::new();
+    let quotas = [
+        Quota::per_second(100).unwrap(),
+        Quota::per(100, Duration::from_secs(3600)).unwrap(),
+        Quota::per(2, Duration::from_secs(86_400)).unwrap(),
+        Quota::per_minute(60).unwrap().burst(7).unwrap(),
+    ];
+    let id = minute(1);
+    let bucket = limiter.bucket(&id, &quotas[0], START);
+    while take(&bucket, START).is_admitted() {}
+    for quota in quotas.iter().cycle().take(20) {
+        let bucket = limiter.bucket(&id, quota, START);
+        assert!(!take(&bucket, START).is_admitted(), "{quota:?}");
+        let wait = take(&bucket, START).next_unit_in();
+        assert!(wait <= quota.interval() + Duration::from_micros(1), "{wait:?} of {quota:?}");
+    }
+}
+
+#[test]
+fn half_a_bucket_stays_half_a_bucket() {
+    let limiter = LocalRateLimiter::new();
+    let small = Quota::per_minute(10).unwrap();
+    let bucket = limiter.bucket(&minute(1), &small, START);
+    for _ in 0..5 {
+        assert!(take(&bucket, START).is_admitted());
+    }
+    let large = Quota::per(1000, Duration::from_secs(3600)).unwrap();
+    let bucket = limiter.bucket(&minute(1), &large, START);
+    assert_eq!(take(&bucket, START).remaining(), 499);
+}
+
+#[test]
+fn a_bucket_outlives_its_users_until_it_is_full_again() {
+    let limiter = LocalRateLimiter::new();
+    let quota = Quota::per_minute(1).unwrap();
+    let first = take(&limiter.bucket(&minute(1), &quota, START), START);
+    assert!(first.is_admitted());
+    limiter.sweep(START + Duration::from_secs(59));
+    let again = take(&limiter.bucket(&minute(1), &quota, START), START);
+    assert!(!again.is_admitted(), "asking for the bucket again refilled it");
+
+    limiter.sweep(START + Duration::from_secs(60));
+    assert!(limiter.is_empty());
+}
+
+#[test]
+fn a_bucket_in_use_is_never_swept() {
+    let limiter = LocalRateLimiter::new();
+    let quota = Quota::per_minute(1).unwrap();
+    let held = limiter.bucket(&minute(1), &quota, START);
+    limiter.sweep(START);
+    assert!(take(&held, START).is_admitted());
+    assert!(!take(&limiter.bucket(&minute(1), &quota, START), START).is_admitted());
+}
+
+#[test]
+fn idle_buckets_do_not_pile_up() {
+    let limiter = LocalRateLimiter::new();
+    let quota = Quota::per_second(1).unwrap();
+    let mut now = START;
+    for id in 0..100_000 {
+        now += Duration::from_millis(1);
+        assert!(take(&limiter.bucket(&minute(id), &quota, now), now).is_admitted());
+    }
+    assert!(limiter.len() < 2 * (1000 + SHARDS * SWEEP_FROM), "{}", limiter.len());
+}
+
+fn peek(bucket: &Bucket, now: Duration) -> Decision {
+    bucket.peek_one(NonZeroU32::MIN, now)
+}
+
+proptest! {
+    #[test]
+    fn a_peek_tells_what_a_take_would_and_changes_nothing(
+        limit in 1..50_u32,
+        window_ms in 1..5_000_u64,
+        burst in 1..50_u32,
+        gaps in proptest::collection::vec(0..2_000_u64, 1..200),
+    ) {
+        let quota = Quota::per(limit, Duration::from_millis(window_ms)).unwrap();
+        let quota = quota.burst(burst).unwrap();
+        let bucket = || LocalRateLimiter::new().bucket(&minute(1), &quota, START);
+        let (peeked, left_alone) = (bucket(), bucket());
+        let mut now = START;
+        for gap in gaps {
+            now += Duration::from_millis(gap);
+            let told = peek(&peeked, now);
+            let taken = take(&peeked, now);
+            prop_assert_eq!(taken, take(&left_alone, now));
+            prop_assert_eq!(told.is_admitted(), taken.is_admitted());
+            if taken.is_admitted() {
+                prop_assert_eq!(told.remaining(), taken.remaining() + 1);
+            } else {
+                prop_assert_eq!(told, taken);
+            }
+            let after = peek(&peeked, now);
+            prop_assert_eq!(after.remaining(), taken.remaining());
+            prop_assert_eq!(after.next_unit_in(), taken.next_unit_in());
+        }
+    }
+
+    #[test]
+    fn never_more_than_promised_and_the_wait_is_exact(
+        limit in 1..50_u32,
+        window_ms in 1..5_000_u64,
+        burst in 1..50_u32,
+        gaps in proptest::collection::vec(0..2_000_u64, 1..200),
+    ) {
+        let window = Duration::from_millis(window_ms);
+        let quota = Quota::per(limit, window).unwrap().burst(burst).unwrap();
+        let bucket = LocalRateLimiter::new().bucket(&minute(1), &quota, START);
+        let (mut now, mut admitted) = (START, Vec::new());
+        for gap in gaps {
+            now += Duration::from_millis(gap);
+            let decision = take(&bucket, now);
+            if decision.is_admitted() {
+                admitted.push(now);
+            } else {
+                let wait = decision.next_unit_in();
+                prop_assert!(wait > Duration::ZERO);
+                prop_assert!(!take(&bucket, now + wait - Duration::from_nanos(1)).is_admitted());
+                now += wait;
+                prop_assert!(take(&bucket, now).is_admitted(), "not admitted after the wait");
+                admitted.push(now);
+            }
+        }
+        for (first, from) in admitted.iter().enumerate() {
+            let in_window = admitted[first..].iter().filter(|at| **at - *from <= window).count();
+            prop_assert!(in_window as u64 <= quota.most_in(window));
+        }
+    }
+}
