@@ -86,6 +86,7 @@ mod usage;
 mod watch;
 mod worker;
 
+pub(crate) use self::standing::wait;
 pub use self::{
     authenticator::{Admission, Attempt, Authenticator, Lookup},
     builder::Builder,

@@ -2,6 +2,7 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use super::Standing;
 use crate::{
+    rate_limit::Quota,
     record::{KeyId, KeyStatus, Scope},
     store::{StoreError, StoreErrorKind},
 };
@@ -20,6 +21,9 @@ pub struct Rejection {
 struct Details {
     key_id: Option<KeyId>,
     standing: Option<Standing>,
+    /// Policies that turned it away beside those of the key, and for how long.
+    violated: Box<[Arc<str>]>,
+    wait: Option<Duration>,
     required: Box<[Scope]>,
     source: Option<StoreError>,
 }
@@ -47,9 +51,18 @@ impl Rejection {
         Some(Self::with(kind, Details { key_id: Some(key_id), ..Details::default() }))
     }
 
-    pub(super) fn rate_limited(standing: Standing) -> Self {
+    /// Turned away by quotas of the key.
+    pub(crate) fn rate_limited(standing: Standing) -> Self {
         let key_id = Some(standing.consumer().key_id());
-        let details = Details { key_id, standing: Some(standing), ..Details::default() };
+        let wait = Some(standing.wait());
+        let details = Details { key_id, standing: Some(standing), wait, ..Details::default() };
+        Self::with(RejectionKind::RateLimited, details)
+    }
+
+    /// Turned away by policies beside the quotas of the key.
+    pub(crate) fn beyond(key_id: KeyId, violated: Box<[Arc<str>]>, wait: Duration) -> Self {
+        let (key_id, wait) = (Some(key_id), Some(wait));
+        let details = Details { key_id, violated, wait, ..Details::default() };
         Self::with(RejectionKind::RateLimited, details)
     }
 
@@ -85,11 +98,19 @@ impl Rejection {
         self.details.as_ref()?.key_id
     }
 
-    /// Where the key stands with its quotas, if it was [rate
-    /// limited](RejectionKind::RateLimited).
+    /// Where the key stands with its quotas, if they are what it was [rate
+    /// limited](RejectionKind::RateLimited) by.
     #[must_use]
     pub fn standing(&self) -> Option<&Standing> {
         self.details.as_ref()?.standing.as_ref()
+    }
+
+    /// The names of the policies that turned it away, if it was [rate
+    /// limited](RejectionKind::RateLimited).
+    pub fn violated_policies(&self) -> impl Iterator<Item = &str> {
+        let beside = self.details.iter().flat_map(|details| details.violated.iter());
+        let own = self.standing().into_iter().flat_map(Standing::violated).map(Quota::name);
+        own.chain(beside.map(|name| &**name))
     }
 
     /// The scopes of which the key has too few, if that is
@@ -103,7 +124,7 @@ impl Rejection {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self.kind {
-            RejectionKind::RateLimited => self.standing().map(Standing::wait),
+            RejectionKind::RateLimited => self.details.as_ref()?.wait,
             RejectionKind::StoreUnavailable | RejectionKind::Overloaded => {
                 Some(Duration::from_secs(1))
             }

@@ -17,6 +17,21 @@ impl Standing {
         Self { consumer, decisions }
     }
 
+    /// After the quotas were asked once more.
+    pub(crate) fn after(&self, decisions: Decisions) -> Self {
+        Self { consumer: self.consumer.clone(), decisions }
+    }
+
+    /// Makes it `wanted` units of each quota where `taken` were taken.
+    pub(crate) fn settle(self, taken: u32, wanted: u32) -> Self {
+        match self.consumer.meter() {
+            Some(meter) if taken != wanted => {
+                self.after(meter.settle(&self.decisions, taken, wanted))
+            }
+            _ => self,
+        }
+    }
+
     pub(crate) fn consumer(&self) -> &Consumer {
         &self.consumer
     }

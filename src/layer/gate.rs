@@ -9,9 +9,13 @@ use super::{
     RateLimitHeaders, RejectionResponse,
     credentials::{Ambiguous, Credentials, is_b64token},
     headers::{vary_by, write_retirement},
+    limits::{Cost, Policy, Tally},
     response::{Challenges, complete},
 };
-use crate::auth::{Admission, Attempt, Authenticator, Rejection, RejectionKind, Standing};
+use crate::{
+    auth::{Admission, Attempt, Authenticator, Rejection, RejectionKind, Standing},
+    rate_limit::Decision,
+};
 
 /// What stands at the door: how requests are read and answered. All services of one layer share
 /// it.
@@ -40,7 +44,7 @@ impl<R> Gate<R> {
     {
         let mut response = complete(self.renderer.response(rejection), rejection.clone());
         if let Some(standing) = rejection.standing() {
-            self.settings.tell_standing(&mut response, standing);
+            self.settings.tell_standing(&mut response, standing, &[]);
         }
         self.settings.answer_for(&mut response, rejection);
         self.settings.vary(&mut response);
@@ -99,8 +103,13 @@ impl Settings {
 
     /// Adds what a response from inside lacks.
     pub(super) fn finish<B>(&self, response: &mut Response<B>, admission: Option<&Admission>) {
-        if let Some(admission) = admission {
-            self.tell_standing(response, admission.standing());
+        match admission {
+            // Nobody inside has anything to say of quotas, as usual.
+            Some(admission) if response.extensions().is_empty() => {
+                self.tell_standing(response, admission.standing(), &[]);
+            }
+            Some(admission) => self.settle(response, admission.standing()),
+            None => {}
         }
         // `RequireScope` and the extractor turn requests away too, but know no realm.
         if let Some(rejection) = response.extensions().get::<Rejection>().cloned() {
@@ -109,11 +118,39 @@ impl Settings {
         self.vary(response);
     }
 
-    fn tell_standing<B>(&self, response: &mut Response<B>, standing: &Standing) {
+    /// Takes what the request has cost after all, and tells of that and of the policies of layers
+    /// inside.
+    fn settle<B>(&self, response: &mut Response<B>, standing: &Standing) {
+        let Tally { units, own, more } = response.extensions_mut().remove().unwrap_or_default();
+        let taken = units.saturating_add(1);
+        let rejection = response.extensions().get::<Rejection>();
+        let is_limited = rejection.is_some_and(|r| r.kind() == RejectionKind::RateLimited);
+        let wanted = match response.extensions().get::<Cost>() {
+            // Who is turned away by one quota takes from none.
+            _ if is_limited => 0,
+            Some(cost) => cost.units(),
+            None => taken,
+        };
+        let of_rejection = rejection.and_then(Rejection::standing).cloned();
+        let standing = match own {
+            Some(own) => standing.after(own),
+            None => standing.clone(),
+        };
+        let settled = if self.charge { standing.settle(taken, wanted) } else { standing };
+        self.tell_standing(response, &of_rejection.unwrap_or(settled), &more);
+    }
+
+    fn tell_standing<B>(
+        &self,
+        response: &mut Response<B>,
+        standing: &Standing,
+        more: &[(Policy, Decision)],
+    ) {
         if let Some(retirement) = standing.retirement() {
             write_retirement(response.headers_mut(), retirement);
         }
-        self.rate_limit_headers.write(response.headers_mut(), standing, || self.auth.wall());
+        let wall = || self.auth.wall();
+        self.rate_limit_headers.write(response.headers_mut(), standing, more, wall);
     }
 
     /// Once: around another layer's answer there is nothing left to say.

@@ -8,6 +8,7 @@ use http::{
 use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
 use smallvec::SmallVec;
 
+use super::limits::Policy;
 use crate::{
     auth::Standing,
     rate_limit::{Algorithm, Decision, Quota, RateLimits},
@@ -47,13 +48,14 @@ impl RateLimitHeaders {
         self,
         headers: &mut HeaderMap,
         standing: &Standing,
+        more: &[(Policy, Decision)],
         wall: impl FnOnce() -> SystemTime,
     ) {
-        if standing.limits().is_unlimited() {
+        if standing.limits().is_unlimited() && more.is_empty() {
             return;
         }
         if matches!(self, Self::Standard | Self::Both) {
-            write_standard(headers, standing);
+            write_standard(headers, standing, more);
         }
         if matches!(self, Self::Legacy | Self::Both) {
             write_legacy(headers, standing, wall());
@@ -64,56 +66,65 @@ impl RateLimitHeaders {
 /// `RateLimit-Policy: "minute";q=600;w=60` and `RateLimit: "minute";r=599;t=1`.
 ///
 /// With GCRA the quota is the burst, and the window the time in which it refills.
-fn write_standard(headers: &mut HeaderMap, standing: &Standing) {
-    let Some(meter) = standing.consumer().meter() else { return };
-    let policy = meter.policy(|limits: &RateLimits| {
-        let item = |quota: &Quota, text: &mut Text| {
-            parameter(text, b";q=", quota.burst_size().get().into());
-            parameter(text, b";w=", ceil_secs(window_of(quota)).max(1));
-        };
-        Bytes::copy_from_slice(&list(limits.iter().map(|quota| (quota, quota)), item))
-    });
-    let item = |decision: Decision, text: &mut Text| {
-        parameter(text, b";r=", decision.remaining().into());
-        parameter(text, b";t=", ceil_secs(decision.next_unit_in()));
-    };
-    if let (Ok(policy), Ok(state)) = (
-        HeaderValue::from_maybe_shared(policy),
-        HeaderValue::from_bytes(&list(standing.iter(), item)),
-    ) {
+fn write_standard(headers: &mut HeaderMap, standing: &Standing, more: &[(Policy, Decision)]) {
+    let mut policy = standing.consumer().meter().map(|meter| meter.policy(policy_list));
+    let mut state = Text::new();
+    for (quota, decision) in standing.iter() {
+        state_item(&mut state, quota.name(), decision, true);
+    }
+    for (Policy { name, item, refills }, decision) in more {
+        let own = policy.take().filter(|own| !own.is_empty());
+        let joined = own.map(|own| [&*own, b", ", item].concat().into());
+        policy = Some(joined.unwrap_or_else(|| item.clone()));
+        state_item(&mut state, name, *decision, *refills);
+    }
+    if let Some(Ok(policy)) = policy.map(HeaderValue::from_maybe_shared)
+        && let Ok(state) = HeaderValue::from_bytes(&state)
+    {
         headers.insert(RATE_LIMIT_POLICY, policy);
         headers.insert(RATE_LIMIT, state);
     }
 }
 
-/// What the quota counts over, as a client sees it.
-fn window_of(quota: &Quota) -> Duration {
-    match quota.algorithm() {
+fn policy_list(limits: &RateLimits) -> Bytes {
+    let items: Vec<_> = limits.iter().map(policy_item).collect();
+    items.join(&b", "[..]).into()
+}
+
+/// What `RateLimit-Policy` says of a quota.
+pub(super) fn policy_item(quota: &Quota) -> Bytes {
+    let window = match quota.algorithm() {
         Algorithm::SlidingWindow => quota.window(),
         // In which the whole burst comes back.
         _ => quota.refill_time(),
-    }
+    };
+    let mut text = Text::new();
+    item_name(&mut text, quota.name());
+    parameter(&mut text, b";q=", quota.burst_size().get().into());
+    parameter(&mut text, b";w=", ceil_secs(window).max(1));
+    Bytes::copy_from_slice(&text)
 }
 
 /// Room for the one quota of most keys; more spill onto the heap.
 type Text = SmallVec<[u8; 96]>;
 
-/// A list of items named by quota (RFC 9651 §3.1). Names have no characters to escape.
-fn list<'q, T>(
-    items: impl Iterator<Item = (&'q Quota, T)>,
-    parameters: impl Fn(T, &mut Text),
-) -> Text {
-    let mut text = Text::new();
-    for (quota, value) in items {
-        if !text.is_empty() {
-            text.extend_from_slice(b", ");
-        }
-        text.push(b'"');
-        text.extend_from_slice(quota.name().as_bytes());
-        text.push(b'"');
-        parameters(value, &mut text);
+/// Adds to a list of items (RFC 9651 §3.1) what `RateLimit` says of a quota.
+fn state_item(text: &mut Text, name: &str, decision: Decision, refills: bool) {
+    if !text.is_empty() {
+        text.extend_from_slice(b", ");
     }
-    text
+    item_name(text, name);
+    parameter(text, b";r=", decision.remaining().into());
+    if refills {
+        parameter(text, b";t=", ceil_secs(decision.next_unit_in()));
+    }
+}
+
+/// Names have no characters to escape.
+fn item_name(text: &mut Text, name: &str) {
+    text.push(b'"');
+    text.extend_from_slice(name.as_bytes());
+    text.push(b'"');
 }
 
 fn parameter(text: &mut Text, name: &[u8], value: u64) {

@@ -135,6 +135,7 @@ mod gate;
 mod headers;
 #[expect(clippy::module_inception, reason = "the file that holds the layer")]
 mod layer;
+mod limits;
 mod require_scope;
 mod response;
 mod service;
@@ -150,6 +151,10 @@ pub use self::{
     future::ResponseFuture,
     headers::RateLimitHeaders,
     layer::{ApiKeyLayer, InvalidRealm},
+    limits::{
+        ConcurrencyLimit, ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService,
+        Cost, MeteredFuture, MeteredLayer, MeteredService, RateClass,
+    },
     require_scope::{RequireScope, RequireScopeFuture, RequireScopeService},
     response::{ProblemJson, RejectionResponse, StatusOnly},
     service::ApiKeyService,

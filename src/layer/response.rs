@@ -9,7 +9,6 @@ use serde::{Serialize, Serializer};
 use super::headers::retry_after;
 use crate::{
     auth::{Rejection, RejectionKind},
-    rate_limit::Quota,
     record::Scope,
 };
 
@@ -159,10 +158,7 @@ impl<'a> Problem<'a> {
             RejectionKind::RateLimited => Self {
                 uri: "https://iana.org/assignments/http-problem-types#quota-exceeded",
                 title: "Request cannot be satisfied as assigned quota has been exceeded",
-                violated_policies: rejection
-                    .standing()
-                    .map(|standing| standing.violated().map(Quota::name).collect())
-                    .unwrap_or_default(),
+                violated_policies: rejection.violated_policies().collect(),
                 ..Self::new(
                     status,
                     "rate_limit_exceeded",

@@ -6,7 +6,9 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{BucketId, Buckets, Check, CountedPer, Quota, RateLimiter, RateLimits};
+use super::{
+    BucketId, Buckets, Check, CountedPer, Decision, Decisions, Quota, RateLimiter, RateLimits,
+};
 use crate::clock::Clock;
 
 /// What all meters of an authenticator share.
@@ -22,6 +24,17 @@ pub(crate) struct Meter {
     /// `None` where there is no limit.
     buckets: Option<Arc<dyn Buckets>>,
     policy: OnceLock<Bytes>,
+    classes: Classes,
+}
+
+/// The buckets of each class of routes that the key was used for, as a list: there are few.
+#[derive(Default)]
+struct Classes(OnceLock<Box<Class>>);
+
+struct Class {
+    limits: RateLimits,
+    buckets: Option<Arc<dyn Buckets>>,
+    more: Classes,
 }
 
 /// Whose requests are counted: a consumer, and the first of a chain of rotated keys.
@@ -38,8 +51,9 @@ impl Meter {
         subject: Subject<'_>,
         now: Duration,
     ) -> Self {
-        let buckets = buckets(meters, &limits, subject, Quota::name, now);
-        Self { meters: Arc::clone(meters), limits, buckets, policy: OnceLock::new() }
+        let buckets = buckets(meters, &limits, subject, "", now);
+        let (policy, classes) = (OnceLock::new(), Classes::default());
+        Self { meters: Arc::clone(meters), limits, buckets, policy, classes }
     }
 
     pub(crate) fn limits(&self) -> &RateLimits {
@@ -64,15 +78,49 @@ impl Meter {
         self.meters.clock.monotonic()
     }
 
-    /// Buckets beside those of the key, for the routes of a class.
+    /// Buckets beside those of the key, for the routes of a class, whose quotas have its name.
     pub(crate) fn buckets_of(
         &self,
         limits: &RateLimits,
         subject: Subject<'_>,
-        policy: impl Fn(&Quota) -> &str,
         now: Duration,
-    ) -> Option<Arc<dyn Buckets>> {
-        buckets(&self.meters, limits, subject, policy, now)
+    ) -> Option<&Arc<dyn Buckets>> {
+        let mut classes = &self.classes;
+        loop {
+            let class = classes.0.get_or_init(|| {
+                // No quota of a key has this in its name.
+                let buckets = buckets(&self.meters, limits, subject, "class:", now);
+                let (limits, more) = (limits.clone(), Classes::default());
+                Box::new(Class { limits, buckets, more })
+            });
+            if class.limits == *limits {
+                return class.buckets.as_ref();
+            }
+            classes = &class.more;
+        }
+    }
+
+    /// Makes it `wanted` units where `taken` were taken, and says where the quotas stand then.
+    pub(crate) fn settle(&self, before: &Decisions, taken: u32, wanted: u32) -> Decisions {
+        let Some(buckets) = &self.buckets else { return before.clone() };
+        let now = self.now();
+        if let Some(missing) = NonZeroU32::new(wanted.saturating_sub(taken)) {
+            buckets.charge(missing, now);
+        }
+        if let Some(too_many) = NonZeroU32::new(taken.saturating_sub(wanted)) {
+            buckets.give_back(too_many, now);
+        }
+        match buckets.peek(now) {
+            Check::Ready(decisions) => decisions,
+            // Nobody waits for that: a client may as well know it a little less exactly.
+            Check::Pending(_) => {
+                let after = |before: &Decision| {
+                    let left = before.remaining().saturating_add(taken).saturating_sub(wanted);
+                    Decision::admit(left, before.next_unit_in())
+                };
+                before.iter().map(after).collect()
+            }
+        }
     }
 
     /// A text made of the limits, made once.
@@ -85,13 +133,14 @@ fn buckets(
     meters: &Meters,
     limits: &RateLimits,
     subject: Subject<'_>,
-    policy: impl Fn(&Quota) -> &str,
+    prefix: &str,
     now: Duration,
 ) -> Option<Arc<dyn Buckets>> {
     let bucket = |quota: &Quota| {
+        let policy = [prefix, quota.name()].concat();
         let id = match quota.counted_per() {
-            CountedPer::Key => BucketId::of_key(subject.consumer, subject.root, policy(quota)),
-            CountedPer::Consumer => BucketId::of_consumer(subject.consumer, policy(quota)),
+            CountedPer::Key => BucketId::of_key(subject.consumer, subject.root, &policy),
+            CountedPer::Consumer => BucketId::of_consumer(subject.consumer, &policy),
         };
         (id, quota.clone())
     };

@@ -1,0 +1,329 @@
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{
+    Policy, Tally, caller,
+    in_flight::{Holder, InFlight, Permit},
+};
+use crate::{
+    auth::Rejection,
+    layer::{ProblemJson, RejectionResponse, response::complete},
+    rate_limit::{CountedPer, Decision, InvalidQuota, Quota},
+    record::Consumer,
+};
+
+/// When a request that waits for another to end may try again. Nobody knows when that will be.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How many requests of one key may be under way at once. What is more gets 429.
+///
+/// A request is under way until the body of its response has ended or is dropped, so that
+/// downloads and streams count for as long as they go on. One that is upgraded, to a WebSocket for
+/// instance, ends for this when its handshake does.
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use tower_api_key::{Consumer, layer::ConcurrencyLimit};
+///
+/// # fn main() -> Result<(), tower_api_key::rate_limit::InvalidQuota> {
+/// let exports = ConcurrencyLimit::per_key(2)?;
+/// let answers = ConcurrencyLimit::per_consumer(5)?.for_plan("pro", 50)?;
+/// let app: Router = Router::new()
+///     .route("/export", get(|| async {}).layer(exports))
+///     .route("/answers", get(|| async {}).layer(answers));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// It goes inside an [`ApiKeyLayer`](crate::ApiKeyLayer), around the routes that share it: clones
+/// count together. It counts in this process; a fleet of `n` admits up to `n` times as many.
+/// `RateLimit-Policy` names it `concurrent`, with `qu="concurrent-requests"`. Requests without a key,
+/// where that is allowed, are not counted.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct ConcurrencyLimit<R = ProblemJson> {
+    terms: Arc<Terms>,
+    in_flight: Arc<InFlight>,
+    renderer: R,
+}
+
+#[derive(Clone, Debug)]
+struct Terms {
+    per: CountedPer,
+    name: String,
+    default: Limit,
+    of_plans: HashMap<String, Limit>,
+}
+
+#[derive(Clone, Debug)]
+struct Limit {
+    most: u32,
+    policy: Policy,
+}
+
+impl ConcurrencyLimit {
+    /// So many requests of each key, and of those that it was rotated to, at once.
+    ///
+    /// # Errors
+    ///
+    /// When `limit` is zero.
+    pub fn per_key(limit: u32) -> Result<Self, InvalidQuota> {
+        Self::new(CountedPer::Key, limit)
+    }
+
+    /// So many requests of all keys of a consumer together at once.
+    ///
+    /// # Errors
+    ///
+    /// When `limit` is zero.
+    pub fn per_consumer(limit: u32) -> Result<Self, InvalidQuota> {
+        Self::new(CountedPer::Consumer, limit)
+    }
+
+    fn new(per: CountedPer, most: u32) -> Result<Self, InvalidQuota> {
+        let name = "concurrent".to_owned();
+        let default = Limit::new(&name, most)?;
+        Ok(Self {
+            terms: Arc::new(Terms { per, name, default, of_plans: HashMap::new() }),
+            in_flight: Arc::default(),
+            renderer: ProblemJson::default(),
+        })
+    }
+}
+
+impl<R> ConcurrencyLimit<R> {
+    /// Another limit for keys of the plan `plan`.
+    ///
+    /// # Errors
+    ///
+    /// When `limit` is zero.
+    pub fn for_plan(mut self, plan: impl Into<String>, limit: u32) -> Result<Self, InvalidQuota> {
+        let terms = Arc::make_mut(&mut self.terms);
+        terms.of_plans.insert(plan.into(), Limit::new(&terms.name, limit)?);
+        Ok(self)
+    }
+
+    /// Names the policy, where a request passes more than one of these. Default: `concurrent`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Quota::named`].
+    pub fn named(mut self, name: impl Into<String>) -> Result<Self, InvalidQuota> {
+        let name = name.into();
+        Quota::per_second(1)?.named(&*name)?;
+        let terms = Arc::make_mut(&mut self.terms);
+        for limit in terms.of_plans.values_mut().chain([&mut terms.default]) {
+            *limit = Limit::new(&name, limit.most)?;
+        }
+        terms.name = name;
+        Ok(self)
+    }
+
+    /// Renders rejections in another way. Default: [`ProblemJson`].
+    pub fn render_rejections<R2>(self, renderer: R2) -> ConcurrencyLimit<R2> {
+        ConcurrencyLimit { terms: self.terms, in_flight: self.in_flight, renderer }
+    }
+}
+
+impl Limit {
+    fn new(name: &str, most: u32) -> Result<Self, InvalidQuota> {
+        if most == 0 {
+            return Err(InvalidQuota::Zero);
+        }
+        Ok(Self { most, policy: Policy::of_concurrent_requests(name, most) })
+    }
+}
+
+impl Terms {
+    /// Lets one more in, and says how it stands then.
+    fn enter(&self, in_flight: &Arc<InFlight>, consumer: &Consumer) -> Result<Entered, Box<Denied>> {
+        let plan = consumer.plan().and_then(|plan| self.of_plans.get(plan));
+        let &Limit { most, ref policy } = plan.unwrap_or(&self.default);
+        let subject = consumer.subject();
+        let holder = match self.per {
+            CountedPer::Consumer => Holder::Consumer(subject.consumer.into()),
+            CountedPer::Key => Holder::Key(subject.root),
+        };
+        match in_flight.enter(holder, most) {
+            Some((permit, left)) => {
+                let decision = Decision::admit(left, Duration::ZERO);
+                Ok(Entered { permit, tally: Tally::of(policy.clone(), decision) })
+            }
+            None => {
+                let violated = [Arc::clone(&policy.name)].into();
+                let rejection = Rejection::beyond(consumer.key_id(), violated, RETRY);
+                let tally = Tally::of(policy.clone(), Decision::deny(RETRY));
+                Err(Box::new(Denied { rejection, tally }))
+            }
+        }
+    }
+}
+
+struct Entered {
+    permit: Permit,
+    tally: Tally,
+}
+
+struct Denied {
+    rejection: Rejection,
+    tally: Tally,
+}
+
+impl<S, R: Clone> Layer<S> for ConcurrencyLimit<R> {
+    type Service = ConcurrencyLimitService<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ConcurrencyLimitService { inner, limit: self.clone() }
+    }
+}
+
+/// The service of [`ConcurrencyLimit`].
+#[derive(Clone, Debug)]
+pub struct ConcurrencyLimitService<S, R = ProblemJson> {
+    inner: S,
+    limit: ConcurrencyLimit<R>,
+}
+
+impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for ConcurrencyLimitService<S, R>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+    R: RejectionResponse<ResBody>,
+{
+    type Response = Response<ConcurrencyLimitBody<ResBody>>;
+    type Error = S::Error;
+    type Future = ConcurrencyLimitFuture<S::Future, ResBody>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let ConcurrencyLimit { terms, in_flight, renderer } = &self.limit;
+        let entered = match caller(&request) {
+            Ok(None) => Ok(None),
+            Ok(Some(consumer)) => terms.enter(in_flight, consumer).map(Some),
+            Err(rejection) => Err(Box::new(Denied { rejection, tally: Tally::default() })),
+        };
+        let state = match entered {
+            Ok(entered) => State::Inner { future: self.inner.call(request), entered },
+            Err(denied) => {
+                // Gives back what the inner service holds since it said it was ready.
+                self.inner = self.inner.clone();
+                let Denied { rejection, tally } = *denied;
+                let mut response = complete(renderer.response(&rejection), rejection);
+                tally.write(&mut response);
+                State::Rejected { response: Some(response) }
+            }
+        };
+        ConcurrencyLimitFuture { state }
+    }
+}
+
+pin_project! {
+    /// The response future of [`ConcurrencyLimitService`].
+    pub struct ConcurrencyLimitFuture<F, B> {
+        #[pin]
+        state: State<F, B>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F, B> {
+        Inner { #[pin] future: F, entered: Option<Entered> },
+        Rejected { response: Option<Response<B>> },
+    }
+}
+
+impl<F, B, E> Future for ConcurrencyLimitFuture<F, B>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = Result<Response<ConcurrencyLimitBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Inner { future, entered } => {
+                let mut response = ready!(future.poll(cx))?;
+                let permit = entered.take().map(|Entered { permit, tally }| {
+                    tally.write(&mut response);
+                    permit
+                });
+                Poll::Ready(Ok(response.map(|body| ConcurrencyLimitBody { body, permit })))
+            }
+            // Polled again after it was ready, it never is.
+            StateProj::Rejected { response } => match response.take() {
+                Some(response) => {
+                    let free = |body| ConcurrencyLimitBody { body, permit: None };
+                    Poll::Ready(Ok(response.map(free)))
+                }
+                None => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl<F, B> fmt::Debug for ConcurrencyLimitFuture<F, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConcurrencyLimitFuture")
+    }
+}
+
+pin_project! {
+    /// A body whose request is under way until it has ended.
+    pub struct ConcurrencyLimitBody<B> {
+        #[pin]
+        body: B,
+        permit: Option<Permit>,
+    }
+}
+
+impl<B: Body> Body for ConcurrencyLimitBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let body = self.project();
+        let frame = ready!(body.body.poll_frame(cx));
+        if !matches!(frame, Some(Ok(_))) {
+            *body.permit = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<B: Default> Default for ConcurrencyLimitBody<B> {
+    fn default() -> Self {
+        Self { body: B::default(), permit: None }
+    }
+}
+
+impl<B: fmt::Debug> fmt::Debug for ConcurrencyLimitBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConcurrencyLimitBody").field("body", &self.body).finish_non_exhaustive()
+    }
+}

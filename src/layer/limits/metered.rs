@@ -1,0 +1,253 @@
+use std::{
+    fmt,
+    future::Future,
+    mem,
+    num::NonZeroU32,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{Cost, RateClass, Tally, payer};
+use crate::{
+    auth::{Rejection, RejectionKind},
+    layer::{ProblemJson, RejectionResponse, response::complete},
+    rate_limit::{Buckets, Check, Decisions},
+    record::Consumer,
+};
+
+/// A [`Cost`] or a [`RateClass`] that renders rejections in its own way.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct MeteredLayer<R = ProblemJson> {
+    pub(super) toll: Toll,
+    pub(super) renderer: R,
+}
+
+/// What is taken of a request on its way in.
+#[derive(Clone, Debug)]
+pub(super) enum Toll {
+    Cost(Cost),
+    Class(RateClass),
+}
+
+impl<S, R: Clone> Layer<S> for MeteredLayer<R> {
+    type Service = MeteredService<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        MeteredService { inner, toll: self.toll.clone(), renderer: self.renderer.clone() }
+    }
+}
+
+/// The service of [`Cost`] and [`RateClass`].
+#[derive(Clone, Debug)]
+pub struct MeteredService<S, R = ProblemJson> {
+    inner: S,
+    toll: Toll,
+    renderer: R,
+}
+
+impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for MeteredService<S, R>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+    R: RejectionResponse<ResBody> + Clone,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = MeteredFuture<S, ReqBody, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let verdict = match payer(&request) {
+            Ok(None) => Verdict::Pass(Taken::nothing(None)),
+            Ok(Some(consumer)) => match &self.toll {
+                Toll::Cost(cost) => cost.ask(consumer),
+                Toll::Class(class) => class.ask(consumer),
+            },
+            Err(rejection) => Verdict::Reject(Denied::of(rejection)),
+        };
+        let state = match verdict {
+            Verdict::Pass(taken) => State::Inner { future: self.inner.call(request), taken },
+            Verdict::Reject(denied) => {
+                // Gives back what the inner service holds since it said it was ready.
+                self.inner = self.inner.clone();
+                State::Rejected { response: Some(denied.response(&self.renderer)) }
+            }
+            Verdict::Wait(verdict) => {
+                // The clone is not ready, so it stays here and the ready service goes along.
+                let clone = self.inner.clone();
+                let ready = mem::replace(&mut self.inner, clone);
+                let renderer = self.renderer.clone();
+                State::Waiting { verdict, parked: Some(Parked { ready, request, renderer }) }
+            }
+        };
+        MeteredFuture { state }
+    }
+}
+
+/// How a request goes on.
+pub(super) enum Verdict {
+    Pass(Taken),
+    Reject(Denied),
+    Wait(Waiting),
+}
+
+type Waiting = Pin<Box<dyn Future<Output = Result<Taken, Denied>> + Send>>;
+
+/// What was taken of a request on its way in.
+pub(super) struct Taken {
+    tally: Tally,
+    /// What it is to cost where the response says nothing else.
+    cost: Option<Cost>,
+    units: Option<(Arc<dyn Buckets>, NonZeroU32, Consumer)>,
+}
+
+pub(super) struct Denied {
+    rejection: Rejection,
+    tally: Tally,
+}
+
+/// Takes `units` of each of `buckets`; what that comes to, `conclude` knows.
+pub(super) fn take(
+    consumer: &Consumer,
+    buckets: Arc<dyn Buckets>,
+    units: NonZeroU32,
+    conclude: impl FnOnce(Consumer, Decisions) -> Result<Tally, (Rejection, Tally)> + Send + 'static,
+) -> Verdict {
+    let Some(meter) = consumer.meter() else { return Verdict::Pass(Taken::nothing(None)) };
+    let check = buckets.take(units, meter.now());
+    let consumer = consumer.clone();
+    let conclude = move |decisions| match conclude(consumer.clone(), decisions) {
+        Ok(tally) => Ok(Taken { tally, cost: None, units: Some((buckets, units, consumer)) }),
+        Err((rejection, tally)) => Err(Denied { rejection, tally }),
+    };
+    match check {
+        Check::Ready(decisions) => match conclude(decisions) {
+            Ok(taken) => Verdict::Pass(taken),
+            Err(denied) => Verdict::Reject(denied),
+        },
+        Check::Pending(decisions) => {
+            Verdict::Wait(Box::pin(async move { conclude(decisions.await) }))
+        }
+    }
+}
+
+impl Taken {
+    pub(super) fn nothing(cost: Option<Cost>) -> Self {
+        Self { tally: Tally::default(), cost, units: None }
+    }
+
+    fn finish<B>(self, response: &mut Response<B>) {
+        let rejection = response.extensions().get::<Rejection>();
+        let is_limited = rejection.is_some_and(|r| r.kind() == RejectionKind::RateLimited);
+        let Self { mut tally, cost, units } = self;
+        // A layer further in has turned it away: then nobody takes anything.
+        if is_limited && let Some((buckets, units, consumer)) = units {
+            if let Some(meter) = consumer.meter() {
+                buckets.give_back(units, meter.now());
+            }
+            tally = Tally { units: 0, own: None, ..tally };
+        }
+        if let Some(cost) = cost
+            && response.extensions().get::<Cost>().is_none()
+        {
+            response.extensions_mut().insert(cost);
+        }
+        tally.write(response);
+    }
+}
+
+impl Denied {
+    fn of(rejection: Rejection) -> Self {
+        Self { rejection, tally: Tally::default() }
+    }
+
+    fn response<B>(self, renderer: &impl RejectionResponse<B>) -> Response<B> {
+        let mut response = complete(renderer.response(&self.rejection), self.rejection);
+        self.tally.write(&mut response);
+        response
+    }
+}
+
+pin_project! {
+    /// The response future of [`MeteredService`].
+    pub struct MeteredFuture<S, B, R>
+    where
+        S: Service<Request<B>>,
+    {
+        #[pin]
+        state: State<S, B, R, S::Future, S::Response>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, B, R, F, T> {
+        Rejected { response: Option<T> },
+        Waiting { verdict: Waiting, parked: Option<Parked<S, B, R>> },
+        Inner { #[pin] future: F, taken: Taken },
+    }
+}
+
+struct Parked<S, B, R> {
+    ready: S,
+    request: Request<B>,
+    renderer: R,
+}
+
+impl<S, B, R, ResBody> Future for MeteredFuture<S, B, R>
+where
+    S: Service<Request<B>, Response = Response<ResBody>>,
+    R: RejectionResponse<ResBody>,
+{
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            let next = match state.as_mut().project() {
+                StateProj::Inner { future, taken } => {
+                    let mut response = ready!(future.poll(cx))?;
+                    mem::replace(taken, Taken::nothing(None)).finish(&mut response);
+                    return Poll::Ready(Ok(response));
+                }
+                StateProj::Waiting { verdict, parked } => {
+                    let verdict = ready!(verdict.as_mut().poll(cx));
+                    // Taken once: this state is left below.
+                    let Some(parked) = parked.take() else { return Poll::Pending };
+                    let Parked { mut ready, request, renderer } = parked;
+                    match verdict {
+                        Ok(taken) => State::Inner { future: ready.call(request), taken },
+                        Err(denied) => {
+                            State::Rejected { response: Some(denied.response(&renderer)) }
+                        }
+                    }
+                }
+                StateProj::Rejected { response } => {
+                    // Polled again after it was ready, it never is.
+                    return response
+                        .take()
+                        .map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));
+                }
+            };
+            state.set(next);
+        }
+    }
+}
+
+impl<S, B, R> fmt::Debug for MeteredFuture<S, B, R>
+where
+    S: Service<Request<B>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MeteredFuture")
+    }
+}

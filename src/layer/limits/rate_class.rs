@@ -1,0 +1,146 @@
+use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
+
+use tower_layer::Layer;
+
+use super::{
+    MeteredLayer, MeteredService, Policy, Tally,
+    metered::{Taken, Toll, Verdict, take},
+};
+use crate::{
+    auth::{self, Rejection},
+    layer::{ProblemJson, headers::policy_item},
+    rate_limit::{InvalidQuota, Quota, RateLimits},
+    record::Consumer,
+};
+
+/// Routes with quotas of their own, such as a search that is dearer than the rest: each key may call
+/// them so often, beside what its own quotas say.
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use tower_api_key::{layer::RateClass, rate_limit::Quota};
+///
+/// # fn main() -> Result<(), tower_api_key::rate_limit::InvalidQuota> {
+/// let search = RateClass::new("search", Quota::per_minute(10)?)?
+///     .for_plan("pro", Quota::per_minute(100)?)?;
+/// let app: Router = Router::new()
+///     .route("/search", get(|| async {}).layer(search.clone()))
+///     .route("/suggestions", get(|| async {}).layer(search));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// All routes of one class share its buckets, in this process or, with a limiter for it, in the
+/// fleet. A request takes from the quotas of its key *and* of the class, from all or from none. The
+/// headers name the policies of a class after it: `search`, or `search-minute` and `search-day`
+/// where it has several.
+///
+/// It goes inside an [`ApiKeyLayer`](crate::ApiKeyLayer). Requests without a key, where that is
+/// allowed, have no class.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RateClass(Arc<Class>);
+
+#[derive(Clone, Debug)]
+struct Class {
+    name: String,
+    default: Quotas,
+    of_plans: BTreeMap<String, Quotas>,
+}
+
+/// Quotas named after their class, and how the headers tell of them.
+#[derive(Clone, Debug)]
+struct Quotas {
+    limits: RateLimits,
+    policies: Arc<[Policy]>,
+}
+
+impl RateClass {
+    /// The class `name` with these quotas for every key.
+    ///
+    /// # Errors
+    ///
+    /// When the name is empty, has other characters than letters, digits, `-`, `_` and `.`, or is too
+    /// long: with the names of its quotas it has 64 at most.
+    pub fn new(
+        name: impl Into<String>,
+        limits: impl Into<RateLimits>,
+    ) -> Result<Self, InvalidQuota> {
+        let name = name.into();
+        let default = Quotas::new(&name, &limits.into())?;
+        // One that may be none at all has not been looked at above.
+        Quota::per_second(1)?.named(&*name)?;
+        Ok(Self(Arc::new(Class { name, default, of_plans: BTreeMap::new() })))
+    }
+
+    /// Other quotas for keys of the plan `plan`.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn for_plan(
+        self,
+        plan: impl Into<String>,
+        limits: impl Into<RateLimits>,
+    ) -> Result<Self, InvalidQuota> {
+        let mut class = Arc::unwrap_or_clone(self.0);
+        class.of_plans.insert(plan.into(), Quotas::new(&class.name, &limits.into())?);
+        Ok(Self(Arc::new(class)))
+    }
+
+    /// Renders rejections in another way. Default: [`ProblemJson`].
+    pub fn render_rejections<R>(self, renderer: R) -> MeteredLayer<R> {
+        MeteredLayer { toll: Toll::Class(self), renderer }
+    }
+
+    pub(super) fn ask(&self, consumer: &Consumer) -> Verdict {
+        let quotas = self.0.quotas_of(consumer);
+        let buckets = consumer
+            .meter()
+            .and_then(|meter| meter.buckets_of(&quotas.limits, consumer.subject(), meter.now()));
+        let Some(buckets) = buckets.cloned() else { return Verdict::Pass(Taken::nothing(None)) };
+        let policies = Arc::clone(&quotas.policies);
+        take(consumer, buckets, NonZeroU32::MIN, move |consumer, decisions| {
+            let more = policies.iter().cloned().zip(decisions.iter().copied()).collect();
+            let tally = Tally { more, ..Tally::default() };
+            if decisions.is_admitted() {
+                return Ok(tally);
+            }
+            let violated = tally.more.iter().filter(|(_, decision)| !decision.is_admitted());
+            let violated = violated.map(|(policy, _)| Arc::clone(&policy.name)).collect();
+            let wait = auth::wait(&decisions);
+            Err((Rejection::beyond(consumer.key_id(), violated, wait), tally))
+        })
+    }
+}
+
+impl Class {
+    fn quotas_of(&self, consumer: &Consumer) -> &Quotas {
+        consumer.plan().and_then(|plan| self.of_plans.get(plan)).unwrap_or(&self.default)
+    }
+}
+
+impl Quotas {
+    fn new(class: &str, limits: &RateLimits) -> Result<Self, InvalidQuota> {
+        let is_only_one = limits.iter().len() == 1;
+        let named = |quota: &Quota| match is_only_one {
+            true => quota.clone().named(class),
+            false => quota.clone().named(format!("{class}-{}", quota.name())),
+        };
+        let limits = RateLimits::new(limits.iter().map(named).collect::<Result<Vec<_>, _>>()?)?;
+        let policy = |quota: &Quota| {
+            let item = policy_item(quota);
+            Policy { name: quota.name().into(), item, refills: true }
+        };
+        let policies = limits.iter().map(policy).collect();
+        Ok(Self { limits, policies })
+    }
+}
+
+impl<S> Layer<S> for RateClass {
+    type Service = MeteredService<S>;
+
+    fn layer(&self, inner: S) -> MeteredService<S> {
+        self.clone().render_rejections(ProblemJson::default()).layer(inner)
+    }
+}
