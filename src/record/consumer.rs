@@ -22,6 +22,7 @@ struct Inner {
     key_id: KeyId,
     key_name: Option<Box<str>>,
     scopes: Scopes,
+    plan: Option<Box<str>>,
     metadata: Metadata,
     watch: Option<(Weak<dyn Watch>, WatchedKey)>,
 }
@@ -58,6 +59,7 @@ impl Consumer {
             key_id: record.id,
             key_name: record.name.map(Into::into),
             scopes: record.scopes,
+            plan: record.plan.map(Into::into),
             metadata: record.metadata,
             watch,
         }))
@@ -91,6 +93,12 @@ impl Consumer {
     #[must_use]
     pub fn has_scope(&self, scope: &str) -> bool {
         self.0.scopes.contains(scope)
+    }
+
+    /// The name of the plan the key is on, whoever defines it.
+    #[must_use]
+    pub fn plan(&self) -> Option<&str> {
+        self.0.plan.as_deref()
     }
 
     /// What the application stored with the key.
@@ -155,6 +163,7 @@ impl fmt::Debug for Consumer {
             .field("key_id", &self.key_id())
             .field("key_name", &self.key_name())
             .field("scopes", &scopes)
+            .field("plan", &self.plan())
             .finish_non_exhaustive()
     }
 }
