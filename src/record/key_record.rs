@@ -108,7 +108,7 @@ pub struct KeyRecord {
     pub name: Option<String>,
     /// What it may do.
     pub scopes: Scopes,
-    /// How often it may be used: `None` is the default of the
+    /// How often it may be used: `None` is what its plan says, or else the default of the
     /// [`Authenticator`](crate::auth::Authenticator), [`RateLimits::unlimited`] no limit.
     pub rate_limits: Option<RateLimits>,
     /// The name of the plan it is on: limits that many keys share.

@@ -18,8 +18,7 @@ mod tests {
     fn a_plan_can_be_called_whatever_a_quota_can() {
         let quota = Quota::per_second(1).unwrap();
         let (long, longer) = ("a".repeat(64), "a".repeat(65));
-        for name in
-            ["", "a", "pro", "Team-5_eu.v2", "a b", "a/b", "a\n", "\0", "é", &long, &longer]
+        for name in ["", "a", "pro", "Team-5_eu.v2", "a b", "a/b", "a\n", "\0", "é", &long, &longer]
         {
             assert_eq!(is_plan_name(name), quota.clone().named(name).is_ok(), "{name:?}");
         }

@@ -52,9 +52,9 @@ mod doctor;
 mod listing;
 mod manage;
 mod memory;
-mod plans;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod migrate;
+mod plans;
 mod poll;
 #[cfg(feature = "postgres")]
 mod postgres;
