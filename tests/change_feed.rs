@@ -25,10 +25,12 @@ use tokio::{
 };
 use tower_api_key::{
     key::KeyHash,
+    rate_limit::{Quota, RateLimits},
     record::{KeyId, KeyRecord},
     store::{
-        Change, ChangeFeed, ChangeLog, Changes, Horizon, KeyStore, ManageKeys, PgChangeFeed,
-        PgKeyStore, PollingChangeFeed, SqliteKeyStore, StoreError, StoreErrorKind, Usage,
+        Change, ChangeFeed, ChangeLog, Changes, Horizon, KeyStore, ManageKeys, ManagePlans,
+        PgChangeFeed, PgKeyStore, PollingChangeFeed, SqliteKeyStore, StoreError, StoreErrorKind,
+        Usage,
     },
 };
 
@@ -233,6 +235,8 @@ mod triggers {
             ("scopes", "array['reports:read']"),
             ("rate_limits", "'[]'"),
             ("rate_limits", "null"),
+            ("plan", "'pro'"),
+            ("plan", "null"),
             ("metadata", r#"'{"plan": "pro"}'"#),
             ("is_active", "not is_active"),
             ("not_before", "now()"),
@@ -308,6 +312,44 @@ mod triggers {
     }
 
     #[tokio::test]
+    async fn a_change_of_a_plan_is_told_as_one_of_everything() {
+        let mut audience = Audience::new().await;
+        let everything = Audience::both(&[Change::Everything]);
+        let silence = Audience::both(&[]);
+        for (sql, expected) in [
+            ("insert into api_key_plans values ('a', '[]'), ('b', '[]')", &everything),
+            ("update api_key_plans set rate_limits = '[1]' where name = 'a'", &everything),
+            ("update api_key_plans set name = 'c' where name = 'b'", &everything),
+            ("update api_key_plans set updated_at = now()", &silence),
+            ("update api_key_plans set rate_limits = rate_limits, name = name", &silence),
+            ("insert into api_key_plans values ('a', '[]') on conflict do nothing", &silence),
+            ("begin; delete from api_key_plans; rollback", &silence),
+            ("delete from api_key_plans where name = 'unknown'", &silence),
+            ("delete from api_key_plans where name = 'a'", &everything),
+            ("truncate api_key_plans", &everything),
+        ] {
+            assert_eq!(audience.hears(sql).await, *expected, "{sql}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_store_does_to_plans_is_told() {
+        let mut audience = Audience::new().await;
+        let store = store(audience.database.url()).await;
+        let limits = RateLimits::unlimited();
+        for changes in [&[Change::Everything][..], &[]] {
+            store.set_plan("pro", &limits).await.unwrap();
+            assert_eq!(audience.hears("select").await, Audience::both(changes));
+        }
+        store.set_plan("pro", &Quota::per_second(1).unwrap().into()).await.unwrap();
+        assert_eq!(audience.hears("select").await, Audience::both(&[Change::Everything]));
+        assert!(store.remove_plan("pro").await.unwrap());
+        assert_eq!(audience.hears("select").await, Audience::both(&[Change::Everything]));
+        assert!(!store.remove_plan("pro").await.unwrap());
+        assert_eq!(audience.hears("select").await, Audience::both(&[]));
+    }
+
+    #[tokio::test]
     async fn what_is_rolled_back_is_not_told() {
         let mut audience = Audience::new().await;
         let change = format!("{SET} name = 'never' {OF_KEY}");
@@ -359,9 +401,12 @@ mod triggers {
             execute(&mut audience.prompt, disguise).await;
             let sql = format!("update public.api_keys set name = '{}' {OF_KEY}", unique());
             execute(&mut audience.prompt, sql).await;
+            let plan = format!("insert into public.api_key_plans values ('{}', '[]')", unique());
+            execute(&mut audience.prompt, plan).await;
             execute(&mut audience.prompt, "reset search_path").await;
             let told = audience.hears("select").await;
-            assert_eq!(told, Audience::both(&[Change::Changed(KEY)]), "{disguise}");
+            let expected = Audience::both(&[Change::Changed(KEY), Change::Everything]);
+            assert_eq!(told, expected, "{disguise}");
         }
     }
 
@@ -369,18 +414,24 @@ mod triggers {
     async fn who_may_write_keys_need_not_know_of_the_log() {
         let mut audience = Audience::new().await;
         let role = format!("test_role_{:016x}", unique());
-        let sql = format!("create role {role}; grant select, update on api_keys to {role}");
+        let sql = format!(
+            "create role {role}; grant select, update on api_keys to {role}; \
+             grant insert on api_key_plans to {role}"
+        );
         execute(&mut audience.prompt, sql).await;
-        let change =
-            format!("set role {role}; {SET} name = 'by another role' {OF_KEY}; reset role");
+        let change = format!(
+            "set role {role}; {SET} name = 'by another role' {OF_KEY}; \
+             insert into api_key_plans values ('of-another-role', '[]'); reset role"
+        );
         let heard = audience.hears(&change).await;
         let right = AssertSqlSafe(format!(
             "select has_function_privilege('{role}', 'api_keys_tell()', 'execute') \
+             or has_function_privilege('{role}', 'api_key_plans_tell()', 'execute') \
              or has_table_privilege('{role}', 'api_key_changes', 'select')"
         ));
         let right: bool = query_scalar(right).fetch_one(&mut audience.prompt).await.unwrap();
         execute(&mut audience.prompt, format!("drop owned by {role}; drop role {role}")).await;
-        assert_eq!(heard, Audience::both(&[Change::Changed(KEY)]));
+        assert_eq!(heard, Audience::both(&[Change::Changed(KEY), Change::Everything]));
         assert!(!right, "a trigger takes neither right, and one of them is dangerous");
     }
 
@@ -410,6 +461,9 @@ mod triggers {
         execute(&mut prompt, r#"alter schema renamed rename to "the ""other""""#).await;
         let deleted = [told(&mut of_other).await, told(&mut of_other).await];
         assert_eq!(set(&deleted), set(&[Change::Changed(KEY), Change::Changed(MARKER)]));
+        execute(&mut prompt, r#"insert into "the ""other""".api_key_plans values ('a', '[]')"#)
+            .await;
+        assert_eq!(told(&mut of_other).await, Change::Everything);
         execute(&mut prompt, format!("delete from one.api_keys where id = '{MARKER}'")).await;
         assert_eq!(told(&mut of_one).await, Change::Changed(MARKER));
     }
@@ -1070,6 +1124,8 @@ mod sqlite {
             ("name", "null"),
             ("scopes", r#"'["reports:read"]'"#),
             ("rate_limits", "'[]'"),
+            ("plan", "'pro'"),
+            ("plan", "null"),
             ("metadata", r#"'{"plan": "pro"}'"#),
             ("is_active", "0"),
             ("not_before", "1"),
@@ -1145,6 +1201,36 @@ mod sqlite {
                      where id = x'01010101010101010101010101010101'";
         let expected = set(&[Change::Changed(KEY), Change::Created(MARKER)]);
         assert_eq!(audience.hears(taken).await, expected);
+    }
+
+    #[tokio::test]
+    async fn a_change_of_a_plan_is_told_as_one_of_everything() {
+        let mut audience = Audience::new().await;
+        let (everything, silence) = (set(&[Change::Everything]), set(&[]));
+        for (sql, expected) in [
+            ("insert into api_key_plans values ('a', '[]', 0), ('b', '[]', 0)", &everything),
+            ("update api_key_plans set rate_limits = '[1]' where name = 'a'", &everything),
+            ("update api_key_plans set name = 'c' where name = 'b'", &everything),
+            ("update api_key_plans set updated_at = 1", &silence),
+            ("update api_key_plans set rate_limits = rate_limits, name = name", &silence),
+            ("insert or ignore into api_key_plans values ('a', '[]', 0)", &silence),
+            ("insert or replace into api_key_plans values ('a', '[]', 0)", &everything),
+            ("update or replace api_key_plans set name = 'c' where name = 'a'", &everything),
+            ("begin; delete from api_key_plans; rollback", &silence),
+            ("delete from api_key_plans where name = 'unknown'", &silence),
+            ("delete from api_key_plans", &everything),
+        ] {
+            assert_eq!(audience.hears(sql).await, *expected, "{sql}");
+        }
+        let limits = RateLimits::unlimited();
+        for expected in [&everything, &silence] {
+            audience.writer.set_plan("pro", &limits).await.unwrap();
+            assert_eq!(audience.hears("select 1").await, *expected);
+        }
+        for expected in [&everything, &silence] {
+            audience.writer.remove_plan("pro").await.unwrap();
+            assert_eq!(audience.hears("select 1").await, *expected);
+        }
     }
 
     #[tokio::test]

@@ -35,12 +35,18 @@ async fn succeeds(process: Child) {
 mod postgres {
     use std::{env, time::Duration};
 
-    use sqlx::{Connection, PgConnection, query_scalar, raw_sql};
+    use sqlx::{
+        AssertSqlSafe, Connection, PgConnection, postgres::PgPoolOptions, query_scalar, raw_sql,
+    };
     use tokio::{task::yield_now, time::timeout};
-    use tower_api_key::store::{PgKeyStore, StoreErrorKind};
+    use tower_api_key::{
+        key::KeyHash,
+        rate_limit::Quota,
+        store::{KeyStore as _, PgKeyStore, StoreErrorKind},
+    };
 
     use super::{DATABASE, process, succeeds};
-    use crate::harness::postgres::Server;
+    use crate::harness::{postgres::Server, unique};
 
     const PROCESSES: usize = 16;
     const SOON: Duration = Duration::from_secs(60);
@@ -106,7 +112,7 @@ mod postgres {
         }
         migrate(&url).await;
         migrate(&url).await;
-        assert_eq!(history(&mut connection(&url).await).await, [1, 2, 3]);
+        assert_eq!(history(&mut connection(&url).await).await, [1, 2, 3, 4]);
     }
 
     #[tokio::test]
@@ -122,7 +128,7 @@ mod postgres {
         for process in processes {
             succeeds(process).await;
         }
-        assert_eq!(history(&mut gate).await, [1, 2, 3]);
+        assert_eq!(history(&mut gate).await, [1, 2, 3, 4]);
     }
 
     #[tokio::test]
@@ -214,7 +220,7 @@ mod postgres {
         let newer = "insert into _api_key_migrations values (9999, 'from the future', 42)";
         execute(&mut connection, newer).await;
         migrate(database.url()).await;
-        assert_eq!(history(&mut connection).await, [1, 2, 3, 9999]);
+        assert_eq!(history(&mut connection).await, [1, 2, 3, 4, 9999]);
     }
 
     #[tokio::test]
@@ -225,6 +231,102 @@ mod postgres {
         assert_eq!(store.migrate().await.unwrap_err().kind(), StoreErrorKind::Unavailable);
         migrate(database.url()).await;
         store.migrate().await.unwrap();
+    }
+
+    /// A database as the release before plans left it, with a key that works and one that does not.
+    async fn before_plans(connection: &mut PgConnection, url: &str) {
+        // What is written of a migration is not for a test to reckon.
+        migrate(url).await;
+        execute(
+            connection,
+            "create table applied as select * from _api_key_migrations where version < 4;
+            drop table _api_key_migrations, api_key_plans, api_keys, api_key_usage,
+                api_key_changes, api_key_scopes, api_key_events, api_key_requests;
+            drop function api_keys_tell, api_keys_follow, api_key_events_stay,
+                api_keys_stay_revoked, api_key_plans_tell;
+            alter table applied rename to _api_key_migrations",
+        )
+        .await;
+        execute(connection, include_str!("../migrations/postgres/0001_api_keys.sql")).await;
+        execute(connection, include_str!("../migrations/postgres/0002_api_key_changes.sql")).await;
+        execute(connection, include_str!("../migrations/postgres/0003_api_key_management.sql"))
+            .await;
+        execute(
+            connection,
+            r#"insert into api_keys (
+                id, key_hash, key_prefix, key_last4, consumer_id, scopes, rate_limits, metadata,
+                is_active, created_at, revoked_at, root_id, version
+            )
+            select id, decode(repeat(hash, 32), 'hex'), 'sk_', 'abcd', 'acme', '{read}',
+                '[{"name":"second","limit":1,"window_ms":1000,"burst":1}]', '{}', true, now(),
+                revoked_at, id, 1
+            from (values
+                (gen_random_uuid(), '01', null), (gen_random_uuid(), '02', now())
+            ) as keys (id, hash, revoked_at)"#,
+        )
+        .await;
+        assert_eq!(history(connection).await, [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn keys_from_before_there_were_plans_go_on() {
+        let database = Server::shared().database().await;
+        let mut prompt = connection(database.url()).await;
+        before_plans(&mut prompt, database.url()).await;
+        migrate(database.url()).await;
+        assert_eq!(history(&mut prompt).await, [1, 2, 3, 4]);
+
+        let store = PgKeyStore::connect(database.url()).await.unwrap();
+        for byte in [1, 2] {
+            let found = store.find(&KeyHash::from_bytes([byte; 32])).await.unwrap().unwrap();
+            assert_eq!((found.plan, found.plan_limits), (None, None));
+            assert_eq!(found.rate_limits, Some(Quota::per_second(1).unwrap().into()));
+            assert_eq!(found.revoked_at.is_some(), byte == 2);
+        }
+        // What was there before is held to the rule once it is written again.
+        let refused = raw_sql("update api_keys set plan = 'no plan'").execute(&mut prompt).await;
+        assert!(refused.unwrap_err().as_database_error().unwrap().is_check_violation());
+        execute(&mut prompt, "update api_keys set plan = 'pro'").await;
+        let found = store.find(&KeyHash::from_bytes([1; 32])).await.unwrap().unwrap();
+        assert_eq!(found.plan.as_deref(), Some("pro"));
+        let told = "select count(*) from api_key_changes join api_keys on id = key_id
+            where changed_in <> created_in";
+        assert_eq!(query_scalar::<_, i64>(told).fetch_one(&mut prompt).await.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn whoever_could_look_keys_up_can_go_on() {
+        let database = Server::shared().database().await;
+        let mut prompt = connection(database.url()).await;
+        before_plans(&mut prompt, database.url()).await;
+        let roles = [format!("Reader \"{}", unique()), format!("stranger_{:016x}", unique())];
+        let [reader, stranger] = roles.map(|role| format!("\"{}\"", role.replace('"', "\"\"")));
+        let grants = format!(
+            "create role {reader}; create role {stranger};
+            grant select on api_keys to {reader}; grant update on api_keys to {stranger}"
+        );
+        raw_sql(AssertSqlSafe(grants)).execute(&mut prompt).await.unwrap();
+        migrate(database.url()).await;
+
+        let may_read = async |prompt: &mut PgConnection, role: &str| {
+            let role = role.trim_matches('"').replace("\"\"", "\"");
+            let right = "select has_table_privilege($1, 'api_key_plans', 'select')";
+            query_scalar::<_, bool>(right).bind(role).fetch_one(prompt).await.unwrap()
+        };
+        let rights = [may_read(&mut prompt, &reader).await, may_read(&mut prompt, &stranger).await];
+
+        let pool = PgPoolOptions::new().max_connections(1).connect(database.url()).await.unwrap();
+        raw_sql(AssertSqlSafe(format!("set role {reader}"))).execute(&pool).await.unwrap();
+        let found = PgKeyStore::new(pool.clone()).find(&KeyHash::from_bytes([1; 32])).await;
+        pool.close().await;
+
+        let cleared = format!(
+            "drop owned by {reader}; drop role {reader};
+            drop owned by {stranger}; drop role {stranger}"
+        );
+        raw_sql(AssertSqlSafe(cleared)).execute(&mut prompt).await.unwrap();
+        assert_eq!(rights, [true, false]);
+        assert!(found.unwrap().is_some());
     }
 
     #[tokio::test]
@@ -248,10 +350,14 @@ mod postgres {
 mod sqlite {
     use std::{env, fs, path::Path, time::Duration};
 
-    use sqlx::{Connection, SqliteConnection, query_scalar, raw_sql};
+    use sqlx::{Connection, SqliteConnection, query, query_as, query_scalar, raw_sql};
     use tempfile::TempDir;
     use tokio::{task::yield_now, time::timeout};
-    use tower_api_key::store::{SqliteKeyStore, StoreErrorKind};
+    use tower_api_key::{
+        key::KeyHash,
+        rate_limit::Quota,
+        store::{KeyStore as _, SqliteKeyStore, StoreErrorKind},
+    };
 
     use super::{DATABASE, process, succeeds};
 
@@ -287,7 +393,7 @@ mod sqlite {
         let store = SqliteKeyStore::connect(&url).await.unwrap();
         store.migrate().await.unwrap();
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4]);
     }
 
     #[tokio::test]
@@ -299,7 +405,7 @@ mod sqlite {
             succeeds(process).await;
         }
         let store = SqliteKeyStore::connect(&url).await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4]);
     }
 
     #[tokio::test]
@@ -375,7 +481,7 @@ mod sqlite {
 
         execute(&store, "drop trigger obstacle").await;
         succeeds(process(name, &url)).await;
-        assert_eq!(history(&store).await, [1, 2, 3]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4]);
         let intact = query_scalar("pragma integrity_check");
         let intact: String = intact.fetch_one(store.pool()).await.unwrap();
         assert_eq!(intact, "ok");
@@ -398,7 +504,7 @@ mod sqlite {
                     own.run(store.pool()).await.unwrap();
                 }
             }
-            assert_eq!(history(&store).await, [1, 2, 3]);
+            assert_eq!(history(&store).await, [1, 2, 3, 4]);
             let theirs = query_scalar("select version from _sqlx_migrations");
             let theirs: Vec<i64> = theirs.fetch_all(store.pool()).await.unwrap();
             assert_eq!(theirs, [1]);
@@ -431,12 +537,74 @@ mod sqlite {
     }
 
     #[tokio::test]
+    async fn keys_from_before_there_were_plans_go_on() {
+        let current = SqliteKeyStore::in_memory().await.unwrap();
+        current.migrate().await.unwrap();
+        let (_folder, url) = new_file();
+        let store = SqliteKeyStore::connect(&url).await.unwrap();
+        execute(&store, include_str!("../migrations/sqlite/0001_api_keys.sql")).await;
+        execute(&store, include_str!("../migrations/sqlite/0002_api_key_changes.sql")).await;
+        execute(&store, include_str!("../migrations/sqlite/0003_api_key_management.sql")).await;
+        execute(
+            &store,
+            "create table _api_key_migrations (
+                version integer primary key,
+                description text not null,
+                checksum integer not null,
+                applied_at integer not null default 0
+            ) strict",
+        )
+        .await;
+        // What is written of a migration is not for a test to reckon.
+        let applied = "select version, description, checksum from _api_key_migrations
+            where version < 4";
+        let applied: Vec<(i64, String, i64)> =
+            query_as(applied).fetch_all(current.pool()).await.unwrap();
+        for (version, description, checksum) in applied {
+            let insert = "insert into _api_key_migrations (version, description, checksum)
+                values (?1, ?2, ?3)";
+            let insert = query(insert).bind(version).bind(description).bind(checksum);
+            insert.execute(store.pool()).await.unwrap();
+        }
+        execute(
+            &store,
+            r#"insert into api_keys (
+                id, key_hash, key_prefix, key_last4, consumer_id, scopes, rate_limits, metadata,
+                is_active, created_at, revoked_at, root_id, version
+            )
+            select unhex(format('%032d', number)), unhex(format('%.*c', 64, number)), 'sk_', 'abcd',
+                'acme', '["read"]', '[{"name":"second","limit":1,"window_ms":1000,"burst":1}]',
+                '{}', true, 0, iif(number = 2, 0, null), unhex(format('%032d', number)), 1
+            from (select 1 as number union all select 2)"#,
+        )
+        .await;
+        store.migrate().await.unwrap();
+        assert_eq!(history(&store).await, [1, 2, 3, 4]);
+
+        for (byte, revoked) in [(0x11, false), (0x22, true)] {
+            let found = store.find(&KeyHash::from_bytes([byte; 32])).await.unwrap().unwrap();
+            assert_eq!((found.plan, found.plan_limits), (None, None));
+            assert_eq!(found.rate_limits, Some(Quota::per_second(1).unwrap().into()));
+            assert_eq!(found.revoked_at.is_some(), revoked);
+        }
+        let refused = raw_sql("update api_keys set plan = 'no plan'").execute(store.pool()).await;
+        assert!(refused.is_err());
+        execute(&store, "update api_keys set plan = 'pro'").await;
+        let found = store.find(&KeyHash::from_bytes([0x11; 32])).await.unwrap().unwrap();
+        assert_eq!(found.plan.as_deref(), Some("pro"));
+        let told =
+            query_scalar("select count(*) from api_key_changes where changed_in > created_in");
+        let told: i64 = told.fetch_one(store.pool()).await.unwrap();
+        assert_eq!(told, 2);
+    }
+
+    #[tokio::test]
     async fn a_newer_history_is_fine() {
         let store = SqliteKeyStore::in_memory().await.unwrap();
         store.migrate().await.unwrap();
         execute(&store, "insert into _api_key_migrations values (9999, 'from the future', 42, 0)")
             .await;
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 9999]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 9999]);
     }
 }

@@ -336,6 +336,16 @@ async fn a_row_that_makes_no_sense_is_corrupt() {
              alter table api_keys alter scopes type text using 'the secret'",
         ),
         ("rate_limits", r#"update api_keys set rate_limits = '[{"the secret": 1}]'"#),
+        (
+            "plan_limits",
+            r#"insert into api_key_plans values ('pro', '[{"the secret": 1}]');
+            update api_keys set plan = 'pro'"#,
+        ),
+        (
+            "plan",
+            "alter table api_keys drop constraint api_keys_plan_is_plain;
+            update api_keys set plan = 'the secret'",
+        ),
         ("metadata", "update api_keys set metadata = jsonb_build_object('a', repeat('b', 20000))"),
         ("created_at", "update api_keys set created_at = 'infinity'"),
         ("revoked_at", "update api_keys set revoked_at = '-infinity'"),
@@ -358,6 +368,15 @@ async fn the_tables_refuse_what_makes_no_sense() {
         "update api_keys set key_hash = 'short'",
         "update api_keys set rate_limits = '{}'",
         "update api_keys set rate_limits = 'null'",
+        "update api_keys set plan = ''",
+        "update api_keys set plan = 'a b'",
+        "update api_keys set plan = E'pro\\n'",
+        "update api_keys set plan = 'é'",
+        "update api_keys set plan = repeat('a', 65)",
+        "insert into api_key_plans values ('a b', '[]')",
+        "insert into api_key_plans values (repeat('a', 65), '[]')",
+        "insert into api_key_plans values ('pro', '{}')",
+        "insert into api_key_plans values ('pro', 'null')",
         "update api_keys set metadata = '[]'",
         "update api_keys set expires_at = 'infinity'",
         "update api_keys set not_before = '-infinity'",

@@ -23,6 +23,7 @@ use tower_api_key::{
     clock::ManualClock,
     key::KeyHash,
     manage::{Expiry, KeyIssuer, NewKey},
+    rate_limit::RateLimits,
     store::{KeyStore, PgKeyStore},
 };
 
@@ -38,13 +39,16 @@ use crate::{
 /// Told to nobody, which would take as long again.
 const MILLION: &str = "
     alter table api_keys disable trigger user;
+    insert into api_key_plans (name, rate_limits)
+    select 'plan-' || plan, '[]' from generate_series(0, 9999) as plan;
     insert into api_keys (id, key_hash, key_prefix, key_last4, consumer_id, scopes, metadata,
-                          is_active, created_at, root_id, version)
+                          is_active, created_at, root_id, version, plan)
     select lpad(to_hex(key), 32, '0')::uuid, decode(lpad(to_hex(key), 64, '0'), 'hex'), 'sk_',
-           'abcd', 'consumer-' || key / 10, '{read}', '{}', true, now(), lpad(to_hex(key), 32, '0')::uuid, 1
+           'abcd', 'consumer-' || key / 10, '{read}', '{}', true, now(), lpad(to_hex(key), 32, '0')::uuid, 1,
+           'plan-' || key % 10000
     from generate_series(1, 1000000) as key;
     alter table api_keys enable trigger user;
-    analyze api_keys";
+    analyze api_keys, api_key_plans";
 
 /// The database with a million keys, which the tests of this file share where they run at once:
 /// filling it takes longer than they do.
@@ -80,7 +84,7 @@ async fn explain(pool: &PgPool, statement: &str, hash: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_look_up_is_one_query_of_one_index_among_a_million_keys() {
+async fn a_look_up_is_one_query_of_two_indexes_among_a_million_keys() {
     let database = million().await;
     // All that is asked through a pool of one connection is asked where the store asks.
     let pool = PgPoolOptions::new().max_connections(1).connect(database.url()).await.unwrap();
@@ -90,7 +94,8 @@ async fn a_look_up_is_one_query_of_one_index_among_a_million_keys() {
     for key in 1..=LOOK_UPS {
         let mut hash = [0; 32];
         hash[28..].copy_from_slice(&(key * 50_000).to_be_bytes());
-        assert!(store.find(&KeyHash::from_bytes(hash)).await.unwrap().is_some());
+        let record = store.find(&KeyHash::from_bytes(hash)).await.unwrap().unwrap();
+        assert_eq!(record.plan_limits, Some(RateLimits::unlimited()));
     }
     let prepared = prepared(&pool).await;
     let [(statement, executed)] = &*prepared else {
@@ -102,10 +107,17 @@ async fn a_look_up_is_one_query_of_one_index_among_a_million_keys() {
         let mode = AssertSqlSafe(format!("set plan_cache_mode = {plan}"));
         raw_sql(mode).execute(&pool).await.unwrap();
         let lines = explain(&pool, statement, &format!("{:064x}", 123_456)).await;
-        let [scan, condition] = &*lines else { panic!("one step, not {lines:#?}") };
-        let index = "Index Scan using api_keys_key_hash_key on api_keys (actual rows=1";
-        assert!(scan.starts_with(index), "{plan}: {scan}");
-        assert!(condition.trim().starts_with("Index Cond: (key_hash = "), "{plan}: {condition}");
+        let expected = [
+            "Index Scan using api_keys_key_hash_key on api_keys (actual rows=1",
+            "Index Cond: (key_hash = ",
+            "SubPlan 1",
+            "->  Index Scan using api_key_plans_pkey on api_key_plans (actual rows=1",
+            "Index Cond: (name = api_keys.plan)",
+        ];
+        assert_eq!(lines.len(), expected.len(), "{plan}: {lines:#?}");
+        for (line, expected) in lines.iter().zip(expected) {
+            assert!(line.trim().starts_with(expected), "{plan}: {lines:#?}");
+        }
     }
 }
 

@@ -118,6 +118,12 @@ contract! {
     old_claims_are_swept
     pages_have_each_key_once_while_keys_are_added
     every_filter_finds_what_it_should
+    a_plan_is_set_changed_and_removed
+    plans_are_ordered_by_their_bytes
+    a_plan_without_a_decent_name_is_refused
+    every_read_of_a_key_has_what_its_plan_is_now
+    a_plan_that_nobody_defined_has_no_limits_here
+    a_plan_is_no_part_of_a_key
 }
 
 fn now() -> SystemTime {
@@ -147,6 +153,7 @@ fn full_record() -> KeyRecord {
     record.name = Some("nightly export".into());
     record.scopes = Scopes::parse(["reports:write", "reports:read"]).unwrap();
     record.rate_limits = Some(limits());
+    record.plan = Some("Team-5_eu.v2".into());
     record.metadata = Metadata::from_json(r#"{"plan":"pro","seats":[1,2.5,null]}"#).unwrap();
     record.is_active = false;
     record.created_by = Some("alice".into());
@@ -304,6 +311,7 @@ async fn an_update_replaces_what_may_change(store: &impl ManageKeys) {
     changed.name = full.name;
     changed.scopes = full.scopes;
     changed.rate_limits = full.rate_limits;
+    changed.plan = full.plan;
     changed.metadata = full.metadata;
     changed.is_active = full.is_active;
     changed.not_before = full.not_before;
@@ -697,4 +705,118 @@ async fn every_filter_finds_what_it_should(store: &impl ManageKeys) {
         ask(&mut query);
         assert_eq!(listed(store, query).await, [one.id]);
     }
+}
+
+async fn a_plan_is_set_changed_and_removed(store: &impl ManageKeys) {
+    assert_eq!(store.plans().await.unwrap(), []);
+    for limits in [limits(), RateLimits::unlimited(), limits(), limits()] {
+        store.set_plan("pro", &limits).await.unwrap();
+        assert_eq!(store.plans().await.unwrap(), [("pro".to_owned(), limits)]);
+    }
+    assert!(!store.remove_plan("Pro").await.unwrap());
+    assert!(store.remove_plan("pro").await.unwrap());
+    assert!(!store.remove_plan("pro").await.unwrap());
+    assert_eq!(store.plans().await.unwrap(), []);
+}
+
+async fn plans_are_ordered_by_their_bytes(store: &impl ManageKeys) {
+    let ordered = ["-", ".", "10", "2", "B", "_", "a", "ab", "b"];
+    for name in ["b", "_", "a", "2", "B", ".", "-", "10", "ab"] {
+        store.set_plan(name, &limits()).await.unwrap();
+    }
+    let plans = store.plans().await.unwrap();
+    assert_eq!(plans.iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ordered);
+}
+
+async fn a_plan_without_a_decent_name_is_refused(store: &impl ManageKeys) {
+    let (long, longer) = ("x".repeat(64), "x".repeat(65));
+    for name in ["", " ", "a b", "a/b", "pro\n", "a\0", "é", "'", &longer] {
+        let error = store.set_plan(name, &limits()).await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Other, "{name:?}");
+        assert!(format!("{error:?}").contains("1 to 64 letters"), "{error:?}");
+    }
+    store.set_plan(&long, &limits()).await.unwrap();
+    assert_eq!(store.plans().await.unwrap().len(), 1);
+}
+
+/// All that a store can be asked for that has a record in it, but what is written by that.
+async fn reads(store: &impl ManageKeys, record: &KeyRecord) -> Vec<KeyRecord> {
+    let mut tx = store.begin().await.unwrap();
+    let mut reads = tx.lock(&[record.id]).await.unwrap();
+    let consumer = Selection::Consumer(record.consumer_id.clone());
+    let prefix = Selection::Prefix(record.key_prefix.clone());
+    for selection in [consumer, prefix, Selection::EndedBefore(now() + 60 * MINUTE)] {
+        reads.extend(tx.lock_some(&selection, 10).await.unwrap());
+    }
+    drop(tx);
+    let scope = Scope::new("reports:read").unwrap();
+    for query in [
+        KeyQuery::new(),
+        KeyQuery::new().consumer_id(record.consumer_id.clone()),
+        KeyQuery::new().key_prefix(record.key_prefix.clone()),
+        KeyQuery::new().scope(scope),
+        KeyQuery::new().status(KeyStatus::Active),
+    ] {
+        let page = store.list(&query).await.unwrap();
+        reads.extend(page.keys.into_iter().map(|key| key.record));
+    }
+    reads.push(store.find(&record.key_hash).await.unwrap().unwrap());
+    reads.push(store.get(record.id).await.unwrap().unwrap());
+    assert_eq!(reads.len(), 11, "each finds the one key");
+    reads
+}
+
+async fn every_read_of_a_key_has_what_its_plan_is_now(store: &impl ManageKeys) {
+    let mut record = full_record();
+    (record.is_active, record.not_before, record.revoked_at) = (true, None, None);
+    (record.revoked_reason, record.plan) = (None, Some("pro".into()));
+    let mut record = inserted(store, record).await;
+    store.set_plan("other", &limits()).await.unwrap();
+    for limits in [RateLimits::unlimited(), limits()] {
+        store.set_plan("pro", &limits).await.unwrap();
+        for read in reads(store, &record).await {
+            assert_eq!(
+                (read.plan.as_deref(), read.plan_limits),
+                (Some("pro"), Some(limits.clone()))
+            );
+        }
+    }
+    // Those that write it, too.
+    for (plan, expected) in
+        [("undefined", None), ("other", Some(limits())), ("pro", Some(limits()))]
+    {
+        record.plan = Some(plan.into());
+        let mut tx = store.begin().await.unwrap();
+        let updated = tx.update(&record).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!((updated.plan.as_deref(), &updated.plan_limits), (Some(plan), &expected));
+        assert_eq!(unread(&found(store, &record).await), unread(&updated));
+        record.version = updated.version;
+    }
+    let mut tx = store.begin().await.unwrap();
+    let revoked = tx.revoke(&[record.id], None).await.unwrap();
+    assert_eq!(revoked.first().unwrap().plan_limits, Some(limits()));
+}
+
+async fn a_plan_that_nobody_defined_has_no_limits_here(store: &impl ManageKeys) {
+    let mut record = record();
+    record.plan = Some("elsewhere".into());
+    comes_back(store, record.clone()).await;
+    store.set_plan("elsewhere", &limits()).await.unwrap();
+    assert_eq!(found(store, &record).await.plan_limits, Some(limits()));
+    store.remove_plan("elsewhere").await.unwrap();
+    let found = found(store, &record).await;
+    assert_eq!((found.plan.as_deref(), found.plan_limits), (Some("elsewhere"), None));
+}
+
+/// What was read of it is not written back.
+async fn a_plan_is_no_part_of_a_key(store: &impl ManageKeys) {
+    let mut record = record();
+    record.plan = Some("pro".into());
+    record.plan_limits = Some(RateLimits::unlimited());
+    let stored = inserted(store, record).await;
+    assert_eq!(found(store, &stored).await.plan_limits, None);
+    store.update(&stored).await.unwrap();
+    assert_eq!(found(store, &stored).await.plan_limits, None);
+    assert_eq!(store.plans().await.unwrap(), []);
 }

@@ -13,6 +13,7 @@ use tower_api_key::{
     clock::{Clock, SystemClock},
     key::{ApiKey, KeyFormat},
     manage::{Expiry, KeyIssuer, KeyUpdate, NewKey, Rotation},
+    rate_limit::RateLimits,
     record::Scopes,
     store::{ManageKeys, Usage},
 };
@@ -27,7 +28,9 @@ async fn lead_a_life(store: &(impl ManageKeys + Clone)) -> ApiKey {
         .name("nightly")
         .created_by("root")
         .scopes(Scopes::parse(["reports:read"]).unwrap())
+        .plan("pro")
         .idempotency_key("one");
+    store.set_plan("pro", &RateLimits::unlimited()).await.unwrap();
     let issued = issuer.issue(new).await.unwrap();
     let id = issued.record.id;
     issuer.update(id, KeyUpdate::new().name(Some("weekly".to_owned()))).await.unwrap();
@@ -116,6 +119,7 @@ mod postgres {
             "_api_key_migrations",
             "api_key_changes",
             "api_key_events",
+            "api_key_plans",
             "api_key_requests",
             "api_key_scopes",
             "api_key_usage",

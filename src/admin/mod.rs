@@ -43,13 +43,13 @@
 //!    document can be [opened](Admin::open_document).
 //! 2. A key manages those of its own consumer. One with `api-keys:all-consumers` manages them all.
 //!    To others, foreign keys do not exist.
-//! 3. No key can grant more than it holds: scopes, expiry, limits. The write scope, and what the
+//! 3. No key can grant more than it holds: scopes, expiry, limits, its plan. The write scope, and what the
 //!    calling key holds, are judged in the transaction of the change; what is denied is in the audit.
 //! 4. A new key is shown once, in the answer to the request that made it. No answer has its hash.
 //! 5. When a key expires is a decision: `expires` is `"never"`, a date and time (RFC 3339), or a
 //!    duration, a number and one of `s`, `m`, `h`, `d`, `w`, such as `"30d"`. A day is 24 hours.
 //! 6. A change is a merge patch ([RFC 7396](https://www.rfc-editor.org/rfc/rfc7396)): what is left
-//!    out stays; `null` takes away name, limits or metadata. Metadata is merged, the rest replaced.
+//!    out stays; `null` takes away name, limits, plan or metadata. Metadata is merged, the rest replaced.
 //! 7. `ETag` is the key's version. It does not tell of what time alone changes: `status`,
 //!    `last_used_at`. `PATCH` heeds `If-Match`, `GET` heeds `If-None-Match`.
 //! 8. The two requests that make keys take an `Idempotency-Key`. Sent again they make no second key,

@@ -47,6 +47,12 @@ impl Actor {
     /// The key behind a request. It sees and changes the keys of its own consumer only, and can
     /// grant nothing that it does not hold. In the audit it is `key:` and its id.
     ///
+    /// Of plans, it can grant its own. A name may mean other limits tomorrow, and more than limits to
+    /// the application, so plans are not compared by what they mean today. Only a key that nothing
+    /// limits, neither a plan nor limits, can grant any plan. Without a plan, and beside one, limits
+    /// are compared: those of the key itself, or else of its plan as far as the store defines it, or
+    /// else the default. What nobody here can compare is denied.
+    ///
     /// What it holds is read again in the transaction of each change: a key that was revoked after
     /// it had been let in changes nothing.
     pub fn caller(consumer: &Consumer) -> Self {
@@ -136,7 +142,8 @@ impl Caller {
         after: &KeyRecord,
     ) -> Result<(), ManageError> {
         let awakens = !before.is_active && after.is_active;
-        if !awakens && self.check_within(before, after).is_ok() {
+        let moves = after.plan.is_some() && after.plan != before.plan;
+        if !awakens && !moves && self.check_within(before, after).is_ok() {
             return Ok(());
         }
         self.check_within(held, after)
@@ -154,14 +161,36 @@ impl Caller {
             let detail = "a key cannot be made to outlive the key that asks for it";
             return Err(ManageError::denied("expires_at", detail));
         }
-        if !self.limits(key).is_within(self.limits(bound)) {
+        let is_unlimited = self.limits(bound).is_some_and(RateLimits::is_unlimited);
+        let may_have_any = bound.plan.is_none() && is_unlimited;
+        if key.plan.is_some() && key.plan != bound.plan && !may_have_any {
+            let detail = "a key can be given the plan of the key that asks for it, or none";
+            return Err(ManageError::denied("plan", detail));
+        }
+        if !is_unlimited && !self.is_limited_within(bound, key) {
             let detail = "a key cannot be given more than the quota of the key that asks for it";
             return Err(ManageError::denied("rate_limits", detail));
         }
         Ok(())
     }
 
-    fn limits<'a>(&'a self, key: &'a KeyRecord) -> &'a RateLimits {
-        key.rate_limits.as_ref().unwrap_or(&self.default_limits)
+    fn is_limited_within(&self, bound: &KeyRecord, key: &KeyRecord) -> bool {
+        let by_plan = |key: &KeyRecord| key.rate_limits.is_none() && key.plan.is_some();
+        if by_plan(bound) && by_plan(key) && key.plan == bound.plan {
+            return true;
+        }
+        match (self.limits(key), self.limits(bound)) {
+            (Some(limits), Some(bound)) => limits.is_within(bound),
+            _ => false,
+        }
+    }
+
+    /// `None` where the plan is not for the store to say, or has not been looked up.
+    fn limits<'a>(&'a self, key: &'a KeyRecord) -> Option<&'a RateLimits> {
+        match (&key.rate_limits, &key.plan) {
+            (Some(limits), _) => Some(limits),
+            (None, Some(_)) => key.plan_limits.as_ref(),
+            (None, None) => Some(&self.default_limits),
+        }
     }
 }

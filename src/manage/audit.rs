@@ -22,12 +22,13 @@ pub(super) fn changes(before: Option<&KeyRecord>, after: &KeyRecord) -> Option<S
 }
 
 /// What the audit shows of a key: all but its hash, and what never changes.
-fn fields(record: &KeyRecord) -> [(&'static str, Value); 11] {
+fn fields(record: &KeyRecord) -> [(&'static str, Value); 12] {
     let scopes: Vec<_> = record.scopes.iter().map(Scope::as_str).collect();
     [
         ("name", json!(record.name)),
         ("scopes", json!(scopes)),
         ("rate_limits", json!(record.rate_limits)),
+        ("plan", json!(record.plan)),
         ("metadata", serde_json::from_str(record.metadata.as_json()).unwrap_or_default()),
         ("is_active", json!(record.is_active)),
         ("not_before", time(record.not_before)),

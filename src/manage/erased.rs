@@ -1,10 +1,11 @@
 use std::{future::Future, pin::Pin, time::SystemTime};
 
 use crate::{
+    rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        Claim, EventPage, EventQuery, KeyPage, KeyQuery, KeyTransaction, ManageKeys, Selection,
-        StoreError,
+        Claim, EventPage, EventQuery, KeyPage, KeyQuery, KeyTransaction, ManageKeys, ManagePlans,
+        Selection, StoreError,
     },
 };
 
@@ -17,6 +18,9 @@ pub(super) trait ErasedKeys: Send + Sync {
     fn list<'a>(&'a self, query: &'a KeyQuery) -> Answer<'a, KeyPage>;
     fn events<'a>(&'a self, query: &'a EventQuery) -> Answer<'a, EventPage>;
     fn last_used_at(&self, id: KeyId) -> Answer<'_, Option<SystemTime>>;
+    fn set_plan<'a>(&'a self, name: &'a str, limits: &'a RateLimits) -> Answer<'a, ()>;
+    fn remove_plan<'a>(&'a self, name: &'a str) -> Answer<'a, bool>;
+    fn plans(&self) -> Answer<'_, Vec<(String, RateLimits)>>;
 }
 
 impl<S: ManageKeys> ErasedKeys for S {
@@ -38,6 +42,18 @@ impl<S: ManageKeys> ErasedKeys for S {
 
     fn last_used_at(&self, id: KeyId) -> Answer<'_, Option<SystemTime>> {
         Box::pin(ManageKeys::last_used_at(self, id))
+    }
+
+    fn set_plan<'a>(&'a self, name: &'a str, limits: &'a RateLimits) -> Answer<'a, ()> {
+        Box::pin(ManagePlans::set_plan(self, name, limits))
+    }
+
+    fn remove_plan<'a>(&'a self, name: &'a str) -> Answer<'a, bool> {
+        Box::pin(ManagePlans::remove_plan(self, name))
+    }
+
+    fn plans(&self) -> Answer<'_, Vec<(String, RateLimits)>> {
+        Box::pin(ManagePlans::plans(self))
     }
 }
 

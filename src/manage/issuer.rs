@@ -151,6 +151,10 @@ impl KeyIssuer {
         }
     }
 
+    pub(super) fn invalidate_all(&self) {
+        self.caches.iter().for_each(|cache| cache.invalidate_all());
+    }
+
     pub(super) fn now(&self) -> SystemTime {
         whole_micros(self.clock.now())
     }

@@ -56,6 +56,7 @@ mod import;
 mod issue;
 mod issuer;
 mod new_key;
+mod plans;
 mod prune;
 mod revoke;
 mod rotate;

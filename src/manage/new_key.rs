@@ -17,6 +17,7 @@ pub struct NewKey {
     name: Option<String>,
     scopes: Scopes,
     rate_limits: Option<RateLimits>,
+    plan: Option<String>,
     metadata: Metadata,
     created_by: Option<String>,
     not_before: Option<SystemTime>,
@@ -97,6 +98,7 @@ impl NewKey {
             name: None,
             scopes: Scopes::default(),
             rate_limits: None,
+            plan: None,
             metadata: Metadata::default(),
             created_by: None,
             not_before: None,
@@ -116,9 +118,14 @@ impl NewKey {
         Self { scopes, ..self }
     }
 
-    /// How often it may be used. Without, the authenticator's default applies.
+    /// How often it may be used. Without, its plan says, or the authenticator's default applies.
     pub fn rate_limits(self, limits: impl Into<RateLimits>) -> Self {
         Self { rate_limits: Some(limits.into()), ..self }
+    }
+
+    /// The plan it is on, by name: limits that many keys share. It need not be defined yet.
+    pub fn plan(self, name: impl Into<String>) -> Self {
+        Self { plan: Some(name.into()), ..self }
     }
 
     /// What the application wants to know of it. Unlike scopes, expiry and limits it is nothing
@@ -156,6 +163,7 @@ impl NewKey {
             return Err(ManageError::invalid("consumer_id", "a key stands for somebody"));
         }
         text::check_some("name", self.name.as_deref())?;
+        self.plan.as_deref().map_or(Ok(()), text::check_plan)?;
         text::check_some("created_by", self.created_by.as_deref())?;
         text::check_some("reason", self.reason.as_deref())?;
         let expires_at = self.expiry.reckon(record.created_at)?;
@@ -170,6 +178,7 @@ impl NewKey {
         record.name.clone_from(&self.name);
         record.scopes = self.scopes.clone();
         record.rate_limits.clone_from(&self.rate_limits);
+        record.plan.clone_from(&self.plan);
         record.metadata = self.metadata.clone();
         record.created_by = Some(self.created_by.clone().unwrap_or_else(|| actor.to_owned()));
         record.not_before = self.not_before.map(whole_micros);
@@ -185,6 +194,7 @@ impl NewKey {
             self.name,
             scopes,
             self.rate_limits,
+            self.plan,
             self.metadata.as_json(),
             self.created_by,
             self.not_before.map(since_epoch),

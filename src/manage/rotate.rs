@@ -74,8 +74,8 @@ pub struct Rotated {
 }
 
 impl KeyIssuer {
-    /// Issues a key to replace that of `id`: of the same consumer, with the same name, scopes, limits
-    /// and metadata, and sharing its buckets. The old one goes on working for a
+    /// Issues a key to replace that of `id`: of the same consumer, with the same name, scopes, limits,
+    /// plan and metadata, and sharing its buckets. The old one goes on working for a
     /// [while](Rotation::grace), and answers to it say that it is on its way out.
     ///
     /// A [caller](super::Actor::caller) can only rotate keys that it could have issued.
@@ -156,6 +156,8 @@ fn succeed(
         name: old.name.clone(),
         scopes: old.scopes.clone(),
         rate_limits: old.rate_limits.clone(),
+        plan: old.plan.clone(),
+        plan_limits: old.plan_limits.clone(),
         metadata: old.metadata.clone(),
         is_active: old.is_active,
         created_at: now,

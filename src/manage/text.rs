@@ -1,4 +1,5 @@
 use super::ManageError;
+use crate::record::{PLAN_NAMES, is_plan_name};
 
 const MAX_LEN: usize = 1024;
 
@@ -22,6 +23,10 @@ pub(crate) fn is_plain(text: &str) -> bool {
 
 pub(super) fn check_some(field: &'static str, text: Option<&str>) -> Result<(), ManageError> {
     text.map_or(Ok(()), |text| check(field, text))
+}
+
+pub(super) fn check_plan(name: &str) -> Result<(), ManageError> {
+    if is_plan_name(name) { Ok(()) } else { Err(ManageError::invalid("plan", PLAN_NAMES)) }
 }
 
 /// Marks and overrides of direction, with which a name can look like another (Unicode TR 36), and

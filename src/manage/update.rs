@@ -12,6 +12,7 @@ pub struct KeyUpdate {
     name: Option<Option<String>>,
     scopes: Option<Scopes>,
     rate_limits: Option<Option<RateLimits>>,
+    plan: Option<Option<String>>,
     metadata: Option<Metadata>,
     expiry: Option<Expiry>,
     is_active: Option<bool>,
@@ -40,9 +41,14 @@ impl KeyUpdate {
         Self { scopes: Some(scopes), ..self }
     }
 
-    /// How often it may be used; `None` is the authenticator's default.
+    /// How often it may be used; `None` is what its plan says, or the authenticator's default.
     pub fn rate_limits(self, limits: Option<RateLimits>) -> Self {
         Self { rate_limits: Some(limits), ..self }
+    }
+
+    /// The plan it is on, by name; `None` takes it off its plan.
+    pub fn plan(self, name: Option<String>) -> Self {
+        Self { plan: Some(name), ..self }
     }
 
     /// What the application wants to know of it.
@@ -84,6 +90,12 @@ impl KeyUpdate {
         }
         if let Some(limits) = &self.rate_limits {
             after.rate_limits.clone_from(limits);
+        }
+        if let Some(plan) = self.plan.as_ref().filter(|plan| **plan != before.plan) {
+            plan.as_deref().map_or(Ok(()), text::check_plan)?;
+            after.plan.clone_from(plan);
+            // It is read when the change is made.
+            after.plan_limits = None;
         }
         if let Some(metadata) = &self.metadata {
             after.metadata = metadata.clone();

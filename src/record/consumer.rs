@@ -25,6 +25,7 @@ struct Inner {
     key_id: KeyId,
     key_name: Option<Box<str>>,
     scopes: Scopes,
+    plan: Option<Box<str>>,
     metadata: Metadata,
     /// In a box, as few keys have it.
     retirement: Option<Box<Retirement>>,
@@ -75,6 +76,7 @@ impl Consumer {
             root_id: record.root_id,
             key_name: record.name.map(Into::into),
             scopes: record.scopes,
+            plan: record.plan.map(Into::into),
             metadata: record.metadata,
             live,
         }))
@@ -108,6 +110,12 @@ impl Consumer {
     #[must_use]
     pub fn has_scope(&self, scope: &str) -> bool {
         self.0.scopes.contains(scope)
+    }
+
+    /// The name of the plan the key is on, whoever defines it.
+    #[must_use]
+    pub fn plan(&self) -> Option<&str> {
+        self.0.plan.as_deref()
     }
 
     /// What the application stored with the key.
@@ -194,6 +202,7 @@ impl fmt::Debug for Consumer {
             .field("key_id", &self.key_id())
             .field("key_name", &self.key_name())
             .field("scopes", &scopes)
+            .field("plan", &self.plan())
             .finish_non_exhaustive()
     }
 }

@@ -108,9 +108,14 @@ pub struct KeyRecord {
     pub name: Option<String>,
     /// What it may do.
     pub scopes: Scopes,
-    /// How often it may be used: `None` is the default of the
+    /// How often it may be used: `None` is what its plan says, or else the default of the
     /// [`Authenticator`](crate::auth::Authenticator), [`RateLimits::unlimited`] no limit.
     pub rate_limits: Option<RateLimits>,
+    /// The name of the plan it is on: limits that many keys share.
+    pub plan: Option<String>,
+    /// What the store says of that plan, as of when the record was read; `None` where it does not
+    /// define it, and in a record that was not read.
+    pub plan_limits: Option<RateLimits>,
     /// What the application wants to know of it.
     pub metadata: Metadata,
     /// Whether it is switched on. Unlike a revocation this can be undone.
@@ -164,6 +169,8 @@ impl KeyRecord {
             name: None,
             scopes: Scopes::default(),
             rate_limits: None,
+            plan: None,
+            plan_limits: None,
             metadata: Metadata::default(),
             is_active: true,
             created_at: now,

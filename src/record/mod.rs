@@ -8,6 +8,7 @@ mod consumer;
 mod event;
 mod key_record;
 mod metadata;
+mod plan;
 mod scope;
 
 pub use self::{
@@ -20,4 +21,5 @@ pub use self::{
 pub(crate) use self::{
     consumer::{Watch, WatchedKey},
     key_record::Validity,
+    plan::{PLAN_NAMES, is_plan_name},
 };

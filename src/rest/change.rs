@@ -35,6 +35,7 @@ pub(super) struct NewKeyBody {
     #[serde(default)]
     scopes: Vec<String>,
     rate_limits: Option<Vec<Object>>,
+    plan: Option<String>,
     metadata: Option<Object>,
     #[serde(default, deserialize_with = "present")]
     expires: Option<String>,
@@ -61,6 +62,9 @@ impl NewKeyBody {
         }
         if let Some(limits) = self.rate_limits {
             new = new.rate_limits(quotas::read(limits)?);
+        }
+        if let Some(plan) = self.plan {
+            new = new.plan(plan);
         }
         if let Some(at) = self.not_before {
             let at = times::read(&at).ok_or_else(|| {
@@ -105,6 +109,8 @@ pub(super) struct PatchBody {
     #[serde(default, deserialize_with = "present")]
     rate_limits: Option<Option<Vec<Object>>>,
     #[serde(default, deserialize_with = "present")]
+    plan: Option<Option<String>>,
+    #[serde(default, deserialize_with = "present")]
     metadata: Option<Option<Object>>,
     #[serde(default, deserialize_with = "present")]
     expires: Option<String>,
@@ -126,6 +132,9 @@ impl PatchBody {
         }
         if let Some(limits) = self.rate_limits {
             update = update.rate_limits(limits.map(quotas::read).transpose()?);
+        }
+        if let Some(plan) = self.plan {
+            update = update.plan(plan);
         }
         match self.metadata {
             Some(Some(patch)) => merged = Some(patch),

@@ -2,14 +2,14 @@ use std::{future::Future, time::SystemTime};
 
 #[cfg(doc)]
 use super::StoreErrorKind;
-use super::{KeyStore, StoreError};
+use super::{KeyStore, ManagePlans, StoreError};
 use crate::record::{AuditEntry, KeyEvent, KeyId, KeyRecord, KeyStatus, Scope};
 
 /// Lists keys, and changes them in transactions.
 ///
 /// None of this is on a request's path. [`KeyIssuer`](crate::manage::KeyIssuer) is built on it, and
 /// has the rules; a store only keeps its word.
-pub trait ManageKeys: KeyStore {
+pub trait ManageKeys: KeyStore + ManagePlans {
     /// What [`begin`](Self::begin) begins.
     type Transaction: KeyTransaction;
 
@@ -93,7 +93,7 @@ pub trait KeyTransaction: Send + 'static {
         records: &[KeyRecord],
     ) -> impl Future<Output = Result<Vec<KeyId>, StoreError>> + Send;
 
-    /// Replaces what may change of a key: name, scopes, rate limits, metadata, `is_active`,
+    /// Replaces what may change of a key: name, scopes, rate limits, plan, metadata, `is_active`,
     /// `not_before`, `expires_at` and `rotated_at`. Returns the record as it is now, one
     /// [`version`](KeyRecord::version) on.
     ///

@@ -10,11 +10,12 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Claim, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, KeyTransaction, ListedKey,
-    ManageKeys, Selection, StoreError, StoreErrorKind, Usage,
+    ManageKeys, ManagePlans, Selection, StoreError, StoreErrorKind, Usage, plans::check_name,
 };
 use crate::{
     clock::{Clock, SystemClock},
     key::KeyHash,
+    rate_limit::RateLimits,
     record::{AuditEntry, KeyEvent, KeyId, KeyRecord},
 };
 
@@ -35,6 +36,15 @@ struct Keys {
     last_used: HashMap<KeyId, SystemTime>,
     events: Vec<KeyEvent>,
     claims: HashMap<[u8; 32], (SystemTime, Claim)>,
+    plans: BTreeMap<String, RateLimits>,
+}
+
+impl Keys {
+    /// `record` as it reads at `now`.
+    fn read(&self, record: &KeyRecord, now: SystemTime) -> KeyRecord {
+        let plan_limits = record.plan.as_ref().and_then(|plan| self.plans.get(plan)).cloned();
+        KeyRecord { plan_limits, read_at: now, ..record.clone() }
+    }
 }
 
 impl MemoryKeyStore {
@@ -52,10 +62,6 @@ impl MemoryKeyStore {
 
     fn keys(&self) -> MutexGuard<'_, Keys> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn read(&self, record: &KeyRecord) -> KeyRecord {
-        KeyRecord { read_at: self.clock.now(), ..record.clone() }
     }
 }
 
@@ -75,7 +81,7 @@ impl KeyStore for MemoryKeyStore {
     async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
         let keys = self.keys();
         let record = keys.ids.get(hash).and_then(|id| keys.records.get(id));
-        Ok(record.map(|record| self.read(record)))
+        Ok(record.map(|record| keys.read(record, self.clock.now())))
     }
 
     async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
@@ -106,7 +112,8 @@ impl ManageKeys for MemoryKeyStore {
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
-        Ok(self.keys().records.get(&id).map(|record| self.read(record)))
+        let keys = self.keys();
+        Ok(keys.records.get(&id).map(|record| keys.read(record, self.clock.now())))
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
@@ -116,7 +123,7 @@ impl ManageKeys for MemoryKeyStore {
         let mut found = (keys.records.range((Bound::Unbounded, end)).rev())
             .map(|(id, record)| (record, keys.last_used.get(id).copied()))
             .filter(|(record, last_used_at)| matches(query, record, *last_used_at, now))
-            .map(|(record, last_used_at)| ListedKey::new(self.read(record), last_used_at));
+            .map(|(record, last_used_at)| ListedKey::new(keys.read(record, now), last_used_at));
         let listed: Vec<_> = found.by_ref().take(query.limit).collect();
         let last = listed.last().map(|key| key.record.id);
         Ok(KeyPage::new(listed, last.filter(|_| found.next().is_some())))
@@ -137,6 +144,23 @@ impl ManageKeys for MemoryKeyStore {
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
         Ok(self.keys().last_used.get(&id).copied())
+    }
+}
+
+impl ManagePlans for MemoryKeyStore {
+    async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), StoreError> {
+        check_name(name)?;
+        self.keys().plans.insert(name.to_owned(), limits.clone());
+        Ok(())
+    }
+
+    async fn remove_plan(&self, name: &str) -> Result<bool, StoreError> {
+        Ok(self.keys().plans.remove(name).is_some())
+    }
+
+    async fn plans(&self) -> Result<Vec<(String, RateLimits)>, StoreError> {
+        let plans = self.keys().plans.clone();
+        Ok(plans.into_iter().collect())
     }
 }
 
@@ -169,10 +193,12 @@ pub struct MemoryTransaction {
 
 impl MemoryTransaction {
     fn get(&self, id: KeyId) -> Option<KeyRecord> {
-        match self.changed.get(&id) {
-            Some(changed) => changed.as_ref().map(|record| self.store.read(record)),
-            None => self.store.keys().records.get(&id).map(|record| self.store.read(record)),
-        }
+        let keys = self.store.keys();
+        let record = match self.changed.get(&id) {
+            Some(changed) => changed.as_ref(),
+            None => keys.records.get(&id),
+        };
+        record.map(|record| keys.read(record, self.store.clock.now()))
     }
 
     fn set(&mut self, record: KeyRecord) {
@@ -240,6 +266,7 @@ impl KeyTransaction for MemoryTransaction {
             name: record.name.clone(),
             scopes: record.scopes.clone(),
             rate_limits: record.rate_limits.clone(),
+            plan: record.plan.clone(),
             metadata: record.metadata.clone(),
             is_active: record.is_active,
             not_before: record.not_before,
@@ -248,8 +275,8 @@ impl KeyTransaction for MemoryTransaction {
             version: stored.version + 1,
             ..stored
         };
-        self.set(updated.clone());
-        Ok(updated)
+        self.set(updated);
+        self.get(record.id).ok_or(StoreError::new(StoreErrorKind::Conflict))
     }
 
     async fn revoke(

@@ -31,6 +31,11 @@ pub(super) const POSTGRES: &[Migration] = &[
         description: "management of api keys",
         sql: include_str!("../../migrations/postgres/0003_api_key_management.sql"),
     },
+    Migration {
+        version: 4,
+        description: "plans of api keys",
+        sql: include_str!("../../migrations/postgres/0004_api_key_plans.sql"),
+    },
 ];
 
 #[cfg(feature = "sqlite")]
@@ -49,6 +54,11 @@ pub(super) const SQLITE: &[Migration] = &[
         version: 3,
         description: "management of api keys",
         sql: include_str!("../../migrations/sqlite/0003_api_key_management.sql"),
+    },
+    Migration {
+        version: 4,
+        description: "plans of api keys",
+        sql: include_str!("../../migrations/sqlite/0004_api_key_plans.sql"),
     },
 ];
 

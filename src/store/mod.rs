@@ -1,7 +1,7 @@
 //! Where keys are kept: the ports, and their implementations.
 //!
 //! [`KeyStore`] is all that serving requests needs; [`ManageKeys`] is what issuing, listing and
-//! revoking need on top. [`MemoryKeyStore`] is for tests and static keys, [`PgKeyStore`] and
+//! revoking need on top, and [`ManagePlans`] keeps limits that many keys share. [`MemoryKeyStore`] is for tests and static keys, [`PgKeyStore`] and
 //! [`SqliteKeyStore`] are persistent. All pass one contract suite.
 //!
 //! A store of your own is plain `async fn`s:
@@ -42,7 +42,8 @@
 //!
 //! Both read what triggers on `api_keys` write down, so that whatever changes a key is told:
 //! another node, a script, a person at the database's prompt. A column that no request depends on,
-//! as `revoked_reason`, is not told, nor is a key's use.
+//! as `revoked_reason`, is not told, nor is a key's use. A change of a plan, in `api_key_plans`, is
+//! told as one of everything.
 
 mod change;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -53,6 +54,7 @@ mod manage;
 mod memory;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod migrate;
+mod plans;
 mod poll;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -76,6 +78,7 @@ pub use self::{
         Selection,
     },
     memory::{MemoryKeyStore, MemoryTransaction},
+    plans::ManagePlans,
     poll::{ChangeLog, ChangedKey, Changes, Horizon, PollingChangeFeed},
 };
 use crate::{
@@ -114,6 +117,10 @@ pub trait KeyStore: Send + Sync + 'static {
 pub trait Invalidate: Send + Sync {
     /// Forgets everything about the key with this hash, that it is unknown included.
     fn invalidate(&self, hash: &KeyHash);
+
+    /// Forgets everything about every key: a plan was changed, and with it the limits of keys that
+    /// nobody has counted. Default: nothing, for who remembers no limits.
+    fn invalidate_all(&self) {}
 }
 
 /// A key was used.

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     key::KeyHash,
-    record::{AuditEntry, KeyEvent, KeyId, KeyRecord, Metadata, Scopes},
+    rate_limit::RateLimits,
+    record::{AuditEntry, KeyEvent, KeyId, KeyRecord, Metadata, Scopes, is_plan_name},
 };
 
 const NANOS_PER_MICRO: u128 = 1000;
@@ -29,6 +30,9 @@ pub(super) struct Row {
     pub(super) name: Option<String>,
     pub(super) scopes: Vec<String>,
     pub(super) rate_limits: Option<String>,
+    pub(super) plan: Option<String>,
+    /// Of the plan, and nothing that is written with a key.
+    pub(super) plan_limits: Option<String>,
     pub(super) metadata: String,
     pub(super) is_active: bool,
     pub(super) created_at: i64,
@@ -56,6 +60,8 @@ impl Row {
             name: record.name.clone(),
             scopes: record.scopes.iter().map(|scope| scope.as_str().to_owned()).collect(),
             rate_limits: record.rate_limits.as_ref().map(json).transpose()?,
+            plan: record.plan.clone(),
+            plan_limits: None,
             metadata: record.metadata.as_json().to_owned(),
             is_active: record.is_active,
             created_at: micros(record.created_at)?,
@@ -79,7 +85,12 @@ impl Row {
         let at = |column, micros| time(micros).ok_or_else(|| bad(column));
         let maybe_at = |column, micros: Option<i64>| micros.map(|it| at(column, it)).transpose();
 
-        let rate_limits = self.rate_limits.as_deref().map(serde_json::from_str).transpose();
+        let limits = |column, json: Option<String>| {
+            json.map(|json| serde_json::from_str(&json).map_err(|_| bad(column))).transpose()
+        };
+        if self.plan.as_deref().is_some_and(|plan| !is_plan_name(plan)) {
+            return Err(bad("plan"));
+        }
         Ok(KeyRecord {
             id,
             key_hash: KeyHash::try_from(&*self.key_hash).map_err(|_| bad("key_hash"))?,
@@ -88,7 +99,9 @@ impl Row {
             consumer_id: self.consumer_id,
             name: self.name,
             scopes: Scopes::parse(self.scopes).map_err(|_| bad("scopes"))?,
-            rate_limits: rate_limits.map_err(|_| bad("rate_limits"))?,
+            rate_limits: limits("rate_limits", self.rate_limits)?,
+            plan: self.plan,
+            plan_limits: limits("plan_limits", self.plan_limits)?,
             metadata: Metadata::from_json(&self.metadata).map_err(|_| bad("metadata"))?,
             is_active: self.is_active,
             created_at: at("created_at", self.created_at)?,
@@ -157,6 +170,18 @@ pub(super) fn claimed(
 
 pub(super) fn key_id(id: Uuid) -> KeyId {
     KeyId::from_bytes(id.into_bytes())
+}
+
+/// A row of `api_key_plans`.
+pub(super) type Plan = (String, String);
+
+/// The plans of these rows.
+pub(super) fn plans(rows: Vec<Plan>) -> Result<Vec<(String, RateLimits)>, StoreError> {
+    let plan = |(name, limits): Plan| match serde_json::from_str(&limits) {
+        Ok(limits) => Ok((name, limits)),
+        Err(_) => Err(corrupt(&format_args!("column `rate_limits` of plan {name:?}"))),
+    };
+    rows.into_iter().map(plan).collect()
 }
 
 /// A [`KeyEvent`] in types any database has, as a [`Row`].
@@ -304,11 +329,14 @@ mod tests {
             SystemTime::UNIX_EPOCH,
         );
         type Spoil = fn(&mut Row);
-        let broken: [(&str, Spoil); 7] = [
+        let broken: [(&str, Spoil); 10] = [
             ("key_hash", |row| row.key_hash = b"leak".into()),
             ("scopes", |row| row.scopes = vec!["leak leak".into()]),
             ("rate_limits", |row| row.rate_limits = Some("null".into())),
             ("rate_limits", |row| row.rate_limits = Some(r#"[{"leak":1}]"#.into())),
+            ("plan", |row| row.plan = Some("leak leak".into())),
+            ("plan_limits", |row| row.plan_limits = Some("leak".into())),
+            ("plan_limits", |row| row.plan_limits = Some(r#"[{"leak":1}]"#.into())),
             ("metadata", |row| row.metadata = r#"["leak"]"#.into()),
             ("metadata", |row| row.metadata = "leak".into()),
             ("version", |row| row.version = -1),

@@ -34,10 +34,11 @@ use tower_api_key::{
     clock::ManualClock,
     key::{EntropySource, KeyFormat, KeyHash, RngError},
     manage::{Expiry, Issued, KeyIssuer, NewKey},
+    rate_limit::RateLimits,
     record::{KeyId, KeyRecord},
     store::{
         Change, ChangeFeed, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys,
-        MemoryKeyStore, MemoryTransaction, StoreError, StoreErrorKind, Usage,
+        ManagePlans, MemoryKeyStore, MemoryTransaction, StoreError, StoreErrorKind, Usage,
     },
 };
 
@@ -393,6 +394,20 @@ impl ManageKeys for FakeStore {
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
         self.keys.last_used_at(id).await
+    }
+}
+
+impl ManagePlans for FakeStore {
+    async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), StoreError> {
+        self.keys.set_plan(name, limits).await
+    }
+
+    async fn remove_plan(&self, name: &str) -> Result<bool, StoreError> {
+        self.keys.remove_plan(name).await
+    }
+
+    async fn plans(&self) -> Result<Vec<(String, RateLimits)>, StoreError> {
+        self.keys.plans().await
     }
 }
 

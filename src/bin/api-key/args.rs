@@ -6,7 +6,7 @@ use tower_api_key::record::KeyId;
 
 use super::{
     change::Update, doctor::Doctor, global::Global, import::Import, issue::Issue, list,
-    manual::Completions, prune::Prune, revoke::Revoke, rotate::Rotate, verify::Verify,
+    manual::Completions, plan::Plan, prune::Prune, revoke::Revoke, rotate::Rotate, verify::Verify,
 };
 
 const EXIT_CODES: &str = "\
@@ -14,7 +14,7 @@ Exit codes:
   0  done
   1  failed: the database, a file, a stream
   2  what was asked for makes no sense: an option, a line of an import
-  3  there is no such key
+  3  there is no such key, or plan
   4  the key is in a state in which this cannot be done, or somebody else changed it
   5  verify: the key is turned away
   6  doctor: something is wrong with the database
@@ -37,8 +37,8 @@ const FIRST_STEPS: &str = "\
 Issues, lists, changes, rotates, revokes, imports and verifies API keys.
 
 The keys are in PostgreSQL or in a file of SQLite, as hashes: nobody can read a key there, and a
-key that was lost cannot be shown again. Every change is written down in the audit, in the same
-transaction: who, what, when, from where, why.
+key that was lost cannot be shown again. Every change of a key is written down in the audit, in the
+same transaction: who, what, when, from where, why.
 
 The first key of a new installation:
 
@@ -77,6 +77,7 @@ pub(crate) enum Command {
     Rotate(Rotate),
     Revoke(Revoke),
     Import(Import),
+    Plan(Plan),
     Prune(Prune),
     Verify(Verify),
     Events(list::Events),

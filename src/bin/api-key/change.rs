@@ -41,9 +41,17 @@ pub(crate) struct Update {
     #[arg(long = "rate-limit", value_name = "LIMIT", value_parser = values::limit, group = "change")]
     rate_limits: Vec<Limit>,
 
-    /// Let the limits apply that the service has for all
+    /// Let the limits apply that its plan has, or the service for all
     #[arg(long, group = "change", conflicts_with = "rate_limits")]
     default_rate_limits: bool,
+
+    /// The plan it is on: limits that many keys share
+    #[arg(long, value_name = "NAME", group = "change")]
+    plan: Option<String>,
+
+    /// Take it off its plan
+    #[arg(long, group = "change", conflicts_with = "plan")]
+    no_plan: bool,
 
     /// What the application wants to know of it: a JSON object
     #[arg(long, value_name = "JSON", value_parser = values::metadata, group = "change")]
@@ -95,6 +103,9 @@ impl Update {
             update = update.rate_limits(Some(limits));
         } else if self.default_rate_limits {
             update = update.rate_limits(None);
+        }
+        if self.plan.is_some() || self.no_plan {
+            update = update.plan(self.plan);
         }
         if let Some(metadata) = self.metadata {
             update = update.metadata(metadata);

@@ -29,6 +29,11 @@ impl Failure {
         Self { code: USAGE, message: message.into() }
     }
 
+    /// What it was asked for is not there.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self { code: NOT_FOUND, message: message.into() }
+    }
+
     /// Adds what caused it, and what caused that.
     pub(crate) fn because(mut self, error: &(dyn Error + 'static)) -> Self {
         let mut cause = Some(error);
@@ -91,6 +96,7 @@ fn option(field: &str) -> Option<&'static str> {
         "name" => "--name",
         "scopes" => "--scope",
         "rate_limits" => "--rate-limit",
+        "plan" => "--plan",
         "expires_at" => "--expires",
         "not_before" => "--not-before",
         "created_by" => "--created-by",

@@ -65,9 +65,13 @@ pub(crate) struct Description {
     scopes: Vec<Scope>,
 
     /// How often it may be used: 600/min, 10/s, 1000/day, 600/min:20 for 20 at once, "unlimited"; may
-    /// be repeated [default: what the service has for all]
+    /// be repeated [default: as its plan, or what the service has for all]
     #[arg(long = "rate-limit", value_name = "LIMIT", value_parser = values::limit)]
     rate_limits: Vec<Limit>,
+
+    /// The plan it is on: limits that many keys share, see `api-key plan --help`
+    #[arg(long, value_name = "NAME")]
+    plan: Option<String>,
 
     /// What the application wants to know of it: a JSON object
     #[arg(long, value_name = "JSON", value_parser = values::metadata)]
@@ -99,6 +103,9 @@ impl Description {
             let limits = values::limits(&self.rate_limits);
             new =
                 new.rate_limits(limits.map_err(|e| Failure::usage(format!("--rate-limit: {e}")))?);
+        }
+        if let Some(plan) = self.plan {
+            new = new.plan(plan);
         }
         if let Some(at) = self.not_before {
             new = new.not_before(at);

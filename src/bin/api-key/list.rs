@@ -92,11 +92,13 @@ pub(crate) async fn keys(list: List, session: &Session) -> Result<(), Failure> {
             output::hint(record),
             values::status_name(record.status(record.read_at)).to_owned(),
             output::scopes(&record.scopes),
+            record.plan.clone().unwrap_or_else(|| "-".to_owned()),
             output::maybe_time(record.expires_at, "never"),
             output::maybe_time(key.last_used_at, "-"),
         ]
     });
-    let headings = ["ID", "CONSUMER", "NAME", "KEY", "STATE", "SCOPES", "EXPIRES", "LAST USED"];
+    let headings =
+        ["ID", "CONSUMER", "NAME", "KEY", "STATE", "SCOPES", "PLAN", "EXPIRES", "LAST USED"];
     output::line(&output::table(&headings, rows))?;
     if let Some(next) = next {
         output::note(&format!("there are more: --after {next}"));

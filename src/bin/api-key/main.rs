@@ -11,6 +11,7 @@ mod issue;
 mod list;
 mod manual;
 mod output;
+mod plan;
 mod progress;
 mod prune;
 mod revoke;
@@ -61,6 +62,7 @@ fn on_a_store(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Update(update) => change::run(update, &session).await,
             Command::Rotate(rotate) => rotate::run(rotate, &session).await,
             Command::Revoke(revoke) => revoke::run(revoke, &session).await,
+            Command::Plan(plan) => plan::run(plan, &session).await,
             Command::Import(import) => import::run(import, &session).await,
             Command::Prune(prune) => prune::run(prune, &session).await,
             Command::Verify(verify) => return verify::run(verify, &session).await,

@@ -46,6 +46,7 @@ pub(crate) fn record(record: &KeyRecord) -> Value {
         "key_last4": record.key_last4,
         "scopes": record.scopes,
         "rate_limits": record.rate_limits,
+        "plan": record.plan,
         "metadata": serde_json::from_str::<Value>(record.metadata.as_json()).unwrap_or_default(),
         "is_active": record.is_active,
         "created_at": exact(record.created_at),
@@ -108,8 +109,17 @@ pub(crate) fn scopes(scopes: &Scopes) -> String {
     if scopes.is_empty() { "-".to_owned() } else { scopes.join(" ") }
 }
 
-pub(crate) fn limits(limits: Option<&RateLimits>) -> String {
-    let Some(limits) = limits else { return "the service's default".to_owned() };
+/// What a key has, or whoever says so: services may define plans of their own.
+fn limits_of(record: &KeyRecord) -> String {
+    match (&record.rate_limits, &record.plan, &record.plan_limits) {
+        (Some(own), ..) => limits(own),
+        (None, Some(_), Some(of_plan)) => format!("{}, as its plan", limits(of_plan)),
+        (None, Some(_), None) => "as the service defines its plan".to_owned(),
+        (None, None, _) => "the service's default".to_owned(),
+    }
+}
+
+pub(crate) fn limits(limits: &RateLimits) -> String {
     let limit = |quota: &tower_api_key::rate_limit::Quota| {
         let (limit, burst) = (quota.limit(), quota.burst_size().get());
         let burst = if burst == limit { String::new() } else { format!(", {burst} at once") };
@@ -155,7 +165,8 @@ pub(crate) fn details(key: &ListedKey) -> String {
         row("name", some(&record.name)),
         row("key", hint(record)),
         row("scopes", scopes(&record.scopes)),
-        row("rate limits", limits(record.rate_limits.as_ref())),
+        row("plan", some(&record.plan)),
+        row("rate limits", limits_of(record)),
         row("metadata", record.metadata.as_json().to_owned()),
         row("created", time(record.created_at)),
         row("created by", some(&record.created_by)),

@@ -21,6 +21,8 @@ use crate::{
 pub(super) const SCOPE: &str = r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}$";
 /// No controls, and nothing that changes the direction of text or ends a line.
 const TEXT: &str = r"^[^\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]*$";
+/// Of quotas and plans.
+const NAME: &str = "^[A-Za-z0-9._-]{1,64}$";
 const DURATION: &str = "^[0-9]{1,9}[smhdw]$";
 /// The milliseconds of 146 years, in which a bucket has to fill.
 const MAX_WINDOW: i64 = 4_611_686_018_427;
@@ -112,13 +114,18 @@ fn scopes() -> ArrayBuilder {
 
 fn quotas() -> ArrayBuilder {
     ArrayBuilder::new().items(named("Quota")).description(Some(
-        "What the key may do how often. An empty list is no limit at all; without a list the \
-         service's default applies.",
+        "What the key may do how often. An empty list is no limit at all; without a list its plan \
+         says, or the service's default applies.",
     ))
 }
 
 fn quotas_or_null() -> AnyOfBuilder {
     AnyOfBuilder::new().item(quotas()).item(null())
+}
+
+fn plan_or_null() -> ObjectBuilder {
+    or_null(string().pattern(Some(NAME)), Type::String)
+        .description(Some("The plan the key is on: limits that many keys share."))
 }
 
 fn page(items: &str, schema: &str) -> ObjectBuilder {
@@ -145,6 +152,7 @@ pub(super) fn components() -> ComponentsBuilder {
         .property("name", or_null(text(), Type::String))
         .property("scopes", scopes())
         .property("rate_limits", quotas_or_null())
+        .property("plan", plan_or_null())
         .property("metadata", or_null(free(), Type::Object).description(Some(METADATA)))
         .property("not_before", or_null(time(), Type::String))
         .property("created_by", or_null(text(), Type::String))
@@ -153,6 +161,7 @@ pub(super) fn components() -> ComponentsBuilder {
         .property("name", or_null(text(), Type::String))
         .property("scopes", scopes())
         .property("rate_limits", quotas_or_null())
+        .property("plan", plan_or_null())
         .property("metadata", or_null(free(), Type::Object).description(Some(METADATA)))
         .property("expires", expires())
         .property("is_active", boolean())
@@ -227,6 +236,7 @@ fn key() -> ObjectBuilder {
         ("prefix", string().into()),
         ("scopes", scopes().into()),
         ("rate_limits", quotas_or_null().into()),
+        ("plan", plan_or_null().into()),
         ("metadata", free().into()),
         ("status", statuses().into()),
         ("is_active", boolean().into()),
@@ -248,7 +258,7 @@ fn key() -> ObjectBuilder {
 }
 
 fn quota() -> ObjectBuilder {
-    let name = string().pattern(Some("^[A-Za-z0-9._-]{1,64}$"));
+    let name = string().pattern(Some(NAME));
     let count = || integer(1, u32::MAX.into());
     record(vec![
         ("name", name.into()),

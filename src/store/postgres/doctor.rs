@@ -73,7 +73,7 @@ impl PgKeyStore {
         findings.push(Finding::of_parts("triggers", &expected, &triggers, TRIGGERS_GONE));
         let indexes = names(connection, INDEXES).await?;
         let mut expected = made_by(POSTGRES, "index");
-        expected.extend(["api_keys_pkey", "api_keys_key_hash_key"]);
+        expected.extend(["api_keys_pkey", "api_keys_key_hash_key", "api_key_plans_pkey"]);
         findings.push(Finding::of_parts("indexes", &expected, &indexes, INDEXES_GONE));
         findings.push(rights(connection).await?);
         findings.push(self.listener().await);
@@ -202,8 +202,9 @@ async fn rights(connection: &mut PgConnection) -> sqlx::Result<Finding> {
         return Ok(Finding::ok("rights", "this role may look keys up, change them and prune them"));
     }
     let detail = format!("this role lacks: {}", lacking.join(", "));
-    if lacking.iter().any(|right| right == "select on api_keys") {
-        let advice = "without it no key is let in: grant select on api_keys";
+    let needed = ["select on api_keys", "select on api_key_plans"];
+    if lacking.iter().any(|right| needed.contains(&right.as_str())) {
+        let advice = "without it no key is let in: grant select on api_keys and api_key_plans";
         return Ok(Finding::problem("rights", detail, advice));
     }
     let advice = "fine for a service that only looks keys up (it writes api_key_usage); who \
@@ -215,6 +216,7 @@ const RIGHTS: &str = "
 select needed || ' on ' || name
 from (values
     ('api_keys', array['select', 'insert', 'update', 'delete']),
+    ('api_key_plans', array['select', 'insert', 'update', 'delete']),
     ('api_key_usage', array['select', 'insert', 'update']),
     ('api_key_changes', array['select']),
     ('api_key_events', array['select', 'insert'])

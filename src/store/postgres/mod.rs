@@ -3,6 +3,7 @@ mod error;
 mod lease;
 mod list;
 mod listen;
+mod plans;
 mod record;
 mod timestamp;
 mod transaction;

@@ -14,11 +14,14 @@ use crate::{
 };
 
 /// What [`record`] reads. The time of reading comes from the clock itself: a transaction that waited
-/// for a lock began earlier.
+/// for a lock began earlier. Plans are looked up key by key: a join might read them all for one key.
 macro_rules! columns {
     () => {
         "id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, \
-         rate_limits::text as rate_limits, metadata::text as metadata, is_active, created_at, \
+         rate_limits::text as rate_limits, plan, \
+         (select api_key_plans.rate_limits::text from api_key_plans \
+         where api_key_plans.name = plan) as plan_limits, \
+         metadata::text as metadata, is_active, created_at, \
          created_by, not_before, expires_at, revoked_at, revoked_reason, rotated_from, \
          rotated_at, root_id, version, \
          clock_timestamp() as read_at"
@@ -56,6 +59,8 @@ fn read(row: &PgRow) -> sqlx::Result<Row> {
         name: row.try_get("name")?,
         scopes: row.try_get("scopes")?,
         rate_limits: row.try_get("rate_limits")?,
+        plan: row.try_get("plan")?,
+        plan_limits: row.try_get("plan_limits")?,
         metadata: row.try_get("metadata")?,
         is_active: row.try_get("is_active")?,
         created_at: at("created_at")?,

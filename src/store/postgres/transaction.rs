@@ -123,22 +123,22 @@ const INSERT: &str = "
 insert into api_keys (
     id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
     is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, rotated_at, root_id, version
+    rotated_from, rotated_at, root_id, version, plan
 )
 select
     id, key_hash, key_prefix, key_last4, consumer_id, name,
     array(select jsonb_array_elements_text(scopes::jsonb)), rate_limits::jsonb, metadata::jsonb,
     is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, rotated_at, root_id, version
+    rotated_from, rotated_at, root_id, version, plan
 from unnest(
     $1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
     $8::text[], $9::text[], $10::boolean[], $11::timestamptz[], $12::text[], $13::timestamptz[],
     $14::timestamptz[], $15::timestamptz[], $16::text[], $17::uuid[], $18::timestamptz[],
-    $19::uuid[], $20::bigint[]
+    $19::uuid[], $20::bigint[], $21::text[]
 ) with ordinality as new (
     id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
     is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, rotated_at, root_id, version, place
+    rotated_from, rotated_at, root_id, version, plan, place
 )
 order by key_hash, place
 on conflict do nothing
@@ -146,7 +146,7 @@ returning id";
 
 const UPDATE: &str = concat!(
     "update api_keys set name = $3, scopes = $4, rate_limits = $5::jsonb, metadata = $6::jsonb, \
-     is_active = $7, not_before = $8, expires_at = $9, rotated_at = $10, version = version + 1 \
+     is_active = $7, not_before = $8, expires_at = $9, rotated_at = $10, plan = $11, version = version + 1 \
      where id = $1 and version = $2 returning ",
     columns!()
 );
@@ -254,7 +254,8 @@ impl KeyTransaction for PgTransaction {
             .bind(column(&rows, |row| row.rotated_from.map(Uuid::from_bytes)))
             .bind(column(&rows, |row| row.rotated_at.map(Timestamp)))
             .bind(column(&rows, |row| Uuid::from_bytes(row.root_id)))
-            .bind(column(&rows, |row| row.version));
+            .bind(column(&rows, |row| row.version))
+            .bind(column(&rows, |row| row.plan.clone()));
         let mut lease = self.take()?;
         let inserted: Vec<Uuid> = insert.fetch_all(&mut *lease).await.map_err(failed)?;
         self.lease = Some(lease);
@@ -273,7 +274,8 @@ impl KeyTransaction for PgTransaction {
             .bind(row.is_active)
             .bind(row.not_before.map(Timestamp))
             .bind(row.expires_at.map(Timestamp))
-            .bind(row.rotated_at.map(Timestamp));
+            .bind(row.rotated_at.map(Timestamp))
+            .bind(row.plan);
         let mut lease = self.take()?;
         let row = update.fetch_optional(&mut *lease).await.map_err(failed)?;
         self.lease = Some(lease);

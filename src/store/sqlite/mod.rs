@@ -1,6 +1,7 @@
 mod doctor;
 mod error;
 mod list;
+mod plans;
 mod record;
 mod transaction;
 

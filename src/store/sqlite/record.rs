@@ -25,6 +25,8 @@ macro_rules! columns {
     () => {
         concat!(
             "id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, \
+             plan, (select api_key_plans.rate_limits from api_key_plans \
+             where api_key_plans.name = plan) as plan_limits, \
              metadata, is_active, created_at, created_by, not_before, expires_at, revoked_at, \
              revoked_reason, rotated_from, rotated_at, root_id, version, ",
             now!(),
@@ -64,6 +66,8 @@ fn read(row: &SqliteRow) -> sqlx::Result<Row> {
         name: row.try_get("name")?,
         scopes: scopes.map_err(|error| undecodable("scopes", error))?,
         rate_limits: row.try_get("rate_limits")?,
+        plan: row.try_get("plan")?,
+        plan_limits: row.try_get("plan_limits")?,
         metadata: row.try_get("metadata")?,
         is_active: row.try_get("is_active")?,
         created_at: row.try_get("created_at")?,

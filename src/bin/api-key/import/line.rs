@@ -11,13 +11,14 @@ use tower_api_key::{
 
 use super::super::values;
 
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 12] = [
     "hash",
     "consumer_id",
     "expires",
     "name",
     "scopes",
     "rate_limits",
+    "plan",
     "metadata",
     "not_before",
     "created_by",
@@ -57,6 +58,9 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
     }
     if let Some(limits) = present(&object, "rate_limits") {
         new = new.rate_limits(rate_limits(limits).map_err(|e| format!("rate_limits: {e}"))?);
+    }
+    if let Some(plan) = text(&object, "plan")? {
+        new = new.plan(plan);
     }
     if let Some(metadata) = present(&object, "metadata") {
         let metadata = Metadata::new(metadata);

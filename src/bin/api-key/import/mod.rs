@@ -22,7 +22,8 @@ const BATCH: usize = 1000;
 ///   hash         SHA-256 of the whole key, in hex or base64
 ///   consumer_id  whom the key stands for
 ///   expires      "never", "2026-12-31", "90d"
-///   name, scopes, rate_limits, metadata, not_before, created_by, prefix, last4: may be left out.
+///   name, scopes, rate_limits, plan, metadata, not_before, created_by, prefix, last4: may be left
+///   out.
 ///   rate_limits is a list such as ["600/min"], or as `show --json` has it.
 ///
 /// It is read as a stream, and stored 1,000 keys at a time, each batch in one transaction. Keys that
