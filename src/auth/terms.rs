@@ -32,7 +32,14 @@ impl Terms {
         }
     }
 
-    fn plan<'a>(&'a self, _record: &'a KeyRecord) -> Option<&'a RateLimits> {
-        None
+    /// As the store has it, else as it is defined in code.
+    fn plan<'a>(&'a self, record: &'a KeyRecord) -> Option<&'a RateLimits> {
+        let plan = record.plan.as_deref()?;
+        record.plan_limits.as_ref().or_else(|| self.plans.get(plan))
+    }
+
+    /// Whether the key names a plan that nobody defines.
+    pub(super) fn misses_plan(&self, record: &KeyRecord) -> bool {
+        record.plan.is_some() && self.plan(record).is_none()
     }
 }

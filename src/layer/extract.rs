@@ -1,10 +1,12 @@
+use std::convert::Infallible;
+
 use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
-    response::{IntoResponse, Response},
+    response::{IntoResponse, IntoResponseParts, Response, ResponseParts},
 };
 use http::request::Parts;
 
-use super::{Anonymous, ProblemJson, RejectionResponse, response::complete};
+use super::{Anonymous, Cost, ProblemJson, RejectionResponse, response::complete};
 use crate::{
     auth::{Rejection, RejectionKind},
     record::Consumer,
@@ -36,6 +38,16 @@ fn find(parts: &Parts) -> Result<Option<Consumer>, ConsumerRejection> {
         Some(consumer) => Ok(Some(consumer.clone())),
         None if parts.extensions.get::<Anonymous>().is_some() => Ok(None),
         None => Err(ConsumerRejection(RejectionKind::LayerMissing)),
+    }
+}
+
+/// What the request has cost after all.
+impl IntoResponseParts for Cost {
+    type Error = Infallible;
+
+    fn into_response_parts(self, mut response: ResponseParts) -> Result<ResponseParts, Infallible> {
+        response.extensions_mut().insert(self);
+        Ok(response)
     }
 }
 

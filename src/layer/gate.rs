@@ -131,13 +131,12 @@ impl Settings {
             Some(cost) => cost.units(),
             None => taken,
         };
-        let of_rejection = rejection.and_then(Rejection::standing).cloned();
         let standing = match own {
             Some(own) => standing.after(own),
             None => standing.clone(),
         };
-        let settled = if self.charge { standing.settle(taken, wanted) } else { standing };
-        self.tell_standing(response, &of_rejection.unwrap_or(settled), &more);
+        let standing = if self.charge { standing.settle(taken, wanted) } else { standing };
+        self.tell_standing(response, &standing, &more);
     }
 
     fn tell_standing<B>(

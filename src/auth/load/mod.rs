@@ -35,7 +35,7 @@ use super::{
 use crate::{
     clock::Clock,
     key::KeyHash,
-    record::KeyId,
+    record::{KeyId, KeyRecord},
     store::{StoreError, StoreErrorKind},
     trace,
 };
@@ -256,6 +256,9 @@ impl Loader {
                 }
                 let answered = self.clock.monotonic();
                 let entry = record.map(|record| {
+                    if self.terms.misses_plan(&record) {
+                        self.unknown_plan(&record);
+                    }
                     let watch: Weak<Self> = Arc::downgrade(self);
                     Arc::new(Entry::new(record, &self.terms, watch, now, answered, generation))
                 });
@@ -263,6 +266,12 @@ impl Loader {
             }
             Err(error) => Err(self.failed(error)),
         }
+    }
+
+    fn unknown_plan(&self, record: &KeyRecord) {
+        let (key_id, plan) = (record.id, record.plan.as_deref());
+        trace::warn!(%key_id, plan, "a key names a plan that is not defined");
+        self.observe(&Event::UnknownPlan { key_id });
     }
 
     /// To be held while a query is under way.

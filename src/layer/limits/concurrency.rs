@@ -149,7 +149,11 @@ impl Limit {
 
 impl Terms {
     /// Lets one more in, and says how it stands then.
-    fn enter(&self, in_flight: &Arc<InFlight>, consumer: &Consumer) -> Result<Entered, Box<Denied>> {
+    fn enter(
+        &self,
+        in_flight: &Arc<InFlight>,
+        consumer: &Consumer,
+    ) -> Result<Entered, Box<Denied>> {
         let plan = consumer.plan().and_then(|plan| self.of_plans.get(plan));
         let &Limit { most, ref policy } = plan.unwrap_or(&self.default);
         let subject = consumer.subject();
