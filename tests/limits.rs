@@ -480,7 +480,7 @@ mod concurrency {
     async fn a_request_that_is_given_up_is_no_longer_under_way() {
         let keys = Keys::new();
         let limit = ConcurrencyLimit::per_key(1).unwrap();
-        let waiting = get(|| std::future::pending::<()>()).layer(limit.clone());
+        let waiting = get(std::future::pending::<()>).layer(limit.clone());
         let app = guarded(&keys, per_minute(60), routes(&limit).route("/waiting", waiting));
         let key = keys.key().await;
         // Known before, so that it is let in at the first poll.

@@ -121,7 +121,8 @@ impl Settings {
     /// Takes what the request has cost after all, and tells of that and of the policies of layers
     /// inside.
     fn settle<B>(&self, response: &mut Response<B>, standing: &Standing) {
-        let Tally { units, own, more } = response.extensions_mut().remove().unwrap_or_default();
+        let Tally { units, wanted, own, more } =
+            response.extensions_mut().remove().unwrap_or_default();
         let taken = units.saturating_add(1);
         let rejection = response.extensions().get::<Rejection>();
         let is_limited = rejection.is_some_and(|r| r.kind() == RejectionKind::RateLimited);
@@ -129,7 +130,7 @@ impl Settings {
             // Who is turned away by one quota takes from none.
             _ if is_limited => 0,
             Some(cost) => cost.units(),
-            None => taken,
+            None => wanted.unwrap_or(taken),
         };
         let standing = match own {
             Some(own) => standing.after(own),

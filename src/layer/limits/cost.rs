@@ -4,7 +4,7 @@ use tower_layer::Layer;
 
 use super::{
     MeteredLayer, MeteredService, Tally,
-    metered::{Taken, Toll, Verdict, take},
+    metered::{Denied, Taken, Toll, Verdict, take},
 };
 use crate::{
     auth::{Rejection, Standing},
@@ -61,22 +61,25 @@ impl Cost {
 impl Cost {
     /// As a layer, renders rejections in another way. Default: [`ProblemJson`](crate::layer::ProblemJson).
     pub fn render_rejections<R>(self, renderer: R) -> MeteredLayer<R> {
-        MeteredLayer { toll: Toll::Cost(self), renderer }
+        MeteredLayer { toll: Arc::new(self), renderer }
     }
+}
 
+impl Toll for Cost {
     /// Takes what the route costs beyond the unit that was taken outside.
-    pub(super) fn ask(self, consumer: &Consumer) -> Verdict {
+    fn ask(&self, consumer: &Consumer) -> Verdict {
         let Some(more) = self.0.checked_sub(1) else {
-            return Verdict::Pass(Taken::nothing(Some(self)));
+            let tally = Tally { wanted: Some(self.0), ..Tally::default() };
+            return Verdict::Pass(Taken::nothing(tally));
         };
         let buckets = consumer.meter().and_then(Meter::buckets);
         let (Some(buckets), Some(units)) = (buckets, NonZeroU32::new(more)) else {
-            return Verdict::Pass(Taken::nothing(None));
+            return Verdict::Pass(Taken::nothing(Tally::default()));
         };
         take(consumer, Arc::clone(buckets), units, move |consumer, decisions| {
             if !decisions.is_admitted() {
                 let standing = Standing::new(consumer, decisions);
-                return Err((Rejection::rate_limited(standing), Tally::default()));
+                return Err(Denied::of(Rejection::rate_limited(standing), Tally::default()));
             }
             Ok(Tally { units: more, own: Some(decisions), ..Tally::default() })
         })

@@ -13,7 +13,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{Cost, RateClass, Tally, payer};
+use super::{Tally, payer};
 use crate::{
     auth::{Rejection, RejectionKind},
     layer::{ProblemJson, RejectionResponse, response::complete},
@@ -25,22 +25,20 @@ use crate::{
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct MeteredLayer<R = ProblemJson> {
-    pub(super) toll: Toll,
+    pub(super) toll: Arc<dyn Toll>,
     pub(super) renderer: R,
 }
 
 /// What is taken of a request on its way in.
-#[derive(Clone, Debug)]
-pub(super) enum Toll {
-    Cost(Cost),
-    Class(RateClass),
+pub(super) trait Toll: fmt::Debug + Send + Sync {
+    fn ask(&self, consumer: &Consumer) -> Verdict;
 }
 
 impl<S, R: Clone> Layer<S> for MeteredLayer<R> {
     type Service = MeteredService<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        MeteredService { inner, toll: self.toll.clone(), renderer: self.renderer.clone() }
+        MeteredService { inner, toll: Arc::clone(&self.toll), renderer: self.renderer.clone() }
     }
 }
 
@@ -48,7 +46,7 @@ impl<S, R: Clone> Layer<S> for MeteredLayer<R> {
 #[derive(Clone, Debug)]
 pub struct MeteredService<S, R = ProblemJson> {
     inner: S,
-    toll: Toll,
+    toll: Arc<dyn Toll>,
     renderer: R,
 }
 
@@ -67,12 +65,9 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let verdict = match payer(&request) {
-            Ok(None) => Verdict::Pass(Taken::nothing(None)),
-            Ok(Some(consumer)) => match &self.toll {
-                Toll::Cost(cost) => cost.ask(consumer),
-                Toll::Class(class) => class.ask(consumer),
-            },
-            Err(rejection) => Verdict::Reject(Denied::of(rejection)),
+            Ok(None) => Verdict::Pass(Taken::nothing(Tally::default())),
+            Ok(Some(consumer)) => self.toll.ask(consumer),
+            Err(rejection) => Verdict::Reject(Denied::of(rejection, Tally::default())),
         };
         let state = match verdict {
             Verdict::Pass(taken) => State::Inner { future: self.inner.call(request), taken },
@@ -96,17 +91,16 @@ where
 /// How a request goes on.
 pub(super) enum Verdict {
     Pass(Taken),
-    Reject(Denied),
+    Reject(Box<Denied>),
     Wait(Waiting),
 }
 
-type Waiting = Pin<Box<dyn Future<Output = Result<Taken, Denied>> + Send>>;
+type Waiting = Pin<Box<dyn Future<Output = Result<Taken, Box<Denied>>> + Send>>;
 
 /// What was taken of a request on its way in.
+#[derive(Default)]
 pub(super) struct Taken {
     tally: Tally,
-    /// What it is to cost where the response says nothing else.
-    cost: Option<Cost>,
     units: Option<(Arc<dyn Buckets>, NonZeroU32, Consumer)>,
 }
 
@@ -120,14 +114,16 @@ pub(super) fn take(
     consumer: &Consumer,
     buckets: Arc<dyn Buckets>,
     units: NonZeroU32,
-    conclude: impl FnOnce(Consumer, Decisions) -> Result<Tally, (Rejection, Tally)> + Send + 'static,
+    conclude: impl FnOnce(Consumer, Decisions) -> Result<Tally, Box<Denied>> + Send + 'static,
 ) -> Verdict {
-    let Some(meter) = consumer.meter() else { return Verdict::Pass(Taken::nothing(None)) };
+    let Some(meter) = consumer.meter() else {
+        return Verdict::Pass(Taken::nothing(Tally::default()));
+    };
     let check = buckets.take(units, meter.now());
     let consumer = consumer.clone();
-    let conclude = move |decisions| match conclude(consumer.clone(), decisions) {
-        Ok(tally) => Ok(Taken { tally, cost: None, units: Some((buckets, units, consumer)) }),
-        Err((rejection, tally)) => Err(Denied { rejection, tally }),
+    let conclude = move |decisions| {
+        let tally = conclude(consumer.clone(), decisions)?;
+        Ok(Taken { tally, units: Some((buckets, units, consumer)) })
     };
     match check {
         Check::Ready(decisions) => match conclude(decisions) {
@@ -141,14 +137,14 @@ pub(super) fn take(
 }
 
 impl Taken {
-    pub(super) fn nothing(cost: Option<Cost>) -> Self {
-        Self { tally: Tally::default(), cost, units: None }
+    pub(super) fn nothing(tally: Tally) -> Self {
+        Self { tally, units: None }
     }
 
     fn finish<B>(self, response: &mut Response<B>) {
         let rejection = response.extensions().get::<Rejection>();
         let is_limited = rejection.is_some_and(|r| r.kind() == RejectionKind::RateLimited);
-        let Self { mut tally, cost, units } = self;
+        let Self { mut tally, units } = self;
         // A layer further in has turned it away: then nobody takes anything.
         if is_limited && let Some((buckets, units, consumer)) = units {
             if let Some(meter) = consumer.meter() {
@@ -156,18 +152,13 @@ impl Taken {
             }
             tally = Tally { units: 0, own: None, ..tally };
         }
-        if let Some(cost) = cost
-            && response.extensions().get::<Cost>().is_none()
-        {
-            response.extensions_mut().insert(cost);
-        }
         tally.write(response);
     }
 }
 
 impl Denied {
-    fn of(rejection: Rejection) -> Self {
-        Self { rejection, tally: Tally::default() }
+    pub(super) fn of(rejection: Rejection, tally: Tally) -> Box<Self> {
+        Box::new(Self { rejection, tally })
     }
 
     fn response<B>(self, renderer: &impl RejectionResponse<B>) -> Response<B> {
@@ -216,7 +207,7 @@ where
             let next = match state.as_mut().project() {
                 StateProj::Inner { future, taken } => {
                     let mut response = ready!(future.poll(cx))?;
-                    mem::replace(taken, Taken::nothing(None)).finish(&mut response);
+                    mem::take(taken).finish(&mut response);
                     return Poll::Ready(Ok(response));
                 }
                 StateProj::Waiting { verdict, parked } => {

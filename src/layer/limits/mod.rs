@@ -34,6 +34,8 @@ use crate::{
 pub(super) struct Tally {
     /// Units taken of each quota of the key, beyond the first.
     pub(super) units: u32,
+    /// What it is to be after all, where the response has no [`Cost`].
+    pub(super) wanted: Option<u32>,
     /// Where those stand, if anything was taken.
     pub(super) own: Option<Decisions>,
     /// Policies beside those of the key.
@@ -51,6 +53,7 @@ impl Tally {
         let inside = extensions.remove::<Self>().unwrap_or_default();
         extensions.insert(Self {
             units: self.units.saturating_add(inside.units),
+            wanted: inside.wanted.or(self.wanted),
             own: inside.own.or(self.own),
             more: self.more.into_iter().chain(inside.more).collect(),
         });

@@ -4,7 +4,7 @@ use tower_layer::Layer;
 
 use super::{
     MeteredLayer, MeteredService, Policy, Tally,
-    metered::{Taken, Toll, Verdict, take},
+    metered::{Denied, Taken, Toll, Verdict, take},
 };
 use crate::{
     auth::{self, Rejection},
@@ -90,15 +90,19 @@ impl RateClass {
 
     /// Renders rejections in another way. Default: [`ProblemJson`].
     pub fn render_rejections<R>(self, renderer: R) -> MeteredLayer<R> {
-        MeteredLayer { toll: Toll::Class(self), renderer }
+        MeteredLayer { toll: Arc::new(self), renderer }
     }
+}
 
-    pub(super) fn ask(&self, consumer: &Consumer) -> Verdict {
+impl Toll for RateClass {
+    fn ask(&self, consumer: &Consumer) -> Verdict {
         let quotas = self.0.quotas_of(consumer);
         let buckets = consumer
             .meter()
             .and_then(|meter| meter.buckets_of(&quotas.limits, consumer.subject(), meter.now()));
-        let Some(buckets) = buckets.cloned() else { return Verdict::Pass(Taken::nothing(None)) };
+        let Some(buckets) = buckets.cloned() else {
+            return Verdict::Pass(Taken::nothing(Tally::default()));
+        };
         let policies = Arc::clone(&quotas.policies);
         take(consumer, buckets, NonZeroU32::MIN, move |consumer, decisions| {
             let more = policies.iter().cloned().zip(decisions.iter().copied()).collect();
@@ -109,7 +113,7 @@ impl RateClass {
             let violated = tally.more.iter().filter(|(_, decision)| !decision.is_admitted());
             let violated = violated.map(|(policy, _)| Arc::clone(&policy.name)).collect();
             let wait = auth::wait(&decisions);
-            Err((Rejection::beyond(consumer.key_id(), violated, wait), tally))
+            Err(Denied::of(Rejection::beyond(consumer.key_id(), violated, wait), tally))
         })
     }
 }

@@ -35,7 +35,7 @@ struct Ring {
     /// this late: what its slot would be may have been given to a new one.
     latest: AtomicU64,
     /// Each the lower half of its number, then the units. A slot of an outdated number is empty.
-    slots: [AtomicU64; LIVE as usize],
+    slots: [AtomicU64; SLOTS as usize + 1],
 }
 
 impl Window {
