@@ -269,9 +269,8 @@ impl Loader {
     }
 
     fn unknown_plan(&self, record: &KeyRecord) {
-        let (key_id, plan) = (record.id, record.plan.as_deref());
-        trace::warn!(%key_id, plan, "a key names a plan that is not defined");
-        self.observe(&Event::UnknownPlan { key_id });
+        trace::warn!(key_id = %record.id, plan = record.plan, "a key names an undefined plan");
+        self.observe(&Event::UnknownPlan { key_id: record.id });
     }
 
     /// To be held while a query is under way.
