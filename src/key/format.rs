@@ -101,11 +101,14 @@ impl KeyFormat {
             return Err(MalformedKey);
         }
         let (payload, checksum) = bytes.split_last_chunk::<CHECKSUM_LEN>().ok_or(MalformedKey)?;
+        // Most that is not a key ends here, before anything is computed of it.
+        if !is_word(bytes) {
+            return Err(MalformedKey);
+        }
         let mut expected = [0; CHECKSUM_LEN];
         let crc = crc32fast::hash(payload).to_be_bytes();
         URL_SAFE_NO_PAD.encode_slice(crc, &mut expected).map_err(|_| MalformedKey)?;
-        let word = bytes.iter().all(|&byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        if word && *checksum == expected { Ok(PresentedKey::new(bytes)) } else { Err(MalformedKey) }
+        if *checksum == expected { Ok(PresentedKey::new(bytes)) } else { Err(MalformedKey) }
     }
 
     /// The regular expression under which secret scanners find keys of this format.
@@ -126,6 +129,17 @@ impl KeyFormat {
     fn len(&self) -> usize {
         self.prefix.len() + BODY_LEN + CHECKSUM_LEN
     }
+}
+
+/// Whether all of it is letters, digits and `_`. Without a branch, so that the compiler looks at
+/// sixteen bytes at a time.
+fn is_word(bytes: &[u8]) -> bool {
+    let is_word = |byte: u8| {
+        let is_letter = (byte | 0x20).wrapping_sub(b'a') < 26;
+        let is_digit = byte.wrapping_sub(b'0') < 10;
+        is_letter | is_digit | (byte == b'_')
+    };
+    bytes.iter().fold(true, |all, &byte| all & is_word(byte))
 }
 
 /// Why a format was refused.
