@@ -257,11 +257,8 @@ impl Inner {
         network: Option<ClientNetwork>,
     ) -> Result<Admission, Rejection> {
         let entry = Arc::clone(&self.loader).load(hash, network).await?;
+        let entry = entry.ok_or(Rejection::new(RejectionKind::Unknown))?;
         let now = self.loader.clock.monotonic();
-        let Some(entry) = entry else {
-            self.loader.strangers.failed(network, now);
-            return Err(Rejection::new(RejectionKind::Unknown));
-        };
         match self.judge(entry, charge, now) {
             Attempt::Admit(admission) => Ok(admission),
             Attempt::Reject(rejection) => Err(rejection),

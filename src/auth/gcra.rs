@@ -20,6 +20,11 @@ impl Rate {
         Self { interval, full: interval.saturating_mul(u64::from(burst.max(1))) }
     }
 
+    /// Half as many at once, rounded down.
+    pub(super) fn half(self) -> Self {
+        Self { full: self.full / self.interval / 2 * self.interval, ..self }
+    }
+
     pub(super) fn per_second(units: u32, burst: u32) -> Self {
         Self::new(Duration::from_secs(1) / units.max(1), burst)
     }

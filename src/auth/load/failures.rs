@@ -26,6 +26,24 @@ pub(super) struct Failures {
 
 type Row = Box<[Used]>;
 
+/// A query that may fail, and in which rows it holds what that would take.
+#[derive(Clone, Copy)]
+pub(super) struct Try {
+    network: ClientNetwork,
+    held: [bool; 2],
+}
+
+impl Try {
+    /// One that holds nothing.
+    pub(super) fn of(network: ClientNetwork) -> Self {
+        Self { network, held: [false; 2] }
+    }
+
+    fn is_held(self) -> bool {
+        self.held.contains(&true)
+    }
+}
+
 /// 1 MiB a row. Of 1,000 clients that guess at the same time, one in 17,000 others is taken for one.
 const CELLS: usize = 1 << 17;
 
@@ -40,11 +58,42 @@ impl Failures {
         waits.min().unwrap_or_default()
     }
 
+    /// `network` has failed.
     pub(super) fn count(&self, network: ClientNetwork, now: Duration) {
         let rows = self.rows.get_or_init(|| [row(), row()]);
         for cell in self.cells(Some(rows), network) {
             cell.press(self.rate, now);
         }
+    }
+
+    /// A query for `network`, of which it is not known yet whether it fails, or how long until there
+    /// may be one.
+    ///
+    /// While half of what it may fail is left, as many as come are let through: they may be good
+    /// keys. After that each holds what its failure would take. Called by one at a time, or two that
+    /// come at once could have a cell each.
+    pub(super) fn begin(&self, network: ClientNetwork, now: Duration) -> Result<Try, Duration> {
+        let mut attempt = Try::of(network);
+        let rows = self.rows.get();
+        let is_trusted = |cell: &Used| cell.wait(self.rate.half(), now).is_zero();
+        if rows.is_none() || self.cells(rows, network).any(is_trusted) {
+            return Ok(attempt);
+        }
+        for (held, cell) in attempt.held.iter_mut().zip(self.cells(rows, network)) {
+            *held = cell.take(self.rate, now);
+        }
+        if attempt.is_held() { Ok(attempt) } else { Err(self.wait(network, now)) }
+    }
+
+    pub(super) fn fail(&self, attempt: Try, now: Duration) {
+        if !attempt.is_held() {
+            self.count(attempt.network, now);
+        }
+    }
+
+    pub(super) fn release(&self, attempt: Try) {
+        let cells = self.cells(self.rows.get(), attempt.network).zip(attempt.held);
+        cells.filter(|(_, is_held)| *is_held).for_each(|(cell, _)| cell.give_back(self.rate));
     }
 
     fn cells<'a>(

@@ -182,14 +182,19 @@ impl Loader {
             let error = StoreError::new(StoreErrorKind::Other).because("no tokio runtime");
             return Err(Rejection::store_unavailable(error));
         };
-        let mut flight = match self.flight(hash, network, &runtime) {
-            ControlFlow::Continue(flight) => flight,
+        let (mut flight, is_joined) = match self.flight(hash, network, &runtime) {
+            ControlFlow::Continue(it) => it,
             ControlFlow::Break(outcome) => return Ok(Landed { outcome, is_overtaken: false }),
         };
         let landing = flight.landed.wait_for(Option::is_some);
         let landed = timeout(self.deadline + GRACE, landing).await;
         match landed.as_ref().map(|landed| landed.as_deref()) {
-            Ok(Ok(Some(landed))) => Ok(landed.clone()),
+            Ok(Ok(Some(landed))) => {
+                if is_joined && matches!(landed.outcome, Ok(None)) {
+                    self.strangers.failed(network, self.clock.monotonic());
+                }
+                Ok(landed.clone())
+            }
             // The task panicked, or the runtime that it was spawned on shuts down or stands still.
             _ => {
                 self.board().flights.strike_off(&hash, flight.number);
@@ -199,22 +204,25 @@ impl Loader {
         }
     }
 
-    /// The load of `hash` that is under way, or a new one; what the last one brought if it landed
+    /// The load of `hash` that is under way and is joined, or a new one; what the last one brought if it landed
     /// after the caller had looked into the cache.
     fn flight(
         self: &Arc<Self>,
         hash: KeyHash,
         network: Option<ClientNetwork>,
         runtime: &Handle,
-    ) -> ControlFlow<Outcome, Flight<Landed>> {
+    ) -> ControlFlow<Outcome, (Flight<Landed>, bool)> {
         let mut board = self.board();
         if let Some(flight) = board.flights.get(&hash) {
-            return ControlFlow::Continue(flight.clone());
+            return ControlFlow::Continue((flight.clone(), true));
         }
         let now = self.clock.monotonic();
         let asker = match self.cache.peek(&hash, now) {
             Peek::Fresh(entry) => return ControlFlow::Break(Ok(Some(entry))),
-            Peek::Absent => return ControlFlow::Break(Ok(None)),
+            Peek::Absent => {
+                self.strangers.failed(network, now);
+                return ControlFlow::Break(Ok(None));
+            }
             Peek::Stale(_) => Asker::Known,
             Peek::Miss if board.acquaintances.contains(&hash) => Asker::Known,
             Peek::Miss => {
@@ -233,7 +241,7 @@ impl Loader {
             let outcome = landing.loader.fetch(&hash, asker).await;
             landing.land(outcome);
         });
-        ControlFlow::Continue(flight)
+        ControlFlow::Continue((flight, false))
     }
 
     /// Asks the store whether it answers. No key has this hash.
@@ -246,6 +254,7 @@ impl Loader {
     }
 
     async fn fetch(self: &Arc<Self>, hash: &KeyHash, asker: Asker) -> Result<Fetched, Rejection> {
+        let mut cost = self.strangers.cost(asker);
         if !self.breaker.would_allow(self.clock.monotonic()) {
             return Err(down());
         }
@@ -260,7 +269,7 @@ impl Loader {
         // Both before the query: a deadline reckoned from here comes early rather than late, and
         // an invalidation after it is noticed.
         let (now, generation) = (self.clock.monotonic(), self.cache.generation());
-        let unit = self.strangers.charge(asker, hash, now)?;
+        self.strangers.charge(&mut cost, asker, hash, now)?;
         // Only now, as the store may have gone down in the meantime.
         if !self.breaker.allow(now) {
             return Err(down());
@@ -271,15 +280,17 @@ impl Loader {
             Err(StoreError::new(StoreErrorKind::Unavailable).because(late))
         };
         let found = found.unwrap_or_else(late);
-        if !matches!(found, Ok(Some(_))) {
-            unit.spend();
+        let answered = self.clock.monotonic();
+        match &found {
+            Ok(Some(_)) => drop(cost),
+            Ok(None) => cost.fail(answered),
+            Err(_) => cost.spend(),
         }
         match found {
             Ok(record) => {
                 if self.breaker.answered() {
                     trace::info!("the key store answers again");
                 }
-                let answered = self.clock.monotonic();
                 let entry = record.map(|record| {
                     if self.terms.misses_plan(&record) {
                         self.unknown_plan(&record);
@@ -301,8 +312,8 @@ impl Loader {
     /// To be held while a query is under way.
     async fn turn(&self, asker: Asker) -> Result<Turn<'_>, AcquireError> {
         let stranger = match asker {
-            Asker::Known | Asker::Returning => None,
-            Asker::Stranger => Some(self.strangers.turns.acquire().await?),
+            Asker::Known | Asker::Returning(_) => None,
+            Asker::Stranger(_) => Some(self.strangers.turns.acquire().await?),
         };
         Ok((stranger, self.turns.acquire().await?))
     }

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::{failures::Failures, turned_away::TurnedAway};
+use super::{
+    failures::{Failures, Try},
+    turned_away::TurnedAway,
+};
 use crate::{
     auth::{
         Rejection, RejectionKind,
@@ -29,14 +32,14 @@ pub(in crate::auth) struct Strangers {
     failures: Failures,
 }
 
-/// Whose query it is.
-#[derive(Clone, Copy, PartialEq)]
+/// Whose query it is, and what it may fail.
+#[derive(Clone, Copy)]
 pub(super) enum Asker {
     /// A key's that was known until now.
     Known,
-    Stranger,
+    Stranger(Option<Try>),
     /// A stranger's that was turned away before. It has taken a unit of the reserve.
-    Returning,
+    Returning(Option<Try>),
 }
 
 impl Strangers {
@@ -56,7 +59,7 @@ impl Strangers {
         }
     }
 
-    /// Whether a stranger may queue for a query at all.
+    /// Whether a stranger may queue for a query at all. Called by one at a time.
     pub(super) fn admit(
         &self,
         hash: &KeyHash,
@@ -65,32 +68,45 @@ impl Strangers {
         now: Duration,
     ) -> Result<Asker, Rejection> {
         if self.turned_away.remembers(hash) && self.reserve.take(now) {
-            return Ok(Asker::Returning);
+            return Ok(Asker::Returning(network.map(Try::of)));
         }
-        if let Some(rejection) = self.too_many_failures(network, now) {
+        let attempt = network.map(|network| self.failures.begin(network, now)).transpose();
+        let asker = Asker::Stranger(attempt.map_err(|wait| {
             self.turned_away.remember(hash);
-            return Err(rejection);
-        }
+            Rejection::too_many_failures(wait)
+        })?);
         if has_room && self.budget.has_left(now) {
-            Ok(Asker::Stranger)
-        } else {
-            Err(self.turn_away(hash))
+            return Ok(asker);
         }
+        drop(self.cost(asker));
+        Err(self.turn_away(hash))
     }
 
-    /// What the query costs that `asker` makes now.
-    pub(super) fn charge(
-        &self,
+    /// What the query of `asker` has taken before it is made.
+    pub(super) fn cost(&self, asker: Asker) -> Cost<'_> {
+        let (budget, attempt) = match asker {
+            Asker::Known => (None, None),
+            Asker::Stranger(attempt) => (None, attempt),
+            Asker::Returning(attempt) => (Some(&self.reserve), attempt),
+        };
+        Cost { budget, attempt, failures: &self.failures }
+    }
+
+    /// Takes what the query costs that `asker` makes now.
+    pub(super) fn charge<'a>(
+        &'a self,
+        cost: &mut Cost<'a>,
         asker: Asker,
         hash: &KeyHash,
         now: Duration,
-    ) -> Result<Unit<'_>, Rejection> {
-        match asker {
-            Asker::Known => Ok(Unit(None)),
-            Asker::Returning => Ok(Unit(Some(&self.reserve))),
-            Asker::Stranger if self.budget.take(now) => Ok(Unit(Some(&self.budget))),
-            Asker::Stranger => Err(self.turn_away(hash)),
+    ) -> Result<(), Rejection> {
+        if matches!(asker, Asker::Stranger(_)) {
+            if !self.budget.take(now) {
+                return Err(self.turn_away(hash));
+            }
+            cost.budget = Some(&self.budget);
         }
+        Ok(())
     }
 
     /// There is no room for this one now.
@@ -111,8 +127,8 @@ impl Strangers {
         })
     }
 
-    /// The store said that a key is none.
-    pub(in crate::auth) fn failed(&self, network: Option<ClientNetwork>, now: Duration) {
+    /// Somebody has heard of another one's query that a key is none.
+    pub(super) fn failed(&self, network: Option<ClientNetwork>, now: Duration) {
         if let Some(network) = network {
             self.failures.count(network, now);
         }
@@ -148,18 +164,34 @@ impl Budget {
 }
 
 /// What a query costs: given back, unless it is spent.
-pub(super) struct Unit<'a>(Option<&'a Budget>);
+pub(super) struct Cost<'a> {
+    budget: Option<&'a Budget>,
+    attempt: Option<Try>,
+    failures: &'a Failures,
+}
 
-impl Unit<'_> {
+impl Cost<'_> {
+    /// The store did not answer, which is nobody's failure.
     pub(super) fn spend(mut self) {
-        self.0 = None;
+        self.budget = None;
+    }
+
+    /// There is no such key.
+    pub(super) fn fail(mut self, now: Duration) {
+        if let Some(attempt) = self.attempt.take() {
+            self.failures.fail(attempt, now);
+        }
+        self.spend();
     }
 }
 
-impl Drop for Unit<'_> {
+impl Drop for Cost<'_> {
     fn drop(&mut self) {
-        if let Some(budget) = self.0 {
+        if let Some(budget) = self.budget {
             budget.used.give_back(budget.rate);
+        }
+        if let Some(attempt) = self.attempt {
+            self.failures.release(attempt);
         }
     }
 }
