@@ -8,8 +8,10 @@ mod support;
 use std::{
     convert::Infallible,
     future::{Future, Ready, ready},
+    net::IpAddr,
     pin::pin,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use allocation_counter::{AllocationInfo, measure};
@@ -17,8 +19,8 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use tower::{Layer, Service};
 use tower_api_key::{
     ApiKeyLayer, Authenticator,
-    auth::{Attempt, RejectionKind, Worker},
-    layer::RateLimitHeaders,
+    auth::{Attempt, ClientNetwork, RejectionKind, Worker},
+    layer::{ClientAddress, RateLimitHeaders},
     rate_limit::{Quota, RateLimits},
 };
 
@@ -183,6 +185,24 @@ mod a_cached_key {
         assert_eq!(beyond_bare(RateLimitHeaders::Off, two, true, true).await, 2);
     }
 
+    /// Its address is not even looked for.
+    #[tokio::test]
+    async fn costs_no_more_where_failures_are_throttled() {
+        let (auth, _worker, key) = warm(plenty()).await;
+        let request = || {
+            let mut request = with_key(&key, true);
+            let forwarded = HeaderValue::from_static("for=\"[2001:db8::1]:4711\";proto=https");
+            request.headers_mut().insert(header::FORWARDED, forwarded);
+            request
+        };
+        let inner = Inner { headers: true };
+        let bare = cost(&mut Bare(inner.clone()), request, StatusCode::OK);
+        let layer = ApiKeyLayer::new(auth).rate_limit_headers(RateLimitHeaders::Off);
+        let layer = layer.throttle_failures(ClientAddress::forwarded(1));
+        let ours = cost(&mut layer.layer(inner), request, StatusCode::OK);
+        assert_eq!(ours.count_total - bare.count_total, 1);
+    }
+
     #[tokio::test]
     async fn costs_nothing_before_it_is_handed_over() {
         let (auth, _worker, key) = warm(plenty()).await;
@@ -236,6 +256,21 @@ mod a_refused_key {
         let unknown = unknown_key();
         auth.authenticate(unknown.as_bytes()).await.unwrap_err();
         assert_eq!(attempt(&auth, unknown.as_bytes(), RejectionKind::Unknown), 0);
+    }
+
+    #[tokio::test]
+    async fn costs_nothing_where_it_counts_as_a_failure() {
+        let keys = Keys::new();
+        let often = keys.builder().failure_limit(u32::MAX, Duration::from_nanos(1));
+        let (auth, _worker) = often.build();
+        let unknown = unknown_key();
+        let network = ClientNetwork::from(IpAddr::from([192, 0, 2, 1]));
+        auth.authenticate_from(unknown.as_bytes(), network).await.unwrap_err();
+        let cost = cheapest(|| match auth.attempt_from(unknown.as_bytes(), network) {
+            Attempt::Reject(rejection) => assert_eq!(rejection.kind(), RejectionKind::Unknown),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(cost, 0);
     }
 
     /// What is seen of a rejection afterwards is kept in one place.

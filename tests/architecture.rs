@@ -50,7 +50,15 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &["axum", "axum_core"],
-        &["layer::extract", "layer::forward_auth", "layer::websocket", "rest", "admin", "account"],
+        &[
+            "layer::extract",
+            "layer::forward_auth",
+            "layer::peer",
+            "layer::websocket",
+            "rest",
+            "admin",
+            "account",
+        ],
         "the layer serves every tower service",
     ),
 ];

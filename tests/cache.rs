@@ -227,7 +227,8 @@ async fn a_deleted_key_is_unknown_once_it_is_no_longer_fresh() {
 async fn a_flood_of_unknown_keys_does_not_push_out_the_known_one() {
     // The shape without a checksum, so that junk costs nothing to make.
     let junk = ImportedFormat::new("", Alphabet::Hex, 64).unwrap();
-    let service = Service::with(|builder| builder.accept(junk).cache(policy().capacity(1)));
+    let policy = policy().capacity(1).stranger_queries(u32::MAX);
+    let service = Service::with(|builder| builder.accept(junk).cache(policy));
     let key = service.issue("acme").await;
     service.get(&key.text).await.is_for("acme");
     for junk in 0..100_000 {
@@ -244,7 +245,8 @@ async fn a_flood_of_unknown_keys_does_not_push_out_the_known_one() {
 
 #[tokio::test(start_paused = true)]
 async fn only_so_many_unknown_keys_are_remembered() {
-    let service = Service::with(|builder| builder.cache(policy().absent_capacity(100)));
+    let policy = policy().absent_capacity(100).stranger_queries(u32::MAX);
+    let service = Service::with(|builder| builder.cache(policy));
     let junk: Vec<_> = (0..3_000).map(|_| unknown_key()).collect();
     for key in junk.iter().chain(&junk) {
         service.get(key).await.is_refused(RejectionKind::Unknown);
@@ -344,7 +346,8 @@ async fn a_thousand_first_requests_share_one_failure_and_none_is_remembered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_request_after_a_failure_asks_again_rather_than_sharing_it() {
-    let service = Service::new();
+    let policy = policy().stranger_queries(u32::MAX);
+    let service = Service::with(|builder| builder.cache(policy));
     let key = service.issue("acme").await;
     for failure in 1..=2_000 {
         service.store.answer(Answers::With(StoreErrorKind::Other));
@@ -426,7 +429,8 @@ async fn clients_that_hang_up_on_many_threads_harm_nobody() {
 #[tokio::test(start_paused = true)]
 async fn clients_that_hang_up_take_no_turn_with_them() {
     let turns = 8;
-    let service = Service::with(|builder| builder.cache(policy().max_loads(turns)));
+    let policy = policy().max_loads(turns).stranger_queries(u32::MAX);
+    let service = Service::with(|builder| builder.cache(policy));
     for round in 1..=20 {
         for _ in 0..500 {
             drop(service.begin(&unknown_key()));

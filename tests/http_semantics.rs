@@ -649,7 +649,7 @@ mod rejections {
         }
     }
 
-    const KINDS: [(RejectionKind, u16, &str); 13] = [
+    const KINDS: [(RejectionKind, u16, &str); 14] = [
         (RejectionKind::Missing, 401, "missing_api_key"),
         (RejectionKind::InvalidRequest, 400, "invalid_request"),
         (RejectionKind::Malformed, 401, "invalid_api_key"),
@@ -660,6 +660,7 @@ mod rejections {
         (RejectionKind::NotYetActive, 401, "invalid_api_key"),
         (RejectionKind::InsufficientScope, 403, "insufficient_scope"),
         (RejectionKind::RateLimited, 429, "rate_limit_exceeded"),
+        (RejectionKind::TooManyFailures, 429, "too_many_failures"),
         (RejectionKind::StoreUnavailable, 503, "service_unavailable"),
         (RejectionKind::Overloaded, 503, "service_unavailable"),
         (RejectionKind::LayerMissing, 500, "internal_error"),

@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    Event, Health, Rejection, RejectionKind, Standing, StoreHealth, cache::Peek, entry::Entry,
-    load::Loader, usage::UsageRecorder,
+    ClientNetwork, Event, Health, Rejection, RejectionKind, Standing, StoreHealth, cache::Peek,
+    entry::Entry, load::Loader, usage::UsageRecorder,
 };
 use crate::{
     key::{AcceptedFormat, KeyHash},
@@ -47,7 +47,7 @@ pub enum Attempt {
 
 /// What a request takes of each quota.
 #[derive(Clone, Copy, PartialEq)]
-enum Charge {
+pub(crate) enum Charge {
     One,
     /// It is let in even where nothing is left.
     Nothing,
@@ -73,28 +73,44 @@ impl Authenticator {
     /// [`authenticate`](Self::authenticate) it tells no [`Observer`](super::Observer) of keys that
     /// are turned away.
     pub fn attempt(&self, key: &[u8]) -> Attempt {
-        self.judge(key, Charge::One)
+        self.judge(key, Charge::One, || None)
+    }
+
+    /// As [`attempt`](Self::attempt), for a client in `network`, from which there may be [only so
+    /// many unknown keys](super::Builder::failure_limit).
+    pub fn attempt_from(&self, key: &[u8], network: ClientNetwork) -> Attempt {
+        self.judge(key, Charge::One, || Some(network))
     }
 
     /// As [`attempt`](Self::attempt), but takes nothing from the key's quotas, and lets it in when
     /// they have nothing left: for a client that asks where it stands.
     pub fn peek(&self, key: &[u8]) -> Attempt {
-        self.judge(key, Charge::Nothing)
+        self.judge(key, Charge::Nothing, || None)
     }
 
-    fn judge(&self, key: &[u8], charge: Charge) -> Attempt {
+    /// Asks for the client's network only if the cache has not let the key in.
+    pub(crate) fn judge(
+        &self,
+        key: &[u8],
+        charge: Charge,
+        network: impl FnOnce() -> Option<ClientNetwork>,
+    ) -> Attempt {
         let Some(hash) = self.0.hash(key) else {
             return Attempt::Reject(Rejection::new(RejectionKind::Malformed));
         };
         let now = self.0.loader.clock.monotonic();
         match self.0.loader.peek(&hash, now) {
             Peek::Fresh(entry) => Inner::judge(&self.0, entry, charge, now),
-            Peek::Absent => Attempt::Reject(Rejection::new(RejectionKind::Unknown)),
-            Peek::Stale(_) | Peek::Miss => {
-                let inner = Arc::clone(&self.0);
-                Attempt::Lookup(Lookup(Box::pin(inner.look_up(hash, charge))))
-            }
+            Peek::Absent => Attempt::Reject(self.0.loader.strangers.guess(network(), now)),
+            // It was no guess, even if the key is gone by now.
+            Peek::Stale(_) => self.look_up(hash, charge, None),
+            Peek::Miss => self.look_up(hash, charge, network()),
         }
+    }
+
+    fn look_up(&self, hash: KeyHash, charge: Charge, network: Option<ClientNetwork>) -> Attempt {
+        let inner = Arc::clone(&self.0);
+        Attempt::Lookup(Lookup(Box::pin(inner.look_up(hash, charge, network))))
     }
 
     /// Judges `key`, the bare key without a scheme, waiting for the store where it must. A key that
@@ -104,12 +120,21 @@ impl Authenticator {
     ///
     /// When the key is turned away.
     pub async fn authenticate(&self, key: &[u8]) -> Result<Admission, Rejection> {
-        let outcome = match self.attempt(key) {
-            Attempt::Admit(admission) => Ok(admission),
-            Attempt::Reject(rejection) => Err(rejection),
-            Attempt::Lookup(lookup) => lookup.await,
-        };
-        outcome.inspect_err(|rejection| self.rejected(rejection))
+        self.outcome(self.attempt(key)).await
+    }
+
+    /// As [`authenticate`](Self::authenticate), for a client in `network`, from which there may be
+    /// [only so many unknown keys](super::Builder::failure_limit).
+    ///
+    /// # Errors
+    ///
+    /// When the key is turned away.
+    pub async fn authenticate_from(
+        &self,
+        key: &[u8],
+        network: ClientNetwork,
+    ) -> Result<Admission, Rejection> {
+        self.outcome(self.attempt_from(key, network)).await
     }
 
     /// Where `key` stands with its quotas: what is left, without taking any of it. It works when
@@ -119,12 +144,16 @@ impl Authenticator {
     ///
     /// When the key is not one that may be used.
     pub async fn usage(&self, key: &[u8]) -> Result<Standing, Rejection> {
-        let outcome = match self.peek(key) {
+        self.outcome(self.peek(key)).await.map(|admission| admission.0)
+    }
+
+    async fn outcome(&self, attempt: Attempt) -> Result<Admission, Rejection> {
+        let outcome = match attempt {
             Attempt::Admit(admission) => Ok(admission),
             Attempt::Reject(rejection) => Err(rejection),
             Attempt::Lookup(lookup) => lookup.await,
         };
-        outcome.map(|admission| admission.0).inspect_err(|rejection| self.rejected(rejection))
+        outcome.inspect_err(|rejection| self.rejected(rejection))
     }
 
     /// Forgets the key with this hash, that it is unknown included: the next request asks the
@@ -225,8 +254,9 @@ impl Inner {
         self: Arc<Self>,
         hash: KeyHash,
         charge: Charge,
+        network: Option<ClientNetwork>,
     ) -> Result<Admission, Rejection> {
-        let entry = Arc::clone(&self.loader).load(hash).await?;
+        let entry = Arc::clone(&self.loader).load(hash, network).await?;
         let entry = entry.ok_or(Rejection::new(RejectionKind::Unknown))?;
         let now = self.loader.clock.monotonic();
         match self.judge(entry, charge, now) {

@@ -4,6 +4,7 @@ use super::{
     Authenticator, CachePolicy, Observer, Worker,
     authenticator::Inner,
     feed::ErasedFeed,
+    gcra::Rate,
     load::{ErasedStore, Loader},
     terms::Terms,
     usage,
@@ -18,6 +19,8 @@ use crate::{
 const USAGE_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_USAGE_INTERVAL: Duration = Duration::from_secs(3600);
 const MIN_USAGE_INTERVAL: Duration = Duration::from_millis(10);
+const FAILURES_AT_ONCE: u32 = 20;
+const FAILURE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Settings of an [`Authenticator`].
 #[must_use]
@@ -29,6 +32,7 @@ pub struct Builder {
     default_limits: RateLimits,
     plans: Plans,
     cache: CachePolicy,
+    failures: Rate,
     usage_interval: Duration,
     feed: Option<Box<dyn ErasedFeed>>,
     observer: Option<Arc<dyn Observer>>,
@@ -45,6 +49,7 @@ impl Authenticator {
             default_limits: RateLimits::unlimited(),
             plans: Plans::new(),
             cache: CachePolicy::default(),
+            failures: Rate::new(FAILURE_INTERVAL, FAILURES_AT_ONCE),
             usage_interval: USAGE_INTERVAL,
             feed: None,
             observer: None,
@@ -85,6 +90,18 @@ impl Builder {
         Self { cache: policy, ..self }
     }
 
+    /// How many unknown keys may come from a [network](super::ClientNetwork), where networks are
+    /// [told](Authenticator::attempt_from) of: so many at once, and one more each interval. Default:
+    /// 20, and 1 s. At least 1, and 1 ns.
+    ///
+    /// Twenty are an office whose clients all have a key that was deleted, or somebody who pastes
+    /// the wrong one until it is right. One a second is nothing to a database, and so little to
+    /// somebody who guesses that it is not worth the while. Beyond it, what is not in the cache is
+    /// turned away with [`TooManyFailures`](super::RejectionKind::TooManyFailures).
+    pub fn failure_limit(self, at_once: u32, interval: Duration) -> Self {
+        Self { failures: Rate::new(interval, at_once), ..self }
+    }
+
     /// How often last uses are written. Default: every 10 s, which makes one batch of whatever was
     /// used and is recent enough to find keys nobody uses; at least 10 ms, which no database should
     /// be asked to go below, and at most 1 h, which is what a crash may lose.
@@ -113,10 +130,10 @@ impl Builder {
 
     /// The authenticator, and the worker that is yours to run. Nothing is started.
     pub fn build(self) -> (Authenticator, Worker) {
-        let Self { store, formats, clock, limiter, default_limits, plans, cache, .. } = self;
+        let Self { store, formats, clock, limiter, default_limits, plans, .. } = self;
         let meters = Arc::new(Meters { limiter, clock });
         let terms = Terms { meters, plans, default: default_limits };
-        let loader = Loader::new(store, terms, self.observer, cache);
+        let loader = Loader::new(store, terms, self.observer, self.cache, self.failures);
         let loader = Arc::new(loader);
         if self.feed.is_some() {
             loader.feed.set_gap();

@@ -33,6 +33,7 @@ pub struct CachePolicy {
     pub(super) absent_capacity: u64,
     pub(super) max_loads: usize,
     pub(super) load_deadline: Duration,
+    pub(super) stranger_queries: u32,
 }
 
 const MAX_FRESH: Duration = Duration::from_secs(300);
@@ -147,6 +148,19 @@ impl CachePolicy {
         check("load_deadline", deadline, MIN_LOAD_DEADLINE, MAX_LOAD_DEADLINE)?;
         Ok(Self { load_deadline: deadline, ..self })
     }
+
+    /// How many queries a second may be made for keys that turn out to be none. Default 100, and as
+    /// many at once; at least 1. A tenth of it more is kept for keys that come a second time.
+    ///
+    /// Anybody can make up well-formed keys, and each costs a query. A hundred a second are some
+    /// percent of what a small database does, and more than mistakes amount to. Keys that are ones
+    /// cost nothing, so that a node that starts cold under load is not slowed down. Beyond it, keys
+    /// that this node does not know are [`Overloaded`](super::RejectionKind::Overloaded): the
+    /// manual says [who gets in nevertheless](crate::manual::limits#guessing).
+    #[must_use]
+    pub fn stranger_queries(self, per_second: u32) -> Self {
+        Self { stranger_queries: per_second.max(1), ..self }
+    }
 }
 
 impl Default for CachePolicy {
@@ -160,6 +174,7 @@ impl Default for CachePolicy {
             absent_capacity: 10_000,
             max_loads: 64,
             load_deadline: Duration::from_millis(500),
+            stranger_queries: 100,
         }
     }
 }

@@ -53,6 +53,11 @@
 //!    time](CachePolicy::fresh_during_gap). Afterwards all of it is confirmed by the store before it
 //!    is trusted again.
 //! 7. Refused keys are never charged.
+//! 8. Keys that nobody has heard of make no more than a [bounded number of
+//!    queries](CachePolicy::stranger_queries) a second for nothing, and, where the client's
+//!    [network](ClientNetwork) is [told](Authenticator::attempt_from), a [bounded number from
+//!    each](Builder::failure_limit). A key in the cache is let in whatever goes on around it. One
+//!    that comes again after it was turned away has a small reserve.
 //!
 //! How long a key that was revoked elsewhere can go on working, in numbers, is in the manual:
 //! [freshness](crate::manual::freshness).
@@ -76,8 +81,10 @@ mod cache;
 mod caught;
 mod entry;
 mod feed;
+mod gcra;
 mod health;
 mod load;
+mod network;
 mod observe;
 mod rejection;
 mod standing;
@@ -86,12 +93,13 @@ mod usage;
 mod watch;
 mod worker;
 
-pub(crate) use self::standing::wait;
+pub(crate) use self::{authenticator::Charge, standing::wait};
 pub use self::{
     authenticator::{Admission, Attempt, Authenticator, Lookup},
     builder::Builder,
     cache::{CachePolicy, InvalidCachePolicy},
     health::{FeedHealth, Health, StoreHealth},
+    network::ClientNetwork,
     observe::{Event, Observer},
     rejection::{Rejection, RejectionKind},
     standing::Standing,

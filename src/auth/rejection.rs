@@ -21,8 +21,9 @@ pub struct Rejection {
 struct Details {
     key_id: Option<KeyId>,
     standing: Option<Standing>,
-    /// Policies that turned it away beside those of the key, and for how long.
+    /// Policies that turned it away beside those of the key.
     violated: Box<[Arc<str>]>,
+    /// How long it is turned away for.
     wait: Option<Duration>,
     required: Box<[Scope]>,
     source: Option<StoreError>,
@@ -64,6 +65,11 @@ impl Rejection {
         let (key_id, wait) = (Some(key_id), Some(wait));
         let details = Details { key_id, violated, wait, ..Details::default() };
         Self::with(RejectionKind::RateLimited, details)
+    }
+
+    pub(super) fn too_many_failures(wait: Duration) -> Self {
+        let details = Details { wait: Some(wait), ..Details::default() };
+        Self::with(RejectionKind::TooManyFailures, details)
     }
 
     pub(super) fn store_unavailable(source: StoreError) -> Self {
@@ -124,7 +130,9 @@ impl Rejection {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self.kind {
-            RejectionKind::RateLimited => self.details.as_ref()?.wait,
+            RejectionKind::RateLimited | RejectionKind::TooManyFailures => {
+                self.details.as_ref()?.wait
+            }
             RejectionKind::StoreUnavailable | RejectionKind::Overloaded => {
                 Some(Duration::from_secs(1))
             }
@@ -146,6 +154,7 @@ impl fmt::Display for Rejection {
             RejectionKind::NotYetActive => "the key is not yet active",
             RejectionKind::InsufficientScope => "the key lacks a scope",
             RejectionKind::RateLimited => "the key has used up its quota",
+            RejectionKind::TooManyFailures => "too many unknown keys came from this network",
             RejectionKind::StoreUnavailable => "the key store is not available",
             RejectionKind::Overloaded => "too many keys are being looked up",
             RejectionKind::LayerMissing => "no `ApiKeyLayer` guards this route",
@@ -197,9 +206,12 @@ pub enum RejectionKind {
     InsufficientScope,
     /// The key has used up a quota.
     RateLimited,
+    /// The key is not in the cache, and too many [from the client's
+    /// network](super::ClientNetwork) were unknown.
+    TooManyFailures,
     /// The store did not answer, or not in time.
     StoreUnavailable,
-    /// Too many keys are being looked up at once.
+    /// Too many keys are being looked up at once, or too many were unknown.
     Overloaded,
     /// A route relies on a layer that is not applied to it. A mistake in the service, not of the
     /// client's.

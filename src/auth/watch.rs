@@ -28,7 +28,7 @@ async fn ended(loader: Arc<Loader>, mut key: WatchedKey) {
         let entry = match loader.peek(&key.hash, loader.clock.monotonic()) {
             Peek::Fresh(entry) => Ok(Some(entry)),
             Peek::Absent => Ok(None),
-            Peek::Stale(_) | Peek::Miss => Arc::clone(&loader).load(key.hash).await,
+            Peek::Stale(_) | Peek::Miss => Arc::clone(&loader).load(key.hash, None).await,
         };
         let now = loader.clock.monotonic();
         let wait = match entry {

@@ -6,14 +6,14 @@ use http::{
 };
 
 use super::{
-    RateLimitHeaders, RejectionResponse,
+    ClientAddress, RateLimitHeaders, RejectionResponse,
     credentials::{Ambiguous, Credentials, is_b64token},
     headers::{vary_by, write_retirement},
     limits::{Cost, Policy, Tally},
     response::{Challenges, complete},
 };
 use crate::{
-    auth::{Admission, Attempt, Authenticator, Rejection, RejectionKind, Standing},
+    auth::{Admission, Attempt, Authenticator, Charge, Rejection, RejectionKind, Standing},
     rate_limit::Decision,
 };
 
@@ -35,6 +35,7 @@ pub(super) struct Settings {
     pub(super) pass_preflight: bool,
     pub(super) charge: bool,
     pub(super) rate_limit_headers: RateLimitHeaders,
+    pub(super) client_address: Option<ClientAddress>,
 }
 
 impl<R> Gate<R> {
@@ -74,8 +75,9 @@ impl Settings {
                 return Some(Attempt::Reject(Rejection::new(RejectionKind::InvalidRequest)));
             }
         };
-        let mut attempt =
-            if self.charge { self.auth.attempt(found.key) } else { self.auth.peek(found.key) };
+        let charge = if self.charge { Charge::One } else { Charge::Nothing };
+        let network = || self.client_address?.network(request.headers(), request.extensions());
+        let mut attempt = self.auth.judge(found.key, charge, network);
         // Only now: a key that could be read needs no second look at its bytes.
         if let Attempt::Reject(rejection) = &attempt
             && rejection.kind() == RejectionKind::Malformed

@@ -4,7 +4,7 @@ use http::HeaderName;
 use tower_layer::Layer;
 
 use super::{
-    ApiKeyService, ProblemJson, RateLimitHeaders,
+    ApiKeyService, ClientAddress, ProblemJson, RateLimitHeaders,
     credentials::Credentials,
     gate::{Gate, Settings},
     response::Challenges,
@@ -34,6 +34,7 @@ impl ApiKeyLayer {
                     pass_preflight: false,
                     charge: true,
                     rate_limit_headers: RateLimitHeaders::default(),
+                    client_address: None,
                 },
                 renderer: ProblemJson::default(),
             }),
@@ -104,6 +105,16 @@ impl<R: Clone> ApiKeyLayer<R> {
     /// Which headers tell clients where they stand. Default: [`RateLimitHeaders::Standard`].
     pub fn rate_limit_headers(self, headers: RateLimitHeaders) -> Self {
         self.with(|settings| settings.rate_limit_headers = headers)
+    }
+
+    /// Limits [how many unknown keys](crate::auth::Builder::failure_limit) come from each
+    /// [network](crate::auth::ClientNetwork); `address` says where requests come from. Beyond it,
+    /// a key that is not in the cache gets 429. Default: off, since only you know what the other end
+    /// of a connection is: behind a proxy, all clients would be one.
+    ///
+    /// A request whose address is not known is not limited by this.
+    pub fn throttle_failures(self, address: ClientAddress) -> Self {
+        self.with(|settings| settings.client_address = Some(address))
     }
 
     /// Renders rejections in another way. Default: [`ProblemJson`].

@@ -79,6 +79,10 @@
 //! 12. Answers to a key that was [rotated](crate::manage::KeyIssuer::rotate) carry `Deprecation`
 //!     ([RFC 9745](https://www.rfc-editor.org/rfc/rfc9745)), since when there is another one, and
 //!     `Sunset` ([RFC 8594](https://www.rfc-editor.org/rfc/rfc8594)), when this one stops working.
+//! 13. Where [failures are throttled](ApiKeyLayer::throttle_failures), a key that is not in the
+//!     cache gets 429 with `Retry-After` while too many unknown ones came from its network: no
+//!     challenge, as it may be valid, and no `RateLimit`, as that is not about keys. A key in the
+//!     cache gets in as ever. Malformed keys cost nothing, and do not count.
 //!
 //! # Answers that go on
 //!
@@ -127,6 +131,7 @@
 //! On an [optional](ApiKeyLayer::optional) route, credentials of another scheme are the
 //! application's: a key sent as `Token …` by mistake stays in the request.
 
+mod client_address;
 mod credentials;
 #[cfg(feature = "axum")]
 mod extract;
@@ -136,6 +141,7 @@ mod headers;
 #[expect(clippy::module_inception, reason = "the file that holds the layer")]
 mod layer;
 mod limits;
+mod peer;
 mod require_scope;
 mod response;
 mod service;
@@ -148,6 +154,7 @@ pub use self::extract::ConsumerRejection;
 #[cfg(feature = "admin")]
 pub(crate) use self::response::{Problem, complete};
 pub use self::{
+    client_address::ClientAddress,
     future::ResponseFuture,
     headers::RateLimitHeaders,
     layer::{ApiKeyLayer, InvalidRealm},
@@ -155,6 +162,7 @@ pub use self::{
         ConcurrencyLimit, ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService,
         Cost, MeteredFuture, MeteredLayer, MeteredService, RateClass,
     },
+    peer::PeerAddr,
     require_scope::{RequireScope, RequireScopeFuture, RequireScopeService},
     response::{ProblemJson, RejectionResponse, StatusOnly},
     service::ApiKeyService,

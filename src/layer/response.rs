@@ -55,6 +55,7 @@ impl<B: Default> RejectionResponse<B> for StatusOnly {
 /// | 401 | `missing_api_key`, `invalid_api_key` | |
 /// | 403 | `insufficient_scope` | `scope`: what the route asks for |
 /// | 429 | `rate_limit_exceeded` | `violated-policies` |
+/// | 429 | `too_many_failures` | |
 /// | 500 | `internal_error` | |
 /// | 503 | `service_unavailable` | |
 #[derive(Clone, Copy, Debug, Default)]
@@ -165,6 +166,16 @@ impl<'a> Problem<'a> {
                     "Wait for as many seconds as `Retry-After` says.",
                 )
             },
+            RejectionKind::TooManyFailures => Self {
+                uri: "https://iana.org/assignments/http-problem-types#abnormal-usage-detected",
+                title: "Request not satisfied due to detection of abnormal request pattern",
+                ..Self::new(
+                    status,
+                    "too_many_failures",
+                    "Too many unknown API keys came from your network. If yours is valid, keep it \
+                     and try again after as many seconds as `Retry-After` says.",
+                )
+            },
             RejectionKind::StoreUnavailable | RejectionKind::Overloaded => Self {
                 uri: "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
                 title: "Request cannot be satisfied due to temporary server capacity constraints",
@@ -198,7 +209,9 @@ fn status(kind: RejectionKind) -> StatusCode {
         | RejectionKind::Inactive
         | RejectionKind::NotYetActive => StatusCode::UNAUTHORIZED,
         RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
-        RejectionKind::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        RejectionKind::RateLimited | RejectionKind::TooManyFailures => {
+            StatusCode::TOO_MANY_REQUESTS
+        }
         RejectionKind::LayerMissing => StatusCode::INTERNAL_SERVER_ERROR,
         RejectionKind::StoreUnavailable | RejectionKind::Overloaded => {
             StatusCode::SERVICE_UNAVAILABLE
@@ -273,6 +286,7 @@ impl Challenges {
             | RejectionKind::NotYetActive => Some(self.invalid_token.clone()),
             RejectionKind::InsufficientScope => self.insufficient_scope(rejection),
             RejectionKind::RateLimited
+            | RejectionKind::TooManyFailures
             | RejectionKind::StoreUnavailable
             | RejectionKind::Overloaded
             | RejectionKind::LayerMissing => None,

@@ -3,7 +3,10 @@
 mod breaker;
 mod directory;
 mod erased;
+mod failures;
 mod flights;
+mod strangers;
+mod turned_away;
 
 use std::{
     collections::HashSet,
@@ -24,12 +27,15 @@ use self::{
     breaker::Breaker,
     directory::Directory,
     flights::{Flight, Flights},
+    strangers::{Asker, Strangers},
 };
 use super::{
     Event, Observer, Rejection, RejectionKind,
     cache::{CachePolicy, KeyCache, Peek},
     entry::{Entry, Generation},
+    gcra::Rate,
     health::FeedState,
+    network::ClientNetwork,
     terms::Terms,
 };
 use crate::{
@@ -64,9 +70,7 @@ pub(super) struct Loader {
     breaker: Breaker,
     board: Mutex<Board>,
     turns: Semaphore,
-    /// What keys nobody has heard of may take of the turns. Anybody can make up such keys, and a
-    /// flood of them shall not keep known ones from being confirmed, or a revocation unnoticed.
-    turns_of_strangers: Semaphore,
+    pub(super) strangers: Strangers,
     max_flights: usize,
     deadline: Duration,
 }
@@ -94,6 +98,7 @@ impl Loader {
         terms: Terms,
         observer: Option<Arc<dyn Observer>>,
         policy: CachePolicy,
+        failures: Rate,
     ) -> Self {
         Self {
             store,
@@ -104,7 +109,7 @@ impl Loader {
             breaker: Breaker::default(),
             board: Mutex::default(),
             turns: Semaphore::new(policy.max_loads),
-            turns_of_strangers: Semaphore::new(policy.max_loads - policy.max_loads / 4),
+            strangers: Strangers::new(&policy, failures),
             max_flights: policy.max_loads.saturating_mul(QUEUE_PER_TURN),
             deadline: policy.load_deadline,
             cache: KeyCache::new(policy),
@@ -127,9 +132,14 @@ impl Loader {
         }
     }
 
-    /// What the store says, or what it last said if it does not answer.
-    pub(super) async fn load(self: Arc<Self>, hash: KeyHash) -> Outcome {
-        let rejection = match self.join(hash).await {
+    /// What the store says, or what it last said if it does not answer. `network` is where a
+    /// stranger asks from.
+    pub(super) async fn load(
+        self: Arc<Self>,
+        hash: KeyHash,
+        network: Option<ClientNetwork>,
+    ) -> Outcome {
+        let rejection = match self.join(hash, network).await {
             Err(rejection) => rejection,
             outcome => return outcome,
         };
@@ -154,28 +164,37 @@ impl Loader {
         }
     }
 
-    async fn join(self: &Arc<Self>, hash: KeyHash) -> Outcome {
-        let landed = self.wait_for_flight(hash).await?;
+    async fn join(self: &Arc<Self>, hash: KeyHash, network: Option<ClientNetwork>) -> Outcome {
+        let landed = self.wait_for_flight(hash, network).await?;
         if !landed.is_overtaken {
             return landed.outcome;
         }
         // This one takes off after the caller came: it is as new as can be asked for.
-        self.wait_for_flight(hash).await?.outcome
+        self.wait_for_flight(hash, network).await?.outcome
     }
 
-    async fn wait_for_flight(self: &Arc<Self>, hash: KeyHash) -> Result<Landed, Rejection> {
+    async fn wait_for_flight(
+        self: &Arc<Self>,
+        hash: KeyHash,
+        network: Option<ClientNetwork>,
+    ) -> Result<Landed, Rejection> {
         let Ok(runtime) = Handle::try_current() else {
             let error = StoreError::new(StoreErrorKind::Other).because("no tokio runtime");
             return Err(Rejection::store_unavailable(error));
         };
-        let mut flight = match self.flight(hash, &runtime) {
-            ControlFlow::Continue(flight) => flight,
+        let (mut flight, is_joined) = match self.flight(hash, network, &runtime) {
+            ControlFlow::Continue(it) => it,
             ControlFlow::Break(outcome) => return Ok(Landed { outcome, is_overtaken: false }),
         };
         let landing = flight.landed.wait_for(Option::is_some);
         let landed = timeout(self.deadline + GRACE, landing).await;
         match landed.as_ref().map(|landed| landed.as_deref()) {
-            Ok(Ok(Some(landed))) => Ok(landed.clone()),
+            Ok(Ok(Some(landed))) => {
+                if is_joined && matches!(landed.outcome, Ok(None)) {
+                    self.strangers.failed(network, self.clock.monotonic());
+                }
+                Ok(landed.clone())
+            }
             // The task panicked, or the runtime that it was spawned on shuts down or stands still.
             _ => {
                 self.board().flights.strike_off(&hash, flight.number);
@@ -185,47 +204,57 @@ impl Loader {
         }
     }
 
-    /// The load of `hash` that is under way, or a new one; what the last one brought if it landed
+    /// The load of `hash` that is under way and is joined, or a new one; what the last one brought if it landed
     /// after the caller had looked into the cache.
     fn flight(
         self: &Arc<Self>,
         hash: KeyHash,
+        network: Option<ClientNetwork>,
         runtime: &Handle,
-    ) -> ControlFlow<Outcome, Flight<Landed>> {
+    ) -> ControlFlow<Outcome, (Flight<Landed>, bool)> {
         let mut board = self.board();
         if let Some(flight) = board.flights.get(&hash) {
-            return ControlFlow::Continue(flight.clone());
+            return ControlFlow::Continue((flight.clone(), true));
         }
-        let is_known = match self.cache.peek(&hash, self.clock.monotonic()) {
+        let now = self.clock.monotonic();
+        let asker = match self.cache.peek(&hash, now) {
             Peek::Fresh(entry) => return ControlFlow::Break(Ok(Some(entry))),
-            Peek::Absent => return ControlFlow::Break(Ok(None)),
-            Peek::Stale(_) => true,
-            Peek::Miss => board.acquaintances.contains(&hash),
+            Peek::Absent => {
+                self.strangers.failed(network, now);
+                return ControlFlow::Break(Ok(None));
+            }
+            Peek::Stale(_) => Asker::Known,
+            Peek::Miss if board.acquaintances.contains(&hash) => Asker::Known,
+            Peek::Miss => {
+                let has_room = board.flights.len() < self.max_flights;
+                match self.strangers.admit(&hash, network, has_room, now) {
+                    Ok(asker) => asker,
+                    Err(rejection) => return ControlFlow::Break(Err(rejection)),
+                }
+            }
         };
-        if !is_known && board.flights.len() >= self.max_flights {
-            return ControlFlow::Break(Err(Rejection::new(RejectionKind::Overloaded)));
-        }
         let (flight, landed) = board.flights.take_off(hash);
         let landing = Landing { loader: Arc::clone(self), hash, number: flight.number, landed };
         // A runtime that is shutting down drops the task at once, and the landing takes the lock.
         drop(board);
         runtime.spawn(async move {
-            let outcome = landing.loader.fetch(&hash, is_known).await;
+            let outcome = landing.loader.fetch(&hash, asker).await;
             landing.land(outcome);
         });
-        ControlFlow::Continue(flight)
+        ControlFlow::Continue((flight, false))
     }
 
     /// Asks the store whether it answers. No key has this hash.
     pub(super) async fn probe(self: &Arc<Self>) {
         let loader = Arc::clone(self);
-        let fetch =
-            async move { loader.fetch(&KeyHash::from_bytes([0; 32]), true).await.map(drop) };
+        let nobody = KeyHash::from_bytes([0; 32]);
+        let fetch = async move { loader.fetch(&nobody, Asker::Known).await.map(drop) };
         // In a task of its own, as every query is: the store may panic. The breaker has the answer.
         let _ = tokio::spawn(fetch).await;
     }
 
-    async fn fetch(self: &Arc<Self>, hash: &KeyHash, is_known: bool) -> Result<Fetched, Rejection> {
+    async fn fetch(self: &Arc<Self>, hash: &KeyHash, asker: Asker) -> Result<Fetched, Rejection> {
+        let mut cost = self.strangers.cost(asker);
         if !self.breaker.would_allow(self.clock.monotonic()) {
             return Err(down());
         }
@@ -233,13 +262,14 @@ impl Loader {
         let deadline = begin + self.deadline;
         // In a full queue every turn comes when the wait is all but over. Half of the time is the
         // query's own: cut off, it would look like a store that does not answer.
-        let turn = timeout_at(begin + self.deadline / 2, self.turn(is_known)).await;
+        let turn = timeout_at(begin + self.deadline / 2, self.turn(asker)).await;
         let Ok(Ok(_turn)) = turn else {
-            return Err(Rejection::new(RejectionKind::Overloaded));
+            return Err(self.strangers.turn_away(hash));
         };
         // Both before the query: a deadline reckoned from here comes early rather than late, and
         // an invalidation after it is noticed.
         let (now, generation) = (self.clock.monotonic(), self.cache.generation());
+        self.strangers.charge(&mut cost, asker, hash, now)?;
         // Only now, as the store may have gone down in the meantime.
         if !self.breaker.allow(now) {
             return Err(down());
@@ -249,12 +279,18 @@ impl Loader {
             let late = format!("no answer within {:?}", self.deadline);
             Err(StoreError::new(StoreErrorKind::Unavailable).because(late))
         };
-        match found.unwrap_or_else(late) {
+        let found = found.unwrap_or_else(late);
+        let answered = self.clock.monotonic();
+        match &found {
+            Ok(Some(_)) => drop(cost),
+            Ok(None) => cost.fail(answered),
+            Err(_) => cost.spend(),
+        }
+        match found {
             Ok(record) => {
                 if self.breaker.answered() {
                     trace::info!("the key store answers again");
                 }
-                let answered = self.clock.monotonic();
                 let entry = record.map(|record| {
                     if self.terms.misses_plan(&record) {
                         self.unknown_plan(&record);
@@ -274,8 +310,11 @@ impl Loader {
     }
 
     /// To be held while a query is under way.
-    async fn turn(&self, is_known: bool) -> Result<Turn<'_>, AcquireError> {
-        let stranger = if is_known { None } else { Some(self.turns_of_strangers.acquire().await?) };
+    async fn turn(&self, asker: Asker) -> Result<Turn<'_>, AcquireError> {
+        let stranger = match asker {
+            Asker::Known | Asker::Returning(_) => None,
+            Asker::Stranger(_) => Some(self.strangers.turns.acquire().await?),
+        };
         Ok((stranger, self.turns.acquire().await?))
     }
 

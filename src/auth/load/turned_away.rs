@@ -1,0 +1,99 @@
+//! Which keys were turned away without having been looked up.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use crate::key::KeyHash;
+
+/// The last keys that were turned away: one for each of so many places, in memory that never grows,
+/// without a lock.
+///
+/// Of a key that is remembered, as many as *n* others leave something with a probability of
+/// e^(-n / 262144): after 50,000, a flood's second, that is 83 %. One that was never turned away is
+/// taken for one in 2^32 times. Which keys share a place nobody outside can know, as the hash is
+/// seeded.
+pub(super) struct TurnedAway {
+    seed: RandomState,
+    places: OnceLock<Box<[AtomicU32]>>,
+}
+
+/// 1 MiB.
+const PLACES: usize = 1 << 18;
+
+impl TurnedAway {
+    pub(super) fn new() -> Self {
+        Self { seed: RandomState::new(), places: OnceLock::new() }
+    }
+
+    pub(super) fn remember(&self, hash: &KeyHash) {
+        let places = self
+            .places
+            .get_or_init(|| std::iter::repeat_with(AtomicU32::default).take(PLACES).collect());
+        let (place, print) = self.print(hash);
+        if let Some(place) = place.and_then(|place| places.get(place)) {
+            place.store(print, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn remembers(&self, hash: &KeyHash) -> bool {
+        let Some(places) = self.places.get() else { return false };
+        let (place, print) = self.print(hash);
+        let place = place.and_then(|place| places.get(place));
+        place.is_some_and(|place| place.load(Ordering::Relaxed) == print)
+    }
+
+    /// Where a key is remembered, and as what: never as the nothing that is there at first.
+    fn print(&self, hash: &KeyHash) -> (Option<usize>, u32) {
+        let hash = self.seed.hash_one(hash);
+        let place = usize::try_from(hash % PLACES as u64).ok();
+        (place, u32::try_from(hash >> 32).unwrap_or_default().max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(number: u32) -> KeyHash {
+        let mut bytes = [0; 32];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        KeyHash::from_bytes(bytes)
+    }
+
+    #[test]
+    fn who_was_turned_away_is_remembered_and_nobody_else() {
+        let turned_away = TurnedAway::new();
+        assert!((0..1000).all(|number| !turned_away.remembers(&hash(number))));
+        for number in 0..1000 {
+            turned_away.remember(&hash(number));
+            assert!(turned_away.remembers(&hash(number)));
+        }
+        assert!((1000..1_000_000).all(|number| !turned_away.remembers(&hash(number))));
+    }
+
+    #[test]
+    fn five_in_six_are_remembered_past_fifty_thousand_others() {
+        const ROUNDS: u32 = 20;
+        const OTHERS: u32 = 50_000;
+        const KEYS: u32 = 500;
+        let (mut left, mut number) = (0, 0);
+        for _ in 0..ROUNDS {
+            let turned_away = TurnedAway::new();
+            let keys = number..number + KEYS;
+            keys.clone().for_each(|key| turned_away.remember(&hash(key)));
+            (keys.end..keys.end + OTHERS).for_each(|other| turned_away.remember(&hash(other)));
+            left += keys.clone().filter(|key| turned_away.remembers(&hash(*key))).count();
+            number = keys.end + OTHERS;
+        }
+        let share = left as f64 / f64::from(ROUNDS * KEYS);
+        let expected = (-f64::from(OTHERS) / PLACES as f64).exp();
+        assert!((expected - 0.826).abs() < 0.001);
+        // Eight standard deviations of ten thousand keys.
+        assert!((share - expected).abs() < 0.03, "{share}, not {expected}");
+    }
+}
