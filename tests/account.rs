@@ -11,7 +11,7 @@ use serde_json::json;
 use tower_api_key::{
     Authenticator,
     account::{self, Account},
-    manage::{Expiry, KeyIssuer, NewKey},
+    manage::{Expiry, KeyIssuer, KeyUpdate, NewKey},
     rate_limit::{Quota, RateLimits},
     store::MemoryKeyStore,
 };
@@ -35,7 +35,11 @@ async fn a_consumer_looks_after_its_own_keys() {
     let list = desk.send(&caller, "GET", "/api-keys", None).await;
     assert_eq!(list.json()["keys"].as_array().unwrap().len(), 2);
     sealed(&list, &other);
-    assert_eq!(desk.send(&caller, "GET", &key, None).await.status, 200);
+    let update = KeyUpdate::new().plan(Some("pro".into()));
+    desk.issuer.update(id, update).await.unwrap();
+    let shown = desk.send(&caller, "GET", &key, None).await;
+    assert_eq!((shown.status.as_u16(), &shown.json()["plan"]), (200, &json!("pro")));
+    desk.issuer.update(id, KeyUpdate::new().plan(None)).await.unwrap();
     assert_eq!(desk.send(&caller, "GET", &format!("{key}/usage"), None).await.status, 200);
 
     let rotated = desk.send(&caller, "POST", &format!("{key}/rotate"), None).await;

@@ -291,6 +291,51 @@ async fn a_key_grants_no_more_than_it_holds() {
     assert_eq!(desk.denials().await, 1);
 }
 
+#[tokio::test]
+async fn a_key_is_put_on_a_plan_and_taken_off() {
+    let desk = desk();
+    let (admin, _) = desk.key("ops", &[READ, WRITE, ALL]).await;
+    let new = json!({ "consumer_id": "acme", "expires": "never", "plan": "pro" });
+    let created = desk.send(&admin, "POST", "/api-keys", Some(&new)).await;
+    assert_eq!((created.status.as_u16(), &created.json()["plan"]), (201, &json!("pro")));
+    let key = format!("/api-keys/{}", created.json()["id"].as_str().unwrap());
+    for (patch, plan) in [
+        (json!({ "plan": "free" }), json!("free")),
+        (json!({ "name": "ci" }), json!("free")),
+        (json!({ "plan": null }), json!(null)),
+        (json!({ "plan": "pro" }), json!("pro")),
+    ] {
+        let changed = desk.send(&admin, "PATCH", &key, Some(&patch)).await;
+        assert_eq!((changed.status.as_u16(), &changed.json()["plan"]), (200, &plan), "{patch}");
+        assert_eq!(desk.send(&admin, "GET", &key, None).await.json()["plan"], plan, "{patch}");
+    }
+    let rotated = desk.send(&admin, "POST", &format!("{key}/rotate"), None).await.json();
+    assert_eq!((&rotated["plan"], &rotated["previous"]["plan"]), (&json!("pro"), &json!("pro")));
+    let listed = desk.send(&admin, "GET", "/api-keys?consumer_id=acme", None).await.json();
+    assert_eq!(
+        (&listed["keys"][0]["plan"], &listed["keys"][1]["plan"]),
+        (&json!("pro"), &json!("pro"))
+    );
+}
+
+#[tokio::test]
+async fn a_key_on_a_plan_grants_that_one() {
+    let desk = desk();
+    let new =
+        NewKey::new("acme", Expiry::Never).plan("free").scopes(Scopes::parse([WRITE]).unwrap());
+    let caller = desk.issuer.issue(new).await.unwrap().key;
+    let caller = caller.expose_secret();
+    for plan in [json!("pro"), json!(null)] {
+        let new = json!({ "consumer_id": "acme", "expires": "never", "plan": plan });
+        let refused = desk.send(caller, "POST", "/api-keys", Some(&new)).await;
+        assert_problem(&refused, 403, "denied", Some("/plan"));
+        assert!(refused.text().contains("free"), "it says which: {}", refused.text());
+    }
+    assert_eq!(desk.denials().await, 2);
+    let new = json!({ "consumer_id": "acme", "expires": "never", "plan": "free" });
+    assert_eq!(desk.send(caller, "POST", "/api-keys", Some(&new)).await.status, 201);
+}
+
 /// What is wrong with a request, and where.
 #[tokio::test]
 async fn every_mistake_is_told_with_its_place() {
@@ -345,6 +390,10 @@ async fn every_mistake_is_told_with_its_place() {
         (422, "invalid", "/rate_limits/0", quota("limit", json!("many"))),
         (422, "invalid", "/rate_limits/0", quota("name", json!("a b"))),
         (422, "invalid", "/rate_limits/0", quota("extra", json!(1))),
+        (400, "invalid_body", "/plan", new("plan", json!(["pro"]))),
+        (422, "invalid", "/plan", new("plan", json!(""))),
+        (422, "invalid", "/plan", new("plan", json!("a b"))),
+        (422, "invalid", "/plan", new("plan", json!("x".repeat(65)))),
         (400, "invalid_body", "/colour", new("colour", json!("red"))),
         (400, "invalid_body", "", json!([1])),
         (400, "invalid_body", "", json!("acme")),
@@ -364,6 +413,9 @@ async fn every_mistake_is_told_with_its_place() {
         let answer = desk.send(&caller, "PATCH", &key, Some(&body)).await;
         assert_problem(&answer, 400, "invalid_body", Some(field));
     }
+    let patch = json!({ "plan": "a b" });
+    let answer = desk.send(&caller, "PATCH", &key, Some(&patch)).await;
+    assert_problem(&answer, 422, "invalid", Some("/plan"));
     let rotate = desk
         .send(&caller, "POST", &format!("{key}/rotate"), Some(&json!({ "grace": "ages" })))
         .await;

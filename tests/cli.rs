@@ -12,13 +12,14 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, raw_sql};
 use tempfile::TempDir;
 
 use crate::harness::{
     pgbouncer::PgBouncer,
     postgres::{Database, Server},
+    unique,
 };
 
 const NOBODY: &str = "0190d4c0-0000-7000-8000-000000000000";
@@ -339,6 +340,14 @@ async fn mistakes_are_named_with_an_example() {
         ("issue --consumer acme --expires 1d --rate-limit 0/s", "zero"),
         ("issue --consumer acme --expires 1d --rate-limit 1/s --rate-limit 2/s", "1000/day"),
         ("issue --consumer acme --expires 1d --metadata []", "plan"),
+        ("issue --consumer acme --expires 1d --plan a/b", "--plan: a plan's name is 1 to 64"),
+        ("plan", "set"),
+        ("plan set pro", "LIMIT"),
+        ("plan set pro many", "600/min"),
+        ("plan set pro 1/s 2/s", "1000/day"),
+        ("plan set pro 1/s unlimited", "\"unlimited\" goes with no other"),
+        ("plan set a/b 1/s", "1 to 64 letters"),
+        ("plan remove", "NAME"),
         ("issue --consumer acme --expires 1d --key-prefix sk-live", "sk_live_"),
         ("list --status odd", "active"),
         ("list --limit 0", "1,000"),
@@ -455,6 +464,13 @@ async fn an_import_stops_at_what_makes_no_sense_and_can_be_begun_again() {
             (&format!("{{\"{secret}\":1}}"), "one of its fields"),
             ("nonsense", "column"),
             (
+                &format!(
+                    "{{\"hash\":\"{}\",\"consumer_id\":\"a\",\"expires\":\"1d\",\"plan\":\"a b\"}}",
+                    hash(9998)
+                ),
+                "plan",
+            ),
+            (
                 &format!("{{\"hash\":\"{}\",\"consumer_id\":\"\",\"expires\":\"1d\"}}", hash(9999)),
                 "consumer_id",
             ),
@@ -477,6 +493,64 @@ async fn an_import_stops_at_what_makes_no_sense_and_can_be_begun_again() {
         assert_eq!(place.json(&one)["imported"], 1);
         assert_eq!(place.json(&one)["known"], 1);
         assert_eq!(place.json("list --limit 1")["keys"][0]["key_last4"], "wxyz");
+    }
+}
+
+#[tokio::test]
+async fn a_plan_is_defined_given_changed_and_removed() {
+    for place in Place::all().await {
+        assert_eq!(place.json("plan list"), json!({ "plans": [] }));
+        let free = place.json("plan set free 10/min");
+        let of_free = json!([{ "name": "minute", "limit": 10, "window_ms": 60_000, "burst": 10 }]);
+        assert_eq!(free, json!({ "name": "free", "rate_limits": of_free }));
+        place.done("plan set pro 600/min:20 100000/day");
+        place.done("plan set Staff unlimited");
+        let listed = place.done("plan list").out;
+        let names: Vec<_> =
+            listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        assert_eq!(names, ["NAME", "Staff", "free", "pro"], "{listed}");
+        assert!(listed.contains("unlimited") && listed.contains("20 at once"), "{listed}");
+
+        let (_, id) = place.issue("--expires 1d --plan free");
+        assert_eq!(place.json(&format!("show {id}"))["plan"], "free");
+        let shown = place.done(&format!("show {id}")).out;
+        assert!(shown.contains("10 in 60s, as its plan"), "{shown}");
+        place.done("plan set free 20/min");
+        let shown = place.done(&format!("show {id}")).out;
+        assert!(shown.contains("20 in 60s, as its plan"), "{shown}");
+        let listed = place.done("list").out;
+        assert!(listed.contains("PLAN") && listed.contains("free"), "{listed}");
+
+        assert_eq!(place.json(&format!("update {id} --plan other"))["plan"], "other");
+        let shown = place.done(&format!("show {id}")).out;
+        assert!(shown.contains("as the service defines its plan"), "{shown}");
+        assert_eq!(place.json(&format!("update {id} --name ci"))["plan"], "other");
+        assert_eq!(place.json(&format!("update {id} --no-plan"))["plan"], Value::Null);
+        assert_eq!(place.json(&format!("update {id} --plan pro"))["plan"], "pro");
+        let rotated = place.json(&format!("rotate {id}"));
+        assert_eq!(
+            (&rotated["plan"], &rotated["previous"]["plan"]),
+            (&"pro".into(), &"pro".into())
+        );
+
+        let line = format!(
+            "{{\"hash\":\"{}\",\"consumer_id\":\"old\",\"expires\":\"1d\",\"plan\":\"pro\"}}\n",
+            hash(1)
+        );
+        assert_eq!(place.fed("import -", &line).code, 0);
+        let one = format!("import --hash {} --consumer old --expires 1d --plan free", hash(2));
+        place.done(&one);
+        let imported = place.json("list --consumer old");
+        let plans: Vec<_> =
+            imported["keys"].as_array().unwrap().iter().map(|key| &key["plan"]).collect();
+        assert_eq!(plans, ["free", "pro"]);
+
+        assert_eq!(place.json("plan remove Staff"), json!({ "removed": true }));
+        place.done("plan remove free");
+        let again = place.run("plan remove free");
+        assert_eq!((again.code, again.out.as_str()), (3, ""), "{again:?}");
+        assert!(again.err.contains("no such plan"), "{again:?}");
+        assert_eq!(place.json("plan list")["plans"].as_array().unwrap().len(), 1);
     }
 }
 
@@ -653,6 +727,25 @@ async fn the_doctor_finds_what_is_switched_off() {
 }
 
 #[tokio::test]
+async fn the_doctor_finds_what_a_role_may_not_do() {
+    let place = Place::postgres().await;
+    place.done("migrate");
+    let role = format!("looks_keys_up_{:016x}", unique());
+    let right =
+        format!("create role {role}; grant select on api_keys, _api_key_migrations to {role}");
+    place.sql(&right).await;
+    let by_role = format!("doctor --database-url {}?options=-crole={role}", place.url);
+    let lacking = place.run(&by_role);
+    place.sql(&format!("grant select on api_key_plans to {role}")).await;
+    let enough = place.run(&by_role);
+    place.sql(&format!("drop owned by {role}; drop role {role}")).await;
+
+    assert!(lacking.out.contains("problem: rights"), "{lacking:?}");
+    assert!(lacking.out.contains("grant select on api_keys and api_key_plans"), "{lacking:?}");
+    assert!(enough.out.contains("warning: rights"), "{enough:?}");
+}
+
+#[tokio::test]
 async fn the_doctor_recognises_a_pooler() {
     let mut place = Place::postgres().await;
     place.done("migrate");
@@ -733,6 +826,7 @@ fn completions_and_manual_are_made_from_the_same_definitions() {
         "rotate",
         "revoke",
         "import",
+        "plan",
         "prune",
         "verify",
         "doctor",

@@ -2,9 +2,17 @@
 
 #![cfg(test)]
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
 
-use proptest::{collection::vec, option, prelude::*, sample::subsequence};
+use proptest::{
+    collection::vec,
+    option,
+    prelude::*,
+    sample::{select, subsequence},
+};
 use tower_api_key::{
     Consumer,
     clock::{Clock, ManualClock},
@@ -16,6 +24,8 @@ use tower_api_key::{
 };
 
 const SCOPES: [&str; 5] = ["api-keys:write", "api-keys:all-consumers", "a", "b", "c"];
+/// The store defines the first two, the service the third, and nobody the last.
+const PLANS: [&str; 4] = ["free", "pro", "team", "lost"];
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// What can be asked for in a key.
@@ -26,13 +36,14 @@ struct Grant {
     /// In hours; `None` is never.
     hours: Option<u32>,
     limits: Option<RateLimits>,
+    plan: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
 enum Request {
     Issue(Grant),
     Rotate { expiry: Option<Option<u32>>, grace_hours: u32 },
-    Update { grant: Grant, fields: [bool; 3], is_active: Option<bool> },
+    Update { grant: Grant, fields: [bool; 4], is_active: Option<bool> },
     Revoke,
 }
 
@@ -54,12 +65,14 @@ fn grant() -> impl Strategy<Value = Grant> {
         subsequence(SCOPES.to_vec(), 0..=SCOPES.len()),
         option::of(1..50_u32),
         option::of(limits()),
+        option::of(select(PLANS.to_vec())),
     )
-        .prop_map(|(consumer, scopes, hours, limits)| Grant {
+        .prop_map(|(consumer, scopes, hours, limits, plan)| Grant {
             consumer,
             scopes,
             hours,
             limits,
+            plan,
         })
 }
 
@@ -68,7 +81,7 @@ fn request() -> impl Strategy<Value = Request> {
         4 => grant().prop_map(Request::Issue),
         2 => (option::of(option::of(1..60_u32)), 0..30_u32)
             .prop_map(|(expiry, grace_hours)| Request::Rotate { expiry, grace_hours }),
-        4 => (grant(), any::<[bool; 3]>(), any::<Option<bool>>())
+        4 => (grant(), any::<[bool; 4]>(), any::<Option<bool>>())
             .prop_map(|(grant, fields, is_active)| Request::Update { grant, fields, is_active }),
         1 => Just(Request::Revoke),
     ]
@@ -85,6 +98,10 @@ fn scopes(scopes: &[&'static str]) -> Scopes {
 impl Grant {
     fn new_key(&self) -> NewKey {
         let new = NewKey::new(self.consumer, expiry(self.hours)).scopes(scopes(&self.scopes));
+        let new = match self.plan {
+            Some(plan) => new.plan(plan),
+            None => new,
+        };
         match &self.limits {
             Some(limits) => new.rate_limits(limits.clone()),
             None => new,
@@ -95,13 +112,18 @@ impl Grant {
 /// What a key is worth, in words of its own: not as the library compares keys.
 struct Worth<'a> {
     key: &'a KeyRecord,
-    default_limits: &'a RateLimits,
+    world: &'a World,
 }
 
 impl Worth<'_> {
+    /// Its own, its plan's, those of all.
+    fn limits(&self) -> &RateLimits {
+        let plan = self.key.plan.as_ref().and_then(|plan| self.world.plans.get(&**plan));
+        self.key.rate_limits.as_ref().or(plan).unwrap_or(&self.world.default_limits)
+    }
+
     fn admits(&self, window: Duration) -> u64 {
-        let limits = self.key.rate_limits.as_ref().unwrap_or(self.default_limits);
-        limits.iter().map(|quota| quota.most_in(window)).min().unwrap_or(u64::MAX)
+        self.limits().iter().map(|quota| quota.most_in(window)).min().unwrap_or(u64::MAX)
     }
 
     fn ends(&self) -> SystemTime {
@@ -114,6 +136,10 @@ impl Worth<'_> {
             if !bound.key.has(scope.as_str()) {
                 return Some(format!("the scope {scope}"));
             }
+        }
+        let is_free = bound.key.plan.is_none() && bound.limits().is_unlimited();
+        if self.key.plan != bound.key.plan && !is_free {
+            return Some(format!("the plan {:?}", self.key.plan));
         }
         if self.ends() > bound.ends() {
             return Some(format!("{:?} is after {:?}", self.ends(), bound.ends()));
@@ -143,6 +169,8 @@ struct World {
     clock: ManualClock,
     operator: KeyIssuer,
     default_limits: RateLimits,
+    /// Whoever defines them.
+    plans: HashMap<&'static str, RateLimits>,
 }
 
 impl World {
@@ -155,7 +183,7 @@ impl World {
     }
 
     fn worth<'a>(&'a self, key: &'a KeyRecord) -> Worth<'a> {
-        Worth { key, default_limits: &self.default_limits }
+        Worth { key, world: self }
     }
 
     /// `caller` asks, concerning `target`. Whatever it gets is held against what it held.
@@ -188,6 +216,9 @@ impl World {
                 }
                 if fields[2] {
                     update = update.rate_limits(grant.limits);
+                }
+                if fields[3] {
+                    update = update.plan(grant.plan.map(Into::into));
                 }
                 if let Some(is_active) = is_active {
                     update = update.is_active(is_active);
@@ -225,7 +256,8 @@ impl World {
             if after.id == target.id {
                 let grown = self.worth(&after).beyond(&self.worth(target));
                 let woken = !target.is_active && after.is_active;
-                if grown.is_some() || woken {
+                let moved = after.plan != target.plan;
+                if grown.is_some() || woken || moved {
                     let beyond = self.worth(&after).beyond(&self.worth(caller));
                     assert_eq!(beyond, None, "{after:?} of {target:?} by {caller:?}");
                 }
@@ -240,6 +272,7 @@ proptest! {
     #[test]
     fn nobody_makes_a_key_that_holds_more(
         default_limits in limits(),
+        plans in [limits(), limits(), limits()],
         root in grant(),
         strangers in vec(grant(), 0..3),
         requests in vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..4_u32, request()), 1..12),
@@ -250,7 +283,11 @@ proptest! {
             let store = MemoryKeyStore::with_clock(clock.clone());
             let format = KeyFormat::new("sk_test_").unwrap();
             let operator = KeyIssuer::new(store, format).clock(clock.clone());
-            let world = World { clock, operator, default_limits };
+            let plans: HashMap<_, _> = PLANS.into_iter().zip(plans).collect();
+            for name in &PLANS[..2] {
+                operator.set_plan(name, &plans[name]).await.unwrap();
+            }
+            let world = World { clock, operator, default_limits, plans };
             for stranger in strangers {
                 world.operator.issue(stranger.new_key()).await.unwrap();
             }

@@ -111,6 +111,16 @@ on_every_store! {
     a_caller_that_is_being_revoked_waits_and_changes_nothing
     a_change_that_nobody_waits_for_is_carried_through
     caches_are_told_of_every_change
+    a_key_is_put_on_a_plan_and_taken_off
+    a_plan_that_is_none_is_refused
+    a_key_is_imported_onto_a_plan
+    an_idempotency_key_stands_for_one_plan
+    a_caller_grants_its_own_plan
+    a_caller_that_nothing_limits_grants_any_plan
+    a_caller_without_its_own_plan_grants_none
+    a_caller_does_not_move_a_key_to_a_plan_it_is_not_on
+    plans_are_for_operators
+    caches_are_told_when_a_plan_changes
 }
 
 fn issuer(store: impl ManageKeys) -> KeyIssuer {
@@ -333,6 +343,7 @@ async fn the_new_key_takes_everything_over(store: impl ManageKeys) {
         .name("nightly export")
         .scopes(scopes(&["a", "b"]))
         .rate_limits(Quota::per_minute(60).unwrap())
+        .plan("pro")
         .metadata(metadata);
     let old = issuer.issue(new).await.unwrap().record;
     let first = issuer.rotate(old.id, Rotation::new()).await.unwrap().record;
@@ -344,6 +355,7 @@ async fn the_new_key_takes_everything_over(store: impl ManageKeys) {
         (second.consumer_id, second.name, second.scopes, second.rate_limits, second.metadata),
         (old.consumer_id, old.name, old.scopes, old.rate_limits, old.metadata)
     );
+    assert_eq!(second.plan.as_deref(), Some("pro"));
     assert_eq!((second.rotated_at, second.expires_at), (None, None));
 }
 
@@ -472,9 +484,13 @@ async fn all_keys_of_a_prefix_are_revoked(store: impl ManageKeys + Clone) {
 
 /// A key that was issued elsewhere.
 fn imported(number: u32, consumer: &str) -> KeyImport {
+    imported_as(number, NewKey::new(consumer, Expiry::Never))
+}
+
+fn imported_as(number: u32, new: NewKey) -> KeyImport {
     let mut hash = [0; 32];
     hash[..4].copy_from_slice(&number.to_be_bytes());
-    KeyImport::new(KeyHash::from_bytes(hash), NewKey::new(consumer, Expiry::Never))
+    KeyImport::new(KeyHash::from_bytes(hash), new)
 }
 
 async fn a_key_is_imported_by_its_hash(store: impl ManageKeys + Clone) {
@@ -804,34 +820,295 @@ async fn a_change_that_nobody_waits_for_is_carried_through(store: impl ManageKey
     assert!(issuer.get(key.id).await.unwrap().record.revoked_at.is_some());
 }
 
+/// Hashes; `None` is all of them.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<KeyHash>>>);
+struct Told(Arc<Mutex<Vec<Option<KeyHash>>>>);
+
+impl Told {
+    fn take(&self) -> Vec<Option<KeyHash>> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
 
 impl Invalidate for Told {
     fn invalidate(&self, hash: &KeyHash) {
-        self.0.lock().unwrap().push(*hash);
+        self.0.lock().unwrap().push(Some(*hash));
+    }
+
+    fn invalidate_all(&self) {
+        self.0.lock().unwrap().push(None);
     }
 }
 
 async fn caches_are_told_of_every_change(store: impl ManageKeys) {
     let told = Told::default();
     let issuer = issuer(store).invalidates(told.clone());
-    let take = || std::mem::take(&mut *told.0.lock().unwrap());
     let key = issuer.issue(new()).await.unwrap().record;
-    assert_eq!(take(), [key.key_hash]);
+    assert_eq!(told.take(), [Some(key.key_hash)]);
     issuer.update(key.id, KeyUpdate::new().is_active(false)).await.unwrap();
-    assert_eq!(take(), [key.key_hash]);
+    assert_eq!(told.take(), [Some(key.key_hash)]);
     let rotated = issuer.rotate(key.id, Rotation::new()).await.unwrap().record;
-    assert_eq!(take(), [key.key_hash, rotated.key_hash]);
+    assert_eq!(told.take(), [Some(key.key_hash), Some(rotated.key_hash)]);
     issuer.revoke(key.id, None).await.unwrap();
-    assert_eq!(take(), [key.key_hash]);
+    assert_eq!(told.take(), [Some(key.key_hash)]);
     issuer.revoke_consumer("acme", None).await.unwrap();
-    assert_eq!(take(), [rotated.key_hash]);
+    assert_eq!(told.take(), [Some(rotated.key_hash)]);
     issuer.import(vec![imported(1, "acme")]).await.unwrap();
-    assert_eq!(take().len(), 1);
+    assert_eq!(told.take().len(), 1);
     issuer.issue(new().scopes(scopes(&["a"])).name("a\n")).await.unwrap_err();
-    assert_eq!(take(), []);
+    assert_eq!(told.take(), []);
     let later = SystemTime::UNIX_EPOCH + 100_000 * DAY;
     issuer.prune(later, 10).await.unwrap();
-    assert_eq!(take().len(), 2);
+    assert_eq!(told.take().len(), 2);
+}
+
+// Plans.
+
+fn per_minute(limit: u32) -> RateLimits {
+    Quota::per_minute(limit).unwrap().into()
+}
+
+async fn a_key_is_put_on_a_plan_and_taken_off(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    issuer.set_plan("pro", &per_minute(60)).await.unwrap();
+    let key = issuer.issue(new().plan("free")).await.unwrap().record;
+    assert_eq!(issuer.get(key.id).await.unwrap().record.plan.as_deref(), Some("free"));
+    let on = issuer.update(key.id, KeyUpdate::new().plan(Some("pro".into()))).await.unwrap();
+    assert_eq!((on.version, on.plan.as_deref()), (2, Some("pro")));
+    assert_eq!(on.plan_limits, Some(per_minute(60)));
+    let same = issuer.update(key.id, KeyUpdate::new().plan(Some("pro".into()))).await.unwrap();
+    assert_eq!(same.version, 2, "nothing has changed");
+    let other = issuer.update(key.id, KeyUpdate::new().name(Some("a".into()))).await.unwrap();
+    assert_eq!((other.plan.as_deref(), other.plan_limits), (Some("pro"), Some(per_minute(60))));
+    let off = issuer.update(key.id, KeyUpdate::new().plan(None)).await.unwrap();
+    assert_eq!((off.plan, off.plan_limits), (None, None));
+
+    let said: Vec<_> =
+        audit(&issuer).await.iter().map(|event| changes(event)["plan"].clone()).collect();
+    let expected = [
+        json!({ "to": "free" }),
+        json!({ "from": "free", "to": "pro" }),
+        Value::Null,
+        json!({ "from": "pro", "to": null }),
+    ];
+    assert_eq!(said, expected);
+}
+
+async fn a_plan_that_is_none_is_refused(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    let key = issuer.issue(new()).await.unwrap().record;
+    let long = "x".repeat(65);
+    for name in ["", "a b", "a\n", "é", &long] {
+        let update = KeyUpdate::new().plan(Some(name.into()));
+        let import = imported(1, "acme");
+        let refusals = [
+            issuer.issue(new().plan(name)).await.unwrap_err(),
+            issuer.update(key.id, update).await.unwrap_err(),
+            issuer.set_plan(name, &per_minute(1)).await.unwrap_err(),
+            issuer.import(vec![import, imported_as(2, new().plan(name))]).await.unwrap_err(),
+        ];
+        for error in refusals {
+            is(&error, ManageErrorKind::Invalid, Some("plan"));
+            assert!(error.to_string().contains("1 to 64 letters"), "{error}");
+        }
+        assert!(!issuer.remove_plan(name).await.unwrap());
+    }
+    assert_eq!(all(&issuer).await.len(), 1);
+    assert_eq!(issuer.plans().await.unwrap(), []);
+}
+
+async fn a_key_is_imported_onto_a_plan(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    issuer.import(vec![imported_as(1, new().plan("pro"))]).await.unwrap();
+    let key = all(&issuer).await.remove(0);
+    assert_eq!(key.plan.as_deref(), Some("pro"));
+    assert_eq!(changes(&audit(&issuer).await[0])["plan"], json!({ "to": "pro" }));
+}
+
+async fn an_idempotency_key_stands_for_one_plan(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    let request = |plan: &str| NewKey::new("acme", Expiry::Never).plan(plan).idempotency_key("one");
+    issuer.issue(request("free")).await.unwrap();
+    let error = issuer.issue(request("free")).await.unwrap_err();
+    is(&error, ManageErrorKind::Repeated, None);
+    let error = issuer.issue(request("pro")).await.unwrap_err();
+    is(&error, ManageErrorKind::IdempotencyKeyReused, Some("idempotency_key"));
+}
+
+/// A caller on `plan`, with limits of its own or without.
+async fn on_plan(
+    issuer: &KeyIssuer,
+    plan: Option<&str>,
+    limits: Option<RateLimits>,
+) -> (KeyRecord, KeyIssuer) {
+    let mut new = new().scopes(scopes(&[WRITE]));
+    if let Some(plan) = plan {
+        new = new.plan(plan);
+    }
+    if let Some(limits) = limits {
+        new = new.rate_limits(limits);
+    }
+    let key = issuer.issue(new).await.unwrap().record;
+    let caller = caller(issuer, &key);
+    (key, caller)
+}
+
+fn asked(plan: Option<&str>, limits: Option<RateLimits>) -> NewKey {
+    let mut new = NewKey::new("acme", Expiry::In(HOUR));
+    if let Some(plan) = plan {
+        new = new.plan(plan);
+    }
+    match limits {
+        Some(limits) => new.rate_limits(limits),
+        None => new,
+    }
+}
+
+/// The plan `pro` of the store means 60 a minute; `team` is defined elsewhere.
+async fn a_caller_grants_its_own_plan(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    issuer.set_plan("pro", &per_minute(60)).await.unwrap();
+    issuer.set_plan("free", &per_minute(1)).await.unwrap();
+    let (limits, plan) = (Some("rate_limits"), Some("plan"));
+    let own = |limit| Some(per_minute(limit));
+    for (held, granted, refused) in [
+        // On a plan of the store.
+        ((Some("pro"), None), (Some("pro"), None), None),
+        ((Some("pro"), None), (Some("pro"), own(60)), None),
+        ((Some("pro"), None), (Some("pro"), own(61)), limits),
+        ((Some("pro"), None), (Some("pro"), Some(RateLimits::unlimited())), limits),
+        // None is another one, too.
+        ((Some("pro"), None), (None, None), plan),
+        ((Some("pro"), None), (None, own(1)), plan),
+        // As is any other, whatever that means today.
+        ((Some("pro"), None), (Some("free"), None), plan),
+        ((Some("pro"), None), (Some("free"), own(1)), plan),
+        ((Some("pro"), None), (Some("team"), None), plan),
+        // Limits of its own outweigh those of the plan.
+        ((Some("pro"), own(10)), (Some("pro"), own(10)), None),
+        ((Some("pro"), own(10)), (None, own(10)), plan),
+        ((Some("pro"), own(10)), (Some("pro"), own(11)), limits),
+        ((Some("pro"), own(10)), (Some("pro"), None), limits),
+        ((Some("pro"), own(100)), (Some("free"), own(1)), plan),
+        // On a plan that only the service knows.
+        ((Some("team"), None), (Some("team"), None), None),
+        ((Some("team"), None), (Some("team"), own(1)), limits),
+        ((Some("team"), None), (None, own(1)), plan),
+        ((Some("team"), None), (None, None), plan),
+        ((Some("team"), own(10)), (Some("team"), None), limits),
+        ((Some("team"), own(10)), (Some("team"), own(10)), None),
+        ((Some("team"), Some(RateLimits::unlimited())), (Some("pro"), own(1)), plan),
+        ((Some("team"), Some(RateLimits::unlimited())), (Some("team"), None), None),
+        // What left its plan would be free to grant any.
+        ((Some("team"), Some(RateLimits::unlimited())), (None, None), plan),
+    ] {
+        let case = format!("{held:?} grants {granted:?}");
+        let (_, caller) = on_plan(&issuer, held.0, held.1).await;
+        let outcome = caller.issue(asked(granted.0, granted.1)).await;
+        match refused {
+            None => {
+                let key = outcome.unwrap_or_else(|error| panic!("{case}: {error}")).record;
+                assert_eq!(key.plan.as_deref(), granted.0);
+                caller.rotate(key.id, Rotation::new()).await.unwrap();
+            }
+            field => {
+                let error = outcome.map(|issued| issued.record).unwrap_err();
+                assert_eq!(
+                    (error.kind(), error.field()),
+                    (ManageErrorKind::Denied, field),
+                    "{case}"
+                );
+            }
+        }
+    }
+}
+
+async fn a_caller_that_nothing_limits_grants_any_plan(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    issuer.set_plan("pro", &per_minute(60)).await.unwrap();
+    for limits in [None, Some(RateLimits::unlimited())] {
+        let (_, caller) = on_plan(&issuer, None, limits).await;
+        for plan in ["pro", "team"] {
+            let key = caller.issue(asked(Some(plan), None)).await.unwrap().record;
+            let update = KeyUpdate::new().plan(Some("another".into()));
+            caller.update(key.id, update).await.unwrap();
+            caller.update(key.id, KeyUpdate::new().plan(None)).await.unwrap();
+        }
+    }
+}
+
+async fn a_caller_without_its_own_plan_grants_none(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    issuer.set_plan("free", &per_minute(1)).await.unwrap();
+    // By limits of its own, or by the default.
+    let (limited, caller) = on_plan(&issuer, None, Some(per_minute(60))).await;
+    let (key, _) = on_plan(&issuer, None, None).await;
+    let by_default = Actor::caller(&Consumer::from(key)).default_rate_limits(per_minute(60));
+    for caller in [caller, issuer.by(by_default)] {
+        for new in [asked(Some("free"), None), asked(Some("free"), Some(per_minute(1)))] {
+            let error = caller.issue(new).await.unwrap_err();
+            is(&error, ManageErrorKind::Denied, Some("plan"));
+        }
+        caller.issue(asked(None, Some(per_minute(1)))).await.unwrap();
+    }
+    assert_eq!(issuer.get(limited.id).await.unwrap().record.plan, None);
+}
+
+async fn a_caller_does_not_move_a_key_to_a_plan_it_is_not_on(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    issuer.set_plan("pro", &per_minute(60)).await.unwrap();
+    let (own, caller) = on_plan(&issuer, Some("pro"), None).await;
+    let unlimited = issuer.issue(NewKey::new("acme", Expiry::In(HOUR))).await.unwrap().record;
+    let other = asked(Some("other"), None);
+    let other = issuer.issue(other).await.unwrap().record;
+    let to = |plan: Option<&str>| KeyUpdate::new().plan(plan.map(Into::into));
+    for (key, plan, field) in [
+        // Not even of one that was not limited at all, or to what another key is on.
+        (&unlimited, Some("other"), "plan"),
+        (&other, Some("enterprise"), "plan"),
+        (&own, Some("other"), "plan"),
+        (&own, None, "plan"),
+        (&other, None, "plan"),
+    ] {
+        let error = caller.update(key.id, to(plan)).await.unwrap_err();
+        is(&error, ManageErrorKind::Denied, Some(field));
+    }
+    // What the caller has, and taking away.
+    caller.update(unlimited.id, to(Some("pro"))).await.unwrap();
+    caller.update(other.id, KeyUpdate::new().name(Some("less".into()))).await.unwrap();
+    caller.update(other.id, KeyUpdate::new().is_active(false)).await.unwrap();
+    let error = caller.update(other.id, KeyUpdate::new().is_active(true)).await.unwrap_err();
+    is(&error, ManageErrorKind::Denied, Some("plan"));
+    let error = caller.rotate(other.id, Rotation::new()).await.unwrap_err();
+    is(&error, ManageErrorKind::Denied, Some("plan"));
+    caller.update(other.id, to(Some("pro"))).await.unwrap();
+}
+
+async fn plans_are_for_operators(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    let (_, caller) = on_plan(&issuer, None, None).await;
+    issuer.set_plan("pro", &per_minute(60)).await.unwrap();
+    let error = caller.set_plan("pro", &RateLimits::unlimited()).await.unwrap_err();
+    is(&error, ManageErrorKind::Denied, None);
+    let error = caller.remove_plan("pro").await.unwrap_err();
+    is(&error, ManageErrorKind::Denied, None);
+    assert_eq!(issuer.plans().await.unwrap(), [("pro".to_owned(), per_minute(60))]);
+    assert_eq!(actions(&issuer).await, [KeyAction::Issued, KeyAction::Denied, KeyAction::Denied]);
+    assert!(issuer.remove_plan("pro").await.unwrap());
+    assert!(!issuer.remove_plan("pro").await.unwrap());
+}
+
+async fn caches_are_told_when_a_plan_changes(store: impl ManageKeys) {
+    let told = Told::default();
+    let issuer = issuer(store).invalidates(told.clone());
+    issuer.set_plan("pro", &per_minute(60)).await.unwrap();
+    assert_eq!(told.take(), [None]);
+    issuer.remove_plan("pro").await.unwrap();
+    assert_eq!(told.take(), [None]);
+    issuer.set_plan("no plan", &per_minute(60)).await.unwrap_err();
+    issuer.plans().await.unwrap();
+    assert_eq!(told.take(), []);
+    let key = issuer.issue(new()).await.unwrap().record;
+    issuer.update(key.id, KeyUpdate::new().plan(Some("pro".into()))).await.unwrap();
+    assert_eq!(told.take(), [Some(key.key_hash), Some(key.key_hash)]);
 }

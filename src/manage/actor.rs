@@ -47,11 +47,12 @@ impl Actor {
     /// The key behind a request. It sees and changes the keys of its own consumer only, and can
     /// grant nothing that it does not hold. In the audit it is `key:` and its id.
     ///
-    /// Of plans, it can grant its own. A name may mean other limits tomorrow, and more than limits to
-    /// the application, so plans are not compared by what they mean today. Only a key that nothing
-    /// limits, neither a plan nor limits, can grant any plan. Without a plan, and beside one, limits
-    /// are compared: those of the key itself, or else of its plan as far as the store defines it, or
-    /// else the default. What nobody here can compare is denied.
+    /// The keys that it makes are on its own plan, or on none as it is. What a plan means may be
+    /// something else tomorrow, and more than limits to the application, so plans are not compared
+    /// by their limits, and nobody leaves one to be free. Only a key that nothing limits, neither a
+    /// plan nor a quota, can grant any plan or none. Beside that, limits are compared: a key's own,
+    /// or else those of its plan as far as the store defines it, or else the default. What nobody
+    /// here can compare is denied.
     ///
     /// What it holds is read again in the transaction of each change: a key that was revoked after
     /// it had been let in changes nothing.
@@ -142,7 +143,7 @@ impl Caller {
         after: &KeyRecord,
     ) -> Result<(), ManageError> {
         let awakens = !before.is_active && after.is_active;
-        let moves = after.plan.is_some() && after.plan != before.plan;
+        let moves = after.plan != before.plan;
         if !awakens && !moves && self.check_within(before, after).is_ok() {
             return Ok(());
         }
@@ -162,9 +163,16 @@ impl Caller {
             return Err(ManageError::denied("expires_at", detail));
         }
         let is_unlimited = self.limits(bound).is_some_and(RateLimits::is_unlimited);
-        let may_have_any = bound.plan.is_none() && is_unlimited;
-        if key.plan.is_some() && key.plan != bound.plan && !may_have_any {
-            let detail = "a key can be given the plan of the key that asks for it, or none";
+        let grants_any_plan = bound.plan.is_none() && is_unlimited;
+        if key.plan != bound.plan && !grants_any_plan {
+            let detail = match &bound.plan {
+                Some(plan) => {
+                    format!("a key has to be on the plan of the key that asks for it: {plan}")
+                }
+                None => {
+                    "a key that is on no plan cannot grant one, unless nothing limits it".to_owned()
+                }
+            };
             return Err(ManageError::denied("plan", detail));
         }
         if !is_unlimited && !self.is_limited_within(bound, key) {

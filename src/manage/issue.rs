@@ -19,7 +19,7 @@ impl KeyIssuer {
     /// Makes a key and stores its hash. The key itself is in the answer and nowhere else.
     ///
     /// A [caller](super::Actor::caller) can only grant what its own key holds: scopes, an expiry
-    /// that is no later, limits that are no wider, its own plan or none, and its own consumer.
+    /// that is no later, limits that are no wider, its own plan, and its own consumer.
     ///
     /// # Errors
     ///
