@@ -9,6 +9,8 @@
 
 #![allow(dead_code, reason = "not every test uses all of it")]
 
+pub mod requests;
+
 use std::{
     collections::{BTreeMap, HashMap},
     num::NonZeroU32,
