@@ -50,6 +50,30 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
     pub(super) const LIVE: u64 = SLOTS + 1;
     const LAP: u64 = PLACES as u64;
 
+    /// Takes `units` if no more than `most` are used up with them. Says what was found before.
+    pub(super) fn take(&self, number: u64, units: u32, most: u32) -> Result<View, View> {
+        loop {
+            let view = self.view(number);
+            if view.used + u64::from(units) > most.into() {
+                return Err(view);
+            }
+            if self.add(&view, units) {
+                return Ok(view);
+            }
+        }
+    }
+
+    /// Takes as many of `units` as are needed to use up `most`.
+    pub(super) fn fill_up(&self, number: u64, units: u32, most: u32) {
+        loop {
+            let view = self.view(number);
+            let room = u64::from(most).saturating_sub(view.used);
+            if self.add(&view, u32::try_from(room).map_or(units, |room| units.min(room))) {
+                return;
+            }
+        }
+    }
+
     /// What is used up in the window that ends with slot `number`, and later. From here on no
     /// earlier slot takes anything in.
     pub(super) fn view(&self, number: u64) -> View {
@@ -67,7 +91,7 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
     }
 
     /// Adds to the latest slot, unless that has changed since.
-    pub(super) fn add(&self, view: &View, units: u32) -> bool {
+    fn add(&self, view: &View, units: u32) -> bool {
         self.change(&view.latest, view.latest.units.saturating_add(units), false)
     }
 

@@ -49,24 +49,18 @@ impl Window {
 
     /// Says in which slot it was booked, too.
     pub(super) fn take(&self, units: NonZeroU32, now: u64) -> (Decision, u64) {
-        loop {
-            let view = self.view(now);
-            if !self.has_room(units, &view) {
-                return (self.deny(units, &view, now), view.latest.number);
+        match self.ring.take(now / self.slot, units.get(), self.limit) {
+            Ok(view) => {
+                let left = self.left(view.used).saturating_sub(units.get());
+                (Decision::admit(left, self.until_out(view.oldest, now)), view.latest.number)
             }
-            if self.ring.add(&view, units.get()) {
-                let left = self.left(view.used) - units.get();
-                return (
-                    Decision::admit(left, self.until_out(view.oldest, now)),
-                    view.latest.number,
-                );
-            }
+            Err(view) => (self.deny(units, &view, now), view.latest.number),
         }
     }
 
     pub(super) fn peek(&self, units: NonZeroU32, now: u64) -> Decision {
         let view = self.view(now);
-        if !self.has_room(units, &view) {
+        if view.used + u64::from(units.get()) > self.limit.into() {
             return self.deny(units, &view, now);
         }
         let next = if view.used == 0 { Duration::ZERO } else { self.until_out(view.oldest, now) };
@@ -74,14 +68,7 @@ impl Window {
     }
 
     pub(super) fn charge(&self, units: NonZeroU32, now: u64) {
-        loop {
-            let view = self.view(now);
-            let most = u64::from(self.limit) * 2;
-            let room = u32::try_from(most.saturating_sub(view.used)).unwrap_or(u32::MAX);
-            if self.ring.add(&view, units.get().min(room)) {
-                return;
-            }
-        }
+        self.ring.fill_up(now / self.slot, units.get(), self.limit.saturating_mul(2));
     }
 
     pub(super) fn give_back(&self, units: NonZeroU32, now: u64) {
@@ -104,10 +91,6 @@ impl Window {
 
     fn view(&self, now: u64) -> View {
         self.ring.view(now / self.slot)
-    }
-
-    fn has_room(&self, units: NonZeroU32, view: &View) -> bool {
-        view.used + u64::from(units.get()) <= self.limit.into()
     }
 
     fn left(&self, used: u64) -> u32 {
