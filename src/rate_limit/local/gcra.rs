@@ -17,12 +17,14 @@ use governor::{
     state::{NotKeyed, StateStore},
 };
 
-use super::fill::Fill;
+use super::{fill::Fill, nanos::nanos};
 use crate::rate_limit::{Decision, Quota};
 
 /// A bucket that refills evenly, counted by [`governor`](https://docs.rs/governor).
+///
+/// What is missing in it is measured by the nanoseconds in which it comes back.
 pub(super) struct Gcra {
-    interval: Duration,
+    interval: u64,
     burst: NonZeroU32,
     state: Tat,
     governor: governor::RateLimiter<NotKeyed, Tat, CallersClock, StateInformationMiddleware>,
@@ -30,15 +32,14 @@ pub(super) struct Gcra {
 
 impl Gcra {
     /// A bucket that is as full as `fill`.
-    pub(super) fn new(quota: &Quota, fill: Fill, now: Duration) -> Self {
-        let state = Tat::default();
-        state.reach(now.saturating_add(fill.of(quota.refill_time())));
-        Self::with(quota, state)
+    pub(super) fn new(quota: &Quota, fill: Fill, now: u64) -> Self {
+        let missing = fill.used_of(nanos(quota.refill_time()));
+        Self::with(quota, Tat::new(now.saturating_add(missing)))
     }
 
     /// The same state under another quota: half used up stays half used up.
-    pub(super) fn under(&self, quota: &Quota, now: Duration) -> Self {
-        self.state.rescale(self.capacity(), quota.refill_time(), now);
+    pub(super) fn under(&self, quota: &Quota, now: u64) -> Self {
+        self.state.rescale(self.capacity(), nanos(quota.refill_time()), now);
         Self::with(quota, self.state.clone())
     }
 
@@ -48,54 +49,45 @@ impl Gcra {
         let rate = governor::Quota::with_period(interval)
             .unwrap_or_else(|| governor::Quota::per_second(NonZeroU32::MIN))
             .allow_burst(burst);
-        let governor = CallersClock::at(Nanos::from(0), || {
-            governor::RateLimiter::new(rate, state.clone(), CallersClock)
-        });
-        Self { interval, burst, state, governor }
+        let governor =
+            CallersClock::at(0, || governor::RateLimiter::new(rate, state.clone(), CallersClock));
+        Self { interval: nanos(interval), burst, state, governor }
     }
 
-    pub(super) fn take(&self, units: NonZeroU32, now: Duration) -> Decision {
-        let instant = Nanos::from(now);
-        let outcome = CallersClock::at(instant, || match units {
-            NonZeroU32::MIN => Ok(self.governor.check()),
-            units => self.governor.check_n(units),
-        });
+    pub(super) fn take(&self, units: NonZeroU32, now: u64) -> Decision {
+        // Others would overflow: governor multiplies before it looks whether so many ever fit.
+        let fits_at_all = units <= self.burst;
+        let outcome = fits_at_all.then(|| CallersClock::at(now, || self.governor.check_n(units)));
+        let missing = self.state.ahead_of(now);
         match outcome {
-            Ok(Ok(state)) => {
-                Decision::admit(state.remaining_burst_capacity(), self.next_unit_in(now))
+            Some(Ok(Ok(state))) => {
+                Decision::admit(state.remaining_burst_capacity(), self.next_unit_in(missing))
             }
-            Ok(Err(denied)) => Decision::deny_with(self.left(now), denied.wait_time_from(instant)),
-            // More than the bucket ever holds.
-            Err(_) => Decision::deny_with(self.left(now), Duration::MAX),
+            _ => self.deny(units, missing),
         }
     }
 
-    pub(super) fn peek(&self, units: NonZeroU32, now: Duration) -> Decision {
-        let left = self.left(now);
-        if units <= self.burst && units.get() <= left {
-            return Decision::admit(left, self.next_unit_in(now));
+    pub(super) fn peek(&self, units: NonZeroU32, now: u64) -> Decision {
+        let missing = self.state.ahead_of(now);
+        let left = self.left(missing);
+        if units.get() <= left {
+            Decision::admit(left, self.next_unit_in(missing))
+        } else {
+            self.deny(units, missing)
         }
-        let wait = match self.interval.checked_mul(units.get()) {
-            Some(needed) if units <= self.burst => {
-                (self.state.ahead_of(now) + needed).saturating_sub(self.capacity())
-            }
-            _ => Duration::MAX,
-        };
-        Decision::deny_with(left, wait)
     }
 
-    pub(super) fn charge(&self, units: NonZeroU32, now: Duration) {
-        let needed = self.interval.saturating_mul(units.get());
-        // Two full buckets ahead of the clock is what the arithmetic has room for.
+    pub(super) fn charge(&self, units: NonZeroU32, now: u64) {
+        let needed = self.interval.saturating_mul(u64::from(units.get()));
         let most = now.saturating_add(self.capacity().saturating_mul(2));
         self.state.advance(now, needed, most);
     }
 
     pub(super) fn give_back(&self, units: NonZeroU32) {
-        self.state.recede(self.interval.saturating_mul(units.get()));
+        self.state.recede(self.interval.saturating_mul(u64::from(units.get())));
     }
 
-    pub(super) fn fill(&self, now: Duration) -> Fill {
+    pub(super) fn fill(&self, now: u64) -> Fill {
         Fill::new(self.state.ahead_of(now), self.capacity())
     }
 
@@ -104,72 +96,79 @@ impl Gcra {
         Arc::strong_count(&self.state.0) > 2
     }
 
-    /// The time in which an empty bucket fills.
-    fn capacity(&self) -> Duration {
-        self.interval.saturating_mul(self.burst.get())
+    fn deny(&self, units: NonZeroU32, missing: u64) -> Decision {
+        let wait = if units <= self.burst {
+            let needed = self.interval.saturating_mul(u64::from(units.get()));
+            let wait = missing.saturating_add(needed).saturating_sub(self.capacity());
+            // It is zero where others gave theirs back meanwhile.
+            Duration::from_nanos(wait.max(1))
+        } else {
+            Duration::MAX
+        };
+        Decision::deny_with(self.left(missing), wait)
     }
 
-    fn left(&self, now: Duration) -> u32 {
-        let left = self.capacity().saturating_sub(self.state.ahead_of(now));
-        u32::try_from(left.as_nanos() / self.interval.as_nanos()).unwrap_or(u32::MAX)
+    /// The time in which an empty bucket fills.
+    fn capacity(&self) -> u64 {
+        self.interval.saturating_mul(u64::from(self.burst.get()))
+    }
+
+    fn left(&self, missing: u64) -> u32 {
+        let left = self.capacity().saturating_sub(missing).checked_div(self.interval);
+        left.and_then(|left| u32::try_from(left).ok()).unwrap_or_default()
     }
 
     /// Time until one more unit is back: what is left of the interval that is running, and of what
-    /// was charged beyond the bucket.
-    fn next_unit_in(&self, now: Duration) -> Duration {
-        let ahead = self.state.ahead_of(now);
-        // The bucket has nothing left, or less than that.
-        let owed = ahead.saturating_sub(self.capacity().saturating_sub(self.interval));
-        if ahead.is_zero() || !owed.is_zero() {
-            return owed;
-        }
-        let rest = (ahead.as_nanos() - 1) % self.interval.as_nanos() + 1;
-        Duration::from_nanos(u64::try_from(rest).unwrap_or(u64::MAX))
+    /// is owed.
+    fn next_unit_in(&self, missing: u64) -> Duration {
+        let all_but_one = self.capacity().saturating_sub(self.interval);
+        Duration::from_nanos(if missing > all_but_one {
+            missing - all_but_one
+        } else {
+            // 0 of a full bucket, else 1 to an interval.
+            missing.checked_sub(1).map_or(0, |missing| missing % self.interval.max(1) + 1)
+        })
     }
 }
 
 /// The *theoretical arrival time* of GCRA: when the bucket will be full, in nanoseconds of the
 /// caller's clock. It is all the state a bucket has, and apart from the quota so that a changed
 /// quota goes on from it.
-#[derive(Clone, Default)]
+///
+/// Whoever reads the clock, and is overtaken before it takes, is judged by what it read and by all
+/// that was taken meanwhile: there is one number, which only one at a time changes.
+#[derive(Clone)]
 struct Tat(Arc<AtomicU64>);
 
 impl Tat {
-    fn ahead_of(&self, now: Duration) -> Duration {
-        Duration::from_nanos(self.0.load(Ordering::Relaxed)).saturating_sub(now)
+    fn new(at: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(at)))
     }
 
-    fn reach(&self, at: Duration) {
-        self.0.fetch_max(nanos(at), Ordering::AcqRel);
+    fn ahead_of(&self, now: u64) -> u64 {
+        self.0.load(Ordering::Acquire).saturating_sub(now)
     }
 
-    fn advance(&self, now: Duration, by: Duration, most: Duration) {
-        let advanced = |tat: u64| {
-            Some(tat.max(nanos(now)).saturating_add(nanos(by)).min(nanos(most).max(tat)))
-        };
+    fn advance(&self, now: u64, by: u64, most: u64) {
+        let advanced = |tat: u64| Some(tat.max(now).saturating_add(by).min(most.max(tat)));
         // Never an empty update.
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, advanced);
     }
 
-    fn recede(&self, by: Duration) {
-        let receded = |tat: u64| Some(tat.saturating_sub(nanos(by)));
+    fn recede(&self, by: u64) {
+        let receded = |tat: u64| Some(tat.saturating_sub(by));
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, receded);
     }
 
     /// Leaves the bucket as full of what takes `to` to fill as it was of what takes `from`.
-    fn rescale(&self, from: Duration, to: Duration, now: Duration) {
-        let (from, to, now) = (from.as_nanos().max(1), to.as_nanos(), now.as_nanos());
+    fn rescale(&self, from: u64, to: u64, now: u64) {
         let rescaled = |tat: u64| {
-            let used = u128::from(tat).saturating_sub(now).min(from);
-            u64::try_from(now + (used * to).div_ceil(from)).ok().filter(|_| used > 0)
+            let fill = Fill::new(tat.saturating_sub(now), from);
+            (!fill.is_full()).then(|| now.saturating_add(fill.used_of(to)))
         };
         // An empty update: the bucket is full, and is so of any quota.
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, rescaled);
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl StateStore for Tat {
@@ -185,8 +184,8 @@ impl StateStore for Tat {
             match self.0.compare_exchange_weak(
                 tat,
                 next.into(),
-                Ordering::Release,
-                Ordering::Relaxed,
+                Ordering::AcqRel,
+                Ordering::Acquire,
             ) {
                 Ok(_) => return Ok(outcome),
                 Err(changed) => tat = changed,
@@ -205,8 +204,8 @@ thread_local! {
 }
 
 impl CallersClock {
-    fn at<T>(now: Nanos, check: impl FnOnce() -> T) -> T {
-        CALLERS_TIME.set(now.as_u64());
+    fn at<T>(now: u64, check: impl FnOnce() -> T) -> T {
+        CALLERS_TIME.set(now);
         check()
     }
 }

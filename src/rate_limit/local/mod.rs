@@ -1,7 +1,10 @@
 //! Buckets in this process's memory.
 
+mod atomic;
 mod fill;
 mod gcra;
+mod nanos;
+mod ring;
 mod window;
 
 use std::{
@@ -13,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use self::{fill::Fill, gcra::Gcra, window::Window};
+use self::{fill::Fill, gcra::Gcra, nanos::nanos, window::Window};
 use super::{Algorithm, BucketId, Buckets, Check, Decision, Decisions, Quota, RateLimiter};
 
 /// Buckets in this process's memory. Those that refill evenly are counted by
@@ -57,7 +60,7 @@ impl LocalRateLimiter {
         self.len() == 0
     }
 
-    fn bucket(&self, id: &BucketId, quota: &Quota, now: Duration) -> Arc<Bucket> {
+    fn bucket(&self, id: &BucketId, quota: &Quota, now: u64) -> Arc<Bucket> {
         // The top bits choose the shard, as the map inside uses the others.
         let shard = self.hasher.hash_one(id) >> (u64::BITS - SHARDS.trailing_zeros());
         let shard = usize::try_from(shard).ok().and_then(|shard| self.shards.get(shard));
@@ -94,6 +97,7 @@ impl fmt::Debug for LocalRateLimiter {
 
 impl RateLimiter for LocalRateLimiter {
     fn buckets(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Arc<dyn Buckets> {
+        let now = nanos(now);
         match quotas {
             [(id, quota)] => self.bucket(id, quota, now),
             quotas => {
@@ -105,13 +109,13 @@ impl RateLimiter for LocalRateLimiter {
 
     fn sweep(&self, now: Duration) {
         for shard in &self.shards {
-            lock(shard).sweep(now);
+            lock(shard).sweep(nanos(now));
         }
     }
 }
 
 impl Shard {
-    fn sweep(&mut self, now: Duration) {
+    fn sweep(&mut self, now: u64) {
         self.buckets.retain(|_, bucket| bucket.is_in_use() || !bucket.fill(now).is_full());
         self.sweep_at = (self.buckets.len() * 2).max(SWEEP_FROM);
         if self.buckets.capacity() > self.sweep_at * 2 {
@@ -136,7 +140,7 @@ enum Counter {
 }
 
 impl Bucket {
-    fn new(quota: &Quota, fill: Fill, now: Duration) -> Self {
+    fn new(quota: &Quota, fill: Fill, now: u64) -> Self {
         let counter = match quota.algorithm() {
             Algorithm::Gcra => Counter::Gcra(Gcra::new(quota, fill, now)),
             Algorithm::SlidingWindow => Counter::Window(Window::new(quota, fill, now)),
@@ -146,7 +150,7 @@ impl Bucket {
 
     /// The bucket that goes on where this one is, under another quota. Both may be in use for a
     /// while, and share what they can.
-    fn under(&self, quota: &Quota, now: Duration) -> Self {
+    fn under(&self, quota: &Quota, now: u64) -> Self {
         let counter = match (&self.counter, quota.algorithm()) {
             (Counter::Gcra(gcra), Algorithm::Gcra) => Counter::Gcra(gcra.under(quota, now)),
             (Counter::Window(window), Algorithm::SlidingWindow) => {
@@ -157,21 +161,44 @@ impl Bucket {
         Self { quota: quota.clone(), counter }
     }
 
-    fn take_one(&self, units: NonZeroU32, now: Duration) -> Decision {
+    /// Says where it was booked, too, for [`undo`](Self::undo).
+    fn take_one(&self, units: NonZeroU32, now: u64) -> (Decision, u64) {
         match &self.counter {
-            Counter::Gcra(gcra) => gcra.take(units, now),
+            Counter::Gcra(gcra) => (gcra.take(units, now), 0),
             Counter::Window(window) => window.take(units, now),
         }
     }
 
-    fn peek_one(&self, units: NonZeroU32, now: Duration) -> Decision {
+    /// Takes back what was taken just now.
+    fn undo(&self, units: NonZeroU32, booked: u64) {
+        match &self.counter {
+            Counter::Gcra(gcra) => gcra.give_back(units),
+            Counter::Window(window) => window.undo(units, booked),
+        }
+    }
+
+    fn peek_one(&self, units: NonZeroU32, now: u64) -> Decision {
         match &self.counter {
             Counter::Gcra(gcra) => gcra.peek(units, now),
             Counter::Window(window) => window.peek(units, now),
         }
     }
 
-    fn fill(&self, now: Duration) -> Fill {
+    fn charge_one(&self, units: NonZeroU32, now: u64) {
+        match &self.counter {
+            Counter::Gcra(gcra) => gcra.charge(units, now),
+            Counter::Window(window) => window.charge(units, now),
+        }
+    }
+
+    fn give_back_one(&self, units: NonZeroU32, now: u64) {
+        match &self.counter {
+            Counter::Gcra(gcra) => gcra.give_back(units),
+            Counter::Window(window) => window.give_back(units, now),
+        }
+    }
+
+    fn fill(&self, now: u64) -> Fill {
         match &self.counter {
             Counter::Gcra(gcra) => gcra.fill(now),
             Counter::Window(window) => window.fill(now),
@@ -190,25 +217,20 @@ impl Bucket {
 
 impl Buckets for Bucket {
     fn take(&self, units: NonZeroU32, now: Duration) -> Check {
-        Check::Ready(self.take_one(units, now).into())
+        let (decision, _) = self.take_one(units, nanos(now));
+        Check::Ready(decision.into())
     }
 
     fn peek(&self, now: Duration) -> Check {
-        Check::Ready(self.peek_one(NonZeroU32::MIN, now).into())
+        Check::Ready(self.peek_one(NonZeroU32::MIN, nanos(now)).into())
     }
 
     fn charge(&self, units: NonZeroU32, now: Duration) {
-        match &self.counter {
-            Counter::Gcra(gcra) => gcra.charge(units, now),
-            Counter::Window(window) => window.charge(units, now),
-        }
+        self.charge_one(units, nanos(now));
     }
 
     fn give_back(&self, units: NonZeroU32, now: Duration) {
-        match &self.counter {
-            Counter::Gcra(gcra) => gcra.give_back(units),
-            Counter::Window(window) => window.give_back(units, now),
-        }
+        self.give_back_one(units, nanos(now));
     }
 }
 
@@ -216,7 +238,7 @@ impl Buckets for Bucket {
 struct Several(Box<[Arc<Bucket>]>);
 
 impl Several {
-    fn peek_all(&self, units: NonZeroU32, now: Duration) -> Decisions {
+    fn peek_all(&self, units: NonZeroU32, now: u64) -> Decisions {
         self.0.iter().map(|bucket| bucket.peek_one(units, now)).collect()
     }
 }
@@ -224,37 +246,51 @@ impl Several {
 impl Buckets for Several {
     /// Looks first: a request that does not fit is in nobody's way.
     fn take(&self, units: NonZeroU32, now: Duration) -> Check {
+        let now = nanos(now);
         let mut decisions = self.peek_all(units, now);
-        if !decisions.is_admitted() {
-            return Check::Ready(decisions);
-        }
-        for (at, (bucket, decision)) in self.0.iter().zip(&mut *decisions).enumerate() {
-            *decision = bucket.take_one(units, now);
-            // Somebody else was faster.
-            if !decision.is_admitted() {
-                let denied = *decision;
-                self.0.iter().take(at).for_each(|taken| taken.give_back(units, now));
-                let mut decisions = self.peek_all(units, now);
-                if let Some(decision) = decisions.get_mut(at) {
-                    *decision = denied;
+        if decisions.is_admitted() && !take_all(&self.0, &mut decisions, units, now) {
+            // Somebody else was faster. What was taken of the others has been given back.
+            for (bucket, decision) in self.0.iter().zip(&mut *decisions) {
+                if decision.is_admitted() {
+                    *decision = bucket.peek_one(units, now);
                 }
-                return Check::Ready(decisions);
             }
         }
         Check::Ready(decisions)
     }
 
     fn peek(&self, now: Duration) -> Check {
-        Check::Ready(self.peek_all(NonZeroU32::MIN, now))
+        Check::Ready(self.peek_all(NonZeroU32::MIN, nanos(now)))
     }
 
     fn charge(&self, units: NonZeroU32, now: Duration) {
-        self.0.iter().for_each(|bucket| bucket.charge(units, now));
+        self.0.iter().for_each(|bucket| bucket.charge_one(units, nanos(now)));
     }
 
     fn give_back(&self, units: NonZeroU32, now: Duration) {
-        self.0.iter().for_each(|bucket| bucket.give_back(units, now));
+        self.0.iter().for_each(|bucket| bucket.give_back_one(units, nanos(now)));
     }
+}
+
+/// Takes of the first, then of the rest; of neither if the rest does not have it.
+fn take_all(
+    buckets: &[Arc<Bucket>],
+    decisions: &mut [Decision],
+    units: NonZeroU32,
+    now: u64,
+) -> bool {
+    let (Some((bucket, buckets)), Some((decision, decisions))) =
+        (buckets.split_first(), decisions.split_first_mut())
+    else {
+        return true;
+    };
+    let (taken, booked) = bucket.take_one(units, now);
+    *decision = taken;
+    if !taken.is_admitted() || take_all(buckets, decisions, units, now) {
+        return taken.is_admitted();
+    }
+    bucket.undo(units, booked);
+    false
 }
 
 #[cfg(test)]

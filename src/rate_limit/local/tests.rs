@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn take(bucket: &Bucket, now: Duration) -> Decision {
-    bucket.take_one(NonZeroU32::MIN, now)
+    bucket.take_one(NonZeroU32::MIN, nanos(now)).0
 }
 
 fn minute(id: u128) -> BucketId {
@@ -16,7 +16,7 @@ const START: Duration = Duration::from_secs(1000);
 fn the_burst_passes_then_one_per_interval() {
     let limiter = LocalRateLimiter::new();
     let quota = Quota::per_minute(10).unwrap().burst(3).unwrap();
-    let bucket = limiter.bucket(&minute(1), &quota, START);
+    let bucket = limiter.bucket(&minute(1), &quota, nanos(START));
     for remaining in [2, 1, 0] {
         let decision = take(&bucket, START);
         assert!(decision.is_admitted());
@@ -32,11 +32,11 @@ fn the_burst_passes_then_one_per_interval() {
 fn a_changed_quota_applies_at_once_and_does_not_refill() {
     let limiter = LocalRateLimiter::new();
     let small = Quota::per_minute(5).unwrap();
-    let bucket = limiter.bucket(&minute(1), &small, START);
+    let bucket = limiter.bucket(&minute(1), &small, nanos(START));
     while take(&bucket, START).is_admitted() {}
 
     let large = Quota::per_minute(600).unwrap();
-    let bucket = limiter.bucket(&minute(1), &large, START);
+    let bucket = limiter.bucket(&minute(1), &large, nanos(START));
     assert!(!take(&bucket, START).is_admitted(), "an empty bucket stays empty");
     assert!(take(&bucket, START + Duration::from_millis(100)).is_admitted());
     assert!(!take(&bucket, START + Duration::from_millis(199)).is_admitted());
@@ -46,10 +46,10 @@ fn a_changed_quota_applies_at_once_and_does_not_refill() {
 fn a_bucket_whose_state_is_in_use_under_another_quota_is_never_swept() {
     let limiter = LocalRateLimiter::new();
     let (old, new) = (Quota::per_minute(10).unwrap(), Quota::per_minute(20).unwrap());
-    let held = limiter.bucket(&minute(1), &old, START);
-    drop(limiter.bucket(&minute(1), &new, START));
+    let held = limiter.bucket(&minute(1), &old, nanos(START));
+    drop(limiter.bucket(&minute(1), &new, nanos(START)));
     limiter.sweep(START);
-    let again = limiter.bucket(&minute(1), &new, START);
+    let again = limiter.bucket(&minute(1), &new, nanos(START));
     let mut admitted = 0;
     for bucket in [again, held] {
         while take(&bucket, START).is_admitted() {
@@ -69,10 +69,10 @@ fn a_quota_that_changes_back_and_forth_never_refills() {
         Quota::per_minute(60).unwrap().burst(7).unwrap(),
     ];
     let id = minute(1);
-    let bucket = limiter.bucket(&id, &quotas[0], START);
+    let bucket = limiter.bucket(&id, &quotas[0], nanos(START));
     while take(&bucket, START).is_admitted() {}
     for quota in quotas.iter().cycle().take(20) {
-        let bucket = limiter.bucket(&id, quota, START);
+        let bucket = limiter.bucket(&id, quota, nanos(START));
         assert!(!take(&bucket, START).is_admitted(), "{quota:?}");
         let wait = take(&bucket, START).next_unit_in();
         assert!(wait <= quota.interval() + Duration::from_micros(1), "{wait:?} of {quota:?}");
@@ -83,12 +83,12 @@ fn a_quota_that_changes_back_and_forth_never_refills() {
 fn half_a_bucket_stays_half_a_bucket() {
     let limiter = LocalRateLimiter::new();
     let small = Quota::per_minute(10).unwrap();
-    let bucket = limiter.bucket(&minute(1), &small, START);
+    let bucket = limiter.bucket(&minute(1), &small, nanos(START));
     for _ in 0..5 {
         assert!(take(&bucket, START).is_admitted());
     }
     let large = Quota::per(1000, Duration::from_secs(3600)).unwrap();
-    let bucket = limiter.bucket(&minute(1), &large, START);
+    let bucket = limiter.bucket(&minute(1), &large, nanos(START));
     assert_eq!(take(&bucket, START).remaining(), 499);
 }
 
@@ -96,10 +96,10 @@ fn half_a_bucket_stays_half_a_bucket() {
 fn a_bucket_outlives_its_users_until_it_is_full_again() {
     let limiter = LocalRateLimiter::new();
     let quota = Quota::per_minute(1).unwrap();
-    let first = take(&limiter.bucket(&minute(1), &quota, START), START);
+    let first = take(&limiter.bucket(&minute(1), &quota, nanos(START)), START);
     assert!(first.is_admitted());
     limiter.sweep(START + Duration::from_secs(59));
-    let again = take(&limiter.bucket(&minute(1), &quota, START), START);
+    let again = take(&limiter.bucket(&minute(1), &quota, nanos(START)), START);
     assert!(!again.is_admitted(), "asking for the bucket again refilled it");
 
     limiter.sweep(START + Duration::from_secs(60));
@@ -110,10 +110,10 @@ fn a_bucket_outlives_its_users_until_it_is_full_again() {
 fn a_bucket_in_use_is_never_swept() {
     let limiter = LocalRateLimiter::new();
     let quota = Quota::per_minute(1).unwrap();
-    let held = limiter.bucket(&minute(1), &quota, START);
+    let held = limiter.bucket(&minute(1), &quota, nanos(START));
     limiter.sweep(START);
     assert!(take(&held, START).is_admitted());
-    assert!(!take(&limiter.bucket(&minute(1), &quota, START), START).is_admitted());
+    assert!(!take(&limiter.bucket(&minute(1), &quota, nanos(START)), START).is_admitted());
 }
 
 #[test]
@@ -123,13 +123,13 @@ fn idle_buckets_do_not_pile_up() {
     let mut now = START;
     for id in 0..100_000 {
         now += Duration::from_millis(1);
-        assert!(take(&limiter.bucket(&minute(id), &quota, now), now).is_admitted());
+        assert!(take(&limiter.bucket(&minute(id), &quota, nanos(now)), now).is_admitted());
     }
     assert!(limiter.len() < 2 * (1000 + SHARDS * SWEEP_FROM), "{}", limiter.len());
 }
 
 fn peek(bucket: &Bucket, now: Duration) -> Decision {
-    bucket.peek_one(NonZeroU32::MIN, now)
+    bucket.peek_one(NonZeroU32::MIN, nanos(now))
 }
 
 proptest! {
@@ -142,7 +142,7 @@ proptest! {
     ) {
         let quota = Quota::per(limit, Duration::from_millis(window_ms)).unwrap();
         let quota = quota.burst(burst).unwrap();
-        let bucket = || LocalRateLimiter::new().bucket(&minute(1), &quota, START);
+        let bucket = || LocalRateLimiter::new().bucket(&minute(1), &quota, nanos(START));
         let (peeked, left_alone) = (bucket(), bucket());
         let mut now = START;
         for gap in gaps {
@@ -171,7 +171,7 @@ proptest! {
     ) {
         let window = Duration::from_millis(window_ms);
         let quota = Quota::per(limit, window).unwrap().burst(burst).unwrap();
-        let bucket = LocalRateLimiter::new().bucket(&minute(1), &quota, START);
+        let bucket = LocalRateLimiter::new().bucket(&minute(1), &quota, nanos(START));
         let (mut now, mut admitted) = (START, Vec::new());
         for gap in gaps {
             now += Duration::from_millis(gap);

@@ -1,0 +1,174 @@
+//! What was taken, by slot, counted without a lock.
+
+use super::atomic::{AtomicU64, Ordering};
+
+/// The units that were taken in each slot, of which `SLOTS` are as long as a window. Slots are
+/// numbered from the clock's origin on.
+///
+/// Only the latest slot takes anything in. Before a later one begins, the latest is closed for
+/// good. So whoever finds the latest slot open, adds up those before it, and then changes the
+/// latest from exactly what was found, has decided by a sum that was true at that moment: had
+/// anything been taken meanwhile, or had a later slot begun, the change would have failed. What is
+/// given back lowers any slot, which can only leave more room than was seen.
+///
+/// Nobody waits for anybody: a change fails only because another did not, and whoever finds the
+/// latest slot closed begins the next.
+///
+/// A request may be late, held up after it had read the clock. It is booked in the latest slot all
+/// the same, and must fit with all that its own window holds and whatever came later. One that is
+/// later than there are `PLACES` for is judged as if it were so late.
+pub(super) struct Ring<const SLOTS: u64, const PLACES: usize> {
+    latest: AtomicU64,
+    /// Each belongs to the latest of those slots that have it in turn. To the others it is empty.
+    places: [AtomicU64; PLACES],
+}
+
+/// The latest slot, and what it holds together with those before it.
+pub(super) struct View {
+    pub(super) latest: Slot,
+    pub(super) used: u64,
+    /// The number of the first slot that holds anything; of the latest if none does.
+    pub(super) oldest: u64,
+}
+
+/// A slot as it was found.
+pub(super) struct Slot {
+    pub(super) number: u64,
+    units: u32,
+    is_closed: bool,
+    found: u64,
+}
+
+impl<const SLOTS: u64, const PLACES: usize> Default for Ring<SLOTS, PLACES> {
+    fn default() -> Self {
+        Self { latest: AtomicU64::new(0), places: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
+impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
+    /// The slots that reach into a window: it begins and ends within one.
+    pub(super) const LIVE: u64 = SLOTS + 1;
+    const LAP: u64 = PLACES as u64;
+
+    /// Takes `units` if no more than `most` are used up with them. Says what was found before.
+    pub(super) fn take(&self, number: u64, units: u32, most: u32) -> Result<View, View> {
+        loop {
+            let view = self.view(number);
+            if view.used + u64::from(units) > most.into() {
+                return Err(view);
+            }
+            if self.add(&view, units) {
+                return Ok(view);
+            }
+        }
+    }
+
+    /// Takes as many of `units` as are needed to use up `most`.
+    pub(super) fn fill_up(&self, number: u64, units: u32, most: u32) {
+        loop {
+            let view = self.view(number);
+            let room = u64::from(most).saturating_sub(view.used);
+            if self.add(&view, u32::try_from(room).map_or(units, |room| units.min(room))) {
+                return;
+            }
+        }
+    }
+
+    /// What is used up in the window that ends with slot `number`, and later. From here on no
+    /// earlier slot takes anything in.
+    pub(super) fn view(&self, number: u64) -> View {
+        let latest = self.open(number);
+        let (mut used, mut oldest) = (u64::from(latest.units), latest.number);
+        let first = number.saturating_sub(SLOTS).max((latest.number + 1).saturating_sub(Self::LAP));
+        for number in (first..latest.number).rev() {
+            let units = self.units(number);
+            if units > 0 {
+                used += u64::from(units);
+                oldest = number;
+            }
+        }
+        View { latest, used, oldest }
+    }
+
+    /// Adds to the latest slot, unless that has changed since.
+    fn add(&self, view: &View, units: u32) -> bool {
+        self.change(&view.latest, view.latest.units.saturating_add(units), false)
+    }
+
+    /// From this slot, and from those before it what it does not hold.
+    pub(super) fn remove(&self, number: u64, units: u32) {
+        let mut rest = units;
+        for number in (number.saturating_sub(SLOTS)..=number).rev() {
+            rest -= self.remove_from(number, rest);
+            if rest == 0 {
+                return;
+            }
+        }
+    }
+
+    fn remove_from(&self, number: u64, most: u32) -> u32 {
+        loop {
+            let slot = self.slot(number);
+            let removed = slot.units.min(most);
+            if removed == 0 || self.change(&slot, slot.units - removed, slot.is_closed) {
+                return removed;
+            }
+        }
+    }
+
+    pub(super) fn units(&self, number: u64) -> u32 {
+        self.slot(number).units
+    }
+
+    /// The latest slot, which is `number` or later, and open.
+    fn open(&self, number: u64) -> Slot {
+        loop {
+            let latest = self.latest.load(Ordering::Acquire);
+            let slot = self.slot(latest);
+            // Else its place may be a later one's by now, which must not be overwritten.
+            if self.latest.load(Ordering::Acquire) != latest {
+                continue;
+            }
+            if latest >= number && !slot.is_closed {
+                return slot;
+            }
+            if slot.is_closed || self.change(&slot, slot.units, true) {
+                // Where somebody else has closed it, it is later than that slot. Where this fails,
+                // somebody else has begun another.
+                let next = number.max(latest + 1);
+                let (ok, err) = (Ordering::AcqRel, Ordering::Acquire);
+                let _ = self.latest.compare_exchange(latest, next, ok, err);
+            }
+        }
+    }
+
+    fn slot(&self, number: u64) -> Slot {
+        let found = self.place(number).load(Ordering::Acquire);
+        if found & LAPS != Self::lap(number) {
+            return Slot { number, units: 0, is_closed: false, found };
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+        Slot { number, units: found as u32, is_closed: found & CLOSED != 0, found }
+    }
+
+    fn change(&self, slot: &Slot, units: u32, is_closed: bool) -> bool {
+        let changed = Self::lap(slot.number) | u64::from(is_closed) << u32::BITS | u64::from(units);
+        let (ok, err) = (Ordering::AcqRel, Ordering::Acquire);
+        self.place(slot.number).compare_exchange(slot.found, changed, ok, err).is_ok()
+    }
+
+    fn place(&self, number: u64) -> &AtomicU64 {
+        #[expect(clippy::indexing_slicing, reason = "a remainder is less than the divisor")]
+        #[expect(clippy::cast_possible_truncation, reason = "and so is a small number")]
+        &self.places[(number % Self::LAP) as usize]
+    }
+
+    /// What tells apart the slots of one place.
+    fn lap(number: u64) -> u64 {
+        (number / Self::LAP) << LAPS.trailing_zeros()
+    }
+}
+
+/// A place holds 32 bits of units, one that closes the slot, and 31 of its lap.
+const CLOSED: u64 = 1 << u32::BITS;
+const LAPS: u64 = u64::MAX << (u32::BITS + 1);

@@ -1,0 +1,220 @@
+//! The ring of slots behind sliding windows, under every order in which threads can meet, and with
+//! all that processors may reorder: what they are told is what they would have been told one after
+//! the other.
+
+#![cfg(test)]
+
+#[path = "../src/rate_limit/local/ring.rs"]
+#[allow(dead_code, reason = "the model needs less than the limiter")]
+mod ring;
+
+/// What the ring takes its atomics from.
+mod atomic {
+    pub(super) use loom::sync::atomic::{AtomicU64, Ordering};
+}
+
+use std::collections::BTreeSet;
+
+use loom::{sync::Arc, thread};
+use proptest::prelude::*;
+
+use self::Act::{GiveBack, Take};
+
+const SLOTS: u64 = 2;
+const PLACES: usize = 4;
+type Ring = ring::Ring<SLOTS, PLACES>;
+
+const LIMIT: u32 = 3;
+
+/// What one thread was told, the other, and who came after both.
+type Told = (Vec<bool>, Vec<bool>, Vec<bool>);
+
+/// With the number of the slot that it is by the clock of whoever acts.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Take(u64, u32),
+    GiveBack(u64, u32),
+}
+
+fn act(ring: &Ring, act: Act) -> bool {
+    match act {
+        Take(number, units) => ring.take(number, units, LIMIT).is_ok(),
+        GiveBack(number, units) => {
+            ring.remove(ring.view(number).latest.number, units);
+            true
+        }
+    }
+}
+
+/// The ring as a list, for one at a time.
+#[derive(Clone, Default)]
+struct List {
+    latest: u64,
+    taken: Vec<(u64, u32)>,
+}
+
+/// What an act consists of. Others may come in between: then they know already that it is so late.
+#[derive(Clone, Copy)]
+enum Step {
+    /// Whoever finds a slot closed knows no more than that it is over.
+    BeginNext(u64),
+    Begin(u64),
+    Finish(Act),
+}
+
+fn steps(acts: &[Act]) -> Vec<Step> {
+    let steps = |act: &Act| {
+        let (Take(number, _) | GiveBack(number, _)) = *act;
+        [Step::BeginNext(number), Step::Begin(number), Step::Finish(*act)]
+    };
+    acts.iter().flat_map(steps).collect()
+}
+
+impl List {
+    fn act(&mut self, act: Act) -> bool {
+        steps(&[act]).into_iter().filter_map(|step| self.step(step)).all(|told| told)
+    }
+
+    fn step(&mut self, step: Step) -> Option<bool> {
+        match step {
+            Step::BeginNext(number) => self.latest += u64::from(number > self.latest),
+            Step::Begin(number) => self.latest = self.latest.max(number),
+            Step::Finish(Take(number, units)) => return Some(self.take(number, units)),
+            Step::Finish(GiveBack(_, units)) => {
+                self.give_back(units);
+                return Some(true);
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, number: u64, units: u32) -> bool {
+        let late = (self.latest + 1).saturating_sub(PLACES as u64);
+        let first = number.saturating_sub(SLOTS).max(late);
+        let used = self.taken.iter().filter(|(slot, _)| *slot >= first);
+        let fits = used.map(|(_, units)| units).sum::<u32>() + units <= LIMIT;
+        if fits {
+            self.taken.push((self.latest, units));
+        }
+        fits
+    }
+
+    fn give_back(&mut self, mut rest: u32) {
+        for (slot, units) in self.taken.iter_mut().rev() {
+            let live = *slot + SLOTS >= self.latest;
+            let returned = if live { rest.min(*units) } else { 0 };
+            *units -= returned;
+            rest -= returned;
+        }
+    }
+
+    /// What each of the acts of two threads may be told, and those after them.
+    fn outcomes(&self, one: &[Step], other: &[Step], last: &[Act]) -> BTreeSet<Told> {
+        let mut outcomes = BTreeSet::new();
+        if let [step, one @ ..] = one {
+            let mut list = self.clone();
+            let told = list.step(*step);
+            for (rest, by_other, last) in list.outcomes(one, other, last) {
+                outcomes.insert((told.into_iter().chain(rest).collect(), by_other, last));
+            }
+        }
+        if let [step, other @ ..] = other {
+            let mut list = self.clone();
+            let told = list.step(*step);
+            for (by_one, rest, last) in list.outcomes(one, other, last) {
+                outcomes.insert((by_one, told.into_iter().chain(rest).collect(), last));
+            }
+        }
+        if one.is_empty() && other.is_empty() {
+            let mut list = self.clone();
+            outcomes.insert((vec![], vec![], last.iter().map(|act| list.act(*act)).collect()));
+        }
+        outcomes
+    }
+}
+
+/// Lets two threads act at once after `before`, and then asks `last`: what they are told is what they
+/// could be told one after the other.
+fn check(before: &[Act], one: &[Act], other: &[Act], last: &[Act]) {
+    let mut list = List::default();
+    before.iter().for_each(|act| _ = list.act(*act));
+    let expected = list.outcomes(&steps(one), &steps(other), last);
+
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    let [before, one, other, last] = [before, one, other, last].map(<[Act]>::to_vec);
+    model.check(move || {
+        let ring = Arc::new(Ring::default());
+        let all = |acts: &[Act]| acts.iter().map(|each| act(&ring, *each)).collect::<Vec<_>>();
+        all(&before);
+        let thread = thread::spawn({
+            let (ring, other) = (Arc::clone(&ring), other.clone());
+            move || other.iter().map(|each| act(&ring, *each)).collect()
+        });
+        let by_one = all(&one);
+        let told = (by_one, thread.join().unwrap(), all(&last));
+        assert!(expected.contains(&told), "{told:?} is none of {expected:?}");
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn whatever_two_threads_do_they_could_have_done_one_after_the_other(
+        before in acts(2), one in acts(2), other in acts(2), last in acts(3),
+    ) {
+        check(&before, &one, &other, &last);
+    }
+}
+
+fn acts(most: usize) -> impl Strategy<Value = Vec<Act>> {
+    let take = (0..7_u64, 1..=LIMIT).prop_map(|(number, units)| Take(number, units));
+    let give_back = (0..7_u64, 1..=LIMIT).prop_map(|(number, units)| GiveBack(number, units));
+    proptest::collection::vec(prop_oneof![4 => take, 1 => give_back], 0..=most)
+}
+
+#[test]
+fn the_last_unit_is_given_to_one_of_two() {
+    check(&[Take(0, 2)], &[Take(0, 1)], &[Take(0, 1)], &[Take(0, 1)]);
+}
+
+#[test]
+fn of_two_that_want_more_than_is_left_one_gets_it() {
+    check(&[], &[Take(0, 2)], &[Take(0, 2)], &[Take(0, 1), Take(0, 1)]);
+}
+
+#[test]
+fn a_small_request_is_not_turned_away_for_a_large_one_that_is() {
+    check(&[Take(0, 1)], &[Take(0, 3)], &[Take(0, 2)], &[Take(0, 1)]);
+}
+
+#[test]
+fn one_that_is_overtaken_by_a_new_slot_counts_what_is_in_it() {
+    check(&[Take(0, 1)], &[Take(0, 2)], &[Take(1, 2)], &[Take(1, 1), Take(3, 3)]);
+}
+
+#[test]
+fn one_that_is_overtaken_as_its_window_ends_counts_both() {
+    check(&[Take(0, 2), Take(2, 1)], &[Take(2, 1)], &[Take(3, 2)], &[Take(3, 1)]);
+}
+
+#[test]
+fn two_that_begin_the_same_slot_share_it() {
+    check(&[Take(0, 3)], &[Take(3, 2)], &[Take(3, 2)], &[Take(3, 1), Take(5, 1), Take(6, 3)]);
+}
+
+#[test]
+fn one_that_is_overtaken_by_a_whole_lap_overwrites_nothing() {
+    check(&[Take(1, 1)], &[Take(1, 1)], &[Take(2, 1), Take(5, 3)], &[Take(5, 1), Take(8, 3)]);
+}
+
+#[test]
+fn what_is_given_back_is_there_for_the_next() {
+    check(&[Take(0, 3)], &[GiveBack(0, 1), Take(0, 1)], &[Take(0, 1)], &[Take(0, 1)]);
+}
+
+#[test]
+fn what_is_given_back_as_a_slot_ends_is_given_back_once() {
+    check(&[Take(0, 2)], &[GiveBack(0, 1)], &[Take(1, 1)], &[Take(1, 1), Take(1, 1), Take(3, 3)]);
+}

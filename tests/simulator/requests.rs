@@ -1,0 +1,191 @@
+//! What keys with limits do, in tests.
+
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use proptest::{collection::vec, prelude::*, sample::Index};
+use tower_api_key::rate_limit::{
+    BucketId, Buckets, CountedPer, Decision, Decisions, Quota, RateLimiter,
+};
+
+use super::decided;
+
+/// For a hundred years the clocks of limiters go on.
+pub const END: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// The buckets of a key that nobody has used before.
+pub struct Key {
+    pub quotas: Vec<(BucketId, Quota)>,
+    pub buckets: Arc<dyn Buckets>,
+}
+
+impl Key {
+    pub fn new(limiter: &dyn RateLimiter, quotas: &[Quota], now: Duration) -> Self {
+        static CONSUMERS: AtomicU32 = AtomicU32::new(0);
+        let consumer = format!("consumer-{}", CONSUMERS.fetch_add(1, Ordering::Relaxed));
+        let id = |quota: &Quota| match quota.counted_per() {
+            CountedPer::Consumer => BucketId::of_consumer(&consumer, quota.name()),
+            _ => BucketId::of_key(&consumer, 1, quota.name()),
+        };
+        let quotas: Vec<_> = quotas.iter().map(|quota| (id(quota), quota.clone())).collect();
+        let buckets = limiter.buckets(&quotas, now);
+        Self { quotas, buckets }
+    }
+
+    pub fn change(&mut self, limiter: &dyn RateLimiter, quotas: &[Quota], now: Duration) {
+        for ((_, quota), other) in self.quotas.iter_mut().zip(quotas) {
+            *quota = other.clone();
+        }
+        self.buckets = limiter.buckets(&self.quotas, now);
+    }
+
+    pub async fn take(&self, units: NonZeroU32, now: Duration) -> Decisions {
+        decided(self.buckets.take(units, now)).await
+    }
+
+    pub async fn admits(&self, units: NonZeroU32, now: Duration) -> bool {
+        self.take(units, now).await.is_admitted()
+    }
+
+    pub async fn peek(&self, now: Duration) -> Decisions {
+        decided(self.buckets.peek(now)).await
+    }
+
+    /// Takes all there is, in as many requests as bits are set.
+    pub async fn drain(&self, now: Duration) -> u64 {
+        let mut taken = 0;
+        for units in (0..u32::BITS).rev().filter_map(|bit| NonZeroU32::new(1 << bit)) {
+            while self.admits(units, now).await {
+                taken += u64::from(units.get());
+            }
+        }
+        taken
+    }
+}
+
+/// How long until all that were in the way no longer are.
+pub fn wait(decisions: &[Decision]) -> Duration {
+    let denied = decisions.iter().filter(|decision| !decision.is_admitted());
+    denied.map(Decision::next_unit_in).max().unwrap_or_default()
+}
+
+pub fn quota() -> impl Strategy<Value = Quota> {
+    let limit = prop_oneof![1..5_u32, 1..100_u32, 1..1_000_000_u32];
+    let window = prop_oneof![100..200_u64, 100..10_000_u64, 100..10_000_000_000_u64];
+    any_quota(limit.boxed(), window.boxed())
+}
+
+/// One that a test can use up a few times.
+pub fn small() -> impl Strategy<Value = Quota> {
+    any_quota((1..100_u32).boxed(), (100..1_000_000_u64).boxed())
+}
+
+pub fn any_quota(
+    limit: BoxedStrategy<u32>,
+    millis: BoxedStrategy<u64>,
+) -> impl Strategy<Value = Quota> {
+    let parts = (limit, millis, 1..100_u32, 0..5_u32, any::<bool>());
+    parts.prop_filter_map("out of range", |(limit, millis, burst, kind, per_consumer)| {
+        let window = Duration::from_millis(millis);
+        let quota = match kind {
+            0 => Quota::per(limit, window),
+            1 => Quota::per(limit, window).and_then(|quota| quota.burst(burst)),
+            2 => Quota::at_most(limit, window),
+            3 => Quota::at_most(limit, window).and_then(|quota| quota.burst(burst.min(limit))),
+            _ => Quota::sliding(limit, window),
+        };
+        let quota = quota.ok()?;
+        Some(if per_consumer { quota.per_consumer() } else { quota })
+    })
+}
+
+/// One to four quotas of a key.
+pub fn quotas() -> impl Strategy<Value = Vec<Quota>> {
+    let named = |(at, quota): (usize, Quota)| quota.named(format!("quota.{at}")).unwrap();
+    vec(quota(), 1..=4).prop_map(move |quotas| quotas.into_iter().enumerate().map(named).collect())
+}
+
+pub fn units() -> impl Strategy<Value = NonZeroU32> {
+    let units = prop_oneof![6 => Just(1), 2 => 1..5_u32, 1 => 1..100_u32, 1 => 1..=u32::MAX];
+    units.prop_map(|units| NonZeroU32::new(units).unwrap())
+}
+
+/// How long after the last request. Quotas know what is long.
+#[derive(Clone, Debug)]
+pub enum Gap {
+    None,
+    AsTold,
+    /// So many 1000ths of what a quota needs for one unit.
+    Interval(Index, u32),
+    /// So many 1000ths of the window of a quota.
+    Window(Index, u32),
+    Nanos(u64),
+}
+
+pub fn gap() -> impl Strategy<Value = Gap> {
+    prop_oneof![
+        4 => Just(Gap::None),
+        2 => Just(Gap::AsTold),
+        2 => (any::<Index>(), 0..3_000_u32).prop_map(|(of, parts)| Gap::Interval(of, parts)),
+        2 => (any::<Index>(), 0..1_500_u32).prop_map(|(of, parts)| Gap::Window(of, parts)),
+        1 => (0..1_000_000_u64).prop_map(Gap::Nanos),
+    ]
+}
+
+impl Gap {
+    pub fn length(&self, key: &Key, told: Duration) -> Duration {
+        let parts = |of: &Index, length: fn(&Quota) -> Duration, parts: u32| {
+            length(&of.get(&key.quotas).1) / 1_000 * parts
+        };
+        match self {
+            Self::AsTold if told < END => told,
+            Self::None | Self::AsTold => Duration::ZERO,
+            Self::Interval(of, part) => parts(of, Quota::interval, *part),
+            Self::Window(of, part) => parts(of, Quota::window, *part),
+            Self::Nanos(nanos) => Duration::from_nanos(*nanos),
+        }
+    }
+}
+
+pub type Requests = Vec<(Gap, NonZeroU32)>;
+
+pub fn requests() -> impl Strategy<Value = Requests> {
+    vec((gap(), units()), 1..100)
+}
+
+#[derive(Clone, Debug)]
+pub enum Act {
+    Take(NonZeroU32),
+    Peek,
+    Charge(NonZeroU32),
+    /// What the latest request took.
+    GiveBack,
+    AskAgain,
+    Sweep,
+    Change(Vec<Quota>),
+}
+
+#[derive(Clone, Debug)]
+pub struct Script {
+    pub quotas: Vec<Quota>,
+    pub acts: Vec<(Gap, Act)>,
+}
+
+pub fn script() -> impl Strategy<Value = Script> {
+    let act = prop_oneof![
+        12 => units().prop_map(Act::Take),
+        2 => Just(Act::Peek),
+        1 => units().prop_map(Act::Charge),
+        2 => Just(Act::GiveBack),
+        1 => Just(Act::AskAgain),
+        1 => Just(Act::Sweep),
+        1 => quotas().prop_map(Act::Change),
+    ];
+    (quotas(), vec((gap(), act), 1..100)).prop_map(|(quotas, acts)| Script { quotas, acts })
+}
