@@ -99,8 +99,12 @@ impl Authenticator {
             return Attempt::Reject(Rejection::new(RejectionKind::Malformed));
         };
         let now = self.0.loader.clock.monotonic();
+        let judge = |entry: &Arc<Entry>| Inner::judge(&self.0, entry, charge, now);
+        if let Some(attempt) = self.0.loader.cache.recent(&hash, now, judge) {
+            return attempt;
+        }
         match self.0.loader.peek(&hash, now) {
-            Peek::Fresh(entry) => Inner::judge(&self.0, entry, charge, now),
+            Peek::Fresh(entry) => judge(&entry),
             Peek::Absent => Attempt::Reject(self.0.loader.strangers.guess(network(), now)),
             // It was no guess, even if the key is gone by now.
             Peek::Stale(_) => self.look_up(hash, charge, None),
@@ -209,17 +213,17 @@ impl Inner {
         self.formats.iter().find_map(|format| format.parse(key).ok()).map(|key| key.hash())
     }
 
-    fn judge(self: &Arc<Self>, entry: Arc<Entry>, charge: Charge, now: Duration) -> Attempt {
+    fn judge(self: &Arc<Self>, entry: &Arc<Entry>, charge: Charge, now: Duration) -> Attempt {
         let key_id = entry.consumer.key_id();
         if let Some(rejection) = Rejection::of_status(entry.status(now), key_id) {
             return Attempt::Reject(rejection);
         }
         let check = entry.consumer.meter().and_then(|meter| meter.ask(charge.units(), now));
         let decided = match check {
-            None => self.conclude(&entry, charge, Decisions::default(), now),
-            Some(Check::Ready(decisions)) => self.conclude(&entry, charge, decisions, now),
+            None => self.conclude(entry, charge, Decisions::default(), now),
+            Some(Check::Ready(decisions)) => self.conclude(entry, charge, decisions, now),
             Some(Check::Pending(decisions)) => {
-                let inner = Arc::clone(self);
+                let (inner, entry) = (Arc::clone(self), Arc::clone(entry));
                 return Attempt::Lookup(Lookup(Box::pin(async move {
                     inner.conclude(&entry, charge, decisions.await, now)
                 })));
@@ -259,7 +263,7 @@ impl Inner {
         let entry = Arc::clone(&self.loader).load(hash, network).await?;
         let entry = entry.ok_or(Rejection::new(RejectionKind::Unknown))?;
         let now = self.loader.clock.monotonic();
-        match self.judge(entry, charge, now) {
+        match self.judge(&entry, charge, now) {
             Attempt::Admit(admission) => Ok(admission),
             Attempt::Reject(rejection) => Err(rejection),
             Attempt::Lookup(lookup) => lookup.await,

@@ -124,11 +124,22 @@ impl Loader {
     /// What the cache says; a stale entry counts as fresh while the store is known to be down.
     pub(super) fn peek(&self, hash: &KeyHash, now: Duration) -> Peek {
         match self.cache.peek(hash, now) {
+            Peek::Fresh(entry) => {
+                self.bring_forward(hash, &entry, now);
+                Peek::Fresh(entry)
+            }
             Peek::Stale(entry) if !self.breaker.would_allow(now) => {
                 self.stale_served(&entry);
                 Peek::Fresh(entry)
             }
             peek => peek,
+        }
+    }
+
+    /// Somebody else may hold the lock: then another request will find the key as this one did.
+    fn bring_forward(&self, hash: &KeyHash, entry: &Arc<Entry>, now: Duration) {
+        if let Ok(_board) = self.board.try_lock() {
+            self.cache.bring_forward(hash, entry, now);
         }
     }
 

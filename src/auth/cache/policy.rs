@@ -1,17 +1,4 @@
-use std::{
-    error::Error,
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
-};
-
-use moka::sync::Cache;
-
-use super::entry::{Entry, Generation};
-use crate::key::KeyHash;
+use std::{error::Error, fmt, time::Duration};
 
 /// How long what the store said is believed, and how much of it is kept.
 ///
@@ -25,15 +12,15 @@ use crate::key::KeyHash;
 /// ```
 #[derive(Clone, Debug)]
 pub struct CachePolicy {
-    pub(super) fresh: Duration,
-    pub(super) fresh_during_gap: Duration,
-    pub(super) absent: Duration,
-    pub(super) stale_if_error: Duration,
-    pub(super) capacity: u64,
-    pub(super) absent_capacity: u64,
-    pub(super) max_loads: usize,
-    pub(super) load_deadline: Duration,
-    pub(super) stranger_queries: u32,
+    pub(in crate::auth) fresh: Duration,
+    pub(in crate::auth) fresh_during_gap: Duration,
+    pub(in crate::auth) absent: Duration,
+    pub(in crate::auth) stale_if_error: Duration,
+    pub(in crate::auth) capacity: u64,
+    pub(in crate::auth) absent_capacity: u64,
+    pub(in crate::auth) max_loads: usize,
+    pub(in crate::auth) load_deadline: Duration,
+    pub(in crate::auth) stranger_queries: u32,
 }
 
 const MAX_FRESH: Duration = Duration::from_secs(300);
@@ -208,157 +195,3 @@ impl fmt::Display for InvalidCachePolicy {
 }
 
 impl Error for InvalidCachePolicy {}
-
-/// What the store said, by key hash.
-///
-/// Freshness is judged here, by the caller's clock; moka's own clock only bounds memory.
-pub(super) struct KeyCache {
-    present: Cache<KeyHash, Arc<Entry>>,
-    absent: Cache<KeyHash, Absence>,
-    /// Entries of an earlier one are to be confirmed.
-    generation: AtomicU64,
-    /// Entries of an earlier generation are as good as gone, whatever moka's clock makes of them.
-    oldest_usable: AtomicU64,
-    /// Absences of an earlier one are as good as gone.
-    absent_generation: AtomicU64,
-    /// When everything was last to be confirmed, in nanoseconds of the monotonic clock.
-    expired_at: AtomicU64,
-    /// Whether changes may go unheard.
-    in_gap: AtomicBool,
-    policy: CachePolicy,
-}
-
-#[derive(Clone, Copy)]
-struct Absence {
-    loaded_at: Duration,
-    generation: u64,
-}
-
-pub(super) enum Peek {
-    /// Known, and recently confirmed.
-    Fresh(Arc<Entry>),
-    /// Known, to be confirmed; good enough if the store does not answer.
-    Stale(Arc<Entry>),
-    /// Known not to be a key.
-    Absent,
-    /// Unheard of.
-    Miss,
-}
-
-impl KeyCache {
-    pub(super) fn new(policy: CachePolicy) -> Self {
-        Self {
-            present: Cache::builder()
-                .max_capacity(policy.capacity)
-                .time_to_live(policy.fresh + policy.stale_if_error)
-                .build(),
-            absent: Cache::builder()
-                .max_capacity(policy.absent_capacity)
-                .time_to_live(policy.absent)
-                .build(),
-            generation: AtomicU64::new(0),
-            oldest_usable: AtomicU64::new(0),
-            absent_generation: AtomicU64::new(0),
-            expired_at: AtomicU64::new(0),
-            in_gap: AtomicBool::new(false),
-            policy,
-        }
-    }
-
-    pub(super) fn peek(&self, hash: &KeyHash, now: Duration) -> Peek {
-        if let Some(entry) = self.present.get(hash) {
-            if !self.fresh_for(&entry, now).is_zero() {
-                return Peek::Fresh(entry);
-            }
-            let is_gone = entry.generation.present < self.oldest_usable.load(Ordering::Acquire);
-            if !is_gone && now.saturating_sub(entry.loaded_at) < self.usable() {
-                return Peek::Stale(entry);
-            }
-        }
-        let absent = self.absent.get(hash).is_some_and(|absence| {
-            let age = now.saturating_sub(absence.loaded_at);
-            absence.generation == self.absent_generation.load(Ordering::Acquire)
-                && age < self.policy.absent
-        });
-        if absent { Peek::Absent } else { Peek::Miss }
-    }
-
-    /// How long `entry` will still be fresh, if nothing happens.
-    pub(super) fn fresh_for(&self, entry: &Entry, now: Duration) -> Duration {
-        if entry.generation.present != self.generation.load(Ordering::Acquire) {
-            return Duration::ZERO;
-        }
-        let CachePolicy { mut fresh, fresh_during_gap, .. } = self.policy;
-        if self.in_gap.load(Ordering::Acquire) {
-            fresh = fresh.min(fresh_during_gap);
-        }
-        fresh.saturating_sub(now.saturating_sub(entry.loaded_at))
-    }
-
-    /// Whether `entry` should have been confirmed after a gap, and the store has had the time.
-    pub(super) fn is_overdue(&self, entry: &Entry, now: Duration) -> bool {
-        let expired_at = Duration::from_nanos(self.expired_at.load(Ordering::Acquire));
-        entry.generation.present != self.generation.load(Ordering::Acquire)
-            && now.saturating_sub(expired_at) >= self.policy.fresh_during_gap
-    }
-
-    /// How long what the store said may be used at most.
-    pub(super) fn usable(&self) -> Duration {
-        self.policy.fresh + self.policy.stale_if_error
-    }
-
-    pub(super) fn generation(&self) -> Generation {
-        Generation {
-            present: self.generation.load(Ordering::Acquire),
-            absent: self.absent_generation.load(Ordering::Acquire),
-        }
-    }
-
-    /// Whether what was unknown then may still be.
-    pub(super) fn is_absence_current(&self, then: Generation) -> bool {
-        then.absent == self.absent_generation.load(Ordering::Acquire)
-    }
-
-    pub(super) fn insert(&self, hash: KeyHash, entry: Arc<Entry>) {
-        self.absent.invalidate(&hash);
-        self.present.insert(hash, entry);
-    }
-
-    pub(super) fn insert_absent(&self, hash: KeyHash, loaded_at: Duration, generation: Generation) {
-        self.present.invalidate(&hash);
-        self.absent.insert(hash, Absence { loaded_at, generation: generation.absent });
-    }
-
-    /// True if it was a key.
-    pub(super) fn forget(&self, hash: &KeyHash) -> bool {
-        self.absent.invalidate(hash);
-        self.present.remove(hash).is_some()
-    }
-
-    pub(super) fn invalidate_all(&self) {
-        let next = self.generation.load(Ordering::Acquire) + 1;
-        // First, so that nothing old is taken for merely stale in between.
-        self.oldest_usable.store(next, Ordering::Release);
-        self.generation.store(next, Ordering::Release);
-        self.present.invalidate_all();
-        self.invalidate_absent();
-    }
-
-    /// Nothing is unknown any more.
-    pub(super) fn invalidate_absent(&self) {
-        self.absent_generation.fetch_add(1, Ordering::AcqRel);
-        self.absent.invalidate_all();
-    }
-
-    /// Everything is to be confirmed before it is trusted again.
-    pub(super) fn expire_all(&self, now: Duration) {
-        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        self.expired_at.store(now, Ordering::Release);
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        self.invalidate_absent();
-    }
-
-    pub(super) fn set_in_gap(&self, in_gap: bool) {
-        self.in_gap.store(in_gap, Ordering::Release);
-    }
-}
