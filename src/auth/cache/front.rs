@@ -48,14 +48,6 @@ impl Front {
         place.map(|place| place.store(entry.cloned())).is_some()
     }
 
-    pub(super) fn clear(&self) {
-        for place in &self.places {
-            if place.load().is_some() {
-                place.store(None);
-            }
-        }
-    }
-
     /// Only keys that exist get here, and nobody chooses the hash of one: nothing is to be gained
     /// by looking for those that share places.
     fn places_of(&self, hash: &KeyHash) -> &[ArcSwapOption<Entry>] {

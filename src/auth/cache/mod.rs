@@ -180,8 +180,8 @@ impl KeyCache {
         let next = self.generation.load(Ordering::Acquire) + 1;
         // First, so that nothing old is taken for merely stale in between.
         self.oldest_usable.store(next, Ordering::Release);
+        // What is in front is told by its generation, too.
         self.generation.store(next, Ordering::Release);
-        self.front.clear();
         self.present.invalidate_all();
         self.invalidate_absent();
     }
