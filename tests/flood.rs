@@ -334,7 +334,8 @@ fn budget(at_once: usize, a_second: u32, elapsed: Duration) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_from_the_customers_own_address() {
     let (queries, elapsed) = besieged(ClientAddress::peer(), From::Here).await;
-    assert!(queries <= budget(20, 1, elapsed), "{queries} queries");
+    // And those that were under way when it stopped being trusted.
+    assert!(queries <= budget(20, 1, elapsed) + CONNECTIONS, "{queries} queries");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

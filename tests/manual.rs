@@ -3,36 +3,39 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-/// The tables of `page`: their rows, cell by cell.
-fn rows(page: &str) -> Vec<Vec<&str>> {
-    page.lines()
-        .filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'))
-        .map(|row| row.split('|').map(str::trim).collect())
-        .collect()
+/// Of those tables of `page` whose last column names tests, that column.
+fn tests_named(page: &str) -> Vec<&str> {
+    let mut named = Vec::new();
+    for table in page.split("\n\n").filter(|table| table.trim_start().starts_with('|')) {
+        let mut last = table
+            .trim()
+            .lines()
+            .filter_map(|row| Some(row.strip_suffix('|')?.rsplit('|').next()?.trim()));
+        if last.next() == Some("test") {
+            named.extend(last.skip(1));
+        }
+    }
+    named
 }
 
 #[test]
 fn each_bound_names_a_test_that_is_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = fs::read_to_string(root.join("src/manual/freshness.md")).unwrap();
     let mut files = BTreeMap::new();
-    let mut named = 0;
-    let bounds = rows(&page).into_iter().filter(|row| {
-        let last = row.last().copied().unwrap_or_default();
-        last != "test" && !last.starts_with('-')
-    });
-    for row in bounds {
-        let tests: Vec<_> = row[row.len() - 1].split_whitespace().collect();
-        assert!(!tests.is_empty(), "no test holds {row:?}");
-        for test in tests {
-            let path = test.strip_prefix('`').and_then(|test| test.strip_suffix('`'));
-            let (file, name) = path.and_then(|path| path.split_once("::")).expect(test);
-            let text = files.entry(file.to_owned()).or_insert_with(|| {
-                fs::read_to_string(root.join(format!("tests/{file}.rs"))).expect(file)
-            });
-            assert!(text.contains(&format!("fn {name}(")), "there is no test {test}");
-            named += 1;
+    for (page, least) in [("freshness.md", 20), ("limits.md", 10)] {
+        let text = fs::read_to_string(root.join("src/manual").join(page)).unwrap();
+        let bounds = tests_named(&text);
+        assert!(bounds.len() >= least, "the tables of {page} were not found");
+        for tests in bounds {
+            assert!(!tests.is_empty(), "no test holds a bound of {page}");
+            for test in tests.split_whitespace() {
+                let path = test.strip_prefix('`').and_then(|test| test.strip_suffix('`'));
+                let (file, name) = path.and_then(|path| path.split_once("::")).expect(test);
+                let text = files.entry(file.to_owned()).or_insert_with(|| {
+                    fs::read_to_string(root.join(format!("tests/{file}.rs"))).expect(file)
+                });
+                assert!(text.contains(&format!("fn {name}(")), "there is no test {test}");
+            }
         }
     }
-    assert!(named >= 20, "the tables of the manual were not found");
 }
