@@ -514,16 +514,16 @@ async fn a_plan_is_defined_given_changed_and_removed() {
         let (_, id) = place.issue("--expires 1d --plan free");
         assert_eq!(place.json(&format!("show {id}"))["plan"], "free");
         let shown = place.done(&format!("show {id}")).out;
-        assert!(shown.contains("10 in 60s, as its plan"), "{shown}");
+        assert!(shown.contains("free: 10 in 60s"), "{shown}");
         place.done("plan set free 20/min");
         let shown = place.done(&format!("show {id}")).out;
-        assert!(shown.contains("20 in 60s, as its plan"), "{shown}");
+        assert!(shown.contains("free: 20 in 60s"), "{shown}");
         let listed = place.done("list").out;
         assert!(listed.contains("PLAN") && listed.contains("free"), "{listed}");
 
         assert_eq!(place.json(&format!("update {id} --plan other"))["plan"], "other");
         let shown = place.done(&format!("show {id}")).out;
-        assert!(shown.contains("as the service defines its plan"), "{shown}");
+        assert!(shown.contains("other: not defined here"), "{shown}");
         assert_eq!(place.json(&format!("update {id} --name ci"))["plan"], "other");
         assert_eq!(place.json(&format!("update {id} --no-plan"))["plan"], Value::Null);
         assert_eq!(place.json(&format!("update {id} --plan pro"))["plan"], "pro");

@@ -3,7 +3,7 @@
 #![cfg(test)]
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     time::{Duration, SystemTime},
 };
 
@@ -116,14 +116,22 @@ struct Worth<'a> {
 }
 
 impl Worth<'_> {
-    /// Its own, its plan's, those of all.
-    fn limits(&self) -> &RateLimits {
+    /// Its own and its plan's, or those of all.
+    fn quotas(&self) -> Vec<&Quota> {
+        let own = self.key.rate_limits.as_ref();
         let plan = self.key.plan.as_ref().and_then(|plan| self.world.plans.get(&**plan));
-        self.key.rate_limits.as_ref().or(plan).unwrap_or(&self.world.default_limits)
+        if own.is_none() && plan.is_none() {
+            return self.world.default_limits.iter().collect();
+        }
+        let mut quotas = BTreeMap::new();
+        for limits in [plan, own].into_iter().flatten() {
+            quotas.extend(limits.iter().map(|quota| (quota.name(), quota)));
+        }
+        quotas.into_values().collect()
     }
 
     fn admits(&self, window: Duration) -> u64 {
-        self.limits().iter().map(|quota| quota.most_in(window)).min().unwrap_or(u64::MAX)
+        self.quotas().iter().map(|quota| quota.most_in(window)).min().unwrap_or(u64::MAX)
     }
 
     fn ends(&self) -> SystemTime {
@@ -137,7 +145,7 @@ impl Worth<'_> {
                 return Some(format!("the scope {scope}"));
             }
         }
-        let is_free = bound.key.plan.is_none() && bound.limits().is_unlimited();
+        let is_free = bound.key.plan.is_none() && bound.quotas().is_empty();
         if self.key.plan != bound.key.plan && !is_free {
             return Some(format!("the plan {:?}", self.key.plan));
         }

@@ -971,6 +971,8 @@ async fn a_caller_grants_its_own_plan(store: impl ManageKeys) {
     issuer.set_plan("free", &per_minute(1)).await.unwrap();
     let (limits, plan) = (Some("rate_limits"), Some("plan"));
     let own = |limit| Some(per_minute(limit));
+    let hourly = || Some(RateLimits::from(Quota::per_hour(500).unwrap()));
+    let both = |limit| Some(per_minute(limit).and(&hourly().unwrap()));
     for (held, granted, refused) in [
         // On a plan of the store.
         ((Some("pro"), None), (Some("pro"), None), None),
@@ -984,8 +986,13 @@ async fn a_caller_grants_its_own_plan(store: impl ManageKeys) {
         ((Some("pro"), None), (Some("free"), None), plan),
         ((Some("pro"), None), (Some("free"), own(1)), plan),
         ((Some("pro"), None), (Some("team"), None), plan),
-        // Limits of its own outweigh those of the plan.
+        // Limits of its own count beside those of the plan, and instead of those of one name.
         ((Some("pro"), own(10)), (Some("pro"), own(10)), None),
+        ((Some("pro"), own(10)), (Some("pro"), own(9)), None),
+        ((Some("pro"), own(10)), (Some("pro"), hourly()), limits),
+        ((Some("pro"), None), (Some("pro"), hourly()), None),
+        ((Some("pro"), hourly()), (Some("pro"), own(60)), limits),
+        ((Some("pro"), hourly()), (Some("pro"), None), limits),
         ((Some("pro"), own(10)), (None, own(10)), plan),
         ((Some("pro"), own(10)), (Some("pro"), own(11)), limits),
         ((Some("pro"), own(10)), (Some("pro"), None), limits),
@@ -997,8 +1004,12 @@ async fn a_caller_grants_its_own_plan(store: impl ManageKeys) {
         ((Some("team"), None), (None, None), plan),
         ((Some("team"), own(10)), (Some("team"), None), limits),
         ((Some("team"), own(10)), (Some("team"), own(10)), None),
+        ((Some("team"), own(10)), (Some("team"), own(9)), None),
+        ((Some("team"), own(10)), (Some("team"), own(11)), limits),
+        // Of another name it might stand for one of the plan that is narrower.
+        ((Some("team"), own(10)), (Some("team"), both(10)), limits),
         ((Some("team"), Some(RateLimits::unlimited())), (Some("pro"), own(1)), plan),
-        ((Some("team"), Some(RateLimits::unlimited())), (Some("team"), None), None),
+        ((Some("team"), Some(RateLimits::unlimited())), (Some("team"), None), limits),
         // What left its plan would be free to grant any.
         ((Some("team"), Some(RateLimits::unlimited())), (None, None), plan),
     ] {

@@ -50,9 +50,9 @@ impl Actor {
     /// The keys that it makes are on its own plan, or on none as it is. What a plan means may be
     /// something else tomorrow, and more than limits to the application, so plans are not compared
     /// by their limits, and nobody leaves one to be free. Only a key that nothing limits, neither a
-    /// plan nor a quota, can grant any plan or none. Beside that, limits are compared: a key's own,
-    /// or else those of its plan as far as the store defines it, or else the default. What nobody
-    /// here can compare is denied.
+    /// plan nor a quota, can grant any plan or none. On one plan, limits are compared as they are
+    /// with those of the plan. Where the store does not define it, a key can be given the limits
+    /// that its maker has beside the plan, or narrower ones of the same names.
     ///
     /// What it holds is read again in the transaction of each change: a key that was revoked after
     /// it had been let in changes nothing.
@@ -78,7 +78,7 @@ impl Actor {
         self.with(|caller| caller.everywhere = Some(scope))
     }
 
-    /// The limits of keys that have none of their own, as the authenticator has them: they count
+    /// The limits of keys that have neither their own nor a plan, as the authenticator has them: they count
     /// when the limits of two keys are compared. Default: unlimited.
     pub fn default_rate_limits(self, limits: RateLimits) -> Self {
         self.with(|caller| caller.default_limits = limits)
@@ -162,43 +162,62 @@ impl Caller {
             let detail = "a key cannot be made to outlive the key that asks for it";
             return Err(ManageError::denied("expires_at", detail));
         }
-        let is_unlimited = self.limits(bound).is_some_and(RateLimits::is_unlimited);
-        let grants_any_plan = bound.plan.is_none() && is_unlimited;
-        if key.plan != bound.plan && !grants_any_plan {
+        if self.is_free(bound) {
+            return Ok(());
+        }
+        if key.plan != bound.plan {
             let detail = match &bound.plan {
                 Some(plan) => {
                     format!("a key has to be on the plan of the key that asks for it: {plan}")
                 }
                 None => {
-                    "a key that is on no plan cannot grant one, unless nothing limits it".to_owned()
+                    "a key that is on no plan cannot grant one, unless nothing limits it".into()
                 }
             };
             return Err(ManageError::denied("plan", detail));
         }
-        if !is_unlimited && !self.is_limited_within(bound, key) {
+        if !self.is_limited_within(bound, key) {
             let detail = "a key cannot be given more than the quota of the key that asks for it";
             return Err(ManageError::denied("rate_limits", detail));
         }
         Ok(())
     }
 
+    /// Whether nothing limits the key.
+    fn is_free(&self, key: &KeyRecord) -> bool {
+        key.plan.is_none() && self.limits_without_plan(key).is_unlimited()
+    }
+
+    /// Whether `key` is limited no less than `bound`, which is on the same plan.
     fn is_limited_within(&self, bound: &KeyRecord, key: &KeyRecord) -> bool {
-        let by_plan = |key: &KeyRecord| key.rate_limits.is_none() && key.plan.is_some();
-        if by_plan(bound) && by_plan(key) && key.plan == bound.plan {
+        let (own, asked) = (&bound.rate_limits, &key.rate_limits);
+        if own == asked {
             return true;
         }
-        match (self.limits(key), self.limits(bound)) {
-            (Some(limits), Some(bound)) => limits.is_within(bound),
-            _ => false,
+        match (&bound.plan, &bound.plan_limits) {
+            (None, _) => self.limits_without_plan(key).is_within(self.limits_without_plan(bound)),
+            // Unlimited beside a plan is unlimited on the day on which the plan is gone.
+            (Some(_), Some(_)) if asked.as_ref().is_some_and(RateLimits::is_unlimited) => false,
+            (Some(_), Some(plan)) => beside(asked, plan).is_within(&beside(own, plan)),
+            // It may be defined in code, as anything.
+            (Some(_), None) => match (own, asked) {
+                (Some(own), Some(asked)) => asked.is_within(own) && replaces_no_more(asked, own),
+                _ => false,
+            },
         }
     }
 
-    /// `None` where the plan is not for the store to say, or has not been looked up.
-    fn limits<'a>(&'a self, key: &'a KeyRecord) -> Option<&'a RateLimits> {
-        match (&key.rate_limits, &key.plan) {
-            (Some(limits), _) => Some(limits),
-            (None, Some(_)) => key.plan_limits.as_ref(),
-            (None, None) => Some(&self.default_limits),
-        }
+    fn limits_without_plan<'a>(&'a self, key: &'a KeyRecord) -> &'a RateLimits {
+        key.rate_limits.as_ref().unwrap_or(&self.default_limits)
     }
+}
+
+/// What a key has on a plan: a quota of its own stands for one of the same name.
+fn beside(own: &Option<RateLimits>, plan: &RateLimits) -> RateLimits {
+    own.as_ref().map_or_else(|| plan.clone(), |own| own.and(plan))
+}
+
+/// Whether each quota of a plan that `asked` stands for is one that `own` stands for.
+fn replaces_no_more(asked: &RateLimits, own: &RateLimits) -> bool {
+    asked.iter().all(|asked| own.iter().any(|own| own.name() == asked.name()))
 }

@@ -118,7 +118,8 @@ impl NewKey {
         Self { scopes, ..self }
     }
 
-    /// How often it may be used. Without, its plan says, or the authenticator's default applies.
+    /// How often it may be used, beside what its plan says: of two quotas with one name, this one
+    /// counts. Without a plan either, the authenticator's default applies.
     pub fn rate_limits(self, limits: impl Into<RateLimits>) -> Self {
         Self { rate_limits: Some(limits.into()), ..self }
     }

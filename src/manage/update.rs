@@ -41,7 +41,8 @@ impl KeyUpdate {
         Self { scopes: Some(scopes), ..self }
     }
 
-    /// How often it may be used; `None` is what its plan says, or the authenticator's default.
+    /// How often it may be used, beside what its plan says; `None` is its plan alone, or the
+    /// authenticator's default.
     pub fn rate_limits(self, limits: Option<RateLimits>) -> Self {
         Self { rate_limits: Some(limits), ..self }
     }

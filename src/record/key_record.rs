@@ -108,8 +108,9 @@ pub struct KeyRecord {
     pub name: Option<String>,
     /// What it may do.
     pub scopes: Scopes,
-    /// How often it may be used: `None` is what its plan says, or else the default of the
-    /// [`Authenticator`](crate::auth::Authenticator), [`RateLimits::unlimited`] no limit.
+    /// How often it may be used, beside what its plan says: `None` is the default of the
+    /// [`Authenticator`](crate::auth::Authenticator) where it has no plan,
+    /// [`RateLimits::unlimited`] no limit.
     pub rate_limits: Option<RateLimits>,
     /// The name of the plan it is on: limits that many keys share.
     pub plan: Option<String>,

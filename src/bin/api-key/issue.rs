@@ -65,7 +65,7 @@ pub(crate) struct Description {
     scopes: Vec<Scope>,
 
     /// How often it may be used: 600/min, 10/s, 1000/day, 600/min:20 for 20 at once, "unlimited"; may
-    /// be repeated [default: as its plan, or what the service has for all]
+    /// be repeated [default: its plan alone, or what the service has for all]
     #[arg(long = "rate-limit", value_name = "LIMIT", value_parser = values::limit)]
     rate_limits: Vec<Limit>,
 

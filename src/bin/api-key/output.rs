@@ -109,13 +109,20 @@ pub(crate) fn scopes(scopes: &Scopes) -> String {
     if scopes.is_empty() { "-".to_owned() } else { scopes.join(" ") }
 }
 
-/// What a key has, or whoever says so: services may define plans of their own.
+/// Services may define plans of their own.
+fn plan_of(record: &KeyRecord) -> String {
+    match (&record.plan, &record.plan_limits) {
+        (None, _) => "-".to_owned(),
+        (Some(plan), Some(of_plan)) => format!("{plan}: {}", limits(of_plan)),
+        (Some(plan), None) => format!("{plan}: not defined here"),
+    }
+}
+
 fn limits_of(record: &KeyRecord) -> String {
-    match (&record.rate_limits, &record.plan, &record.plan_limits) {
-        (Some(own), ..) => limits(own),
-        (None, Some(_), Some(of_plan)) => format!("{}, as its plan", limits(of_plan)),
-        (None, Some(_), None) => "as the service defines its plan".to_owned(),
-        (None, None, _) => "the service's default".to_owned(),
+    match (&record.rate_limits, &record.plan) {
+        (Some(own), _) => limits(own),
+        (None, Some(_)) => "those of its plan".to_owned(),
+        (None, None) => "the service's default".to_owned(),
     }
 }
 
@@ -165,7 +172,7 @@ pub(crate) fn details(key: &ListedKey) -> String {
         row("name", some(&record.name)),
         row("key", hint(record)),
         row("scopes", scopes(&record.scopes)),
-        row("plan", some(&record.plan)),
+        row("plan", plan_of(record)),
         row("rate limits", limits_of(record)),
         row("metadata", record.metadata.as_json().to_owned()),
         row("created", time(record.created_at)),

@@ -14,8 +14,9 @@ use super::{
 
 /// Define plans: limits that many keys share
 ///
-/// A key is put on a plan with --plan of `issue`, `import` and `update`. Limits of its own outweigh
-/// those of its plan. Services that listen for changes heed a changed plan within a second.
+/// A key is put on a plan with --plan of `issue`, `import` and `update`. It has the limits of its plan
+/// and those of its own; of two for the same window, its own. Services that listen for changes heed
+/// a changed plan within a second.
 #[derive(Args, Debug)]
 pub(crate) struct Plan {
     #[command(subcommand)]

@@ -114,8 +114,8 @@ fn scopes() -> ArrayBuilder {
 
 fn quotas() -> ArrayBuilder {
     ArrayBuilder::new().items(named("Quota")).description(Some(
-        "What the key may do how often. An empty list is no limit at all; without a list its plan \
-         says, or the service's default applies.",
+        "What the key may do how often, beside what its plan says. An empty list is no limit; \
+         without a list, and without a plan, the service's default applies.",
     ))
 }
 
