@@ -32,6 +32,10 @@ impl Standing {
         }
     }
 
+    pub(crate) fn decisions(&self) -> &[Decision] {
+        &self.decisions
+    }
+
     pub(crate) fn consumer(&self) -> &Consumer {
         &self.consumer
     }

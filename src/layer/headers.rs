@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{RETRY_AFTER, VARY},
+    header::{AUTHORIZATION, Entry, RETRY_AFTER, VARY},
 };
 use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
 use smallvec::SmallVec;
@@ -67,28 +67,43 @@ impl RateLimitHeaders {
 ///
 /// With GCRA the quota is the burst, and the window the time in which it refills.
 fn write_standard(headers: &mut HeaderMap, standing: &Standing, more: &[(Policy, Decision)]) {
-    let mut policy = standing.consumer().meter().map(|meter| meter.policy(policy_list));
+    let own = standing.consumer().meter().and_then(|meter| meter.rendered(Rendered::of));
     let mut state = Text::new();
-    for (quota, decision) in standing.iter() {
-        state_item(&mut state, quota.name(), decision, true);
+    let states = own.map_or(&[][..], |own| &own.states);
+    for (begin, decision) in states.iter().zip(standing.decisions()) {
+        state_item(&mut state, begin, *decision, true);
     }
-    for (Policy { name, item, refills }, decision) in more {
-        let own = policy.take().filter(|own| !own.is_empty());
-        let joined = own.map(|own| [&*own, b", ", item].concat().into());
-        policy = Some(joined.unwrap_or_else(|| item.clone()));
-        state_item(&mut state, name, *decision, *refills);
+    for (policy, decision) in more {
+        state_item(&mut state, &policy.state, *decision, policy.refills);
     }
-    if let Some(Ok(policy)) = policy.map(HeaderValue::from_maybe_shared)
-        && let Ok(state) = HeaderValue::from_bytes(&state)
-    {
+    let policy = match (own.and_then(|own| own.policy.as_ref()), more) {
+        (Some(own), []) => Some(own.clone()),
+        (own, more) => {
+            let items = own.map(HeaderValue::as_bytes).into_iter();
+            let items: Vec<_> = items.chain(more.iter().map(|(policy, _)| &*policy.item)).collect();
+            HeaderValue::try_from(items.join(&b", "[..])).ok()
+        }
+    };
+    if let (Some(policy), Ok(state)) = (policy, HeaderValue::from_bytes(&state)) {
         headers.insert(RATE_LIMIT_POLICY, policy);
         headers.insert(RATE_LIMIT, state);
     }
 }
 
-fn policy_list(limits: &RateLimits) -> Bytes {
-    let items: Vec<_> = limits.iter().map(policy_item).collect();
-    items.join(&b", "[..]).into()
+/// What is the same in every answer to a key.
+struct Rendered {
+    policy: Option<HeaderValue>,
+    /// What the item of each quota in `RateLimit` begins with.
+    states: Box<[Bytes]>,
+}
+
+impl Rendered {
+    fn of(limits: &RateLimits) -> Self {
+        let items: Vec<_> = limits.iter().map(policy_item).collect();
+        let policy = HeaderValue::try_from(items.join(&b", "[..])).ok();
+        let states = limits.iter().map(|quota| state_begin(quota.name())).collect();
+        Self { policy: policy.filter(|policy| !policy.is_empty()), states }
+    }
 }
 
 /// What `RateLimit-Policy` says of a quota.
@@ -98,38 +113,30 @@ pub(super) fn policy_item(quota: &Quota) -> Bytes {
         // In which the whole burst comes back.
         _ => quota.refill_time(),
     };
-    let mut text = Text::new();
-    item_name(&mut text, quota.name());
-    parameter(&mut text, b";q=", quota.burst_size().get().into());
-    parameter(&mut text, b";w=", ceil_secs(window).max(1));
-    Bytes::copy_from_slice(&text)
+    let (name, most, window) = (quota.name(), quota.burst_size(), ceil_secs(window).max(1));
+    format!("\"{name}\";q={most};w={}", window.min(MAX_INTEGER)).into()
+}
+
+/// What `RateLimit` says of a policy, up to the number. Names have no characters to escape.
+pub(super) fn state_begin(name: &str) -> Bytes {
+    format!("\"{name}\";r=").into()
 }
 
 /// Room for the one quota of most keys; more spill onto the heap.
 type Text = SmallVec<[u8; 96]>;
 
-/// Adds to a list of items (RFC 9651 §3.1) what `RateLimit` says of a quota.
-fn state_item(text: &mut Text, name: &str, decision: Decision, refills: bool) {
+/// Adds an item to a list (RFC 9651 §3.1).
+fn state_item(text: &mut Text, begin: &[u8], decision: Decision, refills: bool) {
     if !text.is_empty() {
         text.extend_from_slice(b", ");
     }
-    item_name(text, name);
-    parameter(text, b";r=", decision.remaining().into());
+    text.extend_from_slice(begin);
+    text.extend_from_slice(itoa::Buffer::new().format(decision.remaining()).as_bytes());
     if refills {
-        parameter(text, b";t=", ceil_secs(decision.next_unit_in()));
+        let wait = ceil_secs(decision.next_unit_in()).min(MAX_INTEGER);
+        text.extend_from_slice(b";t=");
+        text.extend_from_slice(itoa::Buffer::new().format(wait).as_bytes());
     }
-}
-
-/// Names have no characters to escape.
-fn item_name(text: &mut Text, name: &str) {
-    text.push(b'"');
-    text.extend_from_slice(name.as_bytes());
-    text.push(b'"');
-}
-
-fn parameter(text: &mut Text, name: &[u8], value: u64) {
-    text.extend_from_slice(name);
-    text.extend_from_slice(itoa::Buffer::new().format(value.min(MAX_INTEGER)).as_bytes());
 }
 
 fn write_legacy(headers: &mut HeaderMap, standing: &Standing, now: SystemTime) {
@@ -172,18 +179,22 @@ fn ceil_secs(duration: Duration) -> u64 {
 
 /// Adds `name` to `Vary`, unless it is there or everything is.
 pub(super) fn vary_by(headers: &mut HeaderMap, name: &HeaderName) {
-    let listed = headers.get_all(VARY).iter().any(|value| {
+    let value = || match *name {
+        AUTHORIZATION => HeaderValue::from_static("Authorization"),
+        _ => HeaderValue::from(name.clone()),
+    };
+    let lists = |value: &HeaderValue| {
         value.as_bytes().split(|&byte| byte == b',').any(|listed| {
             let listed = listed.trim_ascii();
             listed == b"*" || listed.eq_ignore_ascii_case(name.as_str().as_bytes())
         })
-    });
-    if !listed {
-        let value = match *name {
-            http::header::AUTHORIZATION => HeaderValue::from_static("Authorization"),
-            _ => HeaderValue::from(name.clone()),
-        };
-        headers.append(VARY, value);
+    };
+    match headers.entry(VARY) {
+        Entry::Vacant(vary) => {
+            vary.insert(value());
+        }
+        Entry::Occupied(vary) if vary.iter().any(lists) => {}
+        Entry::Occupied(mut vary) => vary.append(value()),
     }
 }
 

@@ -1,4 +1,4 @@
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::LazyLock};
 
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
@@ -79,8 +79,15 @@ impl ProblemJson {
 
 impl<B: From<Cow<'static, str>>> RejectionResponse<B> for ProblemJson {
     fn response(&self, rejection: &Rejection) -> Response<B> {
-        let reason = reason(rejection.kind()).filter(|_| self.disclose);
-        Problem { reason, ..Problem::of(rejection) }.response()
+        if self.disclose
+            && let Some(reason) = reason(rejection.kind())
+        {
+            return Problem { reason: Some(reason), ..Problem::of(rejection) }.response();
+        }
+        match body_without_particulars(rejection.kind()) {
+            Some(body) => response(status(rejection.kind()), Cow::Borrowed(body)),
+            None => Problem::of(rejection).response(),
+        }
     }
 }
 
@@ -126,11 +133,7 @@ impl<'a> Problem<'a> {
 
     pub(crate) fn response<B: From<Cow<'static, str>>>(&self) -> Response<B> {
         // The derived serialisation of strings and numbers does not fail.
-        let body = serde_json::to_string(self).unwrap_or_default();
-        let mut response = Response::new(B::from(Cow::Owned(body)));
-        *response.status_mut() = self.status;
-        response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
-        response
+        response(self.status, Cow::Owned(serde_json::to_string(self).unwrap_or_default()))
     }
 
     fn of(rejection: &'a Rejection) -> Self {
@@ -192,6 +195,42 @@ impl<'a> Problem<'a> {
             ),
         }
     }
+}
+
+fn response<B: From<Cow<'static, str>>>(
+    status: StatusCode,
+    body: Cow<'static, str>,
+) -> Response<B> {
+    let mut response = Response::new(B::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
+    response
+}
+
+/// The body of a rejection that is the same each time: made once, as a flood asks for many.
+fn body_without_particulars(kind: RejectionKind) -> Option<&'static str> {
+    const KINDS: [RejectionKind; 5] = [
+        RejectionKind::Missing,
+        RejectionKind::InvalidRequest,
+        RejectionKind::Malformed,
+        RejectionKind::Overloaded,
+        RejectionKind::TooManyFailures,
+    ];
+    static BODIES: LazyLock<[String; KINDS.len()]> = LazyLock::new(|| {
+        let body = |kind| serde_json::to_string(&Problem::of(&Rejection::new(kind)));
+        KINDS.map(|kind| body(kind).unwrap_or_default())
+    });
+    let same = match kind {
+        RejectionKind::Unknown
+        | RejectionKind::Revoked
+        | RejectionKind::Expired
+        | RejectionKind::Inactive
+        | RejectionKind::NotYetActive => RejectionKind::Malformed,
+        RejectionKind::StoreUnavailable => RejectionKind::Overloaded,
+        kind => kind,
+    };
+    let at = KINDS.iter().position(|kind| *kind == same)?;
+    BODIES.get(at).map(String::as_str)
 }
 
 fn as_number<S: Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {

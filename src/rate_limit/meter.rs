@@ -1,10 +1,9 @@
 use std::{
+    any::Any,
     num::NonZeroU32,
     sync::{Arc, OnceLock},
     time::Duration,
 };
-
-use bytes::Bytes;
 
 use super::{
     BucketId, Buckets, Check, CountedPer, Decision, Decisions, Quota, RateLimiter, RateLimits,
@@ -23,7 +22,7 @@ pub(crate) struct Meter {
     limits: RateLimits,
     /// `None` where there is no limit.
     buckets: Option<Arc<dyn Buckets>>,
-    policy: OnceLock<Bytes>,
+    rendered: OnceLock<Box<dyn Any + Send + Sync>>,
     classes: Classes,
 }
 
@@ -52,8 +51,8 @@ impl Meter {
         now: Duration,
     ) -> Self {
         let buckets = buckets(meters, &limits, subject, "", now);
-        let (policy, classes) = (OnceLock::new(), Classes::default());
-        Self { meters: Arc::clone(meters), limits, buckets, policy, classes }
+        let (rendered, classes) = (OnceLock::new(), Classes::default());
+        Self { meters: Arc::clone(meters), limits, buckets, rendered, classes }
     }
 
     pub(crate) fn limits(&self) -> &RateLimits {
@@ -123,9 +122,12 @@ impl Meter {
         }
     }
 
-    /// A text made of the limits, made once.
-    pub(crate) fn policy(&self, make: impl FnOnce(&RateLimits) -> Bytes) -> Bytes {
-        self.policy.get_or_init(|| make(&self.limits)).clone()
+    /// What is made of the limits for those who tell of them, made once. One type of it.
+    pub(crate) fn rendered<T: Send + Sync + 'static>(
+        &self,
+        render: impl FnOnce(&RateLimits) -> T,
+    ) -> Option<&T> {
+        self.rendered.get_or_init(|| Box::new(render(&self.limits))).downcast_ref()
     }
 }
 

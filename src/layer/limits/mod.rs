@@ -7,7 +7,7 @@ mod in_flight;
 mod metered;
 mod rate_class;
 
-use std::{fmt::Write as _, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Request;
@@ -21,7 +21,7 @@ pub use self::{
     metered::{MeteredFuture, MeteredLayer, MeteredService},
     rate_class::RateClass,
 };
-use super::Anonymous;
+use super::{Anonymous, headers::state_begin};
 use crate::{
     auth::{Rejection, RejectionKind, Standing},
     rate_limit::{Decision, Decisions},
@@ -65,16 +65,16 @@ impl Tally {
 pub(super) struct Policy {
     pub(super) name: Arc<str>,
     pub(super) item: Bytes,
+    /// What `RateLimit` says of it, up to the number that is left.
+    pub(super) state: Bytes,
     /// Whether units of it come back with time.
     pub(super) refills: bool,
 }
 
 impl Policy {
     fn of_concurrent_requests(name: &str, limit: u32) -> Self {
-        let mut item = String::new();
-        // Into a string, which takes everything.
-        let _ = write!(item, "\"{name}\";q={limit};qu=\"concurrent-requests\"");
-        Self { name: name.into(), item: item.into(), refills: false }
+        let item = format!("\"{name}\";q={limit};qu=\"concurrent-requests\"").into();
+        Self { name: name.into(), item, state: state_begin(name), refills: false }
     }
 }
 

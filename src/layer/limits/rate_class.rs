@@ -8,7 +8,10 @@ use super::{
 };
 use crate::{
     auth::{self, Rejection},
-    layer::{ProblemJson, headers::policy_item},
+    layer::{
+        ProblemJson,
+        headers::{policy_item, state_begin},
+    },
     rate_limit::{InvalidQuota, Quota, RateLimits},
     record::Consumer,
 };
@@ -133,8 +136,8 @@ impl Quotas {
         };
         let limits = RateLimits::new(limits.iter().map(named).collect::<Result<Vec<_>, _>>()?)?;
         let policy = |quota: &Quota| {
-            let item = policy_item(quota);
-            Policy { name: quota.name().into(), item, refills: true }
+            let (name, item) = (quota.name(), policy_item(quota));
+            Policy { name: name.into(), item, state: state_begin(name), refills: true }
         };
         let policies = limits.iter().map(policy).collect();
         Ok(Self { limits, policies })
