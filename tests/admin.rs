@@ -414,7 +414,10 @@ async fn every_mistake_is_told_with_its_place() {
         assert_problem(&answer, 400, "invalid_body", Some(field));
     }
     let patch = json!({ "plan": "a b" });
-    let answer = desk.send(&caller, "PATCH", &key, Some(&patch)).await;
+    let mut request = desk.request(&caller, "PATCH", &key, Some(&patch));
+    // What makes no sense does not depend on what the key is now.
+    request.headers_mut().insert(header::IF_MATCH, "\"42\"".parse().unwrap());
+    let answer = send(desk.app.clone(), request).await;
     assert_problem(&answer, 422, "invalid", Some("/plan"));
     let rotate = desk
         .send(&caller, "POST", &format!("{key}/rotate"), Some(&json!({ "grace": "ages" })))

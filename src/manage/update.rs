@@ -93,7 +93,6 @@ impl KeyUpdate {
             after.rate_limits.clone_from(limits);
         }
         if let Some(plan) = self.plan.as_ref().filter(|plan| **plan != before.plan) {
-            plan.as_deref().map_or(Ok(()), text::check_plan)?;
             after.plan.clone_from(plan);
             // It is read when the change is made.
             after.plan_limits = None;
@@ -137,6 +136,7 @@ impl KeyIssuer {
 
     async fn update_now(self, id: KeyId, update: KeyUpdate) -> Result<KeyRecord, ManageError> {
         text::check_some("reason", update.reason.as_deref())?;
+        update.plan.iter().flatten().try_for_each(|plan| text::check_plan(plan))?;
         self.change(vec![id], async move |change, locked| {
             let before = change.target(locked)?;
             let after = update.apply(&before)?;
