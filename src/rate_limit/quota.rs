@@ -130,7 +130,8 @@ impl Quota {
     /// is between one `window` and 1/32 more after it was taken: a client that always wants more gets
     /// at least 96.9 % of the limit. Take it for contracts whose clients come in bursts ("1,000 a day,
     /// whenever you like"). The price: a client that has used all of it up in its first second hears
-    /// nothing but 429 for the rest of the window.
+    /// nothing but 429 for the rest of the window, and one that uses it up at the same time every day
+    /// has to wait for 45 minutes. The manual [compares](crate::manual::limits) the kinds.
     ///
     /// # Errors
     ///
