@@ -147,6 +147,8 @@ async fn asking_what_is_left_spends_nothing() {
             let quotas = &answer.json()["quotas"];
             assert_eq!(quotas[0]["name"], json!("minute"));
             assert_eq!(quotas[0]["remaining"], json!(left));
+            assert_eq!(quotas[0]["sliding"], json!(false));
+            assert_eq!(quotas[0]["counted_per"], json!("key"));
             assert_eq!(quotas[1]["remaining"], json!(100 - (3 - left)));
         }
         assert_eq!(ask("/api-keys").await.status, 200);

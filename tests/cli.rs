@@ -325,6 +325,35 @@ async fn a_key_that_nobody_would_see_is_not_issued() {
 }
 
 #[tokio::test]
+async fn limits_of_every_kind_are_written_in_one_word() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    place.done(
+        "plan set pro 600/min:20 10/s 1000/day:strict 100/hour:strict,10,name=h \
+         5000/d:sliding:per-consumer:name=team",
+    );
+    let plan = place.json("plan list");
+    assert_eq!(
+        plan["plans"][0]["rate_limits"],
+        serde_json::json!([
+            { "name": "second", "limit": 10, "window_ms": 1_000, "burst": 10 },
+            { "name": "minute", "limit": 600, "window_ms": 60_000, "burst": 20 },
+            { "name": "h", "limit": 100, "window_ms": 3_600_000, "burst": 10, "strict": true },
+            { "name": "day", "limit": 1_000, "window_ms": 86_400_000, "burst": 100, "strict": true },
+            { "name": "team", "limit": 5_000, "window_ms": 86_400_000, "sliding": true,
+              "counted_per": "consumer" },
+        ])
+    );
+    let shown = place.done("plan list").out;
+    for limit in [
+        "10 in 1s; 600 in 60s, 20 at once; 100 in 3600s, 10 at once",
+        "5000 in 86400s, sliding, all keys of the consumer together",
+    ] {
+        assert!(shown.contains(limit), "{shown}");
+    }
+}
+
+#[tokio::test]
 async fn mistakes_are_named_with_an_example() {
     let place = Place::sqlite();
     place.done("migrate");
@@ -339,6 +368,11 @@ async fn mistakes_are_named_with_an_example() {
         ("issue --consumer acme --expires 1d --rate-limit many", "600/min"),
         ("issue --consumer acme --expires 1d --rate-limit 0/s", "zero"),
         ("issue --consumer acme --expires 1d --rate-limit 1/s --rate-limit 2/s", "1000/day"),
+        ("issue --consumer acme --expires 1d --rate-limit 9/s:often", "1000/day:sliding"),
+        ("issue --consumer acme --expires 1d --rate-limit 9/s:strict:10", "than it promises"),
+        ("issue --consumer acme --expires 1d --rate-limit 9/s:sliding:8", "no burst other than"),
+        ("issue --consumer acme --expires 1d --rate-limit 9/s:sliding,strict", "sliding or strict"),
+        ("issue --consumer acme --expires 1d --rate-limit 9/s:name=a/b", "1 to 64 letters"),
         ("issue --consumer acme --expires 1d --metadata []", "plan"),
         ("issue --consumer acme --expires 1d --plan a/b", "--plan: a plan's name is 1 to 64"),
         ("plan", "set"),

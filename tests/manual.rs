@@ -1,7 +1,11 @@
 #![cfg(test)]
 //! What the manual promises, a test holds.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+
+#[path = "../examples/limits.rs"]
+#[allow(dead_code, reason = "it is run as an example, too")]
+mod limits;
 
 /// Of those tables of `page` whose last column names tests, that column.
 fn tests_named(page: &str) -> Vec<&str> {
@@ -37,5 +41,56 @@ fn each_bound_names_a_test_that_is_there() {
                 assert!(text.contains(&format!("fn {name}(")), "there is no test {test}");
             }
         }
+    }
+}
+
+const FIGURE: &str = "docs/limits.svg";
+
+#[test]
+fn the_figure_of_limits_is_what_limits_do() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(FIGURE);
+    let checked_in = fs::read_to_string(file).unwrap();
+    assert!(
+        checked_in == limits::svg().unwrap(),
+        "{FIGURE} is out of date: cargo run --example limits > {FIGURE}, and look at it"
+    );
+}
+
+#[test]
+fn the_numbers_of_the_section_on_quotas_are_what_limits_do() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/manual/which_quota.md");
+    let page = fs::read_to_string(file).unwrap();
+    let has = |row: &[String]| {
+        let row: Vec<_> = row.iter().map(String::as_str).collect();
+        assert!(rows(&page).contains(&row), "{row:?}");
+    };
+    let seconds = |wait: Duration| format!("{:.1} s", wait.as_secs_f64());
+    let minute = Duration::from_secs(60);
+    let [(_, always), (_, bursts)] = limits::CLIENTS;
+    for (name, quota) in limits::quotas().unwrap() {
+        let name = format!("`{name}`");
+        let greedy = limits::admitted(&quota, always);
+        let within = |from: Duration, to: Duration| {
+            greedy.iter().filter(|at| (from..to).contains(at)).count().to_string()
+        };
+        let in_any = |from: &Duration| {
+            greedy.iter().filter(|at| *at >= from && **at <= *from + minute).count()
+        };
+        let most = greedy.iter().map(in_any).max().unwrap();
+        has(&[
+            name.clone(),
+            within(Duration::ZERO, Duration::from_nanos(1)),
+            within(Duration::ZERO, minute),
+            within(2 * minute, 3 * minute),
+            most.to_string(),
+            seconds(greedy.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap()),
+        ]);
+
+        let patient = limits::admitted(&quota, bursts);
+        let through = |turn: u32| {
+            let last = usize::try_from(limits::LIMIT * (turn + 1)).unwrap() - 1;
+            patient.get(last).map_or("not yet".to_owned(), |at| seconds(*at - turn * minute))
+        };
+        has(&[name, through(0), through(1), through(2)]);
     }
 }

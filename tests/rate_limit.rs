@@ -190,13 +190,14 @@ mod headers {
     }
 
     fn quotas() -> impl Strategy<Value = RateLimits> {
-        let quota = (1..2_000_u32, 1..100_000_000_u64, 1..2_000_u32, any::<bool>());
+        let quota = (1..2_000_u32, 1..100_000_000_u64, 1..2_000_u32, 0..3_u8);
         proptest::collection::vec(quota, 1..4).prop_filter_map("out of range", |quotas| {
-            let quota = |(index, (limit, window_ms, burst, strict))| {
+            let quota = |(index, (limit, window_ms, burst, kind))| {
                 let window = Duration::from_millis(window_ms);
-                let quota = match strict {
-                    true => Quota::at_most(limit, window).ok()?,
-                    false => Quota::per(limit, window).and_then(|quota| quota.burst(burst)).ok()?,
+                let quota = match kind {
+                    0 => Quota::at_most(limit, window).ok()?,
+                    1 => Quota::sliding(limit, window).ok()?,
+                    _ => Quota::per(limit, window).and_then(|quota| quota.burst(burst)).ok()?,
                 };
                 quota.named(format!("quota.{index}")).ok()
             };
@@ -553,6 +554,113 @@ mod stacked_quotas {
         let answer = app.get(&key).await;
         assert_eq!(answer.json()["violated-policies"], serde_json::json!(["hour"]));
         assert_eq!(answer.header("retry-after"), Some("1197"));
+    }
+}
+
+mod sliding_windows {
+    use super::*;
+
+    #[tokio::test]
+    async fn its_limit_and_window_are_told_and_the_wait_is_exact() {
+        let keys = Keys::new();
+        let quota = Quota::sliding(3, 64 * SECOND).unwrap().named("day").unwrap();
+        let (app, key) = limited(&keys, quota).await;
+        // Slots are two seconds long: what is taken now is back when the 33rd from here begins.
+        keys.clock.advance(Duration::from_millis(2_500));
+        for left in [2, 1] {
+            let answer = app.get(&key).await;
+            assert_eq!(answer.header("ratelimit-policy"), Some(r#""day";q=3;w=64"#));
+            let state = format!(r#""day";r={left};t=66"#);
+            assert_eq!(answer.header("ratelimit"), Some(state.as_str()));
+        }
+        keys.clock.advance(10 * SECOND);
+        let state = Some(r#""day";r=0;t=56"#);
+        assert_eq!(app.get(&key).await.header("ratelimit"), state);
+
+        let denied = app.get(&key).await;
+        assert_eq!(denied.status, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(denied.header("ratelimit"), state);
+        assert_eq!(denied.header("retry-after"), Some("56"));
+        keys.clock.advance(Duration::from_millis(55_499));
+        assert_eq!(app.get(&key).await.status, StatusCode::TOO_MANY_REQUESTS);
+        keys.clock.advance(MILLI);
+        // Both are back that were taken together.
+        for left in [1, 0] {
+            let state = format!(r#""day";r={left};t=10"#);
+            assert_eq!(app.get(&key).await.header("ratelimit"), Some(state.as_str()));
+        }
+        assert_eq!(app.get(&key).await.header("retry-after"), Some("10"));
+    }
+
+    #[tokio::test]
+    async fn no_window_ever_holds_more() {
+        let keys = Keys::new();
+        let quota = Quota::sliding(5, SECOND).unwrap();
+        let (app, key) = limited(&keys, quota).await;
+        let mut admitted = Vec::new();
+        for _ in 0..500 {
+            if app.get(&key).await.status == StatusCode::OK {
+                admitted.push(keys.clock.monotonic());
+            }
+            keys.clock.advance(11 * MILLI);
+        }
+        assert!(admitted.windows(6).all(|six| six[5] - six[0] > SECOND), "{admitted:?}");
+        assert!(admitted.len() >= 5 * 5 * 96 / 100, "{}", admitted.len());
+    }
+}
+
+mod consumers {
+    use super::*;
+
+    async fn key_of(keys: &Keys, consumer: &str) -> String {
+        text(&keys.issue(NewKey::new(consumer, Expiry::Never)).await)
+    }
+
+    #[tokio::test]
+    async fn the_keys_of_one_share_a_quota_and_those_of_another_have_theirs() {
+        let keys = Keys::new();
+        let (app, _) = limited(&keys, Quota::per_minute(3).unwrap().per_consumer()).await;
+        let (first, second) = (key_of(&keys, "acme").await, key_of(&keys, "acme").await);
+        let other = key_of(&keys, "zeta").await;
+        for (key, left) in [(&first, 2), (&second, 1), (&other, 2), (&first, 0)] {
+            let state = format!(r#""minute";r={left};t=20"#);
+            assert_eq!(app.get(key).await.header("ratelimit"), Some(state.as_str()));
+        }
+        for key in [&first, &second] {
+            assert_eq!(app.get(key).await.status, StatusCode::TOO_MANY_REQUESTS);
+        }
+        assert_eq!(app.get(&other).await.status, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn what_a_key_or_its_consumer_does_not_have_is_taken_of_neither() {
+        let keys = Keys::new();
+        let limits = stacked([
+            Quota::per_minute(2).unwrap(),
+            Quota::sliding(3, 3_200 * SECOND).unwrap().named("all").unwrap().per_consumer(),
+        ]);
+        let (app, _) = limited(&keys, limits).await;
+        let (first, second) = (key_of(&keys, "acme").await, key_of(&keys, "acme").await);
+        for (key, own, shared) in [(&first, 1, 2), (&first, 0, 1)] {
+            let state = format!(r#""minute";r={own};t=30, "all";r={shared};t=3300"#);
+            assert_eq!(app.get(key).await.header("ratelimit"), Some(state.as_str()));
+        }
+        // The key has none left of its own. What all have stays as it is.
+        for _ in 0..9 {
+            let answer = app.get(&first).await;
+            assert_eq!(answer.json()["violated-policies"], serde_json::json!(["minute"]));
+            let state = r#""minute";r=0;t=30, "all";r=1;t=3300"#;
+            assert_eq!(answer.header("ratelimit"), Some(state));
+        }
+        assert_eq!(app.get(&second).await.status, StatusCode::OK);
+        // All together have none left. What the key has of its own stays as it is.
+        for _ in 0..9 {
+            let answer = app.get(&second).await;
+            assert_eq!(answer.json()["violated-policies"], serde_json::json!(["all"]));
+            let state = r#""minute";r=1;t=30, "all";r=0;t=3300"#;
+            assert_eq!(answer.header("ratelimit"), Some(state));
+            assert_eq!(answer.header("retry-after"), Some("3300"));
+        }
     }
 }
 

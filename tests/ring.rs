@@ -158,7 +158,7 @@ fn check(before: &[Act], one: &[Act], other: &[Act], last: &[Act]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(ProptestConfig::with_cases(50))]
 
     #[test]
     fn whatever_two_threads_do_they_could_have_done_one_after_the_other(
@@ -197,6 +197,18 @@ fn one_that_is_overtaken_by_a_new_slot_counts_what_is_in_it() {
 #[test]
 fn one_that_is_overtaken_as_its_window_ends_counts_both() {
     check(&[Take(0, 2), Take(2, 1)], &[Take(2, 1)], &[Take(3, 2)], &[Take(3, 1)]);
+}
+
+#[test]
+fn one_that_is_late_is_judged_by_its_own_window_too() {
+    check(&[Take(0, 2)], &[Take(2, 2)], &[Take(3, 1)], &[Take(2, 1), Take(3, 2)]);
+    check(&[Take(0, 1)], &[Take(0, 2)], &[Take(3, 2)], &[Take(0, 1), Take(4, 1)]);
+}
+
+#[test]
+fn one_that_is_late_finds_the_slots_of_its_window_as_they_were_left() {
+    check(&[], &[Take(0, 2), Take(1, 1)], &[Take(0, 2)], &[Take(2, 1)]);
+    check(&[], &[Take(4, 1)], &[Take(0, 3)], &[Take(5, 1)]);
 }
 
 #[test]

@@ -7,4 +7,6 @@ pub mod freshness {}
 pub mod keys {}
 
 #[doc = include_str!("limits.md")]
+#[doc = include_str!("which_quota.md")]
+#[doc = include_str!("../../docs/limits.svg")]
 pub mod limits {}

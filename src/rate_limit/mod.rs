@@ -69,7 +69,8 @@ pub trait RateLimiter: Send + Sync + 'static {
     ///
     /// Called once each time a key is loaded from the store, never per request for a cached key. A
     /// quota that changed applies from the next request on: the bucket is as full of it as it was of
-    /// the earlier one. A quota of another name has another bucket.
+    /// the earlier one, rounded down, and owes as much. A sliding window that keeps its length keeps
+    /// what was taken in it, whatever the limit. A quota of another name has another bucket.
     fn buckets(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Arc<dyn Buckets>;
 
     /// Forgets buckets that are full again and used by nobody. Called from time to time.
@@ -92,6 +93,9 @@ impl<L: RateLimiter + ?Sized> RateLimiter for Arc<L> {
 ///
 /// `now` is [`Clock::monotonic`](crate::clock::Clock::monotonic). Decisions come in the order of the
 /// quotas.
+///
+/// In any window, what was taken less what was given back in it is no more than
+/// [`Quota::most_in`]. What was charged comes on top.
 pub trait Buckets: Send + Sync + 'static {
     /// Takes `units` of each quota if each has them; else takes nothing, and says how long to wait.
     fn take(&self, units: NonZeroU32, now: Duration) -> Check;
@@ -100,13 +104,19 @@ pub trait Buckets: Send + Sync + 'static {
     fn peek(&self, now: Duration) -> Check;
 
     /// Takes `units` of each quota whether they are there or not: for work that is done already.
-    /// What is missing is paid off by waiting, for as long as it takes to refill an empty bucket
-    /// at most.
+    ///
+    /// What is missing is owed, and paid off before anything is admitted again. A quota is owed no
+    /// more than it holds when it is full: whatever is beyond that is forgiven, so that no single
+    /// charge shuts a key out for longer than [`Quota::refill_time`] and one unit.
     ///
     /// It takes effect at once where the state is at hand, else soon.
     fn charge(&self, units: NonZeroU32, now: Duration);
 
-    /// Gives `units` back that were taken a short while ago.
+    /// Gives `units` back that were taken a short while ago, of each quota, up to a full bucket. At
+    /// the time they were taken, it is as if they never had been.
+    ///
+    /// Later they are given back *now*: of a sliding window, the units that were taken last. What
+    /// has come back by itself meanwhile comes back all the same, once more; so give back soon.
     ///
     /// It takes effect as [`charge`](Self::charge) does.
     fn give_back(&self, units: NonZeroU32, now: Duration);

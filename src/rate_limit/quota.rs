@@ -130,7 +130,8 @@ impl Quota {
     /// is between one `window` and 1/32 more after it was taken: a client that always wants more gets
     /// at least 96.9 % of the limit. Take it for contracts whose clients come in bursts ("1,000 a day,
     /// whenever you like"). The price: a client that has used all of it up in its first second hears
-    /// nothing but 429 for the rest of the window.
+    /// nothing but 429 for the rest of the window, and one that uses it up at the same time every day
+    /// has to wait for 45 minutes. The manual [compares](crate::manual::limits) the kinds.
     ///
     /// # Errors
     ///
@@ -143,7 +144,7 @@ impl Quota {
             && window.as_nanos() <= MAX_NANOS
             && window.as_nanos().is_multiple_of(NANOS_PER_MILLI);
         if !fits {
-            return Err(InvalidQuota::OutOfRange);
+            return Err(InvalidQuota::Sliding);
         }
         let (name, counted_per) = (Cow::Borrowed("default"), CountedPer::Key);
         Ok(Self { name, limit, window, counted_per, pace: Pace::Sliding })
@@ -169,7 +170,7 @@ impl Quota {
             Pace::Gcra { strict, .. } => self.paced(burst, strict),
             Pace::Sliding if burst == self.limit.get() => Ok(self),
             Pace::Sliding if burst == 0 => Err(InvalidQuota::Zero),
-            Pace::Sliding => Err(InvalidQuota::OutOfRange),
+            Pace::Sliding => Err(InvalidQuota::Sliding),
         }
     }
 
@@ -400,6 +401,8 @@ pub enum InvalidQuota {
     Zero,
     /// Too fast, too slow, or more at once than promised.
     OutOfRange,
+    /// A sliding window that is too short, too long or too wide, or that has a burst of its own.
+    Sliding,
     /// A name that is empty, too long, taken, or has characters a header may not carry.
     Name,
 }
@@ -410,6 +413,9 @@ impl fmt::Display for InvalidQuota {
             Self::Zero => "a quota of zero lets nobody in: deactivate the key instead",
             Self::OutOfRange => {
                 "a quota has a window of whole milliseconds, refills between once a nanosecond and once in 146 years, and lets no more through at once than it promises"
+            }
+            Self::Sliding => {
+                "a sliding window has a limit of 2147483647 at most, is whole milliseconds, 100 ms to 146 years, and has no burst other than its limit"
             }
             Self::Name => {
                 "a quota's name is 1 to 64 letters, digits, `-`, `_` or `.`, and its own among the quotas of a key"
@@ -449,6 +455,56 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_out_is_the_default_and_is_left_out_again() {
+        let day = Quota::sliding(1_000, 24 * HOUR).unwrap().named("day").unwrap().per_consumer();
+        let minute = Quota::per_minute(60).unwrap();
+        for (quota, json, written) in [
+            (
+                day,
+                r#"{"name":"day","limit":1000,"window_ms":86400000,"sliding":true,"counted_per":"consumer"}"#,
+                None,
+            ),
+            (minute.clone(), r#"{"name":"minute","limit":60,"window_ms":60000,"burst":60}"#, None),
+            (
+                minute.clone(),
+                r#"{"name":"minute","limit":60,"window_ms":60000}"#,
+                Some(r#"{"name":"minute","limit":60,"window_ms":60000,"burst":60}"#),
+            ),
+            (
+                Quota::at_most(60, MINUTE).unwrap().named("minute").unwrap(),
+                r#"{"name":"minute","limit":60,"window_ms":60000,"burst":6,"strict":true}"#,
+                None,
+            ),
+            (
+                Quota::sliding(60, MINUTE).unwrap().named("minute").unwrap(),
+                r#"{"name":"minute","limit":60,"window_ms":60000,"burst":60,"sliding":true}"#,
+                Some(r#"{"name":"minute","limit":60,"window_ms":60000,"sliding":true}"#),
+            ),
+            (
+                minute,
+                r#"{"name":"minute","limit":60,"window_ms":60000,"strict":false,"counted_per":"key"}"#,
+                Some(r#"{"name":"minute","limit":60,"window_ms":60000,"burst":60}"#),
+            ),
+        ] {
+            assert_eq!(serde_json::from_str::<Quota>(json).unwrap(), quota, "{json}");
+            assert_eq!(serde_json::to_string(&quota).unwrap(), written.unwrap_or(json));
+        }
+    }
+
+    #[test]
+    fn a_sliding_window_says_what_it_can_be() {
+        for window in [Duration::from_millis(99), Duration::from_micros(100_001), Duration::MAX] {
+            assert_eq!(Quota::sliding(1, window), Err(InvalidQuota::Sliding));
+        }
+        assert_eq!(Quota::sliding(1 << 31, MINUTE), Err(InvalidQuota::Sliding));
+        assert_eq!(Quota::sliding(0, MINUTE), Err(InvalidQuota::Zero));
+        let quota = Quota::sliding(9, MINUTE).unwrap();
+        assert_eq!(quota.clone().burst(8), Err(InvalidQuota::Sliding));
+        assert_eq!(quota.clone().burst(0), Err(InvalidQuota::Zero));
+        assert_eq!(quota.clone().burst(9), Ok(quota));
+    }
+
+    #[test]
     fn a_stored_quota_that_makes_no_sense_is_refused() {
         for json in [
             r#"{"name":"minute","limit":0,"window_ms":60000,"burst":1}"#,
@@ -457,6 +513,10 @@ mod tests {
             r#"{"name":"a\nb","limit":1,"window_ms":60000,"burst":1}"#,
             r#"{"name":"minute","limit":-1,"window_ms":60000,"burst":1}"#,
             r#"{"name":"minute","limit":1,"window_ms":60000,"burst":1,"unknown":1}"#,
+            r#"{"name":"minute","limit":2,"window_ms":60000,"burst":1,"sliding":true}"#,
+            r#"{"name":"minute","limit":2,"window_ms":60000,"burst":3,"strict":true}"#,
+            r#"{"name":"minute","limit":1,"window_ms":99,"sliding":true}"#,
+            r#"{"name":"minute","limit":1,"window_ms":60000,"counted_per":"planet"}"#,
         ] {
             assert!(serde_json::from_str::<Quota>(json).is_err(), "{json}");
         }
@@ -468,11 +528,17 @@ mod tests {
             limit in 1..=u32::MAX,
             window_ms in 1..=3_000_000_000_u64,
             burst in 1..=u32::MAX,
-            strict: bool,
+            kind in 0..3_u8,
+            per_consumer: bool,
         ) {
             let window = Duration::from_millis(window_ms);
-            let quota = if strict { Quota::at_most(limit, window) } else { Quota::per(limit, window) };
-            let Ok(quota) = quota.and_then(|quota| quota.burst(burst)) else { return Ok(()) };
+            let quota = match kind {
+                0 => Quota::per(limit, window).and_then(|quota| quota.burst(burst)),
+                1 => Quota::at_most(limit, window).and_then(|quota| quota.burst(burst)),
+                _ => Quota::sliding(limit, window),
+            };
+            let Ok(quota) = quota else { return Ok(()) };
+            let quota = if per_consumer { quota.per_consumer() } else { quota };
             let json = serde_json::to_string(&quota).unwrap();
             prop_assert_eq!(serde_json::from_str::<Quota>(&json).unwrap(), quota);
         }

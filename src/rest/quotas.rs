@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{body::Object, params::NoParams, refusal::Refusal};
 use crate::{
     auth::{Rejection, RejectionKind, Standing},
-    rate_limit::{Decision, Quota, RateLimits},
+    rate_limit::{Algorithm, CountedPer, Decision, Quota, RateLimits},
 };
 
 /// The limits that a client asks for a key to have.
@@ -43,6 +43,8 @@ struct Left<'s> {
     limit: u32,
     window_ms: u64,
     burst: u32,
+    sliding: bool,
+    counted_per: CountedPer,
     remaining: u32,
     next_unit_in_ms: u64,
 }
@@ -54,6 +56,8 @@ impl<'s> Left<'s> {
             limit: quota.limit(),
             window_ms: millis(quota.window().as_nanos()),
             burst: quota.burst_size().get(),
+            sliding: quota.algorithm() == Algorithm::SlidingWindow,
+            counted_per: quota.counted_per(),
             remaining: decision.remaining(),
             next_unit_in_ms: millis(decision.next_unit_in().as_nanos()),
         }

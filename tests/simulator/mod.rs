@@ -9,7 +9,7 @@
 
 #![allow(dead_code, reason = "not every test uses all of it")]
 
-pub mod requests;
+pub(crate) mod requests;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,7 +23,7 @@ const SLOTS: u128 = 32;
 const LIVE: u128 = SLOTS + 1;
 
 /// The answer of a limiter, now or later.
-pub async fn decided(check: Check) -> Decisions {
+pub(crate) async fn decided(check: Check) -> Decisions {
     match check {
         Check::Ready(decisions) => decisions,
         Check::Pending(decisions) => decisions.await,
@@ -33,17 +33,17 @@ pub async fn decided(check: Check) -> Decisions {
 
 /// A limiter to compare others with.
 #[derive(Clone, Default)]
-pub struct Simulator {
+pub(crate) struct Simulator {
     buckets: HashMap<BucketId, Bucket>,
 }
 
 impl Simulator {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     /// `RateLimiter::buckets`: from here on the quotas are these.
-    pub fn buckets(&mut self, quotas: &[(BucketId, Quota)], now: Duration) {
+    pub(crate) fn buckets(&mut self, quotas: &[(BucketId, Quota)], now: Duration) {
         for (id, quota) in quotas {
             let bucket = self.buckets.entry(id.clone());
             bucket
@@ -53,7 +53,7 @@ impl Simulator {
     }
 
     /// `Buckets::take`: of all of them or of none.
-    pub fn take(
+    pub(crate) fn take(
         &mut self,
         quotas: &[(BucketId, Quota)],
         units: NonZeroU32,
@@ -72,18 +72,28 @@ impl Simulator {
     }
 
     /// `Buckets::peek`
-    pub fn peek(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Decisions {
+    pub(crate) fn peek(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Decisions {
         self.look(quotas, 1, now.as_nanos())
     }
 
     /// `Buckets::charge`: at most until as much is owed as fits into a full bucket.
-    pub fn charge(&mut self, quotas: &[(BucketId, Quota)], units: NonZeroU32, now: Duration) {
+    pub(crate) fn charge(
+        &mut self,
+        quotas: &[(BucketId, Quota)],
+        units: NonZeroU32,
+        now: Duration,
+    ) {
         let now = now.as_nanos();
         self.each(quotas, |bucket| bucket.charge(units.get().into(), now));
     }
 
     /// `Buckets::give_back`: never more than a full bucket.
-    pub fn give_back(&mut self, quotas: &[(BucketId, Quota)], units: NonZeroU32, now: Duration) {
+    pub(crate) fn give_back(
+        &mut self,
+        quotas: &[(BucketId, Quota)],
+        units: NonZeroU32,
+        now: Duration,
+    ) {
         let now = now.as_nanos();
         self.each(quotas, |bucket| bucket.give_back(units.get().into(), now));
     }

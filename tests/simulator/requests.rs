@@ -17,16 +17,16 @@ use tower_api_key::rate_limit::{
 use super::decided;
 
 /// For a hundred years the clocks of limiters go on.
-pub const END: Duration = Duration::from_secs(100 * 365 * 86_400);
+pub(crate) const END: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// The buckets of a key that nobody has used before.
-pub struct Key {
-    pub quotas: Vec<(BucketId, Quota)>,
-    pub buckets: Arc<dyn Buckets>,
+pub(crate) struct Key {
+    pub(crate) quotas: Vec<(BucketId, Quota)>,
+    pub(crate) buckets: Arc<dyn Buckets>,
 }
 
 impl Key {
-    pub fn new(limiter: &dyn RateLimiter, quotas: &[Quota], now: Duration) -> Self {
+    pub(crate) fn new(limiter: &dyn RateLimiter, quotas: &[Quota], now: Duration) -> Self {
         static CONSUMERS: AtomicU32 = AtomicU32::new(0);
         let consumer = format!("consumer-{}", CONSUMERS.fetch_add(1, Ordering::Relaxed));
         let id = |quota: &Quota| match quota.counted_per() {
@@ -38,27 +38,27 @@ impl Key {
         Self { quotas, buckets }
     }
 
-    pub fn change(&mut self, limiter: &dyn RateLimiter, quotas: &[Quota], now: Duration) {
+    pub(crate) fn change(&mut self, limiter: &dyn RateLimiter, quotas: &[Quota], now: Duration) {
         for ((_, quota), other) in self.quotas.iter_mut().zip(quotas) {
             *quota = other.clone();
         }
         self.buckets = limiter.buckets(&self.quotas, now);
     }
 
-    pub async fn take(&self, units: NonZeroU32, now: Duration) -> Decisions {
+    pub(crate) async fn take(&self, units: NonZeroU32, now: Duration) -> Decisions {
         decided(self.buckets.take(units, now)).await
     }
 
-    pub async fn admits(&self, units: NonZeroU32, now: Duration) -> bool {
+    pub(crate) async fn admits(&self, units: NonZeroU32, now: Duration) -> bool {
         self.take(units, now).await.is_admitted()
     }
 
-    pub async fn peek(&self, now: Duration) -> Decisions {
+    pub(crate) async fn peek(&self, now: Duration) -> Decisions {
         decided(self.buckets.peek(now)).await
     }
 
     /// Takes all there is, in as many requests as bits are set.
-    pub async fn drain(&self, now: Duration) -> u64 {
+    pub(crate) async fn drain(&self, now: Duration) -> u64 {
         let mut taken = 0;
         for units in (0..u32::BITS).rev().filter_map(|bit| NonZeroU32::new(1 << bit)) {
             while self.admits(units, now).await {
@@ -70,23 +70,23 @@ impl Key {
 }
 
 /// How long until all that were in the way no longer are.
-pub fn wait(decisions: &[Decision]) -> Duration {
+pub(crate) fn wait(decisions: &[Decision]) -> Duration {
     let denied = decisions.iter().filter(|decision| !decision.is_admitted());
     denied.map(Decision::next_unit_in).max().unwrap_or_default()
 }
 
-pub fn quota() -> impl Strategy<Value = Quota> {
+pub(crate) fn quota() -> impl Strategy<Value = Quota> {
     let limit = prop_oneof![1..5_u32, 1..100_u32, 1..1_000_000_u32];
     let window = prop_oneof![100..200_u64, 100..10_000_u64, 100..10_000_000_000_u64];
     any_quota(limit.boxed(), window.boxed())
 }
 
 /// One that a test can use up a few times.
-pub fn small() -> impl Strategy<Value = Quota> {
+pub(crate) fn small() -> impl Strategy<Value = Quota> {
     any_quota((1..100_u32).boxed(), (100..1_000_000_u64).boxed())
 }
 
-pub fn any_quota(
+pub(crate) fn any_quota(
     limit: BoxedStrategy<u32>,
     millis: BoxedStrategy<u64>,
 ) -> impl Strategy<Value = Quota> {
@@ -106,19 +106,19 @@ pub fn any_quota(
 }
 
 /// One to four quotas of a key.
-pub fn quotas() -> impl Strategy<Value = Vec<Quota>> {
+pub(crate) fn quotas() -> impl Strategy<Value = Vec<Quota>> {
     let named = |(at, quota): (usize, Quota)| quota.named(format!("quota.{at}")).unwrap();
     vec(quota(), 1..=4).prop_map(move |quotas| quotas.into_iter().enumerate().map(named).collect())
 }
 
-pub fn units() -> impl Strategy<Value = NonZeroU32> {
+pub(crate) fn units() -> impl Strategy<Value = NonZeroU32> {
     let units = prop_oneof![6 => Just(1), 2 => 1..5_u32, 1 => 1..100_u32, 1 => 1..=u32::MAX];
     units.prop_map(|units| NonZeroU32::new(units).unwrap())
 }
 
 /// How long after the last request. Quotas know what is long.
 #[derive(Clone, Debug)]
-pub enum Gap {
+pub(crate) enum Gap {
     None,
     AsTold,
     /// So many 1000ths of what a quota needs for one unit.
@@ -128,7 +128,7 @@ pub enum Gap {
     Nanos(u64),
 }
 
-pub fn gap() -> impl Strategy<Value = Gap> {
+pub(crate) fn gap() -> impl Strategy<Value = Gap> {
     prop_oneof![
         4 => Just(Gap::None),
         2 => Just(Gap::AsTold),
@@ -139,7 +139,7 @@ pub fn gap() -> impl Strategy<Value = Gap> {
 }
 
 impl Gap {
-    pub fn length(&self, key: &Key, told: Duration) -> Duration {
+    pub(crate) fn length(&self, key: &Key, told: Duration) -> Duration {
         let parts = |of: &Index, length: fn(&Quota) -> Duration, parts: u32| {
             length(&of.get(&key.quotas).1) / 1_000 * parts
         };
@@ -153,14 +153,14 @@ impl Gap {
     }
 }
 
-pub type Requests = Vec<(Gap, NonZeroU32)>;
+pub(crate) type Requests = Vec<(Gap, NonZeroU32)>;
 
-pub fn requests() -> impl Strategy<Value = Requests> {
+pub(crate) fn requests() -> impl Strategy<Value = Requests> {
     vec((gap(), units()), 1..100)
 }
 
 #[derive(Clone, Debug)]
-pub enum Act {
+pub(crate) enum Act {
     Take(NonZeroU32),
     Peek,
     Charge(NonZeroU32),
@@ -172,12 +172,12 @@ pub enum Act {
 }
 
 #[derive(Clone, Debug)]
-pub struct Script {
-    pub quotas: Vec<Quota>,
-    pub acts: Vec<(Gap, Act)>,
+pub(crate) struct Script {
+    pub(crate) quotas: Vec<Quota>,
+    pub(crate) acts: Vec<(Gap, Act)>,
 }
 
-pub fn script() -> impl Strategy<Value = Script> {
+pub(crate) fn script() -> impl Strategy<Value = Script> {
     let act = prop_oneof![
         12 => units().prop_map(Act::Take),
         2 => Just(Act::Peek),

@@ -37,7 +37,7 @@ pub(crate) struct Update {
     #[arg(long, group = "change", conflicts_with = "scopes")]
     no_scopes: bool,
 
-    /// How often it may be used: 600/min, 10/s, "unlimited"; may be repeated
+    /// How often it may be used: 600/min, 1000/day:sliding, "unlimited"; may be repeated
     #[arg(long = "rate-limit", value_name = "LIMIT", value_parser = values::limit, group = "change")]
     rate_limits: Vec<Limit>,
 

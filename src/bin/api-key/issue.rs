@@ -64,8 +64,9 @@ pub(crate) struct Description {
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<Scope>,
 
-    /// How often it may be used: 600/min, 10/s, 1000/day, 600/min:20 for 20 at once, "unlimited"; may
-    /// be repeated [default: its plan alone, or what the service has for all]
+    /// How often it may be used: 600/min, 10/s, 600/min:20 for 20 at once, 1000/day:sliding or :strict
+    /// for never more in any day, 50000/day:per-consumer for all keys of the consumer together,
+    /// "unlimited"; may be repeated [default: its plan alone, or what the service has for all]
     #[arg(long = "rate-limit", value_name = "LIMIT", value_parser = values::limit)]
     rate_limits: Vec<Limit>,
 

@@ -8,7 +8,7 @@ use comfy_table::{Table, presets::NOTHING};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tower_api_key::{
-    rate_limit::RateLimits,
+    rate_limit::{Algorithm, CountedPer, Quota, RateLimits},
     record::{KeyEvent, KeyRecord, Scope, Scopes},
     store::ListedKey,
 };
@@ -127,13 +127,22 @@ fn limits_of(record: &KeyRecord) -> String {
 }
 
 pub(crate) fn limits(limits: &RateLimits) -> String {
-    let limit = |quota: &tower_api_key::rate_limit::Quota| {
-        let (limit, burst) = (quota.limit(), quota.burst_size().get());
-        let burst = if burst == limit { String::new() } else { format!(", {burst} at once") };
-        format!("{limit} in {:?}{burst}", quota.window())
-    };
-    let all: Vec<_> = limits.iter().map(limit).collect();
+    let all: Vec<_> = limits.iter().map(quota).collect();
     if all.is_empty() { "unlimited".to_owned() } else { all.join("; ") }
+}
+
+fn quota(quota: &Quota) -> String {
+    let (limit, burst) = (quota.limit(), quota.burst_size().get());
+    let mut text = format!("{limit} in {:?}", quota.window());
+    match quota.algorithm() {
+        Algorithm::SlidingWindow => text += ", sliding",
+        _ if burst != limit => text += &format!(", {burst} at once"),
+        _ => {}
+    }
+    if quota.counted_per() == CountedPer::Consumer {
+        text += ", all keys of the consumer together";
+    }
+    text
 }
 
 /// Colours are taken away again where the stream is no terminal.

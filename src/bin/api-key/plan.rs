@@ -39,8 +39,9 @@ struct Set {
     /// Its name: letters, digits, `-`, `_` and `.`
     name: String,
 
-    /// How often each of its keys may be used: 600/min, 10/s, 1000/day, 600/min:20 for 20 at once,
-    /// "unlimited"
+    /// How often each of its keys may be used: 600/min, 10/s, 600/min:20 for 20 at once,
+    /// 1000/day:sliding or :strict for never more in any day, 50000/day:per-consumer for all keys of
+    /// a consumer together, "unlimited"
     #[arg(required = true, value_name = "LIMIT", value_parser = values::limit)]
     limits: Vec<Limit>,
 }

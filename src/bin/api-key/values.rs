@@ -94,7 +94,9 @@ pub(crate) enum Limit {
     Unlimited,
 }
 
-const LIMITS: &str = "write a limit as 600/min, 10/s or 1000/day, with a burst as 600/min:20, or \
+const LIMITS: &str = "write a limit as 600/min, 10/s or 1000/day; what else it is after a colon, as \
+    600/min:20 for 20 at once, 1000/day:sliding or 1000/day:strict for never more in any day, \
+    1000/day:sliding,per-consumer,name=team for all keys of a consumer together and under a name; or \
     \"unlimited\"";
 
 pub(crate) fn limit(text: &str) -> Result<Limit, String> {
@@ -102,27 +104,40 @@ pub(crate) fn limit(text: &str) -> Result<Limit, String> {
     if text == "unlimited" {
         return Ok(Limit::Unlimited);
     }
+    quota(text).map(Limit::Quota)
+}
+
+/// `COUNT/UNIT`, then after colons, commas or spaces: a burst, `sliding`, `strict`, `per-consumer`
+/// and `name=NAME`.
+fn quota(text: &str) -> Result<Quota, String> {
     let (count, rest) = text.split_once('/').ok_or(LIMITS)?;
-    let (unit, burst) = rest.split_once(':').map_or((rest, None), |(unit, b)| (unit, Some(b)));
-    let number = |text: &str| text.trim().parse::<u32>().map_err(|_| LIMITS.to_owned());
-    let count = number(count)?;
-    let quota = match unit.trim() {
-        "s" | "sec" | "second" => Quota::per_second(count),
-        "m" | "min" | "minute" => Quota::per_minute(count),
-        "h" | "hour" => Quota::per_hour(count),
-        "d" | "day" => {
-            Quota::per(count, Duration::from_secs(86_400)).and_then(|quota| quota.named("day"))
-        }
+    let mut words = rest.split([':', ',', ' ']).filter(|word| !word.is_empty());
+    let (name, window) = match words.next() {
+        Some("s" | "sec" | "second") => ("second", 1),
+        Some("m" | "min" | "minute") => ("minute", 60),
+        Some("h" | "hour") => ("hour", 3_600),
+        Some("d" | "day") => ("day", 86_400),
         _ => return Err(LIMITS.into()),
     };
-    let quota = match burst {
-        Some(burst) => {
-            let burst = number(burst)?;
-            quota.and_then(|quota| quota.burst(burst))
-        }
-        None => quota,
+    let words: Vec<_> = words.collect();
+    let new = match (words.contains(&"sliding"), words.contains(&"strict")) {
+        (true, true) => return Err(format!("a limit is sliding or strict; {LIMITS}")),
+        (true, false) => Quota::sliding,
+        (false, true) => Quota::at_most,
+        (false, false) => Quota::per,
     };
-    quota.map(Limit::Quota).map_err(|error| format!("{error}; {LIMITS}"))
+    let refused = |error| format!("{error}; {LIMITS}");
+    let count = count.trim().parse().map_err(|_| LIMITS)?;
+    let quota = new(count, Duration::from_secs(window)).and_then(|quota| quota.named(name));
+    words.into_iter().try_fold(quota.map_err(refused)?, |quota, word| match word {
+        "sliding" | "strict" => Ok(quota),
+        "per-consumer" => Ok(quota.per_consumer()),
+        word => match (word.strip_prefix("name="), word.parse()) {
+            (Some(name), _) => quota.named(name).map_err(refused),
+            (None, Ok(burst)) => quota.burst(burst).map_err(refused),
+            (None, Err(_)) => Err(LIMITS.into()),
+        },
+    })
 }
 
 /// All limits of one key together.
@@ -137,7 +152,8 @@ pub(crate) fn limits(limits: &[Limit]) -> Result<RateLimits, String> {
     if quotas.len() != limits.len() && limits.len() > 1 {
         return Err("\"unlimited\" goes with no other limit".into());
     }
-    let twice = "two limits of the same window: give one for each, such as 10/s and 1000/day";
+    let twice = "two limits of the same window: give one for each, such as 10/s and 1000/day, or \
+        names, as 60/min and 600/min:per-consumer,name=team";
     RateLimits::new(quotas).map_err(|_| twice.into())
 }
 

@@ -199,7 +199,7 @@ pub(super) fn components() -> ComponentsBuilder {
         .schema("KeyPatch", patch)
         .schema("NewKey", new_key)
         .schema("Problem", problem())
-        .schema("Quota", quota().property("strict", boolean().default(Some(false.into()))))
+        .schema("Quota", quota_to_have())
         .schema("Revocation", closed().property("reason", reason()))
         .schema("Revocations", revocations)
         .schema("Revoked", record(vec![("revoked", integer(0, i64::MAX).into())]))
@@ -257,19 +257,55 @@ fn key() -> ObjectBuilder {
     )
 }
 
+/// What every quota has.
 fn quota() -> ObjectBuilder {
-    let name = string().pattern(Some(NAME));
-    let count = || integer(1, u32::MAX.into());
+    let limit = integer(1, u32::MAX.into());
     record(vec![
-        ("name", name.into()),
-        ("limit", count().description(Some("Requests in each window.")).into()),
+        ("name", string().pattern(Some(NAME)).into()),
+        ("limit", limit.description(Some("Requests in each window.")).into()),
         ("window_ms", integer(1, MAX_WINDOW).into()),
-        ("burst", count().description(Some("Requests that may come at once.")).into()),
     ])
+}
+
+fn burst() -> ObjectBuilder {
+    integer(1, u32::MAX.into()).description(Some("Requests that may come at once."))
+}
+
+fn counted_per() -> ObjectBuilder {
+    string()
+        .enum_values(Some(["key", "consumer"]))
+        .description(Some("Whether all keys of the consumer share one budget."))
+}
+
+fn sliding() -> ObjectBuilder {
+    boolean().description(Some(
+        "Never more than the limit in any window, all of it at once if need be. Such a window has \
+         at least 100 ms, a limit of 2147483647 at most, and no burst other than its limit.",
+    ))
+}
+
+fn quota_to_have() -> ObjectBuilder {
+    let strict = "Never more than the limit in any window: what is beyond the burst is paced.";
+    quota()
+        .property(
+            "burst",
+            burst().description(Some(
+                "Requests that may come at once; where it is left out, as many as the limit.",
+            )),
+        )
+        .property("strict", boolean().default(Some(false.into())).description(Some(strict)))
+        .property("sliding", sliding().default(Some(false.into())))
+        .property("counted_per", counted_per().default(Some("key".into())))
 }
 
 fn left() -> ObjectBuilder {
     quota()
+        .property("burst", burst())
+        .required("burst")
+        .property("sliding", sliding())
+        .required("sliding")
+        .property("counted_per", counted_per())
+        .required("counted_per")
         .property("remaining", integer(0, u32::MAX.into()))
         .required("remaining")
         .property("next_unit_in_ms", integer(0, i64::MAX))

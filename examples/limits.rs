@@ -1,0 +1,170 @@
+//! Draws what quotas of the same limit let through, for the manual:
+//!
+//! ```text
+//! cargo run --example limits > docs/limits.svg
+//! ```
+//!
+//! It asks the real limiter, and moves the clock itself.
+
+use std::{fmt::Write as _, num::NonZeroU32, time::Duration};
+
+use tower_api_key::rate_limit::{
+    BucketId, Check, InvalidQuota, LocalRateLimiter, Quota, RateLimiter,
+};
+
+type Result<T = (), E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const END: Duration = Duration::from_secs(180);
+pub(crate) const LIMIT: u32 = 600;
+
+fn main() -> Result {
+    print!("{}", svg()?);
+    Ok(())
+}
+
+/// How they are made, and what makes them.
+pub(crate) fn quotas() -> Result<[(&'static str, Quota); 4], InvalidQuota> {
+    Ok([
+        ("per_minute(600)", Quota::per_minute(LIMIT)?),
+        ("per_minute(600)?.burst(20)", Quota::per_minute(LIMIT)?.burst(20)?),
+        ("at_most(600, MINUTE)", Quota::at_most(LIMIT, MINUTE)?),
+        ("sliding(600, MINUTE)", Quota::sliding(LIMIT, MINUTE)?),
+    ])
+}
+
+/// Who asks, and how many requests they want to have made by a time.
+pub(crate) const CLIENTS: [(&str, fn(Duration) -> u64); 2] = [
+    ("Admitted of a client that always wants more", |_| u64::MAX),
+    ("Admitted of one that wants 600 every minute", |now| {
+        (now.as_secs() / 60 + 1) * u64::from(LIMIT)
+    }),
+];
+
+/// When each request of a client is admitted that comes back as soon as it is told to.
+pub(crate) fn admitted(quota: &Quota, wanted: fn(Duration) -> u64) -> Vec<Duration> {
+    let limiter = LocalRateLimiter::new();
+    let id = BucketId::of_key("a client", 1, quota.name());
+    let buckets = limiter.buckets(&[(id, quota.clone())], Duration::ZERO);
+    let (mut now, mut admitted) = (Duration::ZERO, Vec::new());
+    while now < END {
+        let next_burst = MINUTE * (now.as_secs() / 60 + 1) as u32;
+        now = if (admitted.len() as u64) < wanted(now) {
+            match buckets.take(NonZeroU32::MIN, now) {
+                Check::Ready(decisions) if decisions.is_admitted() => {
+                    admitted.push(now);
+                    now
+                }
+                Check::Ready(decisions) => now + decisions[0].next_unit_in(),
+                _ => unreachable!("it decides in this process"),
+            }
+        } else {
+            next_burst
+        };
+    }
+    admitted
+}
+
+const COLOURS: [(&str, &str); 4] =
+    [("#0072b2", "none"), ("#c44e00", "9 4"), ("#007a59", "2 4"), ("#8a3f78", "12 3 3 3")];
+const WIDTH: f64 = 330.0;
+const HEIGHT: f64 = 240.0;
+const MOST: f64 = 2_400.0;
+
+pub(crate) fn svg() -> Result<String> {
+    let mut svg = String::from(HEAD);
+    let quotas = quotas()?;
+    for (at, ((name, _), (colour, dashes))) in quotas.iter().zip(COLOURS).enumerate() {
+        let (x, y) = (30 + at % 2 * 400, 28 + at / 2 * 22);
+        writeln!(
+            svg,
+            "<path d=\"M{x} {y}h34\" stroke-width=\"2.2\" stroke=\"{colour}\" stroke-dasharray=\"{dashes}\"/>\n\
+             <text x=\"{}\" y=\"{}\" font-family=\"monospace\">Quota::{name}</text>",
+            x + 44,
+            y + 4
+        )?;
+    }
+    for (at, (title, wanted)) in CLIENTS.into_iter().enumerate() {
+        writeln!(svg, "<g transform=\"translate({} 100)\">", 60 + at * 400)?;
+        writeln!(svg, "<text y=\"-14\" font-weight=\"bold\">{title}</text>")?;
+        axes(&mut svg)?;
+        for ((_, quota), (colour, dashes)) in quotas.iter().zip(COLOURS) {
+            let line = simplified(&steps(&admitted(quota, wanted)));
+            write!(
+                svg,
+                "<path fill=\"none\" stroke-width=\"2.2\" stroke=\"{colour}\" stroke-dasharray=\"{dashes}\" d=\""
+            )?;
+            for (at, (x, y)) in line.iter().enumerate() {
+                write!(svg, "{}{x:.1} {y:.1}", if at == 0 { "M" } else { "L" })?;
+            }
+            writeln!(svg, "\"/>")?;
+        }
+        writeln!(svg, "</g>")?;
+    }
+    svg += "</svg>\n";
+    Ok(svg)
+}
+
+/// On a ground of its own, as a page may be light or dark.
+const HEAD: &str = r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 820 376" font-family="sans-serif" font-size="13" fill="#222" role="img" aria-label="Requests admitted over three minutes, by quota">
+<rect x="1" y="1" width="818" height="374" rx="8" fill="#fff" stroke="#bbb"/>
+"##;
+
+fn axes(svg: &mut String) -> Result {
+    for requests in (0..=4).map(|step| step * 600) {
+        let y = HEIGHT - f64::from(requests) / MOST * HEIGHT;
+        writeln!(
+            svg,
+            "<path stroke=\"#ddd\" d=\"M0 {y}h{WIDTH}\"/>\n\
+             <text x=\"-8\" y=\"{}\" text-anchor=\"end\">{requests}</text>",
+            y + 4.0
+        )?;
+    }
+    for minute in 0..=3 {
+        let x = f64::from(minute) / 3.0 * WIDTH;
+        writeln!(
+            svg,
+            "<path stroke=\"#ddd\" d=\"M{x} 0v{HEIGHT}\"/>\n\
+             <text x=\"{x}\" y=\"{}\" text-anchor=\"middle\">{minute} min</text>",
+            HEIGHT + 20.0
+        )?;
+    }
+    Ok(())
+}
+
+type Point = (f64, f64);
+
+/// Each request is a step up.
+fn steps(admitted: &[Duration]) -> Vec<Point> {
+    let x = |at: Duration| at.as_secs_f64() / END.as_secs_f64() * WIDTH;
+    let y = |count: usize| HEIGHT - count as f64 / MOST * HEIGHT;
+    let step = |(before, at): (usize, &Duration)| [(x(*at), y(before)), (x(*at), y(before + 1))];
+    let mut steps: Vec<_> = admitted.iter().enumerate().flat_map(step).collect();
+    steps.push((WIDTH, y(admitted.len())));
+    steps
+}
+
+/// Without points that nobody would miss.
+fn simplified(points: &[Point]) -> Vec<Point> {
+    let Some(first) = points.first() else { return Vec::new() };
+    let (mut kept, mut from) = (vec![*first], 0);
+    for to in 2..points.len() {
+        let between = &points[from + 1..to];
+        if !between.iter().all(|point| distance(*point, points[from], points[to]) < 0.3) {
+            from = to - 1;
+            kept.push(points[from]);
+        }
+    }
+    kept.extend(points.last());
+    kept
+}
+
+/// From a point to the line through two others.
+fn distance((x, y): Point, (from_x, from_y): Point, (to_x, to_y): Point) -> f64 {
+    let (dx, dy) = (to_x - from_x, to_y - from_y);
+    let length = dx.hypot(dy);
+    if length == 0.0 {
+        return (x - from_x).hypot(y - from_y);
+    }
+    (dx * (y - from_y) - dy * (x - from_x)).abs() / length
+}
