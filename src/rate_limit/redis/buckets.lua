@@ -257,15 +257,12 @@ local function load(key, quota)
   return state, changed
 end
 
+-- Until the bucket is full, and a second at least: nodes that have asked already do not know yet of
+-- what was given back, and would say what they know of a bucket that is not there.
 local function store(key, quota, state)
-  local algorithm = ALGORITHMS[quota.algorithm]
-  if algorithm.is_full(state) then
-    redis.call('DEL', key)
-    return
-  end
-  local text, millis = algorithm.write(quota, state)
+  local text, millis = ALGORITHMS[quota.algorithm].write(quota, state)
   text = string.format('%s %.0f %s %s', quota.algorithm, quota.size, quota.pace, text)
-  redis.call('SET', key, text, 'PX', string.format('%.0f', math.max(millis, 1)))
+  redis.call('SET', key, text, 'PX', string.format('%.0f', math.max(millis, 1000)))
 end
 
 local mode, units, extra, returned = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])

@@ -64,18 +64,12 @@ impl SharedBuckets {
         Self(Arc::new(shared))
     }
 
-    /// Has Redis do it in a task of its own, as nobody waits for it. This node knows at once.
-    fn settle(&self, action: Action, now: Duration, here: impl FnOnce(&Several)) {
-        let call = self.0.call(action, now);
-        here(&self.0.own);
+    /// Has Redis do it in a task of its own, as nobody waits for it; or this node where that fails.
+    fn settle(&self, action: Action, now: Duration) {
         let runtime = Handle::try_current().ok().filter(|_| self.0.link.is_up(now));
-        let Some(runtime) = runtime else { return self.0.own.go_on_alone() };
+        let Some(runtime) = runtime else { return self.0.settle_alone(action, now) };
         let shared = Arc::clone(&self.0);
-        runtime.spawn(async move {
-            if shared.ask(&call, now).await.is_none() {
-                shared.own.go_on_alone();
-            }
-        });
+        runtime.spawn(async move { shared.settle(action, now).await });
     }
 }
 
@@ -100,11 +94,11 @@ impl Buckets for SharedBuckets {
     }
 
     fn charge(&self, units: NonZeroU32, now: Duration) {
-        self.settle(Action::Charge(units), now, |own| own.charge(units, now));
+        self.settle(Action::Charge(units), now);
     }
 
     fn give_back(&self, units: NonZeroU32, now: Duration) {
-        self.settle(Action::GiveBack(units), now, |own| own.give_back(units, now));
+        self.settle(Action::GiveBack(units), now);
     }
 }
 
@@ -197,10 +191,24 @@ impl Shared {
     }
 
     async fn put_back(&self, lease: &Lease, slice: u64, now: Duration) {
-        let Some(units) = lease.end_of(slice) else { return };
-        if self.ask(&self.call(Action::GiveBack(units), now), now).await.is_none() {
-            self.own.give_back(units, now);
+        if let Some(units) = lease.end_of(slice) {
+            self.settle(Action::GiveBack(units), now).await;
         }
+    }
+
+    async fn settle(&self, action: Action, now: Duration) {
+        if self.ask(&self.call(action, now), now).await.is_none() {
+            self.settle_alone(action, now);
+        }
+    }
+
+    fn settle_alone(&self, action: Action, now: Duration) {
+        match action {
+            Action::Charge(units) => self.own.charge(units, now),
+            Action::GiveBack(units) => self.own.give_back(units, now),
+            Action::Take { .. } | Action::Peek => return,
+        }
+        self.own.go_on_alone();
     }
 
     async fn peek(&self, now: Duration) -> Decisions {
