@@ -2,6 +2,10 @@
 
 #![cfg(test)]
 
+#[cfg(feature = "redis")]
+mod harness;
+#[cfg(feature = "redis")]
+mod redis_limiter;
 mod simulator;
 
 use std::{future::Future, num::NonZeroU32, sync::Arc, time::Duration};
@@ -20,17 +24,21 @@ const NANO: Duration = Duration::from_nanos(1);
 
 /// Every fact holds of every limiter.
 macro_rules! contract {
-    ($limiter:ident, $new:expr) => {
+    ($limiter:ident, $new:expr, $scripts:literal scripts, $cases:literal cases) => {
         mod $limiter {
             use super::*;
 
             proptest! {
-                #![proptest_config(ProptestConfig::with_cases(500))]
+                #![proptest_config(ProptestConfig::with_cases($scripts))]
 
                 #[test]
                 fn it_does_as_the_simulator(script in script(), start in 0..u64::MAX / 8) {
                     run(super::it_does_as_the_simulator(&$new, script, Duration::from_nanos(start)));
                 }
+            }
+
+            proptest! {
+                #![proptest_config(ProptestConfig::with_cases($cases))]
 
                 #[test]
                 fn whoever_waits_as_told_is_admitted_and_nobody_sooner(
@@ -97,7 +105,10 @@ macro_rules! contract {
     };
 }
 
-contract!(local, LocalRateLimiter::new());
+contract!(local, LocalRateLimiter::new(), 500 scripts, 500 cases);
+// Each of its answers is a round trip.
+#[cfg(feature = "redis")]
+contract!(redis, redis_limiter::limiter(), 100 scripts, 4 cases);
 
 fn run(fact: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(fact);

@@ -219,7 +219,7 @@ mod tests {
             for value in present {
                 headers.append(VARY, HeaderValue::from_static(value));
             }
-            vary_by(&mut headers, &http::header::AUTHORIZATION);
+            vary_by(&mut headers, &AUTHORIZATION);
             headers
                 .get_all(VARY)
                 .iter()

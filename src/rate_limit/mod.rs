@@ -37,11 +37,16 @@
 //! # Ok::<(), tower_api_key::rate_limit::InvalidQuota>(())
 //! ```
 
+#[cfg(feature = "redis")]
+mod level;
 mod limits;
 mod local;
 mod meter;
 mod plans;
 mod quota;
+#[cfg(feature = "redis")]
+mod redis;
+mod refill;
 
 use std::{
     fmt,
@@ -56,6 +61,10 @@ use std::{
 use smallvec::SmallVec;
 
 pub(crate) use self::meter::{Meter, Meters, Subject};
+#[cfg(feature = "redis")]
+pub use self::redis::{
+    InvalidRedisRateLimiter, Leases, RedisRateLimiter, RedisRateLimiterBuilder, Unavailable,
+};
 pub use self::{
     limits::RateLimits,
     local::LocalRateLimiter,

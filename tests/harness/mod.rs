@@ -1,4 +1,5 @@
-//! What integration tests share: a throwaway PostgreSQL and a proxy that breaks connections to it.
+//! What integration tests share: a throwaway PostgreSQL and Redis, and a proxy that breaks connections
+//! to them.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of the harness")]
 #![allow(
@@ -15,6 +16,8 @@ pub mod pgbouncer;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod proxy;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},

@@ -59,8 +59,10 @@ impl Key {
 
     /// Takes all there is, in as many requests as bits are set.
     pub(crate) async fn drain(&self, now: Duration) -> u64 {
+        let left = self.peek(now).await.iter().map(Decision::remaining).min().unwrap_or_default();
+        let bits = u32::BITS - left.leading_zeros();
         let mut taken = 0;
-        for units in (0..u32::BITS).rev().filter_map(|bit| NonZeroU32::new(1 << bit)) {
+        for units in (0..=bits).rev().filter_map(|bit| NonZeroU32::new(1_u32.checked_shl(bit)?)) {
             while self.admits(units, now).await {
                 taken += u64::from(units.get());
             }

@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use governor::{
@@ -18,14 +17,13 @@ use governor::{
 };
 
 use super::{fill::Fill, nanos::nanos};
-use crate::rate_limit::{Decision, Quota};
+use crate::rate_limit::{Decision, Quota, refill::Refill};
 
 /// A bucket that refills evenly, counted by [`governor`](https://docs.rs/governor).
 ///
 /// What is missing in it is measured by the nanoseconds in which it comes back.
 pub(super) struct Gcra {
-    interval: u64,
-    burst: NonZeroU32,
+    refill: Refill,
     state: Tat,
     governor: governor::RateLimiter<NotKeyed, Tat, CallersClock, StateInformationMiddleware>,
 }
@@ -39,56 +37,49 @@ impl Gcra {
 
     /// The same state under another quota: half used up stays half used up.
     pub(super) fn under(&self, quota: &Quota, now: u64) -> Self {
-        self.state.rescale(self.capacity(), nanos(quota.refill_time()), now);
+        self.state.rescale(self.refill.capacity(), nanos(quota.refill_time()), now);
         Self::with(quota, self.state.clone())
     }
 
     fn with(quota: &Quota, state: Tat) -> Self {
-        let (interval, burst) = (quota.interval(), quota.burst_size());
         // `Quota` refuses an interval of zero, for which governor has no quota.
-        let rate = governor::Quota::with_period(interval)
+        let rate = governor::Quota::with_period(quota.interval())
             .unwrap_or_else(|| governor::Quota::per_second(NonZeroU32::MIN))
-            .allow_burst(burst);
+            .allow_burst(quota.burst_size());
         let governor =
             CallersClock::at(0, || governor::RateLimiter::new(rate, state.clone(), CallersClock));
-        Self { interval: nanos(interval), burst, state, governor }
+        Self { refill: Refill::of(quota), state, governor }
     }
 
     pub(super) fn take(&self, units: NonZeroU32, now: u64) -> Decision {
         // Others would overflow: governor multiplies before it looks whether so many ever fit.
-        let fits_at_all = units <= self.burst;
+        let fits_at_all = units <= self.refill.burst();
         let outcome = fits_at_all.then(|| CallersClock::at(now, || self.governor.check_n(units)));
         let missing = self.state.ahead_of(now);
         match outcome {
             Some(Ok(Ok(state))) => {
-                Decision::admit(state.remaining_burst_capacity(), self.next_unit_in(missing))
+                Decision::admit(state.remaining_burst_capacity(), self.refill.next_unit_in(missing))
             }
-            _ => self.deny(units, missing),
+            _ => self.refill.deny(units, missing),
         }
     }
 
     pub(super) fn peek(&self, units: NonZeroU32, now: u64) -> Decision {
-        let missing = self.state.ahead_of(now);
-        let left = self.left(missing);
-        if units.get() <= left {
-            Decision::admit(left, self.next_unit_in(missing))
-        } else {
-            self.deny(units, missing)
-        }
+        self.refill.look(units, self.state.ahead_of(now))
     }
 
     pub(super) fn charge(&self, units: NonZeroU32, now: u64) {
-        let needed = self.interval.saturating_mul(u64::from(units.get()));
-        let most = now.saturating_add(self.capacity().saturating_mul(2));
+        let needed = self.refill.needed(units);
+        let most = now.saturating_add(self.refill.capacity().saturating_mul(2));
         self.state.advance(now, needed, most);
     }
 
     pub(super) fn give_back(&self, units: NonZeroU32) {
-        self.state.recede(self.interval.saturating_mul(u64::from(units.get())));
+        self.state.recede(self.refill.needed(units));
     }
 
     pub(super) fn fill(&self, now: u64) -> Fill {
-        Fill::new(self.state.ahead_of(now), self.capacity())
+        Fill::new(self.state.ahead_of(now), self.refill.capacity())
     }
 
     /// Whether somebody else holds the state, under an earlier quota. This holds it twice.
@@ -96,38 +87,15 @@ impl Gcra {
         Arc::strong_count(&self.state.0) > 2
     }
 
-    fn deny(&self, units: NonZeroU32, missing: u64) -> Decision {
-        let wait = if units <= self.burst {
-            let needed = self.interval.saturating_mul(u64::from(units.get()));
-            let wait = missing.saturating_add(needed).saturating_sub(self.capacity());
-            // It is zero where others gave theirs back meanwhile.
-            Duration::from_nanos(wait.max(1))
-        } else {
-            Duration::MAX
-        };
-        Decision::deny_with(self.left(missing), wait)
+    #[cfg(feature = "redis")]
+    pub(super) fn ahead_of(&self, now: u64) -> u64 {
+        self.state.ahead_of(now)
     }
 
-    /// The time in which an empty bucket fills.
-    fn capacity(&self) -> u64 {
-        self.interval.saturating_mul(u64::from(self.burst.get()))
-    }
-
-    fn left(&self, missing: u64) -> u32 {
-        let left = self.capacity().saturating_sub(missing).checked_div(self.interval);
-        left.and_then(|left| u32::try_from(left).ok()).unwrap_or_default()
-    }
-
-    /// Time until one more unit is back: what is left of the interval that is running, and of what
-    /// is owed.
-    fn next_unit_in(&self, missing: u64) -> Duration {
-        let all_but_one = self.capacity().saturating_sub(self.interval);
-        Duration::from_nanos(if missing > all_but_one {
-            missing - all_but_one
-        } else {
-            // 0 of a full bucket, else 1 to an interval.
-            missing.checked_sub(1).map_or(0, |missing| missing % self.interval.max(1) + 1)
-        })
+    /// Stands as another bucket does, in which that much is missing.
+    #[cfg(feature = "redis")]
+    pub(super) fn follow(&self, missing: u64, now: u64) {
+        self.state.0.store(now.saturating_add(missing), Ordering::Release);
     }
 }
 

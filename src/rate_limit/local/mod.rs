@@ -2,8 +2,10 @@
 
 mod atomic;
 mod fill;
+#[cfg(feature = "redis")]
+mod follow;
 mod gcra;
-mod nanos;
+pub(super) mod nanos;
 mod ring;
 mod window;
 
@@ -129,9 +131,11 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 }
 
 /// The live state of one quota.
-struct Bucket {
+pub(super) struct Bucket {
     quota: Quota,
     counter: Counter,
+    #[cfg(feature = "redis")]
+    following: follow::Following,
 }
 
 enum Counter {
@@ -145,7 +149,12 @@ impl Bucket {
             Algorithm::Gcra => Counter::Gcra(Gcra::new(quota, fill, now)),
             Algorithm::SlidingWindow => Counter::Window(Window::new(quota, fill, now)),
         };
-        Self { quota: quota.clone(), counter }
+        Self {
+            quota: quota.clone(),
+            counter,
+            #[cfg(feature = "redis")]
+            following: follow::Following::default(),
+        }
     }
 
     /// The bucket that goes on where this one is, under another quota. Both may be in use for a
@@ -156,9 +165,14 @@ impl Bucket {
             (Counter::Window(window), Algorithm::SlidingWindow) => {
                 Counter::Window(window.under(quota, now))
             }
-            _ => return Self::new(quota, self.fill(now), now),
+            _ => Self::new(quota, self.fill(now), now).counter,
         };
-        Self { quota: quota.clone(), counter }
+        Self {
+            quota: quota.clone(),
+            counter,
+            #[cfg(feature = "redis")]
+            following: self.following.clone(),
+        }
     }
 
     /// Says where it was booked, too, for [`undo`](Self::undo).
@@ -235,7 +249,7 @@ impl Buckets for Bucket {
 }
 
 /// The buckets of a key with several quotas.
-struct Several(Box<[Arc<Bucket>]>);
+pub(super) struct Several(Box<[Arc<Bucket>]>);
 
 impl Several {
     fn peek_all(&self, units: NonZeroU32, now: u64) -> Decisions {

@@ -163,6 +163,16 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
         &self.places[(number % Self::LAP) as usize]
     }
 
+    /// Has the slots up to `number`, the latest of all, hold this, the latest first. What others take
+    /// meanwhile may be lost.
+    #[cfg(feature = "redis")]
+    pub(super) fn set(&self, number: u64, units: impl Iterator<Item = u32>) {
+        for (number, units) in (number.saturating_sub(SLOTS)..=number).rev().zip(units) {
+            let held = Self::lap(number) | u64::from(units);
+            self.place(number).store(held, Ordering::Release);
+        }
+    }
+
     /// What tells apart the slots of one place.
     fn lap(number: u64) -> u64 {
         (number / Self::LAP) << LAPS.trailing_zeros()

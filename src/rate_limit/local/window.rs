@@ -11,6 +11,8 @@ use super::{
     nanos::nanos,
     ring::{self, View},
 };
+#[cfg(feature = "redis")]
+use crate::rate_limit::level::Level;
 use crate::rate_limit::{Decision, Quota, quota::SLOTS};
 
 /// How many slots a request may be late and still be judged by exactly its own window. Each costs
@@ -89,8 +91,14 @@ impl Window {
         Arc::strong_count(&self.ring) > 1
     }
 
+    /// The window's whole length has slots even at the clock's origin: what a fleet took may be older
+    /// than this process's clock.
+    fn number(&self, now: u64) -> u64 {
+        now / self.slot + Ring::LIVE
+    }
+
     fn view(&self, now: u64) -> View {
-        self.ring.view(now / self.slot)
+        self.ring.view(self.number(now))
     }
 
     fn left(&self, used: u64) -> u32 {
@@ -120,9 +128,25 @@ impl Window {
         Duration::from_nanos(1)
     }
 
+    #[cfg(feature = "redis")]
+    pub(super) fn level(&self, now: u64) -> Level {
+        let View { latest, .. } = self.view(now);
+        let first = latest.number.saturating_sub(SLOTS.into());
+        let slots = (first..=latest.number).rev().map(|number| self.ring.units(number)).collect();
+        Level::Window { slot_ends_in: self.until_out(first, now), slots }
+    }
+
+    /// Stands as another window does, in which so much was taken in each slot, the current one first.
+    #[cfg(feature = "redis")]
+    pub(super) fn follow(&self, slots: &[u32], now: u64) {
+        let slots = slots.iter().copied().chain(std::iter::repeat(0));
+        self.ring.set(self.view(now).latest.number, slots);
+    }
+
     /// How long until a slot is no longer live.
     fn until_out(&self, slot: u64, now: u64) -> Duration {
-        let out = (slot + Ring::LIVE).saturating_mul(self.slot.get());
+        // Numbers are ahead of the clock by as much as it takes.
+        let out = slot.saturating_mul(self.slot.get());
         Duration::from_nanos(out.saturating_sub(now))
     }
 }

@@ -1,0 +1,83 @@
+//! Following buckets that a fleet shares, and going on where those cannot be had.
+
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{Bucket, Counter, LocalRateLimiter, Several, nanos::nanos};
+use crate::rate_limit::{BucketId, Buckets, Check, Decisions, Quota, level::Level};
+
+/// Whether a bucket has gone on by itself since it last heard of the shared one.
+#[derive(Clone, Default)]
+pub(super) struct Following(Arc<AtomicBool>);
+
+impl LocalRateLimiter {
+    /// The buckets that follow those of `quotas`.
+    pub(in crate::rate_limit) fn followers(
+        &self,
+        quotas: &[(BucketId, Quota)],
+        now: Duration,
+    ) -> Several {
+        let bucket = |(id, quota): &(BucketId, Quota)| self.bucket(id, quota, nanos(now));
+        Several(quotas.iter().map(bucket).collect())
+    }
+}
+
+impl Several {
+    pub(in crate::rate_limit) fn iter(&self) -> impl Iterator<Item = &Bucket> {
+        self.0.iter().map(|bucket| &**bucket)
+    }
+
+    /// What is told to one that asks for `units`, and takes none.
+    pub(in crate::rate_limit) fn look(&self, units: NonZeroU32, now: Duration) -> Decisions {
+        self.peek_all(units, nanos(now))
+    }
+
+    /// Takes `units` from all or from none, without the shared ones.
+    pub(in crate::rate_limit) fn take_alone(&self, units: NonZeroU32, now: Duration) -> Decisions {
+        self.go_on_alone();
+        match self.take(units, now) {
+            Check::Ready(decisions) => decisions,
+            // Never of this process's memory.
+            Check::Pending(_) => self.look(units, now),
+        }
+    }
+
+    /// The shared ones do not know of what happens here.
+    pub(in crate::rate_limit) fn go_on_alone(&self) {
+        self.iter().for_each(|bucket| bucket.following.0.store(true, Ordering::Release));
+    }
+}
+
+impl Bucket {
+    /// How it stands. That of a window is by this process's clock.
+    pub(in crate::rate_limit) fn level(&self, now: Duration) -> Level {
+        match &self.counter {
+            Counter::Gcra(gcra) => Level::Gcra(gcra.ahead_of(nanos(now))),
+            Counter::Window(window) => window.level(nanos(now)),
+        }
+    }
+
+    /// Stands as the shared one does.
+    pub(in crate::rate_limit) fn follow(&self, level: &Level, now: Duration) {
+        match (&self.counter, level) {
+            (Counter::Gcra(gcra), Level::Gcra(missing)) => gcra.follow(*missing, nanos(now)),
+            (Counter::Window(window), Level::Window { slots, .. }) => {
+                window.follow(slots, nanos(now));
+            }
+            // Never asked for.
+            _ => return,
+        }
+        self.following.0.store(false, Ordering::Release);
+    }
+
+    /// Whether it has gone on alone.
+    pub(in crate::rate_limit) fn went_on(&self) -> bool {
+        self.following.0.load(Ordering::Acquire)
+    }
+}

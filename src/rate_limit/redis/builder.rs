@@ -1,0 +1,193 @@
+use std::{error::Error, fmt, num::NonZeroU32, sync::Arc, time::Duration};
+
+use redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisResult};
+
+use super::{
+    leases::{self, Leases},
+    link::Link,
+    name,
+    shared::Unavailable,
+};
+
+const PREFIX: &str = "tower-api-key";
+const DEADLINE: Duration = Duration::from_millis(25);
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// How a [`RedisRateLimiter`](super::RedisRateLimiter) is set up.
+pub struct RedisRateLimiterBuilder {
+    url: String,
+    pub(super) settings: Settings,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) prefix: String,
+    pub(super) deadline: Duration,
+    pub(super) unavailable: Unavailable,
+    pub(super) nodes: NonZeroU32,
+    pub(super) leases: Option<Leases>,
+    pub(super) has_callers_time: bool,
+}
+
+impl RedisRateLimiterBuilder {
+    pub(super) fn new(url: &str) -> Self {
+        let settings = Settings {
+            prefix: PREFIX.into(),
+            deadline: DEADLINE,
+            unavailable: Unavailable::default(),
+            nodes: NonZeroU32::MIN,
+            leases: None,
+            has_callers_time: false,
+        };
+        Self { url: url.into(), settings }
+    }
+
+    /// What the names of all keys in Redis begin with. Default `tower-api-key`.
+    ///
+    /// Services with the same prefix share their buckets. It is 1 to 64 letters, digits, `-`, `_`,
+    /// `.`, `:` or `/`.
+    #[must_use]
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.settings.prefix = prefix.into();
+        self
+    }
+
+    /// How long a request waits for Redis, connecting included. Default 25 ms, at least 1 ms and at
+    /// most 1 s.
+    ///
+    /// Redis answers in well below a millisecond; the rest is for a network and a server that are
+    /// busy. What a request waits in vain it waits on top of everything else.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.settings.deadline = deadline;
+        self
+    }
+
+    /// What happens while Redis does not decide. Default [`Unavailable::Local`]: an outage of what
+    /// only counts should not be one of the service.
+    #[must_use]
+    pub fn when_unavailable(mut self, unavailable: Unavailable) -> Self {
+        self.settings.unavailable = unavailable;
+        self
+    }
+
+    /// How many nodes share the quotas, while each is on its own. Default 1: each then admits all of
+    /// the quota, and `n` nodes up to `n` times as much.
+    ///
+    /// With `n`, each admits an `n`th, rounded up: the fleet keeps the limit even without Redis, but a
+    /// client that stays with one node gets less than it should.
+    #[must_use]
+    pub fn nodes(mut self, nodes: u32) -> Self {
+        self.settings.nodes = NonZeroU32::new(nodes).unwrap_or(NonZeroU32::MIN);
+        self
+    }
+
+    /// Takes units in advance, and so asks Redis far less often than once a request. Default: it does
+    /// not.
+    #[must_use]
+    pub fn leases(mut self, leases: Leases) -> Self {
+        self.settings.leases = Some(leases);
+        self
+    }
+
+    /// Counts by the caller's clock rather than by Redis'.
+    #[cfg(feature = "test-util")]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn callers_time(mut self) -> Self {
+        self.settings.has_callers_time = true;
+        self
+    }
+
+    /// Connects when the first request comes, and neither spawns nor waits before that.
+    ///
+    /// # Errors
+    ///
+    /// When the URL makes no sense, or a setting is out of its range.
+    pub fn build(self) -> Result<super::RedisRateLimiter, InvalidRedisRateLimiter> {
+        let Self { url, settings } = self;
+        if !name::is_prefix(&settings.prefix) {
+            return Err(Reason::Prefix.into());
+        }
+        check("deadline", settings.deadline, SHORTEST, LONGEST)?;
+        if let Some(leases) = &settings.leases {
+            check("lifetime", leases.lifetime, leases::SHORTEST, leases::LONGEST)?;
+        }
+        let client = client(&url).map_err(Reason::Url)?;
+        let link = Link::new(client, settings.deadline, &settings.prefix);
+        Ok(super::RedisRateLimiter::new(Arc::new(link), settings))
+    }
+}
+
+/// The client that the URL asks for. A small request leaves at once rather than when there is more to
+/// say: the deadline is shorter than a delayed acknowledgement.
+fn client(url: &str) -> RedisResult<Client> {
+    let info: ConnectionInfo = url.into_connection_info()?;
+    let settings = info.tcp_settings().clone().set_nodelay(true);
+    Client::open(info.set_tcp_settings(settings))
+}
+
+impl fmt::Debug for RedisRateLimiterBuilder {
+    /// The URL may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisRateLimiterBuilder")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+fn check(
+    setting: &'static str,
+    value: Duration,
+    least: Duration,
+    most: Duration,
+) -> Result<(), InvalidRedisRateLimiter> {
+    if (least..=most).contains(&value) {
+        Ok(())
+    } else {
+        Err(Reason::Range { setting, least, most }.into())
+    }
+}
+
+/// Why a [`RedisRateLimiter`](super::RedisRateLimiter) could not be set up.
+#[derive(Debug)]
+pub struct InvalidRedisRateLimiter(Reason);
+
+#[derive(Debug)]
+enum Reason {
+    Url(redis::RedisError),
+    Prefix,
+    Range { setting: &'static str, least: Duration, most: Duration },
+}
+
+impl From<Reason> for InvalidRedisRateLimiter {
+    fn from(reason: Reason) -> Self {
+        Self(reason)
+    }
+}
+
+impl fmt::Display for InvalidRedisRateLimiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Reason::Url(_) => f.write_str(
+                "a URL of Redis is like redis://user:password@host:6379/0, rediss:// with TLS, or unix:///path",
+            ),
+            Reason::Prefix => f.write_str(
+                "a prefix is 1 to 64 letters, digits, `-`, `_`, `.`, `:` or `/`",
+            ),
+            Reason::Range { setting, least, most } => {
+                write!(f, "`{setting}` is at least {least:?} and at most {most:?}")
+            }
+        }
+    }
+}
+
+impl Error for InvalidRedisRateLimiter {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.0 {
+            Reason::Url(error) => Some(error),
+            Reason::Prefix | Reason::Range { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,198 @@
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Mutex;
+
+use super::leases::Leases;
+use crate::rate_limit::Quota;
+
+/// Units that were taken in advance, for some or all quotas of a key together.
+///
+/// How many there are, and until when, is one number: whoever takes from them neither locks nor waits.
+pub(super) struct Lease {
+    /// When it ends, in milliseconds of the monotonic clock, and the units left.
+    held: AtomicU64,
+    /// How many units it had.
+    size: AtomicU32,
+    /// How many the next one is to have.
+    wanted: AtomicU32,
+    most: u32,
+    lifetime: Duration,
+    /// Until when there is nothing to be had, in nanoseconds of the monotonic clock.
+    none_until: AtomicU64,
+    /// Of the one request that asks for more.
+    pub(super) turn: Arc<Mutex<()>>,
+}
+
+const UNIT_BITS: u32 = 24;
+const MOST_UNITS: u32 = (1 << UNIT_BITS) - 1;
+/// At most this part of what fits at once: several nodes then leave something for each other.
+const PART: u32 = 8;
+
+impl Lease {
+    pub(super) fn of<'q>(quotas: impl Iterator<Item = &'q Quota>, leases: &Leases) -> Self {
+        let fits = quotas.map(|quota| quota.burst_size().get()).min().unwrap_or_default();
+        Self {
+            held: AtomicU64::new(0),
+            size: AtomicU32::new(0),
+            wanted: AtomicU32::new(1),
+            most: (fits / PART).min(leases.most).min(MOST_UNITS),
+            lifetime: leases.lifetime,
+            none_until: AtomicU64::new(0),
+            turn: Arc::default(),
+        }
+    }
+
+    /// Takes `units`, and says how many are left; `None` where there are not as many.
+    pub(super) fn take(&self, units: NonZeroU32, now: Duration) -> Option<u32> {
+        let taken = |held: u64| {
+            let (until, left) = unpack(held);
+            let left = left.checked_sub(units.get()).filter(|_| millis(now) < until)?;
+            Some(pack(until, left))
+        };
+        let before = self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken).ok()?;
+        Some(unpack(before).1 - units.get())
+    }
+
+    /// How many are left.
+    pub(super) fn left(&self, now: Duration) -> u32 {
+        let (until, left) = unpack(self.held.load(Ordering::Acquire));
+        if millis(now) < until { left } else { 0 }
+    }
+
+    /// Begins with `units`. Returns what it is [ended](Self::end_of) by.
+    pub(super) fn begin(&self, units: u32, now: Duration) -> u64 {
+        let until = millis(now + self.lifetime);
+        self.size.store(units, Ordering::Relaxed);
+        self.held.store(pack(until, units.min(MOST_UNITS)), Ordering::Release);
+        until
+    }
+
+    /// Ends it, for another one. Returns what was not used, and how many units to ask for: twice as
+    /// many as have not lasted, as many as were used of those that have.
+    pub(super) fn end(&self, now: Duration) -> (u32, u32) {
+        let (until, left) = unpack(self.held.swap(0, Ordering::AcqRel));
+        if millis(now) < until {
+            let size = self.size.load(Ordering::Relaxed);
+            self.wanted.fetch_max(size.saturating_mul(2), Ordering::Relaxed);
+        } else if until > 0 {
+            self.lasted(left);
+        }
+        (left, self.wanted.load(Ordering::Relaxed).min(self.most))
+    }
+
+    /// Ends the one that began so, unless there is another by now. Returns what was not used.
+    pub(super) fn end_of(&self, until: u64) -> Option<NonZeroU32> {
+        let ended = |held| (unpack(held).0 == until).then_some(0);
+        let held = self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, ended).ok()?;
+        let left = unpack(held).1;
+        self.lasted(left);
+        NonZeroU32::new(left)
+    }
+
+    fn lasted(&self, left: u32) {
+        let used = self.size.load(Ordering::Relaxed).saturating_sub(left);
+        self.wanted.store(used.max(1), Ordering::Relaxed);
+    }
+
+    pub(super) fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+
+    /// Remembers that there is nothing to be had.
+    pub(super) fn none_for(&self, wait: Duration, now: Duration) {
+        self.none_until.store(nanos(now.saturating_add(wait)), Ordering::Relaxed);
+    }
+
+    /// Whether it is known that there is nothing to be had.
+    pub(super) fn is_none_left(&self, now: Duration) -> bool {
+        nanos(now) < self.none_until.load(Ordering::Relaxed)
+    }
+}
+
+fn pack(until: u64, units: u32) -> u64 {
+    until << UNIT_BITS | u64::from(units)
+}
+
+fn unpack(held: u64) -> (u64, u32) {
+    let units = held & u64::from(MOST_UNITS);
+    (held >> UNIT_BITS, u32::try_from(units).unwrap_or_default())
+}
+
+/// Of 40 bits, which last for 34 years.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX) & (u64::MAX >> UNIT_BITS)
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Duration = Duration::from_secs(1000);
+    const ONE: NonZeroU32 = NonZeroU32::MIN;
+
+    fn lease(burst: u32) -> Lease {
+        let quota = Quota::per_second(burst).unwrap();
+        Lease::of([&quota].into_iter(), &Leases::default())
+    }
+
+    #[test]
+    fn nothing_is_held_before_it_begins_or_after_it_ended() {
+        let lease = lease(800);
+        assert_eq!(lease.take(ONE, START), None);
+        lease.begin(2, START);
+        assert_eq!(lease.take(ONE, START), Some(1));
+        let end = START + lease.lifetime();
+        assert_eq!(lease.take(ONE, end), None);
+        assert_eq!(lease.take(ONE, end - Duration::from_millis(1)), Some(0));
+        assert_eq!(lease.take(ONE, START), None);
+    }
+
+    #[test]
+    fn slices_grow_with_demand_up_to_an_eighth_of_the_burst_and_shrink_with_it() {
+        let lease = lease(800);
+        let mut sizes = Vec::new();
+        for _ in 0..9 {
+            let (returned, extra) = lease.end(START);
+            assert_eq!(returned, 0);
+            sizes.push(extra);
+            lease.begin(extra, START);
+            while lease.take(ONE, START).is_some() {}
+        }
+        assert_eq!(sizes, [1, 2, 4, 8, 16, 32, 64, 100, 100]);
+
+        let until = lease.begin(100, START);
+        for _ in 0..7 {
+            lease.take(ONE, START);
+        }
+        assert_eq!(lease.end_of(until).map(NonZeroU32::get), Some(93));
+        assert_eq!(lease.end(START + lease.lifetime()), (0, 7));
+    }
+
+    #[test]
+    fn what_is_left_is_returned_once() {
+        let lease = lease(800);
+        let until = lease.begin(10, START);
+        assert_eq!(lease.end(START).0, 10);
+        assert_eq!(lease.end_of(until), None);
+        let until = lease.begin(10, START);
+        assert_eq!(lease.end_of(until).map(NonZeroU32::get), Some(10));
+        assert_eq!(lease.end(START).0, 0);
+    }
+
+    #[test]
+    fn small_quotas_are_never_taken_in_advance() {
+        let lease = lease(7);
+        assert_eq!(lease.end(START), (0, 0));
+    }
+}

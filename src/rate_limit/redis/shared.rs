@@ -1,0 +1,296 @@
+//! The buckets of a key, which a fleet shares.
+
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    lease::Lease,
+    link::{Failure, Link},
+    script::{Action, Call, Known, Named, Reply},
+};
+use crate::{
+    rate_limit::{
+        Buckets, Check, Decision, Decisions,
+        level::Level,
+        local::{Bucket, Several, nanos::nanos},
+    },
+    trace,
+};
+
+/// What a node does while Redis does not decide.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unavailable {
+    /// It decides by itself, and goes on where the shared buckets stood when it last heard of them.
+    #[default]
+    Local,
+    /// It turns every request away that has a quota: 429 with `Retry-After: 1`.
+    Deny,
+}
+
+/// What clients are told to wait where nobody decides.
+const WAIT: Duration = Duration::from_secs(1);
+
+pub(super) struct SharedBuckets(Arc<Shared>);
+
+pub(super) struct Shared {
+    pub(super) link: Arc<Link>,
+    pub(super) buckets: Arc<[Named]>,
+    /// The buckets as this node knows them. They follow the shared ones, and go on where those cannot
+    /// be had.
+    pub(super) own: Several,
+    pub(super) unavailable: Unavailable,
+    pub(super) nodes: NonZeroU32,
+    pub(super) lease: Option<Lease>,
+    /// Whether the caller's clock is Redis', too, which it is in tests.
+    pub(super) has_callers_time: bool,
+    pub(super) is_reported: AtomicBool,
+}
+
+impl SharedBuckets {
+    pub(super) fn new(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+
+    /// Has Redis do it in a task of its own, as nobody waits for it; or this node where that fails.
+    fn settle(&self, action: Action, now: Duration) {
+        let runtime = Handle::try_current().ok().filter(|_| self.0.link.is_up(now));
+        let Some(runtime) = runtime else { return self.0.settle_alone(action, now) };
+        let shared = Arc::clone(&self.0);
+        runtime.spawn(async move { shared.settle(action, now).await });
+    }
+}
+
+impl Buckets for SharedBuckets {
+    fn take(&self, units: NonZeroU32, now: Duration) -> Check {
+        if let Some(decisions) = self.0.at_hand(units, now) {
+            return Check::Ready(decisions);
+        }
+        if !self.0.link.is_up(now) {
+            return Check::Ready(self.0.take_alone(units, now));
+        }
+        let shared = Arc::clone(&self.0);
+        Check::Pending(Box::pin(async move { shared.take(units, now).await }))
+    }
+
+    fn peek(&self, now: Duration) -> Check {
+        if !self.0.link.is_up(now) {
+            return Check::Ready(self.0.peek_alone(now));
+        }
+        let shared = Arc::clone(&self.0);
+        Check::Pending(Box::pin(async move { shared.peek(now).await }))
+    }
+
+    fn charge(&self, units: NonZeroU32, now: Duration) {
+        self.settle(Action::Charge(units), now);
+    }
+
+    fn give_back(&self, units: NonZeroU32, now: Duration) {
+        self.settle(Action::GiveBack(units), now);
+    }
+}
+
+impl Shared {
+    /// Decides without asking, where what is held in advance suffices, or is known to be used up.
+    fn at_hand(&self, units: NonZeroU32, now: Duration) -> Option<Decisions> {
+        let lease = self.lease.as_ref()?;
+        if let Some(left) = lease.take(units, now) {
+            let own = self.own.look(NonZeroU32::MIN, now);
+            return Some(own.iter().map(|own| admit(*own, left)).collect());
+        }
+        if !lease.is_none_left(now) {
+            return None;
+        }
+        Some(self.own.look(units, now)).filter(|decisions| !decisions.is_admitted())
+    }
+
+    async fn take(self: &Arc<Self>, units: NonZeroU32, now: Duration) -> Decisions {
+        let decided = match &self.lease {
+            Some(lease) => {
+                let slice = self.take_slice(lease, units, now);
+                timeout(self.link.deadline(), slice).await.ok().flatten()
+            }
+            None => self.take_shared(units, now).await,
+        };
+        decided.unwrap_or_else(|| self.take_alone(units, now))
+    }
+
+    async fn take_shared(&self, units: NonZeroU32, now: Duration) -> Option<Decisions> {
+        let call = self.call(Action::Take { units, extra: 0, returned: 0 }, now);
+        let reply = self.ask(&call, now).await?;
+        Some(self.decisions(&reply, units, reply.taken))
+    }
+
+    /// One request at a time asks for a slice; the others wait for what it brings. It is asked for in
+    /// a task of its own, so that no slice is lost to a request that hangs up.
+    async fn take_slice(
+        self: &Arc<Self>,
+        lease: &Lease,
+        units: NonZeroU32,
+        now: Duration,
+    ) -> Option<Decisions> {
+        let turn = Arc::clone(&lease.turn).lock_owned().await;
+        if let Some(decisions) = self.at_hand(units, now) {
+            return Some(decisions);
+        }
+        let (shared, (decided, decision)) = (Arc::clone(self), oneshot::channel());
+        tokio::spawn(async move {
+            let Some(lease) = &shared.lease else { return };
+            let (decisions, slice) = shared.renew(lease, units, now).await;
+            drop(turn);
+            // Whoever asked may be gone.
+            let _ = decided.send(decisions);
+            if let Some(slice) = slice {
+                sleep_until(Instant::now() + lease.lifetime()).await;
+                shared.put_back(lease, slice, now + lease.lifetime()).await;
+            }
+        });
+        decision.await.ok().flatten()
+    }
+
+    /// What is decided, and the slice if there is one.
+    async fn renew(
+        &self,
+        lease: &Lease,
+        units: NonZeroU32,
+        now: Duration,
+    ) -> (Option<Decisions>, Option<u64>) {
+        let (returned, extra) = lease.end(now);
+        let call = self.call(Action::Take { units, extra, returned }, now);
+        let Some(reply) = self.ask(&call, now).await else { return (None, None) };
+        let mut decisions = self.decisions(&reply, units, reply.taken);
+        if !reply.taken {
+            self.remember_none(lease, &reply, now);
+            return (Some(decisions), None);
+        }
+        for decision in decisions.iter_mut() {
+            *decision = admit(*decision, reply.extra);
+        }
+        let slice = (reply.extra > 0).then(|| lease.begin(reply.extra, now));
+        (Some(decisions), slice)
+    }
+
+    fn remember_none(&self, lease: &Lease, reply: &Reply, now: Duration) {
+        let one = self.decisions(reply, NonZeroU32::MIN, false);
+        let waits = one.iter().filter(|decision| !decision.is_admitted());
+        if let Some(wait) = waits.map(Decision::next_unit_in).max() {
+            lease.none_for(wait, now);
+        }
+    }
+
+    async fn put_back(&self, lease: &Lease, slice: u64, now: Duration) {
+        if let Some(units) = lease.end_of(slice) {
+            self.settle(Action::GiveBack(units), now).await;
+        }
+    }
+
+    async fn settle(&self, action: Action, now: Duration) {
+        if self.ask(&self.call(action, now), now).await.is_none() {
+            self.settle_alone(action, now);
+        }
+    }
+
+    fn settle_alone(&self, action: Action, now: Duration) {
+        match action {
+            Action::Charge(units) => self.own.charge(units, now),
+            Action::GiveBack(units) => self.own.give_back(units, now),
+            Action::Take { .. } | Action::Peek => return,
+        }
+        self.own.go_on_alone();
+    }
+
+    async fn peek(&self, now: Duration) -> Decisions {
+        let Some(reply) = self.ask(&self.call(Action::Peek, now), now).await else {
+            return self.peek_alone(now);
+        };
+        let decisions = self.decisions(&reply, NonZeroU32::MIN, false);
+        match self.lease.as_ref().map_or(0, |lease| lease.left(now)) {
+            0 => decisions,
+            held => decisions.iter().map(|decision| admit(*decision, held)).collect(),
+        }
+    }
+
+    /// Has Redis do it. The buckets here follow.
+    async fn ask(&self, call: &Call, now: Duration) -> Option<Reply> {
+        match self.link.ask(call, now).await {
+            Ok(reply) => {
+                for (own, level) in self.own.iter().zip(&reply.levels) {
+                    own.follow(level, now);
+                }
+                Some(reply)
+            }
+            Err(failure) => {
+                self.report(&failure);
+                None
+            }
+        }
+    }
+
+    fn call(&self, action: Action, now: Duration) -> Call {
+        let known = |own: &Bucket| Known { level: own.level(now), went_on: own.went_on() };
+        Call {
+            action,
+            buckets: Arc::clone(&self.buckets),
+            known: self.own.iter().map(known).collect(),
+            now: self.has_callers_time.then(|| nanos(now)),
+        }
+    }
+
+    fn decisions(&self, reply: &Reply, units: NonZeroU32, taken: bool) -> Decisions {
+        let decide = |(bucket, level): (&Named, &Level)| {
+            if taken { level.after_taking(&bucket.quota) } else { level.look(&bucket.quota, units) }
+        };
+        self.buckets.iter().zip(&reply.levels).map(decide).collect()
+    }
+
+    fn take_alone(&self, units: NonZeroU32, now: Duration) -> Decisions {
+        if self.unavailable == Unavailable::Deny {
+            return self.denied();
+        }
+        let decisions = self.own.take_alone(units, now);
+        if !decisions.is_admitted() {
+            return decisions;
+        }
+        // The other nodes are taken to admit as many meanwhile.
+        let others = units.get().saturating_mul(self.nodes.get() - 1);
+        let Some(others) = NonZeroU32::new(others) else { return decisions };
+        self.own.charge(others, now);
+        let own = self.own.look(NonZeroU32::MIN, now);
+        own.iter().map(|own| admit(*own, 0)).collect()
+    }
+
+    fn peek_alone(&self, now: Duration) -> Decisions {
+        match self.unavailable {
+            Unavailable::Deny => self.denied(),
+            Unavailable::Local => self.own.look(NonZeroU32::MIN, now),
+        }
+    }
+
+    fn denied(&self) -> Decisions {
+        self.buckets.iter().map(|_| Decision::deny(WAIT)).collect()
+    }
+
+    fn report(&self, failure: &Failure) {
+        if failure.is_of_one_key() && !self.is_reported.swap(true, Ordering::Relaxed) {
+            let keys: Vec<&str> = self.buckets.iter().map(|bucket| &*bucket.key).collect();
+            trace::warn!(?keys, %failure, "what Redis holds there is no bucket: this node decides");
+        }
+    }
+}
+
+/// Admitted, with `more` units at hand than the bucket has left.
+fn admit(bucket: Decision, more: u32) -> Decision {
+    Decision::admit(bucket.remaining().saturating_add(more), bucket.next_unit_in())
+}

@@ -1,0 +1,70 @@
+use std::{num::NonZeroU32, time::Duration};
+
+use super::{Decision, Quota};
+
+/// What a bucket that refills evenly decides, given what is missing in it: the nanoseconds in which
+/// that comes back.
+#[derive(Clone, Copy)]
+pub(super) struct Refill {
+    interval: u64,
+    burst: NonZeroU32,
+}
+
+impl Refill {
+    pub(super) fn of(quota: &Quota) -> Self {
+        let interval = u64::try_from(quota.interval().as_nanos()).unwrap_or(u64::MAX);
+        Self { interval, burst: quota.burst_size() }
+    }
+
+    pub(super) fn burst(self) -> NonZeroU32 {
+        self.burst
+    }
+
+    /// The time in which an empty bucket fills.
+    pub(super) fn capacity(self) -> u64 {
+        self.needed(self.burst)
+    }
+
+    /// The time in which `units` come back.
+    pub(super) fn needed(self, units: NonZeroU32) -> u64 {
+        self.interval.saturating_mul(u64::from(units.get()))
+    }
+
+    /// What is told to one that asks for `units`, and takes none.
+    pub(super) fn look(self, units: NonZeroU32, missing: u64) -> Decision {
+        let left = self.left(missing);
+        if units.get() <= left {
+            Decision::admit(left, self.next_unit_in(missing))
+        } else {
+            self.deny(units, missing)
+        }
+    }
+
+    pub(super) fn deny(self, units: NonZeroU32, missing: u64) -> Decision {
+        let wait = if units <= self.burst {
+            let wait = missing.saturating_add(self.needed(units)).saturating_sub(self.capacity());
+            // It is zero where others gave theirs back meanwhile.
+            Duration::from_nanos(wait.max(1))
+        } else {
+            Duration::MAX
+        };
+        Decision::deny_with(self.left(missing), wait)
+    }
+
+    fn left(self, missing: u64) -> u32 {
+        let left = self.capacity().saturating_sub(missing).checked_div(self.interval);
+        left.and_then(|left| u32::try_from(left).ok()).unwrap_or_default()
+    }
+
+    /// Time until one more unit is back: what is left of the interval that is running, and of what
+    /// is owed.
+    pub(super) fn next_unit_in(self, missing: u64) -> Duration {
+        let all_but_one = self.capacity().saturating_sub(self.interval);
+        Duration::from_nanos(if missing > all_but_one {
+            missing - all_but_one
+        } else {
+            // 0 of a full bucket, else 1 to an interval.
+            missing.checked_sub(1).map_or(0, |missing| missing % self.interval.max(1) + 1)
+        })
+    }
+}

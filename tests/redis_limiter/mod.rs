@@ -1,0 +1,95 @@
+//! The limiter of a fleet, with the times that requests bring, as Redis decides it and nobody else.
+
+use std::{
+    num::NonZeroU32,
+    sync::{Arc, LazyLock},
+    thread,
+    time::Duration,
+};
+
+use tokio::runtime::{Builder, Handle};
+use tower_api_key::rate_limit::{
+    BucketId, Buckets, Check, Quota, RateLimiter, RedisRateLimiter, Unavailable,
+};
+
+use crate::harness::redis::Redis;
+
+/// Has everything done in the order in which it was asked for, and what nobody waits for, too.
+pub struct InOrder {
+    limiter: RedisRateLimiter,
+    /// Of one thread, which begins tasks in the order in which they were spawned. On the one
+    /// connection they stay in that order.
+    runtime: Handle,
+    _redis: Redis,
+}
+
+pub fn limiter() -> Arc<InOrder> {
+    static LIMITER: LazyLock<Arc<InOrder>> = LazyLock::new(|| Arc::new(InOrder::new()));
+    Arc::clone(&LIMITER)
+}
+
+impl InOrder {
+    fn new() -> Self {
+        let redis = Redis::start();
+        // What it decided by itself would be seen; and a busy machine is no outage.
+        let limiter = RedisRateLimiter::builder(&redis.url())
+            .when_unavailable(Unavailable::Deny)
+            .deadline(Duration::from_secs(1))
+            .callers_time();
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let handle = runtime.handle().clone();
+        thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+        Self { limiter: limiter.build().unwrap(), runtime: handle, _redis: redis }
+    }
+}
+
+impl RateLimiter for InOrder {
+    fn buckets(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Arc<dyn Buckets> {
+        let buckets = self.limiter.buckets(quotas, now);
+        let buckets = BucketsInOrder { buckets, runtime: self.runtime.clone() };
+        // Redis hears of other quotas with the next request. The suite changes them at a time.
+        drop(buckets.peek(now));
+        Arc::new(buckets)
+    }
+
+    fn sweep(&self, now: Duration) {
+        self.limiter.sweep(now);
+    }
+}
+
+struct BucketsInOrder {
+    buckets: Arc<dyn Buckets>,
+    runtime: Handle,
+}
+
+impl BucketsInOrder {
+    fn in_order(&self, check: Check) -> Check {
+        match check {
+            Check::Pending(decisions) => {
+                let decided = self.runtime.spawn(decisions);
+                Check::Pending(Box::pin(async move { decided.await.unwrap() }))
+            }
+            ready => ready,
+        }
+    }
+}
+
+impl Buckets for BucketsInOrder {
+    fn take(&self, units: NonZeroU32, now: Duration) -> Check {
+        self.in_order(self.buckets.take(units, now))
+    }
+
+    fn peek(&self, now: Duration) -> Check {
+        self.in_order(self.buckets.peek(now))
+    }
+
+    fn charge(&self, units: NonZeroU32, now: Duration) {
+        let _runtime = self.runtime.enter();
+        self.buckets.charge(units, now);
+    }
+
+    fn give_back(&self, units: NonZeroU32, now: Duration) {
+        let _runtime = self.runtime.enter();
+        self.buckets.give_back(units, now);
+    }
+}
