@@ -7,14 +7,21 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 #[allow(dead_code, reason = "it is run as an example, too")]
 mod limits;
 
+/// The tables of `page`: rows of cells.
+fn tables(page: &str) -> impl Iterator<Item = Vec<Vec<&str>>> {
+    page.split("\n\n").map(str::trim).filter(|table| table.starts_with('|')).map(rows)
+}
+
+fn rows(table: &str) -> Vec<Vec<&str>> {
+    let rows = table.lines().filter_map(|row| row.strip_prefix('|')?.strip_suffix('|'));
+    rows.map(|row| row.split('|').map(str::trim).collect()).collect()
+}
+
 /// Of those tables of `page` whose last column names tests, that column.
 fn tests_named(page: &str) -> Vec<&str> {
     let mut named = Vec::new();
-    for table in page.split("\n\n").filter(|table| table.trim_start().starts_with('|')) {
-        let mut last = table
-            .trim()
-            .lines()
-            .filter_map(|row| Some(row.strip_suffix('|')?.rsplit('|').next()?.trim()));
+    for table in tables(page) {
+        let mut last = table.iter().filter_map(|row| row.last().copied());
         if last.next() == Some("test") {
             named.extend(last.skip(1));
         }
