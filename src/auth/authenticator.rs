@@ -206,6 +206,10 @@ impl Invalidate for Authenticator {
     fn invalidate(&self, hash: &KeyHash) {
         Self::invalidate(self, hash);
     }
+
+    fn invalidate_all(&self) {
+        Self::invalidate_all(self);
+    }
 }
 
 impl Inner {

@@ -119,8 +119,8 @@ pub trait Invalidate: Send + Sync {
     fn invalidate(&self, hash: &KeyHash);
 
     /// Forgets everything about every key: a plan was changed, and with it the limits of keys that
-    /// nobody has counted. Default: nothing, for who remembers no limits.
-    fn invalidate_all(&self) {}
+    /// nobody has counted.
+    fn invalidate_all(&self);
 }
 
 /// A key was used.
