@@ -625,7 +625,9 @@ fn a_flood_of_ever_new_junk_pushes_no_good_key_out_and_takes_no_memory() {
     // The shape without a checksum, so that junk costs nothing to make.
     let junk = ImportedFormat::new("", Alphabet::Hex, 64).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let service = Service::with(|builder| builder.accept(junk));
+    // So that nothing but an eviction could make a query for a known key.
+    let policy = policy().fresh(300 * SECOND).unwrap();
+    let service = Service::with(|builder| builder.accept(junk).cache(policy));
     let keys: Vec<_> = runtime.block_on(async {
         let mut keys = Vec::new();
         for _ in 0..1_000 {

@@ -215,8 +215,8 @@ impl Loader {
         }
     }
 
-    /// The load of `hash` that is under way and is joined, or a new one; what the last one brought if it landed
-    /// after the caller had looked into the cache.
+    /// The load of `hash` that is under way, or a new one, and whether it is joined; what the last
+    /// one brought if it landed after the caller had looked into the cache.
     fn flight(
         self: &Arc<Self>,
         hash: KeyHash,
