@@ -1,21 +1,32 @@
-//! Limits that a fleet shares: what Redis decides is what the limiter of one process would.
+//! Limits that a fleet shares, on a real Redis: what it is told, what it keeps, and how often it is
+//! asked. What it decides is in `limiter_contract.rs`, what happens without it in `redis_outages.rs`.
 
 #![cfg(test)]
 
 mod harness;
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
-
-use harness::redis::Redis;
-use proptest::{prelude::*, test_runner::TestRunner};
-use tokio::runtime::Runtime;
-use tower_api_key::rate_limit::{
-    BucketId, Buckets, Check, Decisions, LocalRateLimiter, Quota, RateLimiter, RedisRateLimiter,
-    Unavailable,
+use std::{
+    error::Error,
+    num::NonZeroU32,
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
-/// As many nanoseconds as the clock of a real server has.
-const START: Duration = Duration::from_secs(1_800_000_000);
+use harness::redis::Redis;
+use redis::cmd;
+use tokio::time::{Instant, interval};
+use tower_api_key::{
+    clock::{Clock, SystemClock},
+    rate_limit::{
+        BucketId, Buckets, Check, Decisions, Leases, Quota, RateLimiter, RedisRateLimiter,
+        RedisRateLimiterBuilder, Unavailable,
+    },
+};
+
+const ONE: NonZeroU32 = NonZeroU32::MIN;
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn decided(check: Check) -> Decisions {
     match check {
@@ -25,142 +36,314 @@ async fn decided(check: Check) -> Decisions {
     }
 }
 
-fn units(units: u32) -> NonZeroU32 {
-    NonZeroU32::new(units).unwrap()
+/// One that decides nothing by itself, and is patient: a busy machine is no outage.
+fn builder(url: &str) -> RedisRateLimiterBuilder {
+    RedisRateLimiter::builder(url).when_unavailable(Unavailable::Deny).deadline(SECOND)
 }
 
-/// Patient, so that a busy machine is no outage; and one that decides nothing by itself.
 fn limiter(redis: &Redis) -> RedisRateLimiter {
-    let builder = RedisRateLimiter::builder(&redis.url()).deadline(Duration::from_secs(1));
-    builder.when_unavailable(Unavailable::Deny).callers_time().build().unwrap()
+    builder(&redis.url()).build().unwrap()
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Take(u32),
-    Peek,
-    Charge(u32),
-    GiveBack(u32),
-    Wait(Duration),
-    /// Until what was denied last would fit.
-    WaitAsTold,
-    /// Other quotas for the same buckets.
-    Change(Vec<Quota>),
+fn leasing(redis: &Redis, leases: Leases) -> RedisRateLimiter {
+    builder(&redis.url()).leases(leases).build().unwrap()
 }
 
-fn quota() -> impl Strategy<Value = Quota> {
-    let window =
-        prop_oneof![100..5_000_u64, Just(60_000), Just(86_400_000), 100..3_000_000_000_u64];
-    (1..200_u32, window, 1..200_u32, any::<bool>()).prop_map(|(limit, millis, burst, sliding)| {
-        let window = Duration::from_millis(millis);
-        if sliding {
-            Quota::sliding(limit, window).unwrap()
-        } else {
-            Quota::per(limit, window).unwrap().burst(burst).unwrap()
+fn bucket(limiter: &RedisRateLimiter, key: u128, quota: &Quota, now: Duration) -> Arc<dyn Buckets> {
+    limiter.buckets(&[(BucketId::of_key("acme", key, quota.name()), quota.clone())], now)
+}
+
+async fn admitted(buckets: &Arc<dyn Buckets>, requests: u32, now: Duration) -> u32 {
+    let mut admitted = 0;
+    for _ in 0..requests {
+        admitted += u32::from(decided(buckets.take(ONE, now)).await.is_admitted());
+    }
+    admitted
+}
+
+async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let (begun, mut again) = (Instant::now(), interval(Duration::from_millis(5)));
+    while !is_so().await {
+        assert!(begun.elapsed() < PATIENCE, "in vain: {what}");
+        again.tick().await;
+    }
+}
+
+#[tokio::test]
+async fn nodes_share_the_buckets_of_a_prefix() {
+    let redis = Redis::start();
+    let quota = Quota::per(10, HOUR).unwrap();
+    let nodes = [limiter(&redis), limiter(&redis)];
+    let buckets = nodes.each_ref().map(|node| bucket(node, 1, &quota, SECOND));
+    assert_eq!(admitted(&buckets[0], 4, SECOND).await, 4);
+    assert_eq!(admitted(&buckets[1], 20, SECOND).await, 6);
+    assert_eq!(admitted(&buckets[0], 1, SECOND).await, 0);
+    let other = builder(&redis.url()).prefix("other").build().unwrap();
+    assert_eq!(admitted(&bucket(&other, 1, &quota, SECOND), 1, SECOND).await, 1);
+}
+
+#[tokio::test]
+async fn nothing_of_a_nodes_clock_reaches_redis() {
+    let redis = Redis::start();
+    for quota in [Quota::per(10, HOUR).unwrap(), Quota::sliding(10, HOUR).unwrap()] {
+        let quota = quota.clone().named(format!("{:?}", quota.algorithm())).unwrap();
+        let clocks = [Duration::ZERO, HOUR, 1000 * HOUR];
+        let mut waits = Vec::new();
+        for now in clocks {
+            let node = limiter(&redis);
+            let buckets = bucket(&node, 1, &quota, now);
+            let least = if waits.is_empty() { 10 } else { 0 };
+            assert_eq!(admitted(&buckets, 20, now).await, least);
+            waits.push(decided(buckets.take(ONE, now)).await[0].next_unit_in());
         }
-    })
+        waits.sort();
+        assert!(waits[2] - waits[0] < PATIENCE, "{waits:?}");
+    }
 }
 
-fn quotas() -> impl Strategy<Value = Vec<Quota>> {
-    proptest::collection::vec(quota(), 1..4)
+#[tokio::test]
+async fn buckets_outlive_every_node_and_a_redis_that_is_shut_down_in_good_order() {
+    let redis = Redis::start();
+    let quota = Quota::sliding(10, HOUR).unwrap();
+    {
+        let node = limiter(&redis);
+        assert_eq!(admitted(&bucket(&node, 1, &quota, SECOND), 20, SECOND).await, 10);
+    }
+    let node = limiter(&redis);
+    assert_eq!(admitted(&bucket(&node, 1, &quota, SECOND), 1, SECOND).await, 0);
+    redis.stop();
+    redis.start_again();
+    let node = limiter(&redis);
+    assert_eq!(admitted(&bucket(&node, 1, &quota, SECOND), 1, SECOND).await, 0);
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = prop_oneof![
-        8 => (1..4_u32).prop_map(Step::Take),
-        1 => (1..300_u32).prop_map(Step::Take),
-        2 => Just(Step::Peek),
-        1 => (1..300_u32).prop_map(Step::Charge),
-        2 => (1..4_u32).prop_map(Step::GiveBack),
-        4 => (0..2_000_000_000_u64).prop_map(|nanos| Step::Wait(Duration::from_nanos(nanos))),
-        1 => (0..200_000_u64).prop_map(|secs| Step::Wait(Duration::from_secs(secs))),
-        3 => Just(Step::WaitAsTold),
-        1 => quotas().prop_map(Step::Change),
+#[tokio::test]
+async fn nothing_stays_behind() {
+    let redis = Redis::start();
+    let clock = SystemClock::new();
+    let node = limiter(&redis);
+    let quotas = [
+        Quota::per(10, Duration::from_millis(500)).unwrap(),
+        Quota::sliding(10, Duration::from_millis(500)).unwrap(),
     ];
-    proptest::collection::vec(step, 1..60)
+    for (key, quota) in (0..).zip(quotas) {
+        let buckets = bucket(&node, key, &quota, clock.monotonic());
+        admitted(&buckets, 20, clock.monotonic()).await;
+        buckets.charge(NonZeroU32::new(5).unwrap(), clock.monotonic());
+        admitted(&buckets, 1, clock.monotonic()).await;
+    }
+    assert!(redis.keys().iter().any(|key| key.starts_with("tower-api-key:{acme}:k:")));
+    eventually("Redis is empty", async || redis.keys().is_empty()).await;
 }
 
-/// The buckets of the same quotas, each under a name that stays when the quota changes.
-fn buckets(
-    limiter: &dyn RateLimiter,
-    key: u128,
-    quotas: &[Quota],
-    now: Duration,
-) -> Arc<dyn Buckets> {
-    let named = quotas
-        .iter()
-        .enumerate()
-        .map(|(at, quota)| (BucketId::of_key("acme", key, &format!("policy-{at}")), quota.clone()));
-    limiter.buckets(&named.collect::<Vec<_>>(), now)
+#[tokio::test]
+async fn all_buckets_of_a_consumer_are_on_one_node_of_a_cluster() {
+    let redis = Redis::start_with(&["--cluster-enabled", "yes"]);
+    redis.tell("CLUSTER ADDSLOTSRANGE 0 16383");
+    eventually("the cluster is up", async || {
+        let info: String = redis.ask(cmd("CLUSTER").arg("INFO"));
+        info.contains("cluster_state:ok")
+    })
+    .await;
+    let node = limiter(&redis);
+    let quota = |name: &'static str| Quota::per(10, HOUR).unwrap().named(name).unwrap();
+    let quotas = [
+        (BucketId::of_key("a {strange} one:", 1, "key"), quota("key")),
+        (BucketId::of_key("a {strange} one:", 2, "other"), quota("other")),
+        (BucketId::of_consumer("a {strange} one:", "consumer"), quota("consumer")),
+    ];
+    let buckets = node.buckets(&quotas, SECOND);
+    assert_eq!(admitted(&buckets, 20, SECOND).await, 10);
+    assert!(node.is_shared());
+    let slot = |key: &String| redis.ask::<u64>(cmd("CLUSTER").arg("KEYSLOT").arg(key));
+    let keys = redis.keys();
+    assert_eq!(keys.len(), 3);
+    assert!(keys.iter().all(|key| slot(key) == slot(&keys[0])), "{keys:?}");
+}
+
+#[tokio::test]
+async fn passwords_are_used_and_never_told() {
+    let redis = Redis::start_with(&["--requirepass", "hunter2"]);
+    let addr = redis.addr();
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer({
+            let log = Arc::clone(&log);
+            move || Log(Arc::clone(&log))
+        })
+        .finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+
+    let quota = Quota::per(10, HOUR).unwrap();
+    let mut told = String::new();
+    for (password, is_right) in [("hunter2", true), ("hunter3", false)] {
+        let builder = builder(&format!("redis://default:{password}@{addr}/0"));
+        told += &format!("{builder:?}");
+        let node = builder.build().unwrap();
+        let buckets = bucket(&node, 1, &quota, SECOND);
+        assert_eq!(admitted(&buckets, 10, SECOND).await > 0, is_right);
+        assert_eq!(node.is_shared(), is_right);
+        told += &format!("{node:?}");
+    }
+    let error = builder("redis://:hunter2@host:port/").build().unwrap_err();
+    told += &format!("{error:?} {error} {:?}", error.source());
+    told += &String::from_utf8(log.lock().unwrap().clone()).unwrap();
+    assert!(told.contains("Redis does not decide"), "{told}");
+    assert!(told.contains("Redis decides"), "{told}");
+    assert!(!told.contains("hunter"), "{told}");
+}
+
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_unix_socket_will_do() {
+    let redis = Redis::start();
+    let node = builder(&redis.socket_url()).build().unwrap();
+    let quota = Quota::per(10, HOUR).unwrap();
+    assert_eq!(admitted(&bucket(&node, 1, &quota, SECOND), 20, SECOND).await, 10);
 }
 
 #[test]
-fn redis_decides_as_the_limiter_of_one_process_does() {
-    let (runtime, redis) = (Runtime::new().unwrap(), Redis::start());
-    let _guard = runtime.enter();
-    let shared = limiter(&redis);
-    let key = std::cell::Cell::new(0);
-    let mut runner =
-        TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() });
-    let outcome = runner.run(&(quotas(), steps()), |(quotas, steps)| {
-        key.set(key.get() + 1);
-        let local = LocalRateLimiter::new();
-        let mut now = START;
-        let mut both =
-            [buckets(&shared, key.get(), &quotas, now), buckets(&local, key.get(), &quotas, now)];
-        let mut told = Duration::ZERO;
-        for step in steps {
-            let before = redis.scripts_run();
-            let by_redis = match &step {
-                Step::Take(n) => {
-                    let [shared, local] = both.each_ref().map(|b| b.take(units(*n), now));
-                    Some((runtime.block_on(decided(shared)), runtime.block_on(decided(local))))
-                }
-                Step::Peek => {
-                    let [shared, local] = both.each_ref().map(|b| b.peek(now));
-                    Some((runtime.block_on(decided(shared)), runtime.block_on(decided(local))))
-                }
-                Step::Charge(n) => {
-                    both.iter().for_each(|b| b.charge(units(*n), now));
-                    None
-                }
-                Step::GiveBack(n) => {
-                    both.iter().for_each(|b| b.give_back(units(*n), now));
-                    None
-                }
-                Step::Wait(time) => {
-                    now += *time;
-                    continue;
-                }
-                Step::WaitAsTold => {
-                    now += std::mem::take(&mut told);
-                    continue;
-                }
-                Step::Change(quotas) => {
-                    both = [
-                        buckets(&shared, key.get(), quotas, now),
-                        buckets(&local, key.get(), quotas, now),
-                    ];
-                    // What is rescaled is rescaled when Redis hears of it.
-                    let [shared, local] = both.each_ref().map(|b| b.peek(now));
-                    Some((runtime.block_on(decided(shared)), runtime.block_on(decided(local))))
-                }
-            };
-            match by_redis {
-                Some((by_redis, here)) => {
-                    prop_assert_eq!(&by_redis, &here, "{:?} at {:?}", step, now);
-                    let denied = here.iter().filter(|decision| !decision.is_admitted());
-                    let wait = denied.map(|decision| decision.next_unit_in()).max();
-                    // Not one that never ends.
-                    told = wait.filter(|wait| *wait < Duration::MAX / 2).unwrap_or_default();
-                }
-                None => while redis.scripts_run() == before {},
-            }
-        }
-        Ok(())
-    });
-    if let Err(error) = outcome {
-        panic!("{error}");
+fn settings_that_make_no_sense_are_refused_with_a_reason() {
+    let with = |set: fn(RedisRateLimiterBuilder) -> RedisRateLimiterBuilder| {
+        set(RedisRateLimiter::builder("redis://localhost")).build().unwrap_err().to_string()
+    };
+    assert!(with(|builder| builder.prefix("a{b}")).contains("prefix"));
+    assert!(with(|builder| builder.deadline(Duration::ZERO)).contains("`deadline`"));
+    assert!(with(|builder| builder.deadline(2 * SECOND)).contains("`deadline`"));
+    let long = |builder: RedisRateLimiterBuilder| {
+        builder.leases(Leases::default().lifetime(Duration::from_secs(11)))
+    };
+    assert!(with(long).contains("`lifetime`"));
+    for url in ["", "localhost", "http://localhost", "redis://", "redis://localhost/x"] {
+        let error = RedisRateLimiter::builder(url).build().unwrap_err();
+        assert!(error.to_string().contains("redis://"), "{url}: {error}");
+        assert!(error.source().is_some());
     }
-    assert!(shared.is_shared());
+}
+
+#[test]
+fn without_a_runtime_nothing_breaks() {
+    let redis = Redis::start();
+    let node = RedisRateLimiter::builder(&redis.url()).build().unwrap();
+    let buckets = bucket(&node, 1, &Quota::per(10, HOUR).unwrap(), SECOND);
+    buckets.charge(ONE, SECOND);
+    buckets.give_back(ONE, SECOND);
+    assert!(matches!(buckets.take(ONE, SECOND), Check::Pending(_)));
+}
+
+#[tokio::test]
+async fn a_request_that_hangs_up_takes_nothing_with_it() {
+    let redis = Redis::start();
+    let node = leasing(&redis, Leases::default());
+    let buckets = bucket(&node, 1, &Quota::per(1000, HOUR).unwrap(), SECOND);
+    for _ in 0..100 {
+        let Check::Pending(mut decision) = buckets.take(ONE, SECOND) else { continue };
+        let waker = std::task::Waker::noop();
+        let _ = decision.as_mut().poll(&mut std::task::Context::from_waker(waker));
+    }
+    eventually("others go on", async || {
+        decided(buckets.take(ONE, SECOND)).await.is_admitted() && node.is_shared()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn with_leases_most_requests_are_decided_at_once() {
+    let redis = Redis::start();
+    let (node, clock) = (leasing(&redis, Leases::default()), SystemClock::new());
+    let buckets = bucket(&node, 1, &Quota::per(100_000, HOUR).unwrap(), clock.monotonic());
+    let (mut at_once, mut admitted) = (0, 0);
+    for _ in 0..20_000 {
+        let check = buckets.take(ONE, clock.monotonic());
+        at_once += u32::from(matches!(check, Check::Ready(_)));
+        admitted += u32::from(decided(check).await.is_admitted());
+    }
+    assert_eq!(admitted, 20_000);
+    assert!(at_once > 19_500, "{at_once}");
+    assert!(redis.scripts_run() < 500, "{}", redis.scripts_run());
+}
+
+#[tokio::test]
+async fn with_leases_exactly_as_much_passes_in_the_end() {
+    let redis = Redis::start();
+    let consumer = Quota::sliding(1_500, HOUR).unwrap().named("day").unwrap();
+    let key = Quota::per(1_000, HOUR).unwrap();
+    let nodes = [(); 3].map(|()| leasing(&redis, Leases::default()));
+    let clock = SystemClock::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    for (at, node) in nodes.iter().enumerate() {
+        let quotas = [
+            (BucketId::of_key("acme", at as u128 % 2, "key"), key.clone()),
+            (BucketId::of_consumer("acme", "day"), consumer.clone()),
+        ];
+        let (buckets, clock) = (node.buckets(&quotas, clock.monotonic()), clock.clone());
+        tasks.spawn(async move {
+            let mut admitted = 0;
+            let begun = Instant::now();
+            // Until what others held in vain is put back.
+            while begun.elapsed() < 3 * SECOND {
+                let check = buckets.take(ONE, clock.monotonic());
+                admitted += u32::from(decided(check).await.is_admitted());
+                tokio::task::yield_now().await;
+            }
+            admitted
+        });
+    }
+    let total: u32 = tasks.join_all().await.iter().sum();
+    assert_eq!(total, 1_500);
+}
+
+#[tokio::test]
+async fn with_leases_what_is_not_used_is_put_back() {
+    let redis = Redis::start();
+    let quota = Quota::per(800, HOUR).unwrap();
+    let leases = Leases::default().lifetime(Duration::from_millis(200));
+    let (node, asking) = (leasing(&redis, leases), limiter(&redis));
+    let clock = SystemClock::new();
+    let leased = bucket(&node, 1, &quota, clock.monotonic());
+    assert_eq!(admitted(&leased, 30, clock.monotonic()).await, 30);
+    let asked = bucket(&asking, 1, &quota, SECOND);
+    eventually("all but 30 are there", async || {
+        decided(asked.peek(SECOND)).await[0].remaining() == 770
+    })
+    .await;
+    // What it says itself is what is left of the bucket and of what it holds.
+    let decisions = decided(leased.take(ONE, clock.monotonic())).await;
+    assert_eq!(decisions[0].remaining(), 769);
+}
+
+#[tokio::test]
+async fn with_leases_a_key_that_has_nothing_left_does_not_keep_redis_busy() {
+    let redis = Redis::start();
+    let (node, clock) = (leasing(&redis, Leases::default()), SystemClock::new());
+    for quota in [Quota::per(5, HOUR).unwrap(), Quota::sliding(5, HOUR).unwrap()] {
+        let quota = quota.clone().named(format!("{:?}", quota.algorithm())).unwrap();
+        let buckets = bucket(&node, 1, &quota, clock.monotonic());
+        assert_eq!(admitted(&buckets, 10, clock.monotonic()).await, 5);
+        let before = redis.scripts_run();
+        let told = decided(buckets.take(ONE, clock.monotonic())).await;
+        assert_eq!(admitted(&buckets, 1_000, clock.monotonic()).await, 0);
+        assert_eq!(redis.scripts_run(), before);
+        let wait = told[0].next_unit_in();
+        assert!(wait > Duration::from_secs(600), "{wait:?}");
+    }
+    // Until there is.
+    let quick = Quota::per(5, SECOND).unwrap();
+    let buckets = bucket(&node, 2, &quick, clock.monotonic());
+    assert_eq!(admitted(&buckets, 5, clock.monotonic()).await, 5);
+    eventually("a unit is back", async || admitted(&buckets, 1, clock.monotonic()).await == 1)
+        .await;
 }

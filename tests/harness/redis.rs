@@ -6,7 +6,7 @@ use std::{
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -92,7 +92,9 @@ impl Redis {
 
     /// Ends it without a word, as `kill -9` does.
     pub fn kill(&self) {
-        if let Some(mut running) = self.running.lock().unwrap().take() {
+        if let Some(mut running) =
+            self.running.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
             drop(running.stdin.take());
             running.wait().unwrap();
         }
@@ -105,11 +107,16 @@ impl Redis {
     }
 
     pub fn start_again(&self) {
-        let mut running = self.running.lock().unwrap();
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let child = self.command().spawn().expect("running a shell");
         *running = Some(child);
         let begun = Instant::now();
-        while self.connect().and_then(|mut redis| cmd("PING").exec(&mut redis)).is_err() {
+        let is_up = || match self.connect().and_then(|mut redis| cmd("PING").exec(&mut redis)) {
+            Ok(()) => true,
+            // It wants a password first.
+            Err(error) => error.code() == Some("NOAUTH"),
+        };
+        while !is_up() {
             assert!(begun.elapsed() < PATIENCE, "Redis did not start. {HELP}");
             std::thread::yield_now();
         }

@@ -51,7 +51,7 @@ impl Window {
 
     /// Says in which slot it was booked, too.
     pub(super) fn take(&self, units: NonZeroU32, now: u64) -> (Decision, u64) {
-        match self.ring.take(now / self.slot, units.get(), self.limit) {
+        match self.ring.take(self.number(now), units.get(), self.limit) {
             Ok(view) => {
                 let left = self.left(view.used).saturating_sub(units.get());
                 (Decision::admit(left, self.until_out(view.oldest, now)), view.latest.number)
@@ -70,7 +70,7 @@ impl Window {
     }
 
     pub(super) fn charge(&self, units: NonZeroU32, now: u64) {
-        self.ring.fill_up(now / self.slot, units.get(), self.limit.saturating_mul(2));
+        self.ring.fill_up(self.number(now), units.get(), self.limit.saturating_mul(2));
     }
 
     pub(super) fn give_back(&self, units: NonZeroU32, now: u64) {
