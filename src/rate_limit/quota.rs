@@ -1,6 +1,6 @@
 use std::{borrow::Cow, error::Error, fmt, num::NonZeroU32, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -346,7 +346,7 @@ struct Stored {
     limit: u32,
     window_ms: u64,
     /// All of the limit where it is left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "some", skip_serializing_if = "Option::is_none")]
     burst: Option<u32>,
     #[serde(default, skip_serializing_if = "is_default")]
     strict: bool,
@@ -354,6 +354,11 @@ struct Stored {
     sliding: bool,
     #[serde(default, skip_serializing_if = "is_default")]
     counted_per: CountedPer,
+}
+
+/// A member may be left out, but is not null.
+fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -510,6 +515,7 @@ mod tests {
             r#"{"name":"minute","limit":0,"window_ms":60000,"burst":1}"#,
             r#"{"name":"minute","limit":1,"window_ms":0,"burst":1}"#,
             r#"{"name":"minute","limit":1,"window_ms":86400000,"burst":4294967295}"#,
+            r#"{"name":"minute","limit":1,"window_ms":60000,"burst":null}"#,
             r#"{"name":"a\nb","limit":1,"window_ms":60000,"burst":1}"#,
             r#"{"name":"minute","limit":-1,"window_ms":60000,"burst":1}"#,
             r#"{"name":"minute","limit":1,"window_ms":60000,"burst":1,"unknown":1}"#,
