@@ -45,7 +45,7 @@ impl CachePolicy {
         Ok(Self { fresh, ..self })
     }
 
-    /// What [`fresh`](Self::fresh) is while the [change feed](super::Builder::change_feed) is not
+    /// What [`fresh`](Self::fresh) is while the [change feed](crate::auth::Builder::change_feed) is not
     /// connected, where there is one and this is shorter. Default 5 s, at most 300 s.
     ///
     /// Whoever has a feed relies on revocations being noticed at once. Five seconds come near to
@@ -142,7 +142,7 @@ impl CachePolicy {
     /// Anybody can make up well-formed keys, and each costs a query. A hundred a second are some
     /// percent of what a small database does, and more than mistakes amount to. Keys that are ones
     /// cost nothing, so that a node that starts cold under load is not slowed down. Beyond it, keys
-    /// that this node does not know are [`Overloaded`](super::RejectionKind::Overloaded): the
+    /// that this node does not know are [`Overloaded`](crate::auth::RejectionKind::Overloaded): the
     /// manual says [who gets in nevertheless](crate::manual::limits#guessing).
     #[must_use]
     pub fn stranger_queries(self, per_second: u32) -> Self {
