@@ -328,22 +328,33 @@ async fn with_leases_what_is_not_used_is_put_back() {
 #[tokio::test]
 async fn with_leases_a_key_that_has_nothing_left_does_not_keep_redis_busy() {
     let redis = Redis::start();
-    let (node, clock) = (leasing(&redis, Leases::default()), SystemClock::new());
+    let (node, now) = (leasing(&redis, Leases::default()), SECOND);
     for quota in [Quota::per(5, HOUR).unwrap(), Quota::sliding(5, HOUR).unwrap()] {
         let quota = quota.clone().named(format!("{:?}", quota.algorithm())).unwrap();
-        let buckets = bucket(&node, 1, &quota, clock.monotonic());
-        assert_eq!(admitted(&buckets, 10, clock.monotonic()).await, 5);
+        let buckets = bucket(&node, 1, &quota, now);
+        assert_eq!(admitted(&buckets, 6, now).await, 5);
         let before = redis.scripts_run();
-        let told = decided(buckets.take(ONE, clock.monotonic())).await;
-        assert_eq!(admitted(&buckets, 1_000, clock.monotonic()).await, 0);
+        for late in [Duration::ZERO, SECOND / 2, SECOND - Duration::from_millis(1)] {
+            assert_eq!(admitted(&buckets, 100, now + late).await, 0);
+        }
         assert_eq!(redis.scripts_run(), before);
-        let wait = told[0].next_unit_in();
-        assert!(wait > Duration::from_secs(600), "{wait:?}");
+        let told = decided(buckets.take(ONE, now)).await[0].next_unit_in();
+        assert!(told > Duration::from_secs(600), "{told:?}");
+        assert_eq!(admitted(&buckets, 1, now + SECOND).await, 0);
+        assert_eq!(redis.scripts_run(), before + 1);
     }
-    // Until there is.
-    let quick = Quota::per(5, SECOND).unwrap();
-    let buckets = bucket(&node, 2, &quick, clock.monotonic());
-    assert_eq!(admitted(&buckets, 5, clock.monotonic()).await, 5);
-    eventually("a unit is back", async || admitted(&buckets, 1, clock.monotonic()).await == 1)
-        .await;
+}
+
+#[tokio::test]
+async fn with_leases_nobody_misses_for_long_what_another_node_holds() {
+    let redis = Redis::start();
+    let clock = SystemClock::new();
+    let quota = Quota::sliding(80, HOUR).unwrap();
+    let leases = || Leases::default().lifetime(SECOND / 4);
+    let (holding, other) = (leasing(&redis, leases()), leasing(&redis, leases()));
+    let [held, wanted] = [&holding, &other].map(|node| bucket(node, 1, &quota, clock.monotonic()));
+    // Slices of 1, 2, 4 and 8, and 10 from then on: of the last one, 5 are held in vain.
+    assert_eq!(admitted(&held, 75, clock.monotonic()).await, 75);
+    assert_eq!(admitted(&wanted, 1, clock.monotonic()).await, 0);
+    eventually("it is back", async || admitted(&wanted, 1, clock.monotonic()).await == 1).await;
 }

@@ -105,9 +105,16 @@ impl Lease {
         self.lifetime
     }
 
-    /// Remembers that there is nothing to be had.
+    /// Whether there is room for a slice at all.
+    pub(super) fn is_worthwhile(&self) -> bool {
+        self.most > 0
+    }
+
+    /// Remembers that there is nothing to be had. But what other nodes hold and do not use is back
+    /// after a lifetime.
     pub(super) fn none_for(&self, wait: Duration, now: Duration) {
-        self.none_until.store(nanos(now.saturating_add(wait)), Ordering::Relaxed);
+        let until = now.saturating_add(wait.min(self.lifetime));
+        self.none_until.store(nanos(until), Ordering::Relaxed);
     }
 
     /// Whether it is known that there is nothing to be had.
@@ -193,6 +200,18 @@ mod tests {
     #[test]
     fn small_quotas_are_never_taken_in_advance() {
         let lease = lease(7);
+        assert!(!lease.is_worthwhile());
         assert_eq!(lease.end(START), (0, 0));
+    }
+
+    #[test]
+    fn that_nothing_is_left_is_remembered_until_there_may_be_something() {
+        let lease = lease(800);
+        assert!(!lease.is_none_left(START));
+        lease.none_for(Duration::from_millis(5), START);
+        assert!(lease.is_none_left(START + Duration::from_nanos(4_999_999)));
+        assert!(!lease.is_none_left(START + Duration::from_millis(5)));
+        lease.none_for(Duration::MAX, START);
+        assert!(!lease.is_none_left(START + lease.lifetime()));
     }
 }

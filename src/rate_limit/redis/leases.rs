@@ -5,11 +5,12 @@ use std::time::Duration;
 /// A node takes a slice of the quotas of a key at a time: about as many units as the key used there
 /// lately, and an eighth of the burst or limit at most, so that quotas below 8 are asked for one by one
 /// all the same. What is not used when the slice's lifetime is over is put back. That a key has nothing
-/// left is remembered until it has, so that it does not keep Redis busy.
+/// left is remembered until it may have, for a lifetime at most, so that it does not keep Redis busy.
 ///
 /// The price: a unit is used up to a [lifetime](Self::lifetime) after it was taken. In the long run no
 /// more pass than without leases; in any window, no more than would in one that is longer by the
-/// lifetime.
+/// lifetime. And a client may be turned away for what another node holds and does not need, for a
+/// lifetime at most; the wait that it is told does not know of that.
 #[derive(Clone, Debug)]
 pub struct Leases {
     pub(super) lifetime: Duration,

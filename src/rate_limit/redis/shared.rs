@@ -118,11 +118,11 @@ impl Shared {
 
     async fn take(self: &Arc<Self>, units: NonZeroU32, now: Duration) -> Decisions {
         let decided = match &self.lease {
-            Some(lease) => {
+            Some(lease) if lease.is_worthwhile() => {
                 let slice = self.take_slice(lease, units, now);
                 timeout(self.link.deadline(), slice).await.ok().flatten()
             }
-            None => self.take_shared(units, now).await,
+            _ => self.take_shared(units, now).await,
         };
         decided.unwrap_or_else(|| self.take_alone(units, now))
     }
@@ -130,6 +130,7 @@ impl Shared {
     async fn take_shared(&self, units: NonZeroU32, now: Duration) -> Option<Decisions> {
         let call = self.call(Action::Take { units, extra: 0, returned: 0 }, now);
         let reply = self.ask(&call, now).await?;
+        self.remember(&reply, now);
         Some(self.decisions(&reply, units, reply.taken))
     }
 
@@ -170,9 +171,9 @@ impl Shared {
         let (returned, extra) = lease.end(now);
         let call = self.call(Action::Take { units, extra, returned }, now);
         let Some(reply) = self.ask(&call, now).await else { return (None, None) };
+        self.remember(&reply, now);
         let mut decisions = self.decisions(&reply, units, reply.taken);
         if !reply.taken {
-            self.remember_none(lease, &reply, now);
             return (Some(decisions), None);
         }
         for decision in decisions.iter_mut() {
@@ -182,7 +183,9 @@ impl Shared {
         (Some(decisions), slice)
     }
 
-    fn remember_none(&self, lease: &Lease, reply: &Reply, now: Duration) {
+    /// Remembers if there is nothing left.
+    fn remember(&self, reply: &Reply, now: Duration) {
+        let Some(lease) = self.lease.as_ref().filter(|_| !reply.taken) else { return };
         let one = self.decisions(reply, NonZeroU32::MIN, false);
         let waits = one.iter().filter(|decision| !decision.is_admitted());
         if let Some(wait) = waits.map(Decision::next_unit_in).max() {
