@@ -66,7 +66,7 @@ fn the_numbers_of_the_section_on_quotas_are_what_limits_do() {
     };
     let seconds = |wait: Duration| format!("{:.1} s", wait.as_secs_f64());
     let minute = Duration::from_secs(60);
-    let [(_, always), (_, bursts)] = limits::CLIENTS;
+    let [always, bursts] = &limits::CLIENTS;
     for (name, quota) in limits::quotas().unwrap() {
         let name = format!("`{name}`");
         let greedy = limits::admitted(&quota, always);
@@ -89,7 +89,9 @@ fn the_numbers_of_the_section_on_quotas_are_what_limits_do() {
         let patient = limits::admitted(&quota, bursts);
         let through = |turn: u32| {
             let last = usize::try_from(limits::LIMIT * (turn + 1)).unwrap() - 1;
-            patient.get(last).map_or("not yet".to_owned(), |at| seconds(*at - turn * minute))
+            patient
+                .get(last)
+                .map_or_else(|| "not yet".to_owned(), |at| seconds(*at - turn * minute))
         };
         has(&[name, through(0), through(1), through(2)]);
     }
