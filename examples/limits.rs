@@ -9,7 +9,7 @@
 use std::{fmt::Write as _, num::NonZeroU32, time::Duration};
 
 use tower_api_key::rate_limit::{
-    BucketId, Check, InvalidQuota, LocalRateLimiter, Quota, RateLimiter,
+    BucketId, Check, Decision, InvalidQuota, LocalRateLimiter, Quota, RateLimiter,
 };
 
 type Result<T = (), E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
@@ -33,34 +33,41 @@ pub(crate) fn quotas() -> Result<[(&'static str, Quota); 4], InvalidQuota> {
     ])
 }
 
-/// Who asks, and how many requests they want to have made by a time.
-pub(crate) const CLIENTS: [(&str, fn(Duration) -> u64); 2] = [
-    ("Admitted of a client that always wants more", |_| u64::MAX),
-    ("Admitted of one that wants 600 every minute", |now| {
-        (now.as_secs() / 60 + 1) * u64::from(LIMIT)
-    }),
+/// Who asks.
+pub(crate) struct Client {
+    title: &'static str,
+    /// How many requests it wants every minute, all at the same time.
+    burst: Option<u32>,
+}
+
+pub(crate) const CLIENTS: [Client; 2] = [
+    Client { title: "Admitted of a client that always wants more", burst: None },
+    Client { title: "Admitted of one that wants 600 every minute", burst: Some(LIMIT) },
 ];
 
 /// When each request of a client is admitted that comes back as soon as it is told to.
-pub(crate) fn admitted(quota: &Quota, wanted: fn(Duration) -> u64) -> Vec<Duration> {
+pub(crate) fn admitted(quota: &Quota, client: &Client) -> Vec<Duration> {
     let limiter = LocalRateLimiter::new();
     let id = BucketId::of_key("a client", 1, quota.name());
     let buckets = limiter.buckets(&[(id, quota.clone())], Duration::ZERO);
     let (mut now, mut admitted) = (Duration::ZERO, Vec::new());
+    let mut bursts = 1_u32;
     while now < END {
-        let next_burst = MINUTE * (now.as_secs() / 60 + 1) as u32;
-        now = if (admitted.len() as u64) < wanted(now) {
-            match buckets.take(NonZeroU32::MIN, now) {
-                Check::Ready(decisions) if decisions.is_admitted() => {
-                    admitted.push(now);
-                    now
-                }
-                Check::Ready(decisions) => now + decisions[0].next_unit_in(),
-                _ => unreachable!("it decides in this process"),
+        if client
+            .burst
+            .is_some_and(|burst| admitted.len() as u64 >= u64::from(bursts) * u64::from(burst))
+        {
+            now = now.max(MINUTE * bursts);
+            bursts += 1;
+            continue;
+        }
+        match buckets.take(NonZeroU32::MIN, now) {
+            Check::Ready(decisions) if decisions.is_admitted() => admitted.push(now),
+            Check::Ready(decisions) => {
+                now += decisions.iter().map(Decision::next_unit_in).sum::<Duration>()
             }
-        } else {
-            next_burst
-        };
+            _ => unreachable!("it decides in this process"),
+        }
     }
     admitted
 }
@@ -84,12 +91,12 @@ pub(crate) fn svg() -> Result<String> {
             y + 4
         )?;
     }
-    for (at, (title, wanted)) in CLIENTS.into_iter().enumerate() {
+    for (at, client) in CLIENTS.iter().enumerate() {
         writeln!(svg, "<g transform=\"translate({} 100)\">", 60 + at * 400)?;
-        writeln!(svg, "<text y=\"-14\" font-weight=\"bold\">{title}</text>")?;
+        writeln!(svg, "<text y=\"-14\" font-weight=\"bold\">{}</text>", client.title)?;
         axes(&mut svg)?;
         for ((_, quota), (colour, dashes)) in quotas.iter().zip(COLOURS) {
-            let line = simplified(&steps(&admitted(quota, wanted)));
+            let line = simplified(&steps(&admitted(quota, client)));
             write!(
                 svg,
                 "<path fill=\"none\" stroke-width=\"2.2\" stroke=\"{colour}\" stroke-dasharray=\"{dashes}\" d=\""
@@ -146,16 +153,20 @@ fn steps(admitted: &[Duration]) -> Vec<Point> {
 
 /// Without points that nobody would miss.
 fn simplified(points: &[Point]) -> Vec<Point> {
-    let Some(first) = points.first() else { return Vec::new() };
-    let (mut kept, mut from) = (vec![*first], 0);
-    for to in 2..points.len() {
-        let between = &points[from + 1..to];
-        if !between.iter().all(|point| distance(*point, points[from], points[to]) < 0.3) {
-            from = to - 1;
-            kept.push(points[from]);
+    let (mut kept, mut between) = (Vec::<Point>::new(), Vec::<Point>::new());
+    for to in points {
+        match kept.last() {
+            None => kept.push(*to),
+            Some(from) if between.iter().all(|point| distance(*point, *from, *to) < 0.3) => {
+                between.push(*to);
+            }
+            Some(_) => {
+                kept.extend(between.last());
+                between = vec![*to];
+            }
         }
     }
-    kept.extend(points.last());
+    kept.extend(between.last());
     kept
 }
 

@@ -467,7 +467,7 @@ mod late {
                 let (mut now, mut admitted) = (Duration::ZERO, Vec::new());
                 let key = Key::new(&limiter, &quotas, now);
                 // What a sliding window allows for; GCRA allows for any.
-                let most = quotas.iter().map(Quota::window).min().unwrap() / 32 * 7;
+                let most = quotas.iter().map(Quota::window).min().unwrap() / 32 * 31;
                 for (gap, units, late) in requests {
                     now = (now + gap.length(&key, Duration::ZERO)).min(END);
                     let late = now.saturating_sub(most / 1_000 * late);

@@ -14,7 +14,7 @@ const MAX_NAME_LEN: usize = 64;
 const DEFAULT_SHARE_AT_ONCE: u32 = 10;
 /// A sliding window is counted in so many parts. One more would be less waste and more to add up.
 pub(super) const SLOTS: u32 = 32;
-/// What tells old slots from new ones lasts for eight years at this, and longer for longer ones.
+/// What tells old slots from new ones lasts for thirteen years at this, and longer for longer ones.
 const MIN_SLIDING_WINDOW: Duration = Duration::from_millis(100);
 /// A slot has room for as much again, which is owed.
 const MAX_SLIDING_LIMIT: u32 = u32::MAX / 2;

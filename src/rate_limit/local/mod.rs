@@ -258,7 +258,8 @@ impl Several {
 }
 
 impl Buckets for Several {
-    /// Looks first: a request that does not fit is in nobody's way.
+    /// Looks first: a request that does not fit is in nobody's way. Only one that is overtaken between
+    /// looking and taking holds for a moment what it gives back, and what another one may miss.
     fn take(&self, units: NonZeroU32, now: Duration) -> Check {
         let now = nanos(now);
         let mut decisions = self.peek_all(units, now);

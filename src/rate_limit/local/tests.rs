@@ -1,5 +1,3 @@
-use proptest::prelude::*;
-
 use super::*;
 
 fn take(bucket: &Bucket, now: Duration) -> Decision {
@@ -126,70 +124,4 @@ fn idle_buckets_do_not_pile_up() {
         assert!(take(&limiter.bucket(&minute(id), &quota, nanos(now)), now).is_admitted());
     }
     assert!(limiter.len() < 2 * (1000 + SHARDS * SWEEP_FROM), "{}", limiter.len());
-}
-
-fn peek(bucket: &Bucket, now: Duration) -> Decision {
-    bucket.peek_one(NonZeroU32::MIN, nanos(now))
-}
-
-proptest! {
-    #[test]
-    fn a_peek_tells_what_a_take_would_and_changes_nothing(
-        limit in 1..50_u32,
-        window_ms in 1..5_000_u64,
-        burst in 1..50_u32,
-        gaps in proptest::collection::vec(0..2_000_u64, 1..200),
-    ) {
-        let quota = Quota::per(limit, Duration::from_millis(window_ms)).unwrap();
-        let quota = quota.burst(burst).unwrap();
-        let bucket = || LocalRateLimiter::new().bucket(&minute(1), &quota, nanos(START));
-        let (peeked, left_alone) = (bucket(), bucket());
-        let mut now = START;
-        for gap in gaps {
-            now += Duration::from_millis(gap);
-            let told = peek(&peeked, now);
-            let taken = take(&peeked, now);
-            prop_assert_eq!(taken, take(&left_alone, now));
-            prop_assert_eq!(told.is_admitted(), taken.is_admitted());
-            if taken.is_admitted() {
-                prop_assert_eq!(told.remaining(), taken.remaining() + 1);
-            } else {
-                prop_assert_eq!(told, taken);
-            }
-            let after = peek(&peeked, now);
-            prop_assert_eq!(after.remaining(), taken.remaining());
-            prop_assert_eq!(after.next_unit_in(), taken.next_unit_in());
-        }
-    }
-
-    #[test]
-    fn never_more_than_promised_and_the_wait_is_exact(
-        limit in 1..50_u32,
-        window_ms in 1..5_000_u64,
-        burst in 1..50_u32,
-        gaps in proptest::collection::vec(0..2_000_u64, 1..200),
-    ) {
-        let window = Duration::from_millis(window_ms);
-        let quota = Quota::per(limit, window).unwrap().burst(burst).unwrap();
-        let bucket = LocalRateLimiter::new().bucket(&minute(1), &quota, nanos(START));
-        let (mut now, mut admitted) = (START, Vec::new());
-        for gap in gaps {
-            now += Duration::from_millis(gap);
-            let decision = take(&bucket, now);
-            if decision.is_admitted() {
-                admitted.push(now);
-            } else {
-                let wait = decision.next_unit_in();
-                prop_assert!(wait > Duration::ZERO);
-                prop_assert!(!take(&bucket, now + wait - Duration::from_nanos(1)).is_admitted());
-                now += wait;
-                prop_assert!(take(&bucket, now).is_admitted(), "not admitted after the wait");
-                admitted.push(now);
-            }
-        }
-        for (first, from) in admitted.iter().enumerate() {
-            let in_window = admitted[first..].iter().filter(|at| **at - *from <= window).count();
-            prop_assert!(in_window as u64 <= quota.most_in(window));
-        }
-    }
 }

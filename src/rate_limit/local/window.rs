@@ -15,10 +15,9 @@ use super::{
 use crate::rate_limit::level::Level;
 use crate::rate_limit::{Decision, Quota, quota::SLOTS};
 
-/// How many slots a request may be late and still be judged by exactly its own window. Each costs
-/// memory.
-const LATE: usize = 7;
-type Ring = ring::Ring<{ SLOTS as u64 }, { SLOTS as usize + 1 + LATE }>;
+/// Twice as many places as slots: a request may be almost a window late and still be judged by exactly
+/// its own. A power of two is divided by quickly.
+type Ring = ring::Ring<{ SLOTS as u64 }, { 2 * SLOTS as usize }>;
 
 /// Never more than the limit in any window, by counting what was taken in each of its slots.
 pub(super) struct Window {
