@@ -1,10 +1,14 @@
 //! Timing that a machine whose speed wanders cannot spoil: every round runs each case once, and what
 //! is told are minima, medians, and medians of differences within a round.
 
+mod stats;
+
 use std::{
     hint::black_box,
     time::{Duration, Instant},
 };
+
+use self::stats::median;
 
 /// One thing to be timed.
 pub(crate) struct Case<'a> {
@@ -94,10 +98,4 @@ impl Case<'_> {
             turns *= 4;
         }
     }
-}
-
-/// The middle one.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -1,0 +1,137 @@
+//! What a key costs that is not cached: look-ups among a million keys in PostgreSQL, a herd of
+//! requests for one of them, the memory each takes once it is cached, and writing its use.
+//!
+//! ```text
+//! cargo bench --bench cold -- [--rounds N] [--keys N] [--json FILE]
+//! ```
+//!
+//! `benches/README.md` says what it shows and how to read it.
+
+#![allow(clippy::disallowed_methods, reason = "what is measured is real time")]
+
+mod herd;
+mod lookups;
+mod memory;
+mod setting;
+mod usage;
+
+#[path = "../../tests/harness/mod.rs"]
+mod harness;
+#[path = "../support/machine.rs"]
+mod machine;
+#[path = "../support/stats.rs"]
+mod stats;
+
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use serde_json::{Value, json};
+
+use self::{machine::Machine, setting::Setting};
+
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+
+const USAGE: &str = "\
+cargo bench --bench cold -- [OPTIONS]
+
+  --rounds N     how often each case is measured, for its median; 7
+  --keys N       how many keys there are; 1000000
+  --json FILE    writes the figures to this file";
+
+/// Whose versions matter.
+const CRATES: [&str; 4] = ["moka", "sha2", "sqlx", "tokio"];
+
+struct Options {
+    rounds: usize,
+    keys: usize,
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let outcome = match arguments.as_slice() {
+        [memory, limits, keys] if memory == "memory" => memory::report(limits, keys),
+        // As `cargo test --benches` calls it.
+        arguments if arguments.iter().any(|argument| argument == "--test") => Ok(()),
+        arguments => Options::parse(arguments).and_then(|options| measure(&options)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Options {
+    fn parse(arguments: &[String]) -> Result<Self> {
+        let mut options = Self { rounds: 7, keys: 1_000_000, json: None };
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().ok_or_else(|| format!("{argument} what?\n{USAGE}"));
+            match argument.as_str() {
+                "--rounds" => options.rounds = value()?.parse::<usize>()?.max(1),
+                "--keys" => options.keys = value()?.parse::<usize>()?.max(setting::KNOWN),
+                "--json" => options.json = Some(value()?.into()),
+                // As cargo calls every benchmark.
+                "--bench" => {}
+                _ => return Err(format!("{argument}: there is no such option\n{USAGE}").into()),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn measure(options: &Options) -> Result<()> {
+    let machine = Machine::this()?;
+    let mut versions = machine::versions(&CRATES)?;
+    let memory = memory(options.keys)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let (lookups, herd, usage) = runtime.block_on(async {
+        let setting = Setting::new(options.keys).await?;
+        versions.insert("postgresql".into(), setting.postgres.clone());
+        let lookups = lookups::measure(&setting, options.rounds).await?;
+        let herd = herd::measure(&setting, options.rounds).await?;
+        let usage = usage::measure(&setting, options.rounds).await?;
+        Ok::<_, Box<dyn Error>>((lookups, herd, usage))
+    })?;
+    let report = json!({
+        "date": jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
+        "machine": machine,
+        "versions": versions,
+        "rounds": options.rounds,
+        "keys": options.keys,
+        "lookups": lookups,
+        "herd": herd,
+        "memory": memory,
+        "usage": usage,
+    });
+    match &options.json {
+        Some(file) => Ok(fs::write(file, serde_json::to_string_pretty(&report)? + "\n")?),
+        None => Ok(()),
+    }
+}
+
+/// Each in a process of its own, whose memory nobody else has used before.
+fn memory(keys: usize) -> Result<Vec<Value>> {
+    println!("\n# Memory of a cached key, {keys} of them\n");
+    println!("{:<20} {:>14} {:>14}", "limits", "resident, B", "allocated, B");
+    let mut rows = Vec::new();
+    for limits in memory::LIMITS {
+        let this = env::current_exe()?;
+        let output = Command::new(this).args(["memory", limits, &keys.to_string()]).output()?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into());
+        }
+        let row: Value = serde_json::from_slice(&output.stdout)?;
+        println!("{limits:<20} {:>14} {:>14}", row["resident_bytes"], row["allocated_bytes"]);
+        rows.push(row);
+    }
+    Ok(rows)
+}

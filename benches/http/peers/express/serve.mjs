@@ -1,0 +1,7 @@
+// Listens, says where, and ends with the process that started this one.
+export function serve(app) {
+  const server = app.listen(0, "127.0.0.1", () => {
+    console.log(JSON.stringify({ port: server.address().port }));
+  });
+  process.stdin.resume().on("end", () => process.exit(0));
+}
