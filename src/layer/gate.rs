@@ -9,8 +9,9 @@ use super::{
     ClientAddress, RateLimitHeaders, RejectionResponse,
     credentials::{Ambiguous, Credentials, is_b64token},
     headers::{vary_by, write_retirement},
-    limits::{Cost, Policy, Tally},
+    limits::Cost,
     response::{Challenges, complete},
+    tally::{Policy, Tally},
 };
 use crate::{
     auth::{Admission, Attempt, Authenticator, Charge, Rejection, RejectionKind, Standing},

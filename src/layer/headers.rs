@@ -8,7 +8,7 @@ use http::{
 use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
 use smallvec::SmallVec;
 
-use super::limits::Policy;
+use super::tally::Policy;
 use crate::{
     auth::Standing,
     rate_limit::{Algorithm, Decision, Quota, RateLimits},

@@ -145,6 +145,7 @@ mod peer;
 mod require_scope;
 mod response;
 mod service;
+mod tally;
 mod until_revoked;
 #[cfg(feature = "ws")]
 pub mod websocket;

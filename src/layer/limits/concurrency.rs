@@ -15,12 +15,17 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    Policy, Tally, caller,
+    caller,
     in_flight::{Holder, InFlight, Permit},
 };
 use crate::{
     auth::Rejection,
-    layer::{ProblemJson, RejectionResponse, response::complete},
+    layer::{
+        ProblemJson, RejectionResponse,
+        headers::state_begin,
+        response::complete,
+        tally::{Policy, Tally},
+    },
     rate_limit::{CountedPer, Decision, InvalidQuota, Quota},
     record::Consumer,
 };
@@ -143,7 +148,9 @@ impl Limit {
         if most == 0 {
             return Err(InvalidQuota::Zero);
         }
-        Ok(Self { most, policy: Policy::of_concurrent_requests(name, most) })
+        let item = format!("\"{name}\";q={most};qu=\"concurrent-requests\"").into();
+        let (state, refills) = (state_begin(name), false);
+        Ok(Self { most, policy: Policy { name: name.into(), item, state, refills } })
     }
 }
 

@@ -3,12 +3,12 @@ use std::{num::NonZeroU32, sync::Arc};
 use tower_layer::Layer;
 
 use super::{
-    MeteredLayer, MeteredService, Tally,
+    MeteredLayer, MeteredService,
     metered::{Denied, Taken, Toll, Verdict, take},
 };
 use crate::{
     auth::{Rejection, Standing},
-    layer::ProblemJson,
+    layer::{ProblemJson, tally::Tally},
     rate_limit::Meter,
     record::Consumer,
 };

@@ -13,15 +13,15 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{Tally, payer};
+use super::payer;
 use crate::{
     auth::{Rejection, RejectionKind},
-    layer::{ProblemJson, RejectionResponse, response::complete},
+    layer::{ProblemJson, RejectionResponse, response::complete, tally::Tally},
     rate_limit::{Buckets, Check, Decisions},
     record::Consumer,
 };
 
-/// A [`Cost`] or a [`RateClass`] that renders rejections in its own way.
+/// A [`Cost`](super::Cost) or a [`RateClass`](super::RateClass) that renders rejections in its own way.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct MeteredLayer<R = ProblemJson> {
@@ -42,7 +42,7 @@ impl<S, R: Clone> Layer<S> for MeteredLayer<R> {
     }
 }
 
-/// The service of [`Cost`] and [`RateClass`].
+/// The service of [`Cost`](super::Cost) and [`RateClass`](super::RateClass).
 #[derive(Clone, Debug)]
 pub struct MeteredService<S, R = ProblemJson> {
     inner: S,

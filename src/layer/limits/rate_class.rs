@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
 use tower_layer::Layer;
 
 use super::{
-    MeteredLayer, MeteredService, Policy, Tally,
+    MeteredLayer, MeteredService,
     metered::{Denied, Taken, Toll, Verdict, take},
 };
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     layer::{
         ProblemJson,
         headers::{policy_item, state_begin},
+        tally::{Policy, Tally},
     },
     rate_limit::{InvalidQuota, Quota, RateLimits},
     record::Consumer,
