@@ -79,6 +79,13 @@ fn single<'h>(
 
 /// What follows `Bearer` and spaces (RFC 6750 §2.1); `None` for nothing or another scheme.
 fn bearer(value: &HeaderValue) -> Result<Option<&[u8]>, Ambiguous> {
+    // As nearly everybody writes it.
+    if let Some(key @ [first, .., last]) = value.as_bytes().strip_prefix(b"Bearer ")
+        && first.is_ascii_graphic()
+        && last.is_ascii_graphic()
+    {
+        return Ok(Some(key));
+    }
     let value = value.as_bytes().trim_ascii();
     let end = value.iter().position(|&byte| byte == b' ' || byte == b'\t').unwrap_or(value.len());
     let (scheme, rest) = value.split_at(end);
