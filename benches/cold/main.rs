@@ -22,15 +22,9 @@ mod machine;
 #[path = "../support/stats.rs"]
 mod stats;
 
-use std::{
-    env,
-    error::Error,
-    fs,
-    path::PathBuf,
-    process::{Command, ExitCode},
-};
+use std::{env, error::Error, fs, path::PathBuf, process::ExitCode};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use self::{machine::Machine, setting::Setting};
 
@@ -55,7 +49,7 @@ struct Options {
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let outcome = match arguments.as_slice() {
-        [memory, limits, keys] if memory == "memory" => memory::report(limits, keys),
+        [memory, case, keys] if memory == "memory" => memory::report(case, keys),
         // As `cargo test --benches` calls it.
         arguments if arguments.iter().any(|argument| argument == "--test") => Ok(()),
         arguments => Options::parse(arguments).and_then(|options| measure(&options)),
@@ -91,16 +85,16 @@ impl Options {
 fn measure(options: &Options) -> Result<()> {
     let machine = Machine::this()?;
     let mut versions = machine::versions(&CRATES)?;
-    let memory = memory(options.keys)?;
     let runtime = tokio::runtime::Runtime::new()?;
+    let setting = runtime.block_on(Setting::new(options.keys))?;
+    versions.insert("postgresql".into(), setting.postgres.clone());
     let (lookups, herd, usage) = runtime.block_on(async {
-        let setting = Setting::new(options.keys).await?;
-        versions.insert("postgresql".into(), setting.postgres.clone());
         let lookups = lookups::measure(&setting, options.rounds).await?;
         let herd = herd::measure(&setting, options.rounds).await?;
         let usage = usage::measure(&setting, options.rounds).await?;
         Ok::<_, Box<dyn Error>>((lookups, herd, usage))
     })?;
+    let memory = memory::measure(&setting, options.keys)?;
     let report = json!({
         "date": jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
         "machine": machine,
@@ -116,22 +110,4 @@ fn measure(options: &Options) -> Result<()> {
         Some(file) => Ok(fs::write(file, serde_json::to_string_pretty(&report)? + "\n")?),
         None => Ok(()),
     }
-}
-
-/// Each in a process of its own, whose memory nobody else has used before.
-fn memory(keys: usize) -> Result<Vec<Value>> {
-    println!("\n# Memory of a cached key, {keys} of them\n");
-    println!("{:<20} {:>14} {:>14}", "limits", "resident, B", "allocated, B");
-    let mut rows = Vec::new();
-    for limits in memory::LIMITS {
-        let this = env::current_exe()?;
-        let output = Command::new(this).args(["memory", limits, &keys.to_string()]).output()?;
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).into());
-        }
-        let row: Value = serde_json::from_slice(&output.stdout)?;
-        println!("{limits:<20} {:>14} {:>14}", row["resident_bytes"], row["allocated_bytes"]);
-        rows.push(row);
-    }
-    Ok(rows)
 }

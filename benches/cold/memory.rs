@@ -1,21 +1,42 @@
 //! What the cache keeps of a key, by what the process grows.
+//!
+//! Each case is a process of its own, whose memory nobody else has used before.
 
-use std::{process, time::SystemTime};
+use std::{
+    env,
+    io::{self, BufRead, Write},
+    process::{self, Command, Stdio},
+    time::SystemTime,
+};
 
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 use tower_api_key::{
     Authenticator,
     auth::CachePolicy,
     key::{KeyFormat, KeyHash},
     rate_limit::{Quota, RateLimits},
     record::{KeyId, KeyRecord, Scopes},
-    store::{KeyStore, StoreError},
+    store::{KeyStore, PgKeyStore, StoreError},
 };
 
-use crate::{Result, machine::resident};
+use crate::{Result, machine::resident, setting::Setting};
 
-/// A bucket is part of what a key with limits keeps in memory.
-pub(crate) const LIMITS: [&str; 2] = ["none", "a quota"];
+/// Who answers, and with which limits: a bucket is part of what a key keeps in memory.
+const MADE_UP: &str = "records made up";
+const MADE_UP_LIMITED: &str = "records made up, a quota";
+const POSTGRES: &str = "records of PostgreSQL";
+/// Loads at once, where they are PostgreSQL's.
+const AT_ONCE: usize = 64;
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Row {
+    case: String,
+    keys: usize,
+    resident_bytes: i64,
+    /// What is asked of the allocator and not given back, where one thread does it all.
+    allocated_bytes: Option<i64>,
+}
 
 /// Knows every key and keeps none.
 struct MadeUp(Scopes);
@@ -37,20 +58,62 @@ impl KeyStore for MadeUp {
     }
 }
 
-/// Prints the bytes a key takes, as JSON.
-pub(crate) fn report(limits: &str, keys: &str) -> Result<()> {
-    let keys: usize = keys.parse()?;
-    let format = KeyFormat::new("sk_live_")?;
-    let default = match limits {
-        "none" => RateLimits::unlimited(),
-        _ => Quota::per_minute(600)?.into(),
+pub(crate) fn measure(setting: &Setting, keys: usize) -> Result<Vec<Row>> {
+    println!("\n# Memory of a cached key\n");
+    println!("{:<28} {:>9} {:>12} {:>13}", "", "keys", "resident, B", "allocated, B");
+    let mut rows = Vec::new();
+    for case in [MADE_UP, MADE_UP_LIMITED, POSTGRES] {
+        let mut child = Command::new(env::current_exe()?)
+            .args(["memory", case, &keys.to_string()])
+            .env("DATABASE_URL", setting.url())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        if let (POSTGRES, Some(stdin)) = (case, &mut child.stdin) {
+            for key in &setting.known {
+                writeln!(stdin, "{}", key.expose_secret())?;
+            }
+        }
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            return Err(format!("memory of {case}: {}", output.status).into());
+        }
+        let row: Row = serde_json::from_slice(&output.stdout)?;
+        let allocated = row.allocated_bytes.map_or("-".into(), |bytes| bytes.to_string());
+        println!("{case:<28} {:>9} {:>12} {allocated:>13}", row.keys, row.resident_bytes);
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// Prints the bytes that a key takes, as JSON.
+pub(crate) fn report(case: &str, keys: &str) -> Result<()> {
+    let row = match case {
+        POSTGRES => of_postgres(case)?,
+        _ => of_made_up(case, keys.parse()?)?,
     };
-    let store = MadeUp(Scopes::parse(["orders:read", "orders:write"])?);
-    let (auth, worker) = Authenticator::builder(store, format.clone())
-        .default_rate_limits(default)
+    println!("{}", serde_json::to_string(&row)?);
+    Ok(())
+}
+
+fn authenticator(store: impl KeyStore, limits: RateLimits) -> Result<Authenticator> {
+    let (auth, worker) = Authenticator::builder(store, KeyFormat::new("sk_live_")?)
+        .default_rate_limits(limits)
         .cache(CachePolicy::default().capacity(u64::MAX))
         .build();
     drop(worker);
+    Ok(auth)
+}
+
+/// One after the other, on one thread.
+fn of_made_up(case: &str, keys: usize) -> Result<Row> {
+    let format = KeyFormat::new("sk_live_")?;
+    let limits = match case {
+        MADE_UP_LIMITED => Quota::per_minute(600)?.into(),
+        _ => RateLimits::unlimited(),
+    };
+    let store = MadeUp(Scopes::parse(["orders:read", "orders:write"])?);
+    let auth = authenticator(store, limits)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let authenticate = async |count: usize| -> Result<()> {
         for _ in 0..count {
@@ -64,13 +127,50 @@ pub(crate) fn report(limits: &str, keys: &str) -> Result<()> {
     let mut outcome = Ok(());
     let allocated = allocation_counter::measure(|| outcome = runtime.block_on(authenticate(keys)));
     outcome?;
-    let after = resident(process::id())?;
-    let each = |bytes: i64| bytes / i64::try_from(keys).unwrap_or(i64::MAX);
-    let report = json!({
-        "limits": limits,
-        "resident_bytes": each(i64::try_from(after)? - i64::try_from(before)?),
-        "allocated_bytes": each(allocated.bytes_current),
-    });
-    println!("{report}");
+    Row::new(case, keys, before, Some(allocated.bytes_current))
+}
+
+/// As a server does it: many at once, on all threads, and no bucket.
+fn of_postgres(case: &str) -> Result<Row> {
+    let keys: Vec<String> = io::stdin().lock().lines().collect::<io::Result<_>>()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let store = PgKeyStore::connect(&env::var("DATABASE_URL")?).await?;
+        let auth = authenticator(store, RateLimits::unlimited())?;
+        let (first, others) = keys.split_at(1_000.min(keys.len()));
+        authenticate(&auth, first).await?;
+        let before = resident(process::id())?;
+        authenticate(&auth, others).await?;
+        Row::new(case, others.len(), before, None)
+    })
+}
+
+async fn authenticate(auth: &Authenticator, keys: &[String]) -> Result<()> {
+    let mut tasks = JoinSet::new();
+    for part in keys.chunks(keys.len().div_ceil(AT_ONCE).max(1)) {
+        let (auth, keys) = (auth.clone(), part.to_vec());
+        tasks.spawn(async move {
+            for key in keys {
+                auth.authenticate(key.as_bytes()).await?;
+            }
+            Ok::<_, tower_api_key::auth::Rejection>(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
     Ok(())
+}
+
+impl Row {
+    fn new(case: &str, keys: usize, before: u64, allocated: Option<i64>) -> Result<Self> {
+        let each = |bytes: i64| bytes / i64::try_from(keys.max(1)).unwrap_or(i64::MAX);
+        let after = resident(process::id())?;
+        Ok(Self {
+            case: case.into(),
+            keys,
+            resident_bytes: each(i64::try_from(after)? - i64::try_from(before)?),
+            allocated_bytes: allocated.map(each),
+        })
+    }
 }

@@ -21,7 +21,7 @@ pub(crate) struct Setting {
     pub(crate) format: KeyFormat,
     pub(crate) known: Vec<ApiKey>,
     pub(crate) postgres: String,
-    _database: Database,
+    database: Database,
     // Ends last.
     _server: Server,
 }
@@ -70,7 +70,13 @@ impl Setting {
         eprintln!("making {keys} keys");
         fill(&pool, keys, &known).await?;
         let postgres = query_scalar("show server_version").fetch_one(&pool).await?;
-        Ok(Self { store, format, known, postgres, _database: database, _server: server })
+        Ok(Self { store, format, known, postgres, database, _server: server })
+    }
+}
+
+impl Setting {
+    pub(crate) fn url(&self) -> &str {
+        self.database.url()
     }
 }
 

@@ -79,6 +79,19 @@ impl Contender {
         matches!(self, Self::Peer(_))
     }
 
+    /// Whether it asks the database for a key once, and not for each request.
+    pub(crate) fn caches(&self) -> bool {
+        matches!(self, Self::Axum(server) if server.caches())
+    }
+
+    /// How much longer it is loaded, for more than a handful of answers.
+    pub(crate) fn slowness(&self) -> u32 {
+        match self {
+            Self::Axum(_) => 1,
+            Self::Peer(peer) => peer.slowness,
+        }
+    }
+
     fn authenticates(&self) -> bool {
         match self {
             Self::Axum(server) => server.authenticates(),
@@ -126,11 +139,20 @@ impl Running<'_> {
         Ok(file.unwrap_or_else(|| setting.authorizations(keys)).to_owned())
     }
 
+    /// Waits until it has answered those who are gone: whoever asks now is answered after them.
+    pub(crate) fn settle(&self, setting: &Setting) -> Result<()> {
+        self.ask(Some(self.key(setting)))?;
+        self.process.settle()
+    }
+
+    fn key<'a>(&'a self, setting: &'a Setting) -> &'a str {
+        self.process.key.as_deref().unwrap_or_else(|| setting.key.expose_secret())
+    }
+
     /// Fails unless it lets the key in, and turns others away.
     pub(crate) fn check(&self, setting: &Setting) -> Result<()> {
         let name = self.contender.name();
-        let key = self.process.key.as_deref().unwrap_or_else(|| setting.key.expose_secret());
-        let answer = self.ask(Some(key))?;
+        let answer = self.ask(Some(self.key(setting)))?;
         if !answer.starts_with("HTTP/1.1 200") || !answer.contains("ok") {
             return Err(format!("{name} does not say ok to a good key, but {answer}").into());
         }

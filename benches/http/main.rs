@@ -125,12 +125,12 @@ fn run(
     let authorizations = server.authorizations(setting, keys)?;
     let load = |time| wrk::load(&server.process.address, &authorizations, pinned, time);
     // Brings back what has become stale while others had their turn.
-    load(Duration::from_secs(1))?;
-    server.process.settle()?;
+    while load(Duration::from_secs(1))?.requests < keys as u64 && server.contender.caches() {}
+    server.settle(setting)?;
     let (cpu, database) = (server.process.cpu()?, setting.database_cpu()?);
-    let seen = load(time)?;
+    let seen = load(time * server.contender.slowness())?;
     let (cpu_after, database_after) = (server.process.cpu()?, setting.database_cpu()?);
-    server.process.settle()?;
+    server.settle(setting)?;
     if seen.errors > 0 || seen.requests == 0 {
         let (name, all) = (server.contender.name(), seen.requests);
         return Err(format!("{name}: {} errors beside {all} answers", seen.errors).into());

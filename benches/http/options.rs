@@ -6,7 +6,7 @@ const USAGE: &str = "\
 cargo bench --bench http -- [OPTIONS]
 
   --rounds N     how often each server is loaded, for its median; 15
-  --seconds S    how long each time; 2
+  --seconds S    how long each time; 1
   --only NAME    only servers whose name begins so, and axum alone; may be given more than once
   --peers        also what users of other languages would pick: needs node, npm, python3, registries
   --json FILE    writes the figures to this file
@@ -28,7 +28,7 @@ impl Options {
     pub(crate) fn parse(arguments: &[String]) -> Result<Self> {
         let mut options = Self {
             rounds: 15,
-            seconds: Duration::from_secs(2),
+            seconds: Duration::from_secs(1),
             only: Vec::new(),
             peers: false,
             json: None,

@@ -19,6 +19,7 @@ pub(crate) struct Peer {
     pub(crate) description: &'static str,
     folder: &'static str,
     language: Language,
+    pub(crate) slowness: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -36,6 +37,7 @@ pub(crate) const ALL: [Peer; 5] = [
         description: "Express: SHA-256, a query by pg, no limits",
         folder: "express",
         language: Language::Node("sha256.mjs"),
+        slowness: 1,
     },
     Peer {
         name: "express-bcrypt",
@@ -43,6 +45,7 @@ pub(crate) const ALL: [Peer; 5] = [
         description: "Express: a query by pg, bcrypt of cost 10, no limits",
         folder: "express",
         language: Language::Node("bcrypt.mjs"),
+        slowness: 6,
     },
     Peer {
         name: "better-auth",
@@ -50,6 +53,7 @@ pub(crate) const ALL: [Peer; 5] = [
         description: "better-auth: verifyApiKey of its API-key plugin on PostgreSQL",
         folder: "better-auth",
         language: Language::Node("server.mjs"),
+        slowness: 1,
     },
     Peer {
         name: "fastify-bearer-auth",
@@ -57,6 +61,7 @@ pub(crate) const ALL: [Peer; 5] = [
         description: "Fastify: @fastify/bearer-auth with a static key, @fastify/rate-limit",
         folder: "fastify",
         language: Language::Node("server.mjs"),
+        slowness: 1,
     },
     Peer {
         name: "django-api-key",
@@ -64,6 +69,7 @@ pub(crate) const ALL: [Peer; 5] = [
         description: "djangorestframework-api-key on PostgreSQL, gunicorn, no limits",
         folder: "django",
         language: Language::Python("gunicorn.conf.py"),
+        slowness: 1,
     },
 ];
 

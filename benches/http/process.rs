@@ -76,7 +76,7 @@ impl Server {
         tree(self.child.id())?.into_iter().map(resident).sum()
     }
 
-    /// Waits until it has done what clients asked for that are gone.
+    /// Waits until it has nothing left to do.
     pub(crate) fn settle(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -88,6 +88,11 @@ impl Server {
         !matches!(self, Self::Bare | Self::TowerGovernor)
     }
 
+    /// Whether it remembers keys.
+    pub(crate) const fn caches(self) -> bool {
+        self.authenticates() && !matches!(self, Self::FromFnQuery)
+    }
+
     async fn app(self, url: &str) -> Result<Router, Box<dyn Error>> {
         let routes = Router::new().route("/", get(|| async { "ok" }));
         let layer = async || Ok::<_, Box<dyn Error>>(ApiKeyLayer::new(authenticator(url).await?));

@@ -9,6 +9,8 @@ const options = {
   baseURL: "http://127.0.0.1",
   secret: "only for this benchmark, and of a decent length",
   database: new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 10 }),
+  // It prints every key that is turned away.
+  logger: { disabled: true },
   emailAndPassword: { enabled: true },
   plugins: [
     apiKey({
