@@ -72,10 +72,10 @@ pub(crate) async fn measure(setting: &Setting, rounds: usize) -> Result<Vec<Row>
                 rounds.push(run(setting, *case, concurrency).await?);
             }
         }
-        let floor = of_case[0].clone();
+        let [floor, ..] = &of_case;
         for ((_, case), rounds) in CASES.iter().zip(&of_case) {
             let of = |of: fn(&Round) -> f64| median(rounds.iter().map(of).collect());
-            let shares = rounds.iter().zip(&floor).map(|(a, b)| a.per_second / b.per_second);
+            let shares = rounds.iter().zip(floor).map(|(a, b)| a.per_second / b.per_second);
             let row = Row {
                 case,
                 concurrency,
@@ -103,14 +103,14 @@ async fn run(setting: &Setting, case: Case, concurrency: usize) -> Result<Round>
     // A new one knows no key.
     let (auth, worker) = Authenticator::builder(store.clone(), setting.format.clone()).build();
     drop(worker);
-    let mut keys = vec![Vec::new(); concurrency];
-    for (at, key) in setting.known.iter().enumerate() {
-        keys[at % concurrency].push(key.expose_secret().to_owned());
-    }
+    let keys = |task| {
+        let keys = setting.known.iter().skip(task).step_by(concurrency);
+        keys.map(|key| key.expose_secret().to_owned()).collect::<Vec<_>>()
+    };
     let barrier = Arc::new(Barrier::new(concurrency));
     let refused = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
-    for keys in keys {
+    for keys in (0..concurrency).map(keys) {
         let (store, auth) = (store.clone(), auth.clone());
         let (barrier, refused) = (Arc::clone(&barrier), Arc::clone(&refused));
         tasks.spawn(async move {
@@ -142,8 +142,12 @@ async fn run(setting: &Setting, case: Case, concurrency: usize) -> Result<Round>
         refused => return Err(format!("{refused} look-ups found nothing").into()),
     }
     all.sort_unstable();
-    let at = |share: f64| all[(all.len() as f64 * share) as usize].as_secs_f64() * 1e6;
-    Ok(Round { per_second, p50_us: at(0.5), p99_us: at(0.99) })
+    let at = |percent| all.get(all.len() * percent / 100).map_or(f64::NAN, micros);
+    Ok(Round { per_second, p50_us: at(50), p99_us: at(99) })
+}
+
+fn micros(time: &Duration) -> f64 {
+    time.as_secs_f64() * 1e6
 }
 
 /// Whether it found what it looked for.

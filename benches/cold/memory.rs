@@ -43,10 +43,9 @@ struct MadeUp(Scopes);
 
 impl KeyStore for MadeUp {
     async fn find(&self, hash: &KeyHash) -> std::result::Result<Option<KeyRecord>, StoreError> {
-        let mut id = [0; 16];
-        id.copy_from_slice(&hash.as_bytes()[..16]);
-        let consumer = format!("consumer-{:02x}{:02x}{:02x}", id[0], id[1], id[2]);
-        let id = KeyId::from_bytes(id);
+        let [half, _] = hash.as_bytes().as_chunks().0 else { return Ok(None) };
+        let id = KeyId::from_bytes(*half);
+        let consumer = format!("consumer-{:06}", id.as_u128() % 1_000_000);
         let mut record = KeyRecord::new(id, *hash, consumer, SystemTime::now());
         record.key_prefix = "sk_live_".into();
         record.key_last4 = "abcd".into();
@@ -79,7 +78,7 @@ pub(crate) fn measure(setting: &Setting, keys: usize) -> Result<Vec<Row>> {
             return Err(format!("memory of {case}: {}", output.status).into());
         }
         let row: Row = serde_json::from_slice(&output.stdout)?;
-        let allocated = row.allocated_bytes.map_or("-".into(), |bytes| bytes.to_string());
+        let allocated = row.allocated_bytes.map_or_else(|| "-".into(), |bytes| bytes.to_string());
         println!("{case:<28} {:>9} {:>12} {allocated:>13}", row.keys, row.resident_bytes);
         rows.push(row);
     }
