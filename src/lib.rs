@@ -56,8 +56,8 @@
 //!
 //! # Features
 //!
-//! `postgres`, `axum` and `tracing` are on by default; `sqlite`, `ws`, `admin`, `openapi`, `cli` and
-//! `test-util` are not. Each adds one thing; none changes what is there without it.
+//! `postgres`, `axum` and `tracing` are on by default; `sqlite`, `redis`, `redis-tls`, `ws`, `admin`,
+//! `openapi`, `cli` and `test-util` are not. Each adds one thing; none changes what is there without it.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

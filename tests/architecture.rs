@@ -40,6 +40,7 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     ),
     (&["moka"], &["auth::cache"], "its traps are settled in one place"),
     (&["governor"], &["rate_limit::local::gcra"], "a limiter can be replaced"),
+    (&["redis"], &["rate_limit::redis"], "a limiter can be replaced"),
     (&["sha2"], &["key::hash"], "one hash, one place to change it"),
     (&["rand"], &["key"], "randomness is an argument elsewhere"),
     (&["tracing"], &["trace"], "no logic carries the feature's `cfg`"),

@@ -118,6 +118,21 @@ async fn buckets_outlive_every_node_and_a_redis_that_is_shut_down_in_good_order(
 }
 
 #[tokio::test]
+async fn what_another_version_has_written_is_as_good_as_nothing() {
+    let redis = Redis::start();
+    let quotas = [Quota::per(10, HOUR).unwrap(), Quota::sliding(10, HOUR).unwrap()];
+    let texts = ["", "bucket", "gcra 10 360000000000 x 1", "window 10 3600000 1 x", "gcra 1 1 1"];
+    let key = "tower-api-key:{acme}:k:00000000000000000000000000000001:default";
+    for (quota, text) in quotas.iter().flat_map(|quota| texts.map(|text| (quota, text))) {
+        redis.ask::<redis::Value>(cmd("SET").arg(key).arg(text));
+        // This node has not heard of it yet.
+        let buckets = bucket(&limiter(&redis), 1, quota, SECOND);
+        assert_eq!(admitted(&buckets, 11, SECOND).await, 10, "{text}");
+        redis.tell("FLUSHALL");
+    }
+}
+
+#[tokio::test]
 async fn nothing_stays_behind() {
     let redis = Redis::start();
     let clock = SystemClock::new();

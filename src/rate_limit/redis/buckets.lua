@@ -1,15 +1,24 @@
 -- Decides over the buckets in KEYS, which all are of one consumer: all of them take, or none.
 --
 -- ARGV: what to do, the units, how many more to take where they are there, how many to take back
--- first, and the time, which is empty but in tests. Then for each key: the algorithm, the burst or
--- limit, the interval in nanoseconds or the window in milliseconds, how the asking node knows the
--- bucket, and whether the node went on without Redis since.
+-- first, and the time in seconds and nanoseconds, which is empty but in tests. Then for each key:
 --
--- Returns whether the units were taken, how many more were, and how each bucket stands.
+--   1  the quota: its algorithm, its burst or limit, and its interval in nanoseconds or its window in
+--      milliseconds, with a space after each
+--   2  the burst or limit
+--   3  billions of the interval, or the window in milliseconds
+--   4  the rest of the interval
+--   5  how the asking node knows the bucket: billions of nanoseconds until it is full, or slots
+--   6  the rest of the nanoseconds
+--   7  '1' if the node went on without Redis since it heard of the bucket
+--
+-- Returns whether the units were taken, how many more were, and how each bucket stands: the billions of
+-- nanoseconds until it is full and the rest; or those until the current slot ends, and the slots.
 --
 -- Numbers of Lua are doubles, which are exact up to 2^53 (9.007e15). A number of nanoseconds may be
--- larger, and is a pair here, {billions, rest}: each half has room for a factor of 65,536 (6.6e13 and
--- 7.2e14). The clock, in pairs, is seconds and nanoseconds.
+-- larger, and is two here: billions, and the rest. Each half has room for a factor of 65,536 (buckets
+-- fill within 4.6e9 billions: 6.0e14; a rest is below 1e9: 6.6e13). The clock in such halves is seconds
+-- and nanoseconds.
 
 if ARGV[1] == 'probe' then
   -- A server that cannot write cannot count.
@@ -17,290 +26,342 @@ if ARGV[1] == 'probe' then
 end
 
 local BILLION = 1000000000
-local ZERO, ONE = { 0, 0 }, { 0, 1 }
+local ceil, floor, max, min = math.ceil, math.floor, math.max, math.min
 
-local function pair(high, low)
-  local carry = math.floor(low / BILLION)
-  return { high + carry, low - carry * BILLION }
+local function normal(high, low)
+  local carry = floor(low / BILLION)
+  return high + carry, low - carry * BILLION
 end
 
-local function parse(text)
-  return { tonumber(text:sub(1, -10)) or 0, tonumber(text:sub(-9)) or 0 }
+local function less(ah, al, bh, bl)
+  return ah < bh or ah == bh and al < bl
 end
 
-local function format(a)
-  return string.format('%.0f%09.0f', a[1], a[2])
-end
-
-local function less(a, b)
-  return a[1] < b[1] or a[1] == b[1] and a[2] < b[2]
-end
-
-local function lesser(a, b)
-  return less(a, b) and a or b
-end
-
-local function plus(a, b)
-  return pair(a[1] + b[1], a[2] + b[2])
+local function lesser(ah, al, bh, bl)
+  if less(ah, al, bh, bl) then
+    return ah, al
+  end
+  return bh, bl
 end
 
 -- Nothing is less than zero.
-local function minus(a, b)
-  return less(a, b) and ZERO or pair(a[1] - b[1], a[2] - b[2])
+local function minus(ah, al, bh, bl)
+  if less(ah, al, bh, bl) then
+    return 0, 0
+  end
+  return normal(ah - bh, al - bl)
 end
 
 -- `n` has up to 32 bits, of which each half fits. A product that is too large to be exact is larger
 -- than any bucket.
-local function times(a, n)
-  local high, low = math.floor(n / 65536), n % 65536
-  local most = pair(a[1] * high, a[2] * high)
-  return plus(pair(most[1] * 65536, most[2] * 65536), pair(a[1] * low, a[2] * low))
-end
-
--- `part` of `whole`, of `of` instead, rounded up. The product would have no room, so that it is
--- divided as on paper, digit by digit. More than all of it is owed, and is no more than as much again.
-local function scale(part, whole, of)
-  part = lesser(part, times(whole, 2))
-  local quotient, rest = ZERO, ZERO
-  for digit in format(of):gmatch('%d') do
-    quotient = pair(quotient[1] * 10, quotient[2] * 10)
-    rest = pair(rest[1] * 10 + part[1] * digit, rest[2] * 10 + part[2] * digit)
-    while not less(rest, whole) do
-      rest, quotient = minus(rest, whole), plus(quotient, ONE)
-    end
+local function times(h, l, n)
+  if n < 65536 then
+    return normal(h * n, l * n)
   end
-  return less(ZERO, rest) and plus(quotient, ONE) or quotient
+  local high, low = floor(n / 65536), n % 65536
+  local mh, ml = normal(h * high, l * high)
+  mh, ml = normal(mh * 65536, ml * 65536)
+  return normal(mh + h * low, ml + l * low)
 end
 
-local now
+local now_s, now_n
 if ARGV[5] == '' then
   local time = redis.call('TIME')
-  now = { tonumber(time[1]), time[2] * 1000 }
+  now_s, now_n = tonumber(time[1]), time[2] * 1000
 else
-  now = parse(ARGV[5])
+  now_s, now_n = tonumber(ARGV[5]), tonumber(ARGV[6])
 end
 
--- GCRA: how far the bucket is ahead of the clock, as a pair.
-local gcra = {}
+-- GCRA. A bucket is as many nanoseconds ahead of the clock as it takes until it is full: `h` and `l`.
+local function refilling()
+  local gcra = {}
 
-local function capacity(quota)
-  return times(parse(quota.pace), quota.size)
-end
+  function gcra.quota(bucket, high, low)
+    bucket.pace_h, bucket.pace_l = tonumber(high), tonumber(low)
+    bucket.full_h, bucket.full_l = times(bucket.pace_h, bucket.pace_l, bucket.size)
+  end
 
-function gcra.known(quota, text)
-  return lesser(parse(text), times(capacity(quota), 2))
-end
+  -- More than two full buckets are never owed. A clock that went back, as it may with another server,
+  -- makes no more of them.
+  local function stand(bucket, h, l)
+    local full_h, full_l = bucket.full_h, bucket.full_l
+    if less(full_h, full_l, h, l) then
+      local most_h, most_l = normal(full_h * 2, full_l * 2)
+      h, l = lesser(h, l, most_h, most_l)
+    end
+    bucket.h, bucket.l = h, l
+  end
 
--- A clock that went back, as it may with another server, costs two full buckets at most.
-function gcra.read(quota, text)
-  return lesser(minus(parse(text), now), times(capacity(quota), 2))
-end
+  function gcra.know(bucket, high, low)
+    stand(bucket, tonumber(high), tonumber(low))
+  end
 
-function gcra.write(_, ahead)
-  return format(plus(now, ahead)), ahead[1] * 1000 + math.ceil(ahead[2] / 1000000)
-end
+  function gcra.read(bucket, text)
+    local high, low = text:match('^(%d+) (%d+)$')
+    if high then
+      stand(bucket, minus(tonumber(high), tonumber(low), now_s, now_n))
+    end
+    return high
+  end
 
-function gcra.tell(_, ahead)
-  return format(ahead)
-end
+  function gcra.write(bucket)
+    local h, l = normal(now_s + bucket.h, now_n + bucket.l)
+    return string.format('%.0f %09.0f', h, l), bucket.h * 1000 + ceil(bucket.l / 1000000)
+  end
 
-function gcra.is_full(ahead)
-  return not less(ZERO, ahead)
-end
+  function gcra.tell(bucket, reply)
+    reply[#reply + 1] = bucket.h
+    reply[#reply + 1] = bucket.l
+  end
 
-function gcra.used(quota, ahead)
-  return ahead, capacity(quota)
-end
+  function gcra.is_full(bucket)
+    return bucket.h == 0 and bucket.l == 0
+  end
 
-function gcra.refilled(quota, part, whole)
-  return scale(part, whole, capacity(quota))
-end
+  function gcra.fits(bucket, units)
+    local h, l = times(bucket.pace_h, bucket.pace_l, units)
+    h, l = normal(bucket.h + h, bucket.l + l)
+    return not less(bucket.full_h, bucket.full_l, h, l)
+  end
 
-function gcra.fits(quota, ahead, units)
-  return not less(capacity(quota), plus(ahead, times(parse(quota.pace), units)))
-end
+  function gcra.add(bucket, units)
+    local h, l = times(bucket.pace_h, bucket.pace_l, units)
+    stand(bucket, normal(bucket.h + h, bucket.l + l))
+  end
 
-function gcra.add(quota, ahead, units)
-  local added = plus(ahead, times(parse(quota.pace), units))
-  return lesser(added, times(capacity(quota), 2))
-end
+  function gcra.remove(bucket, units)
+    bucket.h, bucket.l = minus(bucket.h, bucket.l, times(bucket.pace_h, bucket.pace_l, units))
+  end
 
-function gcra.remove(quota, ahead, units)
-  return minus(ahead, times(parse(quota.pace), units))
-end
+  function gcra.merge(bucket, other)
+    if less(bucket.h, bucket.l, other.h, other.l) then
+      bucket.h, bucket.l = other.h, other.l
+    end
+  end
 
-function gcra.more_used(_, a, b)
-  return less(a, b) and b or a
+  -- What is used up, of what there is.
+  function gcra.used(bucket)
+    return bucket.h, bucket.l, bucket.full_h, bucket.full_l
+  end
+
+  function gcra.whole(bucket)
+    return bucket.full_h, bucket.full_l
+  end
+
+  function gcra.use(bucket, h, l)
+    bucket.h, bucket.l = h, l
+  end
+  return gcra
 end
 
 -- Sliding windows: what was taken in each slot, the current one first. A slot is a 32nd of the
 -- window, which is whole milliseconds: it is as many ticks of 31,250 ns as the window has
 -- milliseconds. Ticks of the clock are exact (6e13 of them in our days).
-local SLOTS, TICK, TICKS_PER_MILLI = 33, 31250, 32
-local window = {}
+local function sliding()
+  local SLOTS, TICK, TICKS_PER_MILLI = 33, 31250, 32
+  local ticks = now_s * (BILLION / TICK) + floor(now_n / TICK)
+  local window = {}
 
-local ticks = now[1] * (BILLION / TICK) + math.floor(now[2] / TICK)
+  function window.quota(bucket, millis)
+    bucket.pace = tonumber(millis)
+    bucket.number = floor(ticks / bucket.pace)
+  end
 
-function window.known(quota, text)
-  local slots = { number = math.floor(ticks / quota.pace) }
-  for units in text:gmatch('%d+') do
-    if #slots < SLOTS then
-      slots[#slots + 1] = tonumber(units)
+  function window.know(bucket, list)
+    local slots, total = {}, 0
+    for text in list:gmatch('%d+') do
+      local units = tonumber(text)
+      slots[#slots + 1], total = units, total + units
+    end
+    bucket.slots, bucket.total = slots, total
+  end
+
+  function window.read(bucket, text)
+    local number, list = text:match('^(%d+) ([%d,]*)$')
+    if not number then
+      return
+    end
+    window.know(bucket, list)
+    local slots, passed = bucket.slots, bucket.number - number
+    if passed < 0 and passed >= -SLOTS then
+      -- The clock went back a little: it counts as late as it was.
+      bucket.number = bucket.number - passed
+    end
+    for _ = 1, min(passed, SLOTS) do
+      table.insert(slots, 1, 0)
+      bucket.total = bucket.total - (slots[SLOTS + 1] or 0)
+      slots[SLOTS + 1] = nil
+    end
+    return number
+  end
+
+  function window.write(bucket)
+    local youngest = 1
+    while bucket.slots[youngest] == 0 do
+      youngest = youngest + 1
+    end
+    local until_gone = (bucket.number + SLOTS + 1 - youngest) * bucket.pace - ticks
+    bucket.list = table.concat(bucket.slots, ',')
+    return string.format('%.0f %s', bucket.number, bucket.list), ceil(until_gone / TICKS_PER_MILLI)
+  end
+
+  function window.tell(bucket, reply)
+    local left = (bucket.number + 1) * bucket.pace - ticks
+    -- Whole seconds first, as there may be more ticks than fit.
+    local seconds = floor(left / (BILLION / TICK))
+    local rest = (left - seconds * (BILLION / TICK)) * TICK - now_n % TICK
+    seconds, rest = normal(seconds, rest)
+    reply[#reply + 1] = seconds
+    reply[#reply + 1] = rest
+    reply[#reply + 1] = bucket.list or table.concat(bucket.slots, ',')
+  end
+
+  function window.is_full(bucket)
+    return bucket.total == 0
+  end
+
+  function window.fits(bucket, units)
+    return bucket.total + units <= bucket.size
+  end
+
+  -- No more is owed than as much again.
+  function window.add(bucket, units)
+    local added = min(units, max(2 * bucket.size - bucket.total, 0))
+    bucket.slots[1], bucket.total = (bucket.slots[1] or 0) + added, bucket.total + added
+  end
+
+  -- From the latest slots first.
+  function window.remove(bucket, units)
+    for age, held in ipairs(bucket.slots) do
+      local removed = min(held, units)
+      bucket.slots[age], bucket.total = held - removed, bucket.total - removed
+      units = units - removed
     end
   end
-  return slots
-end
 
-function window.read(quota, text)
-  local number, list = text:match('^(%d+) (.*)$')
-  local slots, passed = window.known(quota, list or ''), 0
-  if number then
-    passed = slots.number - number
+  -- The slots of a node are not those of Redis: what it knows of beyond them is added up.
+  function window.merge(bucket, other)
+    window.add(bucket, max(other.total - bucket.total, 0))
   end
-  if passed < 0 and passed >= -SLOTS then
-    -- The clock went back a little: it counts as late as it was.
-    slots.number = slots.number - passed
+
+  function window.used(bucket)
+    return 0, bucket.total, 0, bucket.size
   end
-  for _ = 1, math.min(passed, SLOTS) do
-    table.insert(slots, 1, 0)
-    slots[SLOTS + 1] = nil
+
+  function window.whole(bucket)
+    return 0, bucket.size
   end
-  return slots
-end
 
-function window.write(quota, slots)
-  local youngest = 1
-  while slots[youngest] == 0 do
-    youngest = youngest + 1
+  function window.use(bucket, h, l)
+    bucket.slots, bucket.total = { h * BILLION + l }, h * BILLION + l
   end
-  local until_gone = (slots.number + SLOTS + 1 - youngest) * quota.pace - ticks
-  local text = string.format('%.0f %s', slots.number, table.concat(slots, ','))
-  return text, math.ceil(until_gone / TICKS_PER_MILLI)
+  return window
 end
 
--- The time until the current slot ends comes first. There may be more than 32 bits of ticks, and they
--- are short.
-function window.tell(quota, slots)
-  local left = times({ 0, TICK }, (slots.number + 1) * quota.pace - ticks)
-  return format(minus(left, { 0, now[2] % TICK })) .. ' ' .. table.concat(slots, ',')
-end
-
-local function total(slots)
-  local sum = 0
-  for _, units in ipairs(slots) do
-    sum = sum + units
+-- Made when they are needed, as a script makes its functions each time it runs.
+local gcra, window
+local function algorithm_of(name)
+  if name == 'gcra' then
+    gcra = gcra or refilling()
+    return gcra
+  elseif name == 'window' then
+    window = window or sliding()
+    return window
   end
-  return sum
 end
 
-function window.is_full(slots)
-  return total(slots) == 0
-end
-
-function window.used(quota, slots)
-  return pair(0, total(slots)), pair(0, quota.size)
-end
-
-function window.refilled(quota, part, whole)
-  local units = scale(part, whole, pair(0, quota.size))
-  return window.known(quota, tostring(units[1] * BILLION + units[2]))
-end
-
-function window.fits(quota, slots, units)
-  return total(slots) + units <= quota.size
-end
-
--- No more is owed than as much again.
-function window.add(quota, slots, units)
-  local room = math.max(2 * quota.size - total(slots), 0)
-  slots[1] = (slots[1] or 0) + math.min(units, room)
-  return slots
-end
-
--- From the latest slots first.
-function window.remove(_, slots, units)
-  for age, held in ipairs(slots) do
-    local removed = math.min(held, units)
-    slots[age], units = held - removed, units - removed
-  end
-  return slots
-end
-
--- The slots of a node are not those of Redis: what it knows of beyond them is added up.
-function window.more_used(quota, a, b)
-  return window.add(quota, a, math.max(total(b) - total(a), 0))
-end
-
-local ALGORITHMS = { gcra = gcra, window = window }
-
--- The state of a bucket under its quota of today, and whether Redis has another one.
-local function load(key, quota)
-  local algorithm = ALGORITHMS[quota.algorithm]
-  local known = algorithm.known(quota, quota.known)
-  local stored = redis.call('GET', key) or ''
+-- Leaves a bucket as full as one of an earlier quota is: half used up stays half used up.
+local function rescale(bucket, algorithm, stored)
   local name, size, pace, text = stored:match('^(%a+) (%d+) (%d+) (.*)$')
-  local earlier = ALGORITHMS[name]
+  local earlier, of = algorithm_of(name), { size = tonumber(size) }
   if not earlier then
-    -- Never there, full again, or lost: a server that was flushed refills nothing.
-    return known, not algorithm.is_full(known)
+    return
   end
-  local written = { size = tonumber(size), pace = pace }
-  local state = earlier.read(written, text)
-  local changed = name ~= quota.algorithm or pace ~= quota.pace or written.size ~= quota.size
-  -- Half used up stays half used up. But a window of another limit holds what it held.
-  if changed and not (algorithm == window and earlier == window and pace == quota.pace) then
-    state = algorithm.refilled(quota, earlier.used(written, state))
+  if name == 'window' and algorithm == window and tonumber(pace) == bucket.pace then
+    -- It holds what it held.
+    return window.read(bucket, text)
   end
-  if quota.went_on then
-    state, changed = algorithm.more_used(quota, state, known), true
+  if name == 'gcra' then
+    gcra.quota(of, pace:sub(1, -10):match('%d+') or 0, pace:sub(-9))
+  else
+    window.quota(of, pace)
   end
-  return state, changed
+  if not earlier.read(of, text) then
+    return
+  end
+  local ph, pl, wh, wl = earlier.used(of)
+  -- More than all of it is owed, and is no more than as much again.
+  ph, pl = lesser(ph, pl, normal(wh * 2, wl * 2))
+  -- Rounded up. The product would have no room, so that it is divided as on paper, digit by digit.
+  local qh, ql, rh, rl = 0, 0, 0, 0
+  for digit in string.format('%.0f%09.0f', algorithm.whole(bucket)):gmatch('%d') do
+    qh, ql = normal(qh * 10, ql * 10)
+    rh, rl = normal(rh * 10 + ph * digit, rl * 10 + pl * digit)
+    while not less(rh, rl, wh, wl) do
+      rh, rl = minus(rh, rl, wh, wl)
+      qh, ql = normal(qh, ql + 1)
+    end
+  end
+  if less(0, 0, rh, rl) then
+    qh, ql = normal(qh, ql + 1)
+  end
+  algorithm.use(bucket, qh, ql)
+  return true
 end
 
--- Until the bucket is full, and a second at least: nodes that have asked already do not know yet of
--- what was given back, and would say what they know of a bucket that is not there.
-local function store(key, quota, state)
-  local text, millis = ALGORITHMS[quota.algorithm].write(quota, state)
-  text = string.format('%s %.0f %s %s', quota.algorithm, quota.size, quota.pace, text)
-  redis.call('SET', key, text, 'PX', string.format('%.0f', math.max(millis, 1000)))
-end
-
-local mode, units, extra, returned = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local quotas, states, changed = {}, {}, {}
+local buckets, algorithms = {}, {}
 for at, key in ipairs(KEYS) do
-  local argument = 5 * at
-  quotas[at] = {
-    algorithm = ARGV[argument + 1],
-    size = tonumber(ARGV[argument + 2]),
-    pace = ARGV[argument + 3],
-    known = ARGV[argument + 4],
-    went_on = ARGV[argument + 5] == '1',
-  }
-  states[at], changed[at] = load(key, quotas[at])
+  local argument = 7 * at
+  local header, known, rest = ARGV[argument], ARGV[argument + 4], ARGV[argument + 5]
+  local algorithm = algorithm_of(header:match('%a+'))
+  local function new()
+    local bucket = { size = tonumber(ARGV[argument + 1]) }
+    algorithm.quota(bucket, ARGV[argument + 2], ARGV[argument + 3])
+    return bucket
+  end
+  local bucket, stored = new(), redis.call('GET', key) or ''
+  local goes_on = stored:sub(1, #header) == header and algorithm.read(bucket, stored:sub(#header + 1))
+  if not goes_on then
+    bucket.is_changed = rescale(bucket, algorithm, stored)
+    if not bucket.is_changed then
+      -- Never there, full again, or lost: a server that was flushed refills nothing.
+      algorithm.know(bucket, known, rest)
+      bucket.is_changed = not algorithm.is_full(bucket)
+    end
+  end
+  if ARGV[argument + 6] == '1' then
+    local other = new()
+    algorithm.know(other, known, rest)
+    algorithm.merge(bucket, other)
+    bucket.is_changed = true
+  end
+  buckets[at], algorithms[at] = bucket, algorithm
 end
 
-local function each(operation, n)
-  for at, quota in ipairs(quotas) do
-    states[at], changed[at] = ALGORITHMS[quota.algorithm][operation](quota, states[at], n), true
+local function each(operation, units)
+  for at, bucket in ipairs(buckets) do
+    algorithms[at][operation](bucket, units)
+    bucket.is_changed = true
   end
 end
 
-local function all_fit(n)
-  for at, quota in ipairs(quotas) do
-    if not ALGORITHMS[quota.algorithm].fits(quota, states[at], n) then
+local function all_fit(units)
+  for at, bucket in ipairs(buckets) do
+    if not algorithms[at].fits(bucket, units) then
       return false
     end
   end
   return true
 end
 
+local mode, units, extra, returned = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local taken = 1
 if returned > 0 then
   each('remove', returned)
 end
 if mode == 'take' then
   while extra > 0 and not all_fit(units + extra) do
-    extra = math.floor(extra / 2)
+    extra = floor(extra / 2)
   end
   if all_fit(units + extra) then
     each('add', units + extra)
@@ -314,10 +375,14 @@ elseif mode == 'give_back' then
 end
 
 local reply = { taken, extra }
-for at, quota in ipairs(quotas) do
-  if changed[at] then
-    store(KEYS[at], quota, states[at])
+for at, bucket in ipairs(buckets) do
+  local algorithm = algorithms[at]
+  if bucket.is_changed then
+    -- Until the bucket is full, and a second at least: nodes that have asked already do not know yet
+    -- of what was given back, and would say what they know of a bucket that is not there.
+    local text, millis = algorithm.write(bucket)
+    redis.call('SET', KEYS[at], ARGV[7 * at] .. text, 'PX', max(millis, 1000))
   end
-  reply[at + 2] = ALGORITHMS[quota.algorithm].tell(quota, states[at])
+  algorithm.tell(bucket, reply)
 end
 return reply

@@ -5,11 +5,13 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use redis::{Cmd, Value, cmd};
 use smallvec::SmallVec;
 
-use crate::rate_limit::{Algorithm, Quota, level::Level, quota::SLOTS};
+use crate::rate_limit::{Algorithm, Quota, level::Level, local::nanos::nanos, quota::SLOTS};
 
 pub(super) const SOURCE: &str = include_str!("buckets.lua");
 /// The script counts windows in slots of whole ticks, which are 31,250 ns.
 const _: () = assert!(SLOTS == 32);
+
+const BILLION: u64 = 1_000_000_000;
 
 /// What is to happen to the buckets.
 #[derive(Clone, Copy)]
@@ -29,6 +31,8 @@ pub(super) enum Action {
 pub(super) struct Named {
     pub(super) key: Arc<str>,
     pub(super) quota: Quota,
+    /// What the text in Redis begins with, so that it is known under which quota it was written.
+    header: String,
 }
 
 /// One run of the script.
@@ -69,8 +73,8 @@ impl Call {
         };
         command.arg(name).arg(units).arg(extra).arg(returned);
         match self.now {
-            Some(nanos) => command.arg(nanos),
-            None => command.arg(""),
+            Some(nanos) => halves(&mut command, nanos),
+            None => command.arg("").arg(""),
         };
         for (bucket, known) in self.buckets.iter().zip(&self.known) {
             bucket.write(known, &mut command);
@@ -81,54 +85,79 @@ impl Call {
     /// `None` if this is no answer to the call.
     pub(super) fn reply(&self, value: Value) -> Option<Reply> {
         let Value::Array(values) = value else { return None };
-        let [Value::Int(taken), Value::Int(extra), levels @ ..] = values.as_slice() else {
-            return None;
-        };
-        let levels = levels.iter().zip(&*self.buckets).map(|(value, bucket)| match value {
-            Value::BulkString(text) => bucket.level(std::str::from_utf8(text).ok()?),
-            _ => None,
-        });
-        let levels: SmallVec<[Level; 1]> = levels.collect::<Option<_>>()?;
-        let is_whole = levels.len() == self.buckets.len();
-        let extra = u32::try_from(*extra).ok()?;
-        is_whole.then_some(Reply { taken: *taken == 1, extra, levels })
+        let mut values = values.into_iter();
+        let taken = number(values.next()?)? == 1;
+        let extra = u32::try_from(number(values.next()?)?).ok()?;
+        let level = |bucket: &Named| bucket.level(&mut values);
+        let levels = self.buckets.iter().map(level).collect::<Option<_>>()?;
+        values.next().is_none().then_some(Reply { taken, extra, levels })
     }
 }
 
 impl Named {
+    pub(super) fn new(key: String, quota: &Quota) -> Self {
+        let header = match quota.algorithm() {
+            Algorithm::Gcra => {
+                format!("gcra {} {} ", quota.burst_size(), quota.interval().as_nanos())
+            }
+            Algorithm::SlidingWindow => {
+                format!("window {} {} ", quota.limit(), quota.window().as_millis())
+            }
+        };
+        Self { key: key.into(), quota: quota.clone(), header }
+    }
+
     fn write(&self, known: &Known, command: &mut Cmd) {
+        command.arg(&self.header).arg(self.quota.burst_size().get());
         match self.quota.algorithm() {
-            Algorithm::Gcra => command
-                .arg("gcra")
-                .arg(self.quota.burst_size().get())
-                .arg(nanos(self.quota.interval())),
+            Algorithm::Gcra => halves(command, nanos(self.quota.interval())),
             Algorithm::SlidingWindow => {
                 let millis = u64::try_from(self.quota.window().as_millis()).unwrap_or(u64::MAX);
-                command.arg("window").arg(self.quota.limit()).arg(millis)
+                command.arg(millis).arg("")
             }
         };
         match &known.level {
-            Level::Gcra(missing) => command.arg(*missing),
-            Level::Window { slots, .. } => {
-                let texts: Vec<_> = slots.iter().map(u32::to_string).collect();
-                command.arg(texts.join(","))
-            }
+            Level::Gcra(missing) => halves(command, *missing),
+            Level::Window { slots, .. } => command.arg(list(slots)).arg(""),
         };
         command.arg(u8::from(known.went_on));
     }
 
-    fn level(&self, text: &str) -> Option<Level> {
-        match self.quota.algorithm() {
-            Algorithm::Gcra => Some(Level::Gcra(text.parse().ok()?)),
-            Algorithm::SlidingWindow => {
-                let (slot_ends_in, slots) = text.split_once(' ')?;
-                let units = |text: &str| text.parse().ok();
-                let slots = slots.split(',').filter(|units| !units.is_empty()).map(units);
-                let slots = slots.collect::<Option<_>>()?;
-                let slot_ends_in = Duration::from_nanos(slot_ends_in.parse().ok()?);
-                Some(Level::Window { slot_ends_in, slots })
-            }
+    fn level(&self, values: &mut impl Iterator<Item = Value>) -> Option<Level> {
+        let (high, low) = (number(values.next()?)?, number(values.next()?)?);
+        let nanos = high.checked_mul(BILLION)?.checked_add(low)?;
+        if self.quota.algorithm() == Algorithm::Gcra {
+            return Some(Level::Gcra(nanos));
         }
+        let Value::BulkString(list) = values.next()? else { return None };
+        let list = std::str::from_utf8(&list).ok()?;
+        let units = |text: &str| text.parse().ok();
+        let slots = list.split(',').filter(|text| !text.is_empty()).map(units);
+        let slots = slots.collect::<Option<_>>()?;
+        Some(Level::Window { slot_ends_in: Duration::from_nanos(nanos), slots })
+    }
+}
+
+/// All slots up to the oldest that holds anything.
+fn list(slots: &[u32]) -> String {
+    let held = slots.iter().rposition(|units| *units > 0).map_or(0, |oldest| oldest + 1);
+    let mut list = String::new();
+    for units in slots.iter().take(held) {
+        list.push_str(itoa::Buffer::new().format(*units));
+        list.push(',');
+    }
+    list
+}
+
+/// Nanoseconds as the script counts them.
+fn halves(command: &mut Cmd, nanos: u64) -> &mut Cmd {
+    command.arg(nanos / BILLION).arg(nanos % BILLION)
+}
+
+fn number(value: Value) -> Option<u64> {
+    match value {
+        Value::Int(number) => u64::try_from(number).ok(),
+        _ => None,
     }
 }
 
@@ -143,8 +172,4 @@ pub(super) fn load() -> Cmd {
     let mut command = cmd("SCRIPT");
     command.arg("LOAD").arg(SOURCE);
     command
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
