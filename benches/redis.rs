@@ -5,6 +5,13 @@
 //! that one, and leaves keys behind there for as long as their buckets are not full. All of it is one
 //! interleaved run, of which medians are told.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a benchmark that fails ends, and the time is what it is about"
+)]
+
 #[path = "../tests/harness/mod.rs"]
 mod harness;
 

@@ -15,7 +15,7 @@ use tower_api_key::rate_limit::{
 use crate::harness::redis::Redis;
 
 /// Has everything done in the order in which it was asked for, and what nobody waits for, too.
-pub struct InOrder {
+pub(crate) struct InOrder {
     limiter: RedisRateLimiter,
     /// Of one thread, which begins tasks in the order in which they were spawned. On the one
     /// connection they stay in that order.
@@ -23,7 +23,7 @@ pub struct InOrder {
     _redis: Redis,
 }
 
-pub fn limiter() -> Arc<InOrder> {
+pub(crate) fn limiter() -> Arc<InOrder> {
     static LIMITER: LazyLock<Arc<InOrder>> = LazyLock::new(|| Arc::new(InOrder::new()));
     Arc::clone(&LIMITER)
 }

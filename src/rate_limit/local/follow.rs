@@ -1,20 +1,9 @@
 //! Following buckets that a fleet shares, and going on where those cannot be had.
 
-use std::{
-    num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{num::NonZeroU32, sync::atomic::Ordering, time::Duration};
 
 use super::{Bucket, Counter, LocalRateLimiter, Several, nanos::nanos};
 use crate::rate_limit::{BucketId, Buckets, Check, Decisions, Quota, level::Level};
-
-/// Whether a bucket has gone on by itself since it last heard of the shared one.
-#[derive(Clone, Default)]
-pub(super) struct Following(Arc<AtomicBool>);
 
 impl LocalRateLimiter {
     /// The buckets that follow those of `quotas`.
@@ -50,7 +39,7 @@ impl Several {
 
     /// The shared ones do not know of what happens here.
     pub(in crate::rate_limit) fn go_on_alone(&self) {
-        self.iter().for_each(|bucket| bucket.following.0.store(true, Ordering::Release));
+        self.iter().for_each(|bucket| bucket.went_on.store(true, Ordering::Release));
     }
 }
 
@@ -73,11 +62,11 @@ impl Bucket {
             // Never asked for.
             _ => return,
         }
-        self.following.0.store(false, Ordering::Release);
+        self.went_on.store(false, Ordering::Release);
     }
 
     /// Whether it has gone on alone.
     pub(in crate::rate_limit) fn went_on(&self) -> bool {
-        self.following.0.load(Ordering::Acquire)
+        self.went_on.load(Ordering::Acquire)
     }
 }

@@ -9,6 +9,8 @@ pub(super) mod nanos;
 mod ring;
 mod window;
 
+#[cfg(feature = "redis")]
+use std::sync::atomic::AtomicBool;
 use std::{
     collections::{HashMap, hash_map::RandomState},
     fmt,
@@ -134,8 +136,9 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 pub(super) struct Bucket {
     quota: Quota,
     counter: Counter,
+    /// Whether it has gone on by itself since it last heard of the shared bucket that it follows.
     #[cfg(feature = "redis")]
-    following: follow::Following,
+    went_on: Arc<AtomicBool>,
 }
 
 enum Counter {
@@ -153,7 +156,7 @@ impl Bucket {
             quota: quota.clone(),
             counter,
             #[cfg(feature = "redis")]
-            following: follow::Following::default(),
+            went_on: Arc::default(),
         }
     }
 
@@ -171,7 +174,7 @@ impl Bucket {
             quota: quota.clone(),
             counter,
             #[cfg(feature = "redis")]
-            following: self.following.clone(),
+            went_on: Arc::clone(&self.went_on),
         }
     }
 

@@ -1,4 +1,4 @@
-use std::{error::Error, fmt, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{error::Error, fmt, num::NonZeroU32, time::Duration};
 
 use redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisResult};
 
@@ -17,7 +17,7 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// How a [`RedisRateLimiter`](super::RedisRateLimiter) is set up.
 pub struct RedisRateLimiterBuilder {
     url: String,
-    pub(super) settings: Settings,
+    settings: Settings,
 }
 
 #[derive(Clone, Debug)]
@@ -100,12 +100,8 @@ impl RedisRateLimiterBuilder {
         self
     }
 
-    /// Connects when the first request comes, and neither spawns nor waits before that.
-    ///
-    /// # Errors
-    ///
-    /// When the URL makes no sense, or a setting is out of its range.
-    pub fn build(self) -> Result<super::RedisRateLimiter, InvalidRedisRateLimiter> {
+    /// What the limiter is made of, if the URL makes sense and all settings are in their ranges.
+    pub(super) fn parts(self) -> Result<(Link, Settings), InvalidRedisRateLimiter> {
         let Self { url, settings } = self;
         if !name::is_prefix(&settings.prefix) {
             return Err(Reason::Prefix.into());
@@ -115,8 +111,7 @@ impl RedisRateLimiterBuilder {
             check("lifetime", leases.lifetime, leases::SHORTEST, leases::LONGEST)?;
         }
         let client = client(&url).map_err(Reason::Url)?;
-        let link = Link::new(client, settings.deadline, &settings.prefix);
-        Ok(super::RedisRateLimiter::new(Arc::new(link), settings))
+        Ok((Link::new(client, settings.deadline, &settings.prefix), settings))
     }
 }
 

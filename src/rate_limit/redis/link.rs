@@ -98,8 +98,6 @@ impl Link {
         let outcome = outcome.unwrap_or(Err(Failure::Late));
         match &outcome {
             Ok(_) => self.answered(),
-            // Redis is well.
-            Err(failure) if failure.is_of_one_key() => {}
             Err(failure) => self.failed(failure, call, now),
         }
         outcome
@@ -145,9 +143,6 @@ impl Link {
             let outcome = timeout(CONNECTING, link.new_connection()).await;
             let outcome = outcome.unwrap_or(Err(Failure::Late));
             drop(turn);
-            if let Err(failure) = &outcome {
-                trace::debug!(%failure, "Redis cannot be asked");
-            }
             let is_well = outcome.is_ok();
             link.connection.send_replace(Some(outcome));
             if is_well {
@@ -189,6 +184,10 @@ impl Link {
     }
 
     fn failed(&self, failure: &Failure, call: &Call, now: Duration) {
+        if failure.is_of_one_key() {
+            // Redis is well.
+            return;
+        }
         if let Some(bucket) = call.buckets.first() {
             *self.suspect.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&bucket.key);
         }

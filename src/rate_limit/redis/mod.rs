@@ -129,15 +129,23 @@ impl RedisRateLimiter {
         RedisRateLimiterBuilder::new(url)
     }
 
-    fn new(link: Arc<Link>, settings: Settings) -> Self {
-        Self { link, own: LocalRateLimiter::new(), settings }
-    }
-
     /// Whether Redis decides: it has answered, and did not fail five times in a row since. Until then
     /// this node is on its own. For metrics and dashboards.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.link.has_answered()
+    }
+}
+
+impl RedisRateLimiterBuilder {
+    /// Connects when the first request comes, and neither spawns nor waits before that.
+    ///
+    /// # Errors
+    ///
+    /// When the URL makes no sense, or a setting is out of its range.
+    pub fn build(self) -> Result<RedisRateLimiter, InvalidRedisRateLimiter> {
+        let (link, settings) = self.parts()?;
+        Ok(RedisRateLimiter { link: Arc::new(link), own: LocalRateLimiter::new(), settings })
     }
 }
 

@@ -86,8 +86,8 @@ impl Call {
     pub(super) fn reply(&self, value: Value) -> Option<Reply> {
         let Value::Array(values) = value else { return None };
         let mut values = values.into_iter();
-        let taken = number(values.next()?)? == 1;
-        let extra = u32::try_from(number(values.next()?)?).ok()?;
+        let taken = number(&values.next()?)? == 1;
+        let extra = u32::try_from(number(&values.next()?)?).ok()?;
         let level = |bucket: &Named| bucket.level(&mut values);
         let levels = self.buckets.iter().map(level).collect::<Option<_>>()?;
         values.next().is_none().then_some(Reply { taken, extra, levels })
@@ -124,7 +124,7 @@ impl Named {
     }
 
     fn level(&self, values: &mut impl Iterator<Item = Value>) -> Option<Level> {
-        let (high, low) = (number(values.next()?)?, number(values.next()?)?);
+        let (high, low) = (number(&values.next()?)?, number(&values.next()?)?);
         let nanos = high.checked_mul(BILLION)?.checked_add(low)?;
         if self.quota.algorithm() == Algorithm::Gcra {
             return Some(Level::Gcra(nanos));
@@ -154,9 +154,9 @@ fn halves(command: &mut Cmd, nanos: u64) -> &mut Cmd {
     command.arg(nanos / BILLION).arg(nanos % BILLION)
 }
 
-fn number(value: Value) -> Option<u64> {
+fn number(value: &Value) -> Option<u64> {
     match value {
-        Value::Int(number) => u64::try_from(number).ok(),
+        Value::Int(number) => u64::try_from(*number).ok(),
         _ => None,
     }
 }

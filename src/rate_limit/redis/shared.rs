@@ -287,8 +287,11 @@ impl Shared {
 
     fn report(&self, failure: &Failure) {
         if failure.is_of_one_key() && !self.is_reported.swap(true, Ordering::Relaxed) {
-            let keys: Vec<&str> = self.buckets.iter().map(|bucket| &*bucket.key).collect();
-            trace::warn!(?keys, %failure, "what Redis holds there is no bucket: this node decides");
+            trace::warn!(
+                keys = ?self.buckets.iter().map(|bucket| &*bucket.key).collect::<Vec<_>>(),
+                %failure,
+                "what Redis holds there is no bucket: this node decides"
+            );
         }
     }
 }
