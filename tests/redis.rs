@@ -292,6 +292,25 @@ async fn with_leases_most_requests_are_decided_at_once() {
 }
 
 #[tokio::test]
+async fn with_leases_a_request_that_is_decided_at_once_allocates_nothing() {
+    let redis = Redis::start();
+    let node = leasing(&redis, Leases::default());
+    for quota in [Quota::per(100_000, HOUR).unwrap(), Quota::sliding(100_000, HOUR).unwrap()] {
+        let quota = quota.clone().named(format!("{:?}", quota.algorithm())).unwrap();
+        let buckets = bucket(&node, 1, &quota, SECOND);
+        assert_eq!(admitted(&buckets, 2_000, SECOND).await, 2_000);
+        let mut at_once = 0;
+        let spent = allocation_counter::measure(|| {
+            for _ in 0..10 {
+                at_once += u32::from(matches!(buckets.take(ONE, SECOND), Check::Ready(_)));
+            }
+        });
+        assert_eq!(at_once, 10);
+        assert_eq!(spent.count_total, 0);
+    }
+}
+
+#[tokio::test]
 async fn with_leases_exactly_as_much_passes_in_the_end() {
     let redis = Redis::start();
     let consumer = Quota::sliding(1_500, HOUR).unwrap().named("day").unwrap();

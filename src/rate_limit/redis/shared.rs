@@ -66,8 +66,7 @@ impl SharedBuckets {
 
     /// Has Redis do it in a task of its own, as nobody waits for it; or this node where that fails.
     fn settle(&self, action: Action, now: Duration) {
-        let runtime = Handle::try_current().ok().filter(|_| self.0.link.is_up(now));
-        let Some(runtime) = runtime else { return self.0.settle_alone(action, now) };
+        let Ok(runtime) = Handle::try_current() else { return self.0.settle_alone(action, now) };
         let shared = Arc::clone(&self.0);
         runtime.spawn(async move { shared.settle(action, now).await });
     }
@@ -200,7 +199,8 @@ impl Shared {
     }
 
     async fn settle(&self, action: Action, now: Duration) {
-        if self.ask(&self.call(action, now), now).await.is_none() {
+        let is_up = self.link.is_up(now);
+        if !is_up || self.ask(&self.call(action, now), now).await.is_none() {
             self.settle_alone(action, now);
         }
     }
