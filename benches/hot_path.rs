@@ -3,6 +3,17 @@
 //! `cargo bench --bench hot_path` prints each primitive, each variant of the layer over a bare axum
 //! router, and the ratios. All of it is one interleaved run.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a measurement that fails ends"
+)]
+
 mod support;
 
 use std::{

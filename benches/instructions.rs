@@ -4,6 +4,17 @@
 //! `benches/instructions.txt`; with `-- --write` it writes that file instead. What differs by more
 //! than the tolerance, in either direction, is an error: a gain is to be written down, too.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a measurement that fails ends"
+)]
+
 use std::{
     env, fs,
     future::Future,
