@@ -51,7 +51,7 @@ fn act(ring: &Ring, act: Act) -> bool {
     match act {
         Take(number, units) => ring.take(number, units, LIMIT).is_ok(),
         GiveBack(number, units) => {
-            ring.remove(ring.view(number).latest.number, units);
+            ring.give_back(number, units);
             true
         }
     }
@@ -69,16 +69,21 @@ impl List {
         self.latest = self.latest.max(act.number());
         match act {
             Take(number, units) => self.take(number, units),
-            GiveBack(_, units) => {
-                self.give_back(units);
+            GiveBack(number, units) => {
+                self.give_back(number, units);
                 true
             }
         }
     }
 
-    fn take(&mut self, number: u64, units: u32) -> bool {
+    /// Of the slots that count for whoever acts.
+    fn first(&self, number: u64) -> u64 {
         let late = (self.latest + 1).saturating_sub(PLACES as u64);
-        let first = number.saturating_sub(SLOTS).max(late);
+        number.saturating_sub(SLOTS).max(late)
+    }
+
+    fn take(&mut self, number: u64, units: u32) -> bool {
+        let first = self.first(number);
         let used = self.taken.iter().filter(|(slot, _)| *slot >= first);
         let fits = used.map(|(_, units)| units).sum::<u32>() + units <= LIMIT;
         if fits {
@@ -87,10 +92,10 @@ impl List {
         fits
     }
 
-    fn give_back(&mut self, mut rest: u32) {
-        for (slot, units) in self.taken.iter_mut().rev() {
-            let live = *slot + SLOTS >= self.latest;
-            let returned = if live { rest.min(*units) } else { 0 };
+    fn give_back(&mut self, number: u64, mut rest: u32) {
+        let first = self.first(number);
+        for (_, units) in self.taken.iter_mut().rev().filter(|(slot, _)| *slot >= first) {
+            let returned = rest.min(*units);
             *units -= returned;
             rest -= returned;
         }
@@ -165,7 +170,8 @@ proptest! {
 
 fn acts(most: usize) -> impl Strategy<Value = Vec<Act>> {
     let take = (0..7_u64, 1..=LIMIT).prop_map(|(number, units)| Take(number, units));
-    let give_back = (0..7_u64, 1..=LIMIT).prop_map(|(number, units)| GiveBack(number, units));
+    // More are given back slot by slot, and others may come in between.
+    let give_back = (0..7_u64).prop_map(|number| GiveBack(number, 1));
     proptest::collection::vec(prop_oneof![4 => take, 1 => give_back], 0..=most)
 }
 
@@ -219,6 +225,16 @@ fn one_that_is_overtaken_by_a_whole_lap_overwrites_nothing() {
 #[test]
 fn what_is_given_back_is_there_for_the_next() {
     check(&[Take(0, 3)], &[GiveBack(0, 1), Take(0, 1)], &[Take(0, 1)], &[Take(0, 1)]);
+}
+
+#[test]
+fn what_is_given_back_late_is_given_back_where_it_was_taken() {
+    check(
+        &[Take(3, 2)],
+        &[GiveBack(0, 2)],
+        &[GiveBack(6, 1), Take(0, 2)],
+        &[Take(0, 2), Take(0, 1)],
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What was taken, by slot, counted without a lock.
 
+use std::ops::RangeInclusive;
+
 use super::atomic::{AtomicU64, Ordering};
 
 /// The units that were taken in each slot, of which `SLOTS` are as long as a window. Slots are
@@ -79,8 +81,7 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
     pub(super) fn view(&self, number: u64) -> View {
         let latest = self.open(number);
         let (mut used, mut oldest) = (u64::from(latest.units), latest.number);
-        let first = number.saturating_sub(SLOTS).max((latest.number + 1).saturating_sub(Self::LAP));
-        for number in (first..latest.number).rev() {
+        for number in (Self::first(number, latest.number)..latest.number).rev() {
             let units = self.units(number);
             if units > 0 {
                 used += u64::from(units);
@@ -95,10 +96,22 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
         self.change(&view.latest, view.latest.units.saturating_add(units), false)
     }
 
-    /// From this slot, and from those before it what it does not hold.
-    pub(super) fn remove(&self, number: u64, units: u32) {
+    /// Gives back to those who ask from slot `number` on: of the latest slot, and of those before it
+    /// what it does not hold. Others may see one slot lowered before the next.
+    pub(super) fn give_back(&self, number: u64, units: u32) {
+        let latest = self.open(number).number;
+        self.remove(Self::first(number, latest)..=latest, units);
+    }
+
+    /// Gives back what was taken in that slot just now. If others have given that back instead of
+    /// their own, theirs is before it.
+    pub(super) fn undo(&self, slot: u64, units: u32) {
+        self.remove(slot.saturating_sub(SLOTS)..=slot, units);
+    }
+
+    fn remove(&self, slots: RangeInclusive<u64>, units: u32) {
         let mut rest = units;
-        for number in (number.saturating_sub(SLOTS)..=number).rev() {
+        for number in slots.rev() {
             rest -= self.remove_from(number, rest);
             if rest == 0 {
                 return;
@@ -142,6 +155,11 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
         }
     }
 
+    /// Of those slots that count for whoever asks from slot `number` on.
+    fn first(number: u64, latest: u64) -> u64 {
+        number.saturating_sub(SLOTS).max((latest + 1).saturating_sub(Self::LAP))
+    }
+
     fn slot(&self, number: u64) -> Slot {
         let found = self.place(number).load(Ordering::Acquire);
         if found & LAPS != Self::lap(number) {
@@ -167,9 +185,10 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
     /// meanwhile may be lost.
     #[cfg(feature = "redis")]
     pub(super) fn set(&self, number: u64, units: impl Iterator<Item = u32>) {
-        for (number, units) in (number.saturating_sub(SLOTS)..=number).rev().zip(units) {
-            let held = Self::lap(number) | u64::from(units);
-            self.place(number).store(held, Ordering::Release);
+        for (slot, units) in (number.saturating_sub(SLOTS)..=number).rev().zip(units) {
+            let closed = if slot < number { CLOSED } else { 0 };
+            let held = Self::lap(slot) | closed | u64::from(units);
+            self.place(slot).store(held, Ordering::Release);
         }
     }
 

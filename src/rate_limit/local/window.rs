@@ -73,12 +73,12 @@ impl Window {
     }
 
     pub(super) fn give_back(&self, units: NonZeroU32, now: u64) {
-        self.ring.remove(self.view(now).latest.number, units.get());
+        self.ring.give_back(self.number(now), units.get());
     }
 
     /// Takes back what was booked in `slot` just now.
     pub(super) fn undo(&self, units: NonZeroU32, slot: u64) {
-        self.ring.remove(slot, units.get());
+        self.ring.undo(slot, units.get());
     }
 
     pub(super) fn fill(&self, now: u64) -> Fill {
