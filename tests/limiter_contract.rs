@@ -441,6 +441,8 @@ async fn the_extremes_are_quotas_like_others(limiter: &dyn RateLimiter) {
             let owed = key.peek(now).await[0].next_unit_in();
             key.buckets.give_back(all, now);
             assert!(!key.admits(one, now).await, "{quota:?} owed as much");
+            key.buckets.give_back(one, now);
+            assert!(key.admits(one, now).await, "{quota:?} owed more");
             key.buckets.give_back(NonZeroU32::MAX, now);
             key.buckets.give_back(NonZeroU32::MAX, now);
             assert_eq!(key.peek(now).await[0], Decision::admit(all.get(), Duration::ZERO));

@@ -241,3 +241,15 @@ fn what_is_given_back_late_is_given_back_where_it_was_taken() {
 fn what_is_given_back_as_a_slot_ends_is_given_back_once() {
     check(&[Take(0, 2)], &[GiveBack(0, 1)], &[Take(1, 1)], &[Take(1, 1), Take(1, 1), Take(3, 3)]);
 }
+
+#[test]
+fn what_others_gave_back_instead_of_theirs_is_undone_where_theirs_is() {
+    loom::model(|| {
+        let ring = Ring::default();
+        assert!(act(&ring, Take(0, 1)) && act(&ring, Take(1, 1)));
+        ring.give_back(1, 1);
+        assert_eq!([0, 1].map(|slot| ring.units(slot)), [1, 0]);
+        ring.undo(1, 1);
+        assert_eq!([0, 1].map(|slot| ring.units(slot)), [0, 0]);
+    });
+}
