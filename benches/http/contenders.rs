@@ -26,7 +26,7 @@ pub(crate) enum Contender {
     Peer(Peer),
 }
 
-/// axum alone, and whatever else was asked for. Peers are installed.
+/// axum alone and the layer, with which all are compared, and whatever else was asked for. Peers are installed.
 pub(crate) fn chosen(options: &Options) -> Result<Vec<Contender>> {
     let mut contenders: Vec<_> = Server::ALL.into_iter().map(Contender::Axum).collect();
     if options.peers {
@@ -43,7 +43,7 @@ pub(crate) fn chosen(options: &Options) -> Result<Vec<Contender>> {
         only.is_empty() || only.iter().any(|only| contender.name().starts_with(only))
     };
     contenders.retain(|contender| {
-        matches!(contender, Contender::Axum(Server::Bare)) || asked_for(contender)
+        matches!(contender, Contender::Axum(Server::Bare | Server::Layer)) || asked_for(contender)
     });
     for contender in &contenders {
         if let Contender::Peer(peer) = contender {

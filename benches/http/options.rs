@@ -7,7 +7,7 @@ cargo bench --bench http -- [OPTIONS]
 
   --rounds N     how often each server is loaded, for its median; 15
   --seconds S    how long each time; 1
-  --only NAME    only servers whose name begins so, and axum alone; may be given more than once
+  --only NAME    only servers whose name begins so, beside axum alone and the layer; may be repeated
   --peers        also what users of other languages would pick: needs node, npm, python3, registries
   --json FILE    writes the figures to this file
   --plot         measures nothing: draws docs/http.svg from FILE, or from benches/results/http.json";

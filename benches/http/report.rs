@@ -13,8 +13,9 @@ use crate::{
     wrk::{self, Seen},
 };
 
-/// The name under which the others find what they are compared with.
+/// What the others are compared with.
 const BARE: &str = "axum";
+const LAYER: &str = "layer";
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
@@ -55,6 +56,10 @@ pub(crate) struct Row {
     pub(crate) cpu_us_added: f64,
     /// CPU time of PostgreSQL, a request.
     pub(crate) database_cpu_us: f64,
+    /// Requests a second of `layer` in the same round, and its CPU time a request: so many times
+    /// those of this one.
+    pub(crate) layer_speed: f64,
+    pub(crate) layer_cpu: f64,
     pub(crate) resident_bytes: u64,
 }
 
@@ -89,12 +94,15 @@ impl Load {
         rounds: &[Vec<Round>],
     ) -> Self {
         let all = || servers.iter().zip(rounds);
-        let bare = all().find(|(server, _)| server.contender.name() == BARE);
-        let bare = bare.map_or(&[][..], |(_, rounds)| rounds);
+        let of = |name| {
+            let found = all().find(|(server, _)| server.contender.name() == name);
+            found.map_or(&[][..], |(_, rounds)| rounds)
+        };
+        let (bare, layer) = (of(BARE), of(LAYER));
         let row = |(server, rounds): (&&Running<'_>, &Vec<Round>)| {
             let each = |of: fn(&Round) -> f64| rounds.iter().map(of).collect::<Vec<_>>();
-            let paired = |of: fn(&Round, &Round) -> f64| {
-                median(rounds.iter().zip(bare).map(|(round, bare)| of(round, bare)).collect())
+            let paired = |others: &[Round], of: fn(&Round, &Round) -> f64| {
+                median(rounds.iter().zip(others).map(|(round, other)| of(round, other)).collect())
             };
             let speeds = each(|round| round.per_second);
             Row {
@@ -105,12 +113,14 @@ impl Load {
                 slowest_round: speeds.iter().copied().fold(f64::INFINITY, f64::min),
                 fastest_round: speeds.iter().copied().fold(0.0, f64::max),
                 requests_per_second: median(speeds),
-                share_of_axum: paired(|round, bare| round.per_second / bare.per_second),
+                share_of_axum: paired(bare, |round, bare| round.per_second / bare.per_second),
                 p50_us: median(each(|round| round.p50_us)),
                 p99_us: median(each(|round| round.p99_us)),
                 cpu_us: median(each(|round| round.cpu_us)),
-                cpu_us_added: paired(|round, bare| round.cpu_us - bare.cpu_us),
+                cpu_us_added: paired(bare, |round, bare| round.cpu_us - bare.cpu_us),
                 database_cpu_us: median(each(|round| round.database_us)),
+                layer_speed: paired(layer, |round, layer| layer.per_second / round.per_second),
+                layer_cpu: paired(layer, |round, layer| layer.cpu_us / round.cpu_us),
                 resident_bytes: server.process.resident().unwrap_or_default(),
             }
         };
@@ -159,22 +169,18 @@ impl Load {
                 row.resident_bytes as f64 / 1e6,
             );
         }
-        let Some(layer) = self.row("layer") else { return };
+        let Some(layer) = self.row(LAYER) else { return };
         println!();
-        for other in self.servers.iter().filter(|row| row.name.starts_with("from_fn")) {
-            println!(
-                "layer: {:.2} x the CPU that {} adds, {:.2} x its requests a second",
-                layer.cpu_us_added / other.cpu_us_added,
-                other.name,
-                layer.requests_per_second / other.requests_per_second,
-            );
+        for row in self.servers.iter().filter(|row| row.name.starts_with("from_fn")) {
+            let added = layer.cpu_us_added / row.cpu_us_added;
+            println!("layer: {added:.2} x the CPU that {} adds", row.name);
         }
-        for peer in self.servers.iter().filter(|row| row.is_peer) {
+        for row in self.servers.iter().filter(|row| row.is_peer || row.name == "from_fn-query") {
             println!(
                 "layer: {:.1} x the requests a second of {}, 1/{:.1} of its CPU",
-                layer.requests_per_second / peer.requests_per_second,
-                peer.name,
-                peer.cpu_us / layer.cpu_us,
+                row.layer_speed,
+                row.name,
+                1.0 / row.layer_cpu,
             );
         }
     }
