@@ -216,7 +216,10 @@ async fn a_node_whose_wall_clock_is_wrong_judges_by_the_stores_clock() {
 #[tokio::test]
 async fn failed_guesses_do_not_use_up_a_keys_quota() {
     let keys = Keys::new();
-    let (auth, _) = keys.builder().default_rate_limits(Quota::per_minute(10).unwrap()).build();
+    // The clock stands still, and the budget of strangers with it.
+    let policy = CachePolicy::default().stranger_queries(u32::MAX);
+    let quota = Quota::per_minute(10).unwrap();
+    let (auth, _) = keys.builder().cache(policy).default_rate_limits(quota).build();
     let app = App::new(ApiKeyLayer::new(auth));
     let key = keys.key().await;
     assert_eq!(app.get(&key).await.header("ratelimit"), Some(r#""minute";r=9;t=6"#));
