@@ -2,6 +2,8 @@
 
 use std::{
     cell::Cell,
+    collections::HashMap,
+    hash::{Hash, Hasher},
     num::NonZeroU32,
     sync::{
         Arc,
@@ -10,10 +12,7 @@ use std::{
 };
 
 use governor::{
-    clock::Clock,
-    middleware::StateInformationMiddleware,
-    nanos::Nanos,
-    state::{NotKeyed, StateStore},
+    clock::Clock, middleware::StateInformationMiddleware, nanos::Nanos, state::StateStore,
 };
 
 use super::{fill::Fill, nanos::nanos};
@@ -23,79 +22,113 @@ use crate::rate_limit::{Decision, Quota, refill::Refill};
 ///
 /// What is missing in it is measured by the nanoseconds in which it comes back.
 pub(super) struct Gcra {
-    refill: Refill,
-    state: Tat,
-    governor: governor::RateLimiter<NotKeyed, Tat, CallersClock, StateInformationMiddleware>,
+    rate: Arc<Rate>,
+    tat: Tat,
 }
 
-impl Gcra {
-    /// A bucket that is as full as `fill`.
-    pub(super) fn new(quota: &Quota, fill: Fill, now: u64) -> Self {
-        let missing = fill.used_of(nanos(quota.refill_time()));
-        Self::with(quota, Tat::new(now.saturating_add(missing)))
-    }
+/// How buckets of one quota refill. All of them share it, so that a bucket is its [`Tat`] and little
+/// else: small, and of one piece for the processor's caches.
+pub(super) struct Rate {
+    quota: Quota,
+    refill: Refill,
+    governor: governor::RateLimiter<Tat, Carried, CallersClock, StateInformationMiddleware>,
+}
 
-    /// The same state under another quota: half used up stays half used up.
-    pub(super) fn under(&self, quota: &Quota, now: u64) -> Self {
-        self.state.rescale(self.refill.capacity(), nanos(quota.refill_time()), now);
-        Self::with(quota, self.state.clone())
-    }
-
-    fn with(quota: &Quota, state: Tat) -> Self {
+impl Rate {
+    fn of(quota: &Quota) -> Self {
         // `Quota` refuses an interval of zero, for which governor has no quota.
         let rate = governor::Quota::with_period(quota.interval())
             .unwrap_or_else(|| governor::Quota::per_second(NonZeroU32::MIN))
             .allow_burst(quota.burst_size());
         let governor =
-            CallersClock::at(0, || governor::RateLimiter::new(rate, state.clone(), CallersClock));
-        Self { refill: Refill::of(quota), state, governor }
+            CallersClock::at(0, || governor::RateLimiter::new(rate, Carried, CallersClock));
+        Self { quota: quota.clone(), refill: Refill::of(quota), governor }
+    }
+}
+
+/// The rates of the buckets in use.
+#[derive(Default)]
+pub(super) struct Rates(HashMap<Quota, Arc<Rate>>);
+
+impl Rates {
+    fn of(&mut self, quota: &Quota) -> Arc<Rate> {
+        if let Some(rate) = self.0.get(quota) {
+            return Arc::clone(rate);
+        }
+        let rate = Arc::new(Rate::of(quota));
+        self.0.insert(quota.clone(), Arc::clone(&rate));
+        rate
+    }
+
+    pub(super) fn sweep(&mut self) {
+        self.0.retain(|_, rate| Arc::strong_count(rate) > 1);
+    }
+}
+
+impl Gcra {
+    /// A bucket that is as full as `fill`.
+    pub(super) fn new(quota: &Quota, rates: &mut Rates, fill: Fill, now: u64) -> Self {
+        let missing = fill.used_of(nanos(quota.refill_time()));
+        Self { rate: rates.of(quota), tat: Tat::new(now.saturating_add(missing)) }
+    }
+
+    /// The same state under another quota: half used up stays half used up.
+    pub(super) fn under(&self, quota: &Quota, rates: &mut Rates, now: u64) -> Self {
+        self.tat.rescale(self.rate.refill.capacity(), nanos(quota.refill_time()), now);
+        Self { rate: rates.of(quota), tat: self.tat.clone() }
+    }
+
+    pub(super) fn quota(&self) -> &Quota {
+        &self.rate.quota
     }
 
     pub(super) fn take(&self, units: NonZeroU32, now: u64) -> Decision {
         // Others would overflow: governor multiplies before it looks whether so many ever fit.
-        let fits_at_all = units <= self.refill.burst();
-        let outcome = fits_at_all.then(|| CallersClock::at(now, || self.governor.check_n(units)));
-        let missing = self.state.ahead_of(now);
+        let fits_at_all = units <= self.rate.refill.burst();
+        let outcome = fits_at_all
+            .then(|| CallersClock::at(now, || self.rate.governor.check_key_n(&self.tat, units)));
+        let missing = self.tat.ahead_of(now);
         match outcome {
-            Some(Ok(Ok(state))) => {
-                Decision::admit(state.remaining_burst_capacity(), self.refill.next_unit_in(missing))
-            }
-            _ => self.refill.deny(units, missing),
+            Some(Ok(Ok(state))) => Decision::admit(
+                state.remaining_burst_capacity(),
+                self.rate.refill.next_unit_in(missing),
+            ),
+            _ => self.rate.refill.deny(units, missing),
         }
     }
 
     pub(super) fn peek(&self, units: NonZeroU32, now: u64) -> Decision {
-        self.refill.look(units, self.state.ahead_of(now))
+        self.rate.refill.look(units, self.tat.ahead_of(now))
     }
 
     pub(super) fn charge(&self, units: NonZeroU32, now: u64) {
-        let needed = self.refill.needed(units);
-        let most = now.saturating_add(self.refill.capacity().saturating_mul(2));
-        self.state.advance(now, needed, most);
+        let needed = self.rate.refill.needed(units);
+        let most = now.saturating_add(self.rate.refill.capacity().saturating_mul(2));
+        self.tat.advance(now, needed, most);
     }
 
     pub(super) fn give_back(&self, units: NonZeroU32) {
-        self.state.recede(self.refill.needed(units));
+        self.tat.recede(self.rate.refill.needed(units));
     }
 
     pub(super) fn fill(&self, now: u64) -> Fill {
-        Fill::new(self.state.ahead_of(now), self.refill.capacity())
+        Fill::new(self.tat.ahead_of(now), self.rate.refill.capacity())
     }
 
-    /// Whether somebody else holds the state, under an earlier quota. This holds it twice.
+    /// Whether somebody else holds the state, under an earlier quota.
     pub(super) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.state.0) > 2
+        Arc::strong_count(&self.tat.0) > 1
     }
 
     #[cfg(feature = "redis")]
     pub(super) fn ahead_of(&self, now: u64) -> u64 {
-        self.state.ahead_of(now)
+        self.tat.ahead_of(now)
     }
 
     /// Stands as another bucket does, in which that much is missing.
     #[cfg(feature = "redis")]
     pub(super) fn follow(&self, missing: u64, now: u64) {
-        self.state.0.store(now.saturating_add(missing), Ordering::Release);
+        self.tat.0.store(now.saturating_add(missing), Ordering::Release);
     }
 }
 
@@ -139,22 +172,37 @@ impl Tat {
     }
 }
 
-impl StateStore for Tat {
-    type Key = NotKeyed;
+/// It is one, whatever it says.
+impl PartialEq for Tat {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
 
-    fn measure_and_replace<T, F, E>(&self, _: &NotKeyed, decide: F) -> Result<T, E>
+impl Eq for Tat {}
+
+impl Hash for Tat {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+
+/// Where governor finds the state of a key: the key is the state.
+#[derive(Debug)]
+struct Carried;
+
+impl StateStore for Carried {
+    type Key = Tat;
+
+    fn measure_and_replace<T, F, E>(&self, Tat(state): &Tat, decide: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        let mut tat = self.0.load(Ordering::Acquire);
+        let mut tat = state.load(Ordering::Acquire);
         loop {
             let (outcome, next) = decide((tat > 0).then(|| tat.into()))?;
-            match self.0.compare_exchange_weak(
-                tat,
-                next.into(),
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
+            match state.compare_exchange_weak(tat, next.into(), Ordering::AcqRel, Ordering::Acquire)
+            {
                 Ok(_) => return Ok(outcome),
                 Err(changed) => tat = changed,
             }

@@ -20,7 +20,12 @@ use std::{
     time::Duration,
 };
 
-use self::{fill::Fill, gcra::Gcra, nanos::nanos, window::Window};
+use self::{
+    fill::Fill,
+    gcra::{Gcra, Rates},
+    nanos::nanos,
+    window::Window,
+};
 use super::{Algorithm, BucketId, Buckets, Check, Decision, Decisions, Quota, RateLimiter};
 
 /// Buckets in this process's memory. Those that refill evenly are counted by
@@ -42,6 +47,7 @@ const SWEEP_FROM: usize = 64;
 #[derive(Default)]
 struct Shard {
     buckets: HashMap<BucketId, Arc<Bucket>>,
+    rates: Rates,
     sweep_at: usize,
 }
 
@@ -68,19 +74,22 @@ impl LocalRateLimiter {
         // The top bits choose the shard, as the map inside uses the others.
         let shard = self.hasher.hash_one(id) >> (u64::BITS - SHARDS.trailing_zeros());
         let shard = usize::try_from(shard).ok().and_then(|shard| self.shards.get(shard));
-        let Some(shard) = shard else { return Arc::new(Bucket::new(quota, Fill::FULL, now)) };
+        let Some(shard) = shard else {
+            return Arc::new(Bucket::new(quota, &mut Rates::default(), Fill::FULL, now));
+        };
         let mut shard = lock(shard);
         if shard.buckets.len() >= shard.sweep_at {
             shard.sweep(now);
         }
-        match shard.buckets.get(id) {
-            Some(bucket) if bucket.quota == *quota => Arc::clone(bucket),
+        let Shard { buckets, rates, .. } = &mut *shard;
+        match buckets.get(id) {
+            Some(bucket) if bucket.quota() == quota => Arc::clone(bucket),
             known => {
                 let bucket = Arc::new(match known {
-                    Some(known) => known.under(quota, now),
-                    None => Bucket::new(quota, Fill::FULL, now),
+                    Some(known) => known.under(quota, rates, now),
+                    None => Bucket::new(quota, rates, Fill::FULL, now),
                 });
-                shard.buckets.insert(id.clone(), Arc::clone(&bucket));
+                buckets.insert(id.clone(), Arc::clone(&bucket));
                 bucket
             }
         }
@@ -121,6 +130,7 @@ impl RateLimiter for LocalRateLimiter {
 impl Shard {
     fn sweep(&mut self, now: u64) {
         self.buckets.retain(|_, bucket| bucket.is_in_use() || !bucket.fill(now).is_full());
+        self.rates.sweep();
         self.sweep_at = (self.buckets.len() * 2).max(SWEEP_FROM);
         if self.buckets.capacity() > self.sweep_at * 2 {
             self.buckets.shrink_to(self.sweep_at);
@@ -134,7 +144,6 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 
 /// The live state of one quota.
 pub(super) struct Bucket {
-    quota: Quota,
     counter: Counter,
     /// Whether it has gone on by itself since it last heard of the shared bucket that it follows.
     #[cfg(feature = "redis")]
@@ -147,13 +156,12 @@ enum Counter {
 }
 
 impl Bucket {
-    fn new(quota: &Quota, fill: Fill, now: u64) -> Self {
+    fn new(quota: &Quota, rates: &mut Rates, fill: Fill, now: u64) -> Self {
         let counter = match quota.algorithm() {
-            Algorithm::Gcra => Counter::Gcra(Gcra::new(quota, fill, now)),
+            Algorithm::Gcra => Counter::Gcra(Gcra::new(quota, rates, fill, now)),
             Algorithm::SlidingWindow => Counter::Window(Window::new(quota, fill, now)),
         };
         Self {
-            quota: quota.clone(),
             counter,
             #[cfg(feature = "redis")]
             went_on: Arc::default(),
@@ -162,19 +170,25 @@ impl Bucket {
 
     /// The bucket that goes on where this one is, under another quota. Both may be in use for a
     /// while, and share what they can.
-    fn under(&self, quota: &Quota, now: u64) -> Self {
+    fn under(&self, quota: &Quota, rates: &mut Rates, now: u64) -> Self {
         let counter = match (&self.counter, quota.algorithm()) {
-            (Counter::Gcra(gcra), Algorithm::Gcra) => Counter::Gcra(gcra.under(quota, now)),
+            (Counter::Gcra(gcra), Algorithm::Gcra) => Counter::Gcra(gcra.under(quota, rates, now)),
             (Counter::Window(window), Algorithm::SlidingWindow) => {
                 Counter::Window(window.under(quota, now))
             }
-            _ => Self::new(quota, self.fill(now), now).counter,
+            _ => Self::new(quota, rates, self.fill(now), now).counter,
         };
         Self {
-            quota: quota.clone(),
             counter,
             #[cfg(feature = "redis")]
             went_on: Arc::clone(&self.went_on),
+        }
+    }
+
+    fn quota(&self) -> &Quota {
+        match &self.counter {
+            Counter::Gcra(gcra) => gcra.quota(),
+            Counter::Window(window) => window.quota(),
         }
     }
 

@@ -24,6 +24,7 @@ pub(super) struct Window {
     limit: u32,
     slot: NonZeroU64,
     ring: Arc<Ring>,
+    quota: Box<Quota>,
 }
 
 impl Window {
@@ -45,7 +46,11 @@ impl Window {
 
     fn with(quota: &Quota, ring: Arc<Ring>) -> Self {
         let slot = NonZeroU64::new(nanos(quota.slot())).unwrap_or(NonZeroU64::MIN);
-        Self { limit: quota.limit(), slot, ring }
+        Self { limit: quota.limit(), slot, ring, quota: Box::new(quota.clone()) }
+    }
+
+    pub(super) fn quota(&self) -> &Quota {
+        &self.quota
     }
 
     /// Says in which slot it was booked, too.
