@@ -132,7 +132,7 @@ impl Builder {
     pub fn build(self) -> (Authenticator, Worker) {
         let Self { store, formats, clock, limiter, default_limits, plans, .. } = self;
         let meters = Arc::new(Meters { limiter, clock });
-        let terms = Terms { meters, plans, default: default_limits };
+        let terms = Terms::new(meters, plans, default_limits);
         let loader = Loader::new(store, terms, self.observer, self.cache, self.failures);
         let loader = Arc::new(loader);
         if self.feed.is_some() {

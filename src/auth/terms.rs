@@ -1,6 +1,11 @@
 //! Which limits a key has.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use crate::{
     rate_limit::{Meter, Meters, Plans, RateLimits, Subject},
@@ -13,13 +18,35 @@ pub(super) struct Terms {
     pub(super) plans: Plans,
     /// Of keys that have neither limits of their own nor a plan.
     pub(super) default: RateLimits,
+    /// Most keys have the limits of many others, and each is read from the store by itself. One copy
+    /// serves all: there is less to keep, and it is at hand when another key is asked for.
+    copies: Mutex<HashSet<RateLimits>>,
 }
 
+/// Beyond, the next ones are shared among themselves.
+const MAX_COPIES: usize = 1024;
+
 impl Terms {
+    pub(super) fn new(meters: Arc<Meters>, plans: Plans, default: RateLimits) -> Self {
+        Self { meters, plans, default, copies: Mutex::default() }
+    }
+
     /// The limits of the key, with their live buckets.
     pub(super) fn meter(&self, record: &KeyRecord, now: Duration) -> Meter {
         let subject = Subject { consumer: &record.consumer_id, root: record.root_id.as_u128() };
-        Meter::new(&self.meters, self.limits(record).into_owned(), subject, now)
+        Meter::new(&self.meters, self.copy(&self.limits(record)), subject, now)
+    }
+
+    fn copy(&self, limits: &RateLimits) -> RateLimits {
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(copy) = copies.get(limits) {
+            return copy.clone();
+        }
+        if copies.len() >= MAX_COPIES {
+            copies.clear();
+        }
+        copies.insert(limits.clone());
+        limits.clone()
     }
 
     /// Those of its own and those of its plan, of which its own come first where both have one of
@@ -41,5 +68,42 @@ impl Terms {
     /// Whether the key names a plan that nobody defines.
     pub(super) fn misses_plan(&self, record: &KeyRecord) -> bool {
         record.plan.is_some() && self.plan(record).is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::{
+        clock::SystemClock,
+        key::KeyHash,
+        rate_limit::{LocalRateLimiter, Quota},
+        record::KeyId,
+    };
+
+    #[test]
+    fn keys_with_the_same_limits_share_one_copy() {
+        let limiter = Arc::new(LocalRateLimiter::new());
+        let meters = Arc::new(Meters { limiter, clock: Arc::new(SystemClock::new()) });
+        let terms = Terms::new(meters, Plans::new(), Quota::per_minute(60).unwrap().into());
+        // What is made of the limits is made once a copy.
+        let copy = |key: u128, limit: Option<u32>| {
+            let (id, hash) = (KeyId::from_bytes(key.to_be_bytes()), KeyHash::from_bytes([0; 32]));
+            let mut record = KeyRecord::new(id, hash, "acme", SystemTime::UNIX_EPOCH);
+            record.rate_limits = limit.map(|limit| Quota::per_minute(limit).unwrap().into());
+            let meter = terms.meter(&record, Duration::ZERO);
+            *meter.limits().rendered(|_| key).unwrap()
+        };
+        assert_eq!(copy(1, None), 1);
+        assert_eq!(copy(2, None), 1);
+        assert_eq!(copy(3, Some(60)), 1);
+        assert_eq!(copy(4, Some(61)), 4);
+        assert_eq!(copy(5, Some(61)), 4);
+        for limit in 100..=100 + u32::try_from(MAX_COPIES).unwrap() {
+            copy(6, Some(limit));
+        }
+        assert!(terms.copies.lock().unwrap().len() <= MAX_COPIES);
     }
 }

@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use http::{
     Method, Request, Response,
@@ -106,17 +106,20 @@ impl Settings {
 
     /// Adds what a response from inside lacks.
     pub(super) fn finish<B>(&self, response: &mut Response<B>, admission: Option<&Admission>) {
-        match admission {
+        let standing = admission.map(Admission::standing);
+        if response.extensions().is_empty() {
             // Nobody inside has anything to say of quotas, as usual.
-            Some(admission) if response.extensions().is_empty() => {
-                self.tell_standing(response, admission.standing(), &[]);
+            if let Some(standing) = standing {
+                self.tell_standing(response, standing, &[]);
             }
-            Some(admission) => self.settle(response, admission.standing()),
-            None => {}
-        }
-        // `RequireScope` and the extractor turn requests away too, but know no realm.
-        if let Some(rejection) = response.extensions().get::<Rejection>().cloned() {
-            self.answer_for(response, &rejection);
+        } else {
+            if let Some(standing) = standing {
+                self.settle(response, standing);
+            }
+            // `RequireScope` and the extractor turn requests away too, but know no realm.
+            if let Some(rejection) = response.extensions().get::<Rejection>().cloned() {
+                self.answer_for(response, &rejection);
+            }
         }
         self.vary(response);
     }
@@ -147,7 +150,7 @@ impl Settings {
         &self,
         response: &mut Response<B>,
         standing: &Standing,
-        more: &[(Policy, Decision)],
+        more: &[(Arc<Policy>, Decision)],
     ) {
         if let Some(retirement) = standing.retirement() {
             write_retirement(response.headers_mut(), retirement);

@@ -1,4 +1,7 @@
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http::{
@@ -6,7 +9,6 @@ use http::{
     header::{AUTHORIZATION, Entry, RETRY_AFTER, VARY},
 };
 use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
-use smallvec::SmallVec;
 
 use super::tally::Policy;
 use crate::{
@@ -48,7 +50,7 @@ impl RateLimitHeaders {
         self,
         headers: &mut HeaderMap,
         standing: &Standing,
-        more: &[(Policy, Decision)],
+        more: &[(Arc<Policy>, Decision)],
         wall: impl FnOnce() -> SystemTime,
     ) {
         if standing.limits().is_unlimited() && more.is_empty() {
@@ -66,25 +68,22 @@ impl RateLimitHeaders {
 /// `RateLimit-Policy: "minute";q=600;w=60` and `RateLimit: "minute";r=599;t=1`.
 ///
 /// With GCRA the quota is the burst, and the window the time in which it refills.
-fn write_standard(headers: &mut HeaderMap, standing: &Standing, more: &[(Policy, Decision)]) {
-    let own = standing.consumer().meter().and_then(|meter| meter.rendered(Rendered::of));
-    let mut state = Text::new();
-    let states = own.map_or(&[][..], |own| &own.states);
-    for (begin, decision) in states.iter().zip(standing.decisions()) {
-        state_item(&mut state, begin, *decision, true);
-    }
-    for (policy, decision) in more {
-        state_item(&mut state, &policy.state, *decision, policy.refills);
-    }
+fn write_standard(headers: &mut HeaderMap, standing: &Standing, more: &[(Arc<Policy>, Decision)]) {
+    let own = standing.limits().rendered(Rendered::of);
+    let own_states = own.map_or(&[][..], |own| &own.states).iter();
+    let own_states = own_states.zip(standing.decisions()).map(|(begin, now)| (begin, *now, true));
+    let more_states = more.iter().map(|(policy, now)| (&policy.state, *now, policy.refills));
+    let state = state_value(own_states.chain(more_states));
     let policy = match (own.and_then(|own| own.policy.as_ref()), more) {
         (Some(own), []) => Some(own.clone()),
         (own, more) => {
             let items = own.map(HeaderValue::as_bytes).into_iter();
             let items: Vec<_> = items.chain(more.iter().map(|(policy, _)| &*policy.item)).collect();
-            HeaderValue::try_from(items.join(&b", "[..])).ok()
+            HeaderValue::try_from(items.join(AND)).ok()
         }
     };
-    if let (Some(policy), Ok(state)) = (policy, HeaderValue::from_bytes(&state)) {
+    if let (Some(policy), Ok(state)) = (policy, HeaderValue::from_maybe_shared(Bytes::from(state)))
+    {
         headers.insert(RATE_LIMIT_POLICY, policy);
         headers.insert(RATE_LIMIT, state);
     }
@@ -100,7 +99,7 @@ struct Rendered {
 impl Rendered {
     fn of(limits: &RateLimits) -> Self {
         let items: Vec<_> = limits.iter().map(policy_item).collect();
-        let policy = HeaderValue::try_from(items.join(&b", "[..])).ok();
+        let policy = HeaderValue::try_from(items.join(AND)).ok();
         let states = limits.iter().map(|quota| state_begin(quota.name())).collect();
         Self { policy: policy.filter(|policy| !policy.is_empty()), states }
     }
@@ -122,22 +121,34 @@ pub(super) fn state_begin(name: &str) -> Bytes {
     format!("\"{name}\";r=").into()
 }
 
-/// Room for the one quota of most keys; more spill onto the heap.
-type Text = SmallVec<[u8; 96]>;
-
-/// Adds an item to a list (RFC 9651 §3.1).
-fn state_item(text: &mut Text, begin: &[u8], decision: Decision, refills: bool) {
-    if !text.is_empty() {
-        text.extend_from_slice(b", ");
+/// A list (RFC 9651 §3.1) of what each quota's item begins with and where it stands, and whether
+/// units of it come back. In exactly the room that it takes, which becomes the header as it is.
+fn state_value<'a>(items: impl Iterator<Item = (&'a Bytes, Decision, bool)> + Clone) -> Vec<u8> {
+    let wait = |decision: Decision| ceil_secs(decision.next_unit_in()).min(MAX_INTEGER);
+    let digits = |number: u64| number.checked_ilog10().unwrap_or_default() as usize + 1;
+    let room = |(begin, decision, refills): (&Bytes, Decision, bool)| {
+        let refill = if refills { REFILL.len() + digits(wait(decision)) } else { 0 };
+        AND.len() + begin.len() + digits(decision.remaining().into()) + refill
+    };
+    let room = items.clone().map(room).sum::<usize>().saturating_sub(AND.len());
+    let mut text = Vec::with_capacity(room);
+    let mut itoa = itoa::Buffer::new();
+    for (begin, decision, refills) in items {
+        if !text.is_empty() {
+            text.extend_from_slice(AND);
+        }
+        text.extend_from_slice(begin);
+        text.extend_from_slice(itoa.format(decision.remaining()).as_bytes());
+        if refills {
+            text.extend_from_slice(REFILL);
+            text.extend_from_slice(itoa.format(wait(decision)).as_bytes());
+        }
     }
-    text.extend_from_slice(begin);
-    text.extend_from_slice(itoa::Buffer::new().format(decision.remaining()).as_bytes());
-    if refills {
-        let wait = ceil_secs(decision.next_unit_in()).min(MAX_INTEGER);
-        text.extend_from_slice(b";t=");
-        text.extend_from_slice(itoa::Buffer::new().format(wait).as_bytes());
-    }
+    text
 }
+
+const AND: &[u8] = b", ";
+const REFILL: &[u8] = b";t=";
 
 fn write_legacy(headers: &mut HeaderMap, standing: &Standing, now: SystemTime) {
     let tightest = standing.iter().min_by_key(|(_, decision)| {

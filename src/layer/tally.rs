@@ -17,11 +17,11 @@ pub(super) struct Tally {
     /// Where those stand, if anything was taken.
     pub(super) own: Option<Decisions>,
     /// Policies beside those of the key.
-    pub(super) more: SmallVec<[(Policy, Decision); 1]>,
+    pub(super) more: SmallVec<[(Arc<Policy>, Decision); 1]>,
 }
 
 impl Tally {
-    pub(super) fn of(policy: Policy, decision: Decision) -> Self {
+    pub(super) fn of(policy: Arc<Policy>, decision: Decision) -> Self {
         Self { more: SmallVec::from([(policy, decision)]), ..Self::default() }
     }
 
@@ -39,7 +39,7 @@ impl Tally {
 }
 
 /// The name of a policy, and the item of `RateLimit-Policy` that it is.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Policy {
     pub(super) name: Arc<str>,
     pub(super) item: Bytes,

@@ -1,4 +1,9 @@
-use std::sync::{Arc, LazyLock};
+use std::{
+    any::Any,
+    fmt,
+    hash::{Hash, Hasher},
+    sync::{Arc, LazyLock, OnceLock},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,18 +13,28 @@ use super::{InvalidQuota, Quota};
 ///
 /// A request must fit all of them, and takes from all or none: a burst which the minute turns away
 /// does not use up the day.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Quota>", into = "Vec<Quota>")]
-pub struct RateLimits(Arc<[Quota]>);
+pub struct RateLimits(Arc<Limits>);
+
+struct Limits {
+    quotas: Box<[Quota]>,
+    /// See [`RateLimits::rendered`].
+    rendered: OnceLock<Box<dyn Any + Send + Sync>>,
+}
 
 /// For those who want to borrow it.
-static UNLIMITED: LazyLock<RateLimits> = LazyLock::new(RateLimits::unlimited);
+static UNLIMITED: LazyLock<RateLimits> = LazyLock::new(|| RateLimits::of(Vec::new()));
 
 impl RateLimits {
     /// No limit at all.
     #[must_use]
     pub fn unlimited() -> Self {
-        Self::default()
+        UNLIMITED.clone()
+    }
+
+    fn of(quotas: Vec<Quota>) -> Self {
+        Self(Arc::new(Limits { quotas: quotas.into(), rendered: OnceLock::new() }))
     }
 
     pub(crate) fn unlimited_ref() -> &'static Self {
@@ -39,13 +54,13 @@ impl RateLimits {
         if names.windows(2).any(|pair| matches!(pair, [a, b] if a == b)) {
             return Err(InvalidQuota::Name);
         }
-        Ok(Self(quotas.into()))
+        Ok(Self::of(quotas))
     }
 
     /// The quotas, shortest window first.
     #[must_use]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Quota> {
-        self.0.iter()
+        self.0.quotas.iter()
     }
 
     /// Whether whatever passes these passes `bound` too: for each quota there, there is one here that
@@ -62,13 +77,22 @@ impl RateLimits {
         let quotas = self.iter().chain(others.iter().filter(is_new)).cloned();
         let mut quotas: Vec<Quota> = quotas.collect();
         sort(&mut quotas);
-        Self(quotas.into())
+        Self::of(quotas)
     }
 
     /// Whether there is no limit.
     #[must_use]
     pub fn is_unlimited(&self) -> bool {
-        self.0.is_empty()
+        self.0.quotas.is_empty()
+    }
+
+    /// What is made of them for those who tell clients of them: made once, and for all keys that
+    /// share these. There may be one type of it.
+    pub(crate) fn rendered<T: Send + Sync + 'static>(
+        &self,
+        render: impl FnOnce(&Self) -> T,
+    ) -> Option<&T> {
+        self.0.rendered.get_or_init(|| Box::new(render(self))).downcast_ref()
     }
 }
 
@@ -76,9 +100,35 @@ fn sort(quotas: &mut [Quota]) {
     quotas.sort_by_key(|quota| (quota.window(), quota.limit()));
 }
 
+impl Default for RateLimits {
+    fn default() -> Self {
+        Self::unlimited()
+    }
+}
+
+impl PartialEq for RateLimits {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0.quotas == other.0.quotas
+    }
+}
+
+impl Eq for RateLimits {}
+
+impl Hash for RateLimits {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.quotas.hash(state);
+    }
+}
+
+impl fmt::Debug for RateLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RateLimits").field(&self.0.quotas).finish()
+    }
+}
+
 impl From<Quota> for RateLimits {
     fn from(quota: Quota) -> Self {
-        Self(Arc::new([quota]))
+        Self::of(vec![quota])
     }
 }
 
@@ -92,7 +142,7 @@ impl TryFrom<Vec<Quota>> for RateLimits {
 
 impl From<RateLimits> for Vec<Quota> {
     fn from(limits: RateLimits) -> Self {
-        limits.0.to_vec()
+        limits.0.quotas.to_vec()
     }
 }
 

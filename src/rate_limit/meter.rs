@@ -1,5 +1,4 @@
 use std::{
-    any::Any,
     num::NonZeroU32,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -22,7 +21,6 @@ pub(crate) struct Meter {
     limits: RateLimits,
     /// `None` where there is no limit.
     buckets: Option<Arc<dyn Buckets>>,
-    rendered: OnceLock<Box<dyn Any + Send + Sync>>,
     classes: Classes,
 }
 
@@ -51,8 +49,7 @@ impl Meter {
         now: Duration,
     ) -> Self {
         let buckets = buckets(meters, &limits, subject, "", now);
-        let (rendered, classes) = (OnceLock::new(), Classes::default());
-        Self { meters: Arc::clone(meters), limits, buckets, rendered, classes }
+        Self { meters: Arc::clone(meters), limits, buckets, classes: Classes::default() }
     }
 
     pub(crate) fn limits(&self) -> &RateLimits {
@@ -120,14 +117,6 @@ impl Meter {
                 before.iter().map(after).collect()
             }
         }
-    }
-
-    /// What is made of the limits for those who tell of them, made once. One type of it.
-    pub(crate) fn rendered<T: Send + Sync + 'static>(
-        &self,
-        render: impl FnOnce(&RateLimits) -> T,
-    ) -> Option<&T> {
-        self.rendered.get_or_init(|| Box::new(render(&self.limits))).downcast_ref()
     }
 }
 

@@ -76,7 +76,7 @@ struct Terms {
 #[derive(Clone, Debug)]
 struct Limit {
     most: u32,
-    policy: Policy,
+    policy: Arc<Policy>,
 }
 
 impl ConcurrencyLimit {
@@ -150,7 +150,7 @@ impl Limit {
         }
         let item = format!("\"{name}\";q={most};qu=\"concurrent-requests\"").into();
         let (state, refills) = (state_begin(name), false);
-        Ok(Self { most, policy: Policy { name: name.into(), item, state, refills } })
+        Ok(Self { most, policy: Arc::new(Policy { name: name.into(), item, state, refills }) })
     }
 }
 
@@ -171,12 +171,12 @@ impl Terms {
         match in_flight.enter(holder, most) {
             Some((permit, left)) => {
                 let decision = Decision::admit(left, Duration::ZERO);
-                Ok(Entered { permit, tally: Tally::of(policy.clone(), decision) })
+                Ok(Entered { permit, tally: Tally::of(Arc::clone(policy), decision) })
             }
             None => {
                 let violated = [Arc::clone(&policy.name)].into();
                 let rejection = Rejection::beyond(consumer.key_id(), violated, RETRY);
-                let tally = Tally::of(policy.clone(), Decision::deny(RETRY));
+                let tally = Tally::of(Arc::clone(policy), Decision::deny(RETRY));
                 Err(Box::new(Denied { rejection, tally }))
             }
         }

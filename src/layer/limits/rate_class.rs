@@ -56,7 +56,7 @@ struct Class {
 #[derive(Clone, Debug)]
 struct Quotas {
     limits: RateLimits,
-    policies: Arc<[Policy]>,
+    policies: Arc<[Arc<Policy>]>,
 }
 
 impl RateClass {
@@ -138,7 +138,7 @@ impl Quotas {
         let limits = RateLimits::new(limits.iter().map(named).collect::<Result<Vec<_>, _>>()?)?;
         let policy = |quota: &Quota| {
             let (name, item) = (quota.name(), policy_item(quota));
-            Policy { name: name.into(), item, state: state_begin(name), refills: true }
+            Arc::new(Policy { name: name.into(), item, state: state_begin(name), refills: true })
         };
         let policies = limits.iter().map(policy).collect();
         Ok(Self { limits, policies })
