@@ -27,6 +27,11 @@ impl<C: Clock + ?Sized> Clock for std::sync::Arc<C> {
     }
 }
 
+/// A monotonic reading in nanoseconds, which fits into an atomic. It stands still after 584 years.
+pub(crate) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// The operating system's clocks. The default.
 #[derive(Clone)]
 pub struct SystemClock {

@@ -218,11 +218,10 @@ impl Inner {
     }
 
     fn judge(self: &Arc<Self>, entry: &Arc<Entry>, charge: Charge, now: Duration) -> Attempt {
-        let key_id = entry.consumer.key_id();
-        if let Some(rejection) = Rejection::of_status(entry.status(now), key_id) {
+        if let Some(rejection) = Rejection::of_status(entry.status(now), entry.key_id()) {
             return Attempt::Reject(rejection);
         }
-        let check = entry.consumer.meter().and_then(|meter| meter.ask(charge.units(), now));
+        let check = entry.live.meter.ask(charge.units(), now);
         let decided = match check {
             None => self.conclude(entry, charge, Decisions::default(), now),
             Some(Check::Ready(decisions)) => self.conclude(entry, charge, decisions, now),
@@ -241,19 +240,19 @@ impl Inner {
 
     fn conclude(
         &self,
-        entry: &Entry,
+        entry: &Arc<Entry>,
         charge: Charge,
         decisions: Decisions,
         now: Duration,
     ) -> Result<Admission, Rejection> {
         let is_admitted = charge == Charge::Nothing || decisions.is_admitted();
-        let standing = Standing::new(entry.consumer.clone(), decisions);
+        let standing = Standing::new(Consumer::of(entry), decisions);
         if !is_admitted {
             return Err(Rejection::rate_limited(standing));
         }
         self.usage.touch(entry, now, &self.loader);
         if standing.retirement().is_some() {
-            self.loader.observe(&Event::RetiredKeyUsed { key_id: entry.consumer.key_id() });
+            self.loader.observe(&Event::RetiredKeyUsed { key_id: entry.key_id() });
         }
         Ok(Admission(standing))
     }

@@ -1,6 +1,8 @@
 use std::{
+    future::{Future, ready},
+    pin::Pin,
     sync::{
-        Weak,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -8,77 +10,93 @@ use std::{
 
 use super::terms::Terms;
 use crate::{
+    clock::nanos,
     key::KeyHash,
-    record::{Consumer, KeyRecord, KeyStatus, Validity, Watch},
+    rate_limit::Meter,
+    record::{KeyId, KeyRecord, KeyStatus, Known, Live, Validity},
 };
 
-/// How often a key in use is noted as such: once in this, and no more, does a hit write.
-const SEEN_EVERY: Duration = Duration::from_secs(1);
+/// How often a key in use is noted as such: once in this, and no more, does a hit write. Whoever is
+/// told has to tidy up, too, which takes as long as several hits.
+const SEEN_EVERY: u64 = 5_000_000_000;
 
-/// What the cache holds of a key: facts, and, with the consumer, the live buckets. No verdicts.
-pub(super) struct Entry {
+/// What the cache holds of a key: facts, and the live buckets. No verdicts. Consumers are made of
+/// it as it is.
+pub(super) type Entry = Known<Cached>;
+
+/// What the cache wants to know of a key beside what a consumer is told. Times are in nanoseconds
+/// of [`Clock::monotonic`](crate::clock::Clock::monotonic).
+pub(super) struct Cached {
     pub(super) hash: KeyHash,
-    pub(super) consumer: Consumer,
-    /// [`Clock::monotonic`](crate::clock::Clock::monotonic) when the store was asked.
+    /// When the store was asked.
     pub(super) loaded_at: Duration,
     /// Of the cache, when the store was asked.
-    pub(super) generation: Generation,
+    pub(super) generation: u64,
     /// When its use was last reported; see [`usage`](super::usage).
     pub(super) touched_at: AtomicU64,
     /// When it was last noted that it is in use.
     seen_at: AtomicU64,
-    validity: Validity,
-    read_at: SystemTime,
+    /// Reckoned from the store's clock: neither a wrong nor a stepping wall clock of this node
+    /// matters.
+    validity: Validity<u64>,
+    pub(super) meter: Meter,
+    watch: Weak<dyn Watch>,
 }
 
-/// Counts how often what was known of all keys, or of those that do not exist, ceased to hold.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Generation {
-    pub(super) present: u64,
-    pub(super) absent: u64,
+/// Whoever can tell that a key no longer works.
+pub(super) trait Watch: Send + Sync {
+    /// Resolves when the key no longer works.
+    fn ended(self: Arc<Self>, key: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// A key that worked when it was last looked up.
+#[derive(Clone, Copy)]
+pub(super) struct WatchedKey {
+    pub(super) id: KeyId,
+    pub(super) hash: KeyHash,
+    /// When that was.
+    pub(super) confirmed_at: Duration,
 }
 
 impl Entry {
-    pub(super) fn new(
+    /// What the store said of a key between `loaded_at` and `answered_at`.
+    pub(super) fn load(
         record: KeyRecord,
         terms: &Terms,
         watch: Weak<dyn Watch>,
         loaded_at: Duration,
         answered_at: Duration,
-        generation: Generation,
+        generation: u64,
     ) -> Self {
-        let meter = terms.meter(&record, loaded_at);
-        Self {
+        let live = Cached {
             hash: record.key_hash,
+            meter: terms.meter(&record, loaded_at),
             seen_at: AtomicU64::new(nanos(loaded_at)),
             loaded_at,
             generation,
             touched_at: AtomicU64::new(0),
-            // The store read its clock at some time in between. Reckoned from the beginning of that,
-            // an end comes early rather than late; so would a beginning.
-            validity: record
-                .validity()
-                .begin_later(record.read_at, answered_at.saturating_sub(loaded_at)),
-            read_at: record.read_at,
-            consumer: Consumer::watched_by(record, Some(meter), watch, loaded_at),
-        }
+            validity: validity(&record, loaded_at, answered_at),
+            watch,
+        };
+        Self::new(record, live)
     }
 
-    /// Whether the key may be used at `now` of the monotonic clock, reckoned from the store's
-    /// clock: neither a wrong nor a stepping wall clock of this node matters.
+    /// Whether the key may be used at `now` of the monotonic clock.
     pub(super) fn status(&self, now: Duration) -> KeyStatus {
-        match self.read_at.checked_add(now.saturating_sub(self.loaded_at)) {
-            Some(now) => self.validity.status(now),
-            // Beyond the end of time every deadline has passed.
-            None => KeyStatus::Expired,
-        }
+        self.live.validity.status(&nanos(now))
+    }
+
+    /// How long until the key expires; `None` if it never does.
+    pub(super) fn expires_in(&self, now: Duration) -> Option<Duration> {
+        let expires_at = self.live.validity.expires_at?;
+        Some(Duration::from_nanos(expires_at).saturating_sub(now))
     }
 
     /// Notes that it is in use. True where that was not noted just now.
     pub(super) fn is_seen_again(&self, now: Duration) -> bool {
         let is_new = self.unseen_for(now) >= SEEN_EVERY;
         if is_new {
-            self.seen_at.store(nanos(now), Ordering::Relaxed);
+            self.live.seen_at.store(nanos(now), Ordering::Relaxed);
         }
         is_new
     }
@@ -88,17 +106,41 @@ impl Entry {
         self.unseen_for(now) >= 2 * SEEN_EVERY
     }
 
-    fn unseen_for(&self, now: Duration) -> Duration {
-        now.saturating_sub(Duration::from_nanos(self.seen_at.load(Ordering::Relaxed)))
-    }
-
-    /// How long until the key expires; `None` if it never does.
-    pub(super) fn expires_in(&self, now: Duration) -> Option<Duration> {
-        let lifetime = self.validity.expires_at?.duration_since(self.read_at);
-        Some(lifetime.unwrap_or_default().saturating_sub(now.saturating_sub(self.loaded_at)))
+    fn unseen_for(&self, now: Duration) -> u64 {
+        nanos(now).saturating_sub(self.live.seen_at.load(Ordering::Relaxed))
     }
 }
 
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+/// The store read its clock at some time in between. Reckoned from the beginning of that, an end
+/// comes early rather than late; a beginning is reckoned from the end of it.
+fn validity(record: &KeyRecord, loaded_at: Duration, answered_at: Duration) -> Validity<u64> {
+    let validity = record.validity();
+    let after = |time: SystemTime| time.duration_since(record.read_at).unwrap_or_default();
+    let expires_at = validity.expires_at.map(|end| nanos(loaded_at.saturating_add(after(end))));
+    let not_before = validity.not_before.map(|begin| {
+        let is_over = begin <= record.read_at;
+        nanos(if is_over { loaded_at } else { answered_at.saturating_add(after(begin)) })
+    });
+    validity.on(not_before, expires_at)
+}
+
+impl Live for Cached {
+    fn meter(&self) -> Option<&Meter> {
+        Some(&self.meter)
+    }
+
+    fn ended(&self, key_id: KeyId) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let key = WatchedKey { id: key_id, hash: self.hash, confirmed_at: self.loaded_at };
+        match self.watch.upgrade() {
+            Some(watch) => watch.ended(key),
+            None => Box::pin(ready(())),
+        }
+    }
+}
+
+/// Counts how often what was known of all keys, or of those that do not exist, ceased to hold.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Generation {
+    pub(super) present: u64,
+    pub(super) absent: u64,
 }

@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{Event, caught::caught, entry::Entry, load::Loader};
 use crate::{
+    clock::nanos,
     record::KeyId,
     store::{StoreError, StoreErrorKind, Usage},
     trace,
@@ -52,15 +53,16 @@ impl UsageRecorder {
     /// One relaxed load for most requests.
     pub(super) fn touch(&self, entry: &Entry, now: Duration, loader: &Loader) {
         // Never zero, which stands for "not yet".
-        let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX).saturating_add(1);
-        let last = entry.touched_at.load(Ordering::Relaxed);
-        if last != 0 && Duration::from_nanos(nanos.saturating_sub(last)) < self.interval {
+        let at = nanos(now).saturating_add(1);
+        let touched_at = &entry.live.touched_at;
+        let last = touched_at.load(Ordering::Relaxed);
+        if last != 0 && at.saturating_sub(last) < nanos(self.interval) {
             return;
         }
-        entry.touched_at.store(nanos, Ordering::Relaxed);
-        let touch = Touch { key_id: entry.consumer.key_id(), at: now };
+        touched_at.store(at, Ordering::Relaxed);
+        let touch = Touch { key_id: entry.key_id(), at: now };
         if let Err(mpsc::error::TrySendError::Full(_)) = self.touches.try_send(touch) {
-            entry.touched_at.store(0, Ordering::Relaxed);
+            touched_at.store(0, Ordering::Relaxed);
             loader.observe(&Event::UsageDropped);
         }
     }

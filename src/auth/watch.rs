@@ -4,8 +4,12 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{cache::Peek, entry::Entry, load::Loader};
-use crate::record::{KeyStatus, Watch, WatchedKey};
+use super::{
+    cache::Peek,
+    entry::{Entry, Watch, WatchedKey},
+    load::Loader,
+};
+use crate::record::KeyStatus;
 
 /// How soon a key is asked for again that the store did not confirm.
 const RETRY: Duration = Duration::from_secs(1);
@@ -34,7 +38,7 @@ async fn ended(loader: Arc<Loader>, mut key: WatchedKey) {
         let wait = match entry {
             Ok(entry) => {
                 let Some(entry) = entry.filter(|entry| works(entry, key, now)) else { return };
-                key.confirmed_at = entry.loaded_at;
+                key.confirmed_at = entry.live.loaded_at;
                 confirmed = Some(changes);
                 let fresh_for = loader.cache.fresh_for(&entry, now);
                 let confirm_in = if fresh_for.is_zero() { RETRY } else { fresh_for };
@@ -55,5 +59,5 @@ async fn ended(loader: Arc<Loader>, mut key: WatchedKey) {
 }
 
 fn works(entry: &Entry, key: WatchedKey, now: Duration) -> bool {
-    entry.consumer.key_id() == key.id && entry.status(now) == KeyStatus::Active
+    entry.key_id() == key.id && entry.status(now) == KeyStatus::Active
 }

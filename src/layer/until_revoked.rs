@@ -122,17 +122,23 @@ mod tests {
     use super::*;
     use crate::{
         key::KeyHash,
-        record::{KeyId, KeyRecord, Watch, WatchedKey},
+        rate_limit::Meter,
+        record::{KeyId, KeyRecord, Known, Live},
     };
 
     /// A key that ends when the test says so.
     #[derive(Default)]
     struct Key(watch::Sender<bool>);
 
-    impl Watch for Key {
-        fn ended(self: Arc<Self>, _: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    impl Live for Weak<Key> {
+        fn meter(&self) -> Option<&Meter> {
+            None
+        }
+
+        fn ended(&self, _: KeyId) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+            let key = self.upgrade().unwrap();
             Box::pin(async move {
-                self.0.subscribe().wait_for(|ended| *ended).await.unwrap();
+                key.0.subscribe().wait_for(|ended| *ended).await.unwrap();
             })
         }
     }
@@ -140,13 +146,8 @@ mod tests {
     impl Key {
         fn consumer(self: &Arc<Self>) -> Consumer {
             let (id, hash) = (KeyId::from_bytes([1; 16]), KeyHash::from_bytes([7; 32]));
-            let watch: Weak<Self> = Arc::downgrade(self);
-            Consumer::watched_by(
-                KeyRecord::new(id, hash, "acme", SystemTime::UNIX_EPOCH),
-                None,
-                watch,
-                Duration::ZERO,
-            )
+            let record = KeyRecord::new(id, hash, "acme", SystemTime::UNIX_EPOCH);
+            Consumer::of(&Arc::new(Known::new(record, Arc::downgrade(self))))
         }
 
         fn end(&self) {

@@ -1,26 +1,23 @@
 use std::{
     fmt,
-    future::{Future, pending, ready},
+    future::{Future, pending},
     pin::Pin,
-    sync::{Arc, Weak},
+    sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use super::{KeyId, KeyRecord, Metadata, Retirement, Scope, Scopes};
-use crate::{
-    key::KeyHash,
-    rate_limit::{Meter, RateLimits, Subject},
-};
+use crate::rate_limit::{Meter, RateLimits, Subject};
 
 /// Who is asking: what a handler gets to know of the key that let the request in.
 ///
 /// Found in the request's extensions behind an [`ApiKeyLayer`](crate::ApiKeyLayer), and an axum
 /// extractor. Cloning it is cheap; it holds no secret.
 #[derive(Clone)]
-pub struct Consumer(Arc<Inner>);
+pub struct Consumer(Arc<Known>);
 
-struct Inner {
+/// A key that was looked up: what a handler gets to know of it, and what it is to whoever did that.
+pub(crate) struct Known<L: ?Sized = dyn Live> {
     id: Box<str>,
     key_id: KeyId,
     key_name: Option<Box<str>>,
@@ -30,56 +27,57 @@ struct Inner {
     /// In a box, as few keys have it.
     retirement: Option<Box<Retirement>>,
     root_id: KeyId,
-    live: Option<Live>,
+    pub(crate) live: L,
 }
 
 /// What ties a consumer to the authenticator that made it.
-struct Live {
-    meter: Option<Meter>,
-    watch: Weak<dyn Watch>,
-    key: WatchedKey,
+pub(crate) trait Live: Send + Sync {
+    /// The limits of the key.
+    fn meter(&self) -> Option<&Meter>;
+
+    /// Resolves when the key with this id no longer works.
+    fn ended(&self, key_id: KeyId) -> BoxFuture;
 }
 
-/// Whoever can tell that a key no longer works.
-pub(crate) trait Watch: Send + Sync {
-    /// Resolves when the key no longer works.
-    fn ended(self: Arc<Self>, key: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>>;
-}
+type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A key that worked when it was last looked up.
-#[derive(Clone, Copy)]
-pub(crate) struct WatchedKey {
-    pub(crate) id: KeyId,
-    pub(crate) hash: KeyHash,
-    /// When that was, by [`Clock::monotonic`](crate::clock::Clock::monotonic).
-    pub(crate) confirmed_at: Duration,
-}
+/// Of a consumer that no authenticator made.
+struct Unbound;
 
-impl Consumer {
-    /// The consumer of a key that was looked up at `confirmed_at`.
-    pub(crate) fn watched_by(
-        record: KeyRecord,
-        meter: Option<Meter>,
-        watch: Weak<dyn Watch>,
-        confirmed_at: Duration,
-    ) -> Self {
-        let key = WatchedKey { id: record.id, hash: record.key_hash, confirmed_at };
-        Self::new(record, Some(Live { meter, watch, key }))
+impl Live for Unbound {
+    fn meter(&self) -> Option<&Meter> {
+        None
     }
 
-    fn new(record: KeyRecord, live: Option<Live>) -> Self {
-        let retirement = record.retirement().map(Box::new);
-        Self(Arc::new(Inner {
+    fn ended(&self, _: KeyId) -> BoxFuture {
+        Box::pin(pending())
+    }
+}
+
+impl<L> Known<L> {
+    pub(crate) fn new(record: KeyRecord, live: L) -> Self {
+        Self {
+            retirement: record.retirement().map(Box::new),
             id: record.consumer_id.into(),
             key_id: record.id,
-            retirement,
             root_id: record.root_id,
             key_name: record.name.map(Into::into),
             scopes: record.scopes,
             plan: record.plan.map(Into::into),
             metadata: record.metadata,
             live,
-        }))
+        }
+    }
+
+    pub(crate) fn key_id(&self) -> KeyId {
+        self.key_id
+    }
+}
+
+impl Consumer {
+    pub(crate) fn of<L: Live + 'static>(known: &Arc<Known<L>>) -> Self {
+        let known = Arc::clone(known);
+        Self(known)
     }
 
     /// The id of the consumer the key was issued to.
@@ -131,7 +129,7 @@ impl Consumer {
 
     /// The limits of the key; none for a consumer that no authenticator made.
     pub(crate) fn meter(&self) -> Option<&Meter> {
-        self.0.live.as_ref()?.meter.as_ref()
+        self.0.live.meter()
     }
 
     pub(crate) fn limits(&self) -> &RateLimits {
@@ -160,19 +158,13 @@ impl Consumer {
     /// Keys are only watched for those who ask. For a consumer that no authenticator made it never
     /// resolves. It needs a tokio runtime with its timer.
     pub fn revoked(&self) -> Revoked {
-        Revoked(match &self.0.live {
-            None => Box::pin(pending()),
-            Some(Live { watch, key, .. }) => match watch.upgrade() {
-                Some(watch) => watch.ended(*key),
-                None => Box::pin(ready(())),
-            },
-        })
+        Revoked(self.0.live.ended(self.0.key_id))
     }
 }
 
 /// Resolves when a key no longer works: see [`Consumer::revoked`].
 #[must_use = "futures do nothing unless polled"]
-pub struct Revoked(Pin<Box<dyn Future<Output = ()> + Send>>);
+pub struct Revoked(BoxFuture);
 
 impl Future for Revoked {
     type Output = ();
@@ -190,7 +182,7 @@ impl fmt::Debug for Revoked {
 
 impl From<KeyRecord> for Consumer {
     fn from(record: KeyRecord) -> Self {
-        Self::new(record, None)
+        Self(Arc::new(Known::new(record, Unbound)))
     }
 }
 

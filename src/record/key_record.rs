@@ -1,9 +1,4 @@
-use std::{
-    error::Error,
-    fmt,
-    str::FromStr,
-    time::{Duration, SystemTime},
-};
+use std::{error::Error, fmt, str::FromStr, time::SystemTime};
 
 use uuid::Uuid;
 
@@ -193,7 +188,7 @@ impl KeyRecord {
     /// A revocation outweighs all else, then expiry: what is final is said first.
     #[must_use]
     pub fn status(&self, now: SystemTime) -> KeyStatus {
-        self.validity().status(now)
+        self.validity().status(&now)
     }
 
     /// Since when another key replaces it, and until when it goes on working.
@@ -223,32 +218,30 @@ pub struct Retirement {
     pub ends_at: Option<SystemTime>,
 }
 
-/// When a key may be used: the part of its record that is asked on every request.
+/// When a key may be used: the part of its record that is asked on every request, by whatever clock.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Validity {
+pub(crate) struct Validity<T = SystemTime> {
     is_revoked: bool,
     is_active: bool,
-    not_before: Option<SystemTime>,
-    pub(crate) expires_at: Option<SystemTime>,
+    pub(crate) not_before: Option<T>,
+    pub(crate) expires_at: Option<T>,
 }
 
-impl Validity {
-    /// A beginning that is yet to come at `now` comes later by `delay`.
-    pub(crate) fn begin_later(self, now: SystemTime, delay: Duration) -> Self {
-        let later = |begin: SystemTime| begin.checked_add(delay).unwrap_or(begin);
-        let not_before =
-            self.not_before.map(|begin| if begin > now { later(begin) } else { begin });
-        Self { not_before, ..self }
+impl<T: Ord> Validity<T> {
+    /// The same on another clock.
+    pub(crate) fn on<U>(self, not_before: Option<U>, expires_at: Option<U>) -> Validity<U> {
+        let Self { is_revoked, is_active, .. } = self;
+        Validity { is_revoked, is_active, not_before, expires_at }
     }
 
-    pub(crate) fn status(&self, now: SystemTime) -> KeyStatus {
+    pub(crate) fn status(&self, now: &T) -> KeyStatus {
         if self.is_revoked {
             KeyStatus::Revoked
-        } else if self.expires_at.is_some_and(|expires_at| expires_at <= now) {
+        } else if self.expires_at.as_ref().is_some_and(|expires_at| expires_at <= now) {
             KeyStatus::Expired
         } else if !self.is_active {
             KeyStatus::Inactive
-        } else if self.not_before.is_some_and(|not_before| now < not_before) {
+        } else if self.not_before.as_ref().is_some_and(|not_before| now < not_before) {
             KeyStatus::NotYetActive
         } else {
             KeyStatus::Active
@@ -274,6 +267,8 @@ pub enum KeyStatus {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const MILLI: Duration = Duration::from_millis(1);

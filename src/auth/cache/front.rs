@@ -59,5 +59,5 @@ impl Front {
 }
 
 fn is_of(entry: Option<&Arc<Entry>>, hash: &KeyHash) -> bool {
-    entry.is_some_and(|entry| entry.hash == *hash)
+    entry.is_some_and(|entry| entry.live.hash == *hash)
 }

@@ -63,7 +63,7 @@ impl KeyCache {
             front: Front::new(policy.capacity),
             present: Cache::builder()
                 .max_capacity(policy.capacity)
-                .time_to_live(policy.fresh + policy.stale_if_error)
+                .time_to_idle(policy.fresh + policy.stale_if_error)
                 .build(),
             absent: Cache::builder()
                 .max_capacity(policy.absent_capacity)
@@ -108,8 +108,8 @@ impl KeyCache {
             if !self.fresh_for(&entry, now).is_zero() {
                 return Peek::Fresh(entry);
             }
-            let is_gone = entry.generation.present < self.oldest_usable.load(Ordering::Acquire);
-            if !is_gone && now.saturating_sub(entry.loaded_at) < self.usable() {
+            let is_gone = entry.live.generation < self.oldest_usable.load(Ordering::Acquire);
+            if !is_gone && now.saturating_sub(entry.live.loaded_at) < self.usable() {
                 return Peek::Stale(entry);
             }
         }
@@ -123,20 +123,20 @@ impl KeyCache {
 
     /// How long `entry` will still be fresh, if nothing happens.
     pub(super) fn fresh_for(&self, entry: &Entry, now: Duration) -> Duration {
-        if entry.generation.present != self.generation.load(Ordering::Acquire) {
+        if entry.live.generation != self.generation.load(Ordering::Acquire) {
             return Duration::ZERO;
         }
         let CachePolicy { mut fresh, fresh_during_gap, .. } = self.policy;
         if self.in_gap.load(Ordering::Acquire) {
             fresh = fresh.min(fresh_during_gap);
         }
-        fresh.saturating_sub(now.saturating_sub(entry.loaded_at))
+        fresh.saturating_sub(now.saturating_sub(entry.live.loaded_at))
     }
 
     /// Whether `entry` should have been confirmed after a gap, and the store has had the time.
     pub(super) fn is_overdue(&self, entry: &Entry, now: Duration) -> bool {
         let expired_at = Duration::from_nanos(self.expired_at.load(Ordering::Acquire));
-        entry.generation.present != self.generation.load(Ordering::Acquire)
+        entry.live.generation != self.generation.load(Ordering::Acquire)
             && now.saturating_sub(expired_at) >= self.policy.fresh_during_gap
     }
 

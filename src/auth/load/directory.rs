@@ -16,35 +16,37 @@ use crate::{auth::entry::Entry, key::KeyHash, record::KeyId};
 /// twice as many as the last time.
 #[derive(Default)]
 pub(super) struct Directory {
-    names: HashMap<KeyId, Name>,
+    cached: HashMap<KeyId, Weak<Entry>>,
     /// With how often the key was changed.
     watched: HashMap<KeyHash, watch::Sender<u64>>,
+    /// Of those that are watched.
+    hashes: HashMap<KeyId, KeyHash>,
     sweep_at: usize,
-}
-
-struct Name {
-    hash: KeyHash,
-    entry: Weak<Entry>,
 }
 
 const MIN_SWEEP: usize = 1024;
 
 impl Directory {
     /// Returns the hash that the key had before, if it has another one now.
-    pub(super) fn enter(&mut self, hash: KeyHash, entry: &Arc<Entry>) -> Option<KeyHash> {
-        let name = Name { hash, entry: Arc::downgrade(entry) };
-        let before = self.names.insert(entry.consumer.key_id(), name);
+    pub(super) fn enter(&mut self, entry: &Arc<Entry>) -> Option<KeyHash> {
+        let (id, hash) = (entry.key_id(), entry.live.hash);
+        let before = self.hash_of(id);
+        self.cached.insert(id, Arc::downgrade(entry));
+        if let Some(watched) = self.hashes.get_mut(&id) {
+            *watched = hash;
+        }
         self.sweep_if_due();
-        before.map(|name| name.hash).filter(|before| *before != hash)
+        before.filter(|before| *before != hash)
     }
 
     pub(super) fn hash_of(&self, id: KeyId) -> Option<KeyHash> {
-        self.names.get(&id).map(|name| name.hash)
+        let cached = self.cached.get(&id).and_then(Weak::upgrade);
+        cached.map(|entry| entry.live.hash).or_else(|| self.hashes.get(&id).copied())
     }
 
     /// Whoever holds the receiver hears when the key was changed, and how often.
     pub(super) fn watch(&mut self, id: KeyId, hash: KeyHash) -> watch::Receiver<u64> {
-        self.names.entry(id).or_insert(Name { hash, entry: Weak::new() });
+        self.hashes.entry(id).or_insert(hash);
         let news = self.watched.entry(hash).or_default().subscribe();
         self.sweep_if_due();
         news
@@ -68,13 +70,14 @@ impl Directory {
     }
 
     fn sweep_if_due(&mut self) {
-        if self.names.len() < self.sweep_at {
+        if self.cached.len() + self.hashes.len() < self.sweep_at {
             return;
         }
-        self.watched.retain(|_, watched| watched.receiver_count() > 0);
-        let Self { names, watched, .. } = self;
-        names.retain(|_, name| name.entry.strong_count() > 0 || watched.contains_key(&name.hash));
-        self.sweep_at = MIN_SWEEP.max(self.names.len() * 2);
+        let Self { cached, watched, hashes, sweep_at } = self;
+        watched.retain(|_, watched| watched.receiver_count() > 0);
+        hashes.retain(|_, hash| watched.contains_key(hash));
+        cached.retain(|_, entry| entry.strong_count() > 0);
+        *sweep_at = MIN_SWEEP.max((cached.len() + hashes.len()) * 2);
     }
 }
 
@@ -88,10 +91,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        auth::{entry::Generation, terms::Terms},
+        auth::{
+            entry::{Watch, WatchedKey},
+            terms::Terms,
+        },
         clock::SystemClock,
         rate_limit::{LocalRateLimiter, Meters, Plans, RateLimits},
-        record::{KeyRecord, Watch, WatchedKey},
+        record::KeyRecord,
     };
 
     struct Nobody;
@@ -116,21 +122,21 @@ mod tests {
         let record = KeyRecord::new(id(number), hash(number), "acme", SystemTime::UNIX_EPOCH);
         let limiter = Arc::new(LocalRateLimiter::new());
         let meters = Arc::new(Meters { limiter, clock: Arc::new(SystemClock::new()) });
-        let terms = Terms { meters, plans: Plans::new(), default: RateLimits::unlimited() };
-        let (watch, generation) = (Weak::<Nobody>::new(), Generation::default());
-        Arc::new(Entry::new(record, &terms, watch, Duration::ZERO, Duration::ZERO, generation))
+        let terms = Terms::new(meters, Plans::new(), RateLimits::unlimited());
+        let watch = Weak::<Nobody>::new();
+        Arc::new(Entry::load(record, &terms, watch, Duration::ZERO, Duration::ZERO, 0))
     }
 
     #[test]
     fn names_of_evicted_entries_do_not_pile_up() {
         let mut directory = Directory::default();
         let kept = entry(0);
-        directory.enter(hash(0), &kept);
+        directory.enter(&kept);
         let mut news = directory.watch(id(1), hash(1));
         for number in 2..100_000 {
-            directory.enter(hash(number), &entry(number));
+            directory.enter(&entry(number));
         }
-        assert!(directory.names.len() <= 2 * MIN_SWEEP, "{}", directory.names.len());
+        assert!(directory.cached.len() <= 2 * MIN_SWEEP, "{}", directory.cached.len());
         assert_eq!(directory.hash_of(id(0)), Some(hash(0)), "it is still cached");
 
         let watched = directory.hash_of(id(1)).expect("it is still watched");
@@ -152,7 +158,7 @@ mod tests {
             drop(directory.watch(id(number), hash(number)));
         }
         assert!(directory.watched.len() <= 2 * MIN_SWEEP, "{}", directory.watched.len());
-        assert!(directory.names.len() <= 2 * MIN_SWEEP, "{}", directory.names.len());
+        assert!(directory.hashes.len() <= 2 * MIN_SWEEP, "{}", directory.hashes.len());
         assert!(directory.watched.contains_key(&hash(0)));
         drop(first);
     }

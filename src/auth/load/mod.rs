@@ -307,7 +307,8 @@ impl Loader {
                         self.unknown_plan(&record);
                     }
                     let watch: Weak<Self> = Arc::downgrade(self);
-                    Arc::new(Entry::new(record, &self.terms, watch, now, answered, generation))
+                    let generation = generation.present;
+                    Arc::new(Entry::load(record, &self.terms, watch, now, answered, generation))
                 });
                 Ok(Fetched { entry, loaded_at: now, generation })
             }
@@ -407,7 +408,7 @@ impl Loader {
     }
 
     fn stale_served(&self, entry: &Entry) {
-        self.observe(&Event::StaleServed { key_id: entry.consumer.key_id() });
+        self.observe(&Event::StaleServed { key_id: entry.key_id() });
     }
 
     /// What an observer does wrong is no reason to turn anybody away.
@@ -465,7 +466,7 @@ impl Landing {
     }
 
     fn is_overtaken(&self, flights: &Flights<Landed>, fetched: &Fetched) -> bool {
-        let id = fetched.entry.as_ref().map(|entry| entry.consumer.key_id());
+        let id = fetched.entry.as_ref().map(|entry| entry.key_id());
         let is_outdated_absence =
             id.is_none() && !self.loader.cache.is_absence_current(fetched.generation);
         is_outdated_absence || flights.is_overtaken(self.number, id)
@@ -476,7 +477,7 @@ impl Landing {
         board.acquaintances.remove(&self.hash);
         match &fetched.entry {
             Some(entry) => {
-                if let Some(before) = board.directory.enter(self.hash, entry) {
+                if let Some(before) = board.directory.enter(entry) {
                     // What is told of this id will no longer find it.
                     self.loader.forget(board, &before);
                 }
