@@ -1,0 +1,34 @@
+# Installs what a script lacks. To be sourced.
+# shellcheck shell=bash
+
+fail() {
+    local line
+    for line; do printf '%s: %s\n' "$0" "$line"; done >&2
+    exit 1
+}
+
+install_packages() {
+    local advice="something is missing; install it, for instance with: apt-get install $*"
+    local as_root=(env)
+    if [[ $EUID -ne 0 ]]; then
+        sudo -n true 2>/dev/null || fail "$advice"
+        as_root=(sudo -n)
+    fi
+    type -P apt-get >/dev/null || fail "$advice"
+
+    # Keeps the distribution from starting a server of its own.
+    local policy=/usr/sbin/policy-rc.d remove=true
+    if [[ ! -e $policy ]]; then
+        remove="${as_root[*]} rm -f $policy"
+        # shellcheck disable=SC2064 # the values of now
+        trap "$remove" EXIT
+        printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" install -m 755 /dev/stdin "$policy"
+    fi
+    {
+        "${as_root[@]}" apt-get update -q
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -q -y --no-install-recommends "$@"
+    } >&2 </dev/null || fail "$advice"
+    $remove
+    trap - EXIT
+}
