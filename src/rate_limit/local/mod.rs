@@ -27,6 +27,7 @@ use self::{
     window::Window,
 };
 use super::{Algorithm, BucketId, Buckets, Check, Decision, Decisions, Quota, RateLimiter};
+use crate::key::digest;
 
 /// Buckets in this process's memory. Those that refill evenly are counted by
 /// [`governor`](https://docs.rs/governor).
@@ -46,9 +47,20 @@ const SWEEP_FROM: usize = 64;
 
 #[derive(Default)]
 struct Shard {
-    buckets: HashMap<BucketId, Arc<Bucket>>,
+    buckets: HashMap<Name, Arc<Bucket>>,
     rates: Rates,
     sweep_at: usize,
+}
+
+/// A digest of a [`BucketId`]: for a million buckets, whole ones would take more than all else.
+type Name = [u8; 32];
+
+fn name(id: &BucketId) -> Name {
+    let (consumer, policy) = (id.consumer().as_bytes(), id.policy().as_bytes());
+    match id.key() {
+        Some(root) => digest(&[b"key", consumer, &root.to_be_bytes(), policy]),
+        None => digest(&[b"consumer", consumer, policy]),
+    }
 }
 
 impl LocalRateLimiter {
@@ -71,8 +83,9 @@ impl LocalRateLimiter {
     }
 
     fn bucket(&self, id: &BucketId, quota: &Quota, now: u64) -> Arc<Bucket> {
+        let name = name(id);
         // The top bits choose the shard, as the map inside uses the others.
-        let shard = self.hasher.hash_one(id) >> (u64::BITS - SHARDS.trailing_zeros());
+        let shard = self.hasher.hash_one(name) >> (u64::BITS - SHARDS.trailing_zeros());
         let shard = usize::try_from(shard).ok().and_then(|shard| self.shards.get(shard));
         let Some(shard) = shard else {
             return Arc::new(Bucket::new(quota, &mut Rates::default(), Fill::FULL, now));
@@ -82,14 +95,14 @@ impl LocalRateLimiter {
             shard.sweep(now);
         }
         let Shard { buckets, rates, .. } = &mut *shard;
-        match buckets.get(id) {
+        match buckets.get(&name) {
             Some(bucket) if bucket.quota() == quota => Arc::clone(bucket),
             known => {
                 let bucket = Arc::new(match known {
                     Some(known) => known.under(quota, rates, now),
                     None => Bucket::new(quota, rates, Fill::FULL, now),
                 });
-                buckets.insert(id.clone(), Arc::clone(&bucket));
+                buckets.insert(name, Arc::clone(&bucket));
                 bucket
             }
         }
