@@ -1,5 +1,6 @@
 use std::{
     future::{Future, ready},
+    num::NonZeroU64,
     pin::Pin,
     sync::{
         Arc, Weak,
@@ -38,7 +39,7 @@ pub(super) struct Cached {
     seen_at: AtomicU64,
     /// Reckoned from the store's clock: neither a wrong nor a stepping wall clock of this node
     /// matters.
-    validity: Validity<u64>,
+    validity: Validity<NonZeroU64>,
     pub(super) meter: Meter,
     watch: Weak<dyn Watch>,
 }
@@ -83,13 +84,13 @@ impl Entry {
 
     /// Whether the key may be used at `now` of the monotonic clock.
     pub(super) fn status(&self, now: Duration) -> KeyStatus {
-        self.live.validity.status(&nanos(now))
+        self.live.validity.status(&instant(now))
     }
 
     /// How long until the key expires; `None` if it never does.
     pub(super) fn expires_in(&self, now: Duration) -> Option<Duration> {
         let expires_at = self.live.validity.expires_at?;
-        Some(Duration::from_nanos(expires_at).saturating_sub(now))
+        Some(Duration::from_nanos(expires_at.get() - 1).saturating_sub(now))
     }
 
     /// Notes that it is in use. True where that was not noted just now.
@@ -113,15 +114,24 @@ impl Entry {
 
 /// The store read its clock at some time in between. Reckoned from the beginning of that, an end
 /// comes early rather than late; a beginning is reckoned from the end of it.
-fn validity(record: &KeyRecord, loaded_at: Duration, answered_at: Duration) -> Validity<u64> {
+fn validity(
+    record: &KeyRecord,
+    loaded_at: Duration,
+    answered_at: Duration,
+) -> Validity<NonZeroU64> {
     let validity = record.validity();
     let after = |time: SystemTime| time.duration_since(record.read_at).unwrap_or_default();
-    let expires_at = validity.expires_at.map(|end| nanos(loaded_at.saturating_add(after(end))));
+    let expires_at = validity.expires_at.map(|end| instant(loaded_at.saturating_add(after(end))));
     let not_before = validity.not_before.map(|begin| {
         let is_over = begin <= record.read_at;
-        nanos(if is_over { loaded_at } else { answered_at.saturating_add(after(begin)) })
+        instant(if is_over { loaded_at } else { answered_at.saturating_add(after(begin)) })
     });
     validity.on(not_before, expires_at)
+}
+
+/// Nanoseconds from 1 on, so that having none takes no room.
+fn instant(time: Duration) -> NonZeroU64 {
+    NonZeroU64::MIN.saturating_add(nanos(time))
 }
 
 impl Live for Cached {

@@ -79,6 +79,7 @@ mod authenticator;
 mod builder;
 mod cache;
 mod caught;
+mod copies;
 mod entry;
 mod feed;
 mod gcra;

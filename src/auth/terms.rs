@@ -1,12 +1,8 @@
 //! Which limits a key has.
 
-use std::{
-    borrow::Cow,
-    collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
+use super::copies::Copies;
 use crate::{
     rate_limit::{Meter, Meters, Plans, RateLimits, Subject},
     record::KeyRecord,
@@ -18,35 +14,18 @@ pub(super) struct Terms {
     pub(super) plans: Plans,
     /// Of keys that have neither limits of their own nor a plan.
     pub(super) default: RateLimits,
-    /// Most keys have the limits of many others, and each is read from the store by itself. One copy
-    /// serves all: there is less to keep, and it is at hand when another key is asked for.
-    copies: Mutex<HashSet<RateLimits>>,
+    copies: Copies<RateLimits>,
 }
-
-/// Beyond, the next ones are shared among themselves.
-const MAX_COPIES: usize = 1024;
 
 impl Terms {
     pub(super) fn new(meters: Arc<Meters>, plans: Plans, default: RateLimits) -> Self {
-        Self { meters, plans, default, copies: Mutex::default() }
+        Self { meters, plans, default, copies: Copies::new() }
     }
 
     /// The limits of the key, with their live buckets.
     pub(super) fn meter(&self, record: &KeyRecord, now: Duration) -> Meter {
         let subject = Subject { consumer: &record.consumer_id, root: record.root_id.as_u128() };
-        Meter::new(&self.meters, self.copy(&self.limits(record)), subject, now)
-    }
-
-    fn copy(&self, limits: &RateLimits) -> RateLimits {
-        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(copy) = copies.get(limits) {
-            return copy.clone();
-        }
-        if copies.len() >= MAX_COPIES {
-            copies.clear();
-        }
-        copies.insert(limits.clone());
-        limits.clone()
+        Meter::new(&self.meters, self.copies.of(&self.limits(record)), subject, now)
     }
 
     /// Those of its own and those of its plan, of which its own come first where both have one of
@@ -101,9 +80,5 @@ mod tests {
         assert_eq!(copy(3, Some(60)), 1);
         assert_eq!(copy(4, Some(61)), 4);
         assert_eq!(copy(5, Some(61)), 4);
-        for limit in 100..=100 + u32::try_from(MAX_COPIES).unwrap() {
-            copy(6, Some(limit));
-        }
-        assert!(terms.copies.lock().unwrap().len() <= MAX_COPIES);
     }
 }

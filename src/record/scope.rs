@@ -1,4 +1,4 @@
-use std::{error::Error, fmt, str::FromStr};
+use std::{error::Error, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -64,10 +64,10 @@ impl From<Scope> for String {
     }
 }
 
-/// A set of scopes, sorted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Vec<Scope>")]
-pub struct Scopes(Box<[Scope]>);
+/// A set of scopes, sorted. Cheap to clone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "Vec<Scope>", into = "Vec<Scope>")]
+pub struct Scopes(Arc<[Scope]>);
 
 impl Scopes {
     /// Parses each of `scopes`.
@@ -112,6 +112,12 @@ impl FromIterator<Scope> for Scopes {
 impl From<Vec<Scope>> for Scopes {
     fn from(scopes: Vec<Scope>) -> Self {
         scopes.into_iter().collect()
+    }
+}
+
+impl From<Scopes> for Vec<Scope> {
+    fn from(scopes: Scopes) -> Self {
+        scopes.0.to_vec()
     }
 }
 

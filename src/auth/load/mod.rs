@@ -32,6 +32,7 @@ use self::{
 use super::{
     Event, Observer, Rejection, RejectionKind,
     cache::{CachePolicy, KeyCache, Peek},
+    copies::Copies,
     entry::{Entry, Generation},
     gcra::Rate,
     health::FeedState,
@@ -41,7 +42,7 @@ use super::{
 use crate::{
     clock::Clock,
     key::KeyHash,
-    record::{KeyId, KeyRecord},
+    record::{KeyId, KeyRecord, Scopes},
     store::{StoreError, StoreErrorKind},
     trace,
 };
@@ -65,6 +66,7 @@ pub(super) struct Loader {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) observer: Option<Arc<dyn Observer>>,
     pub(super) terms: Terms,
+    scopes: Copies<Scopes>,
     pub(super) cache: KeyCache,
     pub(super) feed: FeedState,
     breaker: Breaker,
@@ -104,6 +106,7 @@ impl Loader {
             store,
             clock: Arc::clone(&terms.meters.clock),
             terms,
+            scopes: Copies::new(),
             observer,
             feed: FeedState::default(),
             breaker: Breaker::default(),
@@ -302,7 +305,8 @@ impl Loader {
                 if self.breaker.answered() {
                     trace::info!("the key store answers again");
                 }
-                let entry = record.map(|record| {
+                let entry = record.map(|mut record| {
+                    record.scopes = self.scopes.of(&record.scopes);
                     if self.terms.misses_plan(&record) {
                         self.unknown_plan(&record);
                     }
