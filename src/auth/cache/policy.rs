@@ -96,8 +96,8 @@ impl CachePolicy {
 
     /// How many keys are cached. Default 100,000.
     ///
-    /// Room for all keys in use of most services, at some 900 bytes each with a name and two scopes,
-    /// 1,300 with a quota, and metadata beside that. Up to 32,768 more may stay where keys in use are
+    /// Room for all keys in use of most services, at some 750 bytes each with a name and two scopes,
+    /// 950 with a quota, and metadata beside that. Up to 32,768 more may stay where keys in use are
     /// found, until another takes their place.
     #[must_use]
     pub fn capacity(self, keys: u64) -> Self {
