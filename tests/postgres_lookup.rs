@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use sqlx::{AssertSqlSafe, PgPool, Row, postgres::PgPoolOptions, raw_sql};
 use tokio::{
     sync::{Barrier, Mutex},
@@ -76,11 +77,17 @@ async fn prepared(pool: &PgPool) -> Vec<(String, i64)> {
     rows.iter().map(|row| (row.get("name"), row.get("executed"))).collect()
 }
 
-async fn explain(pool: &PgPool, statement: &str, hash: &str) -> Vec<String> {
+async fn explain(pool: &PgPool, statement: &str, hashes: &str) -> Vec<String> {
     let explain = "explain (analyze, costs off, timing off, summary off) execute";
-    let explain = AssertSqlSafe(format!("{explain} {statement}('\\x{hash}')"));
+    let explain = AssertSqlSafe(format!("{explain} {statement}({hashes})"));
     let lines = raw_sql(explain).fetch_all(pool).await.unwrap();
     lines.iter().map(|line| line.get(0)).collect()
+}
+
+fn hash(key: u32) -> KeyHash {
+    let mut hash = [0; 32];
+    hash[28..].copy_from_slice(&key.to_be_bytes());
+    KeyHash::from_bytes(hash)
 }
 
 #[tokio::test]
@@ -92,9 +99,7 @@ async fn a_look_up_is_one_query_of_two_indexes_among_a_million_keys() {
 
     const LOOK_UPS: u32 = 20;
     for key in 1..=LOOK_UPS {
-        let mut hash = [0; 32];
-        hash[28..].copy_from_slice(&(key * 50_000).to_be_bytes());
-        let record = store.find(&KeyHash::from_bytes(hash)).await.unwrap().unwrap();
+        let record = store.find(&hash(key * 50_000)).await.unwrap().unwrap();
         assert_eq!(record.plan_limits, Some(RateLimits::unlimited()));
     }
     let prepared = prepared(&pool).await;
@@ -106,7 +111,7 @@ async fn a_look_up_is_one_query_of_two_indexes_among_a_million_keys() {
     for plan in ["force_custom_plan", "force_generic_plan"] {
         let mode = AssertSqlSafe(format!("set plan_cache_mode = {plan}"));
         raw_sql(mode).execute(&pool).await.unwrap();
-        let lines = explain(&pool, statement, &format!("{:064x}", 123_456)).await;
+        let lines = explain(&pool, statement, &format!("'\\x{:064x}'", 123_456)).await;
         let expected = [
             "Index Scan using api_keys_key_hash_key on api_keys (actual rows=1",
             "Index Cond: (key_hash = ",
@@ -118,6 +123,34 @@ async fn a_look_up_is_one_query_of_two_indexes_among_a_million_keys() {
         for (line, expected) in lines.iter().zip(expected) {
             assert!(line.trim().starts_with(expected), "{plan}: {lines:#?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn look_ups_that_come_at_once_are_few_queries_of_two_indexes_that_are_planned_once() {
+    let database = million().await;
+    let pool = PgPoolOptions::new().max_connections(1).connect(database.url()).await.unwrap();
+    let store = PgKeyStore::new(pool.clone());
+
+    let hashes: Vec<_> = (1..=640).map(|key| hash(key * 1_000)).collect();
+    let found = within(join_all(hashes.iter().map(|hash| store.find(hash)))).await;
+    assert!(found.iter().all(|found| found.as_ref().unwrap().is_some()));
+    let planned = "select name, generic_plans, custom_plans from pg_prepared_statements \
+                   where statement like '%any(%'";
+    let row = raw_sql(planned).fetch_one(&pool).await.unwrap();
+    let (statement, generic, custom): (String, i64, i64) =
+        (row.get("name"), row.get("generic_plans"), row.get("custom_plans"));
+    // The first five executions are planned whatever the statement.
+    assert_eq!((generic, custom), (5, 5));
+
+    let hashes = format!("array['\\x{:064x}', '\\x{:064x}']::bytea[]", 123_456, 654_321);
+    for plan in ["force_custom_plan", "force_generic_plan"] {
+        let mode = AssertSqlSafe(format!("set plan_cache_mode = {plan}"));
+        raw_sql(mode).execute(&pool).await.unwrap();
+        let lines = explain(&pool, &statement, &hashes).await.join("\n");
+        assert!(lines.contains("Index Cond: (key_hash = ANY ($1))"), "{plan}: {lines}");
+        assert!(lines.contains("Index Cond: (name = api_keys.plan)"), "{plan}: {lines}");
+        assert!(!lines.contains("Seq Scan"), "{plan}: {lines}");
     }
 }
 

@@ -63,7 +63,7 @@ mod row;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-use std::{error::Error, fmt, future::Future, time::SystemTime};
+use std::{error::Error, fmt, future::Future, sync::Arc, time::SystemTime};
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub use self::doctor::{Finding, Severity};
@@ -144,10 +144,11 @@ impl Usage {
 /// A store did not do what it was asked.
 ///
 /// Neither `Display` nor `Debug` shows values of the record; the driver's own error is the
-/// [`source`](Error::source).
+/// [`source`](Error::source), which clones share.
+#[derive(Clone)]
 pub struct StoreError {
     kind: StoreErrorKind,
-    source: Option<Box<dyn Error + Send + Sync>>,
+    source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 impl StoreError {
@@ -160,7 +161,7 @@ impl StoreError {
     /// Adds what caused it.
     #[must_use]
     pub fn because(self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { source: Some(source.into()), ..self }
+        Self { source: Some(source.into().into()), ..self }
     }
 
     /// What went wrong.

@@ -1,3 +1,4 @@
+mod batch;
 mod doctor;
 mod error;
 mod lease;
@@ -10,6 +11,7 @@ mod transaction;
 
 use std::{
     fmt,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -21,6 +23,7 @@ use sqlx::{
 use tokio::time::timeout;
 
 use self::{
+    batch::Batcher,
     error::{UNDEFINED_TABLE, failed},
     lease::Lease,
     record::{columns, read_time, record, uuid},
@@ -32,7 +35,7 @@ use super::{
     Usage,
     migrate::{self, Applied, Migration},
     poll::{ChangeLog, Changes, Horizon},
-    row::{self, Polled, answering, micros},
+    row::{self, Polled, micros},
 };
 use crate::{
     key::KeyHash,
@@ -44,18 +47,21 @@ use crate::{
 /// Tables have unqualified names: the `search_path` of the connections decides their schema.
 /// Clones share one pool.
 ///
+/// Two look-ups at a time are queries of their own; those that come meanwhile are asked for
+/// together, up to 64 in one query, as soon as one of the two has ended.
+///
 /// Behind PgBouncer in transaction mode it takes version 1.21 or later, which keeps track of
 /// prepared statements. `statement_cache_capacity(0)`, the advice for older ones, leaks statements
 /// in sqlx 0.9.
 ///
 /// # Cancellation
 ///
-/// Every future may be dropped at any time. A connection in the middle of a query is then closed
+/// Every future may be dropped at any time, and a query ends when nobody waits for it. A connection in the middle of a query is then closed
 /// and replaced rather than handed to somebody else, so a database that hangs costs a query its
 /// connection, and never the pool its capacity. A transaction that is dropped is rolled back.
 #[derive(Clone)]
 pub struct PgKeyStore {
-    pool: PgPool,
+    batcher: Arc<Batcher>,
 }
 
 impl PgKeyStore {
@@ -65,7 +71,7 @@ impl PgKeyStore {
     /// the database is gone, unless its caller has less patience.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+        Self { batcher: Arc::new(Batcher::new(pool)) }
     }
 
     /// Keys in the database at `url`, over a pool of its own. For applications that use another
@@ -88,7 +94,7 @@ impl PgKeyStore {
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         let store = Self::connect_lazy(url)?;
         // By itself first: all that a pool says of a failure is that time was up.
-        let options = store.pool.connect_options();
+        let options = store.pool().connect_options();
         let attempt = timeout(ACQUIRE_TIMEOUT, options.connect()).await;
         let connection =
             attempt.map_err(|late| StoreError::new(StoreErrorKind::Unavailable).because(late))?;
@@ -119,7 +125,7 @@ impl PgKeyStore {
     /// The pool, for the application's own queries.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
-        &self.pool
+        self.batcher.pool()
     }
 
     /// Brings the tables up to date.
@@ -146,7 +152,7 @@ impl PgKeyStore {
     }
 
     async fn lease(&self) -> Result<Lease, StoreError> {
-        Ok(Lease::new(self.pool.acquire().await.map_err(failed)?))
+        Ok(Lease::new(self.pool().acquire().await.map_err(failed)?))
     }
 }
 
@@ -154,15 +160,13 @@ impl fmt::Debug for PgKeyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The pool's options may hold a password.
         f.debug_struct("PgKeyStore")
-            .field("connections", &self.pool.size())
-            .field("idle", &self.pool.num_idle())
+            .field("connections", &self.pool().size())
+            .field("idle", &self.pool().num_idle())
             .finish_non_exhaustive()
     }
 }
 
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-
-const FIND: &str = concat!("select ", columns!(), " from api_keys where key_hash = $1");
 
 const GET: &str = concat!("select ", columns!(), " from api_keys where id = $1");
 
@@ -181,12 +185,7 @@ const LAST_USED_AT: &str = "select last_used_at from api_key_usage where key_id 
 
 impl KeyStore for PgKeyStore {
     async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
-        let mut lease = self.lease().await?;
-        let find = query(FIND).bind(hash.as_bytes().as_slice());
-        let row = find.fetch_optional(&mut *lease).await.map_err(failed)?;
-        let record = answering(hash, record(row)?)?;
-        lease.release();
-        Ok(record)
+        self.batcher.find(hash).await
     }
 
     async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {

@@ -1,0 +1,231 @@
+//! Look-ups that come while others are under way are asked together.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    iter::from_fn,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use sqlx::{PgPool, Row as _, query};
+use tokio::{
+    runtime::{Handle, Id},
+    select,
+    sync::oneshot,
+    task::yield_now,
+    time::timeout,
+};
+
+use super::{
+    error::failed,
+    lease::Lease,
+    record::{columns, record_of},
+};
+use crate::{
+    key::KeyHash,
+    record::KeyRecord,
+    store::{
+        StoreError, StoreErrorKind,
+        row::{answering, corrupt},
+    },
+};
+
+/// Queries that may be under way at once: one is worked on while the answers to another are.
+const MAX_QUERIES: u32 = 2;
+/// Keys in one query. Beyond, its first would wait for its last.
+const MAX_KEYS: usize = 64;
+/// Queries in a row on one connection, which spares it two pings each. Then others may have it.
+const QUERIES_PER_LEASE: u32 = 16;
+
+const FIND: &str = concat!("select ", columns!(), " from api_keys where key_hash = $1");
+
+// Behind a select, the array has no length to plan for: else each query of a few keys is planned
+// anew, which takes longer than the query.
+const FIND_MANY: &str =
+    concat!("select ", columns!(), " from api_keys where key_hash = any((select $1)::bytea[])");
+
+/// Looks keys up: at once while few queries are under way, else together with whoever else waits
+/// for one of them to end, as databases commit in groups. Nobody waits for company, and nobody is
+/// answered by a query that was sent before they asked.
+///
+/// Queries run in tasks, so that those who began them may go, and each goes on until all who wait
+/// for it have gone. Runtimes have queues of their own: one that stands still holds up no other.
+pub(super) struct Batcher {
+    pool: PgPool,
+    queues: Mutex<HashMap<Id, Queue>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    queries: u32,
+    waiting: VecDeque<Waiting>,
+}
+
+struct Waiting {
+    hash: KeyHash,
+    answer: oneshot::Sender<Answer>,
+}
+
+type Answer = Result<Option<KeyRecord>, StoreError>;
+
+impl Batcher {
+    pub(super) fn new(pool: PgPool) -> Self {
+        Self { pool, queues: Mutex::default() }
+    }
+
+    pub(super) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    pub(super) async fn find(self: &Arc<Self>, hash: &KeyHash) -> Answer {
+        let Ok(runtime) = Handle::try_current() else {
+            return Err(StoreError::new(StoreErrorKind::Other).because("no tokio runtime"));
+        };
+        let (answer, answered) = oneshot::channel();
+        self.begin(Waiting { hash: *hash, answer }, &runtime);
+        let answer = match answered.await {
+            Ok(answer) => answer,
+            Err(_) => self.find_alone(hash).await,
+        };
+        answering(hash, answer?)
+    }
+
+    /// After a query that others had a part in ended without an answer.
+    async fn find_alone(&self, hash: &KeyHash) -> Answer {
+        let mut lease = None;
+        let mut found = self.ask([*hash], &mut lease).await?;
+        if let Some(lease) = lease {
+            lease.release();
+        }
+        found.remove(hash).unwrap_or(Ok(None))
+    }
+
+    /// Asks at once, or queues up.
+    fn begin(self: &Arc<Self>, waiting: Waiting, runtime: &Handle) {
+        let mut queues = self.queues();
+        let queue = queues.entry(runtime.id()).or_default();
+        if queue.queries >= self.pool.options().get_max_connections().clamp(1, MAX_QUERIES) {
+            queue.waiting.push_back(waiting);
+            return;
+        }
+        queue.queries += 1;
+        // A runtime that has ended drops the task at once, and its turn takes the lock.
+        drop(queues);
+        let turn = Turn { batcher: Arc::clone(self), runtime: runtime.id() };
+        runtime.spawn(turn.take(vec![waiting]));
+    }
+
+    async fn answer(&self, mut batch: Vec<Waiting>, lease: &mut Option<Lease>) {
+        let hashes = batch.iter().map(|waiting| waiting.hash).collect::<Vec<_>>();
+        let found = select! {
+            biased;
+            found = self.ask(hashes, lease) => found,
+            () = deserted(&mut batch) => return,
+        };
+        // What the server or the driver says of all may be about one of them: each asks for itself.
+        if batch.len() > 1
+            && let Err(error) = &found
+            && error.kind() != StoreErrorKind::Unavailable
+        {
+            return;
+        }
+        for Waiting { hash, answer } in batch {
+            let found = found.as_ref().map_err(Clone::clone);
+            let _ =
+                answer.send(found.and_then(|found| found.get(&hash).cloned().unwrap_or(Ok(None))));
+        }
+    }
+
+    /// What there is of each of these, and of nothing else. What takes longer than the pool has
+    /// patience for is given up, so that a network that swallows everything does not keep a turn.
+    async fn ask(
+        &self,
+        hashes: impl IntoIterator<Item = KeyHash>,
+        kept: &mut Option<Lease>,
+    ) -> Result<HashMap<KeyHash, Answer>, StoreError> {
+        let mut found: HashMap<_, Answer> =
+            hashes.into_iter().map(|hash| (hash, Ok(None))).collect();
+        let hashes: Vec<_> = found.keys().map(|hash| *hash.as_bytes()).collect();
+        let asked = timeout(self.pool.options().get_acquire_timeout(), async {
+            let mut lease = match kept.take() {
+                Some(lease) => lease,
+                None => Lease::new(self.pool.acquire().await?),
+            };
+            let find = match hashes.as_slice() {
+                [hash] => query(FIND).bind(*hash),
+                _ => query(FIND_MANY).bind(hashes),
+            };
+            let rows = find.fetch_all(&mut *lease).await?;
+            Ok((lease, rows))
+        });
+        let late = |late| StoreError::new(StoreErrorKind::Unavailable).because(late);
+        let (lease, rows) = asked.await.map_err(late)?.map_err(failed)?;
+        for row in &rows {
+            let hash = row.try_get("key_hash").map(KeyHash::from_bytes).map_err(failed)?;
+            // A key that it should have been the record of is not to count as unknown.
+            let other = || corrupt("the answer to another look-up");
+            *found.get_mut(&hash).ok_or_else(other)? = record_of(row).map(Some);
+        }
+        // A connection that has brought what makes no sense may be the reason.
+        *kept = found.values().all(Result::is_ok).then_some(lease);
+        Ok(found)
+    }
+
+    fn queues(&self) -> MutexGuard<'_, HashMap<Id, Queue>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When nobody waits any more.
+async fn deserted(batch: &mut [Waiting]) {
+    for waiting in batch {
+        waiting.answer.closed().await;
+    }
+}
+
+/// One of [`MAX_QUERIES`], for as long as somebody waits.
+struct Turn {
+    batcher: Arc<Batcher>,
+    runtime: Id,
+}
+
+impl Turn {
+    /// Asks for these, and then for those who have queued up meanwhile, until there are none.
+    async fn take(self, first: Vec<Waiting>) {
+        let mut lease = None;
+        let mut batch = first;
+        let mut queries = 0;
+        while !batch.is_empty() {
+            self.batcher.answer(batch, &mut lease).await;
+            // Those who have been answered may have more to ask for.
+            yield_now().await;
+            batch = self.next();
+            queries += 1;
+            if (batch.is_empty() || queries % QUERIES_PER_LEASE == 0)
+                && let Some(lease) = lease.take()
+            {
+                lease.release();
+            }
+        }
+    }
+
+    fn next(&self) -> Vec<Waiting> {
+        let mut queues = self.batcher.queues();
+        let Some(Queue { waiting, .. }) = queues.get_mut(&self.runtime) else { return Vec::new() };
+        let those_who_stay = |waiting: &Waiting| !waiting.answer.is_closed();
+        from_fn(|| waiting.pop_front()).filter(those_who_stay).take(MAX_KEYS).collect()
+    }
+}
+
+impl Drop for Turn {
+    /// Also when the driver panicked, or the runtime has ended. Those that no turn is left for ask
+    /// for themselves.
+    fn drop(&mut self) {
+        let mut queues = self.batcher.queues();
+        if let Some(queue) = queues.get_mut(&self.runtime) {
+            queue.queries -= 1;
+            if queue.queries == 0 {
+                queues.remove(&self.runtime);
+            }
+        }
+    }
+}
