@@ -93,7 +93,9 @@ impl Batcher {
     async fn find_alone(&self, hash: &KeyHash) -> Answer {
         let mut lease = None;
         let mut found = self.ask([*hash], &mut lease).await?;
-        lease.map(Lease::release);
+        if let Some(lease) = lease {
+            lease.release();
+        }
         found.remove(hash).unwrap_or(Ok(None))
     }
 
@@ -101,7 +103,7 @@ impl Batcher {
     fn begin(self: &Arc<Self>, waiting: Waiting, runtime: &Handle) {
         let mut queues = self.queues();
         let queue = queues.entry(runtime.id()).or_default();
-        if queue.queries >= MAX_QUERIES.min(self.pool.options().get_max_connections()) {
+        if queue.queries >= self.pool.options().get_max_connections().clamp(1, MAX_QUERIES) {
             queue.waiting.push_back(waiting);
             return;
         }
@@ -194,15 +196,16 @@ impl Turn {
         let mut queries = 0;
         while !batch.is_empty() {
             self.batcher.answer(batch, &mut lease).await;
-            queries += 1;
-            if queries % QUERIES_PER_LEASE == 0 {
-                lease.take().map(Lease::release);
-            }
             // Those who have been answered may have more to ask for.
             yield_now().await;
             batch = self.next();
+            queries += 1;
+            if (batch.is_empty() || queries % QUERIES_PER_LEASE == 0)
+                && let Some(lease) = lease.take()
+            {
+                lease.release();
+            }
         }
-        lease.map(Lease::release);
     }
 
     fn next(&self) -> Vec<Waiting> {
