@@ -113,19 +113,20 @@ impl Entry {
 }
 
 /// The store read its clock at some time in between. Reckoned from the beginning of that, an end
-/// comes early rather than late; a beginning is reckoned from the end of it.
+/// comes early rather than late; a beginning is reckoned from the end of it. What was over by then
+/// has always been over: a request may have read its own clock before the store was asked.
 fn validity(
     record: &KeyRecord,
     loaded_at: Duration,
     answered_at: Duration,
 ) -> Validity<NonZeroU64> {
     let validity = record.validity();
-    let after = |time: SystemTime| time.duration_since(record.read_at).unwrap_or_default();
-    let expires_at = validity.expires_at.map(|end| instant(loaded_at.saturating_add(after(end))));
-    let not_before = validity.not_before.map(|begin| {
-        let is_over = begin <= record.read_at;
-        instant(if is_over { loaded_at } else { answered_at.saturating_add(after(begin)) })
-    });
+    let on = |time: SystemTime, read_at: Duration| match time.duration_since(record.read_at) {
+        Ok(until) if !until.is_zero() => instant(read_at.saturating_add(until)),
+        _ => instant(Duration::ZERO),
+    };
+    let not_before = validity.not_before.map(|begin| on(begin, answered_at));
+    let expires_at = validity.expires_at.map(|end| on(end, loaded_at));
     validity.on(not_before, expires_at)
 }
 
@@ -153,4 +154,45 @@ impl Live for Cached {
 pub(super) struct Generation {
     pub(super) present: u64,
     pub(super) absent: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Looked up from second 10 to second 11 of the monotonic clock, at second 1,000 of the store's.
+    fn status(not_before: Option<u64>, expires_at: Option<u64>, now: Duration) -> KeyStatus {
+        let at = |seconds| SystemTime::UNIX_EPOCH + SECOND * u32::try_from(seconds).unwrap();
+        let (id, hash) = (KeyId::from_bytes([1; 16]), KeyHash::from_bytes([2; 32]));
+        let mut record = KeyRecord::new(id, hash, "acme", at(1_000));
+        record.not_before = not_before.map(at);
+        record.expires_at = expires_at.map(at);
+        validity(&record, 10 * SECOND, 11 * SECOND).status(&instant(now))
+    }
+
+    #[test]
+    fn an_end_comes_early_rather_than_late_and_a_beginning_late() {
+        assert_eq!(
+            status(None, Some(1_005), 15 * SECOND - Duration::from_nanos(1)),
+            KeyStatus::Active
+        );
+        assert_eq!(status(None, Some(1_005), 15 * SECOND), KeyStatus::Expired);
+        let before = 16 * SECOND - Duration::from_nanos(1);
+        assert_eq!(status(Some(1_005), None, before), KeyStatus::NotYetActive);
+        assert_eq!(status(Some(1_005), None, 16 * SECOND), KeyStatus::Active);
+    }
+
+    #[test]
+    fn what_is_over_is_over_for_who_read_the_clock_before_the_store_was_asked() {
+        for now in [Duration::ZERO, 9 * SECOND, 10 * SECOND, Duration::MAX] {
+            for past in [0, 999, 1_000] {
+                assert_eq!(status(None, Some(past), now), KeyStatus::Expired, "{past} at {now:?}");
+                assert_eq!(status(Some(past), None, now), KeyStatus::Active, "{past} at {now:?}");
+            }
+        }
+        assert_eq!(status(None, Some(1_001), Duration::ZERO), KeyStatus::Active);
+        assert_eq!(status(Some(1_001), None, Duration::ZERO), KeyStatus::NotYetActive);
+    }
 }

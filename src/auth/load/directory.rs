@@ -12,14 +12,14 @@ use crate::{auth::entry::Entry, key::KeyHash, record::KeyId};
 /// Finds what is cached of a key by its id, which is all that a change feed tells, and whoever
 /// waits for news of it.
 ///
-/// It does not hear of evictions: names of entries that are gone are swept out whenever there are
-/// twice as many as the last time.
+/// It does not hear of evictions: entries that are gone are swept out whenever there are twice as
+/// many names as the last time.
 #[derive(Default)]
 pub(super) struct Directory {
     cached: HashMap<KeyId, Weak<Entry>>,
     /// With how often the key was changed.
     watched: HashMap<KeyHash, watch::Sender<u64>>,
-    /// Of those that are watched.
+    /// Of those that are watched, cached or not.
     hashes: HashMap<KeyId, KeyHash>,
     sweep_at: usize,
 }
