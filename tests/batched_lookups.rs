@@ -338,22 +338,41 @@ async fn nobody_is_asked_for_who_has_gone() {
     assert_eq!(queries(store.pool()).await, 1);
 }
 
+/// Ends so many queries one after the other, each when it is stuck.
+async fn kill(obstacle: &mut PgConnection, queries: usize) {
+    for _ in 0..queries {
+        for pid in stuck(obstacle, 1).await {
+            execute(obstacle, &format!("select pg_terminate_backend({pid}, 20000)")).await;
+        }
+    }
+}
+
 #[tokio::test]
-async fn a_connection_that_is_killed_is_unavailable_to_all_who_waited_for_it() {
+async fn a_connection_that_is_killed_costs_none_of_those_who_asked_together_an_answer() {
     let database = database().await;
     let store = narrow(database.url()).await;
     let mut obstacle = connection(&database).await;
     execute(&mut obstacle, LOCK).await;
-    // That of the first, and that of those who came later.
     let killed = async {
-        for _ in 0..2 {
-            for pid in stuck(&mut obstacle, 1).await {
-                let terminate = format!("select pg_terminate_backend({pid}, 20000)");
-                execute(&mut obstacle, &terminate).await;
-            }
-        }
+        // That of the first, and that of those who came later, who ask once more.
+        kill(&mut obstacle, 2).await;
+        execute(&mut obstacle, "rollback").await;
     };
     let (found, ()) = tokio::join!(find(&store, 1..=10), killed);
+    let (failed, right): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|(_, found)| found.is_err());
+    let [(_, Err(error))] = failed.as_slice() else { panic!("{failed:?}") };
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
+    right.into_iter().for_each(is_right);
+}
+
+#[tokio::test]
+async fn a_server_that_ends_every_connection_is_unavailable_to_all_who_waited_for_it() {
+    let database = database().await;
+    let store = narrow(database.url()).await;
+    let mut obstacle = connection(&database).await;
+    execute(&mut obstacle, LOCK).await;
+    let (found, ()) = tokio::join!(find(&store, 1..=10), kill(&mut obstacle, 3));
     for (key, found) in found {
         let error = found.unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{key}: {error:?}");
@@ -436,8 +455,8 @@ fn a_runtime_that_stands_still_or_ends_holds_up_no_look_up_of_another() {
         waiting
     };
     other.block_on(find(&store, 1..=100)).into_iter().for_each(is_right);
-    // Its tasks have ended without an answer, and those who waited for them ask for themselves.
     drop(stalled);
-    other.block_on(async { soon(waiting).await }).into_iter().for_each(is_right);
+    drop(waiting);
+    other.block_on(find(&store, 1..=100)).into_iter().for_each(is_right);
     other.block_on(async { drop(database) });
 }

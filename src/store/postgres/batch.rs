@@ -76,23 +76,27 @@ impl Batcher {
         &self.pool
     }
 
+    /// Waits no longer than the pool has patience for.
     pub(super) async fn find(self: &Arc<Self>, hash: &KeyHash) -> Answer {
         let Ok(runtime) = Handle::try_current() else {
             return Err(StoreError::new(StoreErrorKind::Other).because("no tokio runtime"));
         };
         let (answer, answered) = oneshot::channel();
         self.begin(Waiting { hash: *hash, answer }, &runtime);
-        let answer = match answered.await {
-            Ok(answer) => answer,
-            Err(_) => self.find_alone(hash).await,
-        };
-        answering(hash, answer?)
+        let answer = timeout(self.pool.options().get_acquire_timeout(), async {
+            match answered.await {
+                Ok(answer) => answer,
+                Err(_) => self.find_alone(hash).await,
+            }
+        });
+        let late = |late| Err(StoreError::new(StoreErrorKind::Unavailable).because(late));
+        answering(hash, answer.await.unwrap_or_else(late)?)
     }
 
     /// After a query that others had a part in ended without an answer.
     async fn find_alone(&self, hash: &KeyHash) -> Answer {
         let mut lease = None;
-        let mut found = self.ask([*hash], &mut lease).await?;
+        let mut found = self.ask(&[*hash], &mut lease).await?;
         if let Some(lease) = lease {
             lease.release();
         }
@@ -110,15 +114,24 @@ impl Batcher {
         queue.queries += 1;
         // A runtime that has ended drops the task at once, and its turn takes the lock.
         drop(queues);
-        let turn = Turn { batcher: Arc::clone(self), runtime: runtime.id() };
+        let turn = Turn { batcher: Arc::clone(self), runtime: runtime.id(), is_over: false };
         runtime.spawn(turn.take(vec![waiting]));
     }
 
     async fn answer(&self, mut batch: Vec<Waiting>, lease: &mut Option<Lease>) {
         let hashes = batch.iter().map(|waiting| waiting.hash).collect::<Vec<_>>();
+        let asked = async {
+            match self.ask(&hashes, lease).await {
+                // One connection was lost, which is not to look like so many failures.
+                Err(error) if hashes.len() > 1 && error.kind() == StoreErrorKind::Unavailable => {
+                    self.ask(&hashes, lease).await
+                }
+                found => found,
+            }
+        };
         let found = select! {
             biased;
-            found = self.ask(hashes, lease) => found,
+            found = asked => found,
             () = deserted(&mut batch) => return,
         };
         // What the server or the driver says of all may be about one of them: each asks for itself.
@@ -135,30 +148,24 @@ impl Batcher {
         }
     }
 
-    /// What there is of each of these, and of nothing else. What takes longer than the pool has
-    /// patience for is given up, so that a network that swallows everything does not keep a turn.
+    /// What there is of each of these, and of nothing else.
     async fn ask(
         &self,
-        hashes: impl IntoIterator<Item = KeyHash>,
+        hashes: &[KeyHash],
         kept: &mut Option<Lease>,
     ) -> Result<HashMap<KeyHash, Answer>, StoreError> {
-        let mut found: HashMap<_, Answer> =
-            hashes.into_iter().map(|hash| (hash, Ok(None))).collect();
-        let hashes: Vec<_> = found.keys().map(|hash| *hash.as_bytes()).collect();
-        let asked = timeout(self.pool.options().get_acquire_timeout(), async {
-            let mut lease = match kept.take() {
-                Some(lease) => lease,
-                None => Lease::new(self.pool.acquire().await?),
-            };
-            let find = match hashes.as_slice() {
-                [hash] => query(FIND).bind(*hash),
-                _ => query(FIND_MANY).bind(hashes),
-            };
-            let rows = find.fetch_all(&mut *lease).await?;
-            Ok((lease, rows))
-        });
-        let late = |late| StoreError::new(StoreErrorKind::Unavailable).because(late);
-        let (lease, rows) = asked.await.map_err(late)?.map_err(failed)?;
+        let mut found: HashMap<_, Answer> = hashes.iter().map(|hash| (*hash, Ok(None))).collect();
+        let mut lease = match kept.take() {
+            Some(lease) => lease,
+            None => Lease::new(self.pool.acquire().await.map_err(failed)?),
+        };
+        let find = match hashes {
+            [hash] => query(FIND).bind(*hash.as_bytes()),
+            _ => {
+                query(FIND_MANY).bind(found.keys().map(|hash| *hash.as_bytes()).collect::<Vec<_>>())
+            }
+        };
+        let rows = find.fetch_all(&mut *lease).await.map_err(failed)?;
         for row in &rows {
             let hash = row.try_get("key_hash").map(KeyHash::from_bytes).map_err(failed)?;
             // A key that it should have been the record of is not to count as unknown.
@@ -186,11 +193,12 @@ async fn deserted(batch: &mut [Waiting]) {
 struct Turn {
     batcher: Arc<Batcher>,
     runtime: Id,
+    is_over: bool,
 }
 
 impl Turn {
     /// Asks for these, and then for those who have queued up meanwhile, until there are none.
-    async fn take(self, first: Vec<Waiting>) {
+    async fn take(mut self, first: Vec<Waiting>) {
         let mut lease = None;
         let mut batch = first;
         let mut queries = 0;
@@ -208,11 +216,18 @@ impl Turn {
         }
     }
 
-    fn next(&self) -> Vec<Waiting> {
+    /// Where there are none, whoever comes next asks at once.
+    fn next(&mut self) -> Vec<Waiting> {
         let mut queues = self.batcher.queues();
         let Some(Queue { waiting, .. }) = queues.get_mut(&self.runtime) else { return Vec::new() };
         let those_who_stay = |waiting: &Waiting| !waiting.answer.is_closed();
-        from_fn(|| waiting.pop_front()).filter(those_who_stay).take(MAX_KEYS).collect()
+        let batch = from_fn(|| waiting.pop_front()).filter(those_who_stay).take(MAX_KEYS);
+        let batch: Vec<_> = batch.collect();
+        if batch.is_empty() {
+            self.is_over = true;
+            give_back(&mut queues, self.runtime);
+        }
+        batch
     }
 }
 
@@ -220,12 +235,17 @@ impl Drop for Turn {
     /// Also when the driver panicked, or the runtime has ended. Those that no turn is left for ask
     /// for themselves.
     fn drop(&mut self) {
-        let mut queues = self.batcher.queues();
-        if let Some(queue) = queues.get_mut(&self.runtime) {
-            queue.queries -= 1;
-            if queue.queries == 0 {
-                queues.remove(&self.runtime);
-            }
+        if !self.is_over {
+            give_back(&mut self.batcher.queues(), self.runtime);
+        }
+    }
+}
+
+fn give_back(queues: &mut HashMap<Id, Queue>, runtime: Id) {
+    if let Some(queue) = queues.get_mut(&runtime) {
+        queue.queries -= 1;
+        if queue.queries == 0 {
+            queues.remove(&runtime);
         }
     }
 }
