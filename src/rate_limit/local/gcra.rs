@@ -48,20 +48,29 @@ impl Rate {
 
 /// The rates of the buckets in use.
 #[derive(Default)]
-pub(super) struct Rates(HashMap<Quota, Arc<Rate>>);
+pub(super) struct Rates {
+    of: HashMap<Quota, Arc<Rate>>,
+    sweep_at: usize,
+}
+
+const SWEEP_RATES_FROM: usize = 16;
 
 impl Rates {
     fn of(&mut self, quota: &Quota) -> Arc<Rate> {
-        if let Some(rate) = self.0.get(quota) {
+        if let Some(rate) = self.of.get(quota) {
             return Arc::clone(rate);
         }
+        if self.of.len() >= self.sweep_at {
+            self.sweep();
+        }
         let rate = Arc::new(Rate::of(quota));
-        self.0.insert(quota.clone(), Arc::clone(&rate));
+        self.of.insert(quota.clone(), Arc::clone(&rate));
         rate
     }
 
     pub(super) fn sweep(&mut self) {
-        self.0.retain(|_, rate| Arc::strong_count(rate) > 1);
+        self.of.retain(|_, rate| Arc::strong_count(rate) > 1);
+        self.sweep_at = SWEEP_RATES_FROM.max(self.of.len() * 2);
     }
 }
 
