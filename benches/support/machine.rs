@@ -37,10 +37,10 @@ pub(crate) fn versions(crates: &[&str]) -> Result<BTreeMap<String, String>> {
     Ok(versions)
 }
 
-/// The version of a crate that this was built with.
+/// The version of a crate that this was built with: the newest, as dependencies bring older ones.
 fn locked(name: &str) -> Option<String> {
     const LOCK: &str = include_str!("../../Cargo.lock");
-    let mut packages = LOCK.split("[[package]]");
+    let mut packages = LOCK.rsplit("[[package]]");
     let named = format!("name = \"{name}\"");
     let package = packages.find(|package| package.lines().any(|line| line == named))?;
     let version = package.lines().find_map(|line| line.strip_prefix("version = "))?;
