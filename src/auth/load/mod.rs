@@ -5,6 +5,7 @@ mod directory;
 mod erased;
 mod failures;
 mod flights;
+mod forget;
 mod strangers;
 mod turned_away;
 
@@ -89,8 +90,6 @@ struct Board {
 
 /// Loads that may wait for each turn. Beyond, there is no hope of one in time.
 const QUEUE_PER_TURN: usize = 64;
-/// Changed keys beyond this many are strangers again, until somebody has looked them up.
-const MAX_ACQUAINTANCES: usize = 4096;
 /// What a load that keeps its deadline may be late by.
 const GRACE: Duration = Duration::from_millis(100);
 
@@ -342,68 +341,6 @@ impl Loader {
             trace::warn!(?error, "the key store is down; keys are judged by what is cached");
         }
         Rejection::store_unavailable(error)
-    }
-
-    /// Nothing of the key with this hash is to be believed.
-    pub(super) fn invalidate(&self, hash: &KeyHash) {
-        self.forget(&mut self.board(), hash);
-    }
-
-    /// Nothing of the key with this id is to be believed.
-    pub(super) fn invalidate_id(&self, id: KeyId) {
-        let mut board = self.board();
-        board.flights.note(id);
-        if let Some(hash) = board.directory.hash_of(id) {
-            self.forget(&mut board, &hash);
-        }
-    }
-
-    fn forget(&self, board: &mut Board, hash: &KeyHash) {
-        board.flights.strike(hash);
-        if self.cache.forget(hash) {
-            if board.acquaintances.len() >= MAX_ACQUAINTANCES {
-                board.acquaintances.clear();
-            }
-            board.acquaintances.insert(*hash);
-        }
-        board.directory.tell(hash);
-    }
-
-    /// No key is to be believed unknown.
-    pub(super) fn invalidate_absent(&self) {
-        let _board = self.board();
-        self.cache.invalidate_absent();
-    }
-
-    /// Nothing of any key is to be believed.
-    pub(super) fn invalidate_all(&self) {
-        let mut board = self.board();
-        board.flights.strike_all();
-        self.cache.invalidate_all();
-        board.directory.tell_all();
-    }
-
-    /// Everything is to be confirmed before it is believed again, but is better than nothing while
-    /// the store does not answer.
-    pub(super) fn expire_all(&self) {
-        let mut board = self.board();
-        board.flights.note_everything();
-        self.cache.expire_all(self.clock.monotonic());
-        board.directory.wake_all();
-    }
-
-    /// From now on changes may go unheard.
-    pub(super) fn begin_gap(&self) {
-        let board = self.board();
-        self.cache.set_in_gap(true);
-        board.directory.wake_all();
-    }
-
-    /// From now on changes are heard of, and the store probably answers, too.
-    pub(super) fn end_gap(&self) {
-        self.breaker.reset();
-        self.expire_all();
-        self.cache.set_in_gap(false);
     }
 
     /// Hears when the key may have been changed.
