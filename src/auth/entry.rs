@@ -25,8 +25,8 @@ const SEEN_EVERY: u64 = 5_000_000_000;
 /// it as it is.
 pub(super) type Entry = Known<Cached>;
 
-/// What the cache wants to know of a key beside what a consumer is told. Times are in nanoseconds
-/// of [`Clock::monotonic`](crate::clock::Clock::monotonic).
+/// What the cache wants to know of a key beside what a consumer is told. Times are
+/// [`Clock::monotonic`](crate::clock::Clock::monotonic), those without a unit in nanoseconds.
 pub(super) struct Cached {
     pub(super) hash: KeyHash,
     /// When the store was asked.
