@@ -16,7 +16,6 @@
     reason = "a measurement that fails ends"
 )]
 
-mod cached;
 mod floor;
 mod from_fn;
 mod refusals;

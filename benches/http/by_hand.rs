@@ -35,24 +35,38 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 /// Who asks, as handlers see it.
 #[derive(Clone, Debug)]
 #[expect(dead_code, reason = "handlers would read it")]
-struct Caller {
-    consumer: String,
-    name: Option<String>,
-    scopes: Vec<String>,
+pub(crate) struct Caller {
+    pub(crate) consumer: String,
+    pub(crate) name: Option<String>,
+    pub(crate) scopes: Vec<String>,
+}
+
+/// Where the records are.
+pub(crate) trait Database: Clone + Send + Sync + 'static {
+    type Error: Send + Sync + 'static;
+
+    fn find(
+        &self,
+        hash: [u8; 32],
+    ) -> impl Future<Output = Result<Option<Caller>, Self::Error>> + Send;
 }
 
 type Row = (String, Option<String>, Vec<String>);
 
-async fn find(pool: &PgPool, hash: [u8; 32]) -> sqlx::Result<Option<Caller>> {
-    let row: Option<Row> = query_as(
-        "select consumer_id, name, scopes from api_keys
-        where key_hash = $1 and is_active and revoked_at is null
-            and (expires_at is null or expires_at > now())",
-    )
-    .bind(hash)
-    .fetch_optional(pool)
-    .await?;
-    Ok(row.map(|(consumer, name, scopes)| Caller { consumer, name, scopes }))
+impl Database for PgPool {
+    type Error = sqlx::Error;
+
+    async fn find(&self, hash: [u8; 32]) -> sqlx::Result<Option<Caller>> {
+        let row: Option<Row> = query_as(
+            "select consumer_id, name, scopes from api_keys
+            where key_hash = $1 and is_active and revoked_at is null
+                and (expires_at is null or expires_at > now())",
+        )
+        .bind(hash)
+        .fetch_optional(self)
+        .await?;
+        Ok(row.map(|(consumer, name, scopes)| Caller { consumer, name, scopes }))
+    }
 }
 
 /// A query per request.
@@ -64,7 +78,7 @@ pub(crate) async fn queried(
     let Some(key) = bearer(request.headers()) else {
         return StatusCode::UNAUTHORIZED.into_response();
     };
-    match find(&pool, Sha256::digest(key).into()).await {
+    match pool.find(Sha256::digest(key).into()).await {
         Ok(Some(caller)) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
@@ -79,14 +93,14 @@ type Limiter =
 
 /// Records for a minute, and a limiter by consumer.
 #[derive(Clone)]
-pub(crate) struct Cache {
-    pool: PgPool,
+pub(crate) struct Cache<D> {
+    database: D,
     callers: moka::future::Cache<[u8; 32], Option<Caller>>,
     limiter: Arc<Limiter>,
 }
 
-impl Cache {
-    pub(crate) fn new(pool: PgPool, per_second: u32) -> Self {
+impl<D: Database> Cache<D> {
+    pub(crate) fn new(database: D, per_second: u32) -> Self {
         let callers = moka::future::Cache::builder()
             .max_capacity(100_000)
             .time_to_live(Duration::from_secs(60))
@@ -96,13 +110,13 @@ impl Cache {
             governor::Quota::per_second,
         );
         let limiter = RateLimiter::keyed(quota).with_middleware();
-        Self { pool, callers, limiter: Arc::new(limiter) }
+        Self { database, callers, limiter: Arc::new(limiter) }
     }
 }
 
 /// A cache, a limiter, and headers.
-pub(crate) async fn cached(
-    State(cache): State<Cache>,
+pub(crate) async fn cached<D: Database>(
+    State(cache): State<Cache<D>>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -110,7 +124,7 @@ pub(crate) async fn cached(
         return StatusCode::UNAUTHORIZED.into_response();
     };
     let hash: [u8; 32] = Sha256::digest(key).into();
-    let caller = match cache.callers.try_get_with(hash, find(&cache.pool, hash)).await {
+    let caller = match cache.callers.try_get_with(hash, cache.database.find(hash)).await {
         Ok(Some(caller)) => caller,
         Ok(None) => return StatusCode::UNAUTHORIZED.into_response(),
         Err(_) => return StatusCode::SERVICE_UNAVAILABLE.into_response(),

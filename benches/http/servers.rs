@@ -5,7 +5,7 @@
 use std::{error::Error, future::pending, io::Read, thread, time::Duration};
 
 use axum::{Router, middleware::from_fn_with_state, routing::get};
-use sqlx::postgres::PgPoolOptions;
+use sqlx::{PgPool, postgres::PgPoolOptions};
 use tokio::net::TcpListener;
 use tower_api_key::{
     ApiKeyLayer, Authenticator,
@@ -111,7 +111,7 @@ impl Server {
             }
             Self::FromFnCache => {
                 let cache = by_hand::Cache::new(PgPoolOptions::new().connect(url).await?, BURST);
-                routes.layer(from_fn_with_state(cache, by_hand::cached))
+                routes.layer(from_fn_with_state(cache, by_hand::cached::<PgPool>))
             }
             Self::FromFnQuery => {
                 let pool = PgPoolOptions::new().connect(url).await?;
