@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use crate::clock::nanos;
+
 /// So many at once, and one more each interval.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate {
@@ -72,10 +74,6 @@ impl Used {
 
 fn after_one_more(used: u64, rate: Rate, now: u64) -> u64 {
     used.max(now).saturating_add(rate.interval)
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

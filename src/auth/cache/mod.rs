@@ -14,7 +14,7 @@ use moka::sync::Cache;
 use self::front::Front;
 pub use self::policy::{CachePolicy, InvalidCachePolicy};
 use super::entry::{Entry, Generation};
-use crate::key::KeyHash;
+use crate::{clock::nanos, key::KeyHash};
 
 /// What the store said, by key hash.
 ///
@@ -194,8 +194,7 @@ impl KeyCache {
 
     /// Everything is to be confirmed before it is trusted again.
     pub(super) fn expire_all(&self, now: Duration) {
-        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        self.expired_at.store(now, Ordering::Release);
+        self.expired_at.store(nanos(now), Ordering::Release);
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.invalidate_absent();
     }

@@ -3,6 +3,8 @@ use std::{
     time::Duration,
 };
 
+use crate::clock::nanos;
+
 /// Failures in a row after which the store counts as down.
 const THRESHOLD: u32 = 5;
 /// How often a store that is down is asked again. Well below the second in which a recovered store
@@ -68,10 +70,6 @@ impl Breaker {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_add(1)));
         before == Ok(THRESHOLD - 1)
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@ use std::{
     time::Duration,
 };
 
+use crate::clock::nanos;
+
 /// Failures in a row after which Redis counts as down.
 const THRESHOLD: u32 = 5;
 /// How often somebody looks whether it is back: with the time that takes, well within a second.
@@ -56,10 +58,6 @@ impl Breaker {
         }
         begins
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

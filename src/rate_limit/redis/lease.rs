@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::Mutex;
 
 use super::leases::Leases;
-use crate::rate_limit::Quota;
+use crate::{clock::nanos, rate_limit::Quota};
 
 /// Units that were taken in advance, for some or all quotas of a key together.
 ///
@@ -135,10 +135,6 @@ fn unpack(held: u64) -> (u64, u32) {
 /// Of 40 bits, which last for 34 years.
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX) & (u64::MAX >> UNIT_BITS)
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
