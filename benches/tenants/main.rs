@@ -1,0 +1,231 @@
+//! What other tenants notice of one that does the worst its key allows.
+//!
+//! ```text
+//! cargo bench --bench tenants --features admin -- [--rounds N] [--json FILE]
+//! ```
+//!
+//! `benches/README.md` says what it shows and how to read it.
+
+#![allow(clippy::disallowed_methods, reason = "real time is what is measured")]
+
+mod attack;
+mod setting;
+
+#[path = "../../tests/harness/mod.rs"]
+mod harness;
+#[path = "../support/machine.rs"]
+mod machine;
+#[path = "../support/stats.rs"]
+mod stats;
+
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use serde_json::json;
+
+use self::{
+    attack::{Attack, Attacker, Client},
+    machine::Machine,
+    setting::Setting,
+    stats::median,
+};
+
+type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
+
+const USAGE: &str = "\
+cargo bench --bench tenants --features admin -- [OPTIONS]
+
+  --rounds N     how often each attack is measured; 9
+  --json FILE    writes the figures to this file";
+
+/// Crates whose versions matter.
+const CRATES: [&str; 4] = ["axum", "hyper", "sqlx", "tokio"];
+
+/// Keys of other tenants that are asked for in each round, none of them cached.
+const KEYS: usize = 60;
+
+struct Options {
+    rounds: usize,
+    json: Option<PathBuf>,
+}
+
+/// Of all rounds together.
+#[derive(Serialize)]
+struct Row {
+    case: &'static str,
+    admitted: usize,
+    refused: usize,
+    p50_us: f64,
+    p99_us: f64,
+    /// The median over the rounds of p99 under attack by p99 of the same round without one.
+    p99_of_quiet: f64,
+    /// Of this process, which is the service and the client of the others: the most at the end of
+    /// a round, in MiB.
+    resident_mib: u64,
+    /// What the attacker got, in all rounds.
+    attacker: attack::Report,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let outcome = match arguments.as_slice() {
+        [attack, arguments @ ..] if attack == "attack" => attack::run(arguments),
+        // As `cargo test --benches` calls it.
+        arguments if arguments.iter().any(|argument| argument == "--test") => Ok(()),
+        arguments => Options::parse(arguments).and_then(|options| measure(&options)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Options {
+    fn parse(arguments: &[String]) -> Result<Self> {
+        let mut options = Self { rounds: 9, json: None };
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            let mut value =
+                || arguments.next().ok_or_else(|| format!("{argument} needs a value\n{USAGE}"));
+            match argument.as_str() {
+                "--rounds" => options.rounds = value()?.parse::<usize>()?.max(1),
+                "--json" => options.json = Some(value()?.into()),
+                // Cargo passes it to every benchmark.
+                "--bench" => {}
+                _ => return Err(format!("unknown option {argument}\n{USAGE}").into()),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn measure(options: &Options) -> Result<()> {
+    let machine = Machine::this().map_err(|error| error.to_string())?;
+    let versions = machine::versions(&CRATES).map_err(|error| error.to_string())?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let rows = runtime.block_on(compare(options.rounds))?;
+    let report = json!({
+        "date": jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
+        "machine": machine,
+        "versions": versions,
+        "rounds": options.rounds,
+        "keys": KEYS,
+        "rows": rows,
+    });
+    match &options.json {
+        Some(file) => Ok(fs::write(file, serde_json::to_string_pretty(&report)? + "\n")?),
+        None => Ok(()),
+    }
+}
+
+async fn compare(rounds: usize) -> Result<Vec<Row>> {
+    let setting = Setting::new().await?;
+    println!(
+        "{:<22} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9}   the attacker got",
+        "", "admitted", "refused", "p50 us", "p99 us", "of quiet", "MiB"
+    );
+    let mut rows = Vec::new();
+    for attack in Attack::ALL {
+        rows.push(against(&setting, attack, rounds).await?);
+    }
+    Ok(rows)
+}
+
+/// Takes turns: each round asks for 60 keys without an attack, then for 60 others under it.
+async fn against(setting: &Setting, attack: Attack, rounds: usize) -> Result<Row> {
+    let (mut quiet, mut attacked) = (Round::default(), Round::default());
+    let mut ratios = Vec::new();
+    let mut report = attack::Report::default();
+    let mut resident_mib = 0;
+    for _ in 0..rounds {
+        let without = ask(setting).await?;
+        let mut attacker = Attacker::start(setting, attack).await?;
+        attacker.is_at_work().await?;
+        let under = ask(setting).await?;
+        let resident = machine::resident(std::process::id()).map_err(|error| error.to_string())?;
+        resident_mib = resident_mib.max(resident >> 20);
+        report.add(&attacker.stop().await?);
+        ratios.push(under.percentile(99) / without.percentile(99));
+        quiet.add(without);
+        attacked.add(under);
+    }
+    let row = Row {
+        case: attack.name(),
+        admitted: attacked.times.len(),
+        refused: attacked.refused,
+        p50_us: attacked.percentile(50),
+        p99_us: attacked.percentile(99),
+        p99_of_quiet: median(ratios),
+        resident_mib,
+        attacker: report,
+    };
+    println!(
+        "{:<22} {:>8} {:>8} {:>9.0} {:>9.0} {:>9.2} {:>9}   {:?}",
+        row.case,
+        row.admitted,
+        row.refused,
+        row.p50_us,
+        row.p99_us,
+        row.p99_of_quiet,
+        row.resident_mib,
+        row.attacker
+    );
+    println!(
+        "{:<22} {:>8} {:>8} {:>9.0} {:>9.0}",
+        "  without it",
+        quiet.times.len(),
+        quiet.refused,
+        quiet.percentile(50),
+        quiet.percentile(99)
+    );
+    Ok(row)
+}
+
+#[derive(Default)]
+struct Round {
+    times: Vec<f64>,
+    refused: usize,
+}
+
+impl Round {
+    fn add(&mut self, other: Self) {
+        self.times.extend(other.times);
+        self.refused += other.refused;
+    }
+
+    /// In microseconds, of the requests that were admitted.
+    fn percentile(&self, percent: usize) -> f64 {
+        let mut times = self.times.clone();
+        times.sort_by(f64::total_cmp);
+        let at = (times.len() * percent).div_ceil(100).saturating_sub(1);
+        times.get(at).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Asks for keys that the service has not seen, one after another over one connection.
+async fn ask(setting: &Setting) -> Result<Round> {
+    let keys = setting.new_keys(KEYS).await?;
+    let mut client = Client::connect(setting.address).await?;
+    let mut round = Round::default();
+    for key in keys {
+        let begin = Instant::now();
+        let status = client.get("/orders", &key).await?;
+        if status == 200 {
+            round.times.push(begin.elapsed().as_secs_f64() * 1e6);
+        } else {
+            round.refused += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(round)
+}
