@@ -1,6 +1,13 @@
 //! The `tracing` facade where the feature is on, nothing where it is off, so that no logic carries
 //! a `#[cfg]`.
 
+use std::{
+    error::Error,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
 #[cfg(feature = "tracing")]
 pub(crate) use tracing::{debug, info, warn};
 
@@ -11,3 +18,107 @@ macro_rules! nothing {
 
 #[cfg(not(feature = "tracing"))]
 pub(crate) use {nothing as debug, nothing as info, nothing as warn};
+
+/// Bounds how often an error is logged: once when it begins, and then once a minute while it lasts,
+/// with how many there were in between. Errors that say something else are counted by themselves.
+#[derive(Debug, Default)]
+pub(crate) struct ErrorLog {
+    states: Mutex<Vec<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    cause: u64,
+    logged_at: Duration,
+    since: u64,
+}
+
+const AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// Beyond these, a cause waits until one of them is a minute old: a line for each of so many causes
+/// a minute is enough.
+const MAX_STATES: usize = 16;
+
+impl ErrorLog {
+    /// Logs `error` and what caused it as a warning, unless that was done a short while ago. `now`
+    /// is the time of a monotonic clock.
+    pub(crate) fn warn(&self, message: &'static str, error: &(dyn Error + 'static), now: Duration) {
+        let error = chain(error);
+        if let Some(repeated) = self.due(&error, now) {
+            warn!(error, repeated, "{message}");
+            let _ = repeated;
+        }
+        let _ = message;
+    }
+
+    /// `None`: not now. Else how many were not logged since the last time.
+    fn due(&self, error: &str, now: Duration) -> Option<u64> {
+        let mut hasher = DefaultHasher::new();
+        error.hash(&mut hasher);
+        let cause = hasher.finish();
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_old = |state: &State| now.saturating_sub(state.logged_at) >= AGAIN_AFTER;
+        if let Some(state) = states.iter_mut().find(|state| state.cause == cause) {
+            if !is_old(state) {
+                state.since += 1;
+                return None;
+            }
+            state.logged_at = now;
+            return Some(std::mem::take(&mut state.since));
+        }
+        if states.len() >= MAX_STATES {
+            states.retain(|state| !is_old(state));
+        }
+        if states.len() >= MAX_STATES {
+            return None;
+        }
+        states.push(State { cause, logged_at: now, since: 0 });
+        Some(0)
+    }
+}
+
+/// An error and its sources, in one line.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let said = error.to_string();
+        // Some errors repeat their source.
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn an_error_is_logged_when_it_begins_and_then_once_a_minute() {
+        let log = ErrorLog::default();
+        let mut now = 9 * SECOND;
+        assert_eq!(log.due("denied", now), Some(0));
+        for _ in 0..59 {
+            now += SECOND;
+            assert_eq!(log.due("denied", now), None);
+        }
+        assert_eq!(log.due("gone", now), Some(0), "another error has a line of its own");
+        now += SECOND;
+        assert_eq!(log.due("denied", now), Some(59));
+        assert_eq!(log.due("denied", now), None);
+    }
+
+    #[test]
+    fn ever_new_errors_fill_neither_the_log_nor_the_memory() {
+        let log = ErrorLog::default();
+        let lines = |now| (0..1000).filter(|n| log.due(&n.to_string(), now).is_some()).count();
+        assert_eq!(lines(SECOND), MAX_STATES);
+        assert_eq!(lines(2 * SECOND), 0);
+        assert_eq!(lines(61 * SECOND), MAX_STATES);
+    }
+}

@@ -77,6 +77,12 @@ impl Rejection {
         Self::with(RejectionKind::StoreUnavailable, details)
     }
 
+    /// The store can be reached, and has too much to do for this process.
+    pub(super) fn overloaded(source: StoreError) -> Self {
+        let details = Details { source: Some(source), ..Details::default() };
+        Self::with(RejectionKind::Overloaded, details)
+    }
+
     /// The key of `key_id` lacks `required` scopes.
     pub(crate) fn insufficient_scope(
         key_id: KeyId,
@@ -211,7 +217,8 @@ pub enum RejectionKind {
     TooManyFailures,
     /// The store did not answer, or not in time.
     StoreUnavailable,
-    /// Too many keys are being looked up at once, or too many were unknown.
+    /// Too many keys are being looked up at once, or too many were unknown. The store is not down,
+    /// so no record is used because of it that should have been confirmed.
     Overloaded,
     /// A route relies on a layer that is not applied to it. A mistake in the service, not of the
     /// client's.

@@ -20,6 +20,8 @@ pub struct ManageError {
     scope: Option<Scope>,
     hidden: bool,
     is_collision: bool,
+    /// Whether what failed may pass.
+    is_transient: bool,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
@@ -34,6 +36,7 @@ impl ManageError {
             scope: None,
             hidden: false,
             is_collision: false,
+            is_transient: false,
             source: None,
         }
     }
@@ -105,6 +108,13 @@ impl ManageError {
         self.is_collision
     }
 
+    /// The caller's consumer has too much under way.
+    pub(super) fn too_many_at_once() -> Self {
+        let detail = "too many requests of this consumer are under way at once: wait for some of \
+            them to end";
+        Self::new(ManageErrorKind::TooManyAtOnce, detail)
+    }
+
     pub(super) fn failed(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         let detail = "the key store failed";
         Self { source: Some(source.into()), ..Self::new(ManageErrorKind::Store, detail) }
@@ -113,6 +123,12 @@ impl ManageError {
     /// Whether the audit has to know.
     pub(super) fn is_denial(&self) -> bool {
         matches!(self.kind, ManageErrorKind::Denied | ManageErrorKind::CallerEnded)
+    }
+
+    /// Whether trying again may help, where neither the request nor the caller was wrong.
+    #[cfg(feature = "admin")]
+    pub(crate) const fn is_transient(&self) -> bool {
+        self.is_transient
     }
 
     /// What the caller gets to see of it.
@@ -159,22 +175,28 @@ impl ManageError {
 
 impl From<StoreError> for ManageError {
     fn from(error: StoreError) -> Self {
-        let kind = match error.kind() {
-            StoreErrorKind::Conflict => ManageErrorKind::Outdated,
-            _ => ManageErrorKind::Store,
+        let (kind, detail) = match error.kind() {
+            StoreErrorKind::Conflict => (
+                ManageErrorKind::Outdated,
+                "the key was changed by somebody else: look at it again",
+            ),
+            StoreErrorKind::Overloaded => (
+                ManageErrorKind::Overloaded,
+                "too many changes and lists are under way at once: try again in a moment",
+            ),
+            _ => (ManageErrorKind::Store, "the key store failed"),
         };
-        let detail = match kind {
-            ManageErrorKind::Outdated => "the key was changed by somebody else: look at it again",
-            _ => "the key store failed",
-        };
-        Self { source: Some(error.into()), ..Self::new(kind, detail) }
+        let is_transient =
+            matches!(error.kind(), StoreErrorKind::Unavailable | StoreErrorKind::Overloaded);
+        Self { is_transient, source: Some(error.into()), ..Self::new(kind, detail) }
     }
 }
 
 impl From<RngError> for ManageError {
     fn from(error: RngError) -> Self {
         let detail = "no key was issued";
-        Self { source: Some(error.into()), ..Self::new(ManageErrorKind::Rng, detail) }
+        let new = Self::new(ManageErrorKind::Rng, detail);
+        Self { is_transient: true, source: Some(error.into()), ..new }
     }
 }
 
@@ -218,4 +240,10 @@ pub enum ManageErrorKind {
     Rng,
     /// The store failed.
     Store,
+    /// The store can be reached, and too much of this process is under way at once. Trying again
+    /// will help.
+    Overloaded,
+    /// Too much of the calling key's consumer is under way at once. Trying again, with less at
+    /// once, will help.
+    TooManyAtOnce,
 }

@@ -1,7 +1,13 @@
-use std::{fmt, future::Future, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    future::Future,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use super::{
     Actor, ManageError,
+    admission::{PerConsumer, Turn},
     erased::{ErasedKeys, ErasedTransaction},
     new_key::whole_micros,
 };
@@ -23,7 +29,14 @@ pub struct KeyIssuer {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) actor: Actor,
     caches: Vec<Arc<dyn Invalidate>>,
+    /// What the consumers of calling keys have under way.
+    admission: Arc<PerConsumer>,
 }
+
+/// What a consumer may have under way at once. Less than any store has connections for, so that one
+/// consumer leaves some.
+const MAX_PER_CONSUMER: usize = 2;
+const WAIT: Duration = Duration::from_secs(1);
 
 impl KeyIssuer {
     /// Issues keys of `format` into `store`, for an operator called `application`.
@@ -35,6 +48,7 @@ impl KeyIssuer {
             clock: Arc::new(SystemClock::new()),
             actor: Actor::operator("application"),
             caches: Vec::new(),
+            admission: Arc::new(PerConsumer::new(MAX_PER_CONSUMER, WAIT)),
         }
     }
 
@@ -77,6 +91,11 @@ impl KeyIssuer {
     /// [`NotFound`](super::ManageErrorKind::NotFound) when there is none that is the actor's
     /// business, or when the store does not answer.
     pub async fn get(&self, id: KeyId) -> Result<ListedKey, ManageError> {
+        let _turn = self.turn().await?;
+        self.get_now(id).await
+    }
+
+    async fn get_now(&self, id: KeyId) -> Result<ListedKey, ManageError> {
         let record = self.store.get(id).await?.filter(|record| self.sees(&record.consumer_id));
         let record = record.ok_or_else(ManageError::no_such_key)?;
         let last_used_at = self.store.last_used_at(id).await?;
@@ -91,6 +110,7 @@ impl KeyIssuer {
     /// when the store does not answer.
     pub async fn list(&self, query: &KeyQuery) -> Result<KeyPage, ManageError> {
         check_limit(query.limit)?;
+        let _turn = self.turn().await?;
         match (self.actor.tenant(), &query.consumer_id) {
             (Some(own), Some(other)) if own != other => Ok(KeyPage::default()),
             (Some(own), None) => {
@@ -110,6 +130,7 @@ impl KeyIssuer {
     /// of more than 1,000; or when the store does not answer.
     pub async fn events(&self, query: &EventQuery) -> Result<EventPage, ManageError> {
         check_limit(query.limit)?;
+        let _turn = self.turn().await?;
         let own = self.actor.tenant().map(str::to_owned);
         let page = match (own, &query.consumer_id) {
             (Some(own), Some(other)) if own != *other => EventPage::default(),
@@ -120,7 +141,7 @@ impl KeyIssuer {
             _ => self.store.events(query).await?,
         };
         if let Some(id) = query.key_id.filter(|_| page.events.is_empty() && query.after.is_none()) {
-            self.get(id).await?;
+            self.get_now(id).await?;
         }
         Ok(page)
     }
@@ -135,10 +156,29 @@ impl KeyIssuer {
         &self,
         change: impl Future<Output = Result<T, ManageError>> + Send + 'static,
     ) -> Result<T, ManageError> {
+        let turn = self.turn().await?;
+        let change = async move {
+            // Until it is done, whoever still waits for it.
+            let _turn = turn;
+            change.await
+        };
         match tokio::spawn(change).await {
             Ok(outcome) => outcome,
             Err(panicked) => Err(ManageError::failed(panicked)),
         }
+    }
+
+    /// `None` for an operator, who is not bounded.
+    async fn turn(&self) -> Result<Option<Turn>, ManageError> {
+        let Some(caller) = &self.actor.caller else { return Ok(None) };
+        let turn = self.admission.take(caller.consumer_id()).await;
+        turn.map(Some).ok_or_else(ManageError::too_many_at_once)
+    }
+
+    /// By the monotonic clock.
+    #[cfg(feature = "admin")]
+    pub(crate) fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
     }
 
     pub(super) async fn begin(&self) -> Result<Box<dyn ErasedTransaction>, ManageError> {

@@ -45,9 +45,13 @@
 //!    through, and the caches of this process are told. That takes a tokio runtime.
 //! 6. A revocation is for good. The databases themselves refuse to undo it, and to change or delete
 //!    a line of the audit.
-//! 7. A request with an idempotency key is carried out once. A key is shown only to who asked first.
+//! 7. Of each consumer, two changes or questions of its keys are carried out at once, and more wait
+//!    for a second before they are refused: one consumer cannot take what there is for all.
+//!    Operators are not bounded by that.
+//! 8. A request with an idempotency key is carried out once. A key is shown only to who asked first.
 
 mod actor;
+mod admission;
 mod audit;
 mod change;
 mod erased;
@@ -63,8 +67,6 @@ mod rotate;
 mod text;
 mod update;
 
-#[cfg(feature = "admin")]
-pub(crate) use self::text::is_plain;
 pub use self::{
     actor::Actor,
     error::{ManageError, ManageErrorKind},
@@ -75,4 +77,9 @@ pub use self::{
     prune::Pruned,
     rotate::{Rotated, Rotation},
     update::KeyUpdate,
+};
+#[cfg(feature = "admin")]
+pub(crate) use self::{
+    admission::{PerConsumer, Turn},
+    text::is_plain,
 };

@@ -10,9 +10,10 @@ use super::refusal::Refusal;
 use crate::{
     auth::Authenticator,
     layer::ConsumerRejection,
-    manage::{Actor, KeyIssuer, ManageError},
+    manage::{Actor, KeyIssuer, ManageError, ManageErrorKind},
     rate_limit::RateLimits,
     record::{Consumer, KeyId, Scope},
+    trace,
 };
 
 /// Where a request came from, for the audit.
@@ -27,6 +28,7 @@ pub(crate) struct Desk {
     pub(crate) write: Option<Scope>,
     pub(crate) everywhere: Option<Scope>,
     pub(crate) origin: Origin,
+    errors: Arc<trace::ErrorLog>,
 }
 
 impl Desk {
@@ -35,7 +37,8 @@ impl Desk {
         let default_limits = auth.default_rate_limits().clone();
         let issuer = issuer.invalidates(auth.clone());
         let (read, write, everywhere) = (None, None, None);
-        Self { issuer, default_limits, read, write, everywhere, origin: Arc::new(peer) }
+        let (origin, errors) = (Arc::new(peer), Arc::default());
+        Self { issuer, default_limits, read, write, everywhere, origin, errors }
     }
 
     fn actor(&self, consumer: &Consumer, parts: &Parts) -> Actor {
@@ -85,6 +88,7 @@ struct Caller {
     key_id: KeyId,
     /// What stands before the path of the route: where the routes are nested.
     mount: String,
+    errors: Arc<trace::ErrorLog>,
 }
 
 impl Reader {
@@ -114,6 +118,10 @@ impl Writer {
 
 impl Caller {
     fn refuse(&self, error: &ManageError) -> Refusal {
+        let kinds = [ManageErrorKind::Rng, ManageErrorKind::Store, ManageErrorKind::Overloaded];
+        if kinds.contains(&error.kind()) {
+            self.errors.warn("key management failed", error, self.issuer.monotonic());
+        }
         Refusal::of(error, self.key_id, |id| self.locate(id))
     }
 
@@ -165,6 +173,7 @@ impl Caller {
             issuer: desk.issuer.by(actor),
             key_id: consumer.key_id(),
             mount: mount.unwrap_or_default().to_owned(),
+            errors: Arc::clone(&desk.errors),
         }
     }
 }

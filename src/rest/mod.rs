@@ -8,6 +8,7 @@ mod body;
 mod change;
 mod desk;
 mod document;
+mod few_at_once;
 mod look;
 mod operation;
 mod params;

@@ -84,6 +84,12 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, "not_found", "There is no such key.")
     }
 
+    pub(super) fn too_many_at_once() -> Self {
+        let detail = "Too many requests of this consumer are under way at once. Wait for some of \
+            them to end.";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_at_once", detail)
+    }
+
     pub(super) fn lacks_scope(caller: KeyId, scope: Scope) -> Self {
         Self::Rejected(Rejection::insufficient_scope(caller, [scope]))
     }
@@ -115,10 +121,17 @@ impl Refusal {
             ManageErrorKind::IdempotencyKeyReused => {
                 told(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused")
             }
-            ManageErrorKind::Rng | ManageErrorKind::Store => {
+            ManageErrorKind::Rng | ManageErrorKind::Store | ManageErrorKind::Overloaded
+                if error.is_transient() =>
+            {
                 let detail = "That cannot be done right now. Try again.";
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", detail)
             }
+            ManageErrorKind::Rng | ManageErrorKind::Store | ManageErrorKind::Overloaded => {
+                let detail = "The service could not do that, and its log says why.";
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail)
+            }
+            ManageErrorKind::TooManyAtOnce => Self::too_many_at_once(),
         };
         match error.field() {
             Some(field) => refusal.at(place(field)),
@@ -166,7 +179,8 @@ impl IntoResponse for Box<Told> {
         {
             headers.insert(LOCATION, location);
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        let passes = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
+        if passes.contains(&self.status) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

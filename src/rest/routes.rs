@@ -5,12 +5,16 @@ use std::{
 };
 
 use axum::{
-    Router, body::Body, middleware::map_response, response::Response, routing::future::RouteFuture,
+    Router,
+    body::Body,
+    middleware::{from_fn_with_state, map_response},
+    response::Response,
+    routing::future::RouteFuture,
 };
 use http::{HeaderValue, Request, StatusCode, header::CACHE_CONTROL};
 use tower_service::Service;
 
-use super::{Desk, Operation, document, refusal::Refusal};
+use super::{Desk, Operation, document, few_at_once, refusal::Refusal};
 use crate::{auth::Authenticator, layer::ApiKeyLayer};
 
 /// Routes behind a guard, as a service: `Router::nest_service` puts them where they shall be.
@@ -45,6 +49,7 @@ pub(crate) fn guard(
         .merge(guarded)
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
+        .layer(from_fn_with_state(few_at_once::turns(), few_at_once::few_at_once))
         .layer(guard.clone());
     let free = free.method_not_allowed_fallback(method_not_allowed).layer(guard.charge(false));
     let open = open.method_not_allowed_fallback(method_not_allowed);

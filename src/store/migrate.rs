@@ -90,7 +90,7 @@ pub(super) fn missing<'m>(
 /// What went wrong while migrating is a failed migration, unless there was just no connection.
 pub(super) fn failed(error: StoreError) -> StoreError {
     match error.kind {
-        StoreErrorKind::Unavailable => error,
+        StoreErrorKind::Unavailable | StoreErrorKind::Overloaded => error,
         _ => StoreError { kind: StoreErrorKind::Migration, ..error },
     }
 }

@@ -68,7 +68,7 @@ use std::{error::Error, fmt, future::Future, sync::Arc, time::SystemTime};
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub use self::doctor::{Finding, Severity};
 #[cfg(feature = "postgres")]
-pub use self::postgres::{PgChangeFeed, PgKeyStore, PgTransaction};
+pub use self::postgres::{PgChangeFeed, PgKeyStore, PgKeyStoreBuilder, PgTransaction};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteKeyStore, SqliteTransaction};
 pub use self::{
@@ -175,6 +175,7 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
             StoreErrorKind::Unavailable => "the key store is not available",
+            StoreErrorKind::Overloaded => "the key store has too much to do at once",
             StoreErrorKind::Conflict => "the key exists already, or was changed by somebody else",
             StoreErrorKind::Corrupt => "the key store holds a record that makes no sense",
             StoreErrorKind::Migration => "the key store's tables could not be brought up to date",
@@ -207,6 +208,9 @@ impl Error for StoreError {
 pub enum StoreErrorKind {
     /// No connection, no answer in time, shutting down. Trying again may help.
     Unavailable,
+    /// The store can be reached, and all that this process may ask of it at once is under way.
+    /// Trying again will help. It is not an outage: nothing stale is served because of it.
+    Overloaded,
     /// A key of this id or hash exists, or the record was changed by somebody else.
     Conflict,
     /// A row that this version cannot understand. The key is not let in, not even by an earlier

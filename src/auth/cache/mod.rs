@@ -133,11 +133,14 @@ impl KeyCache {
         fresh.saturating_sub(now.saturating_sub(entry.live.loaded_at))
     }
 
-    /// Whether `entry` should have been confirmed after a gap, and the store has had the time.
+    /// Whether `entry` should have been confirmed by now, and the store has had the time: after a
+    /// gap, or after the time for which it was fresh.
     pub(super) fn is_overdue(&self, entry: &Entry, now: Duration) -> bool {
+        let CachePolicy { fresh, fresh_during_gap, load_deadline, .. } = self.policy;
         let expired_at = Duration::from_nanos(self.expired_at.load(Ordering::Acquire));
-        entry.live.generation != self.generation.load(Ordering::Acquire)
-            && now.saturating_sub(expired_at) >= self.policy.fresh_during_gap
+        let is_outdated = entry.live.generation != self.generation.load(Ordering::Acquire);
+        is_outdated && now.saturating_sub(expired_at) >= fresh_during_gap
+            || now.saturating_sub(entry.live.loaded_at) >= fresh + load_deadline
     }
 
     /// How long what the store said may be used at most.

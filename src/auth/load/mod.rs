@@ -71,6 +71,7 @@ pub(super) struct Loader {
     pub(super) cache: KeyCache,
     pub(super) feed: FeedState,
     breaker: Breaker,
+    errors: trace::ErrorLog,
     board: Mutex<Board>,
     turns: Semaphore,
     pub(super) strangers: Strangers,
@@ -109,6 +110,7 @@ impl Loader {
             observer,
             feed: FeedState::default(),
             breaker: Breaker::default(),
+            errors: trace::ErrorLog::default(),
             board: Mutex::default(),
             turns: Semaphore::new(policy.max_loads),
             strangers: Strangers::new(&policy, failures),
@@ -335,12 +337,22 @@ impl Loader {
 
     fn failed(&self, error: StoreError) -> Rejection {
         self.observe(&Event::LoadFailed { error: &error });
-        trace::debug!(?error, "a key could not be looked up");
-        let down = error.kind() == StoreErrorKind::Unavailable;
-        if down && self.breaker.failed(self.clock.monotonic()) {
-            trace::warn!(?error, "the key store is down; keys are judged by what is cached");
+        let now = self.clock.monotonic();
+        self.errors.warn("key look-up failed", &error, now);
+        match error.kind() {
+            // An overload of this process says nothing of the store.
+            StoreErrorKind::Overloaded => Rejection::overloaded(error),
+            StoreErrorKind::Unavailable => {
+                if self.breaker.failed(now) {
+                    trace::warn!(
+                        ?error,
+                        "the key store is down; keys are judged by what is cached"
+                    );
+                }
+                Rejection::store_unavailable(error)
+            }
+            _ => Rejection::store_unavailable(error),
         }
-        Rejection::store_unavailable(error)
     }
 
     /// Hears when the key may have been changed.

@@ -21,7 +21,7 @@ use super::{
 pub(crate) struct Doctor {}
 
 pub(crate) async fn run(_: &Doctor, global: &Global) -> Result<ExitCode, Failure> {
-    let store = Store::connect(global.database_url.as_deref(), false).await?;
+    let store = Store::connect(global, false).await?;
     let findings = store.diagnose().await;
     let healthy = findings.iter().all(|finding| finding.severity != Severity::Problem);
     if global.json {

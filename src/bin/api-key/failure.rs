@@ -112,6 +112,7 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let advice = match error.kind() {
             StoreErrorKind::Unavailable => "Is the database running, and --database-url its URL?",
+            StoreErrorKind::Overloaded => "Other sessions have too much under way; try again",
             StoreErrorKind::Migration => "Nothing was changed; it may be tried again",
             _ => "`api-key doctor` says more",
         };

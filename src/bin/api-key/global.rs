@@ -12,6 +12,13 @@ pub(crate) struct Global {
     #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true, global = true)]
     pub(crate) database_url: Option<String>,
 
+    /// The schema of the tables in PostgreSQL [default: where they are along the search path]
+    ///
+    /// `migrate` creates it where it is missing. A schema that nothing else uses keeps the tables
+    /// apart from the application's own.
+    #[arg(long, value_name = "NAME", env = "API_KEY_SCHEMA", global = true)]
+    pub(crate) schema: Option<String>,
+
     /// Answer with one JSON object in one line
     #[arg(long, global = true)]
     pub(crate) json: bool,

@@ -39,7 +39,7 @@ pub(crate) enum Store {
 
 impl Session {
     pub(crate) async fn begin(global: Global, may_create: bool) -> Result<Self, Failure> {
-        let store = Store::connect(global.database_url.as_deref(), may_create).await?;
+        let store = Store::connect(&global, may_create).await?;
         Ok(Self { global, store })
     }
 
@@ -73,12 +73,21 @@ impl Session {
 }
 
 impl Store {
-    pub(crate) async fn connect(url: Option<&str>, may_create: bool) -> Result<Self, Failure> {
+    pub(crate) async fn connect(global: &Global, may_create: bool) -> Result<Self, Failure> {
         let missing = "no database is named: give --database-url, set DATABASE_URL, or put it into \
             a file .env, such as DATABASE_URL=postgres://app@localhost/app or sqlite:keys.db";
-        let url = url.filter(|url| !url.is_empty()).ok_or_else(|| Failure::usage(missing))?;
+        let url = global
+            .database_url
+            .as_deref()
+            .filter(|url| !url.is_empty())
+            .ok_or_else(|| Failure::usage(missing))?;
         if url.starts_with("postgres:") || url.starts_with("postgresql:") {
-            return Ok(Self::Postgres(PgKeyStore::connect_briefly(url).await?));
+            let mut builder = PgKeyStore::builder();
+            // An empty variable of the environment is none.
+            if let Some(schema) = global.schema.as_deref().filter(|schema| !schema.is_empty()) {
+                builder = builder.schema(schema);
+            }
+            return Ok(Self::Postgres(builder.connect_briefly(url).await?));
         }
         if !url.starts_with("sqlite:") {
             let problem = "--database-url: a URL of PostgreSQL begins with `postgres://`, one of \

@@ -74,6 +74,7 @@ fn refusals(operation: Operation, described: OperationBuilder) -> OperationBuild
             "403",
             problem("The key may not do that.").header("WWW-Authenticate", headers::challenge()),
         )
+        .response("500", problem("The service could not do that."))
         .response(
             "503",
             problem("That cannot be done right now.").header("Retry-After", headers::retry_after()),
@@ -81,7 +82,8 @@ fn refusals(operation: Operation, described: OperationBuilder) -> OperationBuild
     if operation.is_charged() {
         described = described.response(
             "429",
-            problem("The key has used up its quota.").header("Retry-After", headers::retry_after()),
+            problem("The key has used up its quota, or too much of its consumer is under way.")
+                .header("Retry-After", headers::retry_after()),
         );
     }
     if operation.path().contains("{id}") {

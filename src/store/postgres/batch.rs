@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use sqlx::{PgPool, Row as _, query};
+use sqlx::{Row as _, postgres::PgRow, query};
 use tokio::{
     runtime::{Handle, Id},
     select,
@@ -16,9 +16,11 @@ use tokio::{
 };
 
 use super::{
-    error::failed,
+    error::{failed, hidden},
     lease::Lease,
+    lookup_pool::LookupPool,
     record::{columns, record_of},
+    schema::SchemaCell,
 };
 use crate::{
     key::KeyHash,
@@ -29,19 +31,37 @@ use crate::{
     },
 };
 
-/// Queries that may be under way at once: one is worked on while the answers to another are.
-const MAX_QUERIES: u32 = 2;
 /// Keys in one query. Beyond, its first would wait for its last.
 const MAX_KEYS: usize = 64;
 /// Queries in a row on one connection, which spares it two pings each. Then others may have it.
 const QUERIES_PER_LEASE: u32 = 16;
 
-const FIND: &str = concat!("select ", columns!(), " from api_keys where key_hash = $1");
+// "No row" means "no such key" only where row-level security hides none, which is judged in the same
+// statement: it has a row at least. The same goes for the limits of a plan.
+macro_rules! find {
+    ($condition:literal) => {
+        concat!(
+            "select
+                case when row_security_active(E'{literal}.api_keys')
+                    then current_user::text end as keys_hidden_from,
+                case when row_security_active(E'{literal}.api_key_plans')
+                    then current_user::text end as plans_hidden_from,
+                found.*
+            from (select) as one
+            left join (select ",
+            columns!("{schema}."),
+            " from {schema}.api_keys where ",
+            $condition,
+            ") as found on true"
+        )
+    };
+}
+
+pub(super) const FIND: &str = find!("key_hash = $1");
 
 // Behind a select, the array has no length to plan for: else each query of a few keys is planned
 // anew, which takes longer than the query.
-const FIND_MANY: &str =
-    concat!("select ", columns!(), " from api_keys where key_hash = any((select $1)::bytea[])");
+pub(super) const FIND_MANY: &str = find!("key_hash = any((select $1)::bytea[])");
 
 /// Looks keys up: at once while few queries are under way, else together with whoever else waits
 /// for one of them to end, as databases commit in groups. Nobody waits for company, and nobody is
@@ -50,7 +70,8 @@ const FIND_MANY: &str =
 /// Queries run in tasks, so that those who began them may go, and each goes on until all who wait
 /// for it have gone. Runtimes have queues of their own: one that stands still holds up no other.
 pub(super) struct Batcher {
-    pool: PgPool,
+    pool: LookupPool,
+    schema: Arc<SchemaCell>,
     queues: Mutex<HashMap<Id, Queue>>,
 }
 
@@ -68,11 +89,12 @@ struct Waiting {
 type Answer = Result<Option<KeyRecord>, StoreError>;
 
 impl Batcher {
-    pub(super) fn new(pool: PgPool) -> Self {
-        Self { pool, queues: Mutex::default() }
+    pub(super) fn new(pool: LookupPool, schema: Arc<SchemaCell>) -> Self {
+        Self { pool, schema, queues: Mutex::default() }
     }
 
-    pub(super) fn pool(&self) -> &PgPool {
+    /// Connections that management cannot take, for who authenticates.
+    pub(super) fn pool(&self) -> &LookupPool {
         &self.pool
     }
 
@@ -83,7 +105,7 @@ impl Batcher {
         };
         let (answer, answered) = oneshot::channel();
         self.begin(Waiting { hash: *hash, answer }, &runtime);
-        let answer = timeout(self.pool.options().get_acquire_timeout(), async {
+        let answer = timeout(self.pool.acquire_timeout(), async {
             match answered.await {
                 Ok(answer) => answer,
                 Err(_) => self.find_alone(hash).await,
@@ -107,7 +129,7 @@ impl Batcher {
     fn begin(self: &Arc<Self>, waiting: Waiting, runtime: &Handle) {
         let mut queues = self.queues();
         let queue = queues.entry(runtime.id()).or_default();
-        if queue.queries >= self.pool.options().get_max_connections().clamp(1, MAX_QUERIES) {
+        if queue.queries >= self.pool.max_queries() {
             queue.waiting.push_back(waiting);
             return;
         }
@@ -137,7 +159,7 @@ impl Batcher {
         // What the server or the driver says of all may be about one of them: each asks for itself.
         if batch.len() > 1
             && let Err(error) = &found
-            && error.kind() != StoreErrorKind::Unavailable
+            && !matches!(error.kind(), StoreErrorKind::Unavailable | StoreErrorKind::Overloaded)
         {
             return;
         }
@@ -157,21 +179,31 @@ impl Batcher {
         let mut found: HashMap<_, Answer> = hashes.iter().map(|hash| (*hash, Ok(None))).collect();
         let mut lease = match kept.take() {
             Some(lease) => lease,
-            None => Lease::new(self.pool.acquire().await.map_err(failed)?),
+            None => self.pool.lease().await?,
         };
+        let statements = self.schema.statements(&mut lease).await?;
         let find = match hashes {
-            [hash] => query(FIND).bind(*hash.as_bytes()),
+            [hash] => query(statements.find.clone()).bind(*hash.as_bytes()),
             _ => {
-                query(FIND_MANY).bind(found.keys().map(|hash| *hash.as_bytes()).collect::<Vec<_>>())
+                let hashes = found.keys().map(|hash| *hash.as_bytes()).collect::<Vec<_>>();
+                query(statements.find_many.clone()).bind(hashes)
             }
         };
         let rows = find.fetch_all(&mut *lease).await.map_err(failed)?;
+        let first = rows.first().ok_or_else(|| corrupt("the answer to a look-up"))?;
         for row in &rows {
-            let hash = row.try_get("key_hash").map(KeyHash::from_bytes).map_err(failed)?;
+            let hash: Option<[u8; 32]> = row.try_get("key_hash").map_err(failed)?;
+            let Some(hash) = hash.map(KeyHash::from_bytes) else { continue };
             // A key that it should have been the record of is not to count as unknown.
             let other = || corrupt("the answer to another look-up");
-            *found.get_mut(&hash).ok_or_else(other)? = record_of(row).map(Some);
+            *found.get_mut(&hash).ok_or_else(other)? = found_in(row);
         }
+        let role: Option<String> = first.try_get("keys_hidden_from").map_err(failed)?;
+        if let Some(role) = role {
+            let unknown = found.values_mut().filter(|found| matches!(found, Ok(None)));
+            unknown.for_each(|found| *found = Err(hidden("api_keys", &role)));
+        }
+        self.schema.confirm(&statements);
         // A connection that has brought what makes no sense may be the reason.
         *kept = found.values().all(Result::is_ok).then_some(lease);
         Ok(found)
@@ -179,6 +211,18 @@ impl Batcher {
 
     fn queues(&self) -> MutexGuard<'_, HashMap<Id, Queue>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The key of a row, with the limits of its plan.
+fn found_in(row: &PgRow) -> Answer {
+    let record = record_of(row)?;
+    let role: Option<String> = row.try_get("plans_hidden_from").map_err(failed)?;
+    match role {
+        Some(role) if record.plan.is_some() && record.plan_limits.is_none() => {
+            Err(hidden("api_key_plans", &role))
+        }
+        _ => Ok(Some(record)),
     }
 }
 

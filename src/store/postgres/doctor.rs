@@ -1,23 +1,20 @@
 use std::time::{Duration, SystemTime};
 
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection, Row as _,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    ConnectOptions as _, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions,
     query_scalar, raw_sql,
 };
-use tokio::time::timeout;
 
 use super::{PgChangeFeed, PgKeyStore};
 use crate::{
     clock::Clock,
     store::{
-        ChangeFeed as _, StoreError, StoreErrorKind,
+        ChangeFeed as _, StoreError,
         doctor::{Finding, INDEXES_GONE, Severity, TRIGGERS_GONE, made_by},
         migrate::{Applied, POSTGRES},
     },
 };
 
-const DEADLINE: Duration = Duration::from_secs(5);
 /// Beyond this, keys that begin at once do so late, and people who compare logs are led astray.
 const SKEW: Duration = Duration::from_secs(1);
 
@@ -32,14 +29,7 @@ impl PgKeyStore {
     ///
     /// As [`connect`](Self::connect).
     pub async fn connect_briefly(url: &str) -> Result<Self, StoreError> {
-        let other = |error: sqlx::Error| StoreError::new(StoreErrorKind::Other).because(error);
-        let options: PgConnectOptions = url.parse().map_err(other)?;
-        let attempt = timeout(DEADLINE, options.connect()).await;
-        let unavailable = || StoreError::new(StoreErrorKind::Unavailable);
-        let connection = attempt.map_err(|_| unavailable().because("connecting took too long"))?;
-        connection.map_err(|error| unavailable().because(error))?.close().await.map_err(other)?;
-        let pool = PgPoolOptions::new().max_connections(2).acquire_timeout(DEADLINE);
-        Ok(Self::new(pool.connect_lazy_with(options)))
+        Self::builder().connect_briefly(url).await
     }
 
     /// Looks at everything that looking keys up, changing them and hearing of changes depends on,

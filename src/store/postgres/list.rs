@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow, raw_sql, types::Uuid};
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow, types::Uuid};
 
 use super::{
     error::failed,
@@ -21,6 +21,7 @@ use crate::{
 
 type Sql = QueryBuilder<Postgres>;
 
+/// Reads a page in a transaction that was begun for it.
 pub(super) async fn keys(
     connection: &mut PgConnection,
     query: &KeyQuery,
@@ -30,23 +31,22 @@ pub(super) async fn keys(
         return Ok(KeyPage::default());
     }
     let index = Index::of(query);
-    raw_sql(BEGIN).execute(&mut *connection).await.map_err(failed)?;
     let mut sql = edge(index, query.after);
     let row = sql.build().persistent(false).fetch_optional(&mut *connection).await;
     let edge = row.map_err(failed)?.map(|row| row.try_get::<Uuid, _>(0)).transpose();
     let edge = edge.map_err(failed)?.map(key_id);
     let mut sql = keys_of(index, query)?;
     sql.push(" limit ").push_bind(bounded(size + 1));
-    let rows = sql.build().persistent(false).fetch_all(&mut *connection).await.map_err(failed)?;
-    raw_sql("commit").execute(connection).await.map_err(failed)?;
+    let rows = sql.build().persistent(false).fetch_all(connection).await.map_err(failed)?;
     let keys = rows.iter().map(listed).collect::<Result<_, _>>()?;
     Ok(page(keys, size, edge))
 }
 
-// Both statements see the same keys. And they walk along an index, one key after the other: what
-// takes all of them first only looks cheaper where statistics are old.
-const BEGIN: &str = "
-begin isolation level repeatable read read only;
+/// Settings of the transaction that a page is read in.
+///
+/// Both statements see the same keys. And they walk along an index, one key after the other: what
+/// takes all of them first only looks cheaper where statistics are old.
+pub(super) const ORDER: &str = ";
 set local enable_seqscan = off;
 set local enable_bitmapscan = off;
 set local max_parallel_workers_per_gather = 0;

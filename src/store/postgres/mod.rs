@@ -1,42 +1,39 @@
 mod batch;
+mod builder;
 mod doctor;
 mod error;
 mod lease;
 mod list;
 mod listen;
+mod lookup_pool;
+mod management;
 mod plans;
 mod record;
+mod schema;
 mod timestamp;
 mod transaction;
+mod usage;
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, sync::Arc, time::SystemTime};
 
-use sqlx::{
-    ConnectOptions as _, Connection, PgConnection, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-    query, query_as, query_scalar, raw_sql,
-};
-use tokio::time::timeout;
+use sqlx::{PgConnection, PgPool, query, query_as, query_scalar, raw_sql, types::Uuid};
 
 use self::{
     batch::Batcher,
-    error::{UNDEFINED_TABLE, failed},
-    lease::Lease,
+    error::{UNDEFINED_TABLE, failed, hidden},
+    management::Management,
     record::{columns, read_time, record, uuid},
-    timestamp::Timestamp,
+    schema::{Places, Schema, foreign},
 };
-pub use self::{listen::PgChangeFeed, transaction::PgTransaction};
+pub use self::{builder::PgKeyStoreBuilder, listen::PgChangeFeed, transaction::PgTransaction};
 use super::{
-    EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
-    Usage,
-    migrate::{self, Applied, Migration},
+    EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, Usage,
+    migrate::{self, Applied},
     poll::{ChangeLog, Changes, Horizon},
-    row::{self, Polled, micros},
+    row::{self, Polled},
 };
+#[cfg(doc)]
+use crate::store::StoreErrorKind;
 use crate::{
     key::KeyHash,
     record::{KeyId, KeyRecord},
@@ -44,13 +41,44 @@ use crate::{
 
 /// Keys in PostgreSQL 14 or later.
 ///
-/// Tables have unqualified names: the `search_path` of the connections decides their schema.
-/// Clones share one pool.
+/// # Schema
+///
+/// All tables are in one schema, which is decided once: the one that
+/// [`schema`](PgKeyStoreBuilder::schema) names, else where the history of the tables,
+/// `_api_key_migrations`, is found along the `search_path`. Nothing is created or read anywhere
+/// else, whatever else is on the path.
+///
+/// # Connections
+///
+/// Authentication has connections that management cannot take. Of each process that has one store:
+///
+/// | for | at most |
+/// |---|---|
+/// | look-ups of keys and polls for changes | 3: two look-ups and one to spare |
+/// | changes, lists, the audit, plans, times of last use | those of the pool: 5 by [`connect`](Self::connect) |
+/// | a [`PgChangeFeed`], where there is one | 1, and one more for a moment while it connects |
+///
+/// The pool of the look-ups is made after the one that is handed in, with its options and hooks,
+/// unless [`lookup_pool`](PgKeyStoreBuilder::lookup_pool) says which. After a pool of a single
+/// connection, it has two.
 ///
 /// Two look-ups at a time are queries of their own; those that come meanwhile are asked for
 /// together, up to 64 in one query, as soon as one of the two has ended.
 ///
-/// Behind PgBouncer in transaction mode it takes version 1.21 or later, which keeps track of
+/// Management takes at most one connection less than its pool has, and at most 8. Where these are
+/// busy for a second, it is [`Overloaded`](StoreErrorKind::Overloaded). Its transactions wait
+/// at most half a second for a lock, and a statement takes at most 5 seconds.
+///
+/// # Row-level security
+///
+/// Rows that row-level security hides are an error, never a key that is unknown: look-ups answer
+/// 503 while it is active for the role on `api_keys` or, for keys with a plan, on `api_key_plans`.
+/// The role takes BYPASSRLS, or to be the owner of the tables.
+///
+/// # Poolers
+///
+/// Look-ups keep no state in a session, and management keeps it for one transaction. Behind
+/// PgBouncer in transaction mode it takes version 1.21 or later, which keeps track of
 /// prepared statements. `statement_cache_capacity(0)`, the advice for older ones, leaks statements
 /// in sqlx 0.9.
 ///
@@ -62,25 +90,34 @@ use crate::{
 #[derive(Clone)]
 pub struct PgKeyStore {
     batcher: Arc<Batcher>,
+    management: Arc<Management>,
 }
 
 impl PgKeyStore {
-    /// Keys in the database behind `pool`.
+    /// A store with other than default settings, such as the schema of its tables.
+    #[must_use]
+    pub fn builder() -> PgKeyStoreBuilder {
+        PgKeyStoreBuilder::new()
+    }
+
+    /// Keys in the database behind `pool`, which management takes connections of. Look-ups have a
+    /// pool of their own with the same options.
     ///
     /// The pool's `acquire_timeout` (30 seconds by default) is what a look-up waits at most when
     /// the database is gone, unless its caller has less patience.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        Self { batcher: Arc::new(Batcher::new(pool)) }
+        Self::builder().around(pool, None)
     }
 
-    /// Keys in the database at `url`, over a pool of its own. For applications that use another
+    /// Keys in the database at `url`, over pools of its own. For applications that use another
     /// version of sqlx, or none.
     ///
-    /// The pool has
+    /// The pool that management uses has
     ///
-    /// 1. at most 5 connections: look-ups are the misses of a cache and take a millisecond, so
-    ///    that is thousands a second, and every node of a fleet takes its share of the server;
+    /// 1. at most 5 connections, and that of look-ups at most 3: look-ups are the misses of a cache
+    ///    and take a millisecond, so that is thousands a second, and every node of a fleet takes
+    ///    its share of the server;
     /// 2. an acquire timeout of 2 seconds: nobody waits longer for an answer;
     /// 3. a `statement_timeout` of 5 seconds: what nobody waits for any more ends on the server, too.
     ///
@@ -92,14 +129,7 @@ impl PgKeyStore {
     ///
     /// When the URL makes no sense, or the database cannot be reached.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
-        let store = Self::connect_lazy(url)?;
-        // By itself first: all that a pool says of a failure is that time was up.
-        let options = store.pool().connect_options();
-        let attempt = timeout(ACQUIRE_TIMEOUT, options.connect()).await;
-        let connection =
-            attempt.map_err(|late| StoreError::new(StoreErrorKind::Unavailable).because(late))?;
-        connection.map_err(failed)?.close().await.map_err(failed)?;
-        Ok(store)
+        Self::builder().connect(url).await
     }
 
     /// As [`connect`](Self::connect), without trying to. For a service that has to start before its
@@ -112,20 +142,14 @@ impl PgKeyStore {
     ///
     /// When the URL makes no sense.
     pub fn connect_lazy(url: &str) -> Result<Self, StoreError> {
-        if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
-            let problem = "a PostgreSQL URL begins with `postgres://`";
-            return Err(StoreError::new(StoreErrorKind::Other).because(problem));
-        }
-        let options: PgConnectOptions = url.parse().map_err(failed)?;
-        let options = options.options([("statement_timeout", "5s")]);
-        let pool = PgPoolOptions::new().max_connections(5).acquire_timeout(ACQUIRE_TIMEOUT);
-        Ok(Self::new(pool.connect_lazy_with(options)))
+        Self::builder().connect_lazy(url)
     }
 
-    /// The pool, for the application's own queries.
+    /// The pool that management uses, for the application's own queries. Look-ups take none of its
+    /// connections.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
-        self.batcher.pool()
+        self.management.pool()
     }
 
     /// Brings the tables up to date.
@@ -135,24 +159,28 @@ impl PgKeyStore {
     /// is killed or fails leaves neither changes nor the lock behind. When nothing is missing,
     /// nothing is locked, and the right to read the history, `_api_key_migrations`, is enough.
     ///
+    /// Tables are created in the schema that the [setting](PgKeyStoreBuilder::schema) names, which
+    /// is created where it is missing; else where the history is; else in the first schema of the
+    /// `search_path`.
+    ///
     /// A history newer than this release is fine: releases only add, so an old node goes on working
     /// through a rolling upgrade.
     ///
     /// # Errors
     ///
-    /// [`Migration`](StoreErrorKind::Migration) when a statement fails, or when a migration was
-    /// changed after it had been applied; [`Unavailable`](StoreErrorKind::Unavailable) when the
-    /// database is, when it may only be read, or when others keep a table locked for 5 seconds.
-    /// It may be tried again.
+    /// [`Migration`](StoreErrorKind::Migration) when a statement fails, when a migration was
+    /// changed after it had been applied, when the tables are in a schema that neither the setting
+    /// nor the `search_path` names, or when a table `api_keys` of the application is in the way;
+    /// [`Unavailable`](StoreErrorKind::Unavailable) when the database is, when it may only be read,
+    /// or when others keep a table locked for 5 seconds. It may be tried again.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        let mut lease = self.lease().await?;
-        bring_up_to_date(&mut lease).await.map_err(migrate::failed)?;
-        lease.release();
+        let mut lease = self.management.lease().await?;
+        let setting = self.management.schema().setting();
+        match bring_up_to_date(&mut lease, setting).await {
+            Ok(()) => lease.release(),
+            Err(error) => return Err(migrate::failed(error)),
+        }
         Ok(())
-    }
-
-    async fn lease(&self) -> Result<Lease, StoreError> {
-        Ok(Lease::new(self.pool().acquire().await.map_err(failed)?))
     }
 }
 
@@ -166,20 +194,7 @@ impl fmt::Debug for PgKeyStore {
     }
 }
 
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-
 const GET: &str = concat!("select ", columns!(), " from api_keys where id = $1");
-
-// Rows are locked in the order of their ids, so two nodes that record the same keys queue up
-// instead of waiting for each other. A time that is not news is not written.
-const RECORD_USAGE: &str = "
-insert into api_key_usage as stored (key_id, last_used_at)
-select used.id, used.at
-from unnest($1, $2) as used (id, at)
-where exists (select from api_keys where api_keys.id = used.id)
-order by used.id
-on conflict (key_id) do update set last_used_at = excluded.last_used_at
-where stored.last_used_at < excluded.last_used_at";
 
 const LAST_USED_AT: &str = "select last_used_at from api_key_usage where key_id = $1";
 
@@ -192,17 +207,7 @@ impl KeyStore for PgKeyStore {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut ids = Vec::with_capacity(batch.len());
-        let mut times = Vec::with_capacity(batch.len());
-        for usage in batch {
-            ids.push(uuid(usage.key_id));
-            times.push(Timestamp(micros(usage.last_used_at)?));
-        }
-        let record = query(RECORD_USAGE).bind(ids).bind(times);
-        let mut lease = self.lease().await?;
-        record.execute(&mut *lease).await.map_err(failed)?;
-        lease.release();
-        Ok(())
+        usage::record(&self.management, batch).await
     }
 }
 
@@ -210,36 +215,37 @@ impl ManageKeys for PgKeyStore {
     type Transaction = PgTransaction;
 
     async fn begin(&self) -> Result<PgTransaction, StoreError> {
-        PgTransaction::begin(self.lease().await?).await
+        let lease = self.management.begin(|statements| &statements.begin).await?;
+        Ok(PgTransaction::new(lease))
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
-        let mut lease = self.lease().await?;
+        let mut lease = self.management.begin(|statements| &statements.begin_read).await?;
         let get = query(GET).bind(uuid(id));
         let row = get.fetch_optional(&mut *lease).await.map_err(failed)?;
-        lease.release();
+        self.management.commit(lease).await?;
         record(row)
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
-        let mut lease = self.lease().await?;
+        let mut lease = self.management.begin(|statements| &statements.begin_list).await?;
         let page = list::keys(&mut lease, query).await?;
-        lease.release();
+        self.management.commit(lease).await?;
         Ok(page)
     }
 
     async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
-        let mut lease = self.lease().await?;
+        let mut lease = self.management.begin(|statements| &statements.begin_read).await?;
         let page = list::events(&mut lease, query).await?;
-        lease.release();
+        self.management.commit(lease).await?;
         Ok(page)
     }
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
-        let mut lease = self.lease().await?;
+        let mut lease = self.management.begin(|statements| &statements.begin_read).await?;
         let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
         let at = last_used_at.fetch_optional(&mut *lease).await.map_err(failed)?;
-        lease.release();
+        self.management.commit(lease).await?;
         at.map(|at| read_time("last_used_at", at)).transpose()
     }
 }
@@ -258,19 +264,30 @@ select
         # coalesce((extract(epoch from recovered.stats_reset) * 1000000)::bigint, 0),
     key_id,
     created_in::text::bigint,
-    changed_in::text::bigint
+    changed_in::text::bigint,
+    case when row_security_active(E'{literal}.api_key_changes') then current_user::text end
 from pg_current_snapshot() as snapshot
 cross join pg_stat_get_wal() as recovered
-left join api_key_changes
+left join {schema}.api_key_changes
     on changed_in >= coalesce($1::bigint::text::xid8, pg_snapshot_xmin(snapshot))
     and changed_in < pg_snapshot_xmax(snapshot)";
 
+type PolledBy = (i64, i64, Option<Uuid>, Option<i64>, Option<i64>, Option<String>);
+
 impl ChangeLog for PgKeyStore {
+    /// Over the connections of look-ups, which management cannot take.
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
-        let changes = query_as(CHANGES).bind(row::from(horizon)?);
-        let mut lease = self.lease().await?;
-        let rows: Vec<Polled> = changes.fetch_all(&mut *lease).await.map_err(unlogged)?;
+        let mut lease = self.batcher.pool().lease().await?;
+        let statements = self.management.schema().statements(&mut lease).await?;
+        let changes = query_as(statements.changes.clone()).bind(row::from(horizon)?);
+        let rows: Vec<PolledBy> = changes.fetch_all(&mut *lease).await.map_err(unlogged)?;
         lease.release();
+        if let Some((.., Some(role))) = rows.first() {
+            return Err(hidden("api_key_changes", role));
+        }
+        self.management.schema().confirm(&statements);
+        let rows: Vec<Polled> =
+            rows.into_iter().map(|(from, server, id, a, b, _)| (from, server, id, a, b)).collect();
         row::changes(&rows)
     }
 }
@@ -282,34 +299,73 @@ fn unlogged(error: sqlx::Error) -> StoreError {
     }
 }
 
-async fn bring_up_to_date(connection: &mut PgConnection) -> Result<(), StoreError> {
-    if missing(connection).await?.is_empty() {
+async fn bring_up_to_date(
+    connection: &mut PgConnection,
+    setting: Option<&Schema>,
+) -> Result<(), StoreError> {
+    let (_, history) = history(connection, setting).await?;
+    if migrate::missing(migrate::POSTGRES, &history)?.is_empty() {
         return Ok(());
     }
     // What those did who had the lock before us must be seen, whatever isolation is the default.
-    let begin = "begin isolation level read committed";
-    let mut transaction = connection.begin_with(begin).await.map_err(failed)?;
-    raw_sql(LOCK).execute(&mut *transaction).await.map_err(failed)?;
-    for migration in missing(&mut transaction).await? {
-        let applied = raw_sql(migration.sql).execute(&mut *transaction).await;
+    raw_sql("begin isolation level read committed")
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    raw_sql(LOCK).execute(&mut *connection).await.map_err(failed)?;
+    let (places, history) = self::history(connection, setting).await?;
+    let schema = match setting {
+        Some(setting) => setting.clone(),
+        None => match places.of_history()? {
+            Some(schema) => schema,
+            None => places.of_new_tables()?,
+        },
+    };
+    if places.is_foreign(&schema) {
+        return Err(foreign(&schema));
+    }
+    if setting.is_some() && !exists(connection, &schema).await? {
+        let create = schema.fill("create schema if not exists {schema}");
+        raw_sql(create).execute(&mut *connection).await.map_err(failed)?;
+    }
+    let path = schema.fill("set local search_path = {schema}, pg_temp");
+    raw_sql(path).execute(&mut *connection).await.map_err(failed)?;
+    raw_sql(CREATE_HISTORY).execute(&mut *connection).await.map_err(failed)?;
+    for migration in migrate::missing(migrate::POSTGRES, &history)? {
+        let applied = raw_sql(migration.sql).execute(&mut *connection).await;
         applied.map_err(|error| migration.blame(failed(error)))?;
         let record = query(RECORD_MIGRATION)
             .bind(migration.version)
             .bind(migration.description)
             .bind(migration.checksum());
-        record.execute(&mut *transaction).await.map_err(failed)?;
+        record.execute(&mut *connection).await.map_err(failed)?;
     }
-    transaction.commit().await.map_err(failed)
+    raw_sql("commit").execute(connection).await.map_err(failed)?;
+    Ok(())
 }
 
-async fn missing(connection: &mut PgConnection) -> Result<Vec<&'static Migration>, StoreError> {
-    let begun = query_scalar("select to_regclass('_api_key_migrations') is not null");
-    let mut history: Vec<Applied> = Vec::new();
-    if begun.fetch_one(&mut *connection).await.map_err(failed)? {
-        let applied = query_as("select version, checksum from _api_key_migrations");
-        history = applied.fetch_all(connection).await.map_err(failed)?;
+/// Where tables of our names are, and the history of those in the schema of the setting, else of
+/// those along the search path.
+async fn history(
+    connection: &mut PgConnection,
+    setting: Option<&Schema>,
+) -> Result<(Places, Vec<Applied>), StoreError> {
+    let places = Places::on(connection).await?;
+    let schema = match setting {
+        Some(setting) => places.has_history(setting).then(|| setting.clone()),
+        None => places.of_history()?,
+    };
+    let mut history = Vec::new();
+    if let Some(schema) = schema {
+        let applied = schema.fill("select version, checksum from {schema}._api_key_migrations");
+        history = query_as(applied).fetch_all(connection).await.map_err(failed)?;
     }
-    migrate::missing(migrate::POSTGRES, &history)
+    Ok((places, history))
+}
+
+async fn exists(connection: &mut PgConnection, schema: &Schema) -> Result<bool, StoreError> {
+    let exists = query_scalar("select exists (select from pg_namespace where nspname = $1)");
+    exists.bind(schema.name()).fetch_one(connection).await.map_err(failed)
 }
 
 // Whoever migrates first may take a while. A table is waited for briefly only: until this
@@ -318,7 +374,9 @@ const LOCK: &str = "
 set local statement_timeout = 0;
 set local lock_timeout = '5min';
 select pg_advisory_xact_lock(7021227462866860403);
-set local lock_timeout = '5s';
+set local lock_timeout = '5s'";
+
+const CREATE_HISTORY: &str = "
 create table if not exists _api_key_migrations (
     version bigint primary key,
     description text not null,

@@ -25,23 +25,22 @@ impl ManagePlans for PgKeyStore {
     async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), StoreError> {
         check_name(name)?;
         let set = query(SET).bind(name).bind(json(limits)?);
-        let mut lease = self.lease().await?;
+        let mut lease = self.management.begin(|statements| &statements.begin).await?;
         set.execute(&mut *lease).await.map_err(failed)?;
-        lease.release();
-        Ok(())
+        self.management.commit(lease).await
     }
 
     async fn remove_plan(&self, name: &str) -> Result<bool, StoreError> {
-        let mut lease = self.lease().await?;
+        let mut lease = self.management.begin(|statements| &statements.begin).await?;
         let removed = query(REMOVE).bind(name).execute(&mut *lease).await.map_err(failed)?;
-        lease.release();
+        self.management.commit(lease).await?;
         Ok(removed.rows_affected() > 0)
     }
 
     async fn plans(&self) -> Result<Vec<(String, RateLimits)>, StoreError> {
-        let mut lease = self.lease().await?;
+        let mut lease = self.management.begin(|statements| &statements.begin_read).await?;
         let rows: Vec<Plan> = query_as(ALL).fetch_all(&mut *lease).await.map_err(failed)?;
-        lease.release();
+        self.management.commit(lease).await?;
         row::plans(rows)
     }
 }

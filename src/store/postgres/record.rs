@@ -15,16 +15,25 @@ use crate::{
 
 /// What [`record`] reads. The time of reading comes from the clock itself: a transaction that waited
 /// for a lock began earlier. Plans are looked up key by key: a join might read them all for one key.
+///
+/// With the schema in front of the plans, followed by a dot, where the search path does not say it.
 macro_rules! columns {
     () => {
-        "id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, \
-         rate_limits::text as rate_limits, plan, \
-         (select api_key_plans.rate_limits::text from api_key_plans \
-         where api_key_plans.name = plan) as plan_limits, \
-         metadata::text as metadata, is_active, created_at, \
-         created_by, not_before, expires_at, revoked_at, revoked_reason, rotated_from, \
-         rotated_at, root_id, version, \
-         clock_timestamp() as read_at"
+        columns!("")
+    };
+    ($schema:literal) => {
+        concat!(
+            "id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, \
+             rate_limits::text as rate_limits, plan, \
+             (select api_key_plans.rate_limits::text from ",
+            $schema,
+            "api_key_plans \
+             where api_key_plans.name = plan) as plan_limits, \
+             metadata::text as metadata, is_active, created_at, \
+             created_by, not_before, expires_at, revoked_at, revoked_reason, rotated_from, \
+             rotated_at, root_id, version, \
+             clock_timestamp() as read_at"
+        )
     };
 }
 

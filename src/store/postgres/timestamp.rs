@@ -10,6 +10,16 @@ use sqlx::{
 #[derive(Clone, Copy)]
 pub(super) struct Timestamp(pub(super) i64);
 
+impl Timestamp {
+    /// Whether PostgreSQL has such a time: from 4714 BC until 294276 AD.
+    pub(super) fn is_storable(self) -> bool {
+        const FIRST: i64 = -211_813_488_000_000_000;
+        const END: i64 = 9_223_371_331_200_000_000;
+        let since_2000 = self.0.checked_sub(MICROS_1970_TO_2000);
+        since_2000.is_some_and(|micros| (FIRST..END).contains(&micros))
+    }
+}
+
 /// PostgreSQL counts from 2000.
 const MICROS_1970_TO_2000: i64 = 946_684_800_000_000;
 

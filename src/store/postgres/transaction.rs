@@ -26,12 +26,9 @@ pub struct PgTransaction {
 }
 
 impl PgTransaction {
-    /// What others committed before a statement must be seen by it, whatever isolation is the
-    /// default.
-    pub(super) async fn begin(mut lease: Lease) -> Result<Self, StoreError> {
-        let begin = raw_sql("begin isolation level read committed");
-        begin.execute(&mut *lease).await.map_err(failed)?;
-        Ok(Self { lease: Some(lease) })
+    /// One that was begun on `lease`.
+    pub(super) fn new(lease: Lease) -> Self {
+        Self { lease: Some(lease) }
     }
 
     /// The connection, for one statement. It is put back when that has succeeded.

@@ -10,13 +10,21 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
             let message = error.message().to_owned();
             let unique = error.is_unique_violation();
             let kind = if unique { StoreErrorKind::Conflict } else { kind(&code) };
-            StoreError::new(kind).because(Refusal { code, message })
+            let kind = StoreError::new(kind);
+            // The code tells "no space left" from other failures to write; the message does not.
+            match primary(&code) {
+                FULL => kind.because(format!(
+                    "{message} (code {code}): make room in the file system of the database"
+                )),
+                _ => kind.because(Refusal { code, message }),
+            }
         }
         sqlx::Error::ColumnDecode { index, .. } => corrupt(&format_args!("column {index}")),
-        sqlx::Error::Io(_)
-        | sqlx::Error::WorkerCrashed
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed => StoreError::new(StoreErrorKind::Unavailable).because(error),
+        // There is no server that could be gone: all connections are in use.
+        sqlx::Error::PoolTimedOut => StoreError::new(StoreErrorKind::Overloaded).because(error),
+        sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed | sqlx::Error::PoolClosed => {
+            StoreError::new(StoreErrorKind::Unavailable).because(error)
+        }
         _ => StoreError::new(StoreErrorKind::Other).because(error),
     }
 }
@@ -24,6 +32,12 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
 pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| primary(&code) == BUSY)
+}
+
+/// Whether the error is about rows of the statement rather than about the database.
+pub(super) fn is_of_a_row(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| matches!(primary(&code), CONSTRAINT | MISMATCH))
 }
 
 /// What one of SQLite's result codes means for whoever asked.
@@ -47,5 +61,7 @@ const OUT_OF_MEMORY: u32 = 7;
 const IO: u32 = 10;
 const FULL: u32 = 13;
 const CANNOT_OPEN: u32 = 14;
+const CONSTRAINT: u32 = 19;
+const MISMATCH: u32 = 20;
 /// The locks of a write-ahead log are contended.
 const PROTOCOL: u32 = 15;

@@ -1,6 +1,8 @@
 mod doctor;
 mod error;
+mod lease;
 mod list;
+mod lookup_pool;
 mod plans;
 mod record;
 mod transaction;
@@ -20,13 +22,15 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, OwnedMutexGuard},
     time::{Instant, sleep, timeout},
 };
 
 pub use self::transaction::SqliteTransaction;
 use self::{
-    error::{failed, is_busy},
+    error::{failed, is_busy, is_of_a_row},
+    lease::Lease,
+    lookup_pool::LookupPool,
     record::{columns, now, read_time, record, uuid},
 };
 use super::{
@@ -39,15 +43,18 @@ use super::{
 use crate::{
     key::KeyHash,
     record::{KeyId, KeyRecord},
+    trace,
 };
 
 /// Keys in an embedded SQLite database: one file, for services of one machine.
 ///
-/// Any number of processes may share the file. Clones share one pool. Every future may be dropped
+/// Any number of processes may share the file. Clones share their pools: look-ups of keys, and
+/// polls for changes, have at most 3 connections of their own, which management cannot take. Every future may be dropped
 /// at any time: a statement that has begun ends by itself, and one transaction is one future.
 #[derive(Clone)]
 pub struct SqliteKeyStore {
     pool: SqlitePool,
+    lookups: Arc<LookupPool>,
     /// Transactions take turns before they take a connection: those that wait for the file would
     /// leave none to look-ups.
     writer: Arc<Mutex<()>>,
@@ -63,7 +70,8 @@ impl SqliteKeyStore {
     /// [`in_memory`](Self::in_memory) for that.
     #[must_use]
     pub fn new(pool: SqlitePool) -> Self {
-        Self { pool, writer: Arc::default(), _anchor: None }
+        let lookups = Arc::new(LookupPool::new(pool.clone()));
+        Self { pool, lookups, writer: Arc::default(), _anchor: None }
     }
 
     /// Keys in the file at `url`, for instance `sqlite:keys.db` or `sqlite:///var/lib/app/keys.db`,
@@ -76,7 +84,8 @@ impl SqliteKeyStore {
     /// 2. a busy timeout of 5 seconds: writers of several processes take turns instead of failing;
     /// 3. `synchronous = full`: what was committed survives a power cut. With `normal`, usual beside
     ///    a write-ahead log, a key that was revoked just before would work again after it;
-    /// 4. at most 4 connections, each a thread, and an acquire timeout of 2 seconds.
+    /// 4. at most 4 connections, each a thread, and an acquire timeout of 2 seconds; look-ups have
+    ///    a pool of at most 3 of their own.
     ///
     /// # Errors
     ///
@@ -124,10 +133,11 @@ impl SqliteKeyStore {
             .busy_timeout(BUSY_TIMEOUT);
         let anchor = options.connect().await.map_err(failed)?;
         let pool = pool_options().connect_with(options).await.map_err(failed)?;
-        Ok(Self { pool, writer: Arc::default(), _anchor: Some(Arc::new(anchor)) })
+        Ok(Self { _anchor: Some(Arc::new(anchor)), ..Self::new(pool) })
     }
 
-    /// The pool, for the application's own queries.
+    /// The pool that management uses, for the application's own queries. Look-ups take none of its
+    /// connections, unless it is of `sqlite::memory:`.
     #[must_use]
     pub fn pool(&self) -> &SqlitePool {
         &self.pool
@@ -147,10 +157,18 @@ impl SqliteKeyStore {
     /// changed after it had been applied; [`Unavailable`](StoreErrorKind::Unavailable) when the
     /// file stays locked. It may be tried again.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        let mut connection = self.pool.acquire().await.map_err(failed)?;
-        bring_up_to_date(&mut connection).await.map_err(migrate::failed)
+        bring_up_to_date(&self.pool).await.map_err(migrate::failed)
+    }
+
+    async fn writer(&self) -> Result<OwnedMutexGuard<()>, StoreError> {
+        let turn = timeout(BUSY_TIMEOUT, Arc::clone(&self.writer).lock_owned()).await;
+        turn.map_err(|late| StoreError::new(StoreErrorKind::Overloaded).because(late))
     }
 }
+
+/// Begun as a reader, it could not become a writer after somebody else has been one.
+const WRITE: &str = "begin immediate";
+const READ: &str = "begin";
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -205,48 +223,81 @@ const LAST_USED_AT: &str = "select last_used_at from api_key_usage where key_id 
 impl KeyStore for SqliteKeyStore {
     async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
         let find = query(FIND).bind(hash.as_bytes().to_vec());
-        let row = find.fetch_optional(&self.pool).await.map_err(failed)?;
+        let row = find.fetch_optional(self.lookups.pool()?).await.map_err(failed)?;
         answering(hash, record(row)?)
     }
 
     async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
-        if batch.is_empty() {
-            return Ok(());
+        // A time that no database has is stepped over.
+        let pair =
+            |usage: &Usage| Some((usage.key_id.to_string(), micros(usage.last_used_at).ok()?));
+        let pairs: Vec<_> = batch.iter().filter_map(pair).collect();
+        let mut skipped = batch.len() - pairs.len();
+        let mut searched = 0;
+        let mut parts: Vec<&[(String, i64)]> = vec![&pairs];
+        while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
+            let mut lease = Lease::begin(&self.pool, WRITE).await?;
+            let recorded = query(RECORD_USAGE).bind(json(&part)?).execute(&mut *lease).await;
+            match recorded {
+                Ok(_) => lease.commit().await?,
+                Err(error) if is_of_a_row(&error) => {
+                    lease.roll_back(None);
+                    searched += 1;
+                    if part.len() > 1 && searched < MAX_SEARCH {
+                        let (first, second) = part.split_at(part.len() / 2);
+                        parts.extend([second, first]);
+                    } else {
+                        skipped += part.len();
+                    }
+                }
+                Err(error) => return Err(failed(error)),
+            }
         }
-        let pair = |usage: &Usage| Ok((usage.key_id.to_string(), micros(usage.last_used_at)?));
-        let batch = batch.iter().map(pair).collect::<Result<Vec<_>, StoreError>>()?;
-        let record = query(RECORD_USAGE).bind(json(&batch)?);
-        record.execute(&self.pool).await.map_err(failed)?;
+        if skipped > 0 {
+            trace::warn!(keys = skipped, "times of last use skipped: the database refuses them");
+        }
         Ok(())
     }
 }
+
+/// Statements in which rows that cannot be written are searched for.
+const MAX_SEARCH: usize = 200;
 
 impl ManageKeys for SqliteKeyStore {
     type Transaction = SqliteTransaction;
 
     async fn begin(&self) -> Result<SqliteTransaction, StoreError> {
-        let turn = timeout(BUSY_TIMEOUT, Arc::clone(&self.writer).lock_owned()).await;
-        let turn =
-            turn.map_err(|late| StoreError::new(StoreErrorKind::Unavailable).because(late))?;
-        SqliteTransaction::begin(&self.pool, turn).await
+        let turn = self.writer().await?;
+        let lease = Lease::begin(&self.pool, WRITE).await?;
+        Ok(SqliteTransaction::new(lease, turn))
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
-        let get = query(GET).bind(uuid(id));
-        record(get.fetch_optional(&self.pool).await.map_err(failed)?)
+        let mut lease = Lease::begin(&self.pool, READ).await?;
+        let row = query(GET).bind(uuid(id)).fetch_optional(&mut *lease).await.map_err(failed)?;
+        lease.commit().await?;
+        record(row)
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
-        list::keys(&self.pool, query).await
+        let mut lease = Lease::begin(&self.pool, READ).await?;
+        let page = list::keys(&mut lease, query).await?;
+        lease.commit().await?;
+        Ok(page)
     }
 
     async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
-        list::events(&self.pool, query).await
+        let mut lease = Lease::begin(&self.pool, READ).await?;
+        let page = list::events(&mut lease, query).await?;
+        lease.commit().await?;
+        Ok(page)
     }
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
         let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
-        let at = last_used_at.fetch_optional(&self.pool).await.map_err(failed)?;
+        let mut lease = Lease::begin(&self.pool, READ).await?;
+        let at = last_used_at.fetch_optional(&mut *lease).await.map_err(failed)?;
+        lease.commit().await?;
         at.map(|at| read_time("last_used_at", at)).transpose()
     }
 }
@@ -261,7 +312,7 @@ left join api_key_changes on api_key_changes.changed_in >= ?1";
 impl ChangeLog for SqliteKeyStore {
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
         let changes = query_as(CHANGES).bind(row::from(horizon)?);
-        let rows: Vec<Polled> = changes.fetch_all(&self.pool).await.map_err(unlogged)?;
+        let rows: Vec<Polled> = changes.fetch_all(self.lookups.pool()?).await.map_err(unlogged)?;
         row::changes(&rows)
     }
 }
@@ -275,23 +326,25 @@ fn unlogged(error: sqlx::Error) -> StoreError {
     }
 }
 
-async fn bring_up_to_date(connection: &mut SqliteConnection) -> Result<(), StoreError> {
-    if missing(connection).await?.is_empty() {
+async fn bring_up_to_date(pool: &SqlitePool) -> Result<(), StoreError> {
+    let mut lease = Lease::begin(pool, READ).await?;
+    let is_up_to_date = missing(&mut lease).await?.is_empty();
+    lease.commit().await?;
+    if is_up_to_date {
         return Ok(());
     }
-    // Begun as a reader, it could not become a writer after somebody else has been one.
-    let mut transaction = connection.begin_with("begin immediate").await.map_err(failed)?;
-    raw_sql(CREATE_HISTORY).execute(&mut *transaction).await.map_err(failed)?;
-    for migration in missing(&mut transaction).await? {
-        let applied = raw_sql(migration.sql).execute(&mut *transaction).await;
+    let mut lease = Lease::begin(pool, WRITE).await?;
+    raw_sql(CREATE_HISTORY).execute(&mut *lease).await.map_err(failed)?;
+    for migration in missing(&mut lease).await? {
+        let applied = raw_sql(migration.sql).execute(&mut *lease).await;
         applied.map_err(|error| migration.blame(failed(error)))?;
         let record = query(RECORD_MIGRATION)
             .bind(migration.version)
             .bind(migration.description)
             .bind(migration.checksum());
-        record.execute(&mut *transaction).await.map_err(failed)?;
+        record.execute(&mut *lease).await.map_err(failed)?;
     }
-    transaction.commit().await.map_err(failed)
+    lease.commit().await
 }
 
 async fn missing(connection: &mut SqliteConnection) -> Result<Vec<&'static Migration>, StoreError> {

@@ -1,6 +1,6 @@
 use sqlx::{query, query_as};
 
-use super::{SqliteKeyStore, error::failed, record::now};
+use super::{READ, SqliteKeyStore, WRITE, error::failed, lease::Lease, record::now};
 use crate::{
     rate_limit::RateLimits,
     store::{
@@ -27,18 +27,23 @@ impl ManagePlans for SqliteKeyStore {
     async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), StoreError> {
         check_name(name)?;
         let set = query(SET).bind(name.to_owned()).bind(json(limits)?);
-        set.execute(self.pool()).await.map_err(failed)?;
-        Ok(())
+        let mut lease = Lease::begin(self.pool(), WRITE).await?;
+        set.execute(&mut *lease).await.map_err(failed)?;
+        lease.commit().await
     }
 
     async fn remove_plan(&self, name: &str) -> Result<bool, StoreError> {
         let remove = query(REMOVE).bind(name.to_owned());
-        let removed = remove.execute(self.pool()).await.map_err(failed)?;
+        let mut lease = Lease::begin(self.pool(), WRITE).await?;
+        let removed = remove.execute(&mut *lease).await.map_err(failed)?;
+        lease.commit().await?;
         Ok(removed.rows_affected() > 0)
     }
 
     async fn plans(&self) -> Result<Vec<(String, RateLimits)>, StoreError> {
-        let rows: Vec<Plan> = query_as(ALL).fetch_all(self.pool()).await.map_err(failed)?;
+        let mut lease = Lease::begin(self.pool(), READ).await?;
+        let rows: Vec<Plan> = query_as(ALL).fetch_all(&mut *lease).await.map_err(failed)?;
+        lease.commit().await?;
         row::plans(rows)
     }
 }

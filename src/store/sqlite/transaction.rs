@@ -1,11 +1,12 @@
 use std::{fmt, time::SystemTime};
 
 use serde_json::{Value, json as values};
-use sqlx::{Sqlite, SqlitePool, Transaction, query, query_as, query_scalar, types::Uuid};
+use sqlx::{query, query_as, query_scalar, types::Uuid};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
     error::failed,
+    lease::Lease,
     record::{columns, now, record, records, uuid},
 };
 use crate::{
@@ -20,26 +21,31 @@ use crate::{
 ///
 /// It is the only one that writes, from its beginning to its end, and holds a connection of the
 /// pool. A statement that fails ends it, and so does dropping a future of it half-way: nothing is
-/// left then. Beside one in a file look-ups go on; a database in memory makes them wait for it.
+/// left then, and the connection is closed. Beside one in a file look-ups go on; a database in
+/// memory makes them wait for it.
 pub struct SqliteTransaction {
     /// `None` while a statement runs, and from its failure on.
-    open: Option<Transaction<'static, Sqlite>>,
-    _turn: OwnedMutexGuard<()>,
+    open: Option<Lease>,
+    turn: Option<OwnedMutexGuard<()>>,
 }
 
 impl SqliteTransaction {
-    /// Begun as a reader, it could not become a writer after somebody else has been one.
-    pub(super) async fn begin(
-        pool: &SqlitePool,
-        turn: OwnedMutexGuard<()>,
-    ) -> Result<Self, StoreError> {
-        let open = pool.begin_with("begin immediate").await.map_err(failed)?;
-        Ok(Self { open: Some(open), _turn: turn })
+    /// One that was begun on `lease`.
+    pub(super) fn new(lease: Lease, turn: OwnedMutexGuard<()>) -> Self {
+        Self { open: Some(lease), turn: Some(turn) }
     }
 
     /// The connection, for one statement. It is put back when that has succeeded.
-    fn take(&mut self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+    fn take(&mut self) -> Result<Lease, StoreError> {
         self.open.take().ok_or_else(ended)
+    }
+}
+
+impl Drop for SqliteTransaction {
+    fn drop(&mut self) {
+        if let Some(lease) = self.open.take() {
+            lease.roll_back(self.turn.take());
+        }
     }
 }
 
@@ -276,7 +282,7 @@ impl KeyTransaction for SqliteTransaction {
     }
 
     async fn commit(mut self) -> Result<(), StoreError> {
-        self.take()?.commit().await.map_err(failed)
+        self.take()?.commit().await
     }
 }
 

@@ -1,0 +1,135 @@
+//! Connections that management cannot take, and what it means that there is none.
+
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use sqlx::{ConnectOptions as _, Connection as _, PgPool, postgres::PgConnectOptions};
+use tokio::{select, time::timeout};
+
+use super::{error::failed, lease::Lease};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// Queries of look-ups that may be under way at once: the server works on one while the answers to
+/// another are read.
+pub(super) const MAX_QUERIES: u32 = 2;
+/// For polls, and while a connection is being replaced.
+const SPARE: u32 = 1;
+/// How long to wait for a connection before asking whether the server can be reached at all.
+const BUSY_AFTER: Duration = Duration::from_millis(250);
+const PROBE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The pool that keys are looked up on: one that was handed in for that, else one made after the
+/// pool that management uses.
+pub(super) struct LookupPool {
+    main: PgPool,
+    given: Option<PgPool>,
+    made: OnceLock<Made>,
+}
+
+struct Made {
+    pool: PgPool,
+    /// Those of the main pool that it was made with, or was last given.
+    options: Mutex<Arc<PgConnectOptions>>,
+}
+
+impl LookupPool {
+    pub(super) fn new(main: PgPool, given: Option<PgPool>) -> Self {
+        Self { main, given, made: OnceLock::new() }
+    }
+
+    pub(super) fn max_queries(&self) -> u32 {
+        let pool = self.given.as_ref().unwrap_or(&self.main);
+        pool.options().get_max_connections().clamp(1, MAX_QUERIES)
+    }
+
+    pub(super) fn acquire_timeout(&self) -> Duration {
+        self.given.as_ref().unwrap_or(&self.main).options().get_acquire_timeout()
+    }
+
+    /// A connection for a look-up or a poll.
+    pub(super) async fn lease(&self) -> Result<Lease, StoreError> {
+        lease_of(self.pool()?).await
+    }
+
+    /// Made at the first look-up, inside of a runtime.
+    fn pool(&self) -> Result<&PgPool, StoreError> {
+        if let Some(given) = &self.given {
+            return Ok(given);
+        }
+        if self.main.is_closed() {
+            return Err(failed(sqlx::Error::PoolClosed));
+        }
+        let options = self.main.connect_options();
+        let made = self.made.get_or_init(|| self.make(Arc::clone(&options)));
+        let mut last = made.options.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&last, &options) {
+            made.pool.set_connect_options((*options).clone());
+            *last = options;
+        }
+        Ok(&made.pool)
+    }
+
+    fn make(&self, options: Arc<PgConnectOptions>) -> Made {
+        // With the hooks of the main pool.
+        let settings = self.main.options().clone().min_connections(0);
+        let pool = settings
+            .max_connections(self.max_queries() + SPARE)
+            .connect_lazy_with((*options).clone());
+        // Connections of a closed pool are not to linger at the server.
+        let (main_closed, made_closed, closing) =
+            (self.main.close_event(), pool.close_event(), pool.clone());
+        tokio::spawn(async move {
+            select! {
+                () = main_closed => {}
+                () = made_closed => {}
+            }
+            closing.close().await;
+        });
+        Made { pool, options: Mutex::new(options) }
+    }
+}
+
+impl Drop for LookupPool {
+    fn drop(&mut self) {
+        if let Some(made) = self.made.get() {
+            // Marks it closed; the task above does the rest.
+            drop(made.pool.close());
+        }
+    }
+}
+
+/// A connection of `pool`. Where all of them are busy although the server can be reached, that is
+/// [`Overloaded`](StoreErrorKind::Overloaded), which is not an outage.
+pub(super) async fn lease_of(pool: &PgPool) -> Result<Lease, StoreError> {
+    let mut acquire = pin!(pool.acquire());
+    let acquired = match timeout(BUSY_AFTER, &mut acquire).await {
+        Ok(acquired) => acquired,
+        Err(_) => {
+            // Goes on waiting meanwhile: it may be connecting, which takes as long as the probe.
+            select! {
+                biased;
+                acquired = &mut acquire => acquired,
+                true = is_reachable(pool) => return Err(overloaded("all connections are busy")),
+            }
+        }
+    };
+    Ok(Lease::new(acquired.map_err(failed)?))
+}
+
+async fn is_reachable(pool: &PgPool) -> bool {
+    let options = pool.connect_options();
+    match timeout(PROBE_DEADLINE, options.connect()).await {
+        Ok(Ok(connection)) => {
+            tokio::spawn(timeout(PROBE_DEADLINE, connection.close()));
+            true
+        }
+        Ok(Err(_)) | Err(_) => false,
+    }
+}
+
+pub(super) fn overloaded(problem: &'static str) -> StoreError {
+    StoreError::new(StoreErrorKind::Overloaded).because(problem)
+}

@@ -1,0 +1,122 @@
+//! Writes times of last use, however bad one of them is.
+
+use std::time::Duration;
+
+use sqlx::{query, raw_sql, types::Uuid};
+
+use super::{
+    error::{failed, is_locked, is_of_a_row},
+    lease::Lease,
+    management::Management,
+    record::uuid,
+    timestamp::Timestamp,
+};
+use crate::{
+    store::{StoreError, Usage, row::micros},
+    trace,
+};
+
+/// How long a flush waits for rows that another node writes.
+pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Keys in one statement: so many are written, or none of them.
+const CHUNK: usize = 5000;
+/// Statements in which rows that cannot be written are searched for. Two rows of a chunk take at
+/// most 50.
+const MAX_SEARCH: usize = 200;
+
+// The search is for a row that stays locked, not for one that another node is about to let go.
+const SEARCH: &str = "set local lock_timeout = '50ms'";
+
+// Rows are locked in the order of their ids, so two nodes that record the same keys queue up
+// instead of waiting for each other. A time that is not news is not written.
+const RECORD_USAGE: &str = "
+insert into api_key_usage as stored (key_id, last_used_at)
+select used.id, used.at
+from unnest($1, $2) as used (id, at)
+where exists (select from api_keys where api_keys.id = used.id)
+order by used.id
+on conflict (key_id) do update set last_used_at = excluded.last_used_at
+where stored.last_used_at < excluded.last_used_at";
+
+type Row = (Uuid, Timestamp);
+
+enum Written {
+    Yes,
+    /// None of them, because of one.
+    No(sqlx::Error),
+}
+
+/// Writes all of `batch` that can be written. What another session keeps locked is an error at the
+/// end, and is offered again; what makes no sense is skipped.
+pub(super) async fn record(management: &Management, batch: &[Usage]) -> Result<(), StoreError> {
+    let row =
+        |usage: &Usage| Some((uuid(usage.key_id), Timestamp(micros(usage.last_used_at).ok()?)));
+    let rows: Vec<Row> = batch.iter().filter_map(row).filter(|(_, at)| at.is_storable()).collect();
+    let mut skipped = batch.len() - rows.len();
+    let mut searched = 0;
+    let mut locked = None;
+    let mut lease = None;
+    let mut parts: Vec<(&[Row], bool)> = rows.chunks(CHUNK).rev().map(|it| (it, false)).collect();
+    while let Some((part, is_search)) = parts.pop() {
+        let error = match write(management, &mut lease, part, is_search).await? {
+            Written::Yes => continue,
+            Written::No(error) => error,
+        };
+        searched += 1;
+        if part.len() > 1 && searched < MAX_SEARCH {
+            let (first, second) = part.split_at(part.len() / 2);
+            parts.extend([(second, true), (first, true)]);
+        } else if is_locked(&error) {
+            locked = Some(error);
+        } else {
+            trace::debug!(?error, keys = part.len(), "times of last use cannot be written");
+            skipped += part.len();
+        }
+    }
+    if let Some(lease) = lease {
+        lease.release();
+    }
+    if skipped > 0 {
+        trace::warn!(keys = skipped, "times of last use skipped: the database does not take them");
+    }
+    locked.map_or(Ok(()), |error| Err(failed(error)))
+}
+
+/// In a transaction of its own. The connection is kept for the next one.
+async fn write(
+    management: &Management,
+    kept: &mut Option<Lease>,
+    rows: &[Row],
+    is_search: bool,
+) -> Result<Written, StoreError> {
+    let mut lease = match kept.take() {
+        Some(mut lease) => {
+            management.begin_on(&mut lease, |statements| &statements.begin_usage).await?;
+            lease
+        }
+        // Not one of management's turns: a flush is one statement, whatever management does.
+        None => management.begin_unbounded(|statements| &statements.begin_usage).await?,
+    };
+    if is_search {
+        raw_sql(SEARCH).execute(&mut *lease).await.map_err(failed)?;
+    }
+    let (ids, times): (Vec<_>, Vec<_>) = rows.iter().copied().unzip();
+    let written = query(RECORD_USAGE).bind(ids).bind(times).execute(&mut *lease).await;
+    let (end, written) = match written {
+        Ok(_) => ("commit", Written::Yes),
+        Err(error) if is_of_a_row(&error) || is_locked(&error) => ("rollback", Written::No(error)),
+        Err(error) => return Err(failed(error)),
+    };
+    match raw_sql(end).execute(&mut *lease).await {
+        Ok(_) => {}
+        // A constraint that is checked at commit, which ends the transaction.
+        Err(error) if is_of_a_row(&error) => {
+            *kept = Some(lease);
+            return Ok(Written::No(error));
+        }
+        Err(error) => return Err(failed(error)),
+    }
+    *kept = Some(lease);
+    Ok(written)
+}
