@@ -1,14 +1,15 @@
 use std::{fmt, future::Future, sync::Arc, time::SystemTime};
 
 use super::{
-    Actor, ManageError,
+    Actor, ManageError, audit,
+    denials::Denials,
     erased::{ErasedKeys, ErasedTransaction},
     new_key::whole_micros,
 };
 use crate::{
     clock::{Clock, SystemClock},
     key::{EntropySource, KeyFormat, SystemEntropy},
-    record::{KeyId, KeyRecord},
+    record::{KeyAction, KeyEvent, KeyId, KeyRecord},
     store::{EventPage, EventQuery, Invalidate, KeyPage, KeyQuery, ListedKey, ManageKeys},
 };
 
@@ -22,6 +23,8 @@ pub struct KeyIssuer {
     pub(super) entropy: Arc<dyn EntropySource>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) actor: Actor,
+    /// Shared by all clones: what one key tries counts together, whichever face it comes through.
+    pub(super) denials: Arc<Denials>,
     caches: Vec<Arc<dyn Invalidate>>,
 }
 
@@ -34,6 +37,7 @@ impl KeyIssuer {
             entropy: Arc::new(SystemEntropy),
             clock: Arc::new(SystemClock::new()),
             actor: Actor::operator("application"),
+            denials: Arc::default(),
             caches: Vec::new(),
         }
     }
@@ -103,6 +107,9 @@ impl KeyIssuer {
 
     /// A page of the audit of keys that are the actor's business, the newest first.
     ///
+    /// To a [caller](super::Actor::caller) that sees one consumer, denied attempts show what they were
+    /// aimed at only where that is a key of this consumer.
+    ///
     /// # Errors
     ///
     /// [`NotFound`](super::ManageErrorKind::NotFound) when it is asked for one key, and there is
@@ -111,14 +118,21 @@ impl KeyIssuer {
     pub async fn events(&self, query: &EventQuery) -> Result<EventPage, ManageError> {
         check_limit(query.limit)?;
         let own = self.actor.tenant().map(str::to_owned);
-        let page = match (own, &query.consumer_id) {
-            (Some(own), Some(other)) if own != *other => EventPage::default(),
+        let mut page = match (&own, &query.consumer_id) {
+            (Some(own), Some(other)) if own != other => EventPage::default(),
             (Some(own), None) => {
-                let query = EventQuery { consumer_id: Some(own), ..query.clone() };
+                let query = EventQuery { consumer_id: Some(own.clone()), ..query.clone() };
                 self.store.events(&query).await?
             }
             _ => self.store.events(query).await?,
         };
+        if let Some(own) = own {
+            let denied = |event: &&mut KeyEvent| event.entry.action == KeyAction::Denied;
+            for event in page.events.iter_mut().filter(denied) {
+                let changes = event.entry.changes.take();
+                event.entry.changes = changes.and_then(|changes| audit::shown_to(&own, &changes));
+            }
+        }
         if let Some(id) = query.key_id.filter(|_| page.events.is_empty() && query.after.is_none()) {
             self.get(id).await?;
         }

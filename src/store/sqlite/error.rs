@@ -32,6 +32,8 @@ fn kind(code: &str) -> StoreErrorKind {
         BUSY | LOCKED | OUT_OF_MEMORY | IO | FULL | CANNOT_OPEN | PROTOCOL => {
             StoreErrorKind::Unavailable
         }
+        // Foreign keys and `raise` included.
+        CONSTRAINT => StoreErrorKind::Refused,
         _ => StoreErrorKind::Other,
     }
 }
@@ -47,5 +49,6 @@ const OUT_OF_MEMORY: u32 = 7;
 const IO: u32 = 10;
 const FULL: u32 = 13;
 const CANNOT_OPEN: u32 = 14;
+const CONSTRAINT: u32 = 19;
 /// The locks of a write-ahead log are contended.
 const PROTOCOL: u32 = 15;
