@@ -19,7 +19,7 @@ use tower_api_key::{
     key::{KeyFormat, KeyHash},
     manage::{
         Actor, Expiry, Issued, KeyImport, KeyIssuer, KeyUpdate, ManageError, ManageErrorKind,
-        NewKey, Rotation,
+        NewKey, Revocations, Rotation,
     },
     rate_limit::{Quota, RateLimits},
     record::{KeyAction, KeyEvent, KeyId, KeyRecord, KeyStatus, Metadata, Scope, Scopes},
@@ -451,9 +451,9 @@ async fn all_keys_of_a_consumer_are_revoked(store: impl ManageKeys) {
     // More than a batch.
     let keys: Vec<_> = (0..1001_u32).map(|number| imported(number, "acme")).collect();
     issuer.import(keys).await.unwrap();
-    assert_eq!(issuer.revoke_consumer("acme", Some("left")).await.unwrap(), 1001);
-    assert_eq!(issuer.revoke_consumer("acme", None).await.unwrap(), 0);
-    assert_eq!(issuer.revoke_consumer("nobody", None).await.unwrap(), 0);
+    assert_eq!(issuer.revoke_consumer("acme", Some("left")).await.unwrap().keys, 1001);
+    assert_eq!(issuer.revoke_consumer("acme", None).await.unwrap(), Revocations::default());
+    assert_eq!(issuer.revoke_consumer("nobody", None).await.unwrap(), Revocations::default());
     assert!(issuer.get(other.id).await.unwrap().record.revoked_at.is_none());
 
     let live = KeyQuery::new().status(KeyStatus::Active).limit(1000);
@@ -473,7 +473,7 @@ async fn all_keys_of_a_prefix_are_revoked(store: impl ManageKeys + Clone) {
     for issuer in [&test, &test, &live] {
         issuer.issue(new()).await.unwrap();
     }
-    assert_eq!(test.revoke_prefix("sk_test_", None).await.unwrap(), 2);
+    assert_eq!(test.revoke_prefix("sk_test_", None).await.unwrap().keys, 2);
     let revoked = KeyQuery::new().status(KeyStatus::Revoked);
     let revoked = test.list(&revoked).await.unwrap();
     assert!(revoked.keys.iter().all(|key| key.record.key_prefix == "sk_test_"));
@@ -748,7 +748,7 @@ async fn what_is_denied_is_in_the_audit(store: impl ManageKeys) {
     let (own, caller) = admin(&issuer).await;
     let foreign = issuer.issue(NewKey::new("other", Expiry::Never)).await.unwrap().record;
     let reader = issuer.issue(new().scopes(scopes(&["a"]))).await.unwrap().record;
-    let reader = self::caller(&issuer, &reader);
+    let (reader_id, reader) = (reader.id, self::caller(&issuer, &reader));
     caller.issue(within().scopes(scopes(&["c"]))).await.unwrap_err();
     caller.revoke(foreign.id, None).await.unwrap_err();
     let lacks = reader.revoke(own.id, None).await.unwrap_err();
@@ -759,9 +759,25 @@ async fn what_is_denied_is_in_the_audit(store: impl ManageKeys) {
     let events = audit(&issuer).await;
     let denied: Vec<_> = (events.iter())
         .filter(|event| event.entry.action == KeyAction::Denied)
-        .map(|event| event.entry.key_id)
+        .map(|event| {
+            let changes = changes(event);
+            (event.entry.key_id.unwrap(), changes["attempt"].clone(), changes["target"].clone())
+        })
         .collect();
-    assert_eq!(denied, [None, Some(foreign.id), Some(own.id), None]);
+    let target = |id: Option<KeyId>, consumer: Option<&str>| {
+        json!({ "key_id": id.map(|id| id.to_string()), "consumer_id": consumer })
+    };
+    assert_eq!(
+        denied,
+        [
+            (own.id, json!("issue"), target(None, None)),
+            (own.id, json!("revoke"), target(Some(foreign.id), Some("other"))),
+            // Nobody looked at the key that it was about.
+            (reader_id, json!("revoke"), target(Some(own.id), None)),
+            (own.id, json!("prune"), target(None, None)),
+        ]
+    );
+    assert!(events.iter().all(|event| event.entry.consumer_id.is_some()));
     let first = events.iter().find(|event| event.entry.action == KeyAction::Denied).unwrap();
     assert_eq!(first.entry.actor, format!("key:{}", own.id));
     assert!(first.entry.reason.as_deref().unwrap().contains("`c`"), "{first:?}");
@@ -884,7 +900,7 @@ async fn a_key_is_put_on_a_plan_and_taken_off(store: impl ManageKeys) {
     assert_eq!((off.plan, off.plan_limits), (None, None));
 
     let said: Vec<_> =
-        audit(&issuer).await.iter().map(|event| changes(event)["plan"].clone()).collect();
+        audit(&issuer).await.iter().skip(1).map(|event| changes(event)["plan"].clone()).collect();
     let expected = [
         json!({ "to": "free" }),
         json!({ "from": "free", "to": "pro" }),
@@ -1104,7 +1120,8 @@ async fn plans_are_for_operators(store: impl ManageKeys) {
     let error = caller.remove_plan("pro").await.unwrap_err();
     is(&error, ManageErrorKind::Denied, None);
     assert_eq!(issuer.plans().await.unwrap(), [("pro".to_owned(), per_minute(60))]);
-    assert_eq!(actions(&issuer).await, [KeyAction::Issued, KeyAction::Denied, KeyAction::Denied]);
+    let made = [KeyAction::Issued, KeyAction::PlanCreated];
+    assert_eq!(actions(&issuer).await, [made, [KeyAction::Denied; 2]].concat());
     assert!(issuer.remove_plan("pro").await.unwrap());
     assert!(!issuer.remove_plan("pro").await.unwrap());
 }

@@ -33,6 +33,7 @@ pub(super) struct Caller {
     pub(super) key_id: KeyId,
     consumer: Consumer,
     required: Option<Scope>,
+    others: Option<Scope>,
     everywhere: Option<Scope>,
     default_limits: RateLimits,
 }
@@ -54,13 +55,22 @@ impl Actor {
     /// with those of the plan. Where the store does not define it, a key can be given the limits
     /// that its maker has beside the plan, or narrower ones of the same names.
     ///
+    /// By itself it changes only itself, and the keys of its own chain of rotations. Other keys of its
+    /// consumer take a scope: the one that it [requires](Self::requires) for everything, or one
+    /// [for that](Self::other_keys_scope). Without the scope, [metadata](crate::record::Metadata) counts
+    /// as something held: to rotate a key is to get a key with its metadata, so it has to be the
+    /// caller's own. With the scope it does not, as one who may write keys may write that, too. Metadata
+    /// that the application itself puts into a new key or a change is not compared.
+    ///
     /// What it holds is read again in the transaction of each change: a key that was revoked after
-    /// it had been let in changes nothing.
+    /// it had been let in changes nothing. A required scope that it did not have when it was let in is
+    /// denied without a transaction.
     pub fn caller(consumer: &Consumer) -> Self {
         let caller = Caller {
             key_id: consumer.key_id(),
             consumer: consumer.clone(),
             required: None,
+            others: None,
             everywhere: None,
             default_limits: RateLimits::unlimited(),
         };
@@ -71,6 +81,13 @@ impl Actor {
     /// A [caller](Self::caller) needs `scope` to change anything. Default: none.
     pub fn requires(self, scope: Scope) -> Self {
         self.with(|caller| caller.required = Some(scope))
+    }
+
+    /// A [caller](Self::caller) needs `scope` to change, revoke or rotate keys of its consumer other
+    /// than itself and those of its own chain of rotations. Default: what it
+    /// [requires](Self::requires) for everything; without that, none may.
+    pub fn other_keys_scope(self, scope: Scope) -> Self {
+        self.with(|caller| caller.others = Some(scope))
     }
 
     /// A [caller](Self::caller) with `scope` manages the keys of every consumer. Default: none does.
@@ -94,6 +111,16 @@ impl Actor {
             change(caller);
         }
         self
+    }
+
+    /// Whether the actor may change anything, by what the layer knows of the caller.
+    pub(super) fn check_known(&self) -> Result<(), ManageError> {
+        match self.caller.as_ref().and_then(|caller| Some((caller, caller.required.as_ref()?))) {
+            Some((caller, scope)) if !caller.consumer.has_scope(scope.as_str()) => {
+                Err(ManageError::lacks_scope(scope.clone()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The one consumer whose keys are to be seen, by what the layer knows of the caller; `None` for
@@ -122,6 +149,45 @@ impl Caller {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The consumer that the key was let in for.
+    pub(super) fn consumer_id(&self) -> &str {
+        self.consumer.id()
+    }
+
+    /// Whether it may change keys other than its own. It holds what it is required to.
+    pub(super) fn check_others(&self, held: &KeyRecord) -> Result<(), ManageError> {
+        match (&self.others, &self.required) {
+            (Some(scope), _) if !held.scopes.contains(scope.as_str()) => {
+                Err(ManageError::lacks_scope(scope.clone()))
+            }
+            (None, None) => Err(ManageError::own_keys_only()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it may change `target`, which is within its reach.
+    pub(super) fn check_target(
+        &self,
+        held: &KeyRecord,
+        target: &KeyRecord,
+    ) -> Result<(), ManageError> {
+        let is_own = held.consumer_id == target.consumer_id && held.root_id == target.root_id;
+        if is_own { Ok(()) } else { self.check_others(held) }
+    }
+
+    /// Whether it may have a key with the metadata of `old`.
+    pub(super) fn check_takeover(
+        &self,
+        held: &KeyRecord,
+        old: &KeyRecord,
+    ) -> Result<(), ManageError> {
+        if held.metadata == old.metadata || self.check_others(held).is_ok() {
+            return Ok(());
+        }
+        let detail = "a key cannot take over metadata that it does not have itself";
+        Err(ManageError::denied("metadata", detail))
     }
 
     /// Whether it may touch keys of `consumer_id`.

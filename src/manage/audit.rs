@@ -40,7 +40,31 @@ fn fields(record: &KeyRecord) -> [(&'static str, Value); 12] {
     ]
 }
 
-fn time(at: Option<SystemTime>) -> Value {
+/// What became of a plan; limits are JSON, `None` where there is no plan.
+pub(super) fn plan_changes(name: &str, before: Option<&str>, after: Option<&str>) -> String {
+    let (mut names, mut limits) = (Map::new(), Map::new());
+    for (side, json) in [("from", before), ("to", after)] {
+        let Some(json) = json else { continue };
+        names.insert(side.to_owned(), json!(name));
+        // What cannot be read is shown as it is.
+        let value = serde_json::from_str(json).unwrap_or_else(|_| json!(json));
+        limits.insert(side.to_owned(), value);
+    }
+    json!({ "name": names, "rate_limits": limits }).to_string()
+}
+
+/// The changes of a denied attempt, as they are shown to somebody who sees the keys of `consumer_id`
+/// alone: without its target, unless that is one of them.
+pub(super) fn shown_to(consumer_id: &str, changes: &str) -> Option<String> {
+    let Ok(Value::Object(mut changes)) = serde_json::from_str(changes) else { return None };
+    let target = changes.get("target").and_then(|target| target.get("consumer_id"));
+    if target.and_then(Value::as_str) != Some(consumer_id) {
+        changes.remove("target");
+    }
+    Some(Value::Object(changes).to_string())
+}
+
+pub(super) fn time(at: Option<SystemTime>) -> Value {
     let at = at.and_then(|at| jiff::Timestamp::try_from(at).ok());
     json!(at.map(|at| at.to_string()))
 }

@@ -1,4 +1,6 @@
-use super::{Actor, KeyIssuer, ManageError, audit, erased::ErasedTransaction};
+use serde_json::json;
+
+use super::{Actor, KeyIssuer, ManageError, audit, denials::Admission, erased::ErasedTransaction};
 use crate::{
     record::{AuditEntry, KeyAction, KeyId, KeyRecord},
     store::Claim,
@@ -12,8 +14,21 @@ pub(super) struct Change {
     held: Option<KeyRecord>,
     entries: Vec<AuditEntry>,
     changed: Vec<KeyRecord>,
-    /// Which key the audit names if this is denied.
-    target: Option<(KeyId, String)>,
+    attempt: Attempt,
+}
+
+/// What the audit says of a change that is denied. It is filed under the key that asked for it: what
+/// others try is none of the business of whoever has the key that it was aimed at.
+pub(super) struct Attempt {
+    action: &'static str,
+    key_id: Option<KeyId>,
+    consumer_id: Option<String>,
+}
+
+impl Attempt {
+    pub(super) const fn to(action: &'static str) -> Self {
+        Self { action, key_id: None, consumer_id: None }
+    }
 }
 
 impl KeyIssuer {
@@ -21,11 +36,25 @@ impl KeyIssuer {
     /// audit, or nothing.
     ///
     /// The caller's record is locked together with those of `targets`, which are handed to `work`.
-    pub(super) async fn change<T, W>(self, targets: Vec<KeyId>, work: W) -> Result<T, ManageError>
+    /// `action` is what the audit calls the attempt, if it is denied.
+    pub(super) async fn change<T, W>(
+        self,
+        action: &'static str,
+        targets: Vec<KeyId>,
+        work: W,
+    ) -> Result<T, ManageError>
     where
         W: AsyncFnOnce(&mut Change, Vec<KeyRecord>) -> Result<T, ManageError>,
     {
-        let (mut change, locked) = Change::begin(self, &targets).await?;
+        let mut attempt = Attempt::to(action);
+        if let [id] = targets[..] {
+            attempt.key_id = Some(id);
+        }
+        // What the layer knows is judged first: an attempt without a scope costs no transaction.
+        if let Err(error) = self.actor.check_known() {
+            return Err(self.deny(error, attempt).await?);
+        }
+        let (mut change, locked) = Change::begin(self, &targets, attempt).await?;
         let outcome = match change.check_caller() {
             Ok(()) => work(&mut change, locked).await,
             Err(error) => Err(error),
@@ -38,26 +67,65 @@ impl KeyIssuer {
             Err(error) => Err(change.abandon(error).await?),
         }
     }
+
+    /// Writes a denial down, unless there were many of late, and returns what the caller is told.
+    pub(super) async fn deny(
+        &self,
+        error: ManageError,
+        attempt: Attempt,
+    ) -> Result<ManageError, ManageError> {
+        let Some(caller) = self.actor.caller.as_ref().filter(|_| error.is_denial()) else {
+            return Ok(error);
+        };
+        let (key_id, consumer_id) = (caller.key_id, caller.consumer_id());
+        let (now, wall) = (self.clock.monotonic(), self.clock.now());
+        let admission = self.denials.admit(key_id, &self.actor.name, consumer_id, now, wall);
+        let Admission::Write(overdue) = admission else { return Ok(error.shown()) };
+        let target = json!({
+            "key_id": attempt.key_id.map(|id| id.to_string()),
+            "consumer_id": attempt.consumer_id,
+        });
+        let entry = AuditEntry {
+            key_id: Some(key_id),
+            consumer_id: Some(consumer_id.to_owned()),
+            origin: self.actor.origin.clone(),
+            reason: Some(error.to_string()),
+            changes: Some(json!({ "attempt": attempt.action, "target": target }).to_string()),
+            ..AuditEntry::new(KeyAction::Denied, self.actor.name.clone())
+        };
+        let entries: Vec<_> = overdue.entries().chain([entry]).collect();
+        match self.write_audit(&entries).await {
+            Ok(()) => Ok(error.shown()),
+            Err(failed) => {
+                self.denials.restore(overdue);
+                Err(failed)
+            }
+        }
+    }
+
+    async fn write_audit(&self, entries: &[AuditEntry]) -> Result<(), ManageError> {
+        let mut tx = self.begin().await?;
+        tx.record(entries).await?;
+        Ok(tx.commit().await?)
+    }
 }
 
 impl Change {
     async fn begin(
         issuer: KeyIssuer,
         targets: &[KeyId],
+        mut attempt: Attempt,
     ) -> Result<(Self, Vec<KeyRecord>), ManageError> {
         let mut tx = issuer.begin().await?;
         let caller = issuer.actor.caller.as_ref().map(|caller| caller.key_id);
         let ids: Vec<_> = targets.iter().copied().chain(caller).collect();
         let locked = if ids.is_empty() { Vec::new() } else { tx.lock(&ids).await? };
         let held = locked.iter().find(|record| Some(record.id) == caller).cloned();
-        let target = match targets {
-            [id] => locked.iter().find(|record| record.id == *id),
-            _ => None,
-        };
-        let target = target.map(|record| (record.id, record.consumer_id.clone()));
+        let target = locked.iter().find(|record| Some(record.id) == attempt.key_id);
+        attempt.consumer_id = target.map(|record| record.consumer_id.clone());
         let locked = locked.into_iter().filter(|record| targets.contains(&record.id)).collect();
         let (entries, changed) = (Vec::new(), Vec::new());
-        Ok((Self { tx, issuer, held, entries, changed, target }, locked))
+        Ok((Self { tx, issuer, held, entries, changed, attempt }, locked))
     }
 
     fn actor(&self) -> &Actor {
@@ -81,12 +149,29 @@ impl Change {
     }
 
     /// Whether keys of `consumer_id` are the actor's business.
-    pub(super) fn check_reach(&self, consumer_id: &str) -> Result<(), ManageError> {
+    pub(super) fn check_reach(&mut self, consumer_id: &str) -> Result<(), ManageError> {
         match self.caller()? {
             Some((caller, held)) if !caller.reaches(held, consumer_id) => {
+                self.attempt.consumer_id = Some(consumer_id.to_owned());
                 Err(ManageError::out_of_reach())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Whether the actor may change keys other than its own.
+    pub(super) fn check_others(&self) -> Result<(), ManageError> {
+        match self.caller()? {
+            Some((caller, held)) => caller.check_others(held),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the actor may have a key with what the application says of `old`.
+    pub(super) fn check_takeover(&self, old: &KeyRecord) -> Result<(), ManageError> {
+        match self.caller()? {
+            Some((caller, held)) => caller.check_takeover(held, old),
+            None => Ok(()),
         }
     }
 
@@ -114,10 +199,19 @@ impl Change {
         self.held.as_ref()?.expires_at
     }
 
-    /// The one target of the change.
-    pub(super) fn target(&self, locked: Vec<KeyRecord>) -> Result<KeyRecord, ManageError> {
-        let target = locked.into_iter().next().ok_or_else(ManageError::no_such_key)?;
+    /// The one target of the change. To a caller, a key out of its reach and none at all are the
+    /// same, in the answer and in the audit.
+    pub(super) fn target(&mut self, locked: Vec<KeyRecord>) -> Result<KeyRecord, ManageError> {
+        let Some(target) = locked.into_iter().next() else {
+            return Err(match self.caller()? {
+                Some(_) => ManageError::out_of_reach(),
+                None => ManageError::no_such_key(),
+            });
+        };
         self.check_reach(&target.consumer_id)?;
+        if let Some((caller, held)) = self.caller()? {
+            caller.check_target(held, &target)?;
+        }
         Ok(target)
     }
 
@@ -153,32 +247,48 @@ impl Change {
         self.changed.push(after.clone());
     }
 
+    /// Notes for the audit what became of a plan; limits are JSON, `None` where there is no plan.
+    pub(super) fn note_plan(
+        &mut self,
+        action: KeyAction,
+        name: &str,
+        before: Option<&str>,
+        after: Option<&str>,
+    ) {
+        let entry = AuditEntry {
+            origin: self.actor().origin.clone(),
+            changes: Some(audit::plan_changes(name, before, after)),
+            ..AuditEntry::new(action, self.actor().name.clone())
+        };
+        self.entries.push(entry);
+    }
+
     async fn commit(mut self) -> Result<(), ManageError> {
-        self.tx.record(&self.entries).await?;
-        let committed = self.tx.commit().await;
+        let Self { entries, issuer, .. } = &mut self;
+        let overdue = if entries.is_empty() {
+            None
+        } else {
+            let overdue = issuer.denials.take_overdue(issuer.clock.monotonic());
+            entries.splice(0..0, overdue.entries());
+            Some(overdue)
+        };
+        let committed = match self.tx.record(&self.entries).await {
+            Ok(()) => self.tx.commit().await.map_err(ManageError::from),
+            // Whatever was wrong with the line, it was no key's fault.
+            Err(error) => Err(ManageError::failed(error)),
+        };
+        if let (Err(_), Some(overdue)) = (&committed, overdue) {
+            self.issuer.denials.restore(overdue);
+        }
         // Even if that failed: a connection that is lost then may have been lost after the commit.
         self.issuer.invalidate(&self.changed);
-        Ok(committed?)
+        committed
     }
 
     /// Leaves nothing of the change, and writes a denial down.
     async fn abandon(self, error: ManageError) -> Result<ManageError, ManageError> {
-        let Self { tx, issuer, target, .. } = self;
+        let Self { tx, issuer, attempt, .. } = self;
         drop(tx);
-        if !error.is_denial() {
-            return Ok(error);
-        }
-        let (key_id, consumer_id) = target.unzip();
-        let entry = AuditEntry {
-            key_id,
-            consumer_id,
-            origin: issuer.actor.origin.clone(),
-            reason: Some(error.to_string()),
-            ..AuditEntry::new(KeyAction::Denied, issuer.actor.name.clone())
-        };
-        let mut tx = issuer.begin().await?;
-        tx.record(&[entry]).await?;
-        tx.commit().await?;
-        Ok(error.shown())
+        issuer.deny(error, attempt).await
     }
 }

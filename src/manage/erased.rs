@@ -18,8 +18,6 @@ pub(super) trait ErasedKeys: Send + Sync {
     fn list<'a>(&'a self, query: &'a KeyQuery) -> Answer<'a, KeyPage>;
     fn events<'a>(&'a self, query: &'a EventQuery) -> Answer<'a, EventPage>;
     fn last_used_at(&self, id: KeyId) -> Answer<'_, Option<SystemTime>>;
-    fn set_plan<'a>(&'a self, name: &'a str, limits: &'a RateLimits) -> Answer<'a, ()>;
-    fn remove_plan<'a>(&'a self, name: &'a str) -> Answer<'a, bool>;
     fn plans(&self) -> Answer<'_, Vec<(String, RateLimits)>>;
 }
 
@@ -44,14 +42,6 @@ impl<S: ManageKeys> ErasedKeys for S {
         Box::pin(ManageKeys::last_used_at(self, id))
     }
 
-    fn set_plan<'a>(&'a self, name: &'a str, limits: &'a RateLimits) -> Answer<'a, ()> {
-        Box::pin(ManagePlans::set_plan(self, name, limits))
-    }
-
-    fn remove_plan<'a>(&'a self, name: &'a str) -> Answer<'a, bool> {
-        Box::pin(ManagePlans::remove_plan(self, name))
-    }
-
     fn plans(&self) -> Answer<'_, Vec<(String, RateLimits)>> {
         Box::pin(ManagePlans::plans(self))
     }
@@ -60,8 +50,18 @@ impl<S: ManageKeys> ErasedKeys for S {
 /// [`KeyTransaction`] as an object.
 pub(super) trait ErasedTransaction: Send {
     fn lock<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, Vec<KeyRecord>>;
-    fn lock_some<'a>(&'a mut self, keys: &'a Selection, limit: usize)
-    -> Answer<'a, Vec<KeyRecord>>;
+    fn lock_some<'a>(
+        &'a mut self,
+        keys: &'a Selection,
+        skip: usize,
+        limit: usize,
+    ) -> Answer<'a, Vec<KeyRecord>>;
+    fn select_some<'a>(
+        &'a mut self,
+        keys: &'a Selection,
+        skip: usize,
+        limit: usize,
+    ) -> Answer<'a, Vec<KeyId>>;
     fn insert<'a>(&'a mut self, records: &'a [KeyRecord]) -> Answer<'a, Vec<KeyId>>;
     fn update<'a>(&'a mut self, record: &'a KeyRecord) -> Answer<'a, KeyRecord>;
     fn revoke<'a>(
@@ -71,6 +71,12 @@ pub(super) trait ErasedTransaction: Send {
     ) -> Answer<'a, Vec<KeyRecord>>;
     fn delete<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, ()>;
     fn record<'a>(&'a mut self, entries: &'a [AuditEntry]) -> Answer<'a, ()>;
+    fn set_plan<'a>(
+        &'a mut self,
+        name: &'a str,
+        limits: &'a RateLimits,
+    ) -> Answer<'a, Option<String>>;
+    fn remove_plan<'a>(&'a mut self, name: &'a str) -> Answer<'a, Option<String>>;
     fn claim<'a>(&'a mut self, claim: &'a Claim) -> Answer<'a, Option<Claim>>;
     fn sweep(&mut self, before: SystemTime, limit: usize) -> Answer<'_, usize>;
     fn commit(self: Box<Self>) -> Answer<'static, ()>;
@@ -84,9 +90,19 @@ impl<T: KeyTransaction> ErasedTransaction for T {
     fn lock_some<'a>(
         &'a mut self,
         keys: &'a Selection,
+        skip: usize,
         limit: usize,
     ) -> Answer<'a, Vec<KeyRecord>> {
-        Box::pin(KeyTransaction::lock_some(self, keys, limit))
+        Box::pin(KeyTransaction::lock_some(self, keys, skip, limit))
+    }
+
+    fn select_some<'a>(
+        &'a mut self,
+        keys: &'a Selection,
+        skip: usize,
+        limit: usize,
+    ) -> Answer<'a, Vec<KeyId>> {
+        Box::pin(KeyTransaction::select_some(self, keys, skip, limit))
     }
 
     fn insert<'a>(&'a mut self, records: &'a [KeyRecord]) -> Answer<'a, Vec<KeyId>> {
@@ -111,6 +127,18 @@ impl<T: KeyTransaction> ErasedTransaction for T {
 
     fn record<'a>(&'a mut self, entries: &'a [AuditEntry]) -> Answer<'a, ()> {
         Box::pin(KeyTransaction::record(self, entries))
+    }
+
+    fn set_plan<'a>(
+        &'a mut self,
+        name: &'a str,
+        limits: &'a RateLimits,
+    ) -> Answer<'a, Option<String>> {
+        Box::pin(KeyTransaction::set_plan(self, name, limits))
+    }
+
+    fn remove_plan<'a>(&'a mut self, name: &'a str) -> Answer<'a, Option<String>> {
+        Box::pin(KeyTransaction::remove_plan(self, name))
     }
 
     fn claim<'a>(&'a mut self, claim: &'a Claim) -> Answer<'a, Option<Claim>> {

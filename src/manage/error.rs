@@ -22,6 +22,7 @@ pub struct ManageError {
     is_collision: bool,
     /// Whether what failed may pass.
     is_transient: bool,
+    is_of_a_key: bool,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
@@ -37,6 +38,7 @@ impl ManageError {
             hidden: false,
             is_collision: false,
             is_transient: false,
+            is_of_a_key: false,
             source: None,
         }
     }
@@ -62,9 +64,9 @@ impl ManageError {
         Self::new(ManageErrorKind::NotFound, "there is no such key")
     }
 
-    /// To the caller, a key of somebody else is one that does not exist.
+    /// To the caller, a key of another consumer is one that does not exist.
     pub(super) fn out_of_reach() -> Self {
-        let detail = "the key is of a consumer that is none of the calling key's business";
+        let detail = "no such key is within reach of the calling key";
         Self { hidden: true, ..Self::new(ManageErrorKind::Denied, detail) }
     }
 
@@ -84,6 +86,22 @@ impl ManageError {
 
     pub(super) fn outdated(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ManageErrorKind::Outdated, detail)
+    }
+
+    pub(super) fn own_keys_only() -> Self {
+        let detail = "the calling key can change itself and the keys that it was rotated to, and no \
+            other";
+        Self::new(ManageErrorKind::Denied, detail)
+    }
+
+    /// The database refuses a key.
+    pub(super) fn refused(error: Self) -> Self {
+        let rule = error.source.as_ref().and_then(|error| error.source());
+        let detail = match rule {
+            Some(rule) => format!("the database refuses this key: {rule}"),
+            None => "the database refuses this key".to_owned(),
+        };
+        Self { source: error.source, ..Self::new(ManageErrorKind::Invalid, detail) }
     }
 
     pub(super) fn operators_only() -> Self {
@@ -118,6 +136,11 @@ impl ManageError {
     pub(super) fn failed(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         let detail = "the key store failed";
         Self { source: Some(source.into()), ..Self::new(ManageErrorKind::Store, detail) }
+    }
+
+    /// Whether one key was the reason, so that others may fare better without it.
+    pub(super) const fn is_of_a_key(&self) -> bool {
+        self.is_of_a_key
     }
 
     /// Whether the audit has to know.
@@ -188,7 +211,8 @@ impl From<StoreError> for ManageError {
         };
         let is_transient =
             matches!(error.kind(), StoreErrorKind::Unavailable | StoreErrorKind::Overloaded);
-        Self { is_transient, source: Some(error.into()), ..Self::new(kind, detail) }
+        let is_of_a_key = matches!(error.kind(), StoreErrorKind::Refused | StoreErrorKind::Corrupt);
+        Self { is_transient, is_of_a_key, source: Some(error.into()), ..Self::new(kind, detail) }
     }
 }
 

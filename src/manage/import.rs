@@ -61,8 +61,8 @@ impl KeyIssuer {
     ///
     /// # Errors
     ///
-    /// When a key makes no sense, which says [which](ManageError::index), or as
-    /// [`issue`](Self::issue).
+    /// When a key makes no sense or a rule of the database refuses it, which says
+    /// [which](ManageError::index), or as [`issue`](Self::issue).
     pub async fn import(&self, batch: Vec<KeyImport>) -> Result<Imported, ManageError> {
         self.detached(self.clone().import_now(batch)).await
     }
@@ -71,7 +71,7 @@ impl KeyIssuer {
         let record =
             |(at, key): (usize, &KeyImport)| key.record(&self).map_err(|error| error.at(at));
         let records = batch.iter().enumerate().map(record).collect::<Result<Vec<_>, _>>()?;
-        self.change(Vec::new(), async move |change, _| {
+        let imported = self.clone().change("import", Vec::new(), async |change, _| {
             for (at, record) in records.iter().enumerate() {
                 let granted = change
                     .check_reach(&record.consumer_id)
@@ -90,7 +90,13 @@ impl KeyIssuer {
                 }
             }
             Ok(imported)
-        })
-        .await
+        });
+        match imported.await {
+            Err(error) if error.is_of_a_key() => match self.first_refused(&records).await? {
+                Some(at) => Err(ManageError::refused(error).at(at)),
+                None => Err(error),
+            },
+            outcome => outcome,
+        }
     }
 }

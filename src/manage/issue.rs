@@ -44,7 +44,7 @@ impl KeyIssuer {
         new.fill(&mut record, &self.actor.name)?;
         let claim = self.claim(new.idempotency_key.as_deref(), new.fingerprint(), record.id)?;
         let reason = new.reason.clone();
-        let change = self.clone().change(Vec::new(), async move |change, _| {
+        let change = self.clone().change("issue", Vec::new(), async move |change, _| {
             change.check_reach(&record.consumer_id)?;
             change.check_grant(&record)?;
             change.claim(claim).await?;

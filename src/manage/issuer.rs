@@ -8,13 +8,15 @@ use std::{
 use super::{
     Actor, ManageError,
     admission::{PerConsumer, Turn},
+    audit,
+    denials::Denials,
     erased::{ErasedKeys, ErasedTransaction},
     new_key::whole_micros,
 };
 use crate::{
     clock::{Clock, SystemClock},
     key::{EntropySource, KeyFormat, SystemEntropy},
-    record::{KeyId, KeyRecord},
+    record::{KeyAction, KeyEvent, KeyId, KeyRecord},
     store::{EventPage, EventQuery, Invalidate, KeyPage, KeyQuery, ListedKey, ManageKeys},
 };
 
@@ -28,6 +30,8 @@ pub struct KeyIssuer {
     pub(super) entropy: Arc<dyn EntropySource>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) actor: Actor,
+    /// Shared by all clones: what one key tries counts together, whichever face it comes through.
+    pub(super) denials: Arc<Denials>,
     caches: Vec<Arc<dyn Invalidate>>,
     /// What the consumers of calling keys have under way.
     admission: Arc<PerConsumer>,
@@ -47,6 +51,7 @@ impl KeyIssuer {
             entropy: Arc::new(SystemEntropy),
             clock: Arc::new(SystemClock::new()),
             actor: Actor::operator("application"),
+            denials: Arc::default(),
             caches: Vec::new(),
             admission: Arc::new(PerConsumer::new(MAX_PER_CONSUMER, WAIT)),
         }
@@ -123,6 +128,9 @@ impl KeyIssuer {
 
     /// A page of the audit of keys that are the actor's business, the newest first.
     ///
+    /// To a [caller](super::Actor::caller) that sees one consumer, denied attempts show what they were
+    /// aimed at only where that is a key of this consumer.
+    ///
     /// # Errors
     ///
     /// [`NotFound`](super::ManageErrorKind::NotFound) when it is asked for one key, and there is
@@ -132,14 +140,21 @@ impl KeyIssuer {
         check_limit(query.limit)?;
         let _turn = self.turn().await?;
         let own = self.actor.tenant().map(str::to_owned);
-        let page = match (own, &query.consumer_id) {
-            (Some(own), Some(other)) if own != *other => EventPage::default(),
+        let mut page = match (&own, &query.consumer_id) {
+            (Some(own), Some(other)) if own != other => EventPage::default(),
             (Some(own), None) => {
-                let query = EventQuery { consumer_id: Some(own), ..query.clone() };
+                let query = EventQuery { consumer_id: Some(own.clone()), ..query.clone() };
                 self.store.events(&query).await?
             }
             _ => self.store.events(query).await?,
         };
+        if let Some(own) = own {
+            let denied = |event: &&mut KeyEvent| event.entry.action == KeyAction::Denied;
+            for event in page.events.iter_mut().filter(denied) {
+                let changes = event.entry.changes.take();
+                event.entry.changes = changes.and_then(|changes| audit::shown_to(&own, &changes));
+            }
+        }
         if let Some(id) = query.key_id.filter(|_| page.events.is_empty() && query.after.is_none()) {
             self.get_now(id).await?;
         }

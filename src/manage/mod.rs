@@ -40,20 +40,26 @@
 //!    it holds itself (scopes, expiry, limits, consumer), and what it holds is read, and locked, in
 //!    the transaction of the change.
 //! 3. To a calling key, the keys of other consumers do not exist.
-//! 4. What is denied changes nothing, and is in the audit.
+//! 4. What is denied changes nothing, and is in the audit, under the key that tried it. Of each key five
+//!    denials a minute get a line; the rest is counted, and the count gets one when the next line is
+//!    written after that minute. A process that ends before loses the count, and logs it.
 //! 5. Whoever stops waiting for a change does not stop it: it runs in a task of its own, is carried
 //!    through, and the caches of this process are told. That takes a tokio runtime.
 //! 6. A revocation is for good. The databases themselves refuse to undo it, and to change or delete
 //!    a line of the audit.
-//! 7. Of each consumer, two changes or questions of its keys are carried out at once, and more wait
+//! 7. A batch does not fail for one of its keys: where the database refuses a key, pruning and revoking
+//!    go on without it and count it, and an import names it.
+//! 8. Of each consumer, two changes or questions of its keys are carried out at once, and more wait
 //!    for a second before they are refused: one consumer cannot take what there is for all.
 //!    Operators are not bounded by that.
-//! 8. A request with an idempotency key is carried out once. A key is shown only to who asked first.
+//! 9. A request with an idempotency key is carried out once. A key is shown only to who asked first.
 
 mod actor;
 mod admission;
 mod audit;
+mod batch;
 mod change;
+mod denials;
 mod erased;
 mod error;
 mod import;
@@ -75,6 +81,7 @@ pub use self::{
     issuer::KeyIssuer,
     new_key::{Expiry, NewKey},
     prune::Pruned,
+    revoke::Revocations,
     rotate::{Rotated, Rotation},
     update::KeyUpdate,
 };

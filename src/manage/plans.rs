@@ -1,11 +1,11 @@
-use super::{KeyIssuer, ManageError, text};
-use crate::rate_limit::RateLimits;
+use super::{KeyIssuer, ManageError, change::Attempt, text};
+use crate::{rate_limit::RateLimits, record::KeyAction};
 
 impl KeyIssuer {
     /// Gives a plan these limits, whether it was there before or not. They count at once for every
     /// key that names it: caches of this process are told, and those of others by their feeds.
     ///
-    /// A plan is no key: the audit does not tell of it.
+    /// Where that changes something, the audit has a line of it, without a key or a consumer.
     ///
     /// # Errors
     ///
@@ -16,17 +16,31 @@ impl KeyIssuer {
         text::check_plan(name)?;
         let (issuer, name, limits) = (self.clone(), name.to_owned(), limits.clone());
         self.detached(async move {
-            issuer.check_operator().await?;
-            let set = issuer.store.set_plan(&name, &limits).await;
+            issuer.check_operator("set plan").await?;
+            let set = issuer.clone().change("set plan", Vec::new(), async |change, _| {
+                let before = change.tx.set_plan(&name, &limits).await?;
+                let after = serde_json::to_value(&limits).map_err(ManageError::failed)?;
+                let action = match &before {
+                    None => KeyAction::PlanCreated,
+                    // A database may write JSON in another way.
+                    Some(before) if serde_json::from_str(before).ok() == Some(after.clone()) => {
+                        return Ok(());
+                    }
+                    Some(_) => KeyAction::PlanUpdated,
+                };
+                change.note_plan(action, &name, before.as_deref(), Some(&after.to_string()));
+                Ok(())
+            });
+            let set = set.await;
             // Even if that failed: a connection that is lost may have been lost after the commit.
             issuer.invalidate_all();
-            Ok(set?)
+            set
         })
         .await
     }
 
     /// Removes a plan, and says whether it was there. Keys go on naming it, and have the limits that
-    /// the service knows of it, if any.
+    /// the service knows of it, if any. The audit has a line of it.
     ///
     /// # Errors
     ///
@@ -35,10 +49,17 @@ impl KeyIssuer {
     pub async fn remove_plan(&self, name: &str) -> Result<bool, ManageError> {
         let (issuer, name) = (self.clone(), name.to_owned());
         self.detached(async move {
-            issuer.check_operator().await?;
-            let removed = issuer.store.remove_plan(&name).await;
+            issuer.check_operator("remove plan").await?;
+            let removed = issuer.clone().change("remove plan", Vec::new(), async |change, _| {
+                let before = change.tx.remove_plan(&name).await?;
+                if let Some(before) = &before {
+                    change.note_plan(KeyAction::PlanRemoved, &name, Some(before), None);
+                }
+                Ok(before.is_some())
+            });
+            let removed = removed.await;
             issuer.invalidate_all();
-            Ok(removed?)
+            removed
         })
         .await
     }
@@ -53,10 +74,10 @@ impl KeyIssuer {
     }
 
     /// What is not for keys. The attempt of one is written down.
-    async fn check_operator(&self) -> Result<(), ManageError> {
+    async fn check_operator(&self, action: &'static str) -> Result<(), ManageError> {
         if self.actor.caller.is_none() {
             return Ok(());
         }
-        self.clone().change(Vec::new(), async |_, _| Err(ManageError::operators_only())).await
+        Err(self.deny(ManageError::operators_only(), Attempt::to(action)).await?)
     }
 }

@@ -1,7 +1,14 @@
 use std::time::SystemTime;
 
-use super::{KeyIssuer, ManageError};
-use crate::{record::KeyAction, store::Selection};
+use super::{
+    KeyIssuer, ManageError,
+    batch::{Outcome, places},
+    change::{Attempt, Change},
+};
+use crate::{
+    record::{KeyAction, KeyId, KeyRecord},
+    store::Selection,
+};
 
 /// What was deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,10 +18,13 @@ pub struct Pruned {
     pub keys: u64,
     /// Idempotency keys, and uses of keys that are gone.
     pub leftovers: u64,
+    /// Keys that had ended and are still there: a rule of the database refuses to delete them, such as
+    /// a foreign key of the application, or their rows cannot be read. Each is logged.
+    pub skipped: u64,
 }
 
 impl Pruned {
-    /// Whether there was nothing left to delete.
+    /// Whether there was nothing left that could be deleted.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.keys == 0 && self.leftovers == 0
@@ -28,6 +38,9 @@ impl KeyIssuer {
     /// One call is one short transaction, so that nobody waits long for it: call it until what it
     /// returns [is empty](Pruned::is_empty). 500 is a good batch.
     ///
+    /// It goes past keys that cannot be deleted, and tries them again with each call: where they are
+    /// many, [`prune_past`](Self::prune_past) is faster.
+    ///
     /// A key that was pruned is unknown. If its hash is imported again it works again, revoked or
     /// not, so keep keys for as long as an old list of them may be imported.
     ///
@@ -40,24 +53,85 @@ impl KeyIssuer {
         ended_before: SystemTime,
         at_most: usize,
     ) -> Result<Pruned, ManageError> {
-        self.detached(self.clone().prune_now(ended_before, at_most)).await
+        let mut skipped = 0;
+        loop {
+            let pruned = self.prune_past(ended_before, at_most, skipped).await?;
+            let is_last = pruned.skipped == 0;
+            skipped += pruned.skipped;
+            if is_last || !pruned.is_empty() {
+                return Ok(Pruned { skipped, ..pruned });
+            }
+        }
     }
 
-    async fn prune_now(self, before: SystemTime, at_most: usize) -> Result<Pruned, ManageError> {
-        let by_a_key = self.actor.caller.is_some();
-        self.change(Vec::new(), async move |change, _| {
-            if by_a_key {
-                return Err(ManageError::operators_only());
-            }
-            let ended = change.tx.lock_some(&Selection::EndedBefore(before), at_most).await?;
-            let ids: Vec<_> = ended.iter().map(|record| record.id).collect();
-            change.tx.delete(&ids).await?;
-            for record in &ended {
-                change.note(KeyAction::Pruned, Some(record), record, None);
-            }
+    /// As [`prune`](Self::prune), without trying the first `skip` keys: those that earlier calls
+    /// [skipped](Pruned::skipped), added up. At most `at_most` keys are tried; where none of them can
+    /// be deleted, there may be more. It is done when nothing was deleted and nothing skipped.
+    ///
+    /// # Errors
+    ///
+    /// As [`prune`](Self::prune).
+    pub async fn prune_past(
+        &self,
+        ended_before: SystemTime,
+        at_most: usize,
+        skip: u64,
+    ) -> Result<Pruned, ManageError> {
+        self.detached(self.clone().prune_now(ended_before, at_most, skip)).await
+    }
+
+    async fn prune_now(
+        self,
+        before: SystemTime,
+        at_most: usize,
+        skip: u64,
+    ) -> Result<Pruned, ManageError> {
+        if self.actor.caller.is_some() {
+            let attempt = Attempt::to("prune");
+            return Err(self.deny(ManageError::operators_only(), attempt).await?);
+        }
+        let ended = Selection::EndedBefore(before);
+        let selection = ended.clone();
+        let together = self.clone().change("prune", Vec::new(), async move |change, _| {
+            let locked = change.tx.lock_some(&selection, places(skip), at_most).await?;
+            let keys = change.prune(&locked).await?;
             let leftovers = change.tx.sweep(before, at_most).await?;
-            Ok(Pruned { keys: ids.len() as u64, leftovers: leftovers as u64 })
+            Ok(Pruned { keys, leftovers: leftovers as u64, skipped: 0 })
+        });
+        match together.await {
+            Err(error) if error.is_of_a_key() => {}
+            outcome => return outcome,
+        }
+        let ids = self.select_some(&ended, skip, at_most).await?;
+        let outcome = Self::each(ids, |ids| self.clone().prune_these(ids, before));
+        let Outcome { done, skipped } = outcome.await?;
+        let leftovers = self.change("prune", Vec::new(), async move |change, _| {
+            Ok(change.tx.sweep(before, at_most).await?)
+        });
+        Ok(Pruned { keys: done, leftovers: leftovers.await? as u64, skipped })
+    }
+
+    async fn prune_these(self, ids: Vec<KeyId>, before: SystemTime) -> Result<u64, ManageError> {
+        self.change("prune", ids, async move |change, mut locked| {
+            locked.retain(|record| has_ended(record, before));
+            change.prune(&locked).await
         })
         .await
+    }
+}
+
+fn has_ended(record: &KeyRecord, before: SystemTime) -> bool {
+    [record.revoked_at, record.expires_at].into_iter().flatten().any(|at| at < before)
+}
+
+impl Change {
+    /// Deletes keys that are locked.
+    async fn prune(&mut self, ended: &[KeyRecord]) -> Result<u64, ManageError> {
+        let ids: Vec<_> = ended.iter().map(|record| record.id).collect();
+        self.tx.delete(&ids).await?;
+        for record in ended {
+            self.note(KeyAction::Pruned, Some(record), record, None);
+        }
+        Ok(ids.len() as u64)
     }
 }

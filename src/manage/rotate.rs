@@ -78,7 +78,8 @@ impl KeyIssuer {
     /// plan and metadata, and sharing its buckets. The old one goes on working for a
     /// [while](Rotation::grace), and answers to it say that it is on its way out.
     ///
-    /// A [caller](super::Actor::caller) can only rotate keys that it could have issued.
+    /// A [caller](super::Actor::caller) can rotate itself and the keys it was rotated to; with the
+    /// [scope](super::Actor::other_keys_scope) for other keys those that it could have issued.
     ///
     /// # Errors
     ///
@@ -98,8 +99,9 @@ impl KeyIssuer {
         let claim = self.claim(rotation.idempotency_key.as_deref(), fingerprint, record.id)?;
         let created_by = self.actor.name.clone();
         let (record, previous) = self
-            .change(vec![id], async move |change, locked| {
+            .change("rotate", vec![id], async move |change, locked| {
                 let old = change.target(locked)?;
+                change.check_takeover(&old)?;
                 let new = KeyRecord { created_by: Some(created_by), ..record };
                 let new = succeed(change, &old, new, rotation.expiry)?;
                 change.check_grant(&new)?;

@@ -1,3 +1,5 @@
+use serde_json::{Map, Value};
+
 use super::{Expiry, KeyIssuer, ManageError, text};
 use crate::{
     rate_limit::RateLimits,
@@ -8,12 +10,13 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct KeyUpdate {
-    version: Option<u64>,
+    versions: Option<Vec<u64>>,
     name: Option<Option<String>>,
     scopes: Option<Scopes>,
     rate_limits: Option<Option<RateLimits>>,
     plan: Option<Option<String>>,
     metadata: Option<Metadata>,
+    metadata_patch: Option<Metadata>,
     expiry: Option<Expiry>,
     is_active: Option<bool>,
     reason: Option<String>,
@@ -28,7 +31,12 @@ impl KeyUpdate {
     /// Only if the key still has this [version](KeyRecord::version), so that nobody overwrites what
     /// they have not seen. Default: whatever version it has.
     pub fn if_version(self, version: u64) -> Self {
-        Self { version: Some(version), ..self }
+        self.if_version_in([version])
+    }
+
+    /// Only if the key has one of these [versions](KeyRecord::version); with none, never.
+    pub fn if_version_in(self, versions: impl IntoIterator<Item = u64>) -> Self {
+        Self { versions: Some(versions.into_iter().collect()), ..self }
     }
 
     /// What its owner calls it; `None` takes the name away.
@@ -54,7 +62,14 @@ impl KeyUpdate {
 
     /// What the application wants to know of it.
     pub fn metadata(self, metadata: Metadata) -> Self {
-        Self { metadata: Some(metadata), ..self }
+        Self { metadata: Some(metadata), metadata_patch: None, ..self }
+    }
+
+    /// Changes the metadata by a JSON merge patch
+    /// ([RFC 7396](https://www.rfc-editor.org/rfc/rfc7396)): members are replaced or added, `null` takes
+    /// them away. It is applied in the transaction of the change, to what the metadata are then.
+    pub fn merge_metadata(self, patch: Metadata) -> Self {
+        Self { metadata_patch: Some(patch), metadata: None, ..self }
     }
 
     /// When it stops working. That of a key that was [rotated](KeyIssuer::rotate) can only come
@@ -73,17 +88,11 @@ impl KeyUpdate {
         Self { reason: Some(reason.into()), ..self }
     }
 
+    /// The key with what is asked for, but for its metadata. What is wrong with the request itself is
+    /// an error; what the key is now is not looked at yet.
     fn apply(&self, before: &KeyRecord) -> Result<KeyRecord, ManageError> {
-        if self.version.is_some_and(|version| version != before.version) {
-            let detail = "the key was changed by somebody else: look at it again";
-            return Err(ManageError::outdated(detail));
-        }
-        if before.revoked_at.is_some() {
-            return Err(ManageError::conflict("the key is revoked, and stays as it is"));
-        }
         let mut after = before.clone();
         if let Some(name) = &self.name {
-            text::check_some("name", name.as_deref())?;
             after.name.clone_from(name);
         }
         if let Some(scopes) = &self.scopes {
@@ -97,24 +106,66 @@ impl KeyUpdate {
             // It is read when the change is made.
             after.plan_limits = None;
         }
-        if let Some(metadata) = &self.metadata {
-            after.metadata = metadata.clone();
-        }
         if let Some(is_active) = self.is_active {
             after.is_active = is_active;
         }
         if let Some(expiry) = self.expiry {
             after.expires_at = expiry.reckon(before.read_at)?;
-            let lasts_longer = match (before.expires_at, after.expires_at) {
-                (Some(before), Some(after)) => after > before,
-                (before, after) => before.is_some() && after.is_none(),
-            };
-            if before.rotated_at.is_some() && lasts_longer {
-                let detail = "the key was rotated, and can only be made to expire earlier";
-                return Err(ManageError::invalid("expires_at", detail));
-            }
         }
         Ok(after)
+    }
+
+    /// Whether the key is in a state in which it can become `after`.
+    fn check_state(&self, before: &KeyRecord, after: &KeyRecord) -> Result<(), ManageError> {
+        if self.versions.as_ref().is_some_and(|versions| !versions.contains(&before.version)) {
+            let detail = "the key was changed by somebody else: look at it again";
+            return Err(ManageError::outdated(detail));
+        }
+        if before.revoked_at.is_some() {
+            return Err(ManageError::conflict("the key is revoked, and stays as it is"));
+        }
+        let lasts_longer = match (before.expires_at, after.expires_at) {
+            (Some(before), Some(after)) => after > before,
+            (before, after) => before.is_some() && after.is_none(),
+        };
+        if before.rotated_at.is_some() && lasts_longer {
+            let detail = "the key was rotated, and can only be made to expire earlier";
+            return Err(ManageError::invalid("expires_at", detail));
+        }
+        Ok(())
+    }
+
+    /// What the metadata become.
+    fn merged(&self, before: &Metadata) -> Result<Metadata, ManageError> {
+        if let Some(metadata) = &self.metadata {
+            return Ok(metadata.clone());
+        }
+        let Some(patch) = &self.metadata_patch else { return Ok(before.clone()) };
+        let invalid = |error: crate::record::InvalidMetadata| {
+            ManageError::invalid("metadata", error.to_string())
+        };
+        let mut merged: Value = before.parse().map_err(invalid)?;
+        merge(&mut merged, patch.parse().map_err(invalid)?);
+        Metadata::new(&merged).map_err(invalid)
+    }
+}
+
+/// RFC 7396 §2.
+fn merge(target: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch;
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Value::Object(target) = target else { return };
+    for (name, value) in patch {
+        if value.is_null() {
+            target.remove(&name);
+        } else {
+            merge(target.entry(name).or_insert(Value::Null), value);
+        }
     }
 }
 
@@ -122,7 +173,7 @@ impl KeyIssuer {
     /// Changes a key, and returns it as it is now.
     ///
     /// A [caller](super::Actor::caller) can take away what it likes, but give a key only what its
-    /// own key holds.
+    /// own key holds. Keys other than its own take a [scope](super::Actor::other_keys_scope).
     ///
     /// # Errors
     ///
@@ -137,10 +188,14 @@ impl KeyIssuer {
     async fn update_now(self, id: KeyId, update: KeyUpdate) -> Result<KeyRecord, ManageError> {
         text::check_some("reason", update.reason.as_deref())?;
         update.plan.iter().flatten().try_for_each(|plan| text::check_plan(plan))?;
-        self.change(vec![id], async move |change, locked| {
+        update.name.iter().flatten().try_for_each(|name| text::check("name", name))?;
+        // What may not be done is denied before anything else is said of the key.
+        self.change("update", vec![id], async move |change, locked| {
             let before = change.target(locked)?;
-            let after = update.apply(&before)?;
+            let mut after = update.apply(&before)?;
             change.check_change(&before, &after)?;
+            update.check_state(&before, &after)?;
+            after.metadata = update.merged(&before.metadata)?;
             if after == before {
                 return Ok(before);
             }

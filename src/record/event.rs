@@ -33,17 +33,20 @@ impl KeyEvent {
 pub struct AuditEntry {
     /// What was done.
     pub action: KeyAction,
-    /// To which key; `None` where there was none, as when issuing was denied.
+    /// To which key. A [denied](KeyAction::Denied) attempt is filed under the key that made it;
+    /// what it was aimed at is the `target` in [`changes`](Self::changes). `None` for plans.
     pub key_id: Option<KeyId>,
     /// Whose key that is.
     pub consumer_id: Option<String>,
-    /// Who did it: `key:` and the id of a key, or whatever the application calls its operators.
+    /// Who did it: `key:` and the id of a key, `sql:` and a user of the database for a change in SQL
+    /// (in SQLite `sql`), or whatever the application calls its operators.
     pub actor: String,
     /// From where: an address, a host.
     pub origin: Option<String>,
     /// Why.
     pub reason: Option<String>,
-    /// What changed: a JSON object of fields, each with its values `from` and `to`.
+    /// What changed: a JSON object of fields, each with its values `from` and `to`. Of a denied
+    /// attempt, what was attempted and, for those who see all consumers or their own, its `target`.
     pub changes: Option<String>,
 }
 
@@ -63,7 +66,7 @@ impl AuditEntry {
     }
 }
 
-/// What can be done to a key.
+/// What can be done to a key, or a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeyAction {
@@ -79,12 +82,23 @@ pub enum KeyAction {
     Revoked,
     /// It was deleted, some time after it had ended.
     Pruned,
-    /// Somebody tried what they may not.
+    /// A key tried what it may not.
     Denied,
+    /// It was deleted in SQL: by hand, by a cascade, by `truncate`.
+    Deleted,
+    /// A plan was defined.
+    PlanCreated,
+    /// A plan was given other limits.
+    PlanUpdated,
+    /// A plan was removed.
+    PlanRemoved,
+    /// What a later release of this crate has written: [`reason`](AuditEntry::reason) begins with
+    /// its name.
+    Unknown,
 }
 
 impl KeyAction {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 11] = [
         Self::Issued,
         Self::Imported,
         Self::Updated,
@@ -92,6 +106,10 @@ impl KeyAction {
         Self::Revoked,
         Self::Pruned,
         Self::Denied,
+        Self::Deleted,
+        Self::PlanCreated,
+        Self::PlanUpdated,
+        Self::PlanRemoved,
     ];
 
     /// Its name, such as `issued`.
@@ -105,6 +123,11 @@ impl KeyAction {
             Self::Revoked => "revoked",
             Self::Pruned => "pruned",
             Self::Denied => "denied",
+            Self::Deleted => "deleted",
+            Self::PlanCreated => "plan_created",
+            Self::PlanUpdated => "plan_updated",
+            Self::PlanRemoved => "plan_removed",
+            Self::Unknown => "unknown",
         }
     }
 }

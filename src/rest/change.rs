@@ -5,7 +5,7 @@ use std::{borrow::Cow, time::Duration};
 use axum::{extract::FromRequestParts, response::Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header::LOCATION, request::Parts};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::{
     body::{Body, Object, OptionalBody, present},
@@ -19,8 +19,8 @@ use super::{
     view::{KeyView, NewKeyView},
 };
 use crate::{
-    manage::{Expiry, KeyUpdate, ManageErrorKind, NewKey, Rotation, is_plain},
-    record::{KeyId, KeyRecord, Metadata, Scope, Scopes},
+    manage::{Expiry, KeyUpdate, NewKey, Rotation, is_plain},
+    record::{KeyRecord, Metadata, Scope, Scopes},
 };
 
 /// Of texts that are stored with a key. No more than 1,024 bytes whatever the characters.
@@ -120,10 +120,8 @@ pub(super) struct PatchBody {
 }
 
 impl PatchBody {
-    /// All but what depends on what the key is now.
-    fn read(self) -> Result<(KeyUpdate, Option<Object>), Refusal> {
+    fn read(self) -> Result<KeyUpdate, Refusal> {
         let mut update = KeyUpdate::new();
-        let mut merged = None;
         if let Some(name) = self.name {
             update = update.name(name.map(|name| text("/name", name)).transpose()?);
         }
@@ -137,7 +135,7 @@ impl PatchBody {
             update = update.plan(plan);
         }
         match self.metadata {
-            Some(Some(patch)) => merged = Some(patch),
+            Some(Some(patch)) => update = update.merge_metadata(metadata(patch)?),
             Some(None) => update = update.metadata(Metadata::default()),
             None => {}
         }
@@ -150,7 +148,7 @@ impl PatchBody {
         if let Some(reason) = self.reason {
             update = update.reason(text("/reason", reason)?);
         }
-        Ok((update, merged))
+        Ok(update)
     }
 }
 
@@ -161,86 +159,13 @@ pub(super) async fn update_key(
     headers: HeaderMap,
     Body(body): Body<PatchBody>,
 ) -> Result<Response, Refusal> {
-    let (update, patch) = body.read()?;
-    let expected = match if_match(&headers) {
-        Some(versions) => Some(choose(&writer, id, &versions).await?),
-        None => None,
-    };
-    let record = match patch {
-        Some(patch) => merge_metadata(&writer, id, expected, &update, patch).await?,
-        None => {
-            let update = expected.into_iter().fold(update, KeyUpdate::if_version);
-            writer.issuer().update(id, update).await.map_err(|error| writer.refuse(&error))?
-        }
-    };
+    let mut update = body.read()?;
+    if let Some(versions) = if_match(&headers) {
+        update = update.if_version_in(versions);
+    }
+    let updated = writer.issuer().update(id, update).await;
+    let record = updated.map_err(|error| writer.refuse(&error))?;
     Ok(tagged(json(&KeyView::from(&record)), &record))
-}
-
-/// The version of these that the key has, or one that none has.
-async fn choose(writer: &Writer, id: KeyId, versions: &[u64]) -> Result<u64, Refusal> {
-    // Versions count from 1.
-    const NO_VERSION: u64 = 0;
-    match *versions {
-        [] => Ok(NO_VERSION),
-        [version] => Ok(version),
-        _ => {
-            let current = writer.issuer().get(id).await.map_err(|error| writer.refuse(&error))?;
-            let current = current.record.version;
-            Ok(if versions.contains(&current) { current } else { NO_VERSION })
-        }
-    }
-}
-
-/// What the metadata becomes depends on what it is, so the version that was looked at must be the
-/// one that is changed.
-async fn merge_metadata(
-    writer: &Writer,
-    id: KeyId,
-    expected: Option<u64>,
-    update: &KeyUpdate,
-    patch: Object,
-) -> Result<KeyRecord, Refusal> {
-    const ATTEMPTS: usize = 5;
-    let mut attempts = 1;
-    loop {
-        let current = writer.issuer().get(id).await.map_err(|error| writer.refuse(&error))?.record;
-        let mut merged = serde_json::from_str(current.metadata.as_json()).unwrap_or_default();
-        merge(&mut merged, Value::Object(patch.0.clone()));
-        let update = update
-            .clone()
-            .metadata(Metadata::new(&merged).map_err(|error| misfit(&error))?)
-            .if_version(expected.unwrap_or(current.version));
-        match writer.issuer().update(id, update).await {
-            Ok(record) => return Ok(record),
-            Err(error)
-                if error.kind() == ManageErrorKind::Outdated
-                    && expected.is_none()
-                    && attempts < ATTEMPTS =>
-            {
-                attempts += 1;
-            }
-            Err(error) => return Err(writer.refuse(&error)),
-        }
-    }
-}
-
-/// RFC 7396 §2.
-fn merge(target: &mut Value, patch: Value) {
-    let Value::Object(patch) = patch else {
-        *target = patch;
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(Map::new());
-    }
-    let Value::Object(target) = target else { return };
-    for (name, value) in patch {
-        if value.is_null() {
-            target.remove(&name);
-        } else {
-            merge(target.entry(name).or_insert(Value::Null), value);
-        }
-    }
 }
 
 #[derive(Default, Deserialize)]
@@ -339,7 +264,7 @@ pub(super) async fn revoke_keys(
         }
     };
     let revoked = revoked.map_err(|error| writer.refuse(&error))?;
-    Ok(json(&json!({ "revoked": revoked })))
+    Ok(json(&json!({ "revoked": revoked.keys, "skipped": revoked.skipped })))
 }
 
 fn created(mut response: Response, writer: &Writer, record: &KeyRecord) -> Response {

@@ -26,25 +26,30 @@ pub(crate) struct Desk {
     default_limits: RateLimits,
     pub(crate) read: Option<Scope>,
     pub(crate) write: Option<Scope>,
+    /// To change other keys than the caller's own. `None`: `write` is enough.
+    pub(crate) others: Option<Scope>,
     pub(crate) everywhere: Option<Scope>,
     pub(crate) origin: Origin,
     errors: Arc<trace::ErrorLog>,
 }
 
 impl Desk {
-    /// A desk at which everybody manages the keys of their own consumer.
+    /// A desk at which every key looks at the keys of its own consumer, and changes itself.
     pub(crate) fn new(issuer: KeyIssuer, auth: &Authenticator) -> Self {
         let default_limits = auth.default_rate_limits().clone();
         let issuer = issuer.invalidates(auth.clone());
-        let (read, write, everywhere) = (None, None, None);
+        let (read, write, others, everywhere) = (None, None, None, None);
         let (origin, errors) = (Arc::new(peer), Arc::default());
-        Self { issuer, default_limits, read, write, everywhere, origin, errors }
+        Self { issuer, default_limits, read, write, others, everywhere, origin, errors }
     }
 
     fn actor(&self, consumer: &Consumer, parts: &Parts) -> Actor {
         let mut actor = Actor::caller(consumer).default_rate_limits(self.default_limits.clone());
         if let Some(scope) = &self.everywhere {
             actor = actor.everywhere_with(scope.clone());
+        }
+        if let Some(scope) = &self.others {
+            actor = actor.other_keys_scope(scope.clone());
         }
         match (self.origin)(parts) {
             Some(origin) => actor.from(printable(&origin)),
@@ -71,6 +76,7 @@ impl fmt::Debug for Desk {
             .field("issuer", &self.issuer)
             .field("read", &self.read)
             .field("write", &self.write)
+            .field("others", &self.others)
             .field("everywhere", &self.everywhere)
             .finish_non_exhaustive()
     }

@@ -3,7 +3,10 @@ use std::{future::Future, time::SystemTime};
 #[cfg(doc)]
 use super::StoreErrorKind;
 use super::{KeyStore, ManagePlans, StoreError};
-use crate::record::{AuditEntry, KeyEvent, KeyId, KeyRecord, KeyStatus, Scope};
+use crate::{
+    rate_limit::RateLimits,
+    record::{AuditEntry, KeyEvent, KeyId, KeyRecord, KeyStatus, Scope},
+};
 
 /// Lists keys, and changes them in transactions.
 ///
@@ -57,6 +60,9 @@ pub trait ManageKeys: KeyStore + ManagePlans {
 
 /// Changes that are made together or not at all.
 ///
+/// Whoever changes keys through it also [writes](Self::record) the lines of the audit: the
+/// databases' own lines, for changes in SQL, are not written for it.
+///
 /// Dropped before [`commit`](Self::commit), it leaves nothing behind. It sees what others committed
 /// before it asked, whatever isolation is the database's default.
 pub trait KeyTransaction: Send + 'static {
@@ -71,7 +77,8 @@ pub trait KeyTransaction: Send + 'static {
         ids: &[KeyId],
     ) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
 
-    /// At most `limit` of `keys`, locked as by [`lock`](Self::lock).
+    /// At most `limit` of `keys`, locked as by [`lock`](Self::lock), without the first `skip` of
+    /// them. Their order is the store's own, but the same each time.
     ///
     /// # Errors
     ///
@@ -79,15 +86,30 @@ pub trait KeyTransaction: Send + 'static {
     fn lock_some(
         &mut self,
         keys: &Selection,
+        skip: usize,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
+
+    /// The ids of the keys that [`lock_some`](Self::lock_some) would lock, those included whose
+    /// records cannot be read.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn select_some(
+        &mut self,
+        keys: &Selection,
+        skip: usize,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<KeyId>, StoreError>> + Send;
 
     /// Stores new keys, and says which. One whose id or hash is known already is left out, and what
     /// is stored of that stays as it is.
     ///
     /// # Errors
     ///
-    /// When the store cannot.
+    /// [`Refused`](StoreErrorKind::Refused) when a rule of the database refuses one of them, or when
+    /// the store cannot.
     fn insert(
         &mut self,
         records: &[KeyRecord],
@@ -122,7 +144,8 @@ pub trait KeyTransaction: Send + 'static {
     ///
     /// # Errors
     ///
-    /// When the store cannot.
+    /// [`Refused`](StoreErrorKind::Refused) when a rule of the database refuses one of them, such as a
+    /// foreign key of the application, or when the store cannot.
     fn delete(&mut self, ids: &[KeyId]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Writes entries of the audit, in this order.
@@ -134,6 +157,28 @@ pub trait KeyTransaction: Send + 'static {
         &mut self,
         entries: &[AuditEntry],
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Gives a plan these limits. Returns the limits that it had, as JSON; `None` if it was not
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// As [`ManagePlans::set_plan`].
+    fn set_plan(
+        &mut self,
+        name: &str,
+        limits: &RateLimits,
+    ) -> impl Future<Output = Result<Option<String>, StoreError>> + Send;
+
+    /// Removes a plan. Returns the limits that it had, as JSON; `None` if it was not there.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn remove_plan(
+        &mut self,
+        name: &str,
+    ) -> impl Future<Output = Result<Option<String>, StoreError>> + Send;
 
     /// Notes that a request is being carried out, or returns what was noted when it came first.
     /// Whoever asks for a request that another transaction has noted waits for that to end.
@@ -364,6 +409,13 @@ pub enum Selection {
     Consumer(String),
     /// Those with exactly this prefix that are not revoked.
     Prefix(String),
+    /// Those of a consumer with exactly this prefix that are not revoked.
+    ConsumerPrefix {
+        /// The consumer.
+        consumer_id: String,
+        /// The prefix.
+        key_prefix: String,
+    },
     /// Those that were revoked or expired before this. One that somebody else has locked is left
     /// out.
     EndedBefore(SystemTime),

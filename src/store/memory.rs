@@ -104,6 +104,7 @@ impl ManageKeys for MemoryKeyStore {
         Ok(MemoryTransaction {
             store: self.clone(),
             changed: BTreeMap::new(),
+            plans: BTreeMap::new(),
             entries: Vec::new(),
             claims: Vec::new(),
             forgotten: Vec::new(),
@@ -185,6 +186,8 @@ pub struct MemoryTransaction {
     store: MemoryKeyStore,
     /// `None` for a key that is deleted.
     changed: BTreeMap<KeyId, Option<KeyRecord>>,
+    /// `None` for a plan that is removed.
+    plans: BTreeMap<String, Option<RateLimits>>,
     entries: Vec<AuditEntry>,
     claims: Vec<Claim>,
     forgotten: Vec<[u8; 32]>,
@@ -199,6 +202,17 @@ impl MemoryTransaction {
             None => keys.records.get(&id),
         };
         record.map(|record| keys.read(record, self.store.clock.now()))
+    }
+
+    /// The limits of a plan, as JSON.
+    fn plan(&self, name: &str) -> Result<Option<String>, StoreError> {
+        let keys = self.store.keys();
+        let limits = match self.plans.get(name) {
+            Some(changed) => changed.as_ref(),
+            None => keys.plans.get(name),
+        };
+        let json = limits.map(serde_json::to_string).transpose();
+        json.map_err(|error| StoreError::new(StoreErrorKind::Other).because(error))
     }
 
     fn set(&mut self, record: KeyRecord) {
@@ -233,6 +247,7 @@ impl KeyTransaction for MemoryTransaction {
     async fn lock_some(
         &mut self,
         keys: &Selection,
+        skip: usize,
         limit: usize,
     ) -> Result<Vec<KeyRecord>, StoreError> {
         let selected = |record: &KeyRecord| match keys {
@@ -240,12 +255,27 @@ impl KeyTransaction for MemoryTransaction {
             Selection::Prefix(prefix) => {
                 record.revoked_at.is_none() && record.key_prefix == *prefix
             }
+            Selection::ConsumerPrefix { consumer_id, key_prefix } => {
+                record.revoked_at.is_none()
+                    && record.consumer_id == *consumer_id
+                    && record.key_prefix == *key_prefix
+            }
             Selection::EndedBefore(end) => {
                 [record.revoked_at, record.expires_at].into_iter().flatten().any(|at| at < *end)
             }
         };
         let found = self.ids().into_iter().filter_map(|id| self.get(id)).filter(selected);
-        Ok(found.take(limit).collect())
+        Ok(found.skip(skip).take(limit).collect())
+    }
+
+    async fn select_some(
+        &mut self,
+        keys: &Selection,
+        skip: usize,
+        limit: usize,
+    ) -> Result<Vec<KeyId>, StoreError> {
+        let found = self.lock_some(keys, skip, limit).await?;
+        Ok(found.iter().map(|record| record.id).collect())
     }
 
     async fn insert(&mut self, records: &[KeyRecord]) -> Result<Vec<KeyId>, StoreError> {
@@ -305,6 +335,23 @@ impl KeyTransaction for MemoryTransaction {
         Ok(())
     }
 
+    async fn set_plan(
+        &mut self,
+        name: &str,
+        limits: &RateLimits,
+    ) -> Result<Option<String>, StoreError> {
+        check_name(name)?;
+        let before = self.plan(name)?;
+        self.plans.insert(name.to_owned(), Some(limits.clone()));
+        Ok(before)
+    }
+
+    async fn remove_plan(&mut self, name: &str) -> Result<Option<String>, StoreError> {
+        let before = self.plan(name)?;
+        self.plans.insert(name.to_owned(), None);
+        Ok(before)
+    }
+
     async fn claim(&mut self, claim: &Claim) -> Result<Option<Claim>, StoreError> {
         let earlier = self.store.keys().claims.get(&claim.request).map(|(_, claim)| *claim);
         if earlier.is_none() {
@@ -338,6 +385,12 @@ impl KeyTransaction for MemoryTransaction {
                     keys.last_used.remove(&id);
                 }
             }
+        }
+        for (name, limits) in mem::take(&mut self.plans) {
+            match limits {
+                Some(limits) => keys.plans.insert(name, limits),
+                None => keys.plans.remove(&name),
+            };
         }
         for (id, entry) in (keys.events.len() as u64 + 1..).zip(mem::take(&mut self.entries)) {
             keys.events.push(KeyEvent::new(id, now, entry));

@@ -178,6 +178,7 @@ impl fmt::Display for StoreError {
             StoreErrorKind::Overloaded => "the key store has too much to do at once",
             StoreErrorKind::Conflict => "the key exists already, or was changed by somebody else",
             StoreErrorKind::Corrupt => "the key store holds a record that makes no sense",
+            StoreErrorKind::Refused => "the key store refuses the change by a rule of its own",
             StoreErrorKind::Migration => "the key store's tables could not be brought up to date",
             StoreErrorKind::Other => "the key store failed",
         })
@@ -216,6 +217,9 @@ pub enum StoreErrorKind {
     /// A row that this version cannot understand. The key is not let in, not even by an earlier
     /// record.
     Corrupt,
+    /// A rule of the database refuses this row: a constraint or a trigger, often one that the
+    /// application added, such as a foreign key. Other rows are not concerned.
+    Refused,
     /// The tables could not be brought up to date.
     Migration,
     /// Anything else.

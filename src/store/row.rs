@@ -15,7 +15,7 @@ use super::{
 use crate::{
     key::KeyHash,
     rate_limit::RateLimits,
-    record::{AuditEntry, KeyEvent, KeyId, KeyRecord, Metadata, Scopes, is_plan_name},
+    record::{AuditEntry, KeyAction, KeyEvent, KeyId, KeyRecord, Metadata, Scopes, is_plan_name},
 };
 
 const NANOS_PER_MICRO: u128 = 1000;
@@ -202,12 +202,18 @@ impl Event {
         let bad = |column| corrupt(&format_args!("column `{column}` of event {}", self.id));
         let id = u64::try_from(self.id).map_err(|_| bad("id"))?;
         let at = time(self.at).ok_or_else(|| bad("at"))?;
-        let action = self.action.parse().map_err(|_| bad("action"))?;
+        // One line of a later release does not hide the others.
+        let action = self.action.parse().unwrap_or(KeyAction::Unknown);
+        let reason = match (action, self.reason) {
+            (KeyAction::Unknown, Some(reason)) => Some(format!("{}: {reason}", self.action)),
+            (KeyAction::Unknown, None) => Some(self.action),
+            (_, reason) => reason,
+        };
         let entry = AuditEntry {
             key_id: self.key_id.map(key_id),
             consumer_id: self.consumer_id,
             origin: self.origin,
-            reason: self.reason,
+            reason,
             changes: self.changes,
             ..AuditEntry::new(action, self.actor)
         };

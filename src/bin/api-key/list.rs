@@ -55,7 +55,10 @@ pub(crate) struct Show {
     id: KeyId,
 }
 
-/// Show the audit: who did what to which key, when and why, the newest first
+/// Show the audit: who did what to which key or plan, when and why, the newest first
+///
+/// A denied attempt is a line of the key that tried it; CHANGES has what it was aimed at. WHO is
+/// `sql:` and a user of the database for what was changed in SQL.
 ///
 /// With --json the answer is {"events": [...], "next": ...}, where `next` is a number for --after.
 #[derive(Args, Debug)]

@@ -13,6 +13,9 @@ const BATCH: usize = 500;
 /// Keys that were revoked or expired before a date are deleted in small batches, and what hangs on
 /// them. The audit stays. Interrupted, it can be begun again.
 ///
+/// Keys that the database refuses to delete, as rows of the application refer to them by a foreign key,
+/// are left out and counted.
+///
 /// A key that was pruned is unknown: if its hash is imported again it works again, revoked or not.
 /// So keep keys for as long as an old list of them may be imported.
 #[derive(Args, Debug)]
@@ -25,20 +28,28 @@ pub(crate) struct Prune {
 pub(crate) async fn run(prune: Prune, session: &Session) -> Result<(), Failure> {
     let issuer = session.issuer()?;
     let progress = Progress::begin(None, "deleted");
-    let (mut keys, mut leftovers) = (0, 0);
+    let (mut keys, mut leftovers, mut skipped) = (0, 0, 0);
     loop {
-        let pruned = issuer.prune(prune.ended_before, BATCH).await?;
-        if pruned.is_empty() {
+        let pruned = issuer.prune_past(prune.ended_before, BATCH, skipped).await?;
+        if pruned.is_empty() && pruned.skipped == 0 {
             break;
         }
         keys += pruned.keys;
         leftovers += pruned.leftovers;
+        skipped += pruned.skipped;
         progress.add(pruned.keys);
     }
     progress.end();
     if session.global.json {
-        return output::line(&json!({ "keys": keys, "leftovers": leftovers }).to_string());
+        let pruned = json!({ "keys": keys, "leftovers": leftovers, "skipped": skipped });
+        return output::line(&pruned.to_string());
     }
     output::note(&format!("deleted {keys} keys, and {leftovers} rows that hung on such"));
+    if skipped > 0 {
+        output::warn(&format!(
+            "{skipped} keys that have ended are still there: the database refuses to delete them, \
+            most often as rows of the application refer to them by a foreign key. They let nobody in"
+        ));
+    }
     Ok(())
 }

@@ -60,10 +60,18 @@ pub(crate) async fn run(revoke: Revoke, session: &Session) -> Result<(), Failure
         // The group is required.
         (None, None, None) => return Err(Failure::usage("name a key, --consumer or --prefix")),
     };
+    let (keys, skipped) = (revoked.keys, revoked.skipped);
     if session.global.json {
-        return output::line(&json!({ "revoked": revoked }).to_string());
+        output::line(&json!({ "revoked": keys, "skipped": skipped }).to_string())?;
+    } else {
+        output::note(&format!("revoked {keys} keys"));
     }
-    output::note(&format!("revoked {revoked} keys"));
+    if skipped > 0 {
+        return Err(Failure::new(format!(
+            "{skipped} keys are not revoked: a constraint or trigger of the database refuses it, or \
+            their rows cannot be read. The log, or `api-key revoke ID`, says why"
+        )));
+    }
     Ok(())
 }
 

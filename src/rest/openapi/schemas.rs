@@ -202,7 +202,13 @@ pub(super) fn components() -> ComponentsBuilder {
         .schema("Quota", quota_to_have())
         .schema("Revocation", closed().property("reason", reason()))
         .schema("Revocations", revocations)
-        .schema("Revoked", record(vec![("revoked", integer(0, i64::MAX).into())]))
+        .schema(
+            "Revoked",
+            record(vec![
+                ("revoked", integer(0, i64::MAX).into()),
+                ("skipped", integer(0, i64::MAX).into()),
+            ]),
+        )
         .schema(
             "RotatedKey",
             key()
@@ -314,7 +320,20 @@ fn left() -> ObjectBuilder {
 
 fn event() -> ObjectBuilder {
     let nullable = || or_null(string(), Type::String);
-    let actions = ["issued", "imported", "updated", "rotated", "revoked", "pruned", "denied"];
+    let actions = [
+        "issued",
+        "imported",
+        "updated",
+        "rotated",
+        "revoked",
+        "pruned",
+        "denied",
+        "deleted",
+        "plan_created",
+        "plan_updated",
+        "plan_removed",
+        "unknown",
+    ];
     record(vec![
         ("id", integer(0, i64::MAX).into()),
         ("at", time().into()),
@@ -327,7 +346,10 @@ fn event() -> ObjectBuilder {
         (
             "changes",
             or_null(free(), Type::Object)
-                .description(Some("Of each field `from` and `to`."))
+                .description(Some(
+                    "Of each field `from` and `to`. Of a denied attempt what was attempted, and its \
+                     `target`, where the caller may see that.",
+                ))
                 .into(),
         ),
     ])

@@ -49,6 +49,8 @@ fn kind(code: &str) -> StoreErrorKind {
             // Connection, rollback (deadlocks included), resources, operator's intervention
             // (timeouts included).
             Some("08" | "40" | "53" | "57") => StoreErrorKind::Unavailable,
+            // Constraints (foreign keys included), values, `with check option`, `raise exception`.
+            Some("22" | "23" | "44" | "P0") => StoreErrorKind::Refused,
             _ => StoreErrorKind::Other,
         },
     }

@@ -1,4 +1,4 @@
-use sqlx::{query, query_as};
+use sqlx::{PgConnection, query, query_as, query_scalar};
 
 use super::{PgKeyStore, error::failed};
 use crate::{
@@ -10,31 +10,68 @@ use crate::{
     },
 };
 
-// What changes nothing is told to nobody.
-const SET: &str = "
-insert into api_key_plans as stored (name, rate_limits) values ($1, $2::jsonb)
-on conflict (name) do update
-set rate_limits = excluded.rate_limits, updated_at = clock_timestamp()
-where stored.rate_limits <> excluded.rate_limits";
+const CREATE: &str = "
+insert into api_key_plans (name, rate_limits) values ($1, $2::jsonb)
+on conflict do nothing
+returning true";
 
-const REMOVE: &str = "delete from api_key_plans where name = $1";
+const LOCK: &str = "select rate_limits::text from api_key_plans where name = $1 for update";
+
+// What changes nothing is told to nobody.
+const CHANGE: &str = "
+update api_key_plans set rate_limits = $2::jsonb, updated_at = clock_timestamp()
+where name = $1 and rate_limits <> $2::jsonb";
+
+const REMOVE: &str = "delete from api_key_plans where name = $1 returning rate_limits::text";
 
 const ALL: &str = r#"select name, rate_limits::text from api_key_plans order by name collate "C""#;
 
+/// Gives a plan these limits, and returns those it had.
+///
+/// In a transaction, which makes what is returned true.
+pub(super) async fn set(
+    connection: &mut PgConnection,
+    name: &str,
+    limits: &RateLimits,
+) -> Result<Option<String>, StoreError> {
+    check_name(name)?;
+    let limits = json(limits)?;
+    loop {
+        let create = query_scalar(CREATE).bind(name).bind(&limits);
+        let created: Option<bool> =
+            create.fetch_optional(&mut *connection).await.map_err(failed)?;
+        if created.is_some() {
+            return Ok(None);
+        }
+        let lock = query_scalar(LOCK).bind(name).fetch_optional(&mut *connection);
+        // None: it has been removed in between.
+        if let Some(before) = lock.await.map_err(failed)? {
+            let change = query(CHANGE).bind(name).bind(&limits);
+            change.execute(&mut *connection).await.map_err(failed)?;
+            return Ok(Some(before));
+        }
+    }
+}
+
+pub(super) async fn remove(
+    connection: &mut PgConnection,
+    name: &str,
+) -> Result<Option<String>, StoreError> {
+    query_scalar(REMOVE).bind(name).fetch_optional(connection).await.map_err(failed)
+}
+
 impl ManagePlans for PgKeyStore {
     async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), StoreError> {
-        check_name(name)?;
-        let set = query(SET).bind(name).bind(json(limits)?);
-        let mut lease = self.management.begin(|statements| &statements.begin).await?;
-        set.execute(&mut *lease).await.map_err(failed)?;
+        let mut lease = self.management.begin(|statements| &statements.begin_unaudited).await?;
+        set(&mut lease, name, limits).await?;
         self.management.commit(lease).await
     }
 
     async fn remove_plan(&self, name: &str) -> Result<bool, StoreError> {
-        let mut lease = self.management.begin(|statements| &statements.begin).await?;
-        let removed = query(REMOVE).bind(name).execute(&mut *lease).await.map_err(failed)?;
+        let mut lease = self.management.begin(|statements| &statements.begin_unaudited).await?;
+        let removed = remove(&mut lease, name).await?;
         self.management.commit(lease).await?;
-        Ok(removed.rows_affected() > 0)
+        Ok(removed.is_some())
     }
 
     async fn plans(&self) -> Result<Vec<(String, RateLimits)>, StoreError> {

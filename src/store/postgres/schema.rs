@@ -88,6 +88,8 @@ pub(super) struct Statements {
     pub(super) changes: SqlStr,
     /// Begins a transaction of management: one round trip.
     pub(super) begin: SqlStr,
+    /// Begins one whose audit the triggers write, as they do for changes in SQL.
+    pub(super) begin_unaudited: SqlStr,
     /// Begins one that only reads.
     pub(super) begin_read: SqlStr,
     /// Begins one that reads a page of keys.
@@ -95,6 +97,13 @@ pub(super) struct Statements {
     /// Begins one that writes times of last use.
     pub(super) begin_usage: SqlStr,
 }
+
+/// Marks a transaction whose audit the library writes, for the triggers that write the audit of
+/// changes in SQL. The mark is worth nothing outside of this transaction.
+const AUDITED: &str = ";
+    select set_config(
+        'tower_api_key.audited', extract(epoch from transaction_timestamp())::text, true
+    )";
 
 impl Statements {
     fn new(schema: &Schema, timeouts: Timeouts) -> Self {
@@ -116,7 +125,8 @@ impl Statements {
         };
         // What others committed before a statement is seen by it, whatever isolation is the
         // default.
-        let write = begin("isolation level read committed", timeouts, "");
+        let write = begin("isolation level read committed", timeouts, AUDITED);
+        let unaudited = begin("isolation level read committed", timeouts, "");
         let read = begin("isolation level read committed read only", timeouts, "");
         let list = begin("isolation level repeatable read read only", timeouts, super::list::ORDER);
         let patient = Timeouts { lock: super::usage::LOCK_TIMEOUT, ..timeouts };
@@ -126,6 +136,7 @@ impl Statements {
             find_many: schema.fill(batch::FIND_MANY),
             changes: schema.fill(super::CHANGES),
             begin: write,
+            begin_unaudited: unaudited,
             begin_read: read,
             begin_list: list,
             begin_usage: usage,

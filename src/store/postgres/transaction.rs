@@ -1,14 +1,16 @@
 use std::{fmt, time::SystemTime};
 
-use sqlx::{query, query_as, query_scalar, raw_sql, types::Uuid};
+use sqlx::{Row as _, postgres::PgRow, query, query_as, query_scalar, raw_sql, types::Uuid};
 
 use super::{
     error::failed,
     lease::Lease,
+    plans,
     record::{columns, record, records, uuid},
     timestamp::Timestamp,
 };
 use crate::{
+    rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
         Claim, KeyTransaction, Selection, StoreError, StoreErrorKind,
@@ -29,6 +31,31 @@ impl PgTransaction {
     /// One that was begun on `lease`.
     pub(super) fn new(lease: Lease) -> Self {
         Self { lease: Some(lease) }
+    }
+
+    /// The rows that `sql` finds of `keys`.
+    async fn selected(
+        &mut self,
+        sql: &'static str,
+        keys: &Selection,
+        skip: usize,
+        limit: usize,
+    ) -> Result<Vec<PgRow>, StoreError> {
+        let query = match keys {
+            Selection::Consumer(id) | Selection::ConsumerPrefix { consumer_id: id, .. } => {
+                query(sql).bind(id)
+            }
+            Selection::Prefix(key_prefix) => query(sql).bind(key_prefix),
+            Selection::EndedBefore(end) => query(sql).bind(Timestamp(micros_up(*end)?)),
+        };
+        let mut query = query.bind(bounded(limit)).bind(bounded(skip));
+        if let Selection::ConsumerPrefix { key_prefix, .. } = keys {
+            query = query.bind(key_prefix);
+        }
+        let mut lease = self.take()?;
+        let rows = query.fetch_all(&mut *lease).await.map_err(failed)?;
+        self.lease = Some(lease);
+        Ok(rows)
     }
 
     /// The connection, for one statement. It is put back when that has succeeded.
@@ -64,55 +91,85 @@ const LOCK: &str = concat!(
 
 // Pairs are compared, so that no other index than that of both gives the order: that of the ids
 // alone would be searched to its end for keys that all lie there.
-const LOCK_CONSUMER: &str = concat!(
-    "with locked as materialized (
-        select * from api_keys
-        where (consumer_id, id) >= ($1, '00000000-0000-0000-0000-000000000000')
-            and (consumer_id, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-            and revoked_at is null
-        order by consumer_id, id
-        limit $2
-        for no key update
-    )
-    select ",
-    columns!(),
-    " from locked order by id"
-);
+macro_rules! of_consumer {
+    ($and:literal, $lock:literal) => {
+        concat!(
+            "select * from api_keys
+            where (consumer_id, id) >= ($1, '00000000-0000-0000-0000-000000000000')
+                and (consumer_id, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+                and revoked_at is null",
+            $and,
+            " order by consumer_id, id limit $2 offset $3",
+            $lock
+        )
+    };
+}
 
-const LOCK_PREFIX: &str = concat!(
-    "with locked as materialized (
-        select * from api_keys
-        where (key_prefix, id) >= ($1, '00000000-0000-0000-0000-000000000000')
-            and (key_prefix, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-            and revoked_at is null
-        order by key_prefix, id
-        limit $2
-        for no key update
-    )
-    select ",
-    columns!(),
-    " from locked order by id"
-);
+macro_rules! of_prefix {
+    ($lock:literal) => {
+        concat!(
+            "select * from api_keys
+            where (key_prefix, id) >= ($1, '00000000-0000-0000-0000-000000000000')
+                and (key_prefix, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+                and revoked_at is null
+            order by key_prefix, id limit $2 offset $3",
+            $lock
+        )
+    };
+}
 
 // Two questions, as each has its index. Whoever prunes waits for nobody, so that the order in which
 // rows are locked does not matter.
+macro_rules! ended {
+    ($lock:literal) => {
+        concat!(
+            "with revoked as materialized (
+                select * from api_keys where revoked_at < $1
+                order by revoked_at, id limit $2 + $3",
+            $lock,
+            "), expired as materialized (
+                select * from api_keys
+                where expires_at < $1 and (revoked_at is null or revoked_at >= $1)
+                order by expires_at, id limit $2 + $3",
+            $lock,
+            "), ended as materialized (
+                select *, 1 as part, revoked_at as ended_at from revoked
+                union all
+                select *, 2, expires_at from expired
+                order by part, ended_at, id limit $2 offset $3
+            )"
+        )
+    };
+}
+
+macro_rules! locked {
+    ($rows:expr) => {
+        concat!(
+            "with locked as materialized (",
+            $rows,
+            ") select ",
+            columns!(),
+            " from locked order by id"
+        )
+    };
+}
+
+const LOCK_CONSUMER: &str = locked!(of_consumer!("", " for no key update"));
+const LOCK_CONSUMER_PREFIX: &str =
+    locked!(of_consumer!(" and key_prefix = $4", " for no key update"));
+const LOCK_PREFIX: &str = locked!(of_prefix!(" for no key update"));
 const LOCK_ENDED: &str = concat!(
-    "with revoked as materialized (
-        select * from api_keys where revoked_at < $1
-        order by revoked_at limit $2
-        for no key update skip locked
-    ), expired as materialized (
-        select * from api_keys
-        where expires_at < $1 and (revoked_at is null or revoked_at >= $1)
-        order by expires_at limit $2
-        for no key update skip locked
-    )
-    select ",
+    ended!(" for no key update skip locked"),
+    " select ",
     columns!(),
-    " from (
-        select * from revoked union all select * from expired limit $2
-    ) as locked order by id"
+    " from ended order by id"
 );
+
+const SELECT_CONSUMER: &str = concat!("select id from (", of_consumer!("", ""), ") as selected");
+const SELECT_CONSUMER_PREFIX: &str =
+    concat!("select id from (", of_consumer!(" and key_prefix = $4", ""), ") as selected");
+const SELECT_PREFIX: &str = concat!("select id from (", of_prefix!(""), ") as selected");
+const SELECT_ENDED: &str = concat!(ended!(""), " select id from ended");
 
 // In the order of the hashes, so that two imports of the same keys queue up instead of waiting for
 // each other.
@@ -211,18 +268,33 @@ impl KeyTransaction for PgTransaction {
     async fn lock_some(
         &mut self,
         keys: &Selection,
+        skip: usize,
         limit: usize,
     ) -> Result<Vec<KeyRecord>, StoreError> {
         let lock = match keys {
-            Selection::Consumer(consumer_id) => query(LOCK_CONSUMER).bind(consumer_id),
-            Selection::Prefix(key_prefix) => query(LOCK_PREFIX).bind(key_prefix),
-            Selection::EndedBefore(end) => query(LOCK_ENDED).bind(Timestamp(micros_up(*end)?)),
+            Selection::Consumer(_) => LOCK_CONSUMER,
+            Selection::Prefix(_) => LOCK_PREFIX,
+            Selection::ConsumerPrefix { .. } => LOCK_CONSUMER_PREFIX,
+            Selection::EndedBefore(_) => LOCK_ENDED,
         };
-        let mut lease = self.take()?;
-        let lock = lock.bind(bounded(limit));
-        let rows = lock.fetch_all(&mut *lease).await.map_err(failed)?;
-        self.lease = Some(lease);
+        let rows = self.selected(lock, keys, skip, limit).await?;
         records(&rows)
+    }
+
+    async fn select_some(
+        &mut self,
+        keys: &Selection,
+        skip: usize,
+        limit: usize,
+    ) -> Result<Vec<KeyId>, StoreError> {
+        let select = match keys {
+            Selection::Consumer(_) => SELECT_CONSUMER,
+            Selection::Prefix(_) => SELECT_PREFIX,
+            Selection::ConsumerPrefix { .. } => SELECT_CONSUMER_PREFIX,
+            Selection::EndedBefore(_) => SELECT_ENDED,
+        };
+        let rows = self.selected(select, keys, skip, limit).await?;
+        rows.iter().map(|row| row.try_get("id").map(key_id).map_err(failed)).collect()
     }
 
     async fn insert(&mut self, records: &[KeyRecord]) -> Result<Vec<KeyId>, StoreError> {
@@ -317,6 +389,24 @@ impl KeyTransaction for PgTransaction {
         record.execute(&mut *lease).await.map_err(failed)?;
         self.lease = Some(lease);
         Ok(())
+    }
+
+    async fn set_plan(
+        &mut self,
+        name: &str,
+        limits: &RateLimits,
+    ) -> Result<Option<String>, StoreError> {
+        let mut lease = self.take()?;
+        let before = plans::set(&mut lease, name, limits).await?;
+        self.lease = Some(lease);
+        Ok(before)
+    }
+
+    async fn remove_plan(&mut self, name: &str) -> Result<Option<String>, StoreError> {
+        let mut lease = self.take()?;
+        let before = plans::remove(&mut lease, name).await?;
+        self.lease = Some(lease);
+        Ok(before)
     }
 
     async fn claim(&mut self, claim: &Claim) -> Result<Option<Claim>, StoreError> {

@@ -46,6 +46,8 @@ fn kind(code: &str) -> StoreErrorKind {
         BUSY | LOCKED | OUT_OF_MEMORY | IO | FULL | CANNOT_OPEN | PROTOCOL => {
             StoreErrorKind::Unavailable
         }
+        // Foreign keys and `raise` included.
+        CONSTRAINT => StoreErrorKind::Refused,
         _ => StoreErrorKind::Other,
     }
 }

@@ -269,7 +269,7 @@ impl ManageKeys for SqliteKeyStore {
     async fn begin(&self) -> Result<SqliteTransaction, StoreError> {
         let turn = self.writer().await?;
         let lease = Lease::begin(&self.pool, WRITE).await?;
-        Ok(SqliteTransaction::new(lease, turn))
+        SqliteTransaction::new(lease, turn).await
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {

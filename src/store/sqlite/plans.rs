@@ -1,4 +1,4 @@
-use sqlx::{query, query_as};
+use sqlx::{SqliteConnection, query, query_as, query_scalar};
 
 use super::{READ, SqliteKeyStore, WRITE, error::failed, lease::Lease, record::now};
 use crate::{
@@ -19,25 +19,48 @@ const SET: &str = concat!(
     " where stored.rate_limits <> excluded.rate_limits"
 );
 
-const REMOVE: &str = "delete from api_key_plans where name = ?1";
+const GET: &str = "select rate_limits from api_key_plans where name = ?1";
+
+const REMOVE: &str = "delete from api_key_plans where name = ?1 returning rate_limits";
 
 const ALL: &str = "select name, rate_limits from api_key_plans order by name";
 
+/// Gives a plan these limits, and returns those it had.
+///
+/// In a transaction, which makes what is returned true.
+pub(super) async fn set(
+    connection: &mut SqliteConnection,
+    name: &str,
+    limits: &RateLimits,
+) -> Result<Option<String>, StoreError> {
+    check_name(name)?;
+    let get = query_scalar(GET).bind(name.to_owned()).fetch_optional(&mut *connection);
+    let before = get.await.map_err(failed)?;
+    let set = query(SET).bind(name.to_owned()).bind(json(limits)?);
+    set.execute(connection).await.map_err(failed)?;
+    Ok(before)
+}
+
+pub(super) async fn remove(
+    connection: &mut SqliteConnection,
+    name: &str,
+) -> Result<Option<String>, StoreError> {
+    let remove = query_scalar(REMOVE).bind(name.to_owned());
+    remove.fetch_optional(connection).await.map_err(failed)
+}
+
 impl ManagePlans for SqliteKeyStore {
     async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), StoreError> {
-        check_name(name)?;
-        let set = query(SET).bind(name.to_owned()).bind(json(limits)?);
         let mut lease = Lease::begin(self.pool(), WRITE).await?;
-        set.execute(&mut *lease).await.map_err(failed)?;
+        set(&mut lease, name, limits).await?;
         lease.commit().await
     }
 
     async fn remove_plan(&self, name: &str) -> Result<bool, StoreError> {
-        let remove = query(REMOVE).bind(name.to_owned());
         let mut lease = Lease::begin(self.pool(), WRITE).await?;
-        let removed = remove.execute(&mut *lease).await.map_err(failed)?;
+        let removed = remove(&mut lease, name).await?;
         lease.commit().await?;
-        Ok(removed.rows_affected() > 0)
+        Ok(removed.is_some())
     }
 
     async fn plans(&self) -> Result<Vec<(String, RateLimits)>, StoreError> {

@@ -1,15 +1,19 @@
 use std::{fmt, time::SystemTime};
 
 use serde_json::{Value, json as values};
-use sqlx::{query, query_as, query_scalar, types::Uuid};
+use sqlx::{
+    Row as _, query, query_as, query_scalar, raw_sql, sqlite::SqliteRow, types::Uuid,
+};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
     error::failed,
     lease::Lease,
+    plans,
     record::{columns, now, record, records, uuid},
 };
 use crate::{
+    rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
         Claim, KeyTransaction, Selection, StoreError, StoreErrorKind,
@@ -31,8 +35,37 @@ pub struct SqliteTransaction {
 
 impl SqliteTransaction {
     /// One that was begun on `lease`.
-    pub(super) fn new(lease: Lease, turn: OwnedMutexGuard<()>) -> Self {
-        Self { open: Some(lease), turn: Some(turn) }
+    pub(super) async fn new(
+        mut lease: Lease,
+        turn: OwnedMutexGuard<()>,
+    ) -> Result<Self, StoreError> {
+        raw_sql(MARK).execute(&mut *lease).await.map_err(failed)?;
+        Ok(Self { open: Some(lease), turn: Some(turn) })
+    }
+
+    /// The rows that `sql` finds of `keys`.
+    async fn selected(
+        &mut self,
+        sql: &'static str,
+        keys: &Selection,
+        skip: usize,
+        limit: usize,
+    ) -> Result<Vec<SqliteRow>, StoreError> {
+        let query = match keys {
+            Selection::Consumer(id) | Selection::ConsumerPrefix { consumer_id: id, .. } => {
+                query(sql).bind(id.clone())
+            }
+            Selection::Prefix(key_prefix) => query(sql).bind(key_prefix.clone()),
+            Selection::EndedBefore(end) => query(sql).bind(micros_up(*end)?),
+        };
+        let mut query = query.bind(bounded(limit)).bind(bounded(skip));
+        if let Selection::ConsumerPrefix { key_prefix, .. } = keys {
+            query = query.bind(key_prefix.clone());
+        }
+        let mut open = self.take()?;
+        let rows = query.fetch_all(&mut *open).await.map_err(failed)?;
+        self.open = Some(open);
+        Ok(rows)
     }
 
     /// The connection, for one statement. It is put back when that has succeeded.
@@ -55,6 +88,11 @@ impl fmt::Debug for SqliteTransaction {
     }
 }
 
+// The audit of what follows is written by the library: the mark is for the triggers that write that of
+// changes in SQL, and is gone before others can see it.
+const MARK: &str = "insert into api_key_audited (transaction_is) values (1)";
+const UNMARK: &str = "delete from api_key_audited";
+
 // Batches are one parameter each, in JSON.
 
 // Whoever writes is alone: reading is locking.
@@ -64,36 +102,55 @@ const LOCK: &str = concat!(
     " from api_keys where id in (select unhex(value, '-') from json_each(?1)) order by id"
 );
 
-const LOCK_CONSUMER: &str = concat!(
-    "select ",
-    columns!(),
-    " from api_keys indexed by api_keys_live_of_consumer
-    where consumer_id = ?1 and revoked_at is null order by id limit ?2"
-);
+macro_rules! of_consumer {
+    ($and:literal) => {
+        concat!(
+            "from api_keys indexed by api_keys_live_of_consumer
+            where consumer_id = ?1 and revoked_at is null",
+            $and,
+            " order by id limit ?2 offset ?3"
+        )
+    };
+}
 
-const LOCK_PREFIX: &str = concat!(
-    "select ",
-    columns!(),
-    " from api_keys indexed by api_keys_live_of_prefix
-    where key_prefix = ?1 and revoked_at is null order by id limit ?2"
-);
+macro_rules! of_prefix {
+    () => {
+        "from api_keys indexed by api_keys_live_of_prefix
+        where key_prefix = ?1 and revoked_at is null order by id limit ?2 offset ?3"
+    };
+}
 
 // Two questions, as each has its index.
-const LOCK_ENDED: &str = concat!(
-    "select ",
-    columns!(),
-    " from api_keys where id in (
-        select id from (
-            select id from api_keys indexed by api_keys_by_revocation
-            where revoked_at < ?1 order by revoked_at limit ?2
-        )
-        union
-        select id from (
-            select id from api_keys indexed by api_keys_by_expiry
-            where expires_at < ?1 order by expires_at limit ?2
-        )
-    ) order by id limit ?2"
-);
+macro_rules! ended {
+    () => {
+        "select id from (
+            select * from (
+                select id, 1 as part, revoked_at as ended_at
+                from api_keys indexed by api_keys_by_revocation
+                where revoked_at < ?1 order by revoked_at, id limit ?2 + ?3
+            )
+            union all
+            select * from (
+                select id, 2, expires_at from api_keys indexed by api_keys_by_expiry
+                where expires_at < ?1 and (revoked_at is null or revoked_at >= ?1)
+                order by expires_at, id limit ?2 + ?3
+            )
+            order by part, ended_at, id limit ?2 offset ?3
+        )"
+    };
+}
+
+const LOCK_CONSUMER: &str = concat!("select ", columns!(), " ", of_consumer!(""));
+const LOCK_CONSUMER_PREFIX: &str =
+    concat!("select ", columns!(), " ", of_consumer!(" and key_prefix = ?4"));
+const LOCK_PREFIX: &str = concat!("select ", columns!(), " ", of_prefix!());
+const LOCK_ENDED: &str =
+    concat!("select ", columns!(), " from api_keys where id in (", ended!(), ") order by id");
+
+const SELECT_CONSUMER: &str = concat!("select id ", of_consumer!(""));
+const SELECT_CONSUMER_PREFIX: &str = concat!("select id ", of_consumer!(" and key_prefix = ?4"));
+const SELECT_PREFIX: &str = concat!("select id ", of_prefix!());
+const SELECT_ENDED: &str = ended!();
 
 // What is known is left out before triggers see it: they take an insertion that comes upon a known
 // key for one that replaces it.
@@ -175,18 +232,33 @@ impl KeyTransaction for SqliteTransaction {
     async fn lock_some(
         &mut self,
         keys: &Selection,
+        skip: usize,
         limit: usize,
     ) -> Result<Vec<KeyRecord>, StoreError> {
         let lock = match keys {
-            Selection::Consumer(consumer_id) => query(LOCK_CONSUMER).bind(consumer_id.clone()),
-            Selection::Prefix(key_prefix) => query(LOCK_PREFIX).bind(key_prefix.clone()),
-            Selection::EndedBefore(end) => query(LOCK_ENDED).bind(micros_up(*end)?),
+            Selection::Consumer(_) => LOCK_CONSUMER,
+            Selection::Prefix(_) => LOCK_PREFIX,
+            Selection::ConsumerPrefix { .. } => LOCK_CONSUMER_PREFIX,
+            Selection::EndedBefore(_) => LOCK_ENDED,
         };
-        let lock = lock.bind(bounded(limit));
-        let mut open = self.take()?;
-        let rows = lock.fetch_all(&mut *open).await.map_err(failed)?;
-        self.open = Some(open);
+        let rows = self.selected(lock, keys, skip, limit).await?;
         records(&rows)
+    }
+
+    async fn select_some(
+        &mut self,
+        keys: &Selection,
+        skip: usize,
+        limit: usize,
+    ) -> Result<Vec<KeyId>, StoreError> {
+        let select = match keys {
+            Selection::Consumer(_) => SELECT_CONSUMER,
+            Selection::Prefix(_) => SELECT_PREFIX,
+            Selection::ConsumerPrefix { .. } => SELECT_CONSUMER_PREFIX,
+            Selection::EndedBefore(_) => SELECT_ENDED,
+        };
+        let rows = self.selected(select, keys, skip, limit).await?;
+        rows.iter().map(|row| row.try_get("id").map(key_id).map_err(failed)).collect()
     }
 
     async fn insert(&mut self, records: &[KeyRecord]) -> Result<Vec<KeyId>, StoreError> {
@@ -252,6 +324,24 @@ impl KeyTransaction for SqliteTransaction {
         Ok(())
     }
 
+    async fn set_plan(
+        &mut self,
+        name: &str,
+        limits: &RateLimits,
+    ) -> Result<Option<String>, StoreError> {
+        let mut open = self.take()?;
+        let before = plans::set(&mut open, name, limits).await?;
+        self.open = Some(open);
+        Ok(before)
+    }
+
+    async fn remove_plan(&mut self, name: &str) -> Result<Option<String>, StoreError> {
+        let mut open = self.take()?;
+        let before = plans::remove(&mut open, name).await?;
+        self.open = Some(open);
+        Ok(before)
+    }
+
     async fn claim(&mut self, claim: &Claim) -> Result<Option<Claim>, StoreError> {
         let request = claim.request.to_vec();
         let insert = query_scalar(CLAIM)
@@ -282,7 +372,9 @@ impl KeyTransaction for SqliteTransaction {
     }
 
     async fn commit(mut self) -> Result<(), StoreError> {
-        self.take()?.commit().await
+        let mut open = self.take()?;
+        raw_sql(UNMARK).execute(&mut *open).await.map_err(failed)?;
+        open.commit().await
     }
 }
 

@@ -1,0 +1,97 @@
+//! Batches that go on without the keys that a database refuses.
+
+use super::{KeyIssuer, ManageError};
+use crate::{
+    record::{KeyId, KeyRecord},
+    store::Selection,
+    trace::warn,
+};
+
+/// What became of a batch.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Outcome {
+    pub(super) done: u64,
+    /// Keys that the database refused to change, or that cannot be read.
+    pub(super) skipped: u64,
+}
+
+impl KeyIssuer {
+    /// Runs `work` for all of `ids` together. Where one of them is the reason that it fails, for the
+    /// halves of them, down to that one.
+    pub(super) async fn each<F>(
+        ids: Vec<KeyId>,
+        work: impl Fn(Vec<KeyId>) -> F,
+    ) -> Result<Outcome, ManageError>
+    where
+        F: Future<Output = Result<u64, ManageError>>,
+    {
+        let mut outcome = Outcome::default();
+        let mut parts = vec![ids];
+        while let Some(mut ids) = parts.pop() {
+            match work(ids.clone()).await {
+                Ok(done) => outcome.done += done,
+                Err(error) if error.is_of_a_key() => {
+                    let half = ids.split_off(ids.len() / 2);
+                    match (&ids[..], &half[..]) {
+                        ([], [id]) => {
+                            outcome.skipped += 1;
+                            log(*id, &error);
+                        }
+                        ([], _) => return Err(error),
+                        _ => parts.extend([half, ids]),
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// The ids of some of `keys`, those included that cannot be read.
+    pub(super) async fn select_some(
+        &self,
+        keys: &Selection,
+        skip: u64,
+        limit: usize,
+    ) -> Result<Vec<KeyId>, ManageError> {
+        let mut tx = self.begin().await?;
+        Ok(tx.select_some(keys, places(skip), limit).await?)
+    }
+
+    /// The place of the first of `records` that the database refuses. Nothing of this is committed.
+    pub(super) async fn first_refused(
+        &self,
+        records: &[KeyRecord],
+    ) -> Result<Option<usize>, ManageError> {
+        // Those before `good` are fine, one of those up to `bad` is not.
+        let (mut good, mut bad) = (0, records.len() + 1);
+        while good + 1 < bad {
+            let middle = good + (bad - good) / 2;
+            let mut tx = self.begin().await?;
+            match tx.insert(records.get(..middle).unwrap_or(records)).await {
+                Ok(_) => good = middle,
+                Err(error) => {
+                    let error = ManageError::from(error);
+                    if !error.is_of_a_key() {
+                        return Err(error);
+                    }
+                    bad = middle;
+                }
+            }
+        }
+        Ok((bad <= records.len()).then_some(good))
+    }
+}
+
+/// What is wrong with the row, never what is in it.
+fn log(key_id: KeyId, error: &ManageError) {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    warn!(%key_id, %cause, "key skipped: the database refuses the change");
+}
+
+pub(super) fn places(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}

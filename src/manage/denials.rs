@@ -1,0 +1,235 @@
+//! Denied attempts on their way to the audit, which nothing deletes: a few lines a minute for each
+//! key, and a count of the rest.
+
+use std::{
+    collections::HashMap,
+    fmt, mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use serde_json::json;
+
+use super::audit;
+use crate::{
+    record::{AuditEntry, KeyAction, KeyId},
+    trace::warn,
+};
+
+/// Lines that the denials of one key get in a [`WINDOW`]. Enough to see what was tried, too few to
+/// fill a disk.
+const LINES: u32 = 5;
+const WINDOW: Duration = Duration::from_secs(60);
+/// Keys that are told apart. Beyond this, in one minute, they are counted together.
+const KEYS: usize = 1024;
+
+/// The denials of a minute, counted. In memory only: what is counted here is lost when the process
+/// ends, and logged then.
+#[derive(Default)]
+pub(super) struct Denials(Mutex<HashMap<Option<KeyId>, Window>>);
+
+/// A minute of the denials of one key; of all others for `None`.
+struct Window {
+    /// By the monotonic clock.
+    began: Duration,
+    /// The same instant for people.
+    since: SystemTime,
+    lines: u32,
+    more: u64,
+    actor: String,
+    consumer_id: Option<String>,
+}
+
+/// The denials of a minute that has passed, of which the audit still has to be told.
+pub(super) struct Overdue(Vec<(Option<KeyId>, Window)>);
+
+/// What becomes of a denial.
+pub(super) enum Admission {
+    /// It gets a line, after those of what is overdue.
+    Write(Overdue),
+    /// It is counted.
+    Counted,
+}
+
+impl Denials {
+    /// Decides on a denial of the key `key_id` at `now`, by the monotonic clock, and `wall`.
+    pub(super) fn admit(
+        &self,
+        key_id: KeyId,
+        actor: &str,
+        consumer_id: &str,
+        now: Duration,
+        wall: SystemTime,
+    ) -> Admission {
+        let mut windows = self.lock();
+        let is_over = |window: &Window| now.saturating_sub(window.began) >= WINDOW;
+        if let Some(window) = windows.get_mut(&Some(key_id)).filter(|window| !is_over(window)) {
+            return window.admit();
+        }
+        let overdue = take_overdue(&mut windows, now);
+        let (key, actor, consumer_id) = if windows.len() < KEYS {
+            (Some(key_id), actor, Some(consumer_id.to_owned()))
+        } else {
+            (None, "several keys", None)
+        };
+        let window = windows.entry(key).or_insert_with(|| Window {
+            began: now,
+            since: wall,
+            lines: 0,
+            more: 0,
+            actor: actor.to_owned(),
+            consumer_id,
+        });
+        match window.admit() {
+            Admission::Write(_) => Admission::Write(overdue),
+            Admission::Counted => {
+                restore(&mut windows, overdue);
+                Admission::Counted
+            }
+        }
+    }
+
+    /// Takes out what is overdue at `now`, to be written with another line.
+    pub(super) fn take_overdue(&self, now: Duration) -> Overdue {
+        take_overdue(&mut self.lock(), now)
+    }
+
+    /// Takes back what could not be written.
+    pub(super) fn restore(&self, overdue: Overdue) {
+        restore(&mut self.lock(), overdue);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Option<KeyId>, Window>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn take_overdue(windows: &mut HashMap<Option<KeyId>, Window>, now: Duration) -> Overdue {
+    let over = windows.extract_if(|_, window| now.saturating_sub(window.began) >= WINDOW);
+    Overdue(over.filter(|(_, window)| window.more > 0).collect())
+}
+
+fn restore(windows: &mut HashMap<Option<KeyId>, Window>, overdue: Overdue) {
+    for (key, window) in overdue.0 {
+        let more = window.more;
+        let kept = windows.entry(key).or_insert(Window { more: 0, ..window });
+        kept.more += more;
+    }
+}
+
+impl Window {
+    fn admit(&mut self) -> Admission {
+        if self.lines < LINES {
+            self.lines += 1;
+            return Admission::Write(Overdue(Vec::new()));
+        }
+        self.more += 1;
+        Admission::Counted
+    }
+}
+
+impl Overdue {
+    pub(super) fn entries(&self) -> impl Iterator<Item = AuditEntry> + '_ {
+        self.0.iter().map(|(key_id, window)| {
+            let since = audit::time(Some(window.since));
+            let since = since.as_str().unwrap_or_default();
+            let Window { more, .. } = window;
+            AuditEntry {
+                key_id: *key_id,
+                consumer_id: window.consumer_id.clone(),
+                reason: Some(format!("and {more} more denied attempts since {since}")),
+                changes: Some(json!({ "more": more, "since": since }).to_string()),
+                ..AuditEntry::new(KeyAction::Denied, window.actor.clone())
+            }
+        })
+    }
+}
+
+impl Drop for Denials {
+    fn drop(&mut self) {
+        let windows = mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let lost: u64 = windows.values().map(|window| window.more).sum();
+        if lost > 0 {
+            warn!(count = lost, "denied attempts dropped: the audit has the lines before them");
+        }
+    }
+}
+
+impl fmt::Debug for Denials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Denials").field("keys", &self.lock().len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Duration = Duration::from_secs(1000);
+
+    fn key(number: u32) -> KeyId {
+        let mut bytes = [0; 16];
+        bytes[12..].copy_from_slice(&number.to_be_bytes());
+        KeyId::from_bytes(bytes)
+    }
+
+    fn admit(denials: &Denials, number: u32, now: Duration) -> Option<Vec<AuditEntry>> {
+        let wall = SystemTime::UNIX_EPOCH + now;
+        match denials.admit(key(number), "key:a", "acme", now, wall) {
+            Admission::Write(overdue) => Some(overdue.entries().collect()),
+            Admission::Counted => None,
+        }
+    }
+
+    #[test]
+    fn a_key_gets_five_lines_a_minute_and_a_sum() {
+        let denials = Denials::default();
+        let written = (0..11_410).filter(|_| admit(&denials, 1, START).is_some()).count();
+        assert_eq!(written, 5);
+        let summed = admit(&denials, 1, START + WINDOW).unwrap();
+        assert_eq!(summed.len(), 1);
+        assert_eq!(summed[0].key_id, Some(key(1)));
+        assert_eq!(
+            summed[0].reason.as_deref(),
+            Some("and 11405 more denied attempts since 1970-01-01T00:16:40Z")
+        );
+        assert_eq!(admit(&denials, 1, START + WINDOW), Some(Vec::new()), "summed up once");
+    }
+
+    #[test]
+    fn the_denials_of_one_key_use_up_no_lines_of_another() {
+        let denials = Denials::default();
+        for _ in 0..100 {
+            admit(&denials, 1, START);
+        }
+        assert!(admit(&denials, 2, START).is_some());
+        let summed = admit(&denials, 2, START + WINDOW).unwrap();
+        assert_eq!(summed[0].key_id, Some(key(1)), "another key's denial writes the sum");
+    }
+
+    #[test]
+    fn many_keys_take_no_more_memory_and_are_summed_up_together() {
+        let denials = Denials::default();
+        let written = (0..100_000).filter(|number| admit(&denials, *number, START).is_some());
+        assert_eq!(written.count(), KEYS + LINES as usize);
+        assert_eq!(denials.lock().len(), KEYS + 1);
+        let summed = admit(&denials, 1, START + WINDOW).unwrap();
+        let more = 100_000 - KEYS - LINES as usize;
+        assert_eq!((summed.len(), summed[0].key_id), (1, None));
+        assert!(summed[0].reason.as_ref().unwrap().starts_with(&format!("and {more} more")));
+        assert_eq!(denials.lock().len(), 1);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_not_lost() {
+        let denials = Denials::default();
+        for _ in 0..8 {
+            admit(&denials, 1, START);
+        }
+        let overdue = denials.take_overdue(START + WINDOW);
+        assert_eq!(overdue.0.len(), 1);
+        denials.restore(overdue);
+        assert_eq!(denials.take_overdue(START + WINDOW).0[0].1.more, 3);
+        assert!(denials.take_overdue(START + WINDOW).0.is_empty());
+    }
+}
