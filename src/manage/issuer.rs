@@ -2,6 +2,7 @@ use std::{fmt, future::Future, sync::Arc, time::SystemTime};
 
 use super::{
     Actor, ManageError,
+    bounds::Bounds,
     erased::{ErasedKeys, ErasedTransaction},
     new_key::whole_micros,
 };
@@ -22,6 +23,7 @@ pub struct KeyIssuer {
     pub(super) entropy: Arc<dyn EntropySource>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) actor: Actor,
+    pub(super) bounds: Bounds,
     caches: Vec<Arc<dyn Invalidate>>,
 }
 
@@ -34,6 +36,7 @@ impl KeyIssuer {
             entropy: Arc::new(SystemEntropy),
             clock: Arc::new(SystemClock::new()),
             actor: Actor::operator("application"),
+            bounds: Bounds::default(),
             caches: Vec::new(),
         }
     }
@@ -56,6 +59,29 @@ impl KeyIssuer {
     #[must_use]
     pub fn clock(self, clock: impl Clock) -> Self {
         Self { clock: Arc::new(clock), ..self }
+    }
+
+    /// The most keys of a consumer that are neither revoked nor expired, where a
+    /// [key](Actor::caller) asks for another one, and the most that are made of a consumer in an hour,
+    /// whatever became of them. Operators and imports are not bound. Default: 1,000, enough for a
+    /// customer who gives each of their own customers a key, and few enough to be listed and revoked
+    /// in a second.
+    ///
+    /// Rotations stop at twice as many, so that each of the keys can be replaced while it goes on
+    /// working.
+    #[must_use]
+    pub fn max_keys_per_consumer(mut self, keys: usize) -> Self {
+        self.bounds.keys_per_consumer = keys;
+        self
+    }
+
+    /// How often a key can be rotated in an hour, its successors included, where a
+    /// [key](Actor::caller) asks for it. Operators are not bound. Default: 10, more than any schedule
+    /// takes.
+    #[must_use]
+    pub fn max_rotations_per_hour(mut self, rotations: usize) -> Self {
+        self.bounds.rotations_per_hour = rotations;
+        self
     }
 
     /// The same issuer at the service of `actor`.
@@ -119,7 +145,8 @@ impl KeyIssuer {
             }
             _ => self.store.events(query).await?,
         };
-        if let Some(id) = query.key_id.filter(|_| page.events.is_empty() && query.after.is_none()) {
+        let is_empty = page.events.is_empty() && page.invalid.is_empty();
+        if let Some(id) = query.key_id.filter(|_| is_empty && query.after.is_none()) {
             self.get(id).await?;
         }
         Ok(page)

@@ -49,6 +49,7 @@
 
 mod actor;
 mod audit;
+mod bounds;
 mod change;
 mod erased;
 mod error;

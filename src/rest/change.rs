@@ -204,7 +204,7 @@ async fn merge_metadata(
     let mut attempts = 1;
     loop {
         let current = writer.issuer().get(id).await.map_err(|error| writer.refuse(&error))?.record;
-        let mut merged = serde_json::from_str(current.metadata.as_json()).unwrap_or_default();
+        let mut merged = current.metadata.to_value();
         merge(&mut merged, Value::Object(patch.0.clone()));
         let update = update
             .clone()
@@ -370,6 +370,9 @@ fn name(field: &'static str, name: String) -> Result<String, Refusal> {
 }
 
 fn scopes(names: Vec<String>) -> Result<Scopes, Refusal> {
+    if names.len() > Scopes::MAX_SCOPES {
+        return Err(Refusal::invalid("/scopes", "A key has at most 128 scopes."));
+    }
     let scope = |(at, name)| {
         Scope::new(name)
             .map_err(|error| Refusal::invalid(format!("/scopes/{at}"), error.to_string()))

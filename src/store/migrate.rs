@@ -36,6 +36,11 @@ pub(super) const POSTGRES: &[Migration] = &[
         description: "plans of api keys",
         sql: include_str!("../../migrations/postgres/0004_api_key_plans.sql"),
     },
+    Migration {
+        version: 7,
+        description: "bounds of api keys",
+        sql: include_str!("../../migrations/postgres/0007_api_key_bounds.sql"),
+    },
 ];
 
 #[cfg(feature = "sqlite")]
@@ -59,6 +64,11 @@ pub(super) const SQLITE: &[Migration] = &[
         version: 4,
         description: "plans of api keys",
         sql: include_str!("../../migrations/sqlite/0004_api_key_plans.sql"),
+    },
+    Migration {
+        version: 7,
+        description: "bounds of api keys",
+        sql: include_str!("../../migrations/sqlite/0007_api_key_bounds.sql"),
     },
 ];
 

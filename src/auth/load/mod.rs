@@ -1,6 +1,7 @@
 //! Getting a key that is not in the cache: once, in a task of its own, within a deadline.
 
 mod breaker;
+mod corrupt;
 mod directory;
 mod erased;
 mod failures;
@@ -26,6 +27,7 @@ use tokio::{
 pub(super) use self::erased::{BoxFuture, ErasedStore};
 use self::{
     breaker::Breaker,
+    corrupt::CorruptKeys,
     directory::Directory,
     flights::{Flight, Flights},
     strangers::{Asker, Strangers},
@@ -71,6 +73,7 @@ pub(super) struct Loader {
     pub(super) cache: KeyCache,
     pub(super) feed: FeedState,
     breaker: Breaker,
+    corrupt: CorruptKeys,
     board: Mutex<Board>,
     turns: Semaphore,
     pub(super) strangers: Strangers,
@@ -109,6 +112,7 @@ impl Loader {
             observer,
             feed: FeedState::default(),
             breaker: Breaker::default(),
+            corrupt: CorruptKeys::default(),
             board: Mutex::default(),
             turns: Semaphore::new(policy.max_loads),
             strangers: Strangers::new(&policy, failures),
@@ -292,7 +296,7 @@ impl Loader {
             let late = format!("no answer within {:?}", self.deadline);
             Err(StoreError::new(StoreErrorKind::Unavailable).because(late))
         };
-        let found = found.unwrap_or_else(late);
+        let found = found.unwrap_or_else(late).and_then(|found| self.terms.check(found));
         let answered = self.clock.monotonic();
         match &found {
             Ok(Some(_)) => drop(cost),
@@ -315,7 +319,7 @@ impl Loader {
                 });
                 Ok(Fetched { entry, loaded_at: now, generation })
             }
-            Err(error) => Err(self.failed(error)),
+            Err(error) => Err(self.failed(hash, error)),
         }
     }
 
@@ -333,9 +337,14 @@ impl Loader {
         Ok((stranger, self.turns.acquire().await?))
     }
 
-    fn failed(&self, error: StoreError) -> Rejection {
+    fn failed(&self, hash: &KeyHash, error: StoreError) -> Rejection {
         self.observe(&Event::LoadFailed { error: &error });
         trace::debug!(?error, "a key could not be looked up");
+        if error.kind() == StoreErrorKind::Corrupt
+            && self.corrupt.is_due(hash, self.clock.monotonic())
+        {
+            trace::warn!(?error, "key not let in: its record cannot be read or is out of bounds");
+        }
         let down = error.kind() == StoreErrorKind::Unavailable;
         if down && self.breaker.failed(self.clock.monotonic()) {
             trace::warn!(?error, "the key store is down; keys are judged by what is cached");
