@@ -6,6 +6,7 @@ use super::copies::Copies;
 use crate::{
     rate_limit::{Meter, Meters, Plans, RateLimits, Subject},
     record::KeyRecord,
+    store::{StoreError, StoreErrorKind},
 };
 
 /// What the limits of a key follow from, beside its record.
@@ -26,6 +27,19 @@ impl Terms {
     pub(super) fn meter(&self, record: &KeyRecord, now: Duration) -> Meter {
         let subject = Subject { consumer: &record.consumer_id, root: record.root_id.as_u128() };
         Meter::new(&self.meters, self.copies.of(&self.limits(record)), subject, now)
+    }
+
+    /// A record with more quotas, of its own and of its plan, than a request is counted against is
+    /// refused: dropping one of them would let more through.
+    pub(super) fn check(&self, found: Option<KeyRecord>) -> Result<Option<KeyRecord>, StoreError> {
+        match found {
+            Some(record) if !self.limits(&record).is_within_bounds() => {
+                let id = record.id;
+                let problem = format!("key {id} has more than 8 quotas together with its plan");
+                Err(StoreError::new(StoreErrorKind::Corrupt).because(problem))
+            }
+            found => Ok(found),
+        }
     }
 
     /// Those of its own and those of its plan, of which its own come first where both have one of

@@ -179,7 +179,7 @@ pub(super) fn write_retirement(headers: &mut HeaderMap, retirement: Retirement) 
 }
 
 /// `Retry-After`: whole seconds, never 0, which clients take for "at once".
-pub(super) fn retry_after(wait: Duration) -> (HeaderName, HeaderValue) {
+pub(crate) fn retry_after(wait: Duration) -> (HeaderName, HeaderValue) {
     (RETRY_AFTER, HeaderValue::from(ceil_secs(wait).clamp(1, MAX_INTEGER)))
 }
 

@@ -153,6 +153,8 @@ pub mod websocket;
 #[cfg(feature = "axum")]
 pub use self::extract::ConsumerRejection;
 #[cfg(feature = "admin")]
+pub(crate) use self::headers::retry_after;
+#[cfg(feature = "admin")]
 pub(crate) use self::response::{Problem, complete};
 pub use self::{
     client_address::ClientAddress,

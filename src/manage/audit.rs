@@ -2,7 +2,7 @@ use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
-use crate::record::{KeyRecord, Scope};
+use crate::record::{KeyRecord, Scope, rfc3339};
 
 /// What is different in `after`, as a JSON object of fields; of a new key all that is set.
 pub(super) fn changes(before: Option<&KeyRecord>, after: &KeyRecord) -> Option<String> {
@@ -29,7 +29,7 @@ fn fields(record: &KeyRecord) -> [(&'static str, Value); 12] {
         ("scopes", json!(scopes)),
         ("rate_limits", json!(record.rate_limits)),
         ("plan", json!(record.plan)),
-        ("metadata", serde_json::from_str(record.metadata.as_json()).unwrap_or_default()),
+        ("metadata", record.metadata.to_value()),
         ("is_active", json!(record.is_active)),
         ("not_before", time(record.not_before)),
         ("expires_at", time(record.expires_at)),
@@ -65,6 +65,5 @@ pub(super) fn shown_to(consumer_id: &str, changes: &str) -> Option<String> {
 }
 
 pub(super) fn time(at: Option<SystemTime>) -> Value {
-    let at = at.and_then(|at| jiff::Timestamp::try_from(at).ok());
-    json!(at.map(|at| at.to_string()))
+    json!(at.map(rfc3339))
 }

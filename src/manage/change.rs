@@ -1,6 +1,9 @@
 use serde_json::json;
 
-use super::{Actor, KeyIssuer, ManageError, audit, denials::Admission, erased::ErasedTransaction};
+use super::{
+    Actor, KeyIssuer, ManageError, audit, bounds::Bounds, denials::Admission,
+    erased::ErasedTransaction,
+};
 use crate::{
     record::{AuditEntry, KeyAction, KeyId, KeyRecord},
     store::Claim,
@@ -126,6 +129,11 @@ impl Change {
         let locked = locked.into_iter().filter(|record| targets.contains(&record.id)).collect();
         let (entries, changed) = (Vec::new(), Vec::new());
         Ok((Self { tx, issuer, held, entries, changed, attempt }, locked))
+    }
+
+    /// The bounds on what a caller makes; `None` for an operator.
+    pub(super) fn bounds(&self) -> Option<Bounds> {
+        self.actor().caller.as_ref().map(|_| self.issuer.bounds)
     }
 
     fn actor(&self) -> &Actor {

@@ -4,8 +4,8 @@ use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        Claim, EventPage, EventQuery, KeyPage, KeyQuery, KeyTransaction, ManageKeys, ManagePlans,
-        Selection, StoreError,
+        Claim, EventPage, EventQuery, KeyCountQuery, KeyCounts, KeyPage, KeyQuery, KeyTransaction,
+        ManageKeys, ManagePlans, Selection, StoreError,
     },
 };
 
@@ -69,6 +69,8 @@ pub(super) trait ErasedTransaction: Send {
         ids: &'a [KeyId],
         reason: Option<&'a str>,
     ) -> Answer<'a, Vec<KeyRecord>>;
+    fn count_keys<'a>(&'a mut self, query: &'a KeyCountQuery) -> Answer<'a, KeyCounts>;
+    fn nth_rotation(&mut self, root: KeyId, nth: usize) -> Answer<'_, Option<SystemTime>>;
     fn delete<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, ()>;
     fn record<'a>(&'a mut self, entries: &'a [AuditEntry]) -> Answer<'a, ()>;
     fn set_plan<'a>(
@@ -119,6 +121,14 @@ impl<T: KeyTransaction> ErasedTransaction for T {
         reason: Option<&'a str>,
     ) -> Answer<'a, Vec<KeyRecord>> {
         Box::pin(KeyTransaction::revoke(self, ids, reason))
+    }
+
+    fn count_keys<'a>(&'a mut self, query: &'a KeyCountQuery) -> Answer<'a, KeyCounts> {
+        Box::pin(KeyTransaction::count_keys(self, query))
+    }
+
+    fn nth_rotation(&mut self, root: KeyId, nth: usize) -> Answer<'_, Option<SystemTime>> {
+        Box::pin(KeyTransaction::nth_rotation(self, root, nth))
     }
 
     fn delete<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, ()> {

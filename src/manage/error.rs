@@ -1,4 +1,4 @@
-use std::{borrow::Cow, error::Error, fmt};
+use std::{borrow::Cow, error::Error, fmt, time::Duration};
 
 use crate::{
     key::RngError,
@@ -18,6 +18,7 @@ pub struct ManageError {
     index: Option<usize>,
     key_id: Option<KeyId>,
     scope: Option<Scope>,
+    retry_after: Option<Duration>,
     hidden: bool,
     is_collision: bool,
     /// Whether what failed may pass.
@@ -35,6 +36,7 @@ impl ManageError {
             index: None,
             key_id: None,
             scope: None,
+            retry_after: None,
             hidden: false,
             is_collision: false,
             is_transient: false,
@@ -106,6 +108,14 @@ impl ManageError {
 
     pub(super) fn operators_only() -> Self {
         Self::new(ManageErrorKind::Denied, "that is for operators, not for keys")
+    }
+
+    pub(super) fn too_many_keys(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ManageErrorKind::TooManyKeys, detail)
+    }
+
+    pub(super) fn too_many_changes(detail: impl Into<Cow<'static, str>>, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..Self::new(ManageErrorKind::TooManyChanges, detail) }
     }
 
     /// It was this one of a batch.
@@ -189,6 +199,12 @@ impl ManageError {
         self.key_id
     }
 
+    /// How long to wait, where there were [too many](ManageErrorKind::TooManyChanges) changes.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
     /// The scope that the caller lacks, if that is why it was [denied](ManageErrorKind::Denied).
     #[must_use]
     pub const fn required_scope(&self) -> Option<&Scope> {
@@ -260,6 +276,11 @@ pub enum ManageErrorKind {
     Repeated,
     /// Another request was sent under the same idempotency key.
     IdempotencyKeyReused,
+    /// The consumer has as many keys as it may have.
+    TooManyKeys,
+    /// Too many keys of the consumer were made, or the key was rotated too often, in the past hour:
+    /// see [`retry_after`](ManageError::retry_after).
+    TooManyChanges,
     /// The random number generator failed.
     Rng,
     /// The store failed.

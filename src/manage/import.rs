@@ -79,6 +79,7 @@ impl KeyIssuer {
                 granted.map_err(|error| error.at(at))?;
             }
             let keys = change.tx.insert(&records).await?;
+            change.check_quotas(&records).await?;
             let mut inserted = keys.iter().copied().collect::<std::collections::HashSet<_>>();
             let mut imported = Imported::default();
             for (record, key) in records.iter().zip(&batch) {

@@ -23,7 +23,9 @@ impl KeyIssuer {
     ///
     /// # Errors
     ///
-    /// When the key asked for makes no sense or is denied, or the random number generator or the
+    /// [`TooManyKeys`](super::ManageErrorKind::TooManyKeys) and
+    /// [`TooManyChanges`](super::ManageErrorKind::TooManyChanges) to a caller beyond its
+    /// [bounds](Self::max_keys_per_consumer), or when the key asked for makes no sense or is denied, or the random number generator or the
     /// store fails; no key exists then that anybody knows.
     pub async fn issue(&self, new: NewKey) -> Result<Issued, ManageError> {
         self.detached(self.clone().issue_now(new)).await
@@ -49,6 +51,8 @@ impl KeyIssuer {
             change.check_grant(&record)?;
             change.claim(claim).await?;
             change.insert(&record).await?;
+            change.check_quotas(std::slice::from_ref(&record)).await?;
+            change.check_new_key(&record).await?;
             change.note(KeyAction::Issued, None, &record, reason.as_deref());
             Ok(record)
         });

@@ -9,6 +9,7 @@ use super::{
     Actor, ManageError,
     admission::{PerConsumer, Turn},
     audit,
+    bounds::Bounds,
     denials::Denials,
     erased::{ErasedKeys, ErasedTransaction},
     new_key::whole_micros,
@@ -32,6 +33,7 @@ pub struct KeyIssuer {
     pub(super) actor: Actor,
     /// Shared by all clones: what one key tries counts together, whichever face it comes through.
     pub(super) denials: Arc<Denials>,
+    pub(super) bounds: Bounds,
     caches: Vec<Arc<dyn Invalidate>>,
     /// What the consumers of calling keys have under way.
     admission: Arc<PerConsumer>,
@@ -52,6 +54,7 @@ impl KeyIssuer {
             clock: Arc::new(SystemClock::new()),
             actor: Actor::operator("application"),
             denials: Arc::default(),
+            bounds: Bounds::default(),
             caches: Vec::new(),
             admission: Arc::new(PerConsumer::new(MAX_PER_CONSUMER, WAIT)),
         }
@@ -75,6 +78,29 @@ impl KeyIssuer {
     #[must_use]
     pub fn clock(self, clock: impl Clock) -> Self {
         Self { clock: Arc::new(clock), ..self }
+    }
+
+    /// The most keys of a consumer that are neither revoked nor expired, where a
+    /// [key](Actor::caller) asks for another one, and the most that are made of a consumer in an hour,
+    /// whatever became of them. Operators and imports are not bound. Default: 1,000, enough for a
+    /// customer who gives each of their own customers a key, and few enough to be listed and revoked
+    /// in a second.
+    ///
+    /// Rotations stop at twice as many, so that each of the keys can be replaced while it goes on
+    /// working.
+    #[must_use]
+    pub fn max_keys_per_consumer(mut self, keys: usize) -> Self {
+        self.bounds.keys_per_consumer = keys;
+        self
+    }
+
+    /// How often a key can be rotated in an hour, its successors included, where a
+    /// [key](Actor::caller) asks for it. Operators are not bound. Default: 10, more than any schedule
+    /// takes.
+    #[must_use]
+    pub fn max_rotations_per_hour(mut self, rotations: usize) -> Self {
+        self.bounds.rotations_per_hour = rotations;
+        self
     }
 
     /// The same issuer at the service of `actor`.
@@ -155,7 +181,8 @@ impl KeyIssuer {
                 event.entry.changes = changes.and_then(|changes| audit::shown_to(&own, &changes));
             }
         }
-        if let Some(id) = query.key_id.filter(|_| page.events.is_empty() && query.after.is_none()) {
+        let is_empty = page.events.is_empty() && page.invalid.is_empty();
+        if let Some(id) = query.key_id.filter(|_| is_empty && query.after.is_none()) {
             self.get_now(id).await?;
         }
         Ok(page)

@@ -58,6 +58,7 @@ mod actor;
 mod admission;
 mod audit;
 mod batch;
+mod bounds;
 mod change;
 mod denials;
 mod erased;

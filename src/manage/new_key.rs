@@ -165,7 +165,10 @@ impl NewKey {
         }
         text::check_some("name", self.name.as_deref())?;
         self.plan.as_deref().map_or(Ok(()), text::check_plan)?;
-        text::check_some("created_by", self.created_by.as_deref())?;
+        let created_by = self.created_by.as_deref().unwrap_or(actor);
+        text::check("created_by", created_by)?;
+        text::check_scopes(&self.scopes)?;
+        text::check_quotas(self.rate_limits.as_ref())?;
         text::check_some("reason", self.reason.as_deref())?;
         let expires_at = self.expiry.reckon(record.created_at)?;
         if let (Some(begin), Some(end)) = (self.not_before, expires_at)
@@ -181,7 +184,7 @@ impl NewKey {
         record.rate_limits.clone_from(&self.rate_limits);
         record.plan.clone_from(&self.plan);
         record.metadata = self.metadata.clone();
-        record.created_by = Some(self.created_by.clone().unwrap_or_else(|| actor.to_owned()));
+        record.created_by = Some(created_by.to_owned());
         record.not_before = self.not_before.map(whole_micros);
         record.expires_at = expires_at;
         Ok(())

@@ -5,6 +5,9 @@ impl KeyIssuer {
     /// Gives a plan these limits, whether it was there before or not. They count at once for every
     /// key that names it: caches of this process are told, and those of others by their feeds.
     ///
+    /// A key on the plan may have quotas of its own, up to 8 together with those of the plan: one that
+    /// has more is not let in until it has fewer.
+    ///
     /// Where that changes something, the audit has a line of it, without a key or a consumer.
     ///
     /// # Errors
@@ -14,6 +17,7 @@ impl KeyIssuer {
     /// [caller](super::Actor::caller), or when the store fails.
     pub async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), ManageError> {
         text::check_plan(name)?;
+        text::check_quotas(Some(limits))?;
         let (issuer, name, limits) = (self.clone(), name.to_owned(), limits.clone());
         self.detached(async move {
             issuer.check_operator("set plan").await?;

@@ -85,7 +85,9 @@ impl KeyIssuer {
     ///
     /// [`NotFound`](super::ManageErrorKind::NotFound) when there is no such key,
     /// [`Conflict`](super::ManageErrorKind::Conflict) when it is revoked, has expired or was rotated
-    /// before, or when that makes no sense or is denied, or the random number generator or the
+    /// before, [`TooManyChanges`](super::ManageErrorKind::TooManyChanges) and
+    /// [`TooManyKeys`](super::ManageErrorKind::TooManyKeys) to a caller beyond its
+    /// [bounds](Self::max_rotations_per_hour), or when that makes no sense or is denied, or the random number generator or the
     /// store fails.
     pub async fn rotate(&self, id: KeyId, rotation: Rotation) -> Result<Rotated, ManageError> {
         self.detached(self.clone().rotate_now(id, rotation)).await
@@ -115,6 +117,7 @@ impl KeyIssuer {
                 };
                 change.insert(&new).await?;
                 let previous = change.tx.update(&retired).await?;
+                change.check_rotation(&new).await?;
                 let reason = rotation.reason.as_deref();
                 change.note(KeyAction::Rotated, Some(&old), &previous, reason);
                 change.note(KeyAction::Issued, None, &new, reason);

@@ -1,11 +1,12 @@
 use super::ManageError;
-use crate::record::{PLAN_NAMES, is_plan_name};
-
-const MAX_LEN: usize = 1024;
+use crate::{
+    rate_limit::RateLimits,
+    record::{KeyRecord, MAX_TEXT, PLAN_NAMES, Scopes, is_plan_name},
+};
 
 /// Refuses what would spoil a log, a terminal or a table of whoever reads it later.
 pub(super) fn check(field: &'static str, text: &str) -> Result<(), ManageError> {
-    if text.len() > MAX_LEN {
+    if text.len() > MAX_TEXT {
         return Err(ManageError::invalid(field, "that is longer than 1,024 bytes"));
     }
     if !is_plain(text) {
@@ -23,6 +24,36 @@ pub(crate) fn is_plain(text: &str) -> bool {
 
 pub(super) fn check_some(field: &'static str, text: Option<&str>) -> Result<(), ManageError> {
     text.map_or(Ok(()), |text| check(field, text))
+}
+
+/// Refuses more scopes than are cached with a key.
+pub(super) fn check_scopes(scopes: &Scopes) -> Result<(), ManageError> {
+    if scopes.is_within_bounds() {
+        return Ok(());
+    }
+    Err(ManageError::invalid("scopes", "a key has at most 128 scopes"))
+}
+
+/// Refuses more quotas than a request is to be counted against.
+pub(super) fn check_quotas(limits: Option<&RateLimits>) -> Result<(), ManageError> {
+    if limits.is_none_or(RateLimits::is_within_bounds) {
+        return Ok(());
+    }
+    Err(ManageError::invalid("rate_limits", "a key or a plan has at most 8 quotas"))
+}
+
+/// Refuses a key that has more quotas than that together with its plan, as far as the store defines
+/// it: it would not be let in.
+pub(super) fn check_quotas_with_plan(record: &KeyRecord) -> Result<(), ManageError> {
+    let (Some(own), Some(plan)) = (&record.rate_limits, &record.plan_limits) else {
+        return Ok(());
+    };
+    if own.and(plan).is_within_bounds() {
+        return Ok(());
+    }
+    let detail = "a key has at most 8 quotas, its own and those of its plan together: give it fewer, \
+        or quotas named as those of the plan, which they replace";
+    Err(ManageError::invalid("rate_limits", detail))
 }
 
 pub(super) fn check_plan(name: &str) -> Result<(), ManageError> {

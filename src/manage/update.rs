@@ -96,9 +96,11 @@ impl KeyUpdate {
             after.name.clone_from(name);
         }
         if let Some(scopes) = &self.scopes {
+            text::check_scopes(scopes)?;
             after.scopes = scopes.clone();
         }
         if let Some(limits) = &self.rate_limits {
+            text::check_quotas(limits.as_ref())?;
             after.rate_limits.clone_from(limits);
         }
         if let Some(plan) = self.plan.as_ref().filter(|plan| **plan != before.plan) {
@@ -200,6 +202,9 @@ impl KeyIssuer {
                 return Ok(before);
             }
             let after = change.tx.update(&after).await?;
+            if (&after.plan, &after.rate_limits) != (&before.plan, &before.rate_limits) {
+                text::check_quotas_with_plan(&after)?;
+            }
             change.note(KeyAction::Updated, Some(&before), &after, update.reason.as_deref());
             Ok(after)
         })

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{InvalidQuota, Quota};
 
-/// The quotas of one key, shortest window first, each with a name of its own.
+/// The quotas of one key, shortest window first, each with a name of its own, at most
+/// [`MAX_QUOTAS`](Self::MAX_QUOTAS).
 ///
 /// A request must fit all of them, and takes from all or none: a burst which the minute turns away
 /// does not use up the day.
@@ -27,6 +28,13 @@ struct Limits {
 static UNLIMITED: LazyLock<RateLimits> = LazyLock::new(|| RateLimits::of(Vec::new()));
 
 impl RateLimits {
+    /// The most quotas of a key or a plan, and of a key together with its plan: 8.
+    ///
+    /// Each quota costs every request of the key: a bucket to take from, in Redis if need be, and
+    /// about 100 bytes in each of two response headers. Eight with the longest names there are fit
+    /// into 2 KiB of headers, which every proxy forwards.
+    pub const MAX_QUOTAS: usize = 8;
+
     /// No limit at all.
     #[must_use]
     pub fn unlimited() -> Self {
@@ -45,9 +53,13 @@ impl RateLimits {
     ///
     /// # Errors
     ///
-    /// When two have the same name.
+    /// When two have the same name, or there are more than [`MAX_QUOTAS`](Self::MAX_QUOTAS).
     pub fn new(quotas: impl IntoIterator<Item = Quota>) -> Result<Self, InvalidQuota> {
-        let mut quotas: Vec<Quota> = quotas.into_iter().collect();
+        // One more than allowed shows that there are too many.
+        let mut quotas: Vec<Quota> = quotas.into_iter().take(Self::MAX_QUOTAS + 1).collect();
+        if quotas.len() > Self::MAX_QUOTAS {
+            return Err(InvalidQuota::TooMany);
+        }
         sort(&mut quotas);
         let mut names: Vec<_> = quotas.iter().map(Quota::name).collect();
         names.sort_unstable();
@@ -71,6 +83,9 @@ impl RateLimits {
     }
 
     /// These and those of `others`, of which one of the same name gives way.
+    ///
+    /// The result may have more than [`MAX_QUOTAS`](Self::MAX_QUOTAS). A key that has too many
+    /// together with its plan is refused when it is made, and not let in when it is read.
     #[must_use]
     pub fn and(&self, others: &Self) -> Self {
         let is_new = |quota: &&Quota| self.iter().all(|own| own.name() != quota.name());
@@ -78,6 +93,11 @@ impl RateLimits {
         let mut quotas: Vec<Quota> = quotas.collect();
         sort(&mut quotas);
         Self::of(quotas)
+    }
+
+    /// Whether a key may have these: no more than [`MAX_QUOTAS`](Self::MAX_QUOTAS).
+    pub(crate) fn is_within_bounds(&self) -> bool {
+        self.0.quotas.len() <= Self::MAX_QUOTAS
     }
 
     /// Whether there is no limit.
@@ -154,6 +174,23 @@ mod tests {
     fn names_are_unique() {
         let quota = Quota::per_minute(60).unwrap();
         assert_eq!(RateLimits::new([quota.clone(), quota]), Err(InvalidQuota::Name));
+    }
+
+    #[test]
+    fn eight_quotas_are_the_most_wherever_they_come_from() {
+        let quotas = |count: usize| {
+            (0..count).map(|at| Quota::per_minute(1).unwrap().named(format!("q{at}")).unwrap())
+        };
+        let eight = RateLimits::new(quotas(8)).unwrap();
+        let json = serde_json::to_string(&eight).unwrap();
+        assert_eq!(serde_json::from_str::<RateLimits>(&json).unwrap(), eight);
+        assert_eq!(RateLimits::new(quotas(9)), Err(InvalidQuota::TooMany));
+        assert_eq!(RateLimits::new(quotas(1_000_000)), Err(InvalidQuota::TooMany));
+        let json = serde_json::to_string(&quotas(9).collect::<Vec<_>>()).unwrap();
+        assert!(serde_json::from_str::<RateLimits>(&json).is_err());
+        let other = Quota::per_hour(1).unwrap().into();
+        assert!(eight.is_within_bounds() && !eight.and(&other).is_within_bounds());
+        assert!(eight.and(&eight).is_within_bounds());
     }
 
     #[test]

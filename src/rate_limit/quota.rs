@@ -410,6 +410,8 @@ pub enum InvalidQuota {
     Sliding,
     /// A name that is empty, too long, taken, or has characters a header may not carry.
     Name,
+    /// More quotas than a key or a plan may [have](super::RateLimits::MAX_QUOTAS).
+    TooMany,
 }
 
 impl fmt::Display for InvalidQuota {
@@ -425,6 +427,7 @@ impl fmt::Display for InvalidQuota {
             Self::Name => {
                 "a quota's name is 1 to 64 letters, digits, `-`, `_` or `.`, and its own among the quotas of a key"
             }
+            Self::TooMany => "a key or a plan has at most 8 quotas",
         })
     }
 }

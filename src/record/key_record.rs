@@ -31,6 +31,13 @@ impl KeyId {
         Ok(Self(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()))
     }
 
+    /// The first of the ids that are made at `at`.
+    pub(crate) fn first_of(at: SystemTime) -> Self {
+        let millis = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        Self(Uuid::from_u128(u128::from(millis) << 80))
+    }
+
     /// An id as a store reads it.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {

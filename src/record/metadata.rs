@@ -1,15 +1,15 @@
 use std::{error::Error, fmt};
 
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Number, Value};
 
-const MAX_LEN: usize = 16 * 1024;
 const EMPTY: &str = "{}";
 
 /// A JSON object of the application's own, carried along with a key: a plan, a region, a tenant.
 ///
-/// It is handed to handlers as it was stored and means nothing to this crate. At most 16 KiB, as
-/// it is cached with each key.
+/// It is handed to handlers as it was stored and means nothing to this crate. It is cached with each
+/// key and shown in lists and in the audit, so its [size](Self::MAX_LEN) and its
+/// [depth](Self::MAX_DEPTH) are bounded.
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
@@ -29,12 +29,21 @@ const EMPTY: &str = "{}";
 pub struct Metadata(Option<Box<str>>);
 
 impl Metadata {
+    /// The most bytes of metadata: 16 KiB as compact JSON, in which numbers count as databases write
+    /// them, without an exponent (`1e300` is 301 digits).
+    pub const MAX_LEN: usize = 16 * 1024;
+
+    /// The most objects and arrays within each other, the outermost included: 32. Common JSON parsers
+    /// refuse 64 to 128 levels, and metadata are shown inside of other JSON.
+    pub const MAX_DEPTH: usize = 32;
+
     /// Serialises `value`.
     ///
     /// # Errors
     ///
-    /// When it does not make a JSON object, a larger one than 16 KiB, or one with the character
-    /// U+0000, which not every database can store.
+    /// When it does not make a JSON object, one beyond [`MAX_LEN`](Self::MAX_LEN) or
+    /// [`MAX_DEPTH`](Self::MAX_DEPTH), or one with the character U+0000, which not every database
+    /// can store.
     pub fn new(value: &impl Serialize) -> Result<Self, InvalidMetadata> {
         let value = serde_json::to_value(value).map_err(InvalidMetadata::json)?;
         Self::from_value(&value)
@@ -51,13 +60,20 @@ impl Metadata {
     }
 
     fn from_value(value: &Value) -> Result<Self, InvalidMetadata> {
-        let object = value.as_object().ok_or(InvalidMetadata { source: None })?;
+        let object = value.as_object().ok_or(InvalidMetadata(Problem::NoObject))?;
         if object.is_empty() {
             return Ok(Self(None));
         }
+        // First: what else looks at the value goes as deep as it is.
+        if is_deeper_than(value, Self::MAX_DEPTH) {
+            return Err(InvalidMetadata(Problem::TooDeep));
+        }
+        if has_nul(value) {
+            return Err(InvalidMetadata(Problem::Nul));
+        }
         let json = value.to_string();
-        if json.len() > MAX_LEN || has_nul(value) {
-            return Err(InvalidMetadata { source: None });
+        if json.len() > Self::MAX_LEN || json.len() + exponents(value) > Self::MAX_LEN {
+            return Err(InvalidMetadata(Problem::TooLong));
         }
         Ok(Self(Some(json.into())))
     }
@@ -68,6 +84,12 @@ impl Metadata {
         self.0.as_deref().unwrap_or(EMPTY)
     }
 
+    /// The JSON as a value, for answers and the audit. Text that cannot be parsed would be shown as a
+    /// string rather than left out.
+    pub(crate) fn to_value(&self) -> Value {
+        shown(self.as_json())
+    }
+
     /// Reads it as a type of the application's.
     ///
     /// # Errors
@@ -75,6 +97,28 @@ impl Metadata {
     /// When it does not fit `T`.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, InvalidMetadata> {
         serde_json::from_str(self.as_json()).map_err(InvalidMetadata::json)
+    }
+}
+
+/// The deepest JSON that is shown as such: with what it is wrapped in, every common parser reads it.
+const MAX_SHOWN_DEPTH: usize = 48;
+
+/// Stored JSON as it is shown inside of other JSON: text that is not JSON, or is nested too deep for
+/// the parsers of those who read it, is shown as a string.
+pub(crate) fn shown(json: &str) -> Value {
+    match serde_json::from_str(json) {
+        Ok(value) if !is_deeper_than(&value, MAX_SHOWN_DEPTH) => value,
+        _ => Value::String(json.to_owned()),
+    }
+}
+
+/// Goes no deeper than `depth` itself.
+fn is_deeper_than(value: &Value, depth: usize) -> bool {
+    match value {
+        Value::Array(_) | Value::Object(_) if depth == 0 => true,
+        Value::Array(values) => values.iter().any(|value| is_deeper_than(value, depth - 1)),
+        Value::Object(members) => members.values().any(|value| is_deeper_than(value, depth - 1)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
 }
 
@@ -89,30 +133,77 @@ fn has_nul(value: &Value) -> bool {
     }
 }
 
-/// Metadata that is no JSON object, too large, or not of the type asked for.
+/// The digits that exponents stand for. PostgreSQL writes them all out: `1e308` comes back as 309
+/// digits, and `1e16` as an integer that stays one.
+fn exponents(value: &Value) -> usize {
+    match value {
+        Value::Number(number) => digits_of_exponent(number),
+        Value::Array(values) => values.iter().map(exponents).sum(),
+        Value::Object(members) => members.values().map(exponents).sum(),
+        Value::Null | Value::Bool(_) | Value::String(_) => 0,
+    }
+}
+
+fn digits_of_exponent(number: &Number) -> usize {
+    if !number.is_f64() {
+        return 0;
+    }
+    let text = number.to_string();
+    let exponent = text.split_once('e').and_then(|(_, exponent)| exponent.parse::<i32>().ok());
+    exponent.map_or(0, |exponent| exponent.unsigned_abs() as usize)
+}
+
+/// Metadata that are not a JSON object within the bounds, or not of the type asked for.
 #[derive(Debug)]
-pub struct InvalidMetadata {
-    source: Option<serde_json::Error>,
+pub struct InvalidMetadata(Problem);
+
+#[derive(Debug)]
+enum Problem {
+    NoObject,
+    TooLong,
+    TooDeep,
+    Nul,
+    Json(serde_json::Error),
 }
 
 impl InvalidMetadata {
     fn json(source: serde_json::Error) -> Self {
-        Self { source: Some(source) }
+        Self(Problem::Json(source))
+    }
+
+    /// What was wrong, without a word of what was there.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    pub(crate) fn bound(&self) -> &'static str {
+        match self.0 {
+            Problem::Json(_) => "not JSON, or nested deeper than 32 levels",
+            Problem::NoObject => "not an object",
+            Problem::TooLong => "longer than 16 KiB",
+            Problem::TooDeep => "nested deeper than 32 levels",
+            Problem::Nul => "with the character U+0000",
+        }
     }
 }
 
 impl fmt::Display for InvalidMetadata {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.source {
-            Some(_) => "the metadata is not the JSON that was expected",
-            None => "metadata is a JSON object of at most 16 KiB, without the character U+0000",
+        f.write_str(match self.0 {
+            Problem::Json(_) => "the metadata is not the JSON that was expected",
+            Problem::NoObject => "metadata must be a JSON object",
+            Problem::TooLong => {
+                "metadata must have at most 16 KiB as JSON, in which numbers count without exponents"
+            }
+            Problem::TooDeep => "metadata must not be nested deeper than 32 levels",
+            Problem::Nul => "metadata must not have the character U+0000",
         })
     }
 }
 
 impl Error for InvalidMetadata {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_ref().map(|source| source as _)
+        match &self.0 {
+            Problem::Json(source) => Some(source),
+            _ => None,
+        }
     }
 }
 
@@ -122,10 +213,53 @@ mod tests {
 
     #[test]
     fn only_objects_of_a_sane_size_are_metadata() {
-        let large = format!(r#"{{"a":"{}"}}"#, "a".repeat(MAX_LEN));
+        let large = format!(r#"{{"a":"{}"}}"#, "a".repeat(Metadata::MAX_LEN));
         for json in ["", "null", "[]", "1", "\"a\"", "{", "{} {}", large.as_str()] {
             assert!(Metadata::from_json(json).is_err(), "{:.20}", json);
         }
         assert_eq!(Metadata::from_json(" { } ").unwrap(), Metadata::default());
+    }
+
+    /// An object with as many levels, of objects or of arrays.
+    fn nested(levels: usize, open: &str, close: &str) -> String {
+        let inside = levels - 1;
+        format!("{{\"a\":{}1{}}}", open.repeat(inside), close.repeat(inside))
+    }
+
+    #[test]
+    fn metadata_have_at_most_32_levels() {
+        for (open, close) in [("{\"a\":", "}"), ("[", "]")] {
+            assert!(Metadata::from_json(&nested(32, open, close)).is_ok());
+            for levels in [33, 64, 126, 127] {
+                let error = Metadata::from_json(&nested(levels, open, close)).unwrap_err();
+                assert!(error.to_string().contains("32 levels"), "{levels}: {error}");
+            }
+            assert!(Metadata::from_json(&nested(100_000, open, close)).is_err());
+        }
+        // Brackets in a text are no levels.
+        let text = format!(r#"{{"a":"{}"}}"#, "[".repeat(100));
+        assert!(Metadata::from_json(&text).is_ok());
+    }
+
+    #[test]
+    fn numbers_count_with_the_digits_that_their_exponent_stands_for() {
+        let metadata = |number: &str, count: usize| {
+            Metadata::from_json(&format!(r#"{{"a":[{}]}}"#, vec![number; count].join(",")))
+        };
+        assert!(metadata("1e308", 50).is_ok());
+        let error = metadata("1e308", 100).unwrap_err();
+        assert!(error.to_string().contains("16 KiB"), "{error}");
+        assert!(metadata("1e-300", 100).is_err());
+        assert!(metadata("1e16", 2_000).is_err(), "it comes back as an integer of 17 digits");
+        assert!(metadata("1.5", 4_000).is_ok());
+    }
+
+    #[test]
+    fn json_that_others_could_not_parse_is_shown_as_text() {
+        for json in ["", "{", "{\"a\":1e999}", &nested(49, "[", "]"), &nested(200, "[", "]")] {
+            assert_eq!(shown(json), Value::String(json.to_owned()));
+        }
+        assert!(shown(&nested(48, "[", "]")).is_object());
+        assert_eq!(shown("null"), Value::Null);
     }
 }

@@ -10,6 +10,7 @@ mod key_record;
 mod metadata;
 mod plan;
 mod scope;
+mod time;
 
 pub use self::{
     consumer::{Consumer, Revoked},
@@ -21,5 +22,7 @@ pub use self::{
 pub(crate) use self::{
     consumer::{Known, Live},
     key_record::Validity,
-    plan::{PLAN_NAMES, is_plan_name},
+    metadata::shown,
+    plan::{MAX_TEXT, PLAN_NAMES, is_plan_name},
+    time::rfc3339,
 };

@@ -1,3 +1,6 @@
+/// The most bytes of a text that is stored with a key: ids of consumers, names, reasons, prefixes.
+pub(crate) const MAX_TEXT: usize = 1024;
+
 /// What the name of a plan can be, for who has given another one.
 pub(crate) const PLAN_NAMES: &str = "a plan's name is 1 to 64 letters, digits, `-`, `_` or `.`";
 

@@ -66,19 +66,29 @@ impl From<Scope> for String {
 
 /// A set of scopes, sorted. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(from = "Vec<Scope>", into = "Vec<Scope>")]
+#[serde(try_from = "Vec<Scope>", into = "Vec<Scope>")]
 pub struct Scopes(Arc<[Scope]>);
 
 impl Scopes {
+    /// The most scopes of a key: 128, which is 16 KiB of the longest there are. They are cached with
+    /// each key and compared on every route that asks for one.
+    pub const MAX_SCOPES: usize = 128;
+
     /// Parses each of `scopes`.
     ///
     /// # Errors
     ///
-    /// When one of them is no [`Scope`].
+    /// When one of them is no [`Scope`], or there are more than [`MAX_SCOPES`](Self::MAX_SCOPES).
     pub fn parse<S: Into<String>>(
         scopes: impl IntoIterator<Item = S>,
     ) -> Result<Self, InvalidScope> {
-        scopes.into_iter().map(Scope::new).collect()
+        let scopes: Self = scopes.into_iter().map(Scope::new).collect::<Result<_, _>>()?;
+        if scopes.is_within_bounds() { Ok(scopes) } else { Err(InvalidScope) }
+    }
+
+    /// Whether a key may have so many.
+    pub(crate) fn is_within_bounds(&self) -> bool {
+        self.0.len() <= Self::MAX_SCOPES
     }
 
     /// Whether `scope` is among them.
@@ -100,6 +110,7 @@ impl Scopes {
     }
 }
 
+/// However many there are: a key is refused more than [`MAX_SCOPES`](Scopes::MAX_SCOPES).
 impl FromIterator<Scope> for Scopes {
     fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
         let mut scopes: Vec<_> = scopes.into_iter().collect();
@@ -109,9 +120,12 @@ impl FromIterator<Scope> for Scopes {
     }
 }
 
-impl From<Vec<Scope>> for Scopes {
-    fn from(scopes: Vec<Scope>) -> Self {
-        scopes.into_iter().collect()
+impl TryFrom<Vec<Scope>> for Scopes {
+    type Error = InvalidScope;
+
+    fn try_from(scopes: Vec<Scope>) -> Result<Self, InvalidScope> {
+        let scopes: Self = scopes.into_iter().collect();
+        if scopes.is_within_bounds() { Ok(scopes) } else { Err(InvalidScope) }
     }
 }
 
@@ -121,7 +135,7 @@ impl From<Scopes> for Vec<Scope> {
     }
 }
 
-/// The text is no scope.
+/// The text is no scope, or there are too many for one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InvalidScope;
@@ -129,7 +143,8 @@ pub struct InvalidScope;
 impl fmt::Display for InvalidScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "a scope is 1 to 128 printable ASCII characters without spaces, quotes and backslashes",
+            "a scope is 1 to 128 printable ASCII characters without spaces, quotes and backslashes, \
+             and a key has at most 128 scopes",
         )
     }
 }
@@ -149,6 +164,19 @@ mod tests {
         for scope in ["reports:read", "read", "!", "a.b/c:*", &"a".repeat(128)] {
             assert!(Scope::new(scope).is_ok(), "{scope:?}");
         }
+    }
+
+    #[test]
+    fn a_key_has_at_most_128_scopes() {
+        let names = |count: usize| (0..count).map(|at| format!("s{at}"));
+        let most = Scopes::parse(names(128)).unwrap();
+        let json = serde_json::to_string(&most).unwrap();
+        assert_eq!(serde_json::from_str::<Scopes>(&json).unwrap(), most);
+        assert_eq!(Scopes::parse(names(129)), Err(InvalidScope));
+        let json = serde_json::to_string(&names(129).collect::<Vec<_>>()).unwrap();
+        assert!(serde_json::from_str::<Scopes>(&json).is_err());
+        // The same one again is not one more.
+        assert!(Scopes::parse(names(128).chain(names(128))).is_ok());
     }
 
     #[test]

@@ -127,6 +127,10 @@ fn pointer(path: &Path) -> String {
 /// What was wrong, without a word of what was sent: it may be a key in the wrong place.
 fn describe(error: &serde_json::Error) -> String {
     let at = format!("line {}, column {}", error.line(), error.column());
+    // serde_json has no kind of error for it.
+    if error.to_string().starts_with("recursion limit exceeded") {
+        return format!("The body is nested deeper than 128 levels, at {at}.");
+    }
     if !error.is_data() {
         return format!("That is no JSON, at {at}.");
     }

@@ -295,6 +295,9 @@ fn name(field: &'static str, name: String) -> Result<String, Refusal> {
 }
 
 fn scopes(names: Vec<String>) -> Result<Scopes, Refusal> {
+    if names.len() > Scopes::MAX_SCOPES {
+        return Err(Refusal::invalid("/scopes", "A key has at most 128 scopes."));
+    }
     let scope = |(at, name)| {
         Scope::new(name)
             .map_err(|error| Refusal::invalid(format!("/scopes/{at}"), error.to_string()))

@@ -1,12 +1,9 @@
 //! What changes nothing.
 
-use axum::{
-    Json,
-    response::{IntoResponse, Response},
-};
+use axum::response::{IntoResponse, Response};
 use http::{
     HeaderMap, HeaderValue, StatusCode, Uri,
-    header::{ETAG, LINK},
+    header::{CONTENT_TYPE, ETAG, LINK},
 };
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
@@ -18,19 +15,20 @@ use super::{
     refusal::Refusal,
     times,
     validators::{etag, is_known},
-    view::{EventView, KeyView, STATUSES, status_name},
+    view::{EventView, InvalidView, KeyView, PageView, STATUSES, status_name},
 };
 use crate::{
-    record::{KeyRecord, Scope},
+    record::{KeyRecord, MAX_TEXT, Scope},
     store::{EventQuery, KeyQuery},
 };
 
 const MAX_LIMIT: usize = 1000;
-const MAX_TEXT: usize = 1024;
 const LIMIT: &str = "a number from 1 to 1000";
 const TIME: &str = "a date and time as RFC 3339 has them, such as 2026-01-31T12:00:00Z";
 const CURSOR: &str = "a cursor: take it from the page before";
-const TEXT: &str = "1 to 1,024 characters without control characters";
+const TEXT: &str = "1 to 1,024 bytes without control characters";
+/// The longest `Link` that is sent. Proxies refuse answers with more than 4 to 8 KiB of headers.
+const MAX_LINK: usize = 2048;
 
 pub(super) async fn get_key(
     reader: Reader,
@@ -68,9 +66,11 @@ pub(super) async fn list_keys(
     params.finish()?;
 
     let page = reader.issuer().list(&query).await.map_err(|error| reader.refuse(&error))?;
-    let keys: Vec<_> = page.keys.iter().map(KeyView::from).collect();
+    let keys = Some(page.keys.iter().map(KeyView::from).collect());
+    let invalid = page.invalid.iter().map(InvalidView::from).collect();
     let next = page.next.map(|next| next.to_string());
-    Ok(linked(json(&json!({ "keys": keys, "next": next })), &uri, next.as_deref()))
+    let next = next.as_deref();
+    Ok(linked(json(&PageView { keys, events: None, invalid, next }), &uri, next))
 }
 
 pub(super) async fn list_events(
@@ -86,9 +86,11 @@ pub(super) async fn list_events(
     params.finish()?;
 
     let page = reader.issuer().events(&query).await.map_err(|error| reader.refuse(&error))?;
-    let events: Vec<_> = page.events.iter().map(EventView::from).collect();
+    let events = Some(page.events.iter().map(EventView::from).collect());
+    let invalid = page.invalid.iter().map(InvalidView::from).collect();
     let next = page.next.map(|next| next.to_string());
-    Ok(linked(json(&json!({ "events": events, "next": next })), &uri, next.as_deref()))
+    let next = next.as_deref();
+    Ok(linked(json(&PageView { keys: None, events, invalid, next }), &uri, next))
 }
 
 pub(super) async fn get_usage(
@@ -97,13 +99,12 @@ pub(super) async fn get_usage(
     _: NoParams,
 ) -> Result<Response, Refusal> {
     let key = reader.issuer().get(id).await.map_err(|error| reader.refuse(&error))?;
-    let last_used_at = key.last_used_at.and_then(times::write);
+    let last_used_at = key.last_used_at.map(times::write);
     Ok(json(&json!({ "key_id": id.to_string(), "last_used_at": last_used_at })))
 }
 
 fn text(value: &str) -> Option<String> {
-    let fits =
-        (1..=MAX_TEXT).contains(&value.chars().count()) && !value.chars().any(char::is_control);
+    let fits = (1..=MAX_TEXT).contains(&value.len()) && !value.chars().any(char::is_control);
     fits.then(|| value.to_owned())
 }
 
@@ -120,9 +121,14 @@ fn number<N: std::str::FromStr>(value: &str) -> Option<N> {
     value.parse().ok().filter(|_| value.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// What serialises without fail: texts, numbers, lists and objects with texts for names.
 pub(super) fn json(value: &impl Serialize) -> Response {
-    Json(serde_json::to_value(value).unwrap_or_default()).into_response()
+    match serde_json::to_vec(value) {
+        Ok(json) => {
+            ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], json).into_response()
+        }
+        // Texts, numbers, lists and objects with texts for names always serialise.
+        Err(_) => Refusal::internal().into_response(),
+    }
 }
 
 /// With the version of the key that it shows.
@@ -133,14 +139,18 @@ pub(super) fn tagged(mut response: Response, record: &KeyRecord) -> Response {
     response
 }
 
-/// With a link to the next page (RFC 8288), which is this one but for its cursor.
+/// With a link to the next page (RFC 8288), which is this one but for its cursor. A query that makes it
+/// too long for proxies goes without: the body has the cursor.
 fn linked(mut response: Response, uri: &Uri, next: Option<&str>) -> Response {
     let Some(next) = next else { return response };
     let is_other = |pair: &&str| !pair.is_empty() && pair.split('=').next() != Some("cursor");
     let others = uri.query().unwrap_or_default().split('&').filter(is_other);
     let cursor = format!("cursor={}", utf8_percent_encode(next, NON_ALPHANUMERIC));
     let query: Vec<_> = others.chain([cursor.as_str()]).collect();
-    if let Ok(link) = HeaderValue::try_from(format!("<?{}>; rel=\"next\"", query.join("&"))) {
+    let link = format!("<?{}>; rel=\"next\"", query.join("&"));
+    if link.len() <= MAX_LINK
+        && let Ok(link) = HeaderValue::try_from(link)
+    {
         response.headers_mut().insert(LINK, link);
     }
     response

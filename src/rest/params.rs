@@ -5,6 +5,9 @@ use percent_encoding::percent_decode_str;
 use super::refusal::Refusal;
 use crate::record::KeyId;
 
+/// More parameters than any route has.
+const MAX_PARAMS: usize = 32;
+
 /// The parameters of a query, to be taken out one by one.
 pub(super) struct Params(Vec<(String, String)>);
 
@@ -29,7 +32,7 @@ impl Params {
     pub(super) fn finish(self) -> Result<(), Refusal> {
         match self.0.into_iter().next() {
             None => Ok(()),
-            Some((name, _)) => Err(Refusal::query(name, "There is no such parameter.")),
+            Some((name, _)) => Err(Refusal::query(cut(name), "There is no such parameter.")),
         }
     }
 }
@@ -40,6 +43,9 @@ impl<S: Sync> FromRequestParts<S> for Params {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
         let pairs =
             parts.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+        if pairs.clone().count() > MAX_PARAMS {
+            return Err(Refusal::query("query", "There are more than 32 parameters."));
+        }
         let params = pairs.map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = decode(name).ok_or_else(|| undecodable("query"))?;
@@ -50,8 +56,15 @@ impl<S: Sync> FromRequestParts<S> for Params {
     }
 }
 
+/// What a client called a parameter, of which there need not be more to recognise it.
+fn cut(mut name: String) -> String {
+    const MAX_LEN: usize = 64;
+    name.truncate(name.floor_char_boundary(MAX_LEN));
+    name
+}
+
 fn undecodable(name: &str) -> Refusal {
-    Refusal::query(name.to_owned(), "That is no UTF-8.")
+    Refusal::query(cut(name.to_owned()), "That is no UTF-8.")
 }
 
 /// As forms are encoded: `+` is a space.

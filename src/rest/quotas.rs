@@ -1,19 +1,35 @@
-use axum::{Json, extract::FromRequestParts};
+use std::time::Duration;
+
+use axum::{extract::FromRequestParts, response::Response};
 use http::request::Parts;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{body::Object, params::NoParams, refusal::Refusal};
+use super::{body::Object, look::json, params::NoParams, refusal::Refusal};
 use crate::{
     auth::{Rejection, RejectionKind, Standing},
     rate_limit::{Algorithm, CountedPer, Decision, Quota, RateLimits},
 };
 
+/// The longest window that a client may ask for: 400 days, a year and some. What was used up in a
+/// window is kept for as long, so that a key could fill the memory of a node by changing its quotas.
+/// Operators may say more.
+pub(super) const MAX_WINDOW: Duration = Duration::from_secs(400 * 86_400);
+
 /// The limits that a client asks for a key to have.
 pub(super) fn read(quotas: Vec<Object>) -> Result<RateLimits, Refusal> {
+    if quotas.len() > RateLimits::MAX_QUOTAS {
+        return Err(Refusal::invalid("/rate_limits", "A key has at most 8 quotas."));
+    }
     let quota = |(at, Object(quota))| {
-        serde_json::from_value::<Quota>(Value::Object(quota))
-            .map_err(|error| Refusal::invalid(format!("/rate_limits/{at}"), reason(&error)))
+        let quota = serde_json::from_value::<Quota>(Value::Object(quota))
+            .map_err(|error| Refusal::invalid(format!("/rate_limits/{at}"), reason(&error)))?;
+        if quota.window() > MAX_WINDOW || quota.refill_time() > MAX_WINDOW {
+            let detail = "A window, and the time in which a burst comes back, is at most 400 days: \
+                34560000000 ms.";
+            return Err(Refusal::invalid(format!("/rate_limits/{at}/window_ms"), detail));
+        }
+        Ok(quota)
     };
     let quotas = quotas.into_iter().enumerate().map(quota).collect::<Result<Vec<_>, _>>()?;
     RateLimits::new(quotas).map_err(|error| Refusal::invalid("/rate_limits", error.to_string()))
@@ -81,8 +97,6 @@ impl<S: Sync> FromRequestParts<S> for Uncharged {
     }
 }
 
-pub(super) async fn get_rate_limit(Uncharged(standing): Uncharged, _: NoParams) -> Json<Value> {
-    let allowance = Allowance { quotas: standing.iter().map(Left::new).collect() };
-    // Strings and numbers serialise.
-    Json(serde_json::to_value(allowance).unwrap_or_default())
+pub(super) async fn get_rate_limit(Uncharged(standing): Uncharged, _: NoParams) -> Response {
+    json(&Allowance { quotas: standing.iter().map(Left::new).collect() })
 }

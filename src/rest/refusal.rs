@@ -1,14 +1,11 @@
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use axum::response::{IntoResponse, Response};
-use http::{
-    HeaderValue, StatusCode,
-    header::{LOCATION, RETRY_AFTER},
-};
+use http::{HeaderValue, StatusCode, header::LOCATION};
 
 use crate::{
     auth::{Rejection, RejectionKind},
-    layer::{Problem, ProblemJson, RejectionResponse, complete},
+    layer::{Problem, ProblemJson, RejectionResponse, complete, retry_after},
     manage::{ManageError, ManageErrorKind},
     record::{KeyId, Scope},
 };
@@ -28,6 +25,7 @@ pub(super) struct Told {
     detail: Cow<'static, str>,
     field: Option<Cow<'static, str>>,
     made: Option<(KeyId, String)>,
+    wait: Option<Duration>,
 }
 
 impl Refusal {
@@ -37,7 +35,9 @@ impl Refusal {
         detail: impl Into<Cow<'static, str>>,
     ) -> Self {
         let detail = detail.into();
-        Self::Told(Box::new(Told { status, code, detail, field: None, made: None }))
+        let passes = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
+        let wait = passes.contains(&status).then_some(Duration::from_secs(1));
+        Self::Told(Box::new(Told { status, code, detail, field: None, made: None, wait }))
     }
 
     /// The part of the request that was wrong: a JSON pointer into the body (RFC 6901), or the name
@@ -53,6 +53,14 @@ impl Refusal {
     fn made(mut self, id: KeyId, location: String) -> Self {
         if let Self::Told(told) = &mut self {
             told.made = Some((id, location));
+        }
+        self
+    }
+
+    /// How long to wait before it may be carried out.
+    fn after(mut self, wait: Option<Duration>) -> Self {
+        if let Self::Told(told) = &mut self {
+            told.wait = wait;
         }
         self
     }
@@ -74,6 +82,12 @@ impl Refusal {
 
     pub(super) fn header(name: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_header", detail).at(name)
+    }
+
+    /// A mistake of this crate's.
+    pub(super) fn internal() -> Self {
+        let detail = "The answer cannot be written down.";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail)
     }
 
     pub(super) fn not_found() -> Self {
@@ -120,6 +134,10 @@ impl Refusal {
             }
             ManageErrorKind::IdempotencyKeyReused => {
                 told(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused")
+            }
+            ManageErrorKind::TooManyKeys => told(StatusCode::CONFLICT, "too_many_keys"),
+            ManageErrorKind::TooManyChanges => {
+                told(StatusCode::TOO_MANY_REQUESTS, "too_many_changes").after(error.retry_after())
             }
             ManageErrorKind::Rng | ManageErrorKind::Store | ManageErrorKind::Overloaded
                 if error.is_transient() =>
@@ -179,9 +197,9 @@ impl IntoResponse for Box<Told> {
         {
             headers.insert(LOCATION, location);
         }
-        let passes = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
-        if passes.contains(&self.status) {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(wait) = self.wait {
+            let (name, value) = retry_after(wait);
+            headers.insert(name, value);
         }
         response
     }

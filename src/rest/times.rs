@@ -5,11 +5,7 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 
 use crate::manage::Expiry;
-
-/// RFC 3339, in UTC.
-pub(super) fn write(at: SystemTime) -> Option<String> {
-    Timestamp::try_from(at).ok().map(|at| at.to_string())
-}
+pub(super) use crate::record::rfc3339 as write;
 
 /// RFC 3339.
 pub(super) fn read(text: &str) -> Option<SystemTime> {

@@ -3,11 +3,13 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use std::collections::BTreeMap;
+
 use super::times;
 use crate::{
     rate_limit::RateLimits,
-    record::{KeyEvent, KeyRecord, KeyStatus, Scopes},
-    store::ListedKey,
+    record::{KeyEvent, KeyRecord, KeyStatus, Scopes, shown},
+    store::{InvalidRow, ListedKey},
 };
 
 #[derive(Serialize)]
@@ -23,7 +25,7 @@ pub(super) struct KeyView<'r> {
     metadata: Value,
     status: &'static str,
     is_active: bool,
-    created_at: Option<String>,
+    created_at: String,
     created_by: Option<&'r str>,
     not_before: Option<String>,
     expires_at: Option<String>,
@@ -48,17 +50,17 @@ impl<'r> From<&'r KeyRecord> for KeyView<'r> {
             scopes: &record.scopes,
             rate_limits: record.rate_limits.as_ref(),
             plan: record.plan.as_deref(),
-            metadata: json(record.metadata.as_json()),
+            metadata: record.metadata.to_value(),
             status: status_name(record.status(record.read_at)),
             is_active: record.is_active,
             created_at: times::write(record.created_at),
             created_by: record.created_by.as_deref(),
-            not_before: record.not_before.and_then(times::write),
-            expires_at: record.expires_at.and_then(times::write),
-            revoked_at: record.revoked_at.and_then(times::write),
+            not_before: record.not_before.map(times::write),
+            expires_at: record.expires_at.map(times::write),
+            revoked_at: record.revoked_at.map(times::write),
             revoked_reason: record.revoked_reason.as_deref(),
             rotated_from: record.rotated_from.map(|id| id.to_string()),
-            rotated_at: record.rotated_at.and_then(times::write),
+            rotated_at: record.rotated_at.map(times::write),
             version: record.version,
             last_used_at: None,
         }
@@ -67,7 +69,7 @@ impl<'r> From<&'r KeyRecord> for KeyView<'r> {
 
 impl<'r> From<&'r ListedKey> for KeyView<'r> {
     fn from(key: &'r ListedKey) -> Self {
-        let last_used_at = key.last_used_at.and_then(times::write);
+        let last_used_at = key.last_used_at.map(times::write);
         Self { last_used_at: Some(last_used_at), ..Self::from(&key.record) }
     }
 }
@@ -104,7 +106,7 @@ pub(super) struct NewKeyView<'r> {
 #[derive(Serialize)]
 pub(super) struct EventView<'e> {
     id: u64,
-    at: Option<String>,
+    at: String,
     action: &'static str,
     key_id: Option<String>,
     consumer_id: Option<&'e str>,
@@ -126,11 +128,34 @@ impl<'e> From<&'e KeyEvent> for EventView<'e> {
             actor: &entry.actor,
             origin: entry.origin.as_deref(),
             reason: entry.reason.as_deref(),
-            changes: entry.changes.as_deref().map(json).unwrap_or_default(),
+            changes: entry.changes.as_deref().map_or(Value::Null, shown),
         }
     }
 }
 
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_default()
+/// A page of keys or events.
+#[derive(Serialize)]
+pub(super) struct PageView<'p, T> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) keys: Option<Vec<T>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) events: Option<Vec<T>>,
+    /// Absent where everything can be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) invalid: Vec<InvalidView<'p>>,
+    pub(super) next: Option<&'p str>,
+}
+
+/// A row that cannot be read, as text.
+#[derive(Serialize)]
+pub(super) struct InvalidView<'r> {
+    id: &'r str,
+    problem: &'r str,
+    values: &'r BTreeMap<&'static str, String>,
+}
+
+impl<'r> From<&'r InvalidRow> for InvalidView<'r> {
+    fn from(row: &'r InvalidRow) -> Self {
+        Self { id: &row.id, problem: &row.problem, values: &row.values }
+    }
 }

@@ -1,6 +1,9 @@
 //! How the stores that speak SQL read a page of keys: along one index, and never too far.
 
-use super::{KeyPage, KeyQuery, ListedKey};
+use super::{
+    InvalidRow, KeyPage, KeyQuery, ListedKey,
+    page::{Filling, key_bytes},
+};
 use crate::record::{KeyId, KeyStatus};
 
 /// How many keys a page looks at. What else is asked of a key is asked of each of these; where too
@@ -58,13 +61,45 @@ pub(super) fn size(query: &KeyQuery) -> usize {
     query.limit.min(WINDOW)
 }
 
-/// A page of at most `size` keys, of which one more was asked for, down to `edge`: the last key that
-/// was looked at, where there may be more behind it.
-pub(super) fn page(mut keys: Vec<ListedKey>, size: usize, edge: Option<KeyId>) -> KeyPage {
-    if keys.len() <= size {
-        return KeyPage::new(keys, edge);
+/// A page of keys while it is filled.
+pub(super) struct KeyRows {
+    filling: Filling,
+    page: KeyPage,
+    last: Option<KeyId>,
+}
+
+/// A row of a page: a key, or what is there in its place.
+pub(super) type Listed = Result<ListedKey, InvalidRow>;
+
+impl KeyRows {
+    pub(super) fn new(size: usize) -> Self {
+        Self { filling: Filling::new(size), page: KeyPage::default(), last: None }
     }
-    keys.truncate(size);
-    let next = keys.last().map(|key| key.record.id);
-    KeyPage::new(keys, next)
+
+    /// Adds the row of the key `id`, or returns false: it belongs to the next page.
+    pub(super) fn add(&mut self, id: KeyId, row: Listed) -> bool {
+        let bytes = row.as_ref().map_or_else(InvalidRow::bytes, |key| key_bytes(&key.record));
+        if !self.filling.takes(bytes) {
+            return false;
+        }
+        self.last = Some(id);
+        match row {
+            Ok(key) => self.page.keys.push(key),
+            Err(row) => self.page.invalid.push(row),
+        }
+        true
+    }
+
+    /// The last key that was added.
+    #[cfg(feature = "sqlite")]
+    pub(super) fn last(&self) -> Option<KeyId> {
+        self.last
+    }
+
+    /// The page. Where it has room left, `edge` is the last key that was looked at, if there may be
+    /// more behind it.
+    pub(super) fn finish(self, edge: Option<KeyId>) -> KeyPage {
+        let next = if self.filling.is_full() { self.last } else { edge };
+        KeyPage { next, ..self.page }
+    }
 }

@@ -2,7 +2,7 @@ use std::{future::Future, time::SystemTime};
 
 #[cfg(doc)]
 use super::StoreErrorKind;
-use super::{KeyStore, ManagePlans, StoreError};
+use super::{InvalidRow, KeyStore, ManagePlans, StoreError};
 use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyEvent, KeyId, KeyRecord, KeyStatus, Scope},
@@ -32,12 +32,15 @@ pub trait ManageKeys: KeyStore + ManagePlans {
 
     /// A page of keys, the newest first.
     ///
+    /// It ends where the next key would make it longer than 1 MiB, so that no page takes more memory
+    /// than that, whatever is stored with keys. What cannot be read is in [`KeyPage::invalid`].
+    ///
     /// # Errors
     ///
     /// When the store cannot answer.
     fn list(&self, query: &KeyQuery) -> impl Future<Output = Result<KeyPage, StoreError>> + Send;
 
-    /// A page of the audit, the newest first.
+    /// A page of the audit, the newest first. Bounded as that of [keys](Self::list).
     ///
     /// # Errors
     ///
@@ -139,6 +142,30 @@ pub trait KeyTransaction: Send + 'static {
         ids: &[KeyId],
         reason: Option<&str>,
     ) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
+
+    /// Counts keys of a consumer, for bounds on how many it may have. Until this transaction ends,
+    /// no other one gets an answer to this for the same consumer, so two of them cannot both add the
+    /// last key there is room for. It sees what this transaction has changed.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn count_keys(
+        &mut self,
+        query: &KeyCountQuery,
+    ) -> impl Future<Output = Result<KeyCounts, StoreError>> + Send;
+
+    /// When the `nth` newest of the keys was issued that replaced others in the chain of rotations
+    /// of `root`, counted from 1; `None` where there are fewer.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn nth_rotation(
+        &mut self,
+        root: KeyId,
+        nth: usize,
+    ) -> impl Future<Output = Result<Option<SystemTime>, StoreError>> + Send;
 
     /// Deletes keys, and what was recorded of their use. The audit stays.
     ///
@@ -303,8 +330,11 @@ const DEFAULT_LIMIT: usize = 50;
 #[non_exhaustive]
 pub struct KeyPage {
     /// The newest first. They may be fewer than were asked for, even none, though there are more:
-    /// a store looks at so many keys for each page and no further.
+    /// a store looks at so many keys for each page and no further, and a page has 1 MiB at most.
     pub keys: Vec<ListedKey>,
+    /// Rows among them that are beyond the [bounds](crate::manual::bounds) of a key, as a change by
+    /// hand may make them, the newest first. Such a key is not let in.
+    pub invalid: Vec<InvalidRow>,
     /// Where the next page begins; `None` on the last.
     pub next: Option<KeyId>,
 }
@@ -313,7 +343,7 @@ impl KeyPage {
     /// A page.
     #[must_use]
     pub const fn new(keys: Vec<ListedKey>, next: Option<KeyId>) -> Self {
-        Self { keys, next }
+        Self { keys, invalid: Vec::new(), next }
     }
 }
 
@@ -387,8 +417,12 @@ impl Default for EventQuery {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EventPage {
-    /// The newest first.
+    /// The newest first. They may be fewer than were asked for though there are more: a page has
+    /// 1 MiB at most.
     pub events: Vec<KeyEvent>,
+    /// Rows among them that this version does not understand, such as those of an action that a
+    /// later one writes down, the newest first.
+    pub invalid: Vec<InvalidRow>,
     /// Where the next page begins; `None` on the last.
     pub next: Option<u64>,
 }
@@ -397,7 +431,45 @@ impl EventPage {
     /// A page.
     #[must_use]
     pub const fn new(events: Vec<KeyEvent>, next: Option<u64>) -> Self {
-        Self { events, next }
+        Self { events, invalid: Vec::new(), next }
+    }
+}
+
+/// Which keys are [counted](KeyTransaction::count_keys).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyCountQuery {
+    /// Of this consumer.
+    pub consumer_id: String,
+    /// As recent are those with an id that is not below this.
+    pub recent_from: KeyId,
+    /// Counted no further than this.
+    pub limit: usize,
+}
+
+impl KeyCountQuery {
+    /// Keys of `consumer_id`, recent from the id `recent_from` on, no further than `limit`.
+    #[must_use]
+    pub const fn new(consumer_id: String, recent_from: KeyId, limit: usize) -> Self {
+        Self { consumer_id, recent_from, limit }
+    }
+}
+
+/// How many keys a consumer has, counted no further than was [asked](KeyCountQuery::limit).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyCounts {
+    /// Neither revoked nor expired. One that is switched off counts.
+    pub live: usize,
+    /// Made recently, whatever became of them.
+    pub recent: usize,
+}
+
+impl KeyCounts {
+    /// What was counted.
+    #[must_use]
+    pub const fn new(live: usize, recent: usize) -> Self {
+        Self { live, recent }
     }
 }
 

@@ -9,8 +9,11 @@ use std::{
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Claim, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, KeyTransaction, ListedKey,
-    ManageKeys, ManagePlans, Selection, StoreError, StoreErrorKind, Usage, plans::check_name,
+    Claim, EventPage, EventQuery, KeyCountQuery, KeyCounts, KeyPage, KeyQuery, KeyStore,
+    KeyTransaction, ListedKey, ManageKeys, ManagePlans, Selection, StoreError, StoreErrorKind,
+    Usage,
+    page::{Filling, event_bytes, key_bytes},
+    plans::check_name,
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -121,26 +124,30 @@ impl ManageKeys for MemoryKeyStore {
         let keys = self.keys();
         let now = self.clock.now();
         let end = query.after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut found = (keys.records.range((Bound::Unbounded, end)).rev())
+        let found = (keys.records.range((Bound::Unbounded, end)).rev())
             .map(|(id, record)| (record, keys.last_used.get(id).copied()))
             .filter(|(record, last_used_at)| matches(query, record, *last_used_at, now))
             .map(|(record, last_used_at)| ListedKey::new(keys.read(record, now), last_used_at));
-        let listed: Vec<_> = found.by_ref().take(query.limit).collect();
+        let mut filling = Filling::new(query.limit);
+        let listed: Vec<_> =
+            found.take_while(|key| filling.takes(key_bytes(&key.record))).collect();
         let last = listed.last().map(|key| key.record.id);
-        Ok(KeyPage::new(listed, last.filter(|_| found.next().is_some())))
+        Ok(KeyPage::new(listed, last.filter(|_| filling.is_full())))
     }
 
     async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
         let keys = self.keys();
-        let mut found = (keys.events.iter().rev())
+        let found = (keys.events.iter().rev())
             .filter(|event| query.after.is_none_or(|after| event.id < after))
             .filter(|event| query.key_id.is_none_or(|id| event.entry.key_id == Some(id)))
             .filter(|event| {
                 query.consumer_id.is_none() || event.entry.consumer_id == query.consumer_id
             });
-        let events: Vec<_> = found.by_ref().take(query.limit).cloned().collect();
+        let mut filling = Filling::new(query.limit);
+        let events: Vec<_> =
+            found.take_while(|event| filling.takes(event_bytes(event))).cloned().collect();
         let last = events.last().map(|event| event.id);
-        Ok(EventPage::new(events, last.filter(|_| found.next().is_some())))
+        Ok(EventPage::new(events, last.filter(|_| filling.is_full())))
     }
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
@@ -323,6 +330,32 @@ impl KeyTransaction for MemoryTransaction {
             self.set(record.clone());
         }
         Ok(revoked)
+    }
+
+    /// Writers take turns, which is all the locking that takes.
+    async fn count_keys(&mut self, query: &KeyCountQuery) -> Result<KeyCounts, StoreError> {
+        let now = self.store.clock.now();
+        let mut counts = KeyCounts::default();
+        let of_consumer = |record: &KeyRecord| record.consumer_id == query.consumer_id;
+        for record in self.ids().into_iter().filter_map(|id| self.get(id)).filter(of_consumer) {
+            let is_expired = record.expires_at.is_some_and(|end| end <= now);
+            counts.live += usize::from(record.revoked_at.is_none() && !is_expired);
+            counts.recent += usize::from(record.id >= query.recent_from);
+        }
+        Ok(KeyCounts::new(counts.live.min(query.limit), counts.recent.min(query.limit)))
+    }
+
+    async fn nth_rotation(
+        &mut self,
+        root: KeyId,
+        nth: usize,
+    ) -> Result<Option<SystemTime>, StoreError> {
+        let is_successor =
+            |record: &KeyRecord| record.root_id == root && record.rotated_from.is_some();
+        let found = self.ids().into_iter().filter_map(|id| self.get(id)).filter(is_successor);
+        let mut times: Vec<_> = found.map(|record| record.created_at).collect();
+        times.sort_unstable();
+        Ok(times.into_iter().rev().nth(nth.saturating_sub(1)))
     }
 
     async fn delete(&mut self, ids: &[KeyId]) -> Result<(), StoreError> {

@@ -41,6 +41,11 @@ pub(super) const POSTGRES: &[Migration] = &[
         description: "audit of api keys",
         sql: include_str!("../../migrations/postgres/0005_api_key_audit.sql"),
     },
+    Migration {
+        version: 7,
+        description: "bounds of api keys",
+        sql: include_str!("../../migrations/postgres/0007_api_key_bounds.sql"),
+    },
 ];
 
 #[cfg(feature = "sqlite")]
@@ -69,6 +74,11 @@ pub(super) const SQLITE: &[Migration] = &[
         version: 5,
         description: "audit of api keys",
         sql: include_str!("../../migrations/sqlite/0005_api_key_audit.sql"),
+    },
+    Migration {
+        version: 7,
+        description: "bounds of api keys",
+        sql: include_str!("../../migrations/sqlite/0007_api_key_bounds.sql"),
     },
 ];
 

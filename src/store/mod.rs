@@ -54,6 +54,7 @@ mod manage;
 mod memory;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod migrate;
+mod page;
 mod plans;
 mod poll;
 #[cfg(feature = "postgres")]
@@ -74,10 +75,11 @@ pub use self::sqlite::{SqliteKeyStore, SqliteTransaction};
 pub use self::{
     change::{Change, ChangeFeed},
     manage::{
-        Claim, EventPage, EventQuery, KeyPage, KeyQuery, KeyTransaction, ListedKey, ManageKeys,
-        Selection,
+        Claim, EventPage, EventQuery, KeyCountQuery, KeyCounts, KeyPage, KeyQuery, KeyTransaction,
+        ListedKey, ManageKeys, Selection,
     },
     memory::{MemoryKeyStore, MemoryTransaction},
+    page::InvalidRow,
     plans::ManagePlans,
     poll::{ChangeLog, ChangedKey, Changes, Horizon, PollingChangeFeed},
 };

@@ -9,13 +9,17 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    Claim, EventPage, StoreError, StoreErrorKind,
+    Claim, EventPage, InvalidRow, KeyCounts, StoreError, StoreErrorKind,
+    page::{Filling, event_bytes},
     poll::{ChangedKey, Changes, Horizon},
 };
 use crate::{
     key::KeyHash,
-    rate_limit::RateLimits,
-    record::{AuditEntry, KeyAction, KeyEvent, KeyId, KeyRecord, Metadata, Scopes, is_plan_name},
+    rate_limit::{InvalidQuota, Quota, RateLimits},
+    record::{
+        AuditEntry, KeyAction, KeyEvent, KeyId, KeyRecord, MAX_TEXT, Metadata, PLAN_NAMES, Scopes,
+        is_plan_name, rfc3339,
+    },
 };
 
 const NANOS_PER_MICRO: u128 = 1000;
@@ -78,31 +82,56 @@ impl Row {
         })
     }
 
-    /// The record, once every column has been found to make sense.
+    /// The record, once every column has been found to make sense and to keep its bounds.
     pub(super) fn into_record(self) -> Result<KeyRecord, StoreError> {
         let id = KeyId::from_bytes(self.id);
-        let bad = |column| corrupt(&format_args!("column `{column}` of key {id}"));
-        let at = |column, micros| time(micros).ok_or_else(|| bad(column));
-        let maybe_at = |column, micros: Option<i64>| micros.map(|it| at(column, it)).transpose();
+        self.parse().map_err(|Misfit { column, problem }| {
+            corrupt(&format_args!("column `{column}` of key {id}: {problem}"))
+        })
+    }
 
+    fn parse(self) -> Result<KeyRecord, Misfit> {
+        let id = KeyId::from_bytes(self.id);
+        let at = |column, micros| time(micros).ok_or(Misfit { column, problem: "not a time" });
+        let maybe_at = |column, micros: Option<i64>| micros.map(|it| at(column, it)).transpose();
         let limits = |column, json: Option<String>| {
-            json.map(|json| serde_json::from_str(&json).map_err(|_| bad(column))).transpose()
+            json.map(|json| limits(&json).map_err(|problem| Misfit { column, problem })).transpose()
         };
-        if self.plan.as_deref().is_some_and(|plan| !is_plan_name(plan)) {
-            return Err(bad("plan"));
+        for (column, text) in [
+            ("consumer_id", Some(&self.consumer_id)),
+            ("key_prefix", Some(&self.key_prefix)),
+            ("key_last4", Some(&self.key_last4)),
+            ("name", self.name.as_ref()),
+            ("created_by", self.created_by.as_ref()),
+            ("revoked_reason", self.revoked_reason.as_ref()),
+        ] {
+            if text.is_some_and(|text| text.len() > MAX_TEXT) {
+                return Err(Misfit { column, problem: "longer than 1,024 bytes" });
+            }
         }
+        if self.plan.as_deref().is_some_and(|plan| !is_plan_name(plan)) {
+            return Err(Misfit { column: "plan", problem: PLAN_NAMES });
+        }
+        let scopes = Scopes::parse(self.scopes).map_err(|_| Misfit {
+            column: "scopes",
+            problem: "more than 128, or one that is not a scope",
+        })?;
+        let metadata = Metadata::from_json(&self.metadata)
+            .map_err(|error| Misfit { column: "metadata", problem: error.bound() })?;
+        let key_hash = KeyHash::try_from(&*self.key_hash)
+            .map_err(|_| Misfit { column: "key_hash", problem: "not 32 bytes" })?;
         Ok(KeyRecord {
             id,
-            key_hash: KeyHash::try_from(&*self.key_hash).map_err(|_| bad("key_hash"))?,
+            key_hash,
             key_prefix: self.key_prefix,
             key_last4: self.key_last4,
             consumer_id: self.consumer_id,
             name: self.name,
-            scopes: Scopes::parse(self.scopes).map_err(|_| bad("scopes"))?,
+            scopes,
             rate_limits: limits("rate_limits", self.rate_limits)?,
             plan: self.plan,
             plan_limits: limits("plan_limits", self.plan_limits)?,
-            metadata: Metadata::from_json(&self.metadata).map_err(|_| bad("metadata"))?,
+            metadata,
             is_active: self.is_active,
             created_at: at("created_at", self.created_at)?,
             created_by: self.created_by,
@@ -113,10 +142,63 @@ impl Row {
             rotated_from: self.rotated_from.map(KeyId::from_bytes),
             rotated_at: maybe_at("rotated_at", self.rotated_at)?,
             root_id: KeyId::from_bytes(self.root_id),
-            version: u64::try_from(self.version).map_err(|_| bad("version"))?,
+            version: u64::try_from(self.version)
+                .map_err(|_| Misfit { column: "version", problem: "negative" })?,
             read_at: at("read_at", self.read_at)?,
         })
     }
+
+    /// The row as text, for a page that shows what cannot be read: all of it but the hash.
+    pub(super) fn as_text(&self, error: &StoreError) -> InvalidRow {
+        let at = |micros: i64| time(micros).map_or_else(|| micros.to_string(), rfc3339);
+        let texts = [
+            ("consumer_id", Some(self.consumer_id.clone())),
+            ("name", self.name.clone()),
+            ("key_prefix", Some(self.key_prefix.clone())),
+            ("key_last4", Some(self.key_last4.clone())),
+            ("scopes", serde_json::to_string(&self.scopes).ok()),
+            ("rate_limits", self.rate_limits.clone()),
+            ("plan", self.plan.clone()),
+            ("metadata", Some(self.metadata.clone())),
+            ("is_active", Some(self.is_active.to_string())),
+            ("created_at", Some(at(self.created_at))),
+            ("created_by", self.created_by.clone()),
+            ("not_before", self.not_before.map(at)),
+            ("expires_at", self.expires_at.map(at)),
+            ("revoked_at", self.revoked_at.map(at)),
+            ("revoked_reason", self.revoked_reason.clone()),
+            ("version", Some(self.version.to_string())),
+        ];
+        InvalidRow::new(KeyId::from_bytes(self.id), error, texts)
+    }
+}
+
+/// The columns of a key that are texts in every database.
+pub(super) const TEXTS: [&str; 10] = [
+    "consumer_id",
+    "name",
+    "key_prefix",
+    "key_last4",
+    "scopes",
+    "rate_limits",
+    "plan",
+    "metadata",
+    "created_by",
+    "revoked_reason",
+];
+
+/// A column that makes no sense, and why; never what is in it.
+struct Misfit {
+    column: &'static str,
+    problem: &'static str,
+}
+
+fn limits(json: &str) -> Result<RateLimits, &'static str> {
+    let quotas = serde_json::from_str::<Vec<Quota>>(json).map_err(|_| "not a list of quotas")?;
+    RateLimits::new(quotas).map_err(|error| match error {
+        InvalidQuota::TooMany => "more than 8 quotas",
+        _ => "two quotas of one name",
+    })
 }
 
 /// A record that was asked for by its hash has it: whatever a connection mixed up, nobody is let in
@@ -168,6 +250,12 @@ pub(super) fn claimed(
     Ok(Claim::new(request, fingerprint, self::key_id(key_id)))
 }
 
+/// What was counted of keys, those that are live and those that are recent.
+pub(super) fn counts((live, recent): (i64, i64), limit: usize) -> KeyCounts {
+    let count = |count| usize::try_from(count).unwrap_or(usize::MAX).min(limit);
+    KeyCounts::new(count(live), count(recent))
+}
+
 pub(super) fn key_id(id: Uuid) -> KeyId {
     KeyId::from_bytes(id.into_bytes())
 }
@@ -177,9 +265,11 @@ pub(super) type Plan = (String, String);
 
 /// The plans of these rows.
 pub(super) fn plans(rows: Vec<Plan>) -> Result<Vec<(String, RateLimits)>, StoreError> {
-    let plan = |(name, limits): Plan| match serde_json::from_str(&limits) {
+    let plan = |(name, limits): Plan| match self::limits(&limits) {
         Ok(limits) => Ok((name, limits)),
-        Err(_) => Err(corrupt(&format_args!("column `rate_limits` of plan {name:?}"))),
+        Err(problem) => {
+            Err(corrupt(&format_args!("column `rate_limits` of plan {name:?}: {problem}")))
+        }
     };
     rows.into_iter().map(plan).collect()
 }
@@ -198,10 +288,18 @@ pub(super) struct Event {
 }
 
 impl Event {
-    fn into_event(self) -> Result<KeyEvent, StoreError> {
-        let bad = |column| corrupt(&format_args!("column `{column}` of event {}", self.id));
-        let id = u64::try_from(self.id).map_err(|_| bad("id"))?;
-        let at = time(self.at).ok_or_else(|| bad("at"))?;
+    /// The event; or the row as text, where this version does not understand it.
+    fn into_event(self) -> Result<KeyEvent, InvalidRow> {
+        let bad = |column: &str, problem: &str| {
+            corrupt(&format_args!("column `{column}` of event {}: {problem}", self.id))
+        };
+        let parsed = u64::try_from(self.id)
+            .map_err(|_| bad("id", "negative"))
+            .and_then(|id| Ok((id, time(self.at).ok_or_else(|| bad("at", "not a time"))?)));
+        let (id, at) = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => return Err(self.into_text(&error)),
+        };
         // One line of a later release does not hide the others.
         let action = self.action.parse().unwrap_or(KeyAction::Unknown);
         let reason = match (action, self.reason) {
@@ -219,15 +317,58 @@ impl Event {
         };
         Ok(KeyEvent::new(id, at, entry))
     }
+
+    fn into_text(self, error: &StoreError) -> InvalidRow {
+        let texts = [
+            ("at", Some(time(self.at).map_or_else(|| self.at.to_string(), rfc3339))),
+            ("action", Some(self.action)),
+            ("key_id", self.key_id.map(|id| id.to_string())),
+            ("consumer_id", self.consumer_id),
+            ("actor", Some(self.actor)),
+            ("origin", self.origin),
+            ("reason", self.reason),
+            ("changes", self.changes),
+        ];
+        InvalidRow::new(self.id, error, texts)
+    }
 }
 
-/// A page of at most `limit` events, of which one more was asked for.
-pub(super) fn event_page(mut events: Vec<Event>, limit: usize) -> Result<EventPage, StoreError> {
-    let more = events.len() > limit;
-    events.truncate(limit);
-    let events = events.into_iter().map(Event::into_event).collect::<Result<Vec<_>, _>>()?;
-    let next = events.last().map(|event| event.id).filter(|_| more);
-    Ok(EventPage::new(events, next))
+/// A page of events while it is filled.
+pub(super) struct EventRows {
+    filling: Filling,
+    page: EventPage,
+    last: Option<i64>,
+}
+
+impl EventRows {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { filling: Filling::new(limit), page: EventPage::default(), last: None }
+    }
+
+    /// Adds rows, and returns where the next ones begin; `None` where the page is full.
+    pub(super) fn add(&mut self, events: Vec<Event>) -> Option<i64> {
+        for event in events {
+            let id = event.id;
+            let event = event.into_event();
+            let bytes = event.as_ref().map_or_else(InvalidRow::bytes, event_bytes);
+            if !self.filling.takes(bytes) {
+                return None;
+            }
+            self.last = Some(id);
+            match event {
+                Ok(event) => self.page.events.push(event),
+                Err(row) => self.page.invalid.push(row),
+            }
+        }
+        self.last
+    }
+
+    pub(super) fn finish(mut self) -> EventPage {
+        if self.filling.is_full() {
+            self.page.next = self.last.and_then(|last| u64::try_from(last).ok());
+        }
+        self.page
+    }
 }
 
 /// A transaction of which a statement has failed, or was dropped, can do nothing any more.

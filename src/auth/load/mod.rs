@@ -1,6 +1,7 @@
 //! Getting a key that is not in the cache: once, in a task of its own, within a deadline.
 
 mod breaker;
+mod corrupt;
 mod directory;
 mod erased;
 mod failures;
@@ -26,6 +27,7 @@ use tokio::{
 pub(super) use self::erased::{BoxFuture, ErasedStore};
 use self::{
     breaker::Breaker,
+    corrupt::CorruptKeys,
     directory::Directory,
     flights::{Flight, Flights},
     strangers::{Asker, Strangers},
@@ -72,6 +74,7 @@ pub(super) struct Loader {
     pub(super) feed: FeedState,
     breaker: Breaker,
     errors: trace::ErrorLog,
+    corrupt: CorruptKeys,
     board: Mutex<Board>,
     turns: Semaphore,
     pub(super) strangers: Strangers,
@@ -111,6 +114,7 @@ impl Loader {
             feed: FeedState::default(),
             breaker: Breaker::default(),
             errors: trace::ErrorLog::default(),
+            corrupt: CorruptKeys::default(),
             board: Mutex::default(),
             turns: Semaphore::new(policy.max_loads),
             strangers: Strangers::new(&policy, failures),
@@ -294,7 +298,7 @@ impl Loader {
             let late = format!("no answer within {:?}", self.deadline);
             Err(StoreError::new(StoreErrorKind::Unavailable).because(late))
         };
-        let found = found.unwrap_or_else(late);
+        let found = found.unwrap_or_else(late).and_then(|found| self.terms.check(found));
         let answered = self.clock.monotonic();
         match &found {
             Ok(Some(_)) => drop(cost),
@@ -317,7 +321,7 @@ impl Loader {
                 });
                 Ok(Fetched { entry, loaded_at: now, generation })
             }
-            Err(error) => Err(self.failed(error)),
+            Err(error) => Err(self.failed(hash, error)),
         }
     }
 
@@ -335,15 +339,27 @@ impl Loader {
         Ok((stranger, self.turns.acquire().await?))
     }
 
-    fn failed(&self, error: StoreError) -> Rejection {
+    fn failed(&self, hash: &KeyHash, error: StoreError) -> Rejection {
         self.observe(&Event::LoadFailed { error: &error });
         let now = self.clock.monotonic();
-        self.errors.warn("key look-up failed", &error, now);
         match error.kind() {
             // An overload of this process says nothing of the store.
-            StoreErrorKind::Overloaded => Rejection::overloaded(error),
-            StoreErrorKind::Unavailable => {
-                if self.breaker.failed(now) {
+            StoreErrorKind::Overloaded => {
+                self.errors.warn("key look-up failed", &error, now);
+                Rejection::overloaded(error)
+            }
+            StoreErrorKind::Corrupt => {
+                if self.corrupt.is_due(hash, now) {
+                    trace::warn!(
+                        ?error,
+                        "key not let in: its record cannot be read or is out of bounds"
+                    );
+                }
+                Rejection::store_unavailable(error)
+            }
+            kind => {
+                self.errors.warn("key look-up failed", &error, now);
+                if kind == StoreErrorKind::Unavailable && self.breaker.failed(now) {
                     trace::warn!(
                         ?error,
                         "the key store is down; keys are judged by what is cached"
@@ -351,7 +367,6 @@ impl Loader {
                 }
                 Rejection::store_unavailable(error)
             }
-            _ => Rejection::store_unavailable(error),
         }
     }
 

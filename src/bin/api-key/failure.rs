@@ -71,7 +71,9 @@ impl From<ManageError> for Failure {
             ManageErrorKind::Conflict
             | ManageErrorKind::Outdated
             | ManageErrorKind::Repeated
-            | ManageErrorKind::IdempotencyKeyReused => CONFLICT,
+            | ManageErrorKind::IdempotencyKeyReused
+            | ManageErrorKind::TooManyKeys
+            | ManageErrorKind::TooManyChanges => CONFLICT,
             _ => 1,
         };
         let message = match error.field().and_then(option) {

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 use tower_api_key::{
     record::{KeyId, KeyStatus, Scope},
-    store::{EventQuery, KeyPage, KeyQuery},
+    store::{EventPage, EventQuery, KeyPage, KeyQuery},
 };
 
 use super::{failure::Failure, output, session::Session, values};
@@ -84,8 +84,14 @@ pub(crate) async fn keys(list: List, session: &Session) -> Result<(), Failure> {
     let next = page.next.map(|id| id.to_string());
     if session.global.json {
         let keys: Vec<_> = page.keys.iter().map(output::listed).collect();
-        return output::line(&json!({ "keys": keys, "next": next }).to_string());
+        let mut answer = json!({ "keys": keys, "next": next });
+        if !page.invalid.is_empty() {
+            let invalid = page.invalid.iter().map(output::invalid).collect();
+            output::set(&mut answer, "invalid", invalid);
+        }
+        return output::line(&answer.to_string());
     }
+    output::warn_of_invalid(&page.invalid);
     let rows = page.keys.iter().map(|key| {
         let record = &key.record;
         vec![
@@ -113,14 +119,34 @@ pub(crate) async fn keys(list: List, session: &Session) -> Result<(), Failure> {
 async fn pages(mut query: KeyQuery, session: &Session) -> Result<KeyPage, Failure> {
     let issuer = session.issuer()?;
     let wanted = query.limit;
-    let mut keys = Vec::new();
+    let mut all = KeyPage::default();
     loop {
-        query.limit = wanted.saturating_sub(keys.len());
+        query.limit = wanted.saturating_sub(all.keys.len() + all.invalid.len());
         let page = issuer.list(&query).await?;
-        keys.extend(page.keys);
+        all.keys.extend(page.keys);
+        all.invalid.extend(page.invalid);
+        all.next = page.next;
         query.after = page.next;
-        if page.next.is_none() || keys.len() >= wanted {
-            return Ok(KeyPage::new(keys, page.next));
+        if page.next.is_none() || all.keys.len() + all.invalid.len() >= wanted {
+            return Ok(all);
+        }
+    }
+}
+
+/// As many events as are asked for: a page of a store ends where it is too long.
+async fn event_pages(mut query: EventQuery, session: &Session) -> Result<EventPage, Failure> {
+    let issuer = session.issuer()?;
+    let wanted = query.limit;
+    let mut all = EventPage::default();
+    loop {
+        query.limit = wanted.saturating_sub(all.events.len() + all.invalid.len());
+        let page = issuer.events(&query).await?;
+        all.events.extend(page.events);
+        all.invalid.extend(page.invalid);
+        all.next = page.next;
+        query.after = page.next;
+        if page.next.is_none() || all.events.len() + all.invalid.len() >= wanted {
+            return Ok(all);
         }
     }
 }
@@ -152,11 +178,17 @@ pub(crate) async fn events(events: Events, session: &Session) -> Result<(), Fail
     query.key_id = events.id;
     query.consumer_id = events.consumer;
     query.after = events.after;
-    let page = session.issuer()?.events(&query).await?;
+    let page = event_pages(query, session).await?;
     if session.global.json {
         let all: Vec<_> = page.events.iter().map(output::event).collect();
-        return output::line(&json!({ "events": all, "next": page.next }).to_string());
+        let mut answer = json!({ "events": all, "next": page.next });
+        if !page.invalid.is_empty() {
+            let invalid = page.invalid.iter().map(output::invalid).collect();
+            output::set(&mut answer, "invalid", invalid);
+        }
+        return output::line(&answer.to_string());
     }
+    output::warn_of_invalid(&page.invalid);
     let rows = page.events.iter().map(|event| {
         let entry = &event.entry;
         let some = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());

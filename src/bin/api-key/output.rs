@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tower_api_key::{
     rate_limit::{Algorithm, CountedPer, Quota, RateLimits},
     record::{KeyEvent, KeyRecord, Scope, Scopes},
-    store::ListedKey,
+    store::{InvalidRow, ListedKey},
 };
 
 use super::{failure::Failure, values::status_name};
@@ -47,7 +47,7 @@ pub(crate) fn record(record: &KeyRecord) -> Value {
         "scopes": record.scopes,
         "rate_limits": record.rate_limits,
         "plan": record.plan,
-        "metadata": serde_json::from_str::<Value>(record.metadata.as_json()).unwrap_or_default(),
+        "metadata": json_or_text(record.metadata.as_json()),
         "is_active": record.is_active,
         "created_at": exact(record.created_at),
         "created_by": record.created_by,
@@ -59,6 +59,23 @@ pub(crate) fn record(record: &KeyRecord) -> Value {
         "rotated_at": record.rotated_at.and_then(exact),
         "version": record.version,
     })
+}
+
+/// What is stored as JSON; as a string where it cannot be read as such.
+fn json_or_text(json: &str) -> Value {
+    serde_json::from_str(json).unwrap_or_else(|_| json.into())
+}
+
+/// A row that is shown as it is, as it cannot be read.
+pub(crate) fn invalid(row: &InvalidRow) -> Value {
+    json!({ "id": row.id, "problem": row.problem, "values": row.values })
+}
+
+/// Says of each of these what is wrong, where a table has no place for them.
+pub(crate) fn warn_of_invalid(rows: &[InvalidRow]) {
+    for row in rows {
+        warn(&format!("left out of the table: {}; --json shows the row", printable(&row.problem)));
+    }
 }
 
 pub(crate) fn listed(key: &ListedKey) -> Value {
@@ -75,7 +92,6 @@ pub(crate) fn set(object: &mut Value, name: &str, value: Value) {
 
 pub(crate) fn event(event: &KeyEvent) -> Value {
     let entry = &event.entry;
-    let changes = entry.changes.as_deref().map(serde_json::from_str::<Value>);
     json!({
         "id": event.id,
         "at": exact(event.at),
@@ -85,7 +101,7 @@ pub(crate) fn event(event: &KeyEvent) -> Value {
         "actor": entry.actor,
         "origin": entry.origin,
         "reason": entry.reason,
-        "changes": changes.and_then(Result::ok),
+        "changes": entry.changes.as_deref().map(json_or_text),
     })
 }
 

@@ -9,7 +9,7 @@ use tower_api_key::{
     clock::{Clock as _, SystemClock},
     key::KeyFormat,
     manage::Expiry,
-    rate_limit::{Quota, RateLimits},
+    rate_limit::{InvalidQuota, Quota, RateLimits},
     record::{KeyStatus, Metadata},
 };
 
@@ -154,7 +154,23 @@ pub(crate) fn limits(limits: &[Limit]) -> Result<RateLimits, String> {
     }
     let twice = "two limits of the same window: give one for each, such as 10/s and 1000/day, or \
         names, as 60/min and 600/min:per-consumer,name=team";
-    RateLimits::new(quotas).map_err(|_| twice.into())
+    let limits = RateLimits::new(quotas).map_err(|error| match error {
+        InvalidQuota::TooMany => error.to_string(),
+        _ => twice.into(),
+    });
+    limits.and_then(bounded)
+}
+
+/// Refuses quotas that take longer than 400 days to come back: what was used of them is kept in memory
+/// for as long.
+pub(crate) fn bounded(limits: RateLimits) -> Result<RateLimits, String> {
+    const MOST: Duration = Duration::from_secs(400 * 86_400);
+    if limits.iter().any(|quota| quota.window() > MOST || quota.refill_time() > MOST) {
+        return Err(
+            "a window, and the time in which a burst comes back, is at most 400 days".into()
+        );
+    }
+    Ok(limits)
 }
 
 pub(crate) fn metadata(text: &str) -> Result<Metadata, String> {

@@ -22,7 +22,7 @@ pub(super) fn describe(operation: Operation) -> Described {
             .parameter(headers::idempotency_key())
             .request_body(Some(body("NewKey", &[JSON], true)))
             .response("201", created("CreatedKey"))
-            .response("409", problem("The request made a key before: `key_id`.").header("Location", headers::location())),
+            .response("409", problem("The request made a key before: `key_id`; or the consumer has as many keys as it may have.").header("Location", headers::location())),
         Operation::ListKeys => begin("listKeys", "Lists keys, the newest first")
             .parameters(Some(key_filters()))
             .parameters(Some(paging(uuid())))
@@ -44,7 +44,7 @@ pub(super) fn describe(operation: Operation) -> Described {
             .parameter(headers::idempotency_key())
             .request_body(Some(body("Rotation", &[JSON], false)))
             .response("201", created("RotatedKey"))
-            .response("409", problem("The key has ended or was rotated before, or the request made a key before: `key_id`.").header("Location", headers::location())),
+            .response("409", problem("The key has ended or was rotated before, or the request made a key before: `key_id`; or the consumer has as many keys as it may have.").header("Location", headers::location())),
         Operation::RevokeKey => begin("revokeKey", "Ends a key for good")
             .request_body(Some(body("Revocation", &[JSON], false)))
             .response("200", ok("Key").header("ETag", headers::etag())),
@@ -80,11 +80,19 @@ fn refusals(operation: Operation, described: OperationBuilder) -> OperationBuild
             problem("That cannot be done right now.").header("Retry-After", headers::retry_after()),
         );
     if operation.is_charged() {
-        described = described.response(
-            "429",
-            problem("The key has used up its quota, or too much of its consumer is under way.")
-                .header("Retry-After", headers::retry_after()),
-        );
+        let detail = match operation {
+            Operation::IssueKey => {
+                "The key has used up its quota, too much of its consumer is under way, or the \
+                 consumer has made too many keys in an hour."
+            }
+            Operation::RotateKey => {
+                "The key has used up its quota, too much of its consumer is under way, or the key \
+                 was rotated too often in an hour."
+            }
+            _ => "The key has used up its quota, or too much of its consumer is under way.",
+        };
+        described = described
+            .response("429", problem(detail).header("Retry-After", headers::retry_after()));
     }
     if operation.path().contains("{id}") {
         described = described
@@ -140,7 +148,7 @@ fn key_filters() -> [Parameter; 6] {
     let text = || {
         string()
             .min_length(Some(1))
-            .max_length(Some(1024))
+            .max_length(Some(256))
             .pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]*$"))
     };
     [

@@ -10,9 +10,11 @@ use utoipa::openapi::{
 };
 
 use crate::{
-    record::KeyStatus,
+    rate_limit::RateLimits,
+    record::{KeyStatus, Scopes},
     rest::{
         change::MAX_TEXT,
+        quotas::MAX_WINDOW as MAX_WINDOW_ASKED,
         view::{STATUSES, status_name},
     },
 };
@@ -109,18 +111,28 @@ fn expires() -> AnyOfBuilder {
 }
 
 fn scopes() -> ArrayBuilder {
-    ArrayBuilder::new().items(scope())
+    ArrayBuilder::new().items(scope()).max_items(Some(Scopes::MAX_SCOPES))
 }
 
-fn quotas() -> ArrayBuilder {
-    ArrayBuilder::new().items(named("Quota")).description(Some(
-        "What the key may do how often, beside what its plan says. An empty list is no limit; \
-         without a list, and without a plan, the service's default applies.",
-    ))
+fn quotas(schema: &str) -> ArrayBuilder {
+    ArrayBuilder::new()
+        .items(named(schema))
+        .max_items(Some(RateLimits::MAX_QUOTAS))
+        .description(Some(
+            "What the key may do how often, beside what its plan says; with those of its plan at most \
+             8. An empty list is no limit; without a list, and without a plan, the service's default \
+             applies.",
+        ))
 }
 
+/// Those of a key.
 fn quotas_or_null() -> AnyOfBuilder {
-    AnyOfBuilder::new().item(quotas()).item(null())
+    AnyOfBuilder::new().item(quotas("Quota")).item(null())
+}
+
+/// Those that a client asks for.
+fn new_quotas_or_null() -> AnyOfBuilder {
+    AnyOfBuilder::new().item(quotas("NewQuota")).item(null())
 }
 
 fn plan_or_null() -> ObjectBuilder {
@@ -141,6 +153,13 @@ fn page(items: &str, schema: &str) -> ObjectBuilder {
                 .into(),
         ),
     ])
+    .property(
+        "invalid",
+        ArrayBuilder::new().items(named("InvalidRow")).description(Some(
+            "Rows of this page that are beyond the bounds of what they should be, as text. Absent \
+             where there are none.",
+        )),
+    )
 }
 
 pub(super) fn components() -> ComponentsBuilder {
@@ -151,7 +170,7 @@ pub(super) fn components() -> ComponentsBuilder {
         .required("expires")
         .property("name", or_null(text(), Type::String))
         .property("scopes", scopes())
-        .property("rate_limits", quotas_or_null())
+        .property("rate_limits", new_quotas_or_null())
         .property("plan", plan_or_null())
         .property("metadata", or_null(free(), Type::Object).description(Some(METADATA)))
         .property("not_before", or_null(time(), Type::String))
@@ -160,7 +179,7 @@ pub(super) fn components() -> ComponentsBuilder {
     let patch = closed()
         .property("name", or_null(text(), Type::String))
         .property("scopes", scopes())
-        .property("rate_limits", quotas_or_null())
+        .property("rate_limits", new_quotas_or_null())
         .property("plan", plan_or_null())
         .property("metadata", or_null(free(), Type::Object).description(Some(METADATA)))
         .property("expires", expires())
@@ -194,12 +213,14 @@ pub(super) fn components() -> ComponentsBuilder {
         .schema("CreatedKey", key().property("key", secret()).required("key"))
         .schema("Event", event())
         .schema("EventPage", page("events", "Event"))
+        .schema("InvalidRow", invalid_row())
         .schema("Key", key())
         .schema("KeyPage", page("keys", "Key"))
         .schema("KeyPatch", patch)
         .schema("NewKey", new_key)
+        .schema("NewQuota", quota_to_have(asked_window()))
         .schema("Problem", problem())
-        .schema("Quota", quota_to_have())
+        .schema("Quota", quota_to_have(integer(1, MAX_WINDOW)))
         .schema("Revocation", closed().property("reason", reason()))
         .schema("Revocations", revocations)
         .schema(
@@ -227,7 +248,8 @@ pub(super) fn components() -> ComponentsBuilder {
         )
 }
 
-const METADATA: &str = "The application's own, at most 16 KiB without the character U+0000.";
+const METADATA: &str = "The application's own: at most 16 KiB, in which numbers count without exponents, \
+    and 32 levels, without the character U+0000.";
 
 fn secret() -> ObjectBuilder {
     string().description(Some("The key itself. It is shown this once."))
@@ -263,13 +285,19 @@ fn key() -> ObjectBuilder {
     )
 }
 
+/// 400 days.
+fn asked_window() -> ObjectBuilder {
+    integer(1, i64::try_from(MAX_WINDOW_ASKED.as_millis()).unwrap_or(MAX_WINDOW))
+        .description(Some("At most 400 days, and as long at most until a burst has come back."))
+}
+
 /// What every quota has.
-fn quota() -> ObjectBuilder {
+fn quota(window: ObjectBuilder) -> ObjectBuilder {
     let limit = integer(1, u32::MAX.into());
     record(vec![
         ("name", string().pattern(Some(NAME)).into()),
         ("limit", limit.description(Some("Requests in each window.")).into()),
-        ("window_ms", integer(1, MAX_WINDOW).into()),
+        ("window_ms", window.into()),
     ])
 }
 
@@ -290,9 +318,9 @@ fn sliding() -> ObjectBuilder {
     ))
 }
 
-fn quota_to_have() -> ObjectBuilder {
+fn quota_to_have(window: ObjectBuilder) -> ObjectBuilder {
     let strict = "Never more than the limit in any window: what is beyond the burst is paced.";
-    quota()
+    quota(window)
         .property(
             "burst",
             burst().description(Some(
@@ -305,7 +333,7 @@ fn quota_to_have() -> ObjectBuilder {
 }
 
 fn left() -> ObjectBuilder {
-    quota()
+    quota(integer(1, MAX_WINDOW))
         .property("burst", burst())
         .required("burst")
         .property("sliding", sliding())
@@ -345,13 +373,27 @@ fn event() -> ObjectBuilder {
         ("reason", nullable().into()),
         (
             "changes",
-            or_null(free(), Type::Object)
+            free()
+                .schema_type(SchemaType::from_iter([Type::Object, Type::String, Type::Null]))
                 .description(Some(
                     "Of each field `from` and `to`. Of a denied attempt what was attempted, and its \
-                     `target`, where the caller may see that.",
+                     `target`, where the caller may see that. A string where that is stored but is \
+                     not JSON, or too deep.",
                 ))
                 .into(),
         ),
+    ])
+}
+
+fn invalid_row() -> ObjectBuilder {
+    let values = ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .additional_properties(Some(RefOr::<Schema>::from(string())))
+        .description(Some("Its columns as text, each cut after 16 KiB."));
+    record(vec![
+        ("id", string().into()),
+        ("problem", string().description(Some("What is wrong, and in which column.")).into()),
+        ("values", values.into()),
     ])
 }
 

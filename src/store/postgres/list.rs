@@ -3,19 +3,23 @@
 
 use std::time::SystemTime;
 
-use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow, types::Uuid};
+use sqlx::{
+    PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow, query, types::Uuid,
+};
 
 use super::{
     error::failed,
-    record::{columns, read_time, record_of, uuid},
+    record::{columns, read, read_time, record_of, uuid},
     timestamp::Timestamp,
 };
 use crate::{
     record::{KeyId, KeyStatus},
     store::{
-        EventPage, EventQuery, KeyPage, KeyQuery, ListedKey, StoreError,
-        listing::{Index, WINDOW, page, size},
-        row::{Event, bounded, event_page, key_id, micros_up},
+        EventPage, EventQuery, InvalidRow, KeyPage, KeyQuery, ListedKey, StoreError,
+        StoreErrorKind,
+        listing::{Index, KeyRows, Listed, WINDOW, size},
+        page::CHUNK,
+        row::{Event, EventRows, TEXTS, bounded, key_id, micros_up},
     },
 };
 
@@ -24,23 +28,43 @@ type Sql = QueryBuilder<Postgres>;
 /// Reads a page in a transaction that was begun for it.
 pub(super) async fn keys(
     connection: &mut PgConnection,
-    query: &KeyQuery,
+    asked: &KeyQuery,
 ) -> Result<KeyPage, StoreError> {
-    let size = size(query);
+    let size = size(asked);
     if size == 0 {
         return Ok(KeyPage::default());
     }
-    let index = Index::of(query);
-    let mut sql = edge(index, query.after);
+    let index = Index::of(asked);
+    let mut sql = edge(index, asked.after);
     let row = sql.build().persistent(false).fetch_optional(&mut *connection).await;
     let edge = row.map_err(failed)?.map(|row| row.try_get::<Uuid, _>(0)).transpose();
     let edge = edge.map_err(failed)?.map(key_id);
-    let mut sql = keys_of(index, query)?;
+    let mut sql = keys_of(index, asked)?;
     sql.push(" limit ").push_bind(bounded(size + 1));
-    let rows = sql.build().persistent(false).fetch_all(connection).await.map_err(failed)?;
-    let keys = rows.iter().map(listed).collect::<Result<_, _>>()?;
-    Ok(page(keys, size, edge))
+    sql.build().persistent(false).execute(&mut *connection).await.map_err(failed)?;
+    let mut page = KeyRows::new(size);
+    loop {
+        let fetch = query(FETCH).persistent(false);
+        let rows = fetch.fetch_all(&mut *connection).await.map_err(failed)?;
+        let mut is_open = rows.len() == CHUNK;
+        for row in &rows {
+            let id = key_id(row.try_get("id").map_err(failed)?);
+            if !page.add(id, listed(row)?) {
+                is_open = false;
+                break;
+            }
+        }
+        if !is_open {
+            break;
+        }
+    }
+    // The end of the transaction closes the cursor.
+    Ok(page.finish(edge))
 }
+
+// A page ends where it has bytes enough. Rows behind that are not read, on either side.
+const FETCH: &str = "fetch 64 from api_key_page";
+const _: () = assert!(CHUNK == 64, "as many as are fetched");
 
 /// Settings of the transaction that a page is read in.
 ///
@@ -52,10 +76,29 @@ set local enable_bitmapscan = off;
 set local max_parallel_workers_per_gather = 0;
 set local jit = off";
 
-fn listed(row: &PgRow) -> Result<ListedKey, StoreError> {
+fn listed(row: &PgRow) -> Result<Listed, StoreError> {
+    match key(row) {
+        Err(error) if error.kind() == StoreErrorKind::Corrupt => Ok(Err(as_text(row, &error)?)),
+        key => key.map(Ok),
+    }
+}
+
+fn key(row: &PgRow) -> Result<ListedKey, StoreError> {
     let at: Option<Timestamp> = row.try_get("last_used_at").map_err(failed)?;
     let at = at.map(|at| read_time("last_used_at", at)).transpose()?;
     Ok(ListedKey::new(record_of(row)?, at))
+}
+
+fn as_text(row: &PgRow, error: &StoreError) -> Result<InvalidRow, StoreError> {
+    match read(row) {
+        Ok(columns) => Ok(columns.as_text(error)),
+        // A column of another type: the others are shown.
+        Err(_) => {
+            let id = key_id(row.try_get("id").map_err(failed)?);
+            let text = |column| row.try_get::<Option<String>, _>(column).unwrap_or(None);
+            Ok(InvalidRow::new(id, error, TEXTS.map(|column| (column, text(column)))))
+        }
+    }
 }
 
 /// Asks for the last key of the window that begins after `after`, where the window is full.
@@ -75,7 +118,7 @@ fn edge(index: Index<'_>, after: Option<KeyId>) -> Sql {
 /// common an answer is might take it to another index, and through all of that.
 fn keys_of(index: Index<'_>, query: &KeyQuery) -> Result<Sql, StoreError> {
     let mut sql = Sql::new(concat!(
-        "select ",
+        "declare api_key_page no scroll cursor for select ",
         columns!(),
         ", (select last_used_at from api_key_usage where key_id = listed.id) as last_used_at \
          from (select "
@@ -210,11 +253,27 @@ pub(super) async fn events(
     connection: &mut PgConnection,
     query: &EventQuery,
 ) -> Result<EventPage, StoreError> {
+    let mut page = EventRows::new(query.limit);
+    let mut last = query.after.map_or(i64::MAX, |after| i64::try_from(after).unwrap_or(i64::MAX));
+    loop {
+        let mut sql = events_before(query, last);
+        let built = sql.build().persistent(false);
+        let rows = built.fetch_all(&mut *connection).await.map_err(failed)?;
+        let events = rows.iter().map(event).collect::<sqlx::Result<Vec<_>>>().map_err(failed)?;
+        let is_last = events.len() < CHUNK;
+        match page.add(events) {
+            Some(id) if !is_last => last = id,
+            _ => return Ok(page.finish()),
+        }
+    }
+}
+
+/// As many events as are read at a time.
+fn events_before(query: &EventQuery, last: i64) -> Sql {
     let mut sql = Sql::new(
         "select id, at, action, key_id, consumer_id, actor, origin, reason, \
          changes::text as changes from api_key_events where ",
     );
-    let last = query.after.map_or(i64::MAX, |after| i64::try_from(after).unwrap_or(i64::MAX));
     let order = if let Some(id) = query.key_id {
         sql.push("(key_id, id) < (").push_bind(uuid(id)).push(", ").push_bind(last);
         sql.push(") and (key_id, id) > (").push_bind(uuid(id)).push(", 0)");
@@ -231,10 +290,8 @@ pub(super) async fn events(
         sql.push("id < ").push_bind(last);
         " order by id desc limit "
     };
-    sql.push(order).push_bind(bounded(query.limit.saturating_add(1)));
-    let rows = sql.build().persistent(false).fetch_all(connection).await.map_err(failed)?;
-    let events = rows.iter().map(event).collect::<sqlx::Result<Vec<_>>>().map_err(failed)?;
-    event_page(events, query.limit)
+    sql.push(order).push_bind(bounded(query.limit.saturating_add(1).min(CHUNK)));
+    sql
 }
 
 fn event(row: &PgRow) -> sqlx::Result<Event> {

@@ -55,7 +55,7 @@ pub(super) fn record_of(row: &PgRow) -> Result<KeyRecord, StoreError> {
     read(row).map_err(failed)?.into_record()
 }
 
-fn read(row: &PgRow) -> sqlx::Result<Row> {
+pub(super) fn read(row: &PgRow) -> sqlx::Result<Row> {
     let at = |column| row.try_get(column).map(|Timestamp(at)| at);
     let maybe_at = |column| row.try_get(column).map(|at: Option<Timestamp>| at.map(|at| at.0));
     let rotated_from: Option<Uuid> = row.try_get("rotated_from")?;

@@ -6,15 +6,15 @@ use super::{
     error::failed,
     lease::Lease,
     plans,
-    record::{columns, record, records, uuid},
+    record::{columns, read_time, record, records, uuid},
     timestamp::Timestamp,
 };
 use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        Claim, KeyTransaction, Selection, StoreError, StoreErrorKind,
-        row::{Row, bounded, claimed, ended, json, key_id, micros_up},
+        Claim, KeyCountQuery, KeyCounts, KeyTransaction, Selection, StoreError, StoreErrorKind,
+        row::{Row, bounded, claimed, counts, ended, json, key_id, micros_up},
     },
 };
 
@@ -219,6 +219,34 @@ const REVOKE: &str = concat!(
     select * from revoked order by id"
 );
 
+// Held until the transaction ends. Another consumer may have the same number, and then waits.
+const LOCK_COUNT: &str =
+    "select pg_advisory_xact_lock(hashtextextended('api-keys of ' || $1, 7021227462866860403))";
+
+// Each part is a range of an index, and ends where enough is counted. Its own statement, so that it
+// sees what those have committed who had the lock before.
+const COUNT: &str = "
+select
+    (select count(*) from (
+        (select 1 from api_keys
+        where consumer_id = $1 and revoked_at is null and expires_at is null limit $3)
+        union all
+        (select 1 from api_keys
+        where (consumer_id, expires_at) > ($1, statement_timestamp())
+            and (consumer_id, expires_at) <= ($1, 'infinity') and revoked_at is null
+        order by consumer_id, expires_at limit $3)
+    ) as live),
+    (select count(*) from (
+        select 1 from api_keys
+        where (consumer_id, id) >= ($1, $2)
+            and (consumer_id, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+        order by consumer_id, id limit $3
+    ) as recent)";
+
+const NTH_ROTATION: &str = "
+select created_at from api_keys where root_id = $1 and rotated_from is not null
+order by created_at desc limit 1 offset $2";
+
 // What was recorded of their use goes with them: a trigger deletes it.
 const DELETE: &str = "delete from api_keys where id = any($1)";
 
@@ -361,6 +389,31 @@ impl KeyTransaction for PgTransaction {
         let rows = revoke.fetch_all(&mut *lease).await.map_err(failed)?;
         self.lease = Some(lease);
         records(&rows)
+    }
+
+    async fn count_keys(&mut self, asked: &KeyCountQuery) -> Result<KeyCounts, StoreError> {
+        let lock = query(LOCK_COUNT).bind(&asked.consumer_id);
+        let count = query_as(COUNT)
+            .bind(&asked.consumer_id)
+            .bind(uuid(asked.recent_from))
+            .bind(bounded(asked.limit));
+        let mut lease = self.take()?;
+        lock.execute(&mut *lease).await.map_err(failed)?;
+        let counted: (i64, i64) = count.fetch_one(&mut *lease).await.map_err(failed)?;
+        self.lease = Some(lease);
+        Ok(counts(counted, asked.limit))
+    }
+
+    async fn nth_rotation(
+        &mut self,
+        root: KeyId,
+        nth: usize,
+    ) -> Result<Option<SystemTime>, StoreError> {
+        let find = query_scalar(NTH_ROTATION).bind(uuid(root)).bind(bounded(nth.saturating_sub(1)));
+        let mut lease = self.take()?;
+        let at: Option<Timestamp> = find.fetch_optional(&mut *lease).await.map_err(failed)?;
+        self.lease = Some(lease);
+        at.map(|at| read_time("created_at", at)).transpose()
     }
 
     async fn delete(&mut self, ids: &[KeyId]) -> Result<(), StoreError> {

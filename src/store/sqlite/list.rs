@@ -5,14 +5,16 @@ use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow, 
 
 use super::{
     error::failed,
-    record::{columns, now, read_time, record_of, uuid},
+    record::{columns, now, read, read_time, record_of, uuid},
 };
 use crate::{
     record::{KeyId, KeyStatus},
     store::{
-        EventPage, EventQuery, KeyPage, KeyQuery, ListedKey, StoreError,
-        listing::{Index, WINDOW, page, size},
-        row::{Event, bounded, event_page, key_id, micros_up},
+        EventPage, EventQuery, InvalidRow, KeyPage, KeyQuery, ListedKey, StoreError,
+        StoreErrorKind,
+        listing::{Index, KeyRows, Listed, WINDOW, size},
+        page::CHUNK,
+        row::{Event, EventRows, TEXTS, bounded, key_id, micros_up},
     },
 };
 
@@ -32,14 +34,46 @@ pub(super) async fn keys(
     let edge = row.map(|row| row.try_get::<Uuid, _>(0)).transpose().map_err(failed)?;
     let edge = edge.map(key_id);
 
-    let mut sql = keys_between(index, query, edge)?;
-    sql.push(" limit ").push_bind(bounded(size + 1));
-    let rows = sql.build().fetch_all(connection).await.map_err(failed)?;
-    let keys = rows.iter().map(listed).collect::<Result<_, _>>()?;
-    Ok(page(keys, size, edge))
+    // A few at a time: a page ends where it has bytes enough.
+    let mut page = KeyRows::new(size);
+    let mut after = query.after;
+    loop {
+        let mut sql = keys_between(index, query, after, edge)?;
+        sql.push(" limit ").push_bind(bounded((size + 1).min(CHUNK)));
+        let rows = sql.build().fetch_all(&mut *connection).await.map_err(failed)?;
+        for row in &rows {
+            let id = key_id(row.try_get("id").map_err(failed)?);
+            if !page.add(id, listed(row)?) {
+                return Ok(page.finish(edge));
+            }
+        }
+        if rows.len() < CHUNK {
+            return Ok(page.finish(edge));
+        }
+        after = page.last();
+    }
 }
 
-fn listed(row: &SqliteRow) -> Result<ListedKey, StoreError> {
+fn listed(row: &SqliteRow) -> Result<Listed, StoreError> {
+    match key(row) {
+        Err(error) if error.kind() == StoreErrorKind::Corrupt => Ok(Err(as_text(row, &error)?)),
+        key => key.map(Ok),
+    }
+}
+
+fn as_text(row: &SqliteRow, error: &StoreError) -> Result<InvalidRow, StoreError> {
+    match read(row) {
+        Ok(columns) => Ok(columns.as_text(error)),
+        // A column of another type: the others are shown.
+        Err(_) => {
+            let id = key_id(row.try_get("id").map_err(failed)?);
+            let text = |column| row.try_get::<Option<String>, _>(column).unwrap_or(None);
+            Ok(InvalidRow::new(id, error, TEXTS.map(|column| (column, text(column)))))
+        }
+    }
+}
+
+fn key(row: &SqliteRow) -> Result<ListedKey, StoreError> {
     let at: Option<i64> = row.try_get("last_used_at").map_err(failed)?;
     let at = at.map(|at| read_time("last_used_at", at)).transpose()?;
     Ok(ListedKey::new(record_of(row)?, at))
@@ -60,6 +94,7 @@ fn edge(index: Index<'_>, after: Option<KeyId>) -> Sql {
 fn keys_between(
     index: Index<'_>,
     query: &KeyQuery,
+    after: Option<KeyId>,
     edge: Option<KeyId>,
 ) -> Result<Sql, StoreError> {
     let mut sql = Sql::new(concat!(
@@ -67,7 +102,7 @@ fn keys_between(
         columns!(),
         ", (select last_used_at from api_key_usage where key_id = listed.id) as last_used_at"
     ));
-    window(&mut sql, index, query.after, edge);
+    window(&mut sql, index, after, edge);
     filter(&mut sql, query)?;
     sql.push(" order by ").push(id_of(index)).push(" desc");
     Ok(sql)
@@ -194,6 +229,22 @@ pub(super) async fn events(
     connection: &mut SqliteConnection,
     query: &EventQuery,
 ) -> Result<EventPage, StoreError> {
+    let mut page = EventRows::new(query.limit);
+    let mut last = query.after.map(|after| i64::try_from(after).unwrap_or(i64::MAX));
+    loop {
+        let mut sql = events_before(query, last);
+        let rows = sql.build().fetch_all(&mut *connection).await.map_err(failed)?;
+        let events = rows.iter().map(event).collect::<sqlx::Result<Vec<_>>>().map_err(failed)?;
+        let is_last = events.len() < CHUNK;
+        match page.add(events) {
+            Some(id) if !is_last => last = Some(id),
+            _ => return Ok(page.finish()),
+        }
+    }
+}
+
+/// As many events as are read at a time.
+fn events_before(query: &EventQuery, last: Option<i64>) -> Sql {
     let mut sql = Sql::new(
         "select id, at, action, key_id, consumer_id, actor, origin, reason, changes \
          from api_key_events",
@@ -210,13 +261,12 @@ pub(super) async fn events(
     if let Some(consumer_id) = &query.consumer_id {
         sql.push(" and consumer_id = ").push_bind(consumer_id.clone());
     }
-    if let Some(after) = query.after {
-        sql.push(" and id < ").push_bind(i64::try_from(after).unwrap_or(i64::MAX));
+    if let Some(last) = last {
+        sql.push(" and id < ").push_bind(last);
     }
-    sql.push(" order by id desc limit ").push_bind(bounded(query.limit.saturating_add(1)));
-    let rows = sql.build().fetch_all(connection).await.map_err(failed)?;
-    let events = rows.iter().map(event).collect::<sqlx::Result<Vec<_>>>().map_err(failed)?;
-    event_page(events, query.limit)
+    let limit = query.limit.saturating_add(1).min(CHUNK);
+    sql.push(" order by id desc limit ").push_bind(bounded(limit));
+    sql
 }
 
 fn event(row: &SqliteRow) -> sqlx::Result<Event> {

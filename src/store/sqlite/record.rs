@@ -53,7 +53,7 @@ pub(super) fn record_of(row: &SqliteRow) -> Result<KeyRecord, StoreError> {
     read(row).map_err(failed)?.into_record()
 }
 
-fn read(row: &SqliteRow) -> sqlx::Result<Row> {
+pub(super) fn read(row: &SqliteRow) -> sqlx::Result<Row> {
     let scopes: String = row.try_get("scopes")?;
     let scopes = serde_json::from_str(&scopes);
     let rotated_from: Option<Uuid> = row.try_get("rotated_from")?;

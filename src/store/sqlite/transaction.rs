@@ -10,14 +10,14 @@ use super::{
     error::failed,
     lease::Lease,
     plans,
-    record::{columns, now, record, records, uuid},
+    record::{columns, now, read_time, record, records, uuid},
 };
 use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        Claim, KeyTransaction, Selection, StoreError, StoreErrorKind,
-        row::{Row, bounded, claimed, ended, json, key_id, micros_up},
+        Claim, KeyCountQuery, KeyCounts, KeyTransaction, Selection, StoreError, StoreErrorKind,
+        row::{Row, bounded, claimed, counts, ended, json, key_id, micros_up},
     },
 };
 
@@ -186,6 +186,29 @@ const REVOKE: &str = concat!(
     columns!()
 );
 
+// Each part is a range of an index, and ends where enough is counted.
+const COUNT: &str = concat!(
+    "select
+    (select count(*) from (
+        select 1 from api_keys indexed by api_keys_live_by_expiry
+        where consumer_id = ?1 and revoked_at is null and expires_at is null limit ?3
+    )) + (select count(*) from (
+        select 1 from api_keys indexed by api_keys_live_by_expiry
+        where consumer_id = ?1 and revoked_at is null and expires_at > ",
+    now!(),
+    " limit ?3
+    )),
+    (select count(*) from (
+        select 1 from api_keys indexed by api_keys_of_consumer
+        where consumer_id = ?1 and id >= ?2 limit ?3
+    ))"
+);
+
+const NTH_ROTATION: &str = "
+select created_at from api_keys indexed by api_keys_of_root
+where root_id = ?1 and rotated_from is not null
+order by created_at desc limit 1 offset ?2";
+
 // What was recorded of their use goes with them: a trigger deletes it.
 const DELETE: &str =
     "delete from api_keys where id in (select unhex(value, '-') from json_each(?1))";
@@ -305,6 +328,30 @@ impl KeyTransaction for SqliteTransaction {
         let mut revoked = records(&rows)?;
         revoked.sort_unstable_by_key(|record| record.id);
         Ok(revoked)
+    }
+
+    /// Whoever writes is alone.
+    async fn count_keys(&mut self, asked: &KeyCountQuery) -> Result<KeyCounts, StoreError> {
+        let count = query_as(COUNT)
+            .bind(asked.consumer_id.clone())
+            .bind(uuid(asked.recent_from))
+            .bind(bounded(asked.limit));
+        let mut open = self.take()?;
+        let counted: (i64, i64) = count.fetch_one(&mut *open).await.map_err(failed)?;
+        self.open = Some(open);
+        Ok(counts(counted, asked.limit))
+    }
+
+    async fn nth_rotation(
+        &mut self,
+        root: KeyId,
+        nth: usize,
+    ) -> Result<Option<SystemTime>, StoreError> {
+        let find = query_scalar(NTH_ROTATION).bind(uuid(root)).bind(bounded(nth.saturating_sub(1)));
+        let mut open = self.take()?;
+        let at: Option<i64> = find.fetch_optional(&mut *open).await.map_err(failed)?;
+        self.open = Some(open);
+        at.map(|at| read_time("created_at", at)).transpose()
     }
 
     async fn delete(&mut self, ids: &[KeyId]) -> Result<(), StoreError> {

@@ -54,7 +54,9 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
     if let Some(scopes) = present(&object, "scopes") {
         let scopes = serde_json::from_value::<Scopes>(scopes.clone());
         new =
-            new.scopes(scopes.map_err(|_| "scopes: a list is needed, such as [\"orders:read\"]")?);
+            new.scopes(scopes.map_err(
+                |_| "scopes: a list of at most 128 is needed, such as [\"orders:read\"]",
+            )?);
     }
     if let Some(limits) = present(&object, "rate_limits") {
         new = new.rate_limits(rate_limits(limits).map_err(|e| format!("rate_limits: {e}"))?);
@@ -119,5 +121,8 @@ fn rate_limits(value: &Value) -> Result<RateLimits, String> {
             list.iter().filter_map(Value::as_str).map(values::limit).collect();
         return values::limits(&limits?);
     }
-    serde_json::from_value(value.clone()).map_err(|_| advice.into())
+    if list.len() > RateLimits::MAX_QUOTAS {
+        return Err("a key has at most 8 quotas".into());
+    }
+    serde_json::from_value(value.clone()).map_err(|_| advice.into()).and_then(values::bounded)
 }
