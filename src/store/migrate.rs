@@ -36,6 +36,11 @@ pub(super) const POSTGRES: &[Migration] = &[
         description: "plans of api keys",
         sql: include_str!("../../migrations/postgres/0004_api_key_plans.sql"),
     },
+    Migration {
+        version: 6,
+        description: "feed of api keys",
+        sql: include_str!("../../migrations/postgres/0006_api_key_feed.sql"),
+    },
 ];
 
 #[cfg(feature = "sqlite")]

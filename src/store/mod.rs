@@ -72,14 +72,14 @@ pub use self::postgres::{PgChangeFeed, PgKeyStore, PgTransaction};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteKeyStore, SqliteTransaction};
 pub use self::{
-    change::{Change, ChangeFeed},
+    change::{Change, ChangeFeed, Staleness},
     manage::{
         Claim, EventPage, EventQuery, KeyPage, KeyQuery, KeyTransaction, ListedKey, ManageKeys,
         Selection,
     },
     memory::{MemoryKeyStore, MemoryTransaction},
     plans::ManagePlans,
-    poll::{ChangeLog, ChangedKey, Changes, Horizon, PollingChangeFeed},
+    poll::{ChangeLog, ChangedKey, Changes, Horizon, PollingChangeFeed, Replica},
 };
 use crate::{
     key::KeyHash,

@@ -21,6 +21,7 @@ use sqlx::{
     query, query_as, query_scalar, raw_sql,
 };
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use self::{
     batch::Batcher,
@@ -34,8 +35,8 @@ use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
     Usage,
     migrate::{self, Applied, Migration},
-    poll::{ChangeLog, Changes, Horizon},
-    row::{self, Polled, micros},
+    poll::{ChangeLog, Changes, Horizon, Replica},
+    row::{self, Polled, corrupt, micros},
 };
 use crate::{
     key::KeyHash,
@@ -249,6 +250,9 @@ impl ManageKeys for PgKeyStore {
 //
 // A standby does not know which transactions are running, but where they begin.
 //
+// How far a standby is, everybody may ask, and whether it receives anything; of what its source has,
+// only those learn who may read all statistics.
+//
 // Numbers that no disk has seen are drawn again once a server has recovered from a crash. It may do so
 // without ending, as when one of its processes was killed; its statistics begin anew then.
 const CHANGES: &str = "
@@ -258,9 +262,22 @@ select
         # coalesce((extract(epoch from recovered.stats_reset) * 1000000)::bigint, 0),
     key_id,
     created_in::text::bigint,
-    changed_in::text::bigint
+    changed_in::text::bigint,
+    applied,
+    known,
+    age
 from pg_current_snapshot() as snapshot
 cross join pg_stat_get_wal() as recovered
+left join (
+    select
+        (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint as applied,
+        (
+            select (greatest(latest_end_lsn, pg_last_wal_receive_lsn()) - '0/0'::pg_lsn)::bigint
+            from pg_stat_wal_receiver
+        ) as known,
+        (extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000000)::bigint
+            as age
+) as replica on pg_is_in_recovery()
 left join api_key_changes
     on changed_in >= coalesce($1::bigint::text::xid8, pg_snapshot_xmin(snapshot))
     and changed_in < pg_snapshot_xmax(snapshot)";
@@ -269,11 +286,35 @@ impl ChangeLog for PgKeyStore {
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
         let changes = query_as(CHANGES).bind(row::from(horizon)?);
         let mut lease = self.lease().await?;
-        let rows: Vec<Polled> = changes.fetch_all(&mut *lease).await.map_err(unlogged)?;
+        let rows: Vec<PolledOfReplica> = changes.fetch_all(&mut *lease).await.map_err(unlogged)?;
         lease.release();
-        row::changes(&rows)
+        let replica = rows.first().and_then(|&(.., applied, known, age)| {
+            let known = known.and_then(|known| u64::try_from(known).ok());
+            // By two clocks: what was committed in the future is not old.
+            let age = age.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0)));
+            Some(Replica::new(u64::try_from(applied?).ok()?, known, age))
+        });
+        let rows: Vec<Polled> = rows
+            .into_iter()
+            .map(|(from, server, id, created, changed, ..)| (from, server, id, created, changed))
+            .collect();
+        Ok(Changes { replica, ..row::changes(&rows)? })
+    }
+
+    async fn end(&self) -> Result<u64, StoreError> {
+        let mut lease = self.lease().await?;
+        let end: i64 = query_scalar(END).fetch_one(&mut *lease).await.map_err(failed)?;
+        lease.release();
+        u64::try_from(end).map_err(|_| corrupt("the position of the write-ahead log"))
     }
 }
+
+/// [`Polled`], and how far a standby is.
+type PolledOfReplica =
+    (i64, i64, Option<Uuid>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+
+// What is flushed is what standbys are sent.
+const END: &str = "select (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint";
 
 fn unlogged(error: sqlx::Error) -> StoreError {
     match error.as_database_error().and_then(|error| error.code()) {
