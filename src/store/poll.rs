@@ -270,10 +270,11 @@ impl<L: ChangeLog> PollingChangeFeed<L> {
         self.progress = Some(progress.go_on(asked, changes.replica, end, self.max_lag));
     }
 
-    /// What is behind is asked again before it has been so for too long.
+    /// A replica that has not applied what was there at an earlier poll is asked again before it has
+    /// been behind for too long. To be a moment behind is usual.
     fn pause(&self) -> Duration {
         match &self.progress {
-            Some(progress) if !progress.ahead.is_empty() => self.interval.min(self.max_lag / 5),
+            Some(progress) if progress.ahead.len() > 1 => self.interval.min(self.max_lag / 5),
             _ => self.interval,
         }
     }
