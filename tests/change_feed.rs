@@ -1597,6 +1597,36 @@ mod sqlite {
         assert_eq!(audience.hears("select 1").await, set(&told));
     }
 
+    /// Who has it open reads on in what nobody writes any more.
+    #[tokio::test]
+    async fn a_file_that_was_replaced_or_deleted_is_behind() {
+        for replace in [true, false] {
+            let (folder, [writer, reader]) = file().await;
+            let feed = PollingChangeFeed::new(reader).interval(OFTEN).max_lag(OFTEN);
+            let mut feed = connected(feed).await;
+            execute(&writer, TOUCH_MARKER).await;
+            assert_eq!(told(&mut feed).await, Change::Changed(MARKER));
+            assert_eq!(feed.staleness(), None);
+            let path = folder.path().join("keys.db");
+            if replace {
+                let backup = folder.path().join("backup.db");
+                execute(&writer, "vacuum").await;
+                execute(&writer, format!("vacuum into '{}'", backup.display())).await;
+                assert!(matches!(feed.next().await.unwrap(), Change::Nothing { .. }));
+                assert_eq!(feed.staleness(), None, "what is rewritten in place is no other file");
+                std::fs::rename(backup, path).unwrap();
+            } else {
+                std::fs::remove_file(path).unwrap();
+            }
+            let noticed = async {
+                while !feed.staleness().is_some_and(|staleness| staleness.is_too_old) {
+                    feed.next().await.unwrap();
+                }
+            };
+            soon(noticed).await;
+        }
+    }
+
     #[tokio::test]
     async fn a_file_that_was_restored_is_an_error() {
         let mut audience = Audience::new().await;

@@ -174,6 +174,9 @@ const MOST_MARKS: usize = 64;
 /// 4. when its [`primary`](Self::primary) has written what it has not applied. This covers all of
 ///    the above, and a standby of a standby that is cut off: nothing else does.
 ///
+/// A SQLite file that was replaced by another one, or deleted, is a replica without a source: processes
+/// that have it open read it until they are restarted.
+///
 /// A standby whose primary is idle has applied all there is, and is not behind.
 ///
 /// Polls share the store's pool with whatever else does. Where that is often exhausted, a store of

@@ -124,7 +124,7 @@ impl KeyCache {
     /// How long `entry` will still be fresh, if nothing happens.
     pub(super) fn fresh_for(&self, entry: &Entry, now: Duration) -> Duration {
         if entry.live.generation != self.generation.load(Ordering::Acquire)
-            || !self.is_usable(entry, now)
+            || entry.is_outdated() && !self.is_usable(entry, now)
         {
             return Duration::ZERO;
         }

@@ -334,13 +334,13 @@ impl Loader {
         }
     }
 
-    /// Whether a replica that is behind may say this of a key: that it has ended or was deleted, as
-    /// it stays so; that it works, for as long as while the store does not answer. What is not there
+    /// Whether a replica that is behind may say this of a key: that it is revoked or was deleted, as
+    /// it stays so; anything else for as long as while the store does not answer. What is not there
     /// may have been created meanwhile.
     fn may_tell(&self, entry: Option<&Entry>, asker: Asker, now: Duration) -> bool {
         match entry {
             Some(entry) => {
-                entry.status(now) != KeyStatus::Active || self.cache.is_usable(entry, now)
+                entry.status(now) == KeyStatus::Revoked || self.cache.is_usable(entry, now)
             }
             None => matches!(asker, Asker::Known),
         }

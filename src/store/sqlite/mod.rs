@@ -1,5 +1,6 @@
 mod doctor;
 mod error;
+mod file;
 mod list;
 mod plans;
 mod record;
@@ -27,13 +28,14 @@ use tokio::{
 pub use self::transaction::SqliteTransaction;
 use self::{
     error::{failed, is_busy},
+    file::File,
     record::{columns, now, read_time, record, uuid},
 };
 use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
     Usage,
     migrate::{self, Applied, Migration},
-    poll::{ChangeLog, Changes, Horizon},
+    poll::{ChangeLog, Changes, Horizon, Replica},
     row::{self, Polled, answering, json, micros},
 };
 use crate::{
@@ -51,6 +53,7 @@ pub struct SqliteKeyStore {
     /// Transactions take turns before they take a connection: those that wait for the file would
     /// leave none to look-ups.
     writer: Arc<Mutex<()>>,
+    file: Arc<File>,
     /// A database in memory lasts as long as somebody is connected to it. The pool's own
     /// connections come and go.
     _anchor: Option<Arc<SqliteConnection>>,
@@ -63,7 +66,8 @@ impl SqliteKeyStore {
     /// [`in_memory`](Self::in_memory) for that.
     #[must_use]
     pub fn new(pool: SqlitePool) -> Self {
-        Self { pool, writer: Arc::default(), _anchor: None }
+        let file = Arc::new(File::at(pool.connect_options().get_filename()));
+        Self { pool, writer: Arc::default(), file, _anchor: None }
     }
 
     /// Keys in the file at `url`, for instance `sqlite:keys.db` or `sqlite:///var/lib/app/keys.db`,
@@ -124,7 +128,7 @@ impl SqliteKeyStore {
             .busy_timeout(BUSY_TIMEOUT);
         let anchor = options.connect().await.map_err(failed)?;
         let pool = pool_options().connect_with(options).await.map_err(failed)?;
-        Ok(Self { pool, writer: Arc::default(), _anchor: Some(Arc::new(anchor)) })
+        Ok(Self { _anchor: Some(Arc::new(anchor)), ..Self::new(pool) })
     }
 
     /// The pool, for the application's own queries.
@@ -262,7 +266,9 @@ impl ChangeLog for SqliteKeyStore {
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
         let changes = query_as(CHANGES).bind(row::from(horizon)?);
         let rows: Vec<Polled> = changes.fetch_all(&self.pool).await.map_err(unlogged)?;
-        row::changes(&rows)
+        // What nobody writes any more is a copy that has lost its source.
+        let replica = self.file.is_replaced().then(|| Replica::new(0, None, None));
+        Ok(Changes { replica, ..row::changes(&rows)? })
     }
 }
 
