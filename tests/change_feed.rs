@@ -16,7 +16,7 @@ use std::{
 
 use sqlx::{
     AssertSqlSafe, Connection, PgConnection, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
     query_scalar, raw_sql,
 };
 use tokio::{
@@ -29,8 +29,8 @@ use tower_api_key::{
     record::{KeyId, KeyRecord},
     store::{
         Change, ChangeFeed, ChangeLog, Changes, Horizon, KeyStore, ManageKeys, ManagePlans,
-        PgChangeFeed, PgKeyStore, PollingChangeFeed, SqliteKeyStore, StoreError, StoreErrorKind,
-        Usage,
+        PgChangeFeed, PgKeyStore, PollingChangeFeed, Replica, SqliteKeyStore, StoreError,
+        StoreErrorKind, Usage,
     },
 };
 
@@ -425,7 +425,8 @@ mod triggers {
         );
         let heard = audience.hears(&change).await;
         let right = AssertSqlSafe(format!(
-            "select has_function_privilege('{role}', 'api_keys_tell()', 'execute') \
+            "select has_table_privilege('{role}', 'api_key_feed', 'select') \
+             or has_function_privilege('{role}', 'api_keys_tell()', 'execute') \
              or has_function_privilege('{role}', 'api_key_plans_tell()', 'execute') \
              or has_table_privilege('{role}', 'api_key_changes', 'select')"
         ));
@@ -494,49 +495,321 @@ mod listening {
         }
     }
 
+    /// Where changes are announced.
+    async fn channel(connection: &mut PgConnection) -> String {
+        let channel = query_scalar("select channel from api_key_feed");
+        channel.fetch_one(connection).await.unwrap()
+    }
+
     #[tokio::test]
-    async fn junk_is_junk_and_what_is_not_for_us_is_ignored() {
+    async fn what_nobody_has_signed_is_junk_and_what_is_not_for_us_is_ignored() {
         let database = database().await;
         let mut feed = connected(listening(database.url())).await;
         let mut prompt = connection(database.url()).await;
+        let channel = channel(&mut prompt).await;
         for junk in [
             "''",
             "'junk'",
+            "'v1:everything'",
             "'v2:everything'",
-            "'v1:deleted:09090909-0909-0909-0909-090909090909'",
-            "'v1:changed:{09090909-0909-0909-0909-090909090909}'",
-            "'v1:changed:09090909-0909-0909-0909-09090909090'",
+            "'v2:everything:' || pg_current_xact_id()",
+            "'v2:everything:' || pg_current_xact_id() || ':' || repeat('0', 32)",
+            "'v2:changed:09090909-0909-0909-0909-090909090909:1:' || md5('guessed')",
+            "'v2:hello:4711'",
             "repeat('v', 7999)",
-            "'v1:everything' || chr(10)",
+            "repeat(':', 7999)",
             "repeat(chr(128512), 1999)",
         ] {
-            execute(&mut prompt, format!("select pg_notify('tower_api_key', {junk})")).await;
+            execute(&mut prompt, format!("select pg_notify('{channel}', {junk})")).await;
             assert_eq!(told(&mut feed).await, Change::Junk, "{junk}");
         }
         for ignored in [
-            "'tower_api_key', 'v1:hello:somebody else'",
-            "'tower_api_keys', 'v1:everything'",
-            "'TOWER_API_KEY', 'v1:everything'",
+            "api_key_announce('hello:somebody else')".to_owned(),
+            "pg_notify('tower_api_key', 'v1:everything')".into(),
+            format!("pg_notify('{}', 'v1:everything')", channel.to_uppercase()),
+            format!("pg_notify('{channel}0', 'v1:everything')"),
         ] {
-            execute(&mut prompt, format!("select pg_notify({ignored})")).await;
+            execute(&mut prompt, format!("select {ignored}")).await;
         }
         touch(&mut prompt, KEY).await;
         assert_eq!(told(&mut feed).await, Change::Changed(KEY));
     }
 
     #[tokio::test]
-    async fn a_flood_is_told_in_full() {
+    async fn what_an_operator_announces_is_told() {
         let database = database().await;
         let mut feed = connected(listening(database.url())).await;
         let mut prompt = connection(database.url()).await;
-        let flood = "select pg_notify('tower_api_key', 'v1:flood:' || n) \
-                     from generate_series(1, 10000) n";
-        execute(&mut prompt, flood).await;
-        touch(&mut prompt, KEY).await;
-        for _ in 0..10_000 {
-            assert_eq!(told(&mut feed).await, Change::Junk);
+        for (message, change) in [
+            ("everything".into(), Change::Everything),
+            (format!("changed:{KEY}"), Change::Changed(KEY)),
+            (format!("created:{KEY}"), Change::Created(KEY)),
+            // A later release may announce what this one does not know.
+            (format!("suspended:{KEY}"), Change::Everything),
+            (format!("changed:{{{KEY}}}"), Change::Everything),
+        ] {
+            execute(&mut prompt, format!("select api_key_announce('{message}')")).await;
+            assert_eq!(told(&mut feed).await, change, "{message}");
         }
+    }
+
+    #[tokio::test]
+    async fn all_announcements_of_a_transaction_are_told_whatever_comes_before_and_after() {
+        let database = database().await;
+        let mut feed = connected(listening(database.url())).await;
+        let mut prompt = connection(database.url()).await;
+        let channel = channel(&mut prompt).await;
+        for round in 0..50_u8 {
+            let junk = format!("select pg_notify('{channel}', 'junk {round}')");
+            execute(&mut prompt, junk.clone()).await;
+            let sql = format!(
+                "begin; update api_keys set name = 'round {round}'; \
+                 update api_keys set key_hash = sha256(id::text::bytea || '{round}'); commit"
+            );
+            execute(&mut prompt, sql).await;
+            execute(&mut prompt, junk).await;
+            let mut heard = BTreeSet::new();
+            for _ in 0..6 {
+                heard.insert(format!("{:?}", told(&mut feed).await));
+            }
+            let keys = [KEY, MARKER].map(|key| [Change::Changed(key), Change::Created(key)]);
+            let expected = set(&[keys.concat(), vec![Change::Junk]].concat());
+            assert_eq!(heard, expected);
+        }
+    }
+
+    /// Heartbeats forget what has been taken long ago: it is not taken again, and nothing is missed.
+    #[tokio::test]
+    async fn heartbeats_come_in_between_and_nothing_is_missed_or_told_twice() {
+        let database = database().await;
+        let feed = PgChangeFeed::new(pool(database.url())).heartbeat(Duration::from_millis(20));
+        let mut feed = connected(feed).await;
+        let [mut prompt, mut slow] =
+            [connection(database.url()).await, connection(database.url()).await];
+        let channel = channel(&mut prompt).await;
+        let mut overheard = PgListener::connect(database.url()).await.unwrap();
+        overheard.listen(&channel).await.unwrap();
+        for _ in 0..20 {
+            execute(&mut slow, "begin; select pg_current_xact_id()").await;
+            touch(&mut prompt, KEY).await;
+            assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+            // Two heartbeats: the second has seen the hello of the first arrive.
+            for _ in 0..2 {
+                assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
+            }
+            let copy = soon(overheard.recv()).await.unwrap().payload().to_owned();
+            let replay = format!("select pg_notify('{channel}', '{copy}')");
+            execute(&mut prompt, replay).await;
+            assert_eq!(told(&mut feed).await, Change::Junk, "{copy}");
+            // Of a lower number than what was forgotten.
+            touch(&mut slow, MARKER).await;
+            execute(&mut slow, "commit").await;
+            assert_eq!(told(&mut feed).await, Change::Changed(MARKER));
+            while overheard.next_buffered().is_some() {}
+            soon(async {
+                while !overheard.recv().await.unwrap().payload().contains(&MARKER.to_string()) {}
+            })
+            .await;
+        }
+    }
+
+    /// A session of a role that may connect to the database, and nothing else.
+    struct Stranger {
+        session: PgConnection,
+        role: String,
+    }
+
+    impl Stranger {
+        async fn new(url: &str) -> Self {
+            let (mut session, role) = (connection(url).await, format!("test_{:016x}", unique()));
+            execute(&mut session, format!("create role {role}")).await;
+            execute(&mut session, format!("set session authorization {role}")).await;
+            Self { session, role }
+        }
+
+        async fn is_denied(&mut self, sql: &'static str) {
+            let error = raw_sql(sql).execute(&mut self.session).await.unwrap_err();
+            let code = error.as_database_error().and_then(|error| error.code()).unwrap();
+            assert_eq!(code, "42501", "{sql}: {error}");
+        }
+
+        async fn go(mut self) {
+            execute(&mut self.session, "reset session authorization").await;
+            execute(&mut self.session, format!("drop role {}", self.role)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_role_that_may_only_connect_neither_hears_nor_disturbs() {
+        let database = database().await;
+        let mut feed = connected(listening(database.url())).await;
+        let mut prompt = connection(database.url()).await;
+        let mut stranger = Stranger::new(database.url()).await;
+        stranger.is_denied("select channel from api_key_feed").await;
+        stranger.is_denied("select api_key_announce('everything')").await;
+        stranger.is_denied("select * from api_key_changes").await;
+        let flood = "select pg_notify('tower_api_key', 'v1:everything' || repeat(' ', 7000) || n) \
+                     from generate_series(1, 10000) n";
+        execute(&mut stranger.session, flood).await;
+        touch(&mut prompt, KEY).await;
+        let next = soon(feed.next()).await.unwrap();
+        let next =
+            if matches!(next, Change::Nothing { .. }) { told(&mut feed).await } else { next };
+        assert_eq!(next, Change::Changed(KEY), "and nothing else was delivered");
+        stranger.go().await;
+    }
+
+    #[tokio::test]
+    async fn who_has_learnt_the_channel_and_hears_everything_can_forge_nothing() {
+        let database = database().await;
+        let mut feed = connected(listening(database.url())).await;
+        let mut prompt = connection(database.url()).await;
+        let channel = channel(&mut prompt).await;
+        let mut overheard = PgListener::connect(database.url()).await.unwrap();
+        overheard.listen(&channel).await.unwrap();
+        let mut copies = Vec::new();
+        for _ in 0..100 {
+            touch(&mut prompt, KEY).await;
+            assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+            copies.push(soon(overheard.recv()).await.unwrap().payload().to_owned());
+        }
+
+        let mut stranger = Stranger::new(database.url()).await;
+        let mut forged = 0;
+        for copy in &copies {
+            let another = copy.replace(&KEY.to_string(), &MARKER.to_string());
+            let later = copy.replacen(":changed:", ":created:", 1);
+            for payload in [copy, &another, &later, copy] {
+                let sql = format!("select pg_notify('{channel}', '{payload}')");
+                execute(&mut stranger.session, sql).await;
+                forged += 1;
+            }
+        }
+        let random = format!(
+            "select pg_notify('{channel}', 'v2:changed:' || gen_random_uuid() || ':' || \
+             pg_current_xact_id() || ':' || md5(n::text)) from generate_series(1, 9600) n"
+        );
+        execute(&mut stranger.session, random).await;
+        forged += 9_600;
+        touch(&mut prompt, MARKER).await;
+        for number in 0..forged {
+            assert_eq!(told(&mut feed).await, Change::Junk, "{number}");
+        }
+        assert_eq!(told(&mut feed).await, Change::Changed(MARKER));
+        stranger.go().await;
+    }
+
+    #[tokio::test]
+    async fn a_trigger_that_does_not_announce_our_changes_is_missed() {
+        const DROP: &str = "drop trigger api_keys_tell_update on api_keys;";
+        for (sabotage, missing) in [
+            ("alter table api_keys disable trigger api_keys_tell".to_owned(), "api_keys_tell "),
+            (
+                "alter table api_keys enable replica trigger api_keys_tell_update".into(),
+                "api_keys_tell_update ",
+            ),
+            (
+                "drop trigger api_keys_tell_truncate on api_keys".into(),
+                "api_keys_tell_truncate on api_keys",
+            ),
+            (
+                "alter table api_key_plans disable trigger user".into(),
+                "api_key_plans_tell on api_key_plans",
+            ),
+            // One of its name in another schema, of an older copy of the tables.
+            (
+                format!(
+                    "{DROP} create schema other; \
+                     create table other.api_keys (like api_keys); \
+                     create trigger api_keys_tell_update after update on other.api_keys \
+                     for each row execute function api_keys_tell()"
+                ),
+                "api_keys_tell_update on api_keys",
+            ),
+            // One of its name on another table.
+            (
+                format!(
+                    "{DROP} create table decoy (like api_keys); \
+                     create trigger api_keys_tell_update after update on decoy \
+                     for each row execute function api_keys_tell()"
+                ),
+                "api_keys_tell_update on api_keys",
+            ),
+            // One of its name that calls something else.
+            (
+                format!(
+                    "{DROP} create schema other; \
+                     create function other.api_keys_tell() returns trigger language plpgsql \
+                     as 'begin return null; end'; \
+                     create trigger api_keys_tell_update after update on api_keys \
+                     for each row execute function other.api_keys_tell()"
+                ),
+                "api_keys_tell_update on api_keys",
+            ),
+            // One of its name for other statements.
+            (
+                format!(
+                    "{DROP} create trigger api_keys_tell_update after insert on api_keys \
+                     for each row execute function api_keys_tell()"
+                ),
+                "api_keys_tell_update on api_keys",
+            ),
+        ] {
+            let database = database().await;
+            let mut feed = connected(listening(database.url())).await;
+            execute(&mut connection(database.url()).await, sabotage.clone()).await;
+            let error = end(&mut feed).await;
+            assert_eq!(error.kind(), StoreErrorKind::Migration, "{sabotage}: {error:?}");
+            assert!(format!("{error:?}").contains(missing), "{sabotage}: {error:?}");
+            let error = refused(&mut feed).await;
+            assert!(error.contains(missing) && error.contains("`migrate`"), "{sabotage}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_was_replaced_is_noticed() {
+        let database = database().await;
+        let mut feed = connected(listening(database.url())).await;
+        let mut prompt = connection(database.url()).await;
+        let replace = "update api_key_feed set channel = default, secret = default";
+        execute(&mut prompt, replace).await;
+        assert!(format!("{:?}", end(&mut feed).await).contains("another channel"));
+        soon(feed.connect()).await.unwrap();
+        touch(&mut prompt, KEY).await;
         assert_eq!(told(&mut feed).await, Change::Changed(KEY));
+        for lost in ["delete from api_key_feed", "truncate api_key_feed"] {
+            let error = raw_sql(lost).execute(&mut prompt).await.unwrap_err();
+            assert!(error.to_string().contains("api_key_feed is refused"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_may_not_read_the_channel_is_told_so() {
+        let database = database().await;
+        let mut prompt = connection(database.url()).await;
+        let role = format!("test_{:016x}", unique());
+        execute(
+            &mut prompt,
+            format!("create role {role} login; grant select on api_keys to {role}"),
+        )
+        .await;
+        let mut options: PgConnectOptions = database.url().parse().unwrap();
+        options = options.options([("role", &role)]);
+        let mut feed = PgChangeFeed::new(PgPoolOptions::new().connect_lazy_with(options));
+        let denied = refused(&mut feed).await;
+        // Rows that are hidden are no reason to hear nothing without a word.
+        execute(
+            &mut prompt,
+            format!(
+                "grant select on api_key_feed to {role}; \
+                 alter table api_key_feed enable row level security"
+            ),
+        )
+        .await;
+        let hidden = refused(&mut feed).await;
+        execute(&mut prompt, format!("drop owned by {role}; drop role {role}")).await;
+        assert!(denied.contains("api_key_feed") && denied.contains("42501"), "{denied}");
+        assert!(hidden.contains("row-level security"), "{hidden}");
     }
 
     #[tokio::test]
@@ -555,7 +828,8 @@ mod listening {
 
         let mut feed = connected(listening(&url)).await;
         let mut prompt = connection(&url).await;
-        execute(&mut prompt, r"select pg_notify('tower_api_key', e'v1:\xff')").await;
+        let channel = channel(&mut prompt).await;
+        execute(&mut prompt, format!(r"select pg_notify('{channel}', e'v1:\xff')")).await;
         // PostgreSQL refuses to send it, or it is sent and refused here.
         let heard = soon(async {
             loop {
@@ -667,11 +941,10 @@ mod listening {
     async fn a_channel_that_nothing_arrives_on_is_not_trusted() {
         let database = database().await;
         let mut prompt = connection(database.url()).await;
-        let silence =
-            "create function public.pg_notify(text, text) returns void language sql as ''";
+        let silence = "create or replace function api_key_announce(message text) returns void \
+                       language sql as ''";
         execute(&mut prompt, silence).await;
-        let url = format!("{}?options=-csearch_path=public,pg_catalog", database.url());
-        let error = refused(&mut listening(&url)).await;
+        let error = refused(&mut listening(database.url())).await;
         assert!(error.contains("`PollingChangeFeed`"), "{error}");
     }
 
@@ -910,6 +1183,85 @@ mod polling {
                 feed.connect().await.unwrap();
             }
         }
+    }
+
+    /// What a poll says of a replica, and whether that is too old then.
+    async fn polls_of_a_replica(polls: &[(Option<Replica>, bool)]) {
+        let changes = |replica| {
+            let mut changes = Changes::new(Horizon::new(100, 7));
+            changes.replica = replica;
+            changes
+        };
+        let script = polls.iter().map(|(replica, _)| changes(*replica)).collect();
+        let feed = PollingChangeFeed::new(Script(Mutex::new(script)));
+        let feed = feed.interval(Duration::from_millis(300)).max_lag(Duration::from_secs(2));
+        let mut feed = connected(feed).await;
+        for (number, (replica, is_too_old)) in polls.iter().enumerate() {
+            if number > 0 {
+                feed.next().await.unwrap();
+            }
+            let staleness = feed.staleness();
+            assert_eq!(staleness.is_some(), replica.is_some(), "poll {number}");
+            let too_old = staleness.is_some_and(|staleness| staleness.is_too_old);
+            assert_eq!(too_old, *is_too_old, "poll {number}: {staleness:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_is_behind_when_it_has_lacked_something_for_too_long() {
+        let at = |applied, known| Some(Replica::new(applied, known, Some(Duration::ZERO)));
+        // Idle, and all there is.
+        polls_of_a_replica(&[(at(7, Some(7)), false); 60]).await;
+        // Busy: it never has all there is, and always what there was a moment ago.
+        let busy: Vec<_> = (0..60).map(|n| (at(n, Some(n + 1)), false)).collect();
+        polls_of_a_replica(&busy).await;
+        // Paused while its source goes on, or stands still after that.
+        for end in [|n: u64| 10 + n, |_: u64| 10] {
+            let paused: Vec<_> = (1..20).map(|n| (at(7, Some(end(n))), n > 7)).collect();
+            let all = [&[(at(7, Some(7)), false)][..], &paused].concat();
+            polls_of_a_replica(&all).await;
+        }
+        // Cut off, and back.
+        let mut cut_off = vec![(at(7, Some(7)), false)];
+        cut_off.extend((1..20).map(|n| (at(7, None), n > 7)));
+        cut_off.extend([(at(8, Some(9)), true), (at(9, Some(9)), false), (None, false)]);
+        polls_of_a_replica(&cut_off).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_replica_lacked_before_it_was_asked_is_told_by_its_clock() {
+        let at = |known, age| Some(Replica::new(7, known, age));
+        let age = |seconds| Some(Duration::from_secs(seconds));
+        for (first, is_too_old) in [
+            (at(Some(7), age(3_600)), false),
+            (at(Some(8), age(1)), false),
+            (at(Some(8), age(3)), true),
+            (at(Some(8), None), true),
+            (at(None, age(3_600)), true),
+            (at(None, age(1)), false),
+        ] {
+            polls_of_a_replica(&[(first, is_too_old)]).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn polls_that_are_far_apart_make_no_replica_look_behind() {
+        let busy: VecDeque<_> = (0..40)
+            .map(|n| {
+                let mut changes = Changes::new(Horizon::new(100, 7));
+                changes.replica = Some(Replica::new(n, Some(n + 1), Some(Duration::ZERO)));
+                changes
+            })
+            .collect();
+        let feed = PollingChangeFeed::new(Script(Mutex::new(busy)));
+        let mut feed = connected(feed.interval(Duration::from_secs(60))).await;
+        let begun = Instant::now();
+        for _ in 0..30 {
+            feed.next().await.unwrap();
+            assert!(!feed.staleness().unwrap().is_too_old);
+        }
+        // Nor do they come more often for it.
+        assert!(begun.elapsed() >= Duration::from_secs(30 * 60), "{:?}", begun.elapsed());
     }
 
     #[tokio::test]
@@ -1243,6 +1595,36 @@ mod sqlite {
         audience.writer.revoke(KEY, None).await.unwrap();
         let told = [Change::Created(OTHER), Change::Changed(OTHER), Change::Changed(KEY)];
         assert_eq!(audience.hears("select 1").await, set(&told));
+    }
+
+    /// Who has it open reads on in what nobody writes any more.
+    #[tokio::test]
+    async fn a_file_that_was_replaced_or_deleted_is_behind() {
+        for replace in [true, false] {
+            let (folder, [writer, reader]) = file().await;
+            let feed = PollingChangeFeed::new(reader).interval(OFTEN).max_lag(OFTEN);
+            let mut feed = connected(feed).await;
+            execute(&writer, TOUCH_MARKER).await;
+            assert_eq!(told(&mut feed).await, Change::Changed(MARKER));
+            assert_eq!(feed.staleness(), None);
+            let path = folder.path().join("keys.db");
+            if replace {
+                let backup = folder.path().join("backup.db");
+                execute(&writer, "vacuum").await;
+                execute(&writer, format!("vacuum into '{}'", backup.display())).await;
+                assert!(matches!(feed.next().await.unwrap(), Change::Nothing { .. }));
+                assert_eq!(feed.staleness(), None, "what is rewritten in place is no other file");
+                std::fs::rename(backup, path).unwrap();
+            } else {
+                std::fs::remove_file(path).unwrap();
+            }
+            let noticed = async {
+                while !feed.staleness().is_some_and(|staleness| staleness.is_too_old) {
+                    feed.next().await.unwrap();
+                }
+            };
+            soon(noticed).await;
+        }
     }
 
     #[tokio::test]

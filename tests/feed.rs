@@ -20,7 +20,7 @@ use tower_api_key::{
     manage::{Expiry, NewKey},
     rate_limit::{Quota, RateLimits},
     record::{KeyId, KeyRecord, Revoked},
-    store::{Change, ChangeFeed, KeyStore, StoreError, StoreErrorKind},
+    store::{Change, ChangeFeed, KeyStore, Staleness, StoreError, StoreErrorKind},
 };
 
 use crate::by_hand::ByHand as _;
@@ -748,6 +748,184 @@ async fn an_observer_that_panics_harms_nobody() {
     feed.lose();
     feed.until(|state| state.attempts >= 3).await;
     assert!(!worker.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_are_ignored_are_counted_in_health() {
+    let node = Node::new().await;
+    assert_eq!(node.service.auth.health().ignored_messages, 0);
+    for _ in 0..10 {
+        node.feed.tell(Change::Junk);
+    }
+    node.tell(Change::Nothing { lag: SECOND }).await;
+    // And the one by which the test sees that all before was taken up.
+    assert_eq!(node.service.auth.health().ignored_messages, 11);
+}
+
+// A replica that is behind.
+
+impl Node {
+    /// The feed and the store are this old, and the worker knows it.
+    async fn falls_behind(&self, age: Duration) {
+        self.feed.set_staleness(Some(Staleness::new(age, true)));
+        self.tell(Change::Nothing { lag: age }).await;
+        assert_eq!(self.feed_health(), FeedHealth::Behind { lag: Some(age) });
+    }
+
+    async fn catches_up(&self) {
+        self.feed.set_staleness(Some(Staleness::new(SECOND, false)));
+        self.tell(Change::Nothing { lag: SECOND }).await;
+        assert_eq!(self.feed_health(), FeedHealth::Live { lag: Some(SECOND) });
+    }
+}
+
+/// What the store says stays what it was: a replica whose replay is paused.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_behind_lets_a_key_in_for_no_longer_than_an_outage() {
+    let node = Node::new().await;
+    let (key, other) = (node.known("acme").await, node.service.issue("other").await);
+    node.falls_behind(10 * SECOND).await;
+    let mut age = 10 * SECOND;
+    while age < FRESH + STALE_IF_ERROR {
+        node.service.get(&key.text).await.is_for("acme");
+        node.service.get(&other.text).await.is_for("other");
+        // As old as the last poll says, and as time has passed since.
+        node.service.clock.advance(10 * SECOND);
+        age += 10 * SECOND;
+        if age < Duration::from_secs(300) {
+            node.falls_behind(age).await;
+        }
+    }
+    for key in [&key, &other] {
+        node.service.get(&key.text).await.is_unavailable(RejectionKind::StoreUnavailable);
+    }
+    let queries = node.queries_for(&key);
+    assert!(queries > 60, "it was asked again all the time: {queries}");
+    node.catches_up().await;
+    node.service.get(&key.text).await.is_for("acme");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_fresh_when_its_replica_falls_behind_is_not_confirmed_by_it() {
+    let node = Node::new().await;
+    let key = node.known("acme").await;
+    node.falls_behind(FRESH + STALE_IF_ERROR).await;
+    node.service.get_at_once(&key.text).is_for("acme");
+    // It was read shortly before, when nobody knew. That ends as it does in every gap.
+    node.service.clock.advance(FRESH + STALE_IF_ERROR - Duration::from_nanos(1));
+    node.service.get(&key.text).await.is_for("acme");
+    node.service.clock.advance(Duration::from_nanos(1));
+    node.service.get(&key.text).await.is_unavailable(RejectionKind::StoreUnavailable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_behind_may_refuse_a_key() {
+    let node = Node::new().await;
+    let (revoked, deleted) = (node.known("acme").await, node.known("other").await);
+    node.falls_behind(10 * SECOND).await;
+    // It has got as far as this.
+    node.revoke_elsewhere(&revoked).await;
+    node.service.store.delete(deleted.record.key_hash);
+    node.service.clock.advance(FRESH_DURING_GAP);
+    node.service.get(&revoked.text).await.is_refused(RejectionKind::Revoked);
+    node.service.get(&deleted.text).await.is_refused(RejectionKind::Unknown);
+
+    node.falls_behind(2 * (FRESH + STALE_IF_ERROR)).await;
+    node.service.auth.invalidate_all();
+    node.service.get(&revoked.text).await.is_refused(RejectionKind::Revoked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_behind_cannot_say_that_there_is_no_such_key() {
+    let node = Node::new().await;
+    let key = node.service.issue("acme").await;
+    node.service.store.delete(key.record.key_hash);
+    node.falls_behind(10 * SECOND).await;
+    for _ in 0..2 {
+        node.service.get(&key.text).await.is_unavailable(RejectionKind::StoreUnavailable);
+    }
+    // And what it said is not remembered.
+    node.service.store.restore(key.record.key_hash);
+    node.service.get(&key.text).await.is_for("acme");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_from_a_replica_behind_is_confirmed_when_it_has_caught_up() {
+    let node = Node::new().await;
+    let (key, other) = (node.known("acme").await, node.known("other").await);
+    node.falls_behind(10 * SECOND).await;
+    node.service.clock.advance(FRESH_DURING_GAP);
+    node.service.get(&key.text).await.is_for("acme");
+    node.service.get_at_once(&key.text).is_for("acme");
+    node.revoke_elsewhere(&key).await;
+    node.catches_up().await;
+    node.service.get(&key.text).await.is_refused(RejectionKind::Revoked);
+    node.service.get(&other.text).await.is_for("other");
+    node.service.clock.advance(FRESH_DURING_GAP);
+    node.service.get_at_once(&other.text).is_for("other");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_behind_is_one_gap_however_long_and_whether_or_not_it_answers() {
+    let node = Node::new().await;
+    node.service.heard.take();
+    for age in 6..20 {
+        node.feed.set_staleness(Some(Staleness::new(age * SECOND, true)));
+        node.feed.tell(Change::Nothing { lag: SECOND });
+    }
+    node.heard(Said::FeedLost(StoreErrorKind::Unavailable)).await;
+    let key = node.service.issue("acme").await;
+    node.feed.lose();
+    node.feed.until(|state| state.attempts >= 3).await;
+    assert_eq!(node.feed_health(), FeedHealth::Gap);
+    // Nothing has been heard that would make it newer.
+    node.service.clock.advance(FRESH + STALE_IF_ERROR);
+    node.service.get(&key.text).await.is_unavailable(RejectionKind::StoreUnavailable);
+
+    // It is behind when it can be connected to again.
+    node.feed.come_back();
+    node.feed.until(|state| state.is_connected).await;
+    node.falls_behind(20 * SECOND).await;
+    assert_eq!(node.service.heard.count(Said::FeedLive), 0);
+    node.service.get(&key.text).await.is_for("acme");
+    let told = node.service.heard.take();
+    assert!(
+        !told.iter().any(|said| matches!(said, Said::FeedLost(_) | Said::FeedLive)),
+        "{told:?}"
+    );
+    node.catches_up().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_starts_on_a_replica_behind_is_not_live_for_a_moment() {
+    let feed = FakeFeed::new();
+    feed.set_staleness(Some(Staleness::new(3_600 * SECOND, true)));
+    let node = Node::without_feed_yet(feed, |builder| builder);
+    node.heard(Said::FeedLost(StoreErrorKind::Unavailable)).await;
+    assert_eq!(node.feed_health(), FeedHealth::Behind { lag: Some(3_600 * SECOND) });
+    assert_eq!(node.service.heard.count(Said::FeedLive), 0);
+    let key = node.service.issue("acme").await;
+    node.service.get(&key.text).await.is_unavailable(RejectionKind::StoreUnavailable);
+    node.catches_up().await;
+    node.service.get(&key.text).await.is_for("acme");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_does_not_outlast_what_a_replica_behind_may_say_of_its_key() {
+    let node = Node::new().await;
+    let key = node.known("acme").await;
+    node.falls_behind(10 * SECOND).await;
+    node.service.clock.advance(FRESH_DURING_GAP);
+    let mut ended = watched(&node, &key).await;
+    let mut lasted = Duration::ZERO;
+    while poll_once(&mut ended).is_pending() {
+        assert!(lasted < FRESH + STALE_IF_ERROR);
+        node.advance(SECOND).await;
+        lasted += SECOND;
+        tokio::task::yield_now().await;
+    }
+    let expected = FRESH + STALE_IF_ERROR - 10 * SECOND;
+    assert!(lasted + 10 * SECOND >= expected && lasted <= expected, "{lasted:?}");
 }
 
 // Whoever asks when a key ends.

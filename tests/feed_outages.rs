@@ -9,7 +9,9 @@ mod nodes;
 use std::{env, io, time::Duration};
 
 use http::StatusCode;
-use sqlx::query;
+use sqlx::{
+    AssertSqlSafe, Connection, PgConnection, postgres::PgListener, query, query_scalar, raw_sql,
+};
 use tokio::{process::Command, task::JoinSet, time::Instant};
 use tower_api_key::store::PgKeyStore;
 
@@ -20,6 +22,7 @@ use crate::{
         netns::{Link, Namespace},
         postgres::{Database, Server},
         proxy::{Fault, FaultProxy},
+        unique,
     },
     nodes::{Client, Key, Node, Settings, eventually, issue, meanwhile, run_if_node, within},
 };
@@ -286,6 +289,55 @@ impl Network {
         scene.is_known_to(&node).await;
         node
     }
+}
+
+/// Whoever may connect to the database, and has learnt the name of the channel as well: 10,000
+/// forgeries and copies cost no look-up, and delay no revocation.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forged_notifications_cost_no_look_up_and_delay_no_revocation() {
+    let scene = Scene::on(Server::shared(), 60_000 * MILLI).await;
+    let node = scene.start().await;
+    let channel = "select channel from api_key_feed";
+    let channel: String = query_scalar(channel).fetch_one(scene.store.pool()).await.unwrap();
+    let mut overheard = PgListener::connect(scene.database.url()).await.unwrap();
+    overheard.listen(&channel).await.unwrap();
+    assert!(scene.revoke(&node, 0).await < SLACK, "before the flood");
+    let genuine = within(overheard.recv()).await.unwrap().payload().to_owned();
+    assert!(genuine.contains(":changed:"), "{genuine}");
+    let before = node.count("queries").await;
+
+    let mut forger = PgConnection::connect(scene.database.url()).await.unwrap();
+    let role = format!("test_{:016x}", unique());
+    let connect_only = format!("create role {role}; set session authorization {role}");
+    raw_sql(AssertSqlSafe(connect_only)).execute(&mut forger).await.unwrap();
+    let flood = tokio::spawn(async move {
+        for round in 0..100 {
+            // Within a transaction, the same is sent once.
+            let sql = format!(
+                "select pg_notify('{channel}', '{genuine}');
+                select pg_notify('{channel}', 'v1:everything');
+                select pg_notify('{channel}', 'v2:changed:' || gen_random_uuid() || ':' ||
+                    pg_current_xact_id() || ':' || md5(n::text || '{round}'))
+                from generate_series(1, 98) n"
+            );
+            raw_sql(AssertSqlSafe(sql)).execute(&mut forger).await.unwrap();
+        }
+        let clean = format!("reset session authorization; drop role {role}");
+        raw_sql(AssertSqlSafe(clean)).execute(&mut forger).await.unwrap();
+    });
+    let took = scene.revoke(&node, 1).await;
+    println!("revoked during a flood: refused after {took:.1?}");
+    assert!(took < SLACK, "{took:?}");
+    within(flood).await.unwrap();
+    assert!(scene.revoke(&node, 2).await < SLACK, "after the flood");
+    assert_eq!(node.count("feed_junk").await, 10_000);
+
+    let mut client = node.client().await;
+    for key in &scene.keys[3..] {
+        client.get(&key.text).await.is(StatusCode::OK);
+    }
+    assert_eq!(node.count("queries").await - before, 2, "one for each key that was revoked");
+    assert_eq!((node.count("feed_live").await, node.count("feed_lost").await), (1, 0));
 }
 
 /// Revocations all the time while the feeds of some nodes connect again, each at its own moment:

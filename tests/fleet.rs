@@ -356,11 +356,11 @@ struct Noise {
 impl Noise {
     const BATCH: usize = 10;
     const HEARD: &str = "do $$ begin perform \
-        pg_notify('tower_api_key', 'v1:changed:' || gen_random_uuid()) \
+        api_key_announce('changed:' || gen_random_uuid()) \
         from generate_series(1, 10); end $$";
     /// The database and the machine have as much to do, and the node has not.
     const ELSEWHERE: &str = "do $$ begin perform \
-        pg_notify('elsewhere', 'v1:changed:' || gen_random_uuid()) \
+        pg_notify('elsewhere', 'v2:changed:' || gen_random_uuid()) \
         from generate_series(1, 10); end $$";
 
     async fn start(database: &Database) -> Self {

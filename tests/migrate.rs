@@ -112,7 +112,7 @@ mod postgres {
         }
         migrate(&url).await;
         migrate(&url).await;
-        assert_eq!(history(&mut connection(&url).await).await, [1, 2, 3, 4, 5]);
+        assert_eq!(history(&mut connection(&url).await).await, [1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[tokio::test]
@@ -128,7 +128,7 @@ mod postgres {
         for process in processes {
             succeeds(process).await;
         }
-        assert_eq!(history(&mut gate).await, [1, 2, 3, 4, 5]);
+        assert_eq!(history(&mut gate).await, [1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[tokio::test]
@@ -220,7 +220,7 @@ mod postgres {
         let newer = "insert into _api_key_migrations values (9999, 'from the future', 42)";
         execute(&mut connection, newer).await;
         migrate(database.url()).await;
-        assert_eq!(history(&mut connection).await, [1, 2, 3, 4, 5, 9999]);
+        assert_eq!(history(&mut connection).await, [1, 2, 3, 4, 5, 6, 7, 9999]);
     }
 
     #[tokio::test]
@@ -240,10 +240,12 @@ mod postgres {
         execute(
             connection,
             "create table applied as select * from _api_key_migrations where version < 4;
+            drop function api_key_announce;
             drop table _api_key_migrations, api_key_plans, api_keys, api_key_usage,
-                api_key_changes, api_key_scopes, api_key_events, api_key_requests;
+                api_key_changes, api_key_scopes, api_key_events, api_key_requests, api_key_feed;
             drop function api_keys_tell, api_keys_follow, api_key_events_stay,
-                api_keys_stay_revoked, api_key_plans_tell, api_keys_audit, api_key_plans_audit;
+                api_keys_stay_revoked, api_key_plans_tell, api_keys_audit, api_key_plans_audit,
+                api_key_feed_stay;
             alter table applied rename to _api_key_migrations",
         )
         .await;
@@ -274,7 +276,7 @@ mod postgres {
         let mut prompt = connection(database.url()).await;
         before_plans(&mut prompt, database.url()).await;
         migrate(database.url()).await;
-        assert_eq!(history(&mut prompt).await, [1, 2, 3, 4, 5]);
+        assert_eq!(history(&mut prompt).await, [1, 2, 3, 4, 5, 6, 7]);
 
         let store = PgKeyStore::connect(database.url()).await.unwrap();
         for byte in [1, 2] {
@@ -310,7 +312,8 @@ mod postgres {
 
         let may_read = async |prompt: &mut PgConnection, role: &str| {
             let role = role.trim_matches('"').replace("\"\"", "\"");
-            let right = "select has_table_privilege($1, 'api_key_plans', 'select')";
+            let right = "select has_table_privilege($1, 'api_key_plans', 'select') \
+                 and has_table_privilege($1, 'api_key_feed', 'select')";
             query_scalar::<_, bool>(right).bind(role).fetch_one(prompt).await.unwrap()
         };
         let rights = [may_read(&mut prompt, &reader).await, may_read(&mut prompt, &stranger).await];
@@ -393,7 +396,7 @@ mod sqlite {
         let store = SqliteKeyStore::connect(&url).await.unwrap();
         store.migrate().await.unwrap();
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7]);
     }
 
     #[tokio::test]
@@ -405,7 +408,7 @@ mod sqlite {
             succeeds(process).await;
         }
         let store = SqliteKeyStore::connect(&url).await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7]);
     }
 
     #[tokio::test]
@@ -481,7 +484,7 @@ mod sqlite {
 
         execute(&store, "drop trigger obstacle").await;
         succeeds(process(name, &url)).await;
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7]);
         let intact = query_scalar("pragma integrity_check");
         let intact: String = intact.fetch_one(store.pool()).await.unwrap();
         assert_eq!(intact, "ok");
@@ -504,7 +507,7 @@ mod sqlite {
                     own.run(store.pool()).await.unwrap();
                 }
             }
-            assert_eq!(history(&store).await, [1, 2, 3, 4, 5]);
+            assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7]);
             let theirs = query_scalar("select version from _sqlx_migrations");
             let theirs: Vec<i64> = theirs.fetch_all(store.pool()).await.unwrap();
             assert_eq!(theirs, [1]);
@@ -579,7 +582,7 @@ mod sqlite {
         )
         .await;
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7]);
 
         for (byte, revoked) in [(0x11, false), (0x22, true)] {
             let found = store.find(&KeyHash::from_bytes([byte; 32])).await.unwrap().unwrap();
@@ -605,6 +608,6 @@ mod sqlite {
         execute(&store, "insert into _api_key_migrations values (9999, 'from the future', 42, 0)")
             .await;
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 9999]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 9999]);
     }
 }

@@ -186,7 +186,8 @@ impl Authenticator {
             Some(true) => StoreHealth::Up,
             Some(false) => StoreHealth::Down,
         };
-        Health { store, feed: loader.feed.health() }
+        let feed = &loader.feed;
+        Health { store, feed: feed.health(), ignored_messages: feed.ignored() }
     }
 
     /// The wall clock of this authenticator.

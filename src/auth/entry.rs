@@ -31,6 +31,8 @@ pub(super) struct Cached {
     pub(super) hash: KeyHash,
     /// When the store was asked.
     pub(super) loaded_at: Duration,
+    /// How old what the store said was then: not at all, unless it is a replica that is behind.
+    outdated_by: Duration,
     /// Of the cache, when the store was asked.
     pub(super) generation: u64,
     /// When its use was last reported; see [`usage`](super::usage).
@@ -57,23 +59,47 @@ pub(super) struct WatchedKey {
     pub(super) hash: KeyHash,
     /// When that was.
     pub(super) confirmed_at: Duration,
+    /// And how old what was found then.
+    pub(super) outdated_by: Duration,
+}
+
+impl WatchedKey {
+    pub(super) fn confirm(&mut self, entry: &Entry) {
+        self.confirmed_at = entry.live.loaded_at;
+        self.outdated_by = entry.live.outdated_by;
+    }
+
+    pub(super) fn age(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.confirmed_at).saturating_add(self.outdated_by)
+    }
+}
+
+/// When the store was asked.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Loaded {
+    pub(super) loaded_at: Duration,
+    /// And when it had answered.
+    pub(super) answered_at: Duration,
+    /// And how old what it said is.
+    pub(super) outdated_by: Duration,
+    /// Of the cache, when the store was asked.
+    pub(super) generation: u64,
 }
 
 impl Entry {
-    /// What the store said of a key between `loaded_at` and `answered_at`.
+    /// What the store said of a key.
     pub(super) fn load(
         record: KeyRecord,
         terms: &Terms,
         watch: Weak<dyn Watch>,
-        loaded_at: Duration,
-        answered_at: Duration,
-        generation: u64,
+        Loaded { loaded_at, answered_at, outdated_by, generation }: Loaded,
     ) -> Self {
         let live = Cached {
             hash: record.key_hash,
             meter: terms.meter(&record, loaded_at),
             seen_at: AtomicU64::new(nanos(loaded_at)),
             loaded_at,
+            outdated_by,
             generation,
             touched_at: AtomicU64::new(0),
             validity: validity(&record, loaded_at, answered_at),
@@ -85,6 +111,16 @@ impl Entry {
     /// Whether the key may be used at `now` of the monotonic clock.
     pub(super) fn status(&self, now: Duration) -> KeyStatus {
         self.live.validity.status(&instant(now))
+    }
+
+    /// Whether it is what a replica said that is behind.
+    pub(super) fn is_outdated(&self) -> bool {
+        !self.live.outdated_by.is_zero()
+    }
+
+    /// How long ago this was true.
+    pub(super) fn age(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.live.loaded_at).saturating_add(self.live.outdated_by)
     }
 
     /// How long until the key expires; `None` if it never does.
@@ -141,7 +177,8 @@ impl Live for Cached {
     }
 
     fn ended(&self, key_id: KeyId) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let key = WatchedKey { id: key_id, hash: self.hash, confirmed_at: self.loaded_at };
+        let (id, hash, outdated_by) = (key_id, self.hash, self.outdated_by);
+        let key = WatchedKey { id, hash, confirmed_at: self.loaded_at, outdated_by };
         match self.watch.upgrade() {
             Some(watch) => watch.ended(key),
             None => Box::pin(ready(())),

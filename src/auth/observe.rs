@@ -72,12 +72,14 @@ pub enum Event<'a> {
     /// The change feed is connected, for the first time or after a gap. Everything cached is
     /// confirmed before it is trusted again.
     FeedLive,
-    /// The change feed failed: a gap begins. Told once a gap.
+    /// The change feed failed, or reads a replica that is too far behind: a gap begins. Told once a
+    /// gap.
     #[non_exhaustive]
     FeedLost {
         /// Why.
         error: &'a StoreError,
     },
-    /// The change feed brought a message that makes no sense, and was ignored.
+    /// The change feed brought a message that is forged, was sent before, or makes no sense. It was
+    /// ignored.
     FeedJunk,
 }

@@ -38,7 +38,7 @@ async fn ended(loader: Arc<Loader>, mut key: WatchedKey) {
         let wait = match entry {
             Ok(entry) => {
                 let Some(entry) = entry.filter(|entry| works(entry, key, now)) else { return };
-                key.confirmed_at = entry.live.loaded_at;
+                key.confirm(&entry);
                 confirmed = Some(changes);
                 let fresh_for = loader.cache.fresh_for(&entry, now);
                 let confirm_in = if fresh_for.is_zero() { RETRY } else { fresh_for };
@@ -47,7 +47,7 @@ async fn ended(loader: Arc<Loader>, mut key: WatchedKey) {
             // It was changed, and is refused by now for want of knowing how.
             Err(_) if confirmed != Some(changes) && failed == Some(changes) => return,
             // Kept for as long as a cached key would be.
-            Err(_) if now.saturating_sub(key.confirmed_at) >= loader.cache.usable() => return,
+            Err(_) if key.age(now) >= loader.cache.usable() => return,
             Err(_) => {
                 failed = Some(changes);
                 RETRY

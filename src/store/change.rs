@@ -27,6 +27,33 @@ pub trait ChangeFeed: Send + 'static {
     ///
     /// When changes may have been missed.
     fn next(&mut self) -> impl Future<Output = Result<Change, StoreError>> + Send;
+
+    /// How old what it last read is, where keys are looked up in the same place; asked after each
+    /// `connect` and `next` that succeeded. Default: `None`, what it reads is true now.
+    ///
+    /// While that is [too old](Staleness::is_too_old) there is a gap, and the store confirms
+    /// nothing: see [`FeedHealth::Behind`](crate::auth::FeedHealth::Behind).
+    fn staleness(&self) -> Option<Staleness> {
+        None
+    }
+}
+
+/// How old the data of a replica is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Staleness {
+    /// All that was committed before it has been applied.
+    pub age: Duration,
+    /// Whether that is more than is allowed.
+    pub is_too_old: bool,
+}
+
+impl Staleness {
+    /// Data of this age, which is too old or is not.
+    #[must_use]
+    pub const fn new(age: Duration, is_too_old: bool) -> Self {
+        Self { age, is_too_old }
+    }
 }
 
 /// What a [`ChangeFeed`] tells.
@@ -46,6 +73,7 @@ pub enum Change {
         /// How far the feed lags behind the store.
         lag: Duration,
     },
-    /// A message that makes no sense. It is counted, and otherwise ignored.
+    /// A message that is forged, was sent before, or makes no sense. It is
+    /// [counted](crate::auth::Health::ignored_messages), and otherwise ignored.
     Junk,
 }

@@ -42,6 +42,11 @@ pub(super) const POSTGRES: &[Migration] = &[
         sql: include_str!("../../migrations/postgres/0005_api_key_audit.sql"),
     },
     Migration {
+        version: 6,
+        description: "feed of api keys",
+        sql: include_str!("../../migrations/postgres/0006_api_key_feed.sql"),
+    },
+    Migration {
         version: 7,
         description: "bounds of api keys",
         sql: include_str!("../../migrations/postgres/0007_api_key_bounds.sql"),

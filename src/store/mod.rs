@@ -73,7 +73,7 @@ pub use self::postgres::{PgChangeFeed, PgKeyStore, PgKeyStoreBuilder, PgTransact
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteKeyStore, SqliteTransaction};
 pub use self::{
-    change::{Change, ChangeFeed},
+    change::{Change, ChangeFeed, Staleness},
     manage::{
         Claim, EventPage, EventQuery, KeyCountQuery, KeyCounts, KeyPage, KeyQuery, KeyTransaction,
         ListedKey, ManageKeys, Selection,
@@ -81,7 +81,7 @@ pub use self::{
     memory::{MemoryKeyStore, MemoryTransaction},
     page::InvalidRow,
     plans::ManagePlans,
-    poll::{ChangeLog, ChangedKey, Changes, Horizon, PollingChangeFeed},
+    poll::{ChangeLog, ChangedKey, Changes, Horizon, PollingChangeFeed, Replica},
 };
 use crate::{
     key::KeyHash,

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Change, ChangeFeed, StoreError, StoreErrorKind};
+use super::{Change, ChangeFeed, Staleness, StoreError, StoreErrorKind};
 use crate::record::KeyId;
 
 /// A log of changes that can be asked, for where nobody tells them.
@@ -29,6 +29,19 @@ pub trait ChangeLog: Send + Sync + 'static {
         &self,
         horizon: Option<Horizon>,
     ) -> impl Future<Output = Result<Changes, StoreError>> + Send;
+
+    /// The position up to which the log has been written, of a log that is not a replica. What has
+    /// been committed before is below it.
+    ///
+    /// The future may be dropped at any time.
+    ///
+    /// # Errors
+    ///
+    /// When the log has no positions, which is the default; when it cannot be read, or is a replica.
+    fn end(&self) -> impl Future<Output = Result<u64, StoreError>> + Send {
+        let problem = "this log has no positions";
+        async move { Err(StoreError::new(StoreErrorKind::Other).because(problem)) }
+    }
 }
 
 /// What a [`ChangeLog`] says.
@@ -39,13 +52,36 @@ pub struct Changes {
     pub horizon: Horizon,
     /// The last change of each key that was changed.
     pub keys: Vec<ChangedKey>,
+    /// How far a replica has come; `None` where the log itself was read.
+    pub replica: Option<Replica>,
+}
+
+/// How far a replica of a log has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Replica {
+    /// The position up to which it has applied the log.
+    pub applied: u64,
+    /// The position that it knows the log to have; `None` while it is not connected to its source.
+    pub known: Option<u64>,
+    /// How long ago what it applied last was committed, by clocks that may differ; `None` where
+    /// that is unknown.
+    pub age: Option<Duration>,
+}
+
+impl Replica {
+    /// A replica that has applied the log up to a position, of one that it knows of.
+    #[must_use]
+    pub const fn new(applied: u64, known: Option<u64>, age: Option<Duration>) -> Self {
+        Self { applied, known, age }
+    }
 }
 
 impl Changes {
     /// No changes until `horizon`.
     #[must_use]
     pub const fn new(horizon: Horizon) -> Self {
-        Self { horizon, keys: Vec::new() }
+        Self { horizon, keys: Vec::new(), replica: None }
     }
 }
 
@@ -98,6 +134,13 @@ const MOST_UNTOLD: usize = 10_000;
 /// How long one poll may take. A network that swallows everything would keep it for a quarter of an
 /// hour.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// How long the primary may take to say how far it is. Changes that have been read wait for it.
+const PRIMARY_DEADLINE: Duration = Duration::from_secs(1);
+const MAX_LAG: Duration = Duration::from_secs(5);
+const MIN_MAX_LAG: Duration = Duration::from_millis(100);
+const MAX_MAX_LAG: Duration = Duration::from_secs(300);
+/// Positions that are remembered until a replica has applied them.
+const MOST_MARKS: usize = 64;
 
 /// Asks a store for changes, again and again: for PostgreSQL behind PgBouncer in transaction mode,
 /// for its standbys, and for SQLite files that several processes share.
@@ -113,8 +156,28 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// log does not tell a new key from one that has a new hash.
 ///
 /// All polls have to reach one server: [`next`](ChangeFeed::next) fails when another one answers, or
-/// the same one after a restart or a crash. A standby tells changes once it has them, and is read
-/// there only by those who read keys there as well.
+/// the same one after a restart or a crash.
+///
+/// # Standbys
+///
+/// A standby tells changes once it has applied them, and is polled only by those who look keys up
+/// there as well. Each poll asks how far it is behind. If that is longer than
+/// [`max_lag`](Self::max_lag), the feed counts as [behind](crate::auth::FeedHealth::Behind), and
+/// what the standby says of keys no longer confirms them. It is behind
+///
+/// 1. when it has received changes that it has not applied: its replay is paused, delayed, waits for
+///    a query, or is slow;
+/// 2. when it is not connected to its source. PostgreSQL notices a dead connection after
+///    `wal_receiver_timeout` (60 s by default). With a setting of 0 it never does;
+/// 3. when it knows that its source has more than it has received. Only members of
+///    `pg_read_all_stats` see that;
+/// 4. when its [`primary`](Self::primary) has written what it has not applied. This covers all of
+///    the above, and a standby of a standby that is cut off: nothing else does.
+///
+/// A SQLite file that was replaced by another one, or deleted, is a replica without a source: processes
+/// that have it open read it until they are restarted.
+///
+/// A standby whose primary is idle has applied all there is, and is not behind.
 ///
 /// Polls share the store's pool with whatever else does. Where that is often exhausted, a store of
 /// its own, on a pool of one connection, keeps them from failing with it.
@@ -134,15 +197,26 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// ```
 pub struct PollingChangeFeed<L> {
     log: L,
+    primary: Option<L>,
     interval: Duration,
+    max_lag: Duration,
     position: Option<Position>,
+    /// Also kept while it is not connected: a server that was behind still is.
+    progress: Option<Progress>,
 }
 
 impl<L: ChangeLog> PollingChangeFeed<L> {
     /// Changes of `log`.
     #[must_use]
     pub fn new(log: L) -> Self {
-        Self { log, interval: INTERVAL, position: None }
+        Self {
+            log,
+            primary: None,
+            interval: INTERVAL,
+            max_lag: MAX_LAG,
+            position: None,
+            progress: None,
+        }
     }
 
     /// The pause between two polls. Default: 1 s, so that a revocation counts within about a
@@ -154,16 +228,68 @@ impl<L: ChangeLog> PollingChangeFeed<L> {
         Self { interval: interval.clamp(MIN_INTERVAL, MAX_INTERVAL), ..self }
     }
 
-    async fn read(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
-        let reading = timeout(DEADLINE, self.log.changes_since(horizon)).await;
-        reading.map_err(|late| StoreError::new(StoreErrorKind::Unavailable).because(late))?
+    /// How far behind a standby may be. Default: 5 s, as long as a standby waits before it connects
+    /// to its primary again, so that a primary which restarts is no gap; at least 100 ms, and at most
+    /// 5 min.
+    ///
+    /// A change counts within this and an [`interval`](Self::interval), or what was read of the key
+    /// is no longer fresh. Beyond it, keys are let in by what is known of them as during an outage of
+    /// the store, for [`stale_if_error`](crate::auth::CachePolicy::stale_if_error).
+    #[must_use]
+    pub fn max_lag(self, max_lag: Duration) -> Self {
+        Self { max_lag: max_lag.clamp(MIN_MAX_LAG, MAX_MAX_LAG), ..self }
+    }
+
+    /// Where what is polled is replicated from. Default: none, and a standby is asked what it knows
+    /// of its source.
+    ///
+    /// Each poll then asks the primary how far it has written, which takes no right and reads no
+    /// table. While the primary does not say, nobody knows whether the standby is current, and it
+    /// counts as behind after [`max_lag`](Self::max_lag).
+    #[must_use]
+    pub fn primary(self, primary: L) -> Self {
+        Self { primary: Some(primary), ..self }
+    }
+
+    /// What has changed, and how far a replica should be.
+    async fn read(&self, horizon: Option<Horizon>) -> Result<(Changes, Option<u64>), StoreError> {
+        let reading = timeout(DEADLINE, self.log.changes_since(horizon));
+        let (changes, end) = tokio::join!(reading, self.end());
+        let late = |late| StoreError::new(StoreErrorKind::Unavailable).because(late);
+        let changes = changes.map_err(late)??;
+        let known = changes.replica.and_then(|replica| replica.known);
+        let end = if self.primary.is_some() { end } else { known };
+        Ok((changes, end))
+    }
+
+    async fn end(&self) -> Option<u64> {
+        timeout(PRIMARY_DEADLINE, self.primary.as_ref()?.end()).await.ok()?.ok()
+    }
+
+    fn observe(&mut self, asked: Instant, changes: &Changes, end: Option<u64>) {
+        let server = changes.horizon.server;
+        let before = self.progress.take().filter(|progress| progress.server == server);
+        let progress = before.unwrap_or_else(|| Progress::begin(asked, changes, end));
+        self.progress = Some(progress.go_on(asked, changes.replica, end, self.max_lag));
+    }
+
+    /// A replica that has not applied what was there at an earlier poll is asked again before it has
+    /// been behind for too long. To be a moment behind is usual.
+    fn pause(&self) -> Duration {
+        match &self.progress {
+            Some(progress) if progress.ahead.len() > 1 => self.interval.min(self.max_lag / 5),
+            _ => self.interval,
+        }
     }
 }
 
 impl<L: ChangeLog> ChangeFeed for PollingChangeFeed<L> {
     async fn connect(&mut self) -> Result<(), StoreError> {
         self.position = None;
-        self.position = Some(Position::after(self.read(None).await?));
+        let asked = Instant::now();
+        let (changes, end) = self.read(None).await?;
+        self.observe(asked, &changes, end);
+        self.position = Some(Position::after(changes));
         Ok(())
     }
 
@@ -173,14 +299,91 @@ impl<L: ChangeLog> ChangeFeed for PollingChangeFeed<L> {
         let mut position = self.position.take().ok_or_else(|| lost("`connect` comes first"))?;
         let waited = Instant::now();
         if position.untold.is_empty() {
-            sleep(self.interval).await;
-            position.advance(self.read(Some(position.horizon)).await?)?;
+            sleep(self.pause()).await;
+            let asked = Instant::now();
+            let (changes, end) = self.read(Some(position.horizon)).await?;
+            self.observe(asked, &changes, end);
+            position.advance(changes)?;
         }
-        // What was changed right after the last poll is heard of now.
-        let lag = waited.elapsed();
+        // What was changed right after the last poll is heard of now, by a replica even later.
+        let lag = waited.elapsed() + self.staleness().map_or(Duration::ZERO, |stale| stale.age);
         let change = position.untold.pop_front().unwrap_or(Change::Nothing { lag });
         self.position = Some(position);
         Ok(change)
+    }
+
+    fn staleness(&self) -> Option<Staleness> {
+        let progress = self.progress.as_ref().filter(|progress| progress.is_replica)?;
+        Some(Staleness::new(progress.current.age(), progress.is_too_late))
+    }
+}
+
+/// An instant that may lie before all that the clock can say.
+#[derive(Clone, Copy)]
+struct Past {
+    at: Instant,
+    before: Duration,
+}
+
+impl Past {
+    fn age(&self) -> Duration {
+        self.at.elapsed().saturating_add(self.before)
+    }
+}
+
+/// How far a replica is behind, by the clock of who asks: the end of its log as it was at some time
+/// is a mark, and what has applied up to there is as new as that time.
+struct Progress {
+    server: i64,
+    is_replica: bool,
+    /// All that was committed before has been applied.
+    current: Past,
+    /// Later ends that have not been applied. `None` is one that nobody could tell.
+    ahead: VecDeque<(Past, Option<u64>)>,
+    /// The first of these has been ahead for too long.
+    is_too_late: bool,
+}
+
+impl Progress {
+    /// Of what was before the first question, only clocks tell.
+    fn begin(asked: Instant, changes: &Changes, end: Option<u64>) -> Self {
+        let mut current = Past { at: asked, before: Duration::ZERO };
+        let mut ahead = VecDeque::new();
+        if let Some(replica) = changes.replica
+            && !end.is_some_and(|end| end <= replica.applied)
+        {
+            current.before = replica.age.unwrap_or(Duration::MAX);
+            ahead.push_back((current, end));
+        }
+        let server = changes.horizon.server;
+        Self { server, is_replica: false, current, ahead, is_too_late: false }
+    }
+
+    fn go_on(
+        mut self,
+        asked: Instant,
+        replica: Option<Replica>,
+        end: Option<u64>,
+        max_lag: Duration,
+    ) -> Self {
+        self.is_replica = replica.is_some();
+        if self.ahead.len() >= MOST_MARKS {
+            self.ahead.pop_back();
+        }
+        let now = Past { at: asked, before: Duration::ZERO };
+        self.ahead.push_back((now, end));
+        let is_applied = |(_, end): &(Past, Option<u64>)| match (replica, end) {
+            (None, _) => true,
+            (Some(replica), Some(end)) => *end <= replica.applied,
+            (Some(_), None) => false,
+        };
+        if let Some(last) = self.ahead.iter().rposition(is_applied)
+            && let Some((mark, _)) = self.ahead.drain(..=last).next_back()
+        {
+            self.current = mark;
+        }
+        self.is_too_late = self.ahead.front().is_some_and(|(mark, _)| mark.age() > max_lag);
+        self
     }
 }
 
@@ -188,6 +391,7 @@ impl<L> fmt::Debug for PollingChangeFeed<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PollingChangeFeed")
             .field("interval", &self.interval)
+            .field("max_lag", &self.max_lag)
             .field("connected", &self.position.is_some())
             .finish_non_exhaustive()
     }
@@ -202,12 +406,12 @@ struct Position {
 }
 
 impl Position {
-    fn after(Changes { horizon, keys }: Changes) -> Self {
+    fn after(Changes { horizon, keys, .. }: Changes) -> Self {
         let taken = keys.into_iter().map(|key| (key.key_id, key)).collect();
         Self { horizon, taken, untold: VecDeque::new() }
     }
 
-    fn advance(&mut self, Changes { horizon, keys }: Changes) -> Result<(), StoreError> {
+    fn advance(&mut self, Changes { horizon, keys, .. }: Changes) -> Result<(), StoreError> {
         if horizon.server != self.horizon.server {
             return Err(lost("another server answers, or the same one after a restart"));
         }

@@ -38,7 +38,8 @@ use tower_api_key::{
     record::{KeyId, KeyRecord},
     store::{
         Change, ChangeFeed, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys,
-        ManagePlans, MemoryKeyStore, MemoryTransaction, StoreError, StoreErrorKind, Usage,
+        ManagePlans, MemoryKeyStore, MemoryTransaction, Staleness, StoreError, StoreErrorKind,
+        Usage,
     },
 };
 
@@ -422,6 +423,7 @@ pub struct FeedState {
     pub told: VecDeque<Tells>,
     /// How often the worker tried to connect.
     pub attempts: usize,
+    pub staleness: Option<Staleness>,
 }
 
 /// What a feed does next.
@@ -464,6 +466,11 @@ impl FakeFeed {
         self.0.send_modify(|state| state.is_down = false);
     }
 
+    /// From the next change on.
+    pub fn set_staleness(&self, staleness: Option<Staleness>) {
+        self.0.send_modify(|state| state.staleness = staleness);
+    }
+
     pub fn is_connected(&self) -> bool {
         self.0.borrow().is_connected
     }
@@ -497,6 +504,10 @@ impl ChangeFeed for FakeFeed {
             Some(Tells::Panic) => panic!("the feed panics, as the test wants it to"),
             None => Err(StoreError::new(StoreErrorKind::Unavailable)),
         }
+    }
+
+    fn staleness(&self) -> Option<Staleness> {
+        self.0.borrow().staleness
     }
 }
 

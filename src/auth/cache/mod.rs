@@ -109,7 +109,7 @@ impl KeyCache {
                 return Peek::Fresh(entry);
             }
             let is_gone = entry.live.generation < self.oldest_usable.load(Ordering::Acquire);
-            if !is_gone && now.saturating_sub(entry.live.loaded_at) < self.usable() {
+            if !is_gone && self.is_usable(&entry, now) {
                 return Peek::Stale(entry);
             }
         }
@@ -123,7 +123,9 @@ impl KeyCache {
 
     /// How long `entry` will still be fresh, if nothing happens.
     pub(super) fn fresh_for(&self, entry: &Entry, now: Duration) -> Duration {
-        if entry.live.generation != self.generation.load(Ordering::Acquire) {
+        if entry.live.generation != self.generation.load(Ordering::Acquire)
+            || entry.is_outdated() && !self.is_usable(entry, now)
+        {
             return Duration::ZERO;
         }
         let CachePolicy { mut fresh, fresh_during_gap, .. } = self.policy;
@@ -141,6 +143,11 @@ impl KeyCache {
         let is_outdated = entry.live.generation != self.generation.load(Ordering::Acquire);
         is_outdated && now.saturating_sub(expired_at) >= fresh_during_gap
             || now.saturating_sub(entry.live.loaded_at) >= fresh + load_deadline
+    }
+
+    /// Whether what the store said was true a short enough time ago.
+    pub(super) fn is_usable(&self, entry: &Entry, now: Duration) -> bool {
+        entry.age(now) < self.usable()
     }
 
     /// How long what the store said may be used at most.

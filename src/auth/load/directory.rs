@@ -86,13 +86,13 @@ mod tests {
     use std::{
         future::{Future, ready},
         pin::Pin,
-        time::{Duration, SystemTime},
+        time::SystemTime,
     };
 
     use super::*;
     use crate::{
         auth::{
-            entry::{Watch, WatchedKey},
+            entry::{Loaded, Watch, WatchedKey},
             terms::Terms,
         },
         clock::SystemClock,
@@ -124,7 +124,7 @@ mod tests {
         let meters = Arc::new(Meters { limiter, clock: Arc::new(SystemClock::new()) });
         let terms = Terms::new(meters, Plans::new(), RateLimits::unlimited());
         let watch = Weak::<Nobody>::new();
-        Arc::new(Entry::load(record, &terms, watch, Duration::ZERO, Duration::ZERO, 0))
+        Arc::new(Entry::load(record, &terms, watch, Loaded::default()))
     }
 
     #[test]

@@ -36,7 +36,7 @@ use super::{
     Event, Observer, Rejection, RejectionKind,
     cache::{CachePolicy, KeyCache, Peek},
     copies::Copies,
-    entry::{Entry, Generation},
+    entry::{Entry, Generation, Loaded},
     gcra::Rate,
     health::FeedState,
     network::ClientNetwork,
@@ -45,7 +45,7 @@ use super::{
 use crate::{
     clock::Clock,
     key::KeyHash,
-    record::{KeyId, KeyRecord, Scopes},
+    record::{KeyId, KeyRecord, KeyStatus, Scopes},
     store::{StoreError, StoreErrorKind},
     trace,
 };
@@ -160,7 +160,12 @@ impl Loader {
     ) -> Outcome {
         let rejection = match self.join(hash, network).await {
             Err(rejection) => rejection,
-            outcome => return outcome,
+            Ok(entry) => {
+                if let Some(entry) = entry.as_ref().filter(|entry| entry.is_outdated()) {
+                    self.stale_served(entry);
+                }
+                return Ok(entry);
+            }
         };
         if rejection.store_error_kind() == Some(StoreErrorKind::Corrupt) {
             return Err(rejection);
@@ -288,6 +293,8 @@ impl Loader {
         // Both before the query: a deadline reckoned from here comes early rather than late, and
         // an invalidation after it is noticed.
         let (now, generation) = (self.clock.monotonic(), self.cache.generation());
+        // What a replica says that is behind is as old as that.
+        let outdated_by = self.feed.outdated_by(now);
         self.strangers.charge(&mut cost, asker, hash, now)?;
         // Only now, as the store may have gone down in the meantime.
         if !self.breaker.allow(now) {
@@ -316,12 +323,32 @@ impl Loader {
                         self.unknown_plan(&record);
                     }
                     let watch: Weak<Self> = Arc::downgrade(self);
-                    let generation = generation.present;
-                    Arc::new(Entry::load(record, &self.terms, watch, now, answered, generation))
+                    let loaded = Loaded {
+                        loaded_at: now,
+                        answered_at: answered,
+                        outdated_by,
+                        generation: generation.present,
+                    };
+                    Arc::new(Entry::load(record, &self.terms, watch, loaded))
                 });
+                if !outdated_by.is_zero() && !self.may_tell(entry.as_deref(), asker, answered) {
+                    return Err(outdated());
+                }
                 Ok(Fetched { entry, loaded_at: now, generation })
             }
             Err(error) => Err(self.failed(hash, error)),
+        }
+    }
+
+    /// Whether a replica that is behind may say this of a key: that it is revoked or was deleted, as
+    /// it stays so; anything else for as long as while the store does not answer. What is not there
+    /// may have been created meanwhile.
+    fn may_tell(&self, entry: Option<&Entry>, asker: Asker, now: Duration) -> bool {
+        match entry {
+            Some(entry) => {
+                entry.status(now) == KeyStatus::Revoked || self.cache.is_usable(entry, now)
+            }
+            None => matches!(asker, Asker::Known),
         }
     }
 
@@ -396,6 +423,13 @@ impl Loader {
 /// Why nobody asks a store that is down.
 fn down() -> Rejection {
     let error = StoreError::new(StoreErrorKind::Unavailable).because("it was down just now");
+    Rejection::store_unavailable(error)
+}
+
+/// Why a replica that is behind is not believed.
+fn outdated() -> Rejection {
+    let problem = "the replica that keys are looked up in is too far behind";
+    let error = StoreError::new(StoreErrorKind::Unavailable).because(problem);
     Rejection::store_unavailable(error)
 }
 

@@ -1,7 +1,7 @@
-use std::{error::Error, fmt, panic::catch_unwind, time::Duration};
+use std::{collections::HashSet, error::Error, fmt, panic::catch_unwind, time::Duration};
 
 use sqlx::{
-    ConnectOptions, Connection, PgPool, Row,
+    ConnectOptions, Connection, PgExecutor, PgPool, Row,
     postgres::{PgConnectOptions, PgListener, PgNotification, PgPoolOptions, PgRow},
     raw_sql,
 };
@@ -10,15 +10,12 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::error::failed;
+use super::error::{UNDEFINED_TABLE, failed};
 use crate::{
+    key::digest,
     record::KeyId,
     store::{Change, ChangeFeed, StoreError, StoreErrorKind, migrate::no_changes},
 };
-
-/// One for all schemas of a database. Of a key of another schema nothing is cached, so that hearing
-/// of it costs nothing.
-const CHANNEL: &str = "tower_api_key";
 
 const HEARTBEAT: Duration = Duration::from_secs(15);
 const MIN_HEARTBEAT: Duration = Duration::from_millis(10);
@@ -27,6 +24,13 @@ const MAX_HEARTBEAT: Duration = Duration::from_secs(300);
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How long the first notification may take. Where nothing is in between, it takes a millisecond.
 const HELLO_DEADLINE: Duration = Duration::from_secs(2);
+/// Ours are shorter.
+const MAX_PAYLOAD: usize = 256;
+/// Hexadecimal digits of the digest in a payload: 128 bits.
+const DIGEST_LEN: usize = 32;
+/// Transactions with changes between two heartbeats whose announcements are remembered. Beyond
+/// these, connecting again is less work: some 4 MB.
+const MAX_TAKEN: usize = 100_000;
 
 /// Listens to PostgreSQL: the triggers on `api_keys` tell each change, whoever makes it, as soon as
 /// it is committed.
@@ -45,6 +49,14 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 ///
 /// Triggers cost what they do: a transaction that changes keys cannot be prepared for two-phase
 /// commit, and what logical replication brings is not told.
+///
+/// It takes the right to read `api_key_feed`, the table that names the channel and holds the secret
+/// that announcements are signed with. Roles without it can neither hear announcements nor forge
+/// them: their notifications do not arrive here, or are [ignored](Change::Junk) for the price of a
+/// SHA-256.
+///
+/// Look-ups have to go to the server that it listens to. A replica may not have applied a change yet
+/// when it is announced: poll the replica instead.
 ///
 /// # Cancellation
 ///
@@ -114,11 +126,17 @@ struct Listening {
     /// sqlx's listener spawns a task when it is dropped, and panics where it cannot.
     runtime: Handle,
     heartbeat_at: Instant,
+    announcer: Announcer,
+    guard: Guard,
+    /// A notification of our own that has not arrived yet.
+    hello: Option<Hello>,
 }
 
 impl Listening {
     async fn begin(options: &PgConnectOptions, heartbeat: Duration) -> Result<Self, StoreError> {
         let runtime = Handle::try_current().map_err(unavailable)?;
+        // The name of the channel is no business of a log.
+        let options = options.clone().disable_statement_logging();
         // Says hello, and is gone. By itself first: all that a pool says of a failure is that time
         // was up.
         let mut herald = options.connect().await.map_err(failed)?;
@@ -127,27 +145,32 @@ impl Listening {
             .max_lifetime(None)
             .idle_timeout(None)
             .acquire_timeout(DEADLINE)
-            .connect_lazy_with(options.clone());
+            .connect_lazy_with(options);
         // Nothing is awaited before it is in the hands of who may drop it anywhere.
         let mut listener = PgListener::connect_with(&pool).await.map_err(failed)?;
         listener.eager_reconnect(false);
-        let heartbeat_at = Instant::now() + heartbeat;
-        let mut listening = Self { listener: Some(listener), runtime, heartbeat_at };
+        let mut listening = Self {
+            listener: Some(listener),
+            runtime,
+            heartbeat_at: Instant::now() + heartbeat,
+            announcer: Announcer::default(),
+            guard: Guard::default(),
+            hello: None,
+        };
 
-        let own = raw_sql(WHO_ARE_YOU).fetch_one(listening.listener()?).await.map_err(failed)?;
-        let other = raw_sql(WHO_ARE_YOU).fetch_one(&mut herald).await.map_err(failed)?;
-        if !own.try_get("is_migrated").map_err(failed)? {
-            return Err(no_changes());
-        }
+        let own = raw_sql(BACKEND).fetch_one(listening.listener()?).await.map_err(failed)?;
+        let other = raw_sql(BACKEND).fetch_one(&mut herald).await.map_err(failed)?;
         let backend = |row: &PgRow| row.try_get::<i32, _>("backend").map_err(failed);
         if backend(&own)? == backend(&other)? {
             return Err(pooled(SHARED));
         }
+        listening.guard = Guard::read(&mut herald).await?;
 
-        listening.listener()?.listen(CHANNEL).await.map_err(failed)?;
-        let hello = raw_sql(SAY_HELLO).fetch_one(&mut herald).await.map_err(astray)?;
-        let hello: String = hello.try_get("payload").map_err(failed)?;
-        let heard = timeout(HELLO_DEADLINE, listening.hear(&hello)).await;
+        let channel = listening.guard.channel.clone();
+        listening.listener()?.listen(&channel).await.map_err(failed)?;
+        let hello = Hello::say(&mut herald).await?;
+        listening.announcer = Announcer::new(&listening.guard.secret, hello.ended);
+        let heard = timeout(HELLO_DEADLINE, listening.hear(&hello.message)).await;
         heard.map_err(|_| pooled(UNHEARD))??;
         herald.close().await.map_err(failed)?;
         Ok(listening)
@@ -155,32 +178,72 @@ impl Listening {
 
     /// Until `hello` arrives. Whatever else does is confirmed once this is connected.
     async fn hear(&mut self, hello: &str) -> Result<(), StoreError> {
-        while payload(&self.notification().await?) != Some(hello) {}
-        Ok(())
+        loop {
+            let notification = self.notification().await?;
+            if self.message(&notification) == Some(Message::Hello(hello)) {
+                return Ok(());
+            }
+        }
     }
 
     async fn next(&mut self, heartbeat: Duration) -> Result<Change, StoreError> {
+        let mut is_idle = false;
         // Before what has arrived meanwhile: with a backlog, the answer tells how long it is.
         while Instant::now() < self.heartbeat_at {
             let heartbeat_at = self.heartbeat_at;
             // Given up while it merely waits, a listener loses nothing.
-            if let Ok(notification) = timeout_at(heartbeat_at, self.notification()).await {
-                match payload(&notification?).map_or(JUNK, parse) {
-                    Message::Hello => {}
-                    Message::Told(change) => return Ok(change),
+            let Ok(notification) = timeout_at(heartbeat_at, self.notification()).await else {
+                is_idle = true;
+                break;
+            };
+            let notification = notification?;
+            match self.message(&notification) {
+                None => return Ok(Change::Junk),
+                Some(Message::Told(change)) => return Ok(change),
+                Some(Message::Hello(message)) => {
+                    let message = message.to_owned();
+                    if let Some(hello) = self.hello.take_if(|hello| hello.message == message) {
+                        self.announcer.forget(hello.ended);
+                    }
                 }
             }
+        }
+        // It was to arrive with the answer to the last heartbeat.
+        if is_idle && self.hello.is_some() {
+            return Err(unavailable("a notification of our own did not arrive"));
         }
         self.beat(heartbeat).await
     }
 
-    /// Tries the connection. A dead one may look as an idle one does, for ever.
+    /// Tries the connection, and whether changes are still announced. A dead connection may look as
+    /// an idle one does, for ever.
     async fn beat(&mut self, interval: Duration) -> Result<Change, StoreError> {
         let asked = Instant::now();
-        let answer = timeout(interval, raw_sql("select 1").execute(self.listener()?)).await;
-        answer.map_err(|_| unavailable("a heartbeat was not answered"))?.map_err(failed)?;
+        let answer = timeout(interval, self.check()).await;
+        answer.map_err(|_| unavailable("a heartbeat was not answered"))??;
         self.heartbeat_at = asked + interval;
         Ok(Change::Nothing { lag: asked.elapsed() })
+    }
+
+    async fn check(&mut self) -> Result<(), StoreError> {
+        if Guard::read(self.listener()?).await? != self.guard {
+            return Err(unavailable("changes are announced on another channel by now"));
+        }
+        if self.announcer.taken.len() > MAX_TAKEN {
+            return Err(unavailable("too many changes at once"));
+        }
+        // Where nothing was taken there is nothing to forget, and nobody else need be woken.
+        if self.hello.is_none() && !self.announcer.taken.is_empty() {
+            self.hello = Some(Hello::say(self.listener()?).await?);
+        }
+        Ok(())
+    }
+
+    fn message<'n>(&mut self, notification: &'n PgNotification) -> Option<Message<'n>> {
+        // sqlx panics where it is not UTF-8. PostgreSQL rather ends the connection than send that,
+        // from a database that holds any bytes.
+        let payload = catch_unwind(|| notification.payload()).unwrap_or_default();
+        self.announcer.open(payload, notification.process_id()).map(parse)
     }
 
     async fn notification(&mut self) -> Result<PgNotification, StoreError> {
@@ -204,23 +267,102 @@ impl Drop for Listening {
 //
 // Two connections that share a backend take turns on it, and a LISTEN would be left behind there,
 // for its notifications to arrive in the middle of somebody else's query.
-const WHO_ARE_YOU: &str = "
-select
-    pg_backend_pid() as backend,
-    exists (
-        select from pg_trigger where tgname = 'api_keys_tell_update' and tgenabled in ('O', 'A')
-    ) as is_migrated";
+const BACKEND: &str = "select pg_backend_pid() as backend";
 
-// The number of a transaction is nobody else's.
+// The triggers that announce, on the tables that are read and in their schema, enabled, for the same
+// statements, and calling the function beside the table. What has one of their names elsewhere
+// announces nothing.
+const GUARD: &str = "
+select channel, secret, (
+    select string_agg(name || ' on ' || place, ', ')
+    from (values
+        ('api_keys', 'api_keys_tell', 13, 'api_keys_tell'),
+        ('api_keys', 'api_keys_tell_update', 17, 'api_keys_tell'),
+        ('api_keys', 'api_keys_tell_truncate', 32, 'api_keys_tell'),
+        ('api_key_plans', 'api_key_plans_tell', 13, 'api_key_plans_tell'),
+        ('api_key_plans', 'api_key_plans_tell_update', 17, 'api_key_plans_tell'),
+        ('api_key_plans', 'api_key_plans_tell_truncate', 32, 'api_key_plans_tell')
+    ) as needed (place, name, fires, calls)
+    where not exists (
+        select from pg_trigger
+        join pg_class on pg_class.oid = tgrelid
+        join pg_proc on pg_proc.oid = tgfoid
+        where relnamespace = (
+                select relnamespace from pg_class where oid = to_regclass('api_keys')
+            )
+            and relname = place and tgname = name and tgtype = fires
+            and tgenabled in ('O', 'A')
+            and proname = calls and pronamespace = relnamespace
+    )
+) as silent
+from api_key_feed";
+
+// What had ended when the snapshot was taken was announced before this is. Nobody else's hello has
+// the same number. It changes nothing that a standby would have to confirm.
 const SAY_HELLO: &str = "
-select payload, pg_notify('tower_api_key', payload)
-from (select 'v1:hello:' || pg_current_xact_id()) as hello (payload)";
+select
+    message,
+    pg_current_snapshot()::text as ended,
+    set_config('synchronous_commit', 'off', true),
+    api_key_announce(message)
+from (select 'hello:' || gen_random_uuid()) as hello (message)";
 
 const SHARED: &str = "two connections share a backend, as behind PgBouncer in transaction mode: \
     take a `PollingChangeFeed` there";
 
 const UNHEARD: &str = "notifications do not arrive, as behind PgBouncer in transaction mode: \
     take a `PollingChangeFeed` there";
+
+const HIDDEN: &str =
+    "table `api_key_feed` shows no row to this role: does row-level security hide it?";
+
+/// What announcements depend on.
+#[derive(Default, PartialEq, Eq)]
+struct Guard {
+    channel: String,
+    secret: Vec<u8>,
+}
+
+impl Guard {
+    /// Fails where changes are not announced.
+    async fn read<'c>(connection: impl PgExecutor<'c>) -> Result<Self, StoreError> {
+        let row = raw_sql(GUARD).fetch_optional(connection).await.map_err(unreadable)?;
+        let row = row.ok_or_else(|| StoreError::new(StoreErrorKind::Other).because(HIDDEN))?;
+        if let Some(silent) = row.try_get::<Option<String>, _>("silent").map_err(failed)? {
+            let problem = format!(
+                "changes are not announced: these triggers are missing, disabled or not ours: \
+                 {silent}. Run `migrate`, or enable them"
+            );
+            return Err(StoreError::new(StoreErrorKind::Migration).because(problem));
+        }
+        let channel = row.try_get("channel").map_err(failed)?;
+        let secret = row.try_get("secret").map_err(failed)?;
+        Ok(Self { channel, secret })
+    }
+}
+
+fn unreadable(error: sqlx::Error) -> StoreError {
+    match error.as_database_error().and_then(|error| error.code()) {
+        Some(code) if code == UNDEFINED_TABLE => no_changes(),
+        _ => failed(error),
+    }
+}
+
+/// An announcement of our own, which shows how far others have arrived.
+struct Hello {
+    message: String,
+    /// What had ended before.
+    ended: Snapshot,
+}
+
+impl Hello {
+    async fn say<'c>(connection: impl PgExecutor<'c>) -> Result<Self, StoreError> {
+        let row = raw_sql(SAY_HELLO).fetch_one(connection).await.map_err(astray)?;
+        let ended: String = row.try_get("ended").map_err(failed)?;
+        let ended = Snapshot::parse(&ended).ok_or_else(|| unavailable("an unknown snapshot"))?;
+        Ok(Self { message: row.try_get("message").map_err(failed)?, ended })
+    }
+}
 
 /// sqlx cannot make sense of a notification that somebody else has listened for.
 fn astray(error: sqlx::Error) -> StoreError {
@@ -235,41 +377,118 @@ fn pooled(problem: &'static str) -> StoreError {
     StoreError::new(StoreErrorKind::Other).because(problem)
 }
 
-/// What a payload says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Message {
-    Told(Change),
-    /// Somebody tries whether notifications arrive.
-    Hello,
+/// Which transactions had ended at some time.
+#[derive(Default)]
+struct Snapshot {
+    /// None from this number on.
+    end: u64,
+    /// And these had not. In order.
+    running: Vec<u64>,
 }
 
-const JUNK: Message = Message::Told(Change::Junk);
+impl Snapshot {
+    /// A `pg_snapshot` as PostgreSQL writes it: `first_running:end:running,running`.
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':').skip(1);
+        let end = parts.next()?.parse().ok()?;
+        let running = parts.next()?.split(',').filter(|number| !number.is_empty());
+        let mut running = running.map(|number| number.parse().ok()).collect::<Option<Vec<_>>>()?;
+        running.sort_unstable();
+        Some(Self { end, running })
+    }
 
-/// The payload of a notification on our channel.
+    fn has_ended(&self, transaction: u64) -> bool {
+        transaction < self.end && self.running.binary_search(&transaction).is_err()
+    }
+}
+
+/// Tells announcements of the triggers from forgeries, and from announcements that were overheard
+/// and sent again.
 ///
-/// sqlx panics where it is not UTF-8. PostgreSQL rather ends the connection than send that, from a
-/// database that holds any bytes.
-fn payload(notification: &PgNotification) -> Option<&str> {
-    let (channel, payload) =
-        catch_unwind(|| (notification.channel(), notification.payload())).ok()?;
-    (channel == CHANNEL).then_some(payload)
+/// PostgreSQL delivers notifications in the order of commits, and those of a transaction in a row
+/// (writers hold a lock from queueing them to the end of their commit). So the announcements of a
+/// transaction are taken as long as nothing else comes in between, from the process that sent the
+/// first, whose number the server adds. After that, whatever claims to be of that transaction is a
+/// copy: who makes it has to have heard the original.
+///
+/// Nothing that is refused costs more than a SHA-256 of 100 bytes, or changes anything.
+#[derive(Default)]
+struct Announcer {
+    secret: Vec<u8>,
+    /// What ended before this has been announced, and delivered.
+    ended: Snapshot,
+    /// Transactions that were taken since, at least in part.
+    taken: HashSet<u64>,
+    /// The one whose announcements are being delivered, and the process that sends them.
+    current: Option<(u64, u32)>,
 }
 
-/// Takes one spelling of each message only. Any role may send anything.
-fn parse(payload: &str) -> Message {
-    let message = || {
-        let (word, rest) = match payload.strip_prefix("v1:")? {
-            "everything" => return Some(Message::Told(Change::Everything)),
-            message => message.split_once(':')?,
-        };
-        match word {
-            "created" => Some(Message::Told(Change::Created(key_id(rest)?))),
-            "changed" => Some(Message::Told(Change::Changed(key_id(rest)?))),
-            "hello" => Some(Message::Hello),
-            _ => None,
+impl Announcer {
+    fn new(secret: &[u8], ended: Snapshot) -> Self {
+        Self { secret: secret.to_vec(), ended, ..Self::default() }
+    }
+
+    /// What an announcement says, if it is a genuine one.
+    fn open<'p>(&mut self, payload: &'p str, sender: u32) -> Option<&'p str> {
+        let current = self.current.take();
+        if payload.len() > MAX_PAYLOAD {
+            return None;
         }
+        let (signed, signature) = payload.rsplit_once(':')?;
+        if !self.has_signed(signed, signature) {
+            return None;
+        }
+        let (message, transaction) = signed.rsplit_once(':')?;
+        let transaction = transaction.parse().ok()?;
+        let sent = Some((transaction, sender));
+        let is_copy = self.ended.has_ended(transaction) || !self.taken.insert(transaction);
+        if is_copy && current != sent {
+            return None;
+        }
+        self.current = sent;
+        Some(message)
+    }
+
+    fn has_signed(&self, signed: &str, signature: &str) -> bool {
+        let digest = digest(&[&self.secret, signed.as_bytes()]);
+        let digits = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let digits = digits.map(|digit| char::from_digit(u32::from(digit), 16));
+        // All of it, so that how long it takes tells nothing.
+        signature.len() == DIGEST_LEN
+            && signature
+                .chars()
+                .zip(digits)
+                .fold(true, |is_same, (given, expected)| is_same & (Some(given) == expected))
+    }
+
+    /// All that had ended before a notification that has arrived was delivered before it.
+    fn forget(&mut self, ended: Snapshot) {
+        self.taken.retain(|transaction| !ended.has_ended(*transaction));
+        self.ended = ended;
+    }
+}
+
+/// What a genuine announcement says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Message<'m> {
+    Told(Change),
+    /// A node tries whether notifications arrive.
+    Hello(&'m str),
+}
+
+/// What this version does not know may be anything that a later one announces.
+fn parse(message: &str) -> Message<'_> {
+    let known = || {
+        let message = message.strip_prefix("v2:")?;
+        let told = match message.split_once(':') {
+            Some(("created", id)) => Change::Created(key_id(id)?),
+            Some(("changed", id)) => Change::Changed(key_id(id)?),
+            Some(("hello", _)) => return Some(Message::Hello(message)),
+            _ => return None,
+        };
+        Some(Message::Told(told))
     };
-    message().unwrap_or(JUNK)
+    known().unwrap_or(Message::Told(Change::Everything))
 }
 
 /// An id as PostgreSQL writes it.
@@ -289,72 +508,144 @@ mod tests {
     use super::*;
 
     const ID: &str = "0191e0a0-7c4b-7def-8123-456789abcdef";
+    const SECRET: &[u8] = b"a secret";
+    const SENDER: u32 = 42;
 
     fn id() -> KeyId {
         ID.parse().unwrap()
     }
 
-    #[test]
-    fn every_message_is_understood() {
-        assert_eq!(parse(&format!("v1:created:{ID}")), Message::Told(Change::Created(id())));
-        assert_eq!(parse(&format!("v1:changed:{ID}")), Message::Told(Change::Changed(id())));
-        assert_eq!(parse("v1:everything"), Message::Told(Change::Everything));
-        assert_eq!(parse("v1:hello:4711"), Message::Hello);
+    /// As `api_key_announce` signs.
+    fn signed(secret: &[u8], message: &str, transaction: u64) -> String {
+        let signed = format!("v2:{message}:{transaction}");
+        let digest = digest(&[secret, signed.as_bytes()]);
+        let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{signed}:{}", &digits[..DIGEST_LEN])
+    }
+
+    /// Transactions before 100 had ended, but for 90 and 95.
+    fn announcer() -> Announcer {
+        Announcer::new(SECRET, Snapshot::parse("90:100:90,95").unwrap())
+    }
+
+    fn everything(transaction: u64) -> String {
+        signed(SECRET, "everything", transaction)
     }
 
     #[test]
-    fn anything_else_is_junk() {
-        let spellings = [
-            ID.to_uppercase(),
-            format!("{{{ID}}}"),
-            format!("urn:uuid:{ID}"),
-            ID.replace('-', ""),
-            format!(" {ID}"),
-            format!("{ID}\n"),
-            format!("{ID}:"),
-            format!("{ID}0"),
-            ID[1..].to_owned(),
-            String::new(),
-        ];
-        for spelling in spellings {
-            assert_eq!(parse(&format!("v1:changed:{spelling}")), JUNK, "{spelling:?}");
+    fn every_message_is_understood() {
+        assert_eq!(parse(&format!("v2:created:{ID}")), Message::Told(Change::Created(id())));
+        assert_eq!(parse(&format!("v2:changed:{ID}")), Message::Told(Change::Changed(id())));
+        assert_eq!(parse("v2:everything"), Message::Told(Change::Everything));
+        assert_eq!(parse("v2:hello:4711"), Message::Hello("hello:4711"));
+    }
+
+    #[test]
+    fn a_genuine_message_of_another_version_may_mean_anything() {
+        let spellings =
+            [ID.to_uppercase(), format!("{{{ID}}}"), ID.replace('-', ""), ID[1..].into()];
+        let odd = spellings.iter().map(|spelling| format!("v2:changed:{spelling}"));
+        let others = ["", ":", "v2", "v2:", "v2:created", "v3:everything", "v2:suspended:4711"];
+        for message in odd.chain(others.map(Into::into)) {
+            assert_eq!(parse(&message), Message::Told(Change::Everything), "{message:?}");
         }
-        for payload in [
-            "",
-            ":",
-            "v1",
-            "v1:",
-            "v1:everything:",
-            "v1:everything ",
-            "v1:Everything",
-            "v1:created",
-            "v1:hello",
-            "v2:everything",
-            "V1:everything",
-            " v1:everything",
-            &format!("v1:deleted:{ID}"),
-            &format!("v2:changed:{ID}"),
-            &format!("changed:{ID}"),
-            &"v".repeat(7999),
-            &format!("v1:changed:{ID}{}", "0".repeat(7900)),
+    }
+
+    #[test]
+    fn what_the_secret_has_not_signed_is_refused() {
+        let mut announcer = announcer();
+        let genuine = everything(100);
+        let (text, signature) = genuine.rsplit_once(':').unwrap();
+        for forged in [
+            signed(b"another secret", "everything", 100),
+            signed(b"", "everything", 100),
+            text.to_owned(),
+            format!("{text}:"),
+            format!("{text}:{}", signature.to_uppercase()),
+            format!("{text}:{}", &signature[1..]),
+            format!("{text}:{signature}0"),
+            format!("{text} :{signature}"),
+            format!("v2:everything:101:{signature}"),
+            format!("{text}:{}", "0".repeat(DIGEST_LEN)),
+            "v2:everything".into(),
+            "v1:everything".into(),
+            String::new(),
+            ":".repeat(8_000),
+            "\u{1f600}".repeat(50),
         ] {
-            assert_eq!(parse(payload), JUNK, "{payload:?}");
+            assert_eq!(announcer.open(&forged, SENDER), None, "{forged:?}");
+        }
+        assert_eq!(announcer.open(&genuine, SENDER), Some("v2:everything"));
+    }
+
+    #[test]
+    fn a_transaction_is_taken_once_and_all_of_it() {
+        let mut announcer = announcer();
+        let [created, changed] = ["created", "changed"].map(|word| format!("{word}:{ID}"));
+        for transaction in [100, 95, 102, 101] {
+            for message in [&created, &changed, &changed] {
+                let payload = signed(SECRET, message, transaction);
+                assert!(announcer.open(&payload, SENDER).is_some(), "{payload}");
+            }
+            // What has begun ends with the first thing in between.
+            assert_eq!(announcer.open("junk", SENDER), None);
+            assert_eq!(announcer.open(&signed(SECRET, &created, transaction), SENDER), None);
+        }
+    }
+
+    #[test]
+    fn what_was_overheard_is_worth_nothing() {
+        let mut announcer = announcer();
+        assert!(announcer.open(&everything(100), SENDER).is_some());
+        assert_eq!(announcer.open(&everything(100), SENDER + 1), None, "by another process");
+        assert_eq!(announcer.open(&everything(100), SENDER), None, "after it was copied");
+        for ended in [1, 89, 91, 94, 96, 99] {
+            assert_eq!(announcer.open(&everything(ended), SENDER), None, "from before: {ended}");
+        }
+        assert!(announcer.open(&everything(90), SENDER).is_some(), "it was running then");
+    }
+
+    #[test]
+    fn what_is_forgotten_is_not_taken_again() {
+        let mut announcer = announcer();
+        for transaction in [100, 101, 104, 90] {
+            assert!(announcer.open(&everything(transaction), SENDER).is_some());
+        }
+        announcer.forget(Snapshot::parse("95:103:95,102").unwrap());
+        assert_eq!(announcer.taken, HashSet::from([104]));
+        for transaction in [90, 100, 101, 104] {
+            assert_eq!(announcer.open(&everything(transaction), SENDER), None, "{transaction}");
+        }
+        for transaction in [95, 102, 103] {
+            assert!(announcer.open(&everything(transaction), SENDER).is_some(), "{transaction}");
+        }
+    }
+
+    #[test]
+    fn snapshots_are_read_as_they_are_written() {
+        let ended = Snapshot::parse("7:7:").unwrap();
+        assert!(ended.has_ended(6) && !ended.has_ended(7));
+        for odd in ["", "7", "7:7", "7:x:", "7:8:9,x"] {
+            assert!(Snapshot::parse(odd).is_none(), "{odd:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn no_payload_is_too_odd(payload in "\\PC*", message in "(v1:)?[a-z]*:\\PC*") {
-            parse(&payload);
+        fn no_payload_is_too_odd(payload in "\\PC*", message in "(v2:)?[a-z]*:\\PC*") {
+            prop_assert_eq!(announcer().open(&payload, SENDER), None);
             parse(&message);
         }
 
         #[test]
         fn ids_are_read_as_they_are_written(bytes: [u8; 16]) {
             let id = KeyId::from_bytes(bytes);
-            let told = |word| parse(&format!("v1:{word}:{id}"));
-            prop_assert_eq!(told("created"), Message::Told(Change::Created(id)));
-            prop_assert_eq!(told("changed"), Message::Told(Change::Changed(id)));
+            let told = |word| match parse(&format!("v2:{word}:{id}")) {
+                Message::Told(change) => Some(change),
+                Message::Hello(_) => None,
+            };
+            prop_assert_eq!(told("created"), Some(Change::Created(id)));
+            prop_assert_eq!(told("changed"), Some(Change::Changed(id)));
         }
     }
 }

@@ -14,9 +14,14 @@ mod timestamp;
 mod transaction;
 mod usage;
 
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use sqlx::{PgConnection, PgPool, query, query_as, query_scalar, raw_sql, types::Uuid};
+use sqlx::{PgConnection, PgPool, query, query_as, query_scalar, raw_sql};
+use uuid::Uuid;
 
 use self::{
     batch::Batcher,
@@ -29,8 +34,8 @@ pub use self::{builder::PgKeyStoreBuilder, listen::PgChangeFeed, transaction::Pg
 use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, Usage,
     migrate::{self, Applied},
-    poll::{ChangeLog, Changes, Horizon},
-    row::{self, Polled},
+    poll::{ChangeLog, Changes, Horizon, Replica},
+    row::{self, Polled, corrupt},
 };
 #[cfg(doc)]
 use crate::store::StoreErrorKind;
@@ -255,6 +260,9 @@ impl ManageKeys for PgKeyStore {
 //
 // A standby does not know which transactions are running, but where they begin.
 //
+// How far a standby is, everybody may ask, and whether it receives anything; of what its source has,
+// only those learn who may read all statistics.
+//
 // Numbers that no disk has seen are drawn again once a server has recovered from a crash. It may do so
 // without ending, as when one of its processes was killed; its statistics begin anew then.
 const CHANGES: &str = "
@@ -265,14 +273,38 @@ select
     key_id,
     created_in::text::bigint,
     changed_in::text::bigint,
-    case when row_security_active(E'{literal}.api_key_changes') then current_user::text end
+    case when row_security_active(E'{literal}.api_key_changes') then current_user::text end,
+    applied,
+    known,
+    age
 from pg_current_snapshot() as snapshot
 cross join pg_stat_get_wal() as recovered
+left join (
+    select
+        (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint as applied,
+        (
+            select (greatest(latest_end_lsn, pg_last_wal_receive_lsn()) - '0/0'::pg_lsn)::bigint
+            from pg_stat_wal_receiver
+        ) as known,
+        (extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000000)::bigint
+            as age
+) as replica on pg_is_in_recovery()
 left join {schema}.api_key_changes
     on changed_in >= coalesce($1::bigint::text::xid8, pg_snapshot_xmin(snapshot))
     and changed_in < pg_snapshot_xmax(snapshot)";
 
-type PolledBy = (i64, i64, Option<Uuid>, Option<i64>, Option<i64>, Option<String>);
+/// [`Polled`], the role that rows are hidden from, and how far a standby is.
+type PolledBy = (
+    i64,
+    i64,
+    Option<Uuid>,
+    Option<i64>,
+    Option<i64>,
+    Option<String>,
+    Option<i64>,
+    Option<i64>,
+    Option<i64>,
+);
 
 impl ChangeLog for PgKeyStore {
     /// Over the connections of look-ups, which management cannot take.
@@ -282,15 +314,34 @@ impl ChangeLog for PgKeyStore {
         let changes = query_as(statements.changes.clone()).bind(row::from(horizon)?);
         let rows: Vec<PolledBy> = changes.fetch_all(&mut *lease).await.map_err(unlogged)?;
         lease.release();
-        if let Some((.., Some(role))) = rows.first() {
+        if let Some((.., Some(role), _, _, _)) = rows.first() {
             return Err(hidden("api_key_changes", role));
         }
         self.management.schema().confirm(&statements);
-        let rows: Vec<Polled> =
-            rows.into_iter().map(|(from, server, id, a, b, _)| (from, server, id, a, b)).collect();
-        row::changes(&rows)
+        let replica = rows.first().and_then(|(.., applied, known, age)| {
+            let (applied, known, age) = (*applied, *known, *age);
+            let known = known.and_then(|known| u64::try_from(known).ok());
+            // By two clocks: what was committed in the future is not old.
+            let age = age.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0)));
+            Some(Replica::new(u64::try_from(applied?).ok()?, known, age))
+        });
+        let rows: Vec<Polled> = rows
+            .into_iter()
+            .map(|(from, server, id, created, changed, ..)| (from, server, id, created, changed))
+            .collect();
+        Ok(Changes { replica, ..row::changes(&rows)? })
+    }
+
+    async fn end(&self) -> Result<u64, StoreError> {
+        let mut lease = self.batcher.pool().lease().await?;
+        let end: i64 = query_scalar(END).fetch_one(&mut *lease).await.map_err(failed)?;
+        lease.release();
+        u64::try_from(end).map_err(|_| corrupt("the position of the write-ahead log"))
     }
 }
+
+// What is flushed is what standbys are sent.
+const END: &str = "select (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint";
 
 fn unlogged(error: sqlx::Error) -> StoreError {
     match error.as_database_error().and_then(|error| error.code()) {

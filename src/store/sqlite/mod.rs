@@ -1,5 +1,6 @@
 mod doctor;
 mod error;
+mod file;
 mod lease;
 mod list;
 mod lookup_pool;
@@ -29,6 +30,7 @@ use tokio::{
 pub use self::transaction::SqliteTransaction;
 use self::{
     error::{failed, is_busy, is_of_a_row},
+    file::File,
     lease::Lease,
     lookup_pool::LookupPool,
     record::{columns, now, read_time, record, uuid},
@@ -37,7 +39,7 @@ use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
     Usage,
     migrate::{self, Applied, Migration},
-    poll::{ChangeLog, Changes, Horizon},
+    poll::{ChangeLog, Changes, Horizon, Replica},
     row::{self, Polled, answering, json, micros},
 };
 use crate::{
@@ -58,6 +60,7 @@ pub struct SqliteKeyStore {
     /// Transactions take turns before they take a connection: those that wait for the file would
     /// leave none to look-ups.
     writer: Arc<Mutex<()>>,
+    file: Arc<File>,
     /// A database in memory lasts as long as somebody is connected to it. The pool's own
     /// connections come and go.
     _anchor: Option<Arc<SqliteConnection>>,
@@ -71,7 +74,8 @@ impl SqliteKeyStore {
     #[must_use]
     pub fn new(pool: SqlitePool) -> Self {
         let lookups = Arc::new(LookupPool::new(pool.clone()));
-        Self { pool, lookups, writer: Arc::default(), _anchor: None }
+        let file = Arc::new(File::at(pool.connect_options().get_filename()));
+        Self { pool, lookups, writer: Arc::default(), file, _anchor: None }
     }
 
     /// Keys in the file at `url`, for instance `sqlite:keys.db` or `sqlite:///var/lib/app/keys.db`,
@@ -313,7 +317,9 @@ impl ChangeLog for SqliteKeyStore {
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
         let changes = query_as(CHANGES).bind(row::from(horizon)?);
         let rows: Vec<Polled> = changes.fetch_all(self.lookups.pool()?).await.map_err(unlogged)?;
-        row::changes(&rows)
+        // What nobody writes any more is a copy that has lost its source.
+        let replica = self.file.is_replaced().then(|| Replica::new(0, None, None));
+        Ok(Changes { replica, ..row::changes(&rows)? })
     }
 }
 
