@@ -723,7 +723,10 @@ async fn the_last_key_of_a_consumer_can_revoke_them_all() {
     let revoked = desk
         .send(&caller, "POST", "/api-keys/revoke", Some(&json!({ "consumer_id": "acme" })))
         .await;
-    assert_eq!((revoked.status.as_u16(), revoked.json()), (200, json!({ "revoked": 1, "skipped": 0 })));
+    assert_eq!(
+        (revoked.status.as_u16(), revoked.json()),
+        (200, json!({ "revoked": 1, "skipped": 0 }))
+    );
     assert_eq!(desk.send(&caller, "GET", "/api-keys", None).await.status, 401);
     assert_eq!(desk.denials().await, 0);
 }

@@ -134,10 +134,6 @@ impl Actor {
 }
 
 impl Caller {
-    pub(super) fn consumer_id(&self) -> &str {
-        self.consumer.id()
-    }
-
     /// Whether the caller, whose record is `held`, may change anything at all.
     pub(super) fn check(&self, held: &KeyRecord) -> Result<(), ManageError> {
         if held.status(held.read_at) != KeyStatus::Active {

@@ -3,9 +3,7 @@
 
 use std::time::SystemTime;
 
-use sqlx::{
-    PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow, query, types::Uuid,
-};
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow, query, types::Uuid};
 
 use super::{
     error::failed,
