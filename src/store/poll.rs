@@ -116,8 +116,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// the same one after a restart or a crash. A standby tells changes once it has them, and is read
 /// there only by those who read keys there as well.
 ///
-/// Polls share the store's pool with whatever else does. Where that is often exhausted, a store of
-/// its own, on a pool of one connection, keeps them from failing with it.
+/// Polls use the connections of look-ups, which management cannot take.
 ///
 /// A poll that brings more than 10,000 changes is told as [`Everything`](Change::Everything).
 ///
