@@ -60,7 +60,12 @@ async fn database() -> Database {
 /// A store that has one connection, and therefore one query under way at a time.
 async fn narrow(url: &str) -> PgKeyStore {
     let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(SOON);
-    PgKeyStore::new(pool.connect(url).await.unwrap())
+    on_one_pool(pool.connect(url).await.unwrap())
+}
+
+/// A store that looks keys up where everything else is asked, so that a test sees what was asked.
+fn on_one_pool(pool: PgPool) -> PgKeyStore {
+    PgKeyStore::builder().lookup_pool(pool.clone()).build(pool).unwrap()
 }
 
 async fn connection(database: &Database) -> PgConnection {
@@ -387,7 +392,7 @@ async fn a_network_that_swallows_everything_holds_up_nobody_afterwards() {
     let database = database().await;
     let proxy = FaultProxy::start(Server::shared().addr()).await;
     let pool = PgPoolOptions::new().max_connections(5).acquire_timeout(SOON);
-    let store = PgKeyStore::new(pool.connect(&proxy.url(database.url())).await.unwrap());
+    let store = on_one_pool(pool.connect(&proxy.url(database.url())).await.unwrap());
     for _ in 0..3 {
         find(&store, 1..=10).await.into_iter().for_each(is_right);
         proxy.set(Fault::BlackHole).await;

@@ -337,9 +337,17 @@ mod postgres {
         let database = Server::shared().database().await;
         let mut connection = connection(database.url()).await;
         execute(&mut connection, "create schema one; create schema two").await;
-        for schema in ["one", "two"] {
-            migrate(&format!("{}?options=-csearch_path={schema}", database.url())).await;
-        }
+        let url = |schema| format!("{}?options=-csearch_path={schema}", database.url());
+        migrate(&url("one")).await;
+        // A second set is made on purpose only.
+        let second = PgKeyStore::connect(&url("two")).await.unwrap();
+        let error = second.migrate().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Migration);
+        let shown = format!("{error:?}");
+        assert!(shown.contains("\"one\"") && shown.contains("\"two\""), "{shown}");
+        let second = PgKeyStore::builder().schema("two").connect(&url("one")).await.unwrap();
+        second.migrate().await.unwrap();
+        migrate(&url("two")).await;
         let tables = "select count(*) from pg_tables where tablename = 'api_keys' \
                       and schemaname in ('one', 'two')";
         let tables: i64 = query_scalar(tables).fetch_one(&mut connection).await.unwrap();

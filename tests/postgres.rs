@@ -64,6 +64,11 @@ async fn narrow_pool(url: &str) -> PgPool {
     options.connect(url).await.unwrap()
 }
 
+/// A store that looks keys up on the pool that is used for everything else.
+fn on_one_pool(pool: PgPool) -> PgKeyStore {
+    PgKeyStore::builder().lookup_pool(pool.clone()).build(pool).unwrap()
+}
+
 async fn soon<T>(work: impl Future<Output = T>) -> T {
     timeout(SOON, work).await.expect("an answer in time")
 }
@@ -93,7 +98,7 @@ async fn somebody_waits(connection: &mut PgConnection) {
 #[tokio::test]
 async fn a_look_up_that_is_dropped_does_not_keep_its_connection() {
     let database = database().await;
-    let store = PgKeyStore::new(narrow_pool(database.url()).await);
+    let store = on_one_pool(narrow_pool(database.url()).await);
     let mut obstacle = connection(&database).await;
     execute(&mut obstacle, "begin; lock table api_keys in access exclusive mode").await;
 
@@ -114,7 +119,7 @@ async fn a_look_up_that_is_dropped_does_not_keep_its_connection() {
 #[tokio::test]
 async fn look_ups_dropped_anywhere_leave_a_healthy_pool() {
     let database = database().await;
-    let store = PgKeyStore::new(narrow_pool(database.url()).await);
+    let store = on_one_pool(narrow_pool(database.url()).await);
     for polls in 0..200 {
         let mut find = Box::pin(store.find(&HASH));
         for _ in 0..polls % 40 {
@@ -134,7 +139,7 @@ async fn look_ups_dropped_anywhere_leave_a_healthy_pool() {
 async fn a_network_that_swallows_everything_costs_connections_but_not_capacity() {
     let database = database().await;
     let proxy = FaultProxy::start(Server::shared().addr()).await;
-    let store = PgKeyStore::new(narrow_pool(&proxy.url(database.url())).await);
+    let store = on_one_pool(narrow_pool(&proxy.url(database.url())).await);
     is_found(&store).await;
     for _ in 0..2 {
         // The connection of the last look-up is on its way back into the pool.
@@ -152,7 +157,7 @@ async fn a_network_that_swallows_everything_costs_connections_but_not_capacity()
 async fn a_look_up_in_a_black_hole_does_not_keep_its_connection() {
     let database = database().await;
     let proxy = FaultProxy::start(Server::shared().addr()).await;
-    let store = PgKeyStore::new(narrow_pool(&proxy.url(database.url())).await);
+    let store = on_one_pool(narrow_pool(&proxy.url(database.url())).await);
     let mut obstacle = connection(&database).await;
     execute(&mut obstacle, "begin; lock table api_keys in access exclusive mode").await;
 
@@ -175,7 +180,7 @@ async fn a_database_that_is_gone_is_unavailable_and_comes_back() {
     let proxy = FaultProxy::start(Server::shared().addr()).await;
     let url = proxy.url(database.url());
     let options = PgPoolOptions::new().max_connections(2).acquire_timeout(BRIEF);
-    let store = PgKeyStore::new(options.connect(&url).await.unwrap());
+    let store = on_one_pool(options.connect(&url).await.unwrap());
     for fault in [Fault::Refuse, Fault::BlackHole, Fault::Fin, Fault::Rst] {
         is_found(&store).await;
         proxy.set(fault).await;
@@ -200,7 +205,7 @@ async fn an_answer_cut_off_anywhere_is_the_right_one_or_none() {
     let database = database().await;
     let proxy = FaultProxy::start(Server::shared().addr()).await;
     let options = PgPoolOptions::new().max_connections(1).acquire_timeout(SOON);
-    let store = PgKeyStore::new(options.connect(&proxy.url(database.url())).await.unwrap());
+    let store = on_one_pool(options.connect(&proxy.url(database.url())).await.unwrap());
     is_found(&store).await;
     let whole = proxy.bytes_from_server();
 
@@ -234,7 +239,7 @@ async fn corrupted_answers(server: &Server, step: usize) -> Vec<Option<KeyRecord
     direct.insert(&record()).await.unwrap();
     let proxy = FaultProxy::start(server.addr()).await;
     let url = proxy.url(database.url());
-    let connected = async || PgKeyStore::new(narrow_pool(&url).await);
+    let connected = async || on_one_pool(narrow_pool(&url).await);
 
     let store = connected().await;
     let before = proxy.bytes_from_server();
@@ -280,7 +285,7 @@ async fn an_answer_corrupted_anywhere_is_noticed_where_there_is_tls() {
 #[tokio::test]
 async fn a_connection_that_is_terminated_is_unavailable() {
     let database = database().await;
-    let store = PgKeyStore::new(narrow_pool(database.url()).await);
+    let store = on_one_pool(narrow_pool(database.url()).await);
     let mut obstacle = connection(&database).await;
     execute(&mut obstacle, "begin; lock table api_keys in access exclusive mode").await;
     let terminated = async {
@@ -301,7 +306,7 @@ async fn a_statement_that_takes_too_long_is_unavailable() {
     execute(&mut obstacle, "begin; lock table api_keys in access exclusive mode").await;
     for limit in ["statement_timeout", "lock_timeout"] {
         let url = format!("{}?options=-c{limit}=50ms", database.url());
-        unavailable(&PgKeyStore::new(narrow_pool(&url).await)).await;
+        unavailable(&on_one_pool(narrow_pool(&url).await)).await;
     }
 }
 
@@ -309,7 +314,7 @@ async fn a_statement_that_takes_too_long_is_unavailable() {
 async fn a_standby_answers_and_takes_no_changes() {
     let database = database().await;
     let url = format!("{}?options=-cdefault_transaction_read_only=on", database.url());
-    let store = PgKeyStore::new(narrow_pool(&url).await);
+    let store = on_one_pool(narrow_pool(&url).await);
     is_found(&store).await;
     let error = store.revoke(ID, None).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable);
@@ -351,7 +356,7 @@ async fn a_row_that_makes_no_sense_is_corrupt() {
         ("revoked_at", "update api_keys set revoked_at = '-infinity'"),
     ] {
         let database = database().await;
-        let store = PgKeyStore::new(narrow_pool(database.url()).await);
+        let store = on_one_pool(narrow_pool(database.url()).await);
         execute(&mut connection(&database).await, change).await;
         let error = store.find(&HASH).await.unwrap_err();
         let shown = format!("{error:?}");
@@ -391,7 +396,7 @@ async fn the_tables_refuse_what_makes_no_sense() {
 #[tokio::test]
 async fn no_error_shows_a_hash_or_a_password() {
     let database = database().await;
-    let store = PgKeyStore::new(narrow_pool(database.url()).await);
+    let store = on_one_pool(narrow_pool(database.url()).await);
     let mut senseless = record();
     senseless.version = 0;
     let refused = store.insert(&senseless).await.unwrap_err();
@@ -487,7 +492,7 @@ async fn refusal(connection: &mut PgConnection, sql: &'static str) -> String {
 #[tokio::test]
 async fn the_audit_is_append_only_and_a_revocation_for_good_whoever_asks() {
     let database = database().await;
-    let store = PgKeyStore::new(narrow_pool(database.url()).await);
+    let store = on_one_pool(narrow_pool(database.url()).await);
     let mut connection = connection(&database).await;
     let event = "insert into api_key_events (action, actor) values ('issued', 'somebody')";
     execute(&mut connection, event).await;

@@ -67,6 +67,11 @@ async fn million() -> Arc<Database> {
     database
 }
 
+/// All that is asked through a pool of one connection is asked where the store looks keys up.
+fn on_one_pool(pool: &PgPool) -> PgKeyStore {
+    PgKeyStore::builder().lookup_pool(pool.clone()).build(pool.clone()).unwrap()
+}
+
 /// The statements a connection has prepared, and how often it executed each.
 ///
 /// Asked in simple queries, which prepare nothing.
@@ -95,7 +100,7 @@ async fn a_look_up_is_one_query_of_two_indexes_among_a_million_keys() {
     let database = million().await;
     // All that is asked through a pool of one connection is asked where the store asks.
     let pool = PgPoolOptions::new().max_connections(1).connect(database.url()).await.unwrap();
-    let store = PgKeyStore::new(pool.clone());
+    let store = on_one_pool(&pool);
 
     const LOOK_UPS: u32 = 20;
     for key in 1..=LOOK_UPS {
@@ -130,7 +135,7 @@ async fn a_look_up_is_one_query_of_two_indexes_among_a_million_keys() {
 async fn look_ups_that_come_at_once_are_few_queries_of_two_indexes_that_are_planned_once() {
     let database = million().await;
     let pool = PgPoolOptions::new().max_connections(1).connect(database.url()).await.unwrap();
-    let store = PgKeyStore::new(pool.clone());
+    let store = on_one_pool(&pool);
 
     let hashes: Vec<_> = (1..=640).map(|key| hash(key * 1_000)).collect();
     let found = within(join_all(hashes.iter().map(|hash| store.find(hash)))).await;
@@ -171,7 +176,7 @@ impl Node {
         let pool = pool.connect_lazy(&proxy.url(database.url())).unwrap();
         let policy = CachePolicy::default().load_deadline(patience).unwrap();
         let patient = |builder: Builder| builder.cache(policy);
-        let store = PgKeyStore::new(pool.clone());
+        let store = on_one_pool(&pool);
         let (service, _) = Service::around(store, ManualClock::default(), patient);
         Self { service, proxy, pool, direct }
     }

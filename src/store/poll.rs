@@ -179,8 +179,7 @@ const MOST_MARKS: usize = 64;
 ///
 /// A standby whose primary is idle has applied all there is, and is not behind.
 ///
-/// Polls share the store's pool with whatever else does. Where that is often exhausted, a store of
-/// its own, on a pool of one connection, keeps them from failing with it.
+/// Polls use the connections of look-ups, which management cannot take.
 ///
 /// A poll that brings more than 10,000 changes is told as [`Everything`](Change::Everything).
 ///
