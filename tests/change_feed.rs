@@ -582,14 +582,13 @@ mod listening {
     #[tokio::test]
     async fn heartbeats_come_in_between_and_nothing_is_missed_or_told_twice() {
         let database = database().await;
-        let feed = PgChangeFeed::new(pool(database.url())).heartbeat(Duration::from_millis(20));
-        let mut feed = connected(feed).await;
+        let mut feed = connected(listening(database.url())).await;
         let [mut prompt, mut slow] =
             [connection(database.url()).await, connection(database.url()).await];
         let channel = channel(&mut prompt).await;
         let mut overheard = PgListener::connect(database.url()).await.unwrap();
         overheard.listen(&channel).await.unwrap();
-        for _ in 0..20 {
+        for _ in 0..5 {
             execute(&mut slow, "begin; select pg_current_xact_id()").await;
             touch(&mut prompt, KEY).await;
             assert_eq!(told(&mut feed).await, Change::Changed(KEY));
@@ -1260,8 +1259,8 @@ mod polling {
             feed.next().await.unwrap();
             assert!(!feed.staleness().unwrap().is_too_old);
         }
-        // Nor do they come more often for it.
-        assert!(begun.elapsed() >= Duration::from_secs(30 * 60), "{:?}", begun.elapsed());
+        // Nor do they come more often for it, but for the second.
+        assert!(begun.elapsed() >= Duration::from_secs(29 * 60), "{:?}", begun.elapsed());
     }
 
     #[tokio::test]
