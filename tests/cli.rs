@@ -354,6 +354,70 @@ async fn limits_of_every_kind_are_written_in_one_word() {
 }
 
 #[tokio::test]
+async fn what_is_beyond_its_bounds_is_refused_with_the_bound() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let nine: String = (1..=9).map(|at| format!(" --rate-limit {at}/min:name=q{at}")).collect();
+    let metadata = format!("{}1{}", r#"{"a":"#.repeat(33), "}".repeat(33));
+    let (_, id) = place.issue("--expires 1d");
+    for (line, bound) in [
+        (format!("issue --consumer acme --expires 1d{nine}"), "at most 8 quotas"),
+        (format!("update {id}{nine}"), "at most 8 quotas"),
+        (format!("plan set pro{}", nine.replace(" --rate-limit", "")), "at most 8 quotas"),
+        ("issue --consumer acme --expires 1d --rate-limit 1/day:500".to_owned(), "400 days"),
+        (format!("issue --consumer acme --expires 1d --metadata {metadata}"), "32 levels"),
+    ] {
+        let said = place.run(&line);
+        assert_eq!(said.code, 2, "{line}: {said:?}");
+        assert!(said.err.contains(bound), "{line}: {said:?}");
+    }
+    let window = |window: u64, count: usize| {
+        let quota = |at| json!({ "name": format!("q{at}"), "limit": 1, "window_ms": window });
+        (0..count).map(quota).collect::<Value>()
+    };
+    let levels: Value = serde_json::from_str(&metadata).unwrap();
+    for (field, value, bound) in [
+        ("rate_limits", window(1_000, 9), "at most 8 quotas"),
+        ("rate_limits", window(401 * 86_400_000, 1), "400 days"),
+        ("metadata", levels, "32 levels"),
+    ] {
+        let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "1d" });
+        line[field] = value;
+        let said = place.fed("import -", &format!("{line}\n"));
+        assert_eq!(said.code, 2, "{field}: {said:?}");
+        assert!(said.err.contains("line 1") && said.err.contains(bound), "{field}: {said:?}");
+    }
+    let long = json!({ "hash": hash(1), "consumer_id": "x".repeat(300_000), "expires": "1d" });
+    let said = place.fed("import -", &format!("{long}\n"));
+    assert!(said.code == 2 && said.err.contains("longer than 256 KiB"), "{}", said.code);
+    assert_eq!(count(&place), 1);
+}
+
+#[tokio::test]
+async fn rows_that_cannot_be_read_are_told_of_and_shown() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let ids = [0; 3].map(|_| place.issue("--expires 1d").1);
+    let deep = format!("{}1{}", r#"{"a":"#.repeat(40), "}".repeat(40));
+    let mut connection = SqliteConnection::connect(&place.url).await.unwrap();
+    let spoil = format!(
+        "update api_keys set metadata = '{deep}' where id = unhex('{}', '-');
+        insert into api_key_events (action, actor, changes) values ('frozen', 'later', '{{}}')",
+        ids[1]
+    );
+    raw_sql(AssertSqlSafe(spoil)).execute(&mut connection).await.unwrap();
+    for (command, rows, bad) in [("list", "keys", &*ids[1]), ("events", "events", "frozen")] {
+        let said = place.done(command);
+        assert!(said.err.contains("left out of the table"), "{said:?}");
+        let answer = place.json(command);
+        let [row] = &answer["invalid"].as_array().unwrap()[..] else { panic!("{answer}") };
+        assert!(row.to_string().contains(bad), "{row}");
+        let shown = answer[rows].as_array().unwrap().len();
+        assert_eq!(shown, if command == "list" { 2 } else { 3 });
+    }
+}
+
+#[tokio::test]
 async fn mistakes_are_named_with_an_example() {
     let place = Place::sqlite();
     place.done("migrate");

@@ -1,5 +1,8 @@
 //! What no single item can say: what its parts promise together.
 
+#[doc = include_str!("bounds.md")]
+pub mod bounds {}
+
 #[doc = include_str!("freshness.md")]
 pub mod freshness {}
 

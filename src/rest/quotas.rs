@@ -24,7 +24,7 @@ pub(super) fn read(quotas: Vec<Object>) -> Result<RateLimits, Refusal> {
     let quota = |(at, Object(quota))| {
         let quota = serde_json::from_value::<Quota>(Value::Object(quota))
             .map_err(|error| Refusal::invalid(format!("/rate_limits/{at}"), reason(&error)))?;
-        if quota.window() > MAX_WINDOW || quota.refill_time() > MAX_WINDOW {
+        if !is_remembered_briefly(&quota) {
             let detail = "A window, and the time in which a burst comes back, is at most 400 days: \
                 34560000000 ms.";
             return Err(Refusal::invalid(format!("/rate_limits/{at}/window_ms"), detail));
@@ -33,6 +33,14 @@ pub(super) fn read(quotas: Vec<Object>) -> Result<RateLimits, Refusal> {
     };
     let quotas = quotas.into_iter().enumerate().map(quota).collect::<Result<Vec<_>, _>>()?;
     RateLimits::new(quotas).map_err(|error| Refusal::invalid("/rate_limits", error.to_string()))
+}
+
+/// Whether what was used of the quota is forgotten after [`MAX_WINDOW`]: a burst may take longer than
+/// the window to come back.
+fn is_remembered_briefly(quota: &Quota) -> bool {
+    let refills =
+        quota.algorithm() == Algorithm::SlidingWindow || quota.refill_time() <= MAX_WINDOW;
+    quota.window() <= MAX_WINDOW && refills
 }
 
 /// Without a word of what was sent.

@@ -9,7 +9,7 @@ use tower_api_key::{
     clock::{Clock as _, SystemClock},
     key::KeyFormat,
     manage::Expiry,
-    rate_limit::{InvalidQuota, Quota, RateLimits},
+    rate_limit::{Algorithm, InvalidQuota, Quota, RateLimits},
     record::{KeyStatus, Metadata},
 };
 
@@ -165,7 +165,10 @@ pub(crate) fn limits(limits: &[Limit]) -> Result<RateLimits, String> {
 /// for as long.
 pub(crate) fn bounded(limits: RateLimits) -> Result<RateLimits, String> {
     const MOST: Duration = Duration::from_secs(400 * 86_400);
-    if limits.iter().any(|quota| quota.window() > MOST || quota.refill_time() > MOST) {
+    let refills = |quota: &Quota| {
+        quota.algorithm() == Algorithm::SlidingWindow || quota.refill_time() <= MOST
+    };
+    if limits.iter().any(|quota| quota.window() > MOST || !refills(quota)) {
         return Err(
             "a window, and the time in which a burst comes back, is at most 400 days".into()
         );
