@@ -14,7 +14,7 @@ use crate::{
     clock::nanos,
     key::KeyHash,
     rate_limit::Meter,
-    record::{KeyId, KeyRecord, KeyStatus, Known, Live, Validity},
+    record::{KeyId, KeyRecord, KeyStatus, Known, Live, Origin, Validity},
 };
 
 /// How often a key in use is noted as such: once in this, and no more, does a hit write. Whoever is
@@ -33,6 +33,8 @@ pub(super) struct Cached {
     pub(super) loaded_at: Duration,
     /// Of the cache, when the store was asked.
     pub(super) generation: u64,
+    /// What the monotonic clock had missed by then.
+    pub(super) missed: u64,
     /// When its use was last reported; see [`usage`](super::usage).
     pub(super) touched_at: AtomicU64,
     /// When it was last noted that it is in use.
@@ -75,6 +77,7 @@ impl Entry {
             seen_at: AtomicU64::new(nanos(loaded_at)),
             loaded_at,
             generation,
+            missed: 0,
             touched_at: AtomicU64::new(0),
             validity: validity(&record, loaded_at, answered_at),
             watch,
@@ -85,6 +88,19 @@ impl Entry {
     /// Whether the key may be used at `now` of the monotonic clock.
     pub(super) fn status(&self, now: Duration) -> KeyStatus {
         self.live.validity.status(&instant(now))
+    }
+
+    /// As [`status`](Self::status), where the monotonic clock has missed a part of the time since
+    /// the key was loaded. An end comes early rather than late, and a beginning late.
+    #[cold]
+    pub(super) fn status_after_gap(&self, now: Duration, missed: Duration) -> KeyStatus {
+        match self.status(now) {
+            KeyStatus::Active => match self.status(now.saturating_add(missed)) {
+                KeyStatus::Expired => KeyStatus::Expired,
+                _ => KeyStatus::Active,
+            },
+            status => status,
+        }
     }
 
     /// How long until the key expires; `None` if it never does.
@@ -146,6 +162,10 @@ impl Live for Cached {
             Some(watch) => watch.ended(key),
             None => Box::pin(ready(())),
         }
+    }
+
+    fn origin(&self) -> Option<Origin> {
+        Some(Origin::of(&self.watch))
     }
 }
 

@@ -19,7 +19,7 @@ pub use self::{
     scope::{InvalidScope, Scope, Scopes},
 };
 pub(crate) use self::{
-    consumer::{Known, Live},
+    consumer::{Known, Live, Origin},
     key_record::Validity,
     plan::{PLAN_NAMES, is_plan_name},
 };
