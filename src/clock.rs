@@ -1,19 +1,27 @@
 //! Time as an argument: everything that asks what time it is asks a [`Clock`].
 
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+use std::time::Instant;
 use std::{
     fmt,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use rustix::time::{ClockId, clock_gettime};
 
 /// The two readings of time the library needs.
 ///
 /// Deadlines and buckets run on [`monotonic`](Self::monotonic), so that a step of the wall clock
-/// neither prolongs a key nor refills a quota. [`now`](Self::now) only dates what people read.
+/// neither prolongs a key nor refills a quota. [`now`](Self::now) dates what people read, and shows
+/// when the monotonic clock has stood still: where the wall clock runs ahead of it by more than a
+/// second, everything cached is [confirmed](crate::manual::freshness#clocks).
 pub trait Clock: Send + Sync + 'static {
     /// The wall clock.
     fn now(&self) -> SystemTime;
 
-    /// Time since an origin of the clock's own choosing. It never goes backwards.
+    /// Time since an origin of the clock's own choosing. It never goes backwards, and should go on
+    /// while the machine sleeps.
     fn monotonic(&self) -> Duration;
 }
 
@@ -33,18 +41,50 @@ pub(crate) fn nanos(time: Duration) -> u64 {
 }
 
 /// The operating system's clocks. The default.
+///
+/// On Linux and Android the monotonic reading is `CLOCK_BOOTTIME`, which goes on while the machine
+/// sleeps; elsewhere it is that of [`Instant`](std::time::Instant), which may stand still then.
 #[derive(Clone)]
 pub struct SystemClock {
-    origin: Instant,
+    origin: Origin,
 }
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+type Origin = Duration;
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+type Origin = Instant;
 
 impl SystemClock {
     /// A clock whose monotonic reading starts now.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "the one home of the system's time")]
     pub fn new() -> Self {
-        Self { origin: Instant::now() }
+        Self { origin: origin() }
     }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn origin() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    // Neither is negative: it is the time since the machine started.
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn since(origin: Duration) -> Duration {
+    self::origin().saturating_sub(origin)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+#[expect(clippy::disallowed_methods, reason = "the one home of the system's time")]
+fn origin() -> Instant {
+    Instant::now()
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn since(origin: Instant) -> Duration {
+    origin.elapsed()
 }
 
 impl Default for SystemClock {
@@ -60,7 +100,7 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> Duration {
-        self.origin.elapsed()
+        since(self.origin)
     }
 }
 

@@ -43,6 +43,7 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     (&["redis"], &["rate_limit::redis"], "a limiter can be replaced"),
     (&["sha2"], &["key::hash"], "one hash, one place to change it"),
     (&["rand"], &["key"], "randomness is an argument elsewhere"),
+    (&["rustix"], &["clock"], "the one home of the system's time"),
     (&["tracing"], &["trace"], "no logic carries the feature's `cfg`"),
     (
         &["http", "http_body", "http_body_util", "tower_layer", "tower_service"],

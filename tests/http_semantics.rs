@@ -649,7 +649,7 @@ mod rejections {
         }
     }
 
-    const KINDS: [(RejectionKind, u16, &str); 14] = [
+    const KINDS: [(RejectionKind, u16, &str); 15] = [
         (RejectionKind::Missing, 401, "missing_api_key"),
         (RejectionKind::InvalidRequest, 400, "invalid_request"),
         (RejectionKind::Malformed, 401, "invalid_api_key"),
@@ -664,6 +664,7 @@ mod rejections {
         (RejectionKind::StoreUnavailable, 503, "service_unavailable"),
         (RejectionKind::Overloaded, 503, "service_unavailable"),
         (RejectionKind::LayerMissing, 500, "internal_error"),
+        (RejectionKind::Internal, 500, "internal_error"),
     ];
 
     #[test]

@@ -524,3 +524,324 @@ async fn a_client_that_does_not_answer_is_not_waited_for() {
     assert_eq!(closed(&mut socket).await.0, CloseCode::Policy);
     assert_eq!(live.outcome().await, None);
 }
+
+/// Thousands of streams over a store that answers slowly.
+mod herd {
+    use std::{
+        collections::HashMap,
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
+        time::SystemTime,
+    };
+
+    use tokio::time::{Instant, timeout};
+    use tower_api_key::{
+        auth::{CachePolicy, RejectionKind},
+        clock::Clock,
+        key::{Alphabet, ImportedFormat, KeyHash},
+        record::{KeyId, KeyRecord},
+        store::{Change, KeyStore, StoreError, StoreErrorKind},
+    };
+
+    use super::*;
+    use crate::doubles::FakeFeed;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const MILLI: Duration = Duration::from_millis(1);
+    const STREAMS: usize = 4_000;
+    /// How fast a store is that is 30 ms away.
+    const LATENCY: Duration = Duration::from_millis(30);
+    /// A quarter of the look-ups that there may be at once by default.
+    const TURNS: usize = 16;
+
+    /// What the paused runtime says, so that everything is as late as the timers are.
+    struct RuntimeClock(Instant);
+
+    impl Clock for RuntimeClock {
+        fn now(&self) -> SystemTime {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600) + self.0.elapsed()
+        }
+
+        fn monotonic(&self) -> Duration {
+            self.0.elapsed()
+        }
+    }
+
+    /// Knows every key, but for those that it was told of.
+    #[derive(Clone, Default)]
+    struct SlowStore(Arc<Slow>);
+
+    #[derive(Default)]
+    struct Slow {
+        latency: Mutex<Duration>,
+        revoked: Mutex<HashMap<KeyHash, bool>>,
+        queries: Mutex<HashMap<KeyHash, usize>>,
+        under_way: AtomicUsize,
+        most: AtomicUsize,
+    }
+
+    impl SlowStore {
+        fn revoke(&self, hash: KeyHash) {
+            self.0.revoked.lock().unwrap().insert(hash, true);
+        }
+
+        fn take_queries(&self) -> HashMap<KeyHash, usize> {
+            std::mem::take(&mut self.0.queries.lock().unwrap())
+        }
+
+        fn answer_after(&self, latency: Duration) {
+            *self.0.latency.lock().unwrap() = latency;
+        }
+    }
+
+    impl KeyStore for SlowStore {
+        async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+            *self.0.queries.lock().unwrap().entry(*hash).or_default() += 1;
+            let under_way = self.0.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+            self.0.most.fetch_max(under_way, Ordering::SeqCst);
+            let latency = *self.0.latency.lock().unwrap();
+            let _ = timeout(latency, pending::<()>()).await;
+            self.0.under_way.fetch_sub(1, Ordering::SeqCst);
+            let mut record = KeyRecord::new(id(hash), *hash, "acme", SystemTime::UNIX_EPOCH);
+            record.is_active = !self.0.revoked.lock().unwrap().contains_key(hash);
+            Ok(Some(record))
+        }
+    }
+
+    fn id(hash: &KeyHash) -> KeyId {
+        KeyId::from_bytes(*hash.as_bytes().first_chunk().unwrap())
+    }
+
+    fn text(number: usize) -> String {
+        format!("{number:064x}")
+    }
+
+    fn any_key() -> ImportedFormat {
+        ImportedFormat::new("", Alphabet::Hex, 64).unwrap()
+    }
+
+    fn hash_of(number: usize) -> KeyHash {
+        any_key().parse(text(number).as_bytes()).unwrap().hash()
+    }
+
+    struct Herd {
+        auth: Authenticator,
+        store: SlowStore,
+        feed: FakeFeed,
+        /// Of each stream that has ended, its number, and when.
+        ended: mpsc::UnboundedReceiver<(usize, Instant)>,
+        end: mpsc::UnboundedSender<(usize, Instant)>,
+    }
+
+    impl Herd {
+        /// `streams` streams of `keys` keys.
+        async fn new(streams: usize, keys: usize, policy: CachePolicy) -> Self {
+            let (store, feed) = (SlowStore::default(), FakeFeed::new());
+            let builder = Authenticator::builder(store.clone(), format())
+                .accept(any_key())
+                .clock(RuntimeClock(Instant::now()))
+                .cache(policy)
+                .change_feed(feed.clone());
+            let (auth, worker) = builder.build();
+            tokio::spawn(worker.run(pending()));
+            feed.until(|state| state.is_connected).await;
+            let (end, ended) = mpsc::unbounded_channel();
+            let herd = Self { auth, store, feed, ended, end };
+            for stream in 0..streams {
+                herd.watch(stream % keys).await;
+            }
+            settle().await;
+            herd.store.take_queries();
+            herd.store.answer_after(LATENCY);
+            herd.store.0.most.store(0, Ordering::SeqCst);
+            herd
+        }
+
+        async fn watch(&self, number: usize) {
+            let admission = self.auth.authenticate(text(number).as_bytes()).await.unwrap();
+            let (ended, end) = (admission.consumer().revoked(), self.end.clone());
+            tokio::spawn(async move {
+                ended.await;
+                let _ = end.send((number, Instant::now()));
+            });
+        }
+
+        async fn tell_all(&self, keys: usize) {
+            for number in 0..keys {
+                self.feed.tell(Change::Changed(id(&hash_of(number))));
+            }
+            self.feed.until(|state| state.told.is_empty()).await;
+        }
+
+        /// Which streams have ended `for_this_long` from now, and how long that took.
+        async fn ends(&mut self, for_this_long: Duration) -> Vec<(usize, Duration)> {
+            let (begin, mut ends) = (Instant::now(), Vec::new());
+            let wait = async {
+                while let Some((number, at)) = self.ended.recv().await {
+                    ends.push((number, at - begin));
+                }
+            };
+            let _ = timeout(for_this_long, wait).await;
+            ends
+        }
+    }
+
+    async fn settle() {
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[track_caller]
+    fn assert_only(ends: &[(usize, Duration)], expected: &[usize], within: Duration) {
+        let mut numbers: Vec<_> = ends.iter().map(|(number, _)| *number).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers.len(), expected.len(), "{} streams ended", numbers.len());
+        assert_eq!(numbers, expected);
+        assert!(ends.iter().all(|(_, after)| *after <= within), "{ends:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_of_all_keys_ends_no_stream_but_that_of_the_key_that_it_ended() {
+        let mut herd = Herd::new(STREAMS, STREAMS, CachePolicy::default()).await;
+        let revoked = [7, 1234, STREAMS - 1];
+        revoked.iter().for_each(|number| herd.store.revoke(hash_of(*number)));
+        herd.tell_all(STREAMS).await;
+
+        // As long as it takes to look all of them up, so many at a time.
+        let all = LATENCY * u32::try_from(STREAMS / TURNS).unwrap() + SECOND;
+        assert_only(&herd.ends(50 * SECOND).await, &revoked, all);
+        let queries = herd.store.take_queries();
+        assert_eq!(queries.len(), STREAMS);
+        assert!(queries.values().all(|queries| *queries == 1), "a key was asked for twice");
+        assert!(herd.store.0.most.load(Ordering::SeqCst) <= TURNS);
+        // And again when their records are no longer fresh.
+        assert_only(&herd.ends(120 * SECOND).await, &[], all);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_are_let_in_while_all_streams_look_their_keys_up() {
+        let mut herd = Herd::new(STREAMS, STREAMS, CachePolicy::default()).await;
+        herd.tell_all(STREAMS).await;
+        for new in 0..100 {
+            let (begin, key) = (Instant::now(), text(1_000_000 + new));
+            herd.auth.authenticate(key.as_bytes()).await.expect("a stranger is let in");
+            assert!(begin.elapsed() <= 3 * LATENCY, "it waited for {:?}", begin.elapsed());
+        }
+        assert!(herd.store.take_queries().len() < STREAMS, "the streams were faster");
+        assert_only(&herd.ends(10 * SECOND).await, &[], SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_everything_may_have_changed_no_stream_of_a_key_that_works_ends() {
+        let mut herd = Herd::new(STREAMS, STREAMS, CachePolicy::default()).await;
+        herd.store.revoke(hash_of(42));
+        for _ in 0..5 {
+            herd.feed.tell(Change::Everything);
+            assert_only(&herd.ends(SECOND).await, &[], SECOND);
+            if herd.store.0.queries.lock().unwrap().contains_key(&hash_of(42)) {
+                break;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_of_one_key_share_a_query() {
+        const KEYS: usize = 40;
+        let mut herd = Herd::new(STREAMS, KEYS, CachePolicy::default()).await;
+        herd.store.revoke(hash_of(3));
+        herd.tell_all(KEYS).await;
+        let of_one = [3; STREAMS / KEYS];
+        assert_only(&herd.ends(30 * SECOND).await, &of_one, SECOND);
+        let queries = herd.store.take_queries();
+        assert_eq!(queries.len(), KEYS);
+        assert!(queries.values().all(|queries| *queries == 1), "{queries:?}");
+    }
+
+    /// Requests for keys that are forgotten again and again take every turn.
+    async fn overload(herd: &Herd) {
+        let mut requests = Vec::new();
+        for _ in 0..300 {
+            for number in 0..20 {
+                let (auth, number) = (herd.auth.clone(), 2_000_000 + number);
+                auth.invalidate(&hash_of(number));
+                requests.push(tokio::spawn(async move {
+                    auth.authenticate(text(number).as_bytes()).await.map(drop)
+                }));
+            }
+            let _ = timeout(100 * MILLI, pending::<()>()).await;
+        }
+        let mut overloaded = 0;
+        for request in requests {
+            let outcome = request.await.unwrap().map_err(|rejection| rejection.kind());
+            overloaded += usize::from(outcome == Err(RejectionKind::Overloaded));
+        }
+        assert!(overloaded > 1_000, "it was no overload: {overloaded}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn look_ups_that_get_no_turn_end_no_stream_and_go_on_when_they_get_one() {
+        let policy = CachePolicy::default().max_loads(4);
+        let mut herd = Herd::new(50, 50, policy).await;
+        for number in 0..20 {
+            herd.auth.authenticate(text(2_000_000 + number).as_bytes()).await.unwrap();
+        }
+        herd.store.answer_after(200 * MILLI);
+        herd.store.revoke(hash_of(3));
+        herd.tell_all(50).await;
+        overload(&herd).await;
+        // During the overload or after it.
+        assert_only(&herd.ends(20 * SECOND).await, &[3], 20 * SECOND);
+    }
+
+    /// Says that it is overloaded, or down, to whoever asks for an old key.
+    #[derive(Clone, Default)]
+    struct Failing(Arc<Mutex<Option<StoreErrorKind>>>);
+
+    impl KeyStore for Failing {
+        async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+            match *self.0.lock().unwrap() {
+                Some(kind) => Err(StoreError::new(kind)),
+                None => {
+                    let (id, created_at) = (id(hash), SystemTime::UNIX_EPOCH);
+                    Ok(Some(KeyRecord::new(id, *hash, "acme", created_at)))
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_that_fail_together_do_not_come_again_together() {
+        let store = Failing::default();
+        let builder = Authenticator::builder(store.clone(), format()).accept(any_key());
+        let times = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&times);
+        let observer = move |event: &tower_api_key::auth::Event<'_>| {
+            if matches!(event, tower_api_key::auth::Event::StaleServed { .. }) {
+                seen.lock().unwrap().push(Instant::now());
+            }
+        };
+        let clock = RuntimeClock(Instant::now());
+        let (auth, worker) = builder.clock(clock).observer(observer).build();
+        drop(worker);
+        for number in 0..1_000 {
+            let admission = auth.authenticate(text(number).as_bytes()).await.unwrap();
+            tokio::spawn(admission.consumer().revoked());
+        }
+        settle().await;
+        *store.0.lock().unwrap() = Some(StoreErrorKind::Unavailable);
+        let _ = timeout(75 * SECOND, pending::<()>()).await;
+        let times = times.lock().unwrap();
+        let after_the_first: Vec<_> =
+            times.iter().filter(|at| **at > times[0] + 400 * MILLI).collect();
+        assert!(after_the_first.len() > 2_000, "{}", after_the_first.len());
+        let mut at_once = HashMap::<_, usize>::new();
+        for at in after_the_first {
+            *at_once.entry((*at - times[0]).as_millis() / 10).or_default() += 1;
+        }
+        let most = at_once.values().max().unwrap();
+        assert!(*most < 100, "{most} of 1,000 came within 10 ms");
+    }
+}

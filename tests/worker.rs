@@ -20,11 +20,12 @@ use tower_api_key::{
     key::{Alphabet, ImportedFormat, KeyHash},
     manage::{Expiry, NewKey},
     rate_limit::Quota,
-    record::{KeyId, KeyRecord},
+    record::{KeyId, KeyRecord, Revoked},
     store::{KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage},
 };
 
-use crate::doubles::{Answers, DOWN, Heard, Said, Service, format, poll_once, within};
+use crate::by_hand::ByHand as _;
+use crate::doubles::{Answers, DOWN, Heard, Key, Said, Service, format, poll_once, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLI: Duration = Duration::from_millis(1);
@@ -342,6 +343,191 @@ async fn a_worker_dropped_while_it_runs_costs_no_request() {
     }
 }
 
+// Clocks that do not agree: the monotonic one stands still while some machines sleep.
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// How often the worker compares the clocks.
+const CLOCK_INTERVAL: Duration = SECOND;
+
+impl Running {
+    /// The machine sleeps: only the wall clock goes on.
+    fn sleep(&self, time: Duration) {
+        self.service.clock.set_wall(self.service.clock.now() + time);
+    }
+
+    /// A key that was let in, and expires after this long.
+    async fn key_for(&self, lifetime: Duration) -> Key {
+        let key = self.service.issue_new(NewKey::new("acme", Expiry::In(lifetime))).await;
+        self.service.get(&key.text).await.is_for("acme");
+        key
+    }
+
+    fn gaps(&self) -> Vec<Said> {
+        let heard = self.service.heard.take().into_iter();
+        heard.filter(|said| matches!(said, Said::ClockGap(_))).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_expired_while_the_machine_slept_is_refused_at_the_next_check_of_the_clocks() {
+    for answers in [Answers::Truthfully, DOWN, Answers::Never] {
+        let running = Running::start();
+        let (key, other) = (running.key_for(HOUR).await, running.key_for(10 * HOUR).await);
+        running.pass(SECOND).await;
+        running.service.store.answer(answers);
+        running.sleep(2 * HOUR);
+        running.pass(CLOCK_INTERVAL).await;
+        assert_eq!(running.gaps(), [Said::ClockGap(2 * HOUR)], "{answers:?}");
+        running.service.get(&key.text).await.is_refused(RejectionKind::Expired);
+        running.service.get(&other.text).await.is_for("acme");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_worker_the_next_look_up_of_any_key_notices_that_the_machine_slept() {
+    let (service, worker) = Service::and_worker(|builder| builder);
+    drop(worker);
+    let key = service.issue_new(NewKey::new("acme", Expiry::In(HOUR))).await;
+    let other = service.issue("other").await;
+    service.get(&key.text).await.is_for("acme");
+    service.clock.set_wall(service.clock.now() + 2 * HOUR);
+    service.get(&other.text).await.is_for("other");
+    service.get(&key.text).await.is_refused(RejectionKind::Expired);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_worker_and_look_ups_a_key_that_expired_in_sleep_is_let_in_while_it_is_fresh() {
+    const FRESH: Duration = Duration::from_secs(60);
+    let (service, worker) = Service::and_worker(|builder| builder);
+    drop(worker);
+    let key = service.issue_new(NewKey::new("acme", Expiry::In(HOUR))).await;
+    service.get(&key.text).await.is_for("acme");
+    service.clock.set_wall(service.clock.now() + 2 * HOUR);
+    service.clock.advance(FRESH - MILLI);
+    service.get(&key.text).await.is_for("acme");
+    service.clock.advance(MILLI);
+    service.get(&key.text).await.is_refused(RejectionKind::Expired);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_was_revoked_while_the_machine_slept_is_asked_for_before_it_is_let_in() {
+    let running = Running::start();
+    let key = running.key_for(10 * HOUR).await;
+    running.pass(SECOND).await;
+    running.service.store.revoke(key.record.id, None).await.unwrap();
+    running.sleep(30 * SECOND);
+    running.pass(CLOCK_INTERVAL).await;
+    running.service.get(&key.text).await.is_refused(RejectionKind::Revoked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_step_of_the_wall_clock_forward_confirms_each_key_once() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = running.key_for(1_000 * HOUR).await;
+    running.pass(SECOND).await;
+    for step in 1..=3 {
+        running.sleep(HOUR);
+        for _ in 0..10 {
+            running.pass(SECOND).await;
+            service.get(&key.text).await.is_for("acme");
+        }
+        assert_eq!(running.gaps(), [Said::ClockGap(HOUR)]);
+        assert_eq!(service.store.queries_for(&key.record.key_hash), 1 + step);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_steps_back_or_is_slewed_is_no_gap() {
+    let running = Running::start();
+    let service = &running.service;
+    let key = running.key_for(HOUR).await;
+    running.pass(SECOND).await;
+    service.clock.set_wall(service.clock.now() - 10 * HOUR);
+    for _ in 0..50 {
+        running.pass(SECOND).await;
+        // 500 millionths, as NTP does, in either direction.
+        running.sleep(MILLI / 2);
+        service.get(&key.text).await.is_for("acme");
+    }
+    for _ in 0..5 {
+        running.pass(SECOND).await;
+        service.clock.set_wall(service.clock.now() - MILLI / 2);
+    }
+    assert_eq!(running.gaps(), []);
+    assert_eq!(service.store.queries_for(&key.record.key_hash), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn short_sleeps_add_up_to_a_gap() {
+    let running = Running::start();
+    running.pass(SECOND).await;
+    let _key = running.key_for(HOUR).await;
+    for _ in 0..3 {
+        running.sleep(400 * MILLI);
+        running.pass(SECOND).await;
+    }
+    assert_eq!(running.gaps().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_of_the_clocks_brings_no_beginning_forward_and_refills_no_quota() {
+    let running = Running::start();
+    let service = &running.service;
+    let now = service.clock.now();
+    let later = NewKey::new("acme", Expiry::Never).not_before(now + HOUR);
+    let later = service.issue_new(later).await;
+    let quota = Quota::per_hour(1).unwrap();
+    let limited = service.issue_new(NewKey::new("acme", Expiry::Never).rate_limits(quota)).await;
+    service.get(&later.text).await.is_refused(RejectionKind::NotYetActive);
+    service.get(&limited.text).await.is_for("acme");
+    running.pass(SECOND).await;
+    service.store.answer(DOWN);
+    running.sleep(2 * HOUR);
+    running.pass(CLOCK_INTERVAL).await;
+    service.get(&later.text).await.is_refused(RejectionKind::NotYetActive);
+    let kind = service.get(&limited.text).await.kind;
+    assert_eq!(kind, Some(RejectionKind::RateLimited));
+}
+
+/// Resolves when the key no longer works.
+async fn watched(service: &Service, key: &Key) -> Revoked {
+    let admission = service.auth.authenticate(key.text.as_bytes()).await.unwrap();
+    let mut ended = admission.consumer().revoked();
+    assert!(poll_once(&mut ended).is_pending());
+    ended
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_key_expired_while_the_machine_slept_ends_at_the_next_check() {
+    for answers in [Answers::Truthfully, DOWN] {
+        let running = Running::start();
+        let key = running.key_for(HOUR).await;
+        running.pass(SECOND).await;
+        let ended = watched(&running.service, &key).await;
+        running.service.store.answer(answers);
+        running.sleep(2 * HOUR);
+        let begun = Instant::now();
+        within(ended).await;
+        assert!(begun.elapsed() <= CLOCK_INTERVAL, "{answers:?}: {:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_ends_although_timers_slept_and_the_monotonic_clock_did_not() {
+    // As with `CLOCK_BOOTTIME`: the key is not known to be expired by any timer.
+    let running = Running::start();
+    let key = running.key_for(30 * SECOND).await;
+    running.pass(SECOND).await;
+    let ended = watched(&running.service, &key).await;
+    running.service.clock.advance(45 * SECOND);
+    running.service.get(&key.text).await.is_refused(RejectionKind::Expired);
+    let begun = Instant::now();
+    within(ended).await;
+    assert!(begun.elapsed() <= CLOCK_INTERVAL, "{:?}", begun.elapsed());
+    assert_eq!(running.gaps(), []);
+}
+
 // The end.
 
 #[tokio::test(start_paused = true)]
@@ -480,7 +666,7 @@ mod postgres {
     };
 
     use super::*;
-    use crate::{by_hand::ByHand as _, doubles::Key, harness::postgres::Server};
+    use crate::harness::postgres::Server;
 
     #[tokio::test]
     async fn a_last_use_is_there_after_shutdown() {

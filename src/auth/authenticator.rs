@@ -3,19 +3,23 @@ use std::{
     future::Future,
     num::NonZeroU32,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use super::{
-    ClientNetwork, Event, Health, Rejection, RejectionKind, Standing, StoreHealth, cache::Peek,
-    entry::Entry, load::Loader, usage::UsageRecorder,
+    ClientNetwork, Event, Health, Rejection, RejectionKind, Standing, StoreHealth,
+    cache::Peek,
+    caught::{Panicked, catch_pending_panic, catch_request_panic},
+    entry::Entry,
+    load::Loader,
+    usage::UsageRecorder,
 };
 use crate::{
     key::{AcceptedFormat, KeyHash},
     rate_limit::{Check, Decisions, RateLimits},
-    record::Consumer,
+    record::{Consumer, Origin},
     store::Invalidate,
     trace,
 };
@@ -30,6 +34,22 @@ pub(super) struct Inner {
     pub(super) formats: Box<[AcceptedFormat]>,
     pub(super) loader: Arc<Loader>,
     pub(super) usage: UsageRecorder,
+}
+
+/// Tells consumers of one authenticator from others'. It does not keep the authenticator alive.
+#[derive(Clone)]
+pub(crate) struct AuthenticatorId(Weak<Loader>);
+
+impl AuthenticatorId {
+    pub(crate) fn made(&self, consumer: &Consumer) -> bool {
+        consumer.origin() == Some(Origin::of(&self.0))
+    }
+}
+
+impl fmt::Debug for AuthenticatorId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AuthenticatorId").field(&Origin::of(&self.0)).finish()
+    }
 }
 
 /// What became of a key: decided at once, or to be looked up first.
@@ -95,6 +115,16 @@ impl Authenticator {
         charge: Charge,
         network: impl FnOnce() -> Option<ClientNetwork>,
     ) -> Attempt {
+        catch_request_panic(|| self.judge_or_panic(key, charge, network))
+            .unwrap_or_else(|Panicked| Attempt::Reject(Rejection::new(RejectionKind::Internal)))
+    }
+
+    fn judge_or_panic(
+        &self,
+        key: &[u8],
+        charge: Charge,
+        network: impl FnOnce() -> Option<ClientNetwork>,
+    ) -> Attempt {
         let Some(hash) = self.0.hash(key) else {
             return Attempt::Reject(Rejection::new(RejectionKind::Malformed));
         };
@@ -114,7 +144,7 @@ impl Authenticator {
 
     fn look_up(&self, hash: KeyHash, charge: Charge, network: Option<ClientNetwork>) -> Attempt {
         let inner = Arc::clone(&self.0);
-        Attempt::Lookup(Lookup(Box::pin(inner.look_up(hash, charge, network))))
+        Attempt::Lookup(Lookup::of(inner.look_up(hash, charge, network)))
     }
 
     /// Judges `key`, the bare key without a scheme, waiting for the store where it must. A key that
@@ -190,6 +220,10 @@ impl Authenticator {
         Health { store, feed: feed.health(), ignored_messages: feed.ignored() }
     }
 
+    pub(crate) fn id(&self) -> AuthenticatorId {
+        AuthenticatorId(Arc::downgrade(&self.0.loader))
+    }
+
     /// The wall clock of this authenticator.
     pub(crate) fn wall(&self) -> SystemTime {
         self.0.loader.clock.now()
@@ -219,7 +253,8 @@ impl Inner {
     }
 
     fn judge(self: &Arc<Self>, entry: &Arc<Entry>, charge: Charge, now: Duration) -> Attempt {
-        if let Some(rejection) = Rejection::of_status(entry.status(now), entry.key_id()) {
+        let status = self.loader.status(entry, now);
+        if let Some(rejection) = Rejection::of_status(status, entry.key_id()) {
             return Attempt::Reject(rejection);
         }
         let check = entry.live.meter.ask(charge.units(), now);
@@ -228,9 +263,9 @@ impl Inner {
             Some(Check::Ready(decisions)) => self.conclude(entry, charge, decisions, now),
             Some(Check::Pending(decisions)) => {
                 let (inner, entry) = (Arc::clone(self), Arc::clone(entry));
-                return Attempt::Lookup(Lookup(Box::pin(async move {
+                return Attempt::Lookup(Lookup::of(async move {
                     inner.conclude(&entry, charge, decisions.await, now)
-                })));
+                }));
             }
         };
         match decided {
@@ -301,6 +336,15 @@ impl Admission {
 
 /// The answer to an [`Attempt`] that takes a while. It may be dropped at any time.
 pub struct Lookup(Pin<Box<dyn Future<Output = Result<Admission, Rejection>> + Send>>);
+
+impl Lookup {
+    fn of(work: impl Future<Output = Result<Admission, Rejection>> + Send + 'static) -> Self {
+        Self(Box::pin(async {
+            let panicked = |Panicked| Err(Rejection::new(RejectionKind::Internal));
+            catch_pending_panic(work).await.unwrap_or_else(panicked)
+        }))
+    }
+}
 
 impl Future for Lookup {
     type Output = Result<Admission, Rejection>;

@@ -1,22 +1,108 @@
+//! Panics of code that an application supplies: a store, a feed, a limiter, a clock, an observer.
+
 use std::{
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
+    sync::{Mutex, PoisonError},
     task::Poll,
+    time::Duration,
 };
 
-use crate::store::{StoreError, StoreErrorKind};
+use tokio::time::Instant;
 
-/// What `work` returns, an error if it panics. A store or a feed of the
-/// application's own shall not take the worker with it.
+use crate::{
+    store::{StoreError, StoreErrorKind},
+    trace,
+};
+
+/// It panicked. What it said, the panic hook has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panicked;
+
+/// What `work` returns, unless it panics.
+pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
+        polled.map_or(Poll::Ready(Err(Panicked)), |polled| polled.map(Ok))
+    })
+    .await
+}
+
+/// What `work` returns, an error of the store if it panics.
 pub(super) async fn caught<T>(
     work: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    let mut work = pin!(work);
-    poll_fn(|context| {
-        catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or_else(|_| {
-            Poll::Ready(Err(StoreError::new(StoreErrorKind::Other).because("it panicked")))
-        })
-    })
-    .await
+    let panicked = |_| Err(StoreError::new(StoreErrorKind::Other).because("it panicked"));
+    catch_panic(work).await.unwrap_or_else(panicked)
+}
+
+/// What `work` returns, unless it panics, which is logged.
+pub(crate) fn catch_request_panic<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| request_panicked())
+}
+
+/// As [`catch_request_panic`].
+pub(crate) async fn catch_pending_panic<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
+    catch_panic(work).await.map_err(|_| request_panicked())
+}
+
+#[cold]
+fn request_panicked() -> Panicked {
+    static TOLD: Throttle = Throttle::new();
+    if TOLD.is_due() {
+        trace::warn!("request check panicked in a limiter or clock; see the panic's own message");
+    }
+    Panicked
+}
+
+/// Lets through what would otherwise fill the log: once a minute.
+#[derive(Debug, Default)]
+pub(super) struct Throttle(Mutex<Option<Instant>>);
+
+const ONCE_IN: Duration = Duration::from_secs(60);
+
+impl Throttle {
+    pub(super) const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    pub(super) fn is_due(&self) -> bool {
+        let now = Instant::now();
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|last| now.saturating_duration_since(last) >= ONCE_IN);
+        if is_due {
+            *last = Some(now);
+        }
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_throttle_lets_one_through_a_minute() {
+        let throttle = Throttle::new();
+        assert!(throttle.is_due());
+        for _ in 0..59 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert!(!throttle.is_due());
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(throttle.is_due() && !throttle.is_due());
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_a_future_is_caught_whenever_it_comes() {
+        assert!(catch_panic(async { panic!("at once") }).await.is_err());
+        let later = catch_panic(async {
+            tokio::task::yield_now().await;
+            panic!("later")
+        });
+        assert!(later.await.is_err());
+        assert_eq!(catch_panic(async { 7 }).await.ok(), Some(7));
+    }
 }

@@ -14,7 +14,7 @@ use crate::{
     clock::nanos,
     key::KeyHash,
     rate_limit::Meter,
-    record::{KeyId, KeyRecord, KeyStatus, Known, Live, Validity},
+    record::{KeyId, KeyRecord, KeyStatus, Known, Live, Origin, Validity},
 };
 
 /// How often a key in use is noted as such: once in this, and no more, does a hit write. Whoever is
@@ -35,6 +35,8 @@ pub(super) struct Cached {
     outdated_by: Duration,
     /// Of the cache, when the store was asked.
     pub(super) generation: u64,
+    /// What the monotonic clock had missed by then.
+    pub(super) missed: u64,
     /// When its use was last reported; see [`usage`](super::usage).
     pub(super) touched_at: AtomicU64,
     /// When it was last noted that it is in use.
@@ -84,6 +86,8 @@ pub(super) struct Loaded {
     pub(super) outdated_by: Duration,
     /// Of the cache, when the store was asked.
     pub(super) generation: u64,
+    /// What the monotonic clock had missed by then.
+    pub(super) missed: u64,
 }
 
 impl Entry {
@@ -92,7 +96,7 @@ impl Entry {
         record: KeyRecord,
         terms: &Terms,
         watch: Weak<dyn Watch>,
-        Loaded { loaded_at, answered_at, outdated_by, generation }: Loaded,
+        Loaded { loaded_at, answered_at, outdated_by, generation, missed }: Loaded,
     ) -> Self {
         let live = Cached {
             hash: record.key_hash,
@@ -101,6 +105,7 @@ impl Entry {
             loaded_at,
             outdated_by,
             generation,
+            missed,
             touched_at: AtomicU64::new(0),
             validity: validity(&record, loaded_at, answered_at),
             watch,
@@ -121,6 +126,19 @@ impl Entry {
     /// How long ago this was true.
     pub(super) fn age(&self, now: Duration) -> Duration {
         now.saturating_sub(self.live.loaded_at).saturating_add(self.live.outdated_by)
+    }
+
+    /// As [`status`](Self::status), where the monotonic clock has missed a part of the time since
+    /// the key was loaded. An end comes early rather than late, and a beginning late.
+    #[cold]
+    pub(super) fn status_after_gap(&self, now: Duration, missed: Duration) -> KeyStatus {
+        match self.status(now) {
+            KeyStatus::Active => match self.status(now.saturating_add(missed)) {
+                KeyStatus::Expired => KeyStatus::Expired,
+                _ => KeyStatus::Active,
+            },
+            status => status,
+        }
     }
 
     /// How long until the key expires; `None` if it never does.
@@ -183,6 +201,10 @@ impl Live for Cached {
             Some(watch) => watch.ended(key),
             None => Box::pin(ready(())),
         }
+    }
+
+    fn origin(&self) -> Option<Origin> {
+        Some(Origin::of(&self.watch))
     }
 }
 

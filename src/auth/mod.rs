@@ -72,13 +72,17 @@
 //!
 //! A [store](crate::store::KeyStore) that panics is one that failed; so is a
 //! [feed](crate::store::ChangeFeed). A panic of an [`Observer`] is caught and logged. A panic of a
-//! [`Clock`](crate::clock::Clock) or a [`RateLimiter`](crate::rate_limit::RateLimiter) is one of the
-//! request that it happens in.
+//! [`Clock`](crate::clock::Clock) or a [`RateLimiter`](crate::rate_limit::RateLimiter) costs the
+//! request that it happens in: it is refused as [`Internal`](RejectionKind::Internal), or, where a
+//! key was being looked up, as [`StoreUnavailable`](RejectionKind::StoreUnavailable). A duty of the
+//! [`Worker`] that panics begins again. Where the crate is built with `panic = "abort"`, none of this
+//! holds.
 
 mod authenticator;
 mod builder;
 mod cache;
 mod caught;
+mod clock_check;
 mod copies;
 mod entry;
 mod feed;
@@ -94,7 +98,6 @@ mod usage;
 mod watch;
 mod worker;
 
-pub(crate) use self::{authenticator::Charge, standing::wait};
 pub use self::{
     authenticator::{Admission, Attempt, Authenticator, Lookup},
     builder::Builder,
@@ -105,4 +108,9 @@ pub use self::{
     rejection::{Rejection, RejectionKind},
     standing::Standing,
     worker::Worker,
+};
+pub(crate) use self::{
+    authenticator::{AuthenticatorId, Charge},
+    caught::{catch_pending_panic, catch_request_panic},
+    standing::wait,
 };

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::RejectionKind;
 use crate::{record::KeyId, store::StoreError};
 
@@ -82,4 +84,19 @@ pub enum Event<'a> {
     /// The change feed brought a message that is forged, was sent before, or makes no sense. It was
     /// ignored.
     FeedJunk,
+    /// The wall clock ran ahead of the [monotonic](crate::clock::Clock::monotonic) one, because the
+    /// machine slept or because the wall clock was set. Everything cached is confirmed before it is
+    /// trusted again.
+    #[non_exhaustive]
+    ClockGap {
+        /// How far.
+        ahead: Duration,
+    },
+    /// A duty of the [`Worker`](super::Worker) panicked, and begins again after 50 ms to 5 s. The
+    /// others go on.
+    #[non_exhaustive]
+    DutyPanicked {
+        /// Which: `change feed`, `usage`, `limiter sweep`, `store probe` or `clock check`.
+        duty: &'static str,
+    },
 }

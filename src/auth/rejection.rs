@@ -164,6 +164,7 @@ impl fmt::Display for Rejection {
             RejectionKind::StoreUnavailable => "the key store is not available",
             RejectionKind::Overloaded => "too many keys are being looked up",
             RejectionKind::LayerMissing => "no `ApiKeyLayer` guards this route",
+            RejectionKind::Internal => "a limiter or a clock of the service panicked",
         })
     }
 }
@@ -223,4 +224,7 @@ pub enum RejectionKind {
     /// A route relies on a layer that is not applied to it. A mistake in the service, not of the
     /// client's.
     LayerMissing,
+    /// A [limiter](crate::rate_limit::RateLimiter) or a [clock](crate::clock::Clock) of the service's
+    /// own panicked. A mistake in the service, not of the client's.
+    Internal,
 }

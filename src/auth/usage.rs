@@ -2,8 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    future::Future,
-    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
@@ -13,7 +11,12 @@ use tokio::{
     time::{MissedTickBehavior, interval_at, timeout},
 };
 
-use super::{Event, caught::caught, entry::Entry, load::Loader};
+use super::{
+    Event,
+    caught::{catch_panic, caught},
+    entry::Entry,
+    load::Loader,
+};
 use crate::{
     clock::nanos,
     record::KeyId,
@@ -32,8 +35,8 @@ const RECEIVE_AT_ONCE: usize = 1024;
 
 pub(super) fn channel(loader: Arc<Loader>, interval: Duration) -> (UsageRecorder, UsageWriter) {
     let (sender, touches) = mpsc::channel(BUFFERED);
-    let writer =
-        UsageWriter { loader, touches, interval, pending: BTreeMap::new(), is_failing: false };
+    let (received, pending) = (Vec::new(), BTreeMap::new());
+    let writer = UsageWriter { loader, touches, interval, received, pending, is_failing: false };
     (UsageRecorder { touches: sender, interval }, writer)
 }
 
@@ -73,6 +76,8 @@ pub(super) struct UsageWriter {
     loader: Arc<Loader>,
     touches: mpsc::Receiver<Touch>,
     interval: Duration,
+    /// Not dated yet.
+    received: Vec<Touch>,
     pending: BTreeMap<KeyId, SystemTime>,
     is_failing: bool,
 }
@@ -83,28 +88,25 @@ impl UsageWriter {
         self.pending.len()
     }
 
-    /// Writes once an interval, until `shutdown` resolves or nobody is left to report.
-    pub(super) async fn write(&mut self, shutdown: impl Future<Output = ()>) {
-        let mut shutdown = pin!(shutdown);
+    pub(super) fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// Writes once an interval, until no authenticator is left to report. It may be dropped at any
+    /// await, and called again.
+    pub(super) async fn write(&mut self) {
+        // What was received before this panicked.
+        self.take_up();
         let mut ticks = interval_at(tokio::time::Instant::now() + self.interval, self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut received = Vec::new();
         loop {
             tokio::select! {
-                () = &mut shutdown => break,
-                _ = ticks.tick() => {
-                    tokio::select! {
-                        // What is left is written below, within a deadline of its own.
-                        () = &mut shutdown => break,
-                        () = self.flush() => {}
-                    }
-                    self.loader.terms.meters.limiter.sweep(self.loader.clock.monotonic());
-                }
-                count = self.touches.recv_many(&mut received, RECEIVE_AT_ONCE) => {
+                _ = ticks.tick() => self.flush().await,
+                count = self.touches.recv_many(&mut self.received, RECEIVE_AT_ONCE) => {
                     if count == 0 {
                         break;
                     }
-                    self.take_up(received.drain(..));
+                    self.take_up();
                 }
             }
         }
@@ -114,14 +116,20 @@ impl UsageWriter {
     pub(super) async fn finish(mut self) {
         self.touches.close();
         while let Ok(touch) = self.touches.try_recv() {
-            self.take_up([touch]);
+            self.received.push(touch);
         }
+        // A clock that panics dates nothing; what was dated before is written all the same.
+        let _ = catch_panic(async { self.take_up() }).await;
         self.flush().await;
     }
 
-    fn take_up(&mut self, touches: impl IntoIterator<Item = Touch>) {
+    /// Dates what was received.
+    fn take_up(&mut self) {
+        if self.received.is_empty() {
+            return;
+        }
         let (wall, now) = (self.loader.clock.now(), self.loader.clock.monotonic());
-        for Touch { key_id, at } in touches {
+        for Touch { key_id, at } in self.received.drain(..) {
             let at = wall.checked_sub(now.saturating_sub(at)).unwrap_or(wall);
             if self.pending.len() >= MAX_PENDING && !self.pending.contains_key(&key_id) {
                 self.loader.observe(&Event::UsageDropped);

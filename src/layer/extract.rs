@@ -6,7 +6,7 @@ use axum_core::{
 };
 use http::request::Parts;
 
-use super::{Anonymous, Cost, ProblemJson, RejectionResponse, response::complete};
+use super::{Cost, ProblemJson, RejectionResponse, caller::Trusted, response::complete};
 use crate::{
     auth::{Rejection, RejectionKind},
     record::Consumer,
@@ -34,11 +34,8 @@ impl<S: Sync> OptionalFromRequestParts<S> for Consumer {
 }
 
 fn find(parts: &Parts) -> Result<Option<Consumer>, ConsumerRejection> {
-    match parts.extensions.get::<Consumer>() {
-        Some(consumer) => Ok(Some(consumer.clone())),
-        None if parts.extensions.get::<Anonymous>().is_some() => Ok(None),
-        None => Err(ConsumerRejection(RejectionKind::LayerMissing)),
-    }
+    let caller = Trusted::default().caller(&parts.extensions);
+    caller.map(Option::<&Consumer>::cloned).map_err(ConsumerRejection)
 }
 
 /// What the request has cost after all.

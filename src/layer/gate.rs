@@ -6,7 +6,7 @@ use http::{
 };
 
 use super::{
-    ClientAddress, RateLimitHeaders, RejectionResponse,
+    ClientAddress, RateLimitHeaders, RejectionResponse, caller,
     credentials::{Ambiguous, Credentials, is_b64token},
     headers::{vary_by, write_retirement},
     limits::Cost,
@@ -14,7 +14,10 @@ use super::{
     tally::{Policy, Tally},
 };
 use crate::{
-    auth::{Admission, Attempt, Authenticator, Charge, Rejection, RejectionKind, Standing},
+    auth::{
+        Admission, Attempt, Authenticator, Charge, Rejection, RejectionKind, Standing,
+        catch_request_panic,
+    },
     rate_limit::Decision,
 };
 
@@ -97,11 +100,8 @@ impl Settings {
 
     /// Tells the inner service who asks.
     pub(super) fn introduce<B>(&self, request: &mut Request<B>, admission: &Admission) {
-        let extensions = request.extensions_mut();
-        extensions.insert(admission.consumer().clone());
-        if !self.charge {
-            extensions.insert(admission.standing().clone());
-        }
+        let uncharged = (!self.charge).then(|| admission.standing());
+        caller::admit(request.extensions_mut(), admission.consumer(), uncharged);
     }
 
     /// Adds what a response from inside lacks.
@@ -127,6 +127,11 @@ impl Settings {
     /// Takes what the request has cost after all, and tells of that and of the policies of layers
     /// inside.
     fn settle<B>(&self, response: &mut Response<B>, standing: &Standing) {
+        // What a limiter that panics did not take is not taken; the answer is the handler's.
+        let _ = catch_request_panic(|| self.settle_or_panic(response, standing));
+    }
+
+    fn settle_or_panic<B>(&self, response: &mut Response<B>, standing: &Standing) {
         let Tally { units, wanted, own, more } =
             response.extensions_mut().remove().unwrap_or_default();
         let taken = units.saturating_add(1);
@@ -156,7 +161,10 @@ impl Settings {
             write_retirement(response.headers_mut(), retirement);
         }
         let wall = || self.auth.wall();
-        self.rate_limit_headers.write(response.headers_mut(), standing, more, wall);
+        // A clock that panics costs the headers.
+        let _ = catch_request_panic(|| {
+            self.rate_limit_headers.write(response.headers_mut(), standing, more, wall);
+        });
     }
 
     /// Once: around another layer's answer there is nothing left to say.

@@ -71,7 +71,9 @@
 //!    ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) with `Cache-Control: no-store`. Another
 //!    [renderer](RejectionResponse) may change that; what it leaves out of the headers named here
 //!    is added.
-//! 9. A request let in carries the [`Consumer`] in its extensions, and no longer carries the key.
+//! 9. A request let in carries the [`Consumer`] in its extensions, and no longer carries the key. A
+//!    layer replaces the consumer that a layer further out has found; behind an
+//!    [optional](ApiKeyLayer::optional) one, a request without credentials carries none.
 //! 10. Answers to keys with a quota carry `RateLimit-Policy` and `RateLimit`
 //!     ([draft-ietf-httpapi-ratelimit-headers-10](https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/10/)).
 //!     Answers to keys that were not let in never do: they would tell a stranger of a key's use.
@@ -131,6 +133,7 @@
 //! On an [optional](ApiKeyLayer::optional) route, credentials of another scheme are the
 //! application's: a key sent as `Token …` by mistake stays in the request.
 
+mod caller;
 mod client_address;
 mod credentials;
 #[cfg(feature = "axum")]
@@ -173,8 +176,3 @@ pub use self::{
 };
 #[cfg(doc)]
 use crate::Consumer;
-
-/// In the extensions of a request that was let through without a key, as
-/// [`optional`](ApiKeyLayer::optional) allows: it tells "nobody" from "nobody asked".
-#[derive(Clone, Copy)]
-struct Anonymous;

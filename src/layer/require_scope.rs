@@ -11,10 +11,10 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{Anonymous, ProblemJson, RejectionResponse, response::complete};
+use super::{ProblemJson, RejectionResponse, caller::Trusted, response::complete};
 use crate::{
-    auth::{Rejection, RejectionKind},
-    record::{Consumer, InvalidScope, Scope, Scopes},
+    auth::{Authenticator, Rejection, RejectionKind},
+    record::{InvalidScope, Scope, Scopes},
 };
 
 /// Lets only keys with certain scopes through; others get 403 `insufficient_scope`, which names
@@ -35,7 +35,8 @@ use crate::{
 /// # }
 /// ```
 ///
-/// Where there is no `ApiKeyLayer` it answers 500: a route that nobody guards is a mistake.
+/// Where there is no `ApiKeyLayer` it answers 500: an unguarded route is a mistake. Where there are
+/// several around the route, the innermost one's consumer counts.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RequireScope<R = ProblemJson> {
@@ -43,10 +44,11 @@ pub struct RequireScope<R = ProblemJson> {
     renderer: R,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Required {
     scopes: Scopes,
     all: bool,
+    trusted: Trusted,
 }
 
 impl RequireScope {
@@ -85,12 +87,20 @@ impl RequireScope {
         if scopes.is_empty() {
             return Err(InvalidScope);
         }
-        let required = Arc::new(Required { scopes, all });
+        let required = Arc::new(Required { scopes, all, trusted: Trusted::default() });
         Ok(Self { required, renderer: ProblemJson::default() })
     }
 }
 
 impl<R> RequireScope<R> {
+    /// Only trusts consumers of `auth`, for routes with several [`ApiKeyLayer`](super::ApiKeyLayer)s
+    /// around them: whichever of these is the innermost, a scope that another authenticator's key
+    /// has does not count. Such a request gets 500, as one without any layer does.
+    pub fn of(mut self, auth: &Authenticator) -> Self {
+        Arc::make_mut(&mut self.required).trusted = Trusted::only(auth.id());
+        self
+    }
+
     /// Renders rejections in another way. Default: [`ProblemJson`].
     pub fn render_rejections<R2>(self, renderer: R2) -> RequireScope<R2> {
         RequireScope { required: self.required, renderer }
@@ -146,12 +156,8 @@ where
 
 impl Required {
     fn judge<B>(&self, request: &Request<B>) -> Result<(), Rejection> {
-        let Some(consumer) = request.extensions().get::<Consumer>() else {
-            return Err(Rejection::new(match request.extensions().get::<Anonymous>() {
-                Some(_) => RejectionKind::Missing,
-                None => RejectionKind::LayerMissing,
-            }));
-        };
+        let caller = self.trusted.caller(request.extensions()).map_err(Rejection::new)?;
+        let Some(consumer) = caller else { return Err(Rejection::new(RejectionKind::Missing)) };
         let mut scopes = self.scopes.iter();
         let held = |scope: &Scope| consumer.has_scope(scope.as_str());
         if if self.all { scopes.all(held) } else { scopes.any(held) } {

@@ -193,6 +193,11 @@ impl<'a> Problem<'a> {
                 "internal_error",
                 "No consumer is known. Is `ApiKeyLayer` applied to this route?",
             ),
+            RejectionKind::Internal => Self::new(
+                status,
+                "internal_error",
+                "The API key could not be checked because of an error in the service.",
+            ),
         }
     }
 }
@@ -251,7 +256,7 @@ fn status(kind: RejectionKind) -> StatusCode {
         RejectionKind::RateLimited | RejectionKind::TooManyFailures => {
             StatusCode::TOO_MANY_REQUESTS
         }
-        RejectionKind::LayerMissing => StatusCode::INTERNAL_SERVER_ERROR,
+        RejectionKind::LayerMissing | RejectionKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         RejectionKind::StoreUnavailable | RejectionKind::Overloaded => {
             StatusCode::SERVICE_UNAVAILABLE
         }
@@ -328,7 +333,8 @@ impl Challenges {
             | RejectionKind::TooManyFailures
             | RejectionKind::StoreUnavailable
             | RejectionKind::Overloaded
-            | RejectionKind::LayerMissing => None,
+            | RejectionKind::LayerMissing
+            | RejectionKind::Internal => None,
         };
         if let Some(challenge) = challenge {
             headers.entry(WWW_AUTHENTICATE).or_insert(challenge);

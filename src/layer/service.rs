@@ -7,7 +7,7 @@ use std::{
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::{Anonymous, ProblemJson, RejectionResponse, ResponseFuture, gate::Gate};
+use super::{ProblemJson, RejectionResponse, ResponseFuture, caller, gate::Gate};
 use crate::auth::Attempt;
 
 /// The service of [`ApiKeyLayer`](super::ApiKeyLayer).
@@ -67,7 +67,7 @@ where
                 ResponseFuture::looking_up(lookup, ready, request, Arc::clone(&self.gate))
             }
             None => {
-                request.extensions_mut().insert(Anonymous);
+                caller::admit_anonymous(request.extensions_mut());
                 let gate = Arc::clone(&self.gate);
                 ResponseFuture::inner(self.inner.call(request), gate, None)
             }

@@ -123,7 +123,7 @@ mod tests {
     use crate::{
         key::KeyHash,
         rate_limit::Meter,
-        record::{KeyId, KeyRecord, Known, Live},
+        record::{KeyId, KeyRecord, Known, Live, Origin},
     };
 
     /// A key that ends when the test says so.
@@ -140,6 +140,10 @@ mod tests {
             Box::pin(async move {
                 key.0.subscribe().wait_for(|ended| *ended).await.unwrap();
             })
+        }
+
+        fn origin(&self) -> Option<Origin> {
+            Some(Origin::of(self))
         }
     }
 

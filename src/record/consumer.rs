@@ -2,7 +2,7 @@ use std::{
     fmt,
     future::{Future, pending},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
 };
 
@@ -13,6 +13,11 @@ use crate::rate_limit::{Meter, RateLimits, Subject};
 ///
 /// Found in the request's extensions behind an [`ApiKeyLayer`](crate::ApiKeyLayer), and an axum
 /// extractor. Cloning it is cheap; it holds no secret.
+///
+/// The extractor and the layers, such as [`RequireScope`](crate::RequireScope), only trust a
+/// consumer that an [`Authenticator`](crate::Authenticator) made. One made from a [`KeyRecord`] is
+/// for [`Actor::caller`](crate::manage::Actor::caller) and the like; for tests of handlers there is
+/// `Consumer::for_test`, behind the feature `test-util`.
 #[derive(Clone)]
 pub struct Consumer(Arc<Known>);
 
@@ -37,6 +42,20 @@ pub(crate) trait Live: Send + Sync {
 
     /// Resolves when the key with this id no longer works.
     fn ended(&self, key_id: KeyId) -> BoxFuture;
+
+    /// The authenticator that looked the key up; `None` for a consumer that none did.
+    fn origin(&self) -> Option<Origin>;
+}
+
+/// Tells authenticators apart: the address of an allocation that belongs to one of them. It is
+/// unique for as long as a `Weak` to that allocation exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin(usize);
+
+impl Origin {
+    pub(crate) fn of<T: ?Sized>(authenticator: &Weak<T>) -> Self {
+        Self(authenticator.as_ptr().cast::<()>().addr())
+    }
 }
 
 type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -51,6 +70,30 @@ impl Live for Unbound {
 
     fn ended(&self, _: KeyId) -> BoxFuture {
         Box::pin(pending())
+    }
+
+    fn origin(&self) -> Option<Origin> {
+        None
+    }
+}
+
+/// Of a consumer that a test made in place of an authenticator.
+#[cfg(feature = "test-util")]
+struct ForTest;
+
+#[cfg(feature = "test-util")]
+impl Live for ForTest {
+    fn meter(&self) -> Option<&Meter> {
+        None
+    }
+
+    fn ended(&self, _: KeyId) -> BoxFuture {
+        Box::pin(pending())
+    }
+
+    fn origin(&self) -> Option<Origin> {
+        // No allocation has this address.
+        Some(Origin(0))
     }
 }
 
@@ -78,6 +121,22 @@ impl Consumer {
     pub(crate) fn of<L: Live + 'static>(known: &Arc<Known<L>>) -> Self {
         let known = Arc::clone(known);
         Self(known)
+    }
+
+    /// A consumer that the extractor and the layers trust like one that an authenticator made: for
+    /// tests that put it into the extensions of a request in place of an
+    /// [`ApiKeyLayer`](crate::ApiKeyLayer). It has no quotas, and its key never ends.
+    ///
+    /// A layer that names [its authenticator](crate::RequireScope::of) does not trust it.
+    #[cfg(feature = "test-util")]
+    #[must_use]
+    pub fn for_test(record: KeyRecord) -> Self {
+        Self(Arc::new(Known::new(record, ForTest)))
+    }
+
+    /// The authenticator that made it, if one did.
+    pub(crate) fn origin(&self) -> Option<Origin> {
+        self.0.live.origin()
     }
 
     /// The id of the consumer the key was issued to.
@@ -149,11 +208,12 @@ impl Consumer {
     ///
     /// It learns of that as fast as requests do: within milliseconds where the authenticator has a
     /// [change feed](crate::auth::Builder::change_feed) and its worker runs, else within
-    /// [`fresh`](crate::auth::CachePolicy::fresh). It resolves too when nobody has been able to
-    /// confirm the key for as long as a cached one is believed
-    /// ([`stale_if_error`](crate::auth::CachePolicy::stale_if_error)), or when the key was changed
-    /// and nobody can tell what it is now. What it returns keeps the authenticator's cache alive;
-    /// called after that is gone, it resolves at once.
+    /// [`fresh`](crate::auth::CachePolicy::fresh). It resolves too when the key could not be confirmed
+    /// for as long as a cached one is believed
+    /// ([`stale_if_error`](crate::auth::CachePolicy::stale_if_error)), or when the key was changed and
+    /// the store does not answer. A look-up that finds no room is tried again, and ends nothing. What
+    /// it returns keeps the authenticator's cache alive; called after that is gone, it resolves at
+    /// once.
     ///
     /// Keys are only watched for those who ask. For a consumer that no authenticator made it never
     /// resolves. It needs a tokio runtime with its timer.

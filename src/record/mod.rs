@@ -20,7 +20,7 @@ pub use self::{
     scope::{InvalidScope, Scope, Scopes},
 };
 pub(crate) use self::{
-    consumer::{Known, Live},
+    consumer::{Known, Live, Origin},
     key_record::Validity,
     metadata::shown,
     plan::{MAX_TEXT, PLAN_NAMES, is_plan_name},

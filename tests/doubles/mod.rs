@@ -526,6 +526,8 @@ pub enum Said {
     FeedLive,
     FeedLost(StoreErrorKind),
     FeedJunk,
+    ClockGap(Duration),
+    DutyPanicked(&'static str),
 }
 
 impl Heard {
@@ -555,6 +557,8 @@ impl tower_api_key::auth::Observer for Heard {
             Event::FeedLive => Said::FeedLive,
             Event::FeedLost { error, .. } => Said::FeedLost(error.kind()),
             Event::FeedJunk => Said::FeedJunk,
+            Event::ClockGap { ahead, .. } => Said::ClockGap(ahead),
+            Event::DutyPanicked { duty, .. } => Said::DutyPanicked(duty),
             _ => panic!("an event nobody has told this test of: {event:?}"),
         };
         self.0.send_modify(|heard| heard.push(said));

@@ -3,18 +3,18 @@ use std::time::Duration;
 use crate::key::EntropySource;
 
 const FIRST: Duration = Duration::from_millis(100);
-pub(super) const LONGEST: Duration = Duration::from_secs(5);
+pub(in crate::auth) const LONGEST: Duration = Duration::from_secs(5);
 
 /// How long to wait after each failure in a row: from 100 ms, doubling, up to 5 s. Of that, a random
 /// part of the second half is left out, so that a fleet that lost its database together does not
 /// come back together.
 #[derive(Default)]
-pub(super) struct Backoff {
+pub(in crate::auth) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    pub(super) fn wait(&mut self, entropy: &impl EntropySource) -> Duration {
+    pub(in crate::auth) fn wait(&mut self, entropy: &impl EntropySource) -> Duration {
         let whole = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
         let mut random = [0];
@@ -23,7 +23,7 @@ impl Backoff {
         whole - whole / 2 * omitted / 256
     }
 
-    pub(super) fn reset(&mut self) {
+    pub(in crate::auth) fn reset(&mut self) {
         self.failures = 0;
     }
 }

@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use self::backoff::Backoff;
+pub(super) use self::backoff::{Backoff, LONGEST as LONGEST_BACKOFF};
 use super::{
     Event,
     caught::caught,
@@ -42,7 +42,7 @@ pub(super) async fn follow(loader: &Loader, feed: &mut dyn ErasedFeed) -> Infall
                 let begin = Instant::now();
                 let error = following.take_up(feed).await;
                 // A feed that connects and fails at once is waited for as if it did not connect.
-                if begin.elapsed() >= backoff::LONGEST {
+                if begin.elapsed() >= LONGEST_BACKOFF {
                     backoff.reset();
                 }
                 error

@@ -64,6 +64,13 @@ impl Directory {
         self.watched.values().for_each(|watched| watched.send_modify(|changes| *changes += 1));
     }
 
+    /// The key with this hash is to be looked at again.
+    pub(super) fn wake(&self, hash: &KeyHash) {
+        if let Some(watched) = self.watched.get(hash) {
+            watched.send_modify(|_| {});
+        }
+    }
+
     /// Every key is to be looked at again.
     pub(super) fn wake_all(&self) {
         self.watched.values().for_each(|watched| watched.send_modify(|_| {}));

@@ -6,6 +6,13 @@ use crate::{key::KeyHash, record::KeyId};
 /// Changed keys beyond this many are strangers again, until somebody has looked them up.
 const MAX_ACQUAINTANCES: usize = 4096;
 
+fn acquaint(board: &mut Board, hash: KeyHash) {
+    if board.acquaintances.len() >= MAX_ACQUAINTANCES {
+        board.acquaintances.clear();
+    }
+    board.acquaintances.insert(hash);
+}
+
 impl Loader {
     /// Nothing of the key with this hash is to be believed.
     pub(in crate::auth) fn invalidate(&self, hash: &KeyHash) {
@@ -24,12 +31,14 @@ impl Loader {
     pub(super) fn forget(&self, board: &mut Board, hash: &KeyHash) {
         board.flights.strike(hash);
         if self.cache.forget(hash) {
-            if board.acquaintances.len() >= MAX_ACQUAINTANCES {
-                board.acquaintances.clear();
-            }
-            board.acquaintances.insert(*hash);
+            acquaint(board, *hash);
         }
         board.directory.tell(hash);
+    }
+
+    /// The key with this hash need not queue up with strangers when it is looked up next.
+    pub(in crate::auth) fn mark_known(&self, hash: KeyHash) {
+        acquaint(&mut self.board(), hash);
     }
 
     /// No key is to be believed unknown.
@@ -53,6 +62,11 @@ impl Loader {
         board.flights.note_everything();
         self.cache.expire_all(self.clock.monotonic());
         board.directory.wake_all();
+    }
+
+    /// Whoever waits for the end of a key looks at it again.
+    pub(in crate::auth) fn wake_watchers(&self) {
+        self.board().directory.wake_all();
     }
 
     /// From now on changes may go unheard.

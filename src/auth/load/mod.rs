@@ -14,7 +14,10 @@ use std::{
     collections::HashSet,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,6 +38,8 @@ use self::{
 use super::{
     Event, Observer, Rejection, RejectionKind,
     cache::{CachePolicy, KeyCache, Peek},
+    caught::Throttle,
+    clock_check::ClockCheck,
     copies::Copies,
     entry::{Entry, Generation, Loaded},
     gcra::Rate,
@@ -67,7 +72,9 @@ type Turn<'a> = (Option<SemaphorePermit<'a>>, SemaphorePermit<'a>);
 pub(super) struct Loader {
     pub(super) store: Arc<dyn ErasedStore>,
     pub(super) clock: Arc<dyn Clock>,
+    clocks: ClockCheck,
     pub(super) observer: Option<Arc<dyn Observer>>,
+    observer_panics: Throttle,
     pub(super) terms: Terms,
     scopes: Copies<Scopes>,
     pub(super) cache: KeyCache,
@@ -77,6 +84,9 @@ pub(super) struct Loader {
     corrupt: CorruptKeys,
     board: Mutex<Board>,
     turns: Semaphore,
+    /// For streams that look their keys up, beside `turns`.
+    pub(super) watchers: Semaphore,
+    streams: AtomicU64,
     pub(super) strangers: Strangers,
     max_flights: usize,
     deadline: Duration,
@@ -111,12 +121,16 @@ impl Loader {
             terms,
             scopes: Copies::new(),
             observer,
+            observer_panics: Throttle::new(),
+            clocks: ClockCheck::default(),
             feed: FeedState::default(),
             breaker: Breaker::default(),
             errors: trace::ErrorLog::default(),
             corrupt: CorruptKeys::default(),
             board: Mutex::default(),
             turns: Semaphore::new(policy.max_loads),
+            watchers: Semaphore::new((policy.max_loads / 4).max(1)),
+            streams: AtomicU64::new(0),
             strangers: Strangers::new(&policy, failures),
             max_flights: policy.max_loads.saturating_mul(QUEUE_PER_TURN),
             deadline: policy.load_deadline,
@@ -290,6 +304,8 @@ impl Loader {
         let Ok(Ok(_turn)) = turn else {
             return Err(self.strangers.turn_away(hash));
         };
+        self.check_clocks();
+        let missed = self.clocks.missed();
         // Both before the query: a deadline reckoned from here comes early rather than late, and
         // an invalidation after it is noticed.
         let (now, generation) = (self.clock.monotonic(), self.cache.generation());
@@ -328,6 +344,7 @@ impl Loader {
                         answered_at: answered,
                         outdated_by,
                         generation: generation.present,
+                        missed,
                     };
                     Arc::new(Entry::load(record, &self.terms, watch, loaded))
                 });
@@ -402,6 +419,35 @@ impl Loader {
         self.board().directory.watch(id, hash)
     }
 
+    /// Whether the key may be used at `now` of the monotonic clock, and of the time that this has
+    /// missed.
+    pub(super) fn status(&self, entry: &Entry, now: Duration) -> KeyStatus {
+        match self.missed_since(entry) {
+            Duration::ZERO => entry.status(now),
+            missed => entry.status_after_gap(now, missed),
+        }
+    }
+
+    /// What the monotonic clock has missed since the key was loaded.
+    pub(super) fn missed_since(&self, entry: &Entry) -> Duration {
+        Duration::from_nanos(self.clocks.missed().saturating_sub(entry.live.missed))
+    }
+
+    /// A wall clock that has run ahead of the monotonic one is a gap: whatever is cached may have
+    /// ended meanwhile.
+    pub(super) fn check_clocks(&self) {
+        if let Some(ahead) = self.clocks.check(&*self.clock) {
+            trace::warn!(?ahead, "wall clock ran ahead of the monotonic one; cached keys expired");
+            self.expire_all();
+            self.observe(&Event::ClockGap { ahead });
+        }
+    }
+
+    /// The number of another stream that waits for the end of a key.
+    pub(super) fn next_stream(&self) -> u64 {
+        self.streams.fetch_add(1, Ordering::Relaxed)
+    }
+
     fn stale_served(&self, entry: &Entry) {
         self.observe(&Event::StaleServed { key_id: entry.key_id() });
     }
@@ -410,8 +456,9 @@ impl Loader {
     pub(super) fn observe(&self, event: &Event<'_>) {
         if let Some(observer) = &self.observer
             && catch_unwind(AssertUnwindSafe(|| observer.observe(event))).is_err()
+            && self.observer_panics.is_due()
         {
-            trace::warn!("the observer panicked");
+            trace::warn!("observer panicked; see the panic's own message");
         }
     }
 
@@ -486,6 +533,11 @@ impl Landing {
                 cache.insert(self.hash, Arc::clone(entry));
             }
             None => cache.insert_absent(self.hash, fetched.loaded_at, fetched.generation),
+        }
+        // Streams that wait for their turn need not wait any longer.
+        let works = |entry: &Arc<Entry>| entry.status(fetched.loaded_at) == KeyStatus::Active;
+        if !fetched.entry.as_ref().is_some_and(works) {
+            board.directory.wake(&self.hash);
         }
     }
 }

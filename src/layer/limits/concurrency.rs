@@ -14,14 +14,12 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{
-    caller,
-    in_flight::{Holder, InFlight, Permit},
-};
+use super::in_flight::{Holder, InFlight, Permit};
 use crate::{
-    auth::Rejection,
+    auth::{Authenticator, Rejection},
     layer::{
         ProblemJson, RejectionResponse,
+        caller::Trusted,
         headers::state_begin,
         response::complete,
         tally::{Policy, Tally},
@@ -62,6 +60,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct ConcurrencyLimit<R = ProblemJson> {
     terms: Arc<Terms>,
     in_flight: Arc<InFlight>,
+    trusted: Trusted,
     renderer: R,
 }
 
@@ -104,6 +103,7 @@ impl ConcurrencyLimit {
         Ok(Self {
             terms: Arc::new(Terms { per, name, default, of_plans: HashMap::new() }),
             in_flight: Arc::default(),
+            trusted: Trusted::default(),
             renderer: ProblemJson::default(),
         })
     }
@@ -139,7 +139,13 @@ impl<R> ConcurrencyLimit<R> {
 
     /// Renders rejections in another way. Default: [`ProblemJson`].
     pub fn render_rejections<R2>(self, renderer: R2) -> ConcurrencyLimit<R2> {
-        ConcurrencyLimit { terms: self.terms, in_flight: self.in_flight, renderer }
+        let Self { terms, in_flight, trusted, .. } = self;
+        ConcurrencyLimit { terms, in_flight, trusted, renderer }
+    }
+
+    /// Only counts consumers of `auth`; see [`RequireScope::of`](crate::RequireScope::of).
+    pub fn of(self, auth: &Authenticator) -> Self {
+        Self { trusted: Trusted::only(auth.id()), ..self }
     }
 }
 
@@ -222,8 +228,8 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let ConcurrencyLimit { terms, in_flight, renderer } = &self.limit;
-        let entered = match caller(&request) {
+        let ConcurrencyLimit { terms, in_flight, trusted, renderer } = &self.limit;
+        let entered = match trusted.caller(request.extensions()).map_err(Rejection::new) {
             Ok(None) => Ok(None),
             Ok(Some(consumer)) => terms.enter(in_flight, consumer).map(Some),
             Err(rejection) => Err(Box::new(Denied { rejection, tally: Tally::default() })),

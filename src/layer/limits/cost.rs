@@ -7,7 +7,7 @@ use super::{
     metered::{Denied, Taken, Toll, Verdict, take},
 };
 use crate::{
-    auth::{Rejection, Standing},
+    auth::{Authenticator, Rejection, Standing},
     layer::{ProblemJson, tally::Tally},
     rate_limit::Meter,
     record::Consumer,
@@ -61,7 +61,13 @@ impl Cost {
 impl Cost {
     /// As a layer, renders rejections in another way. Default: [`ProblemJson`](crate::layer::ProblemJson).
     pub fn render_rejections<R>(self, renderer: R) -> MeteredLayer<R> {
-        MeteredLayer { toll: Arc::new(self), renderer }
+        MeteredLayer::new(self, renderer)
+    }
+
+    /// As a layer, only charges consumers of `auth`; see
+    /// [`RequireScope::of`](crate::RequireScope::of).
+    pub fn of(self, auth: &Authenticator) -> MeteredLayer {
+        MeteredLayer::new(self, ProblemJson::default()).of(auth)
     }
 }
 

@@ -13,20 +13,32 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::payer;
 use crate::{
-    auth::{Rejection, RejectionKind},
-    layer::{ProblemJson, RejectionResponse, response::complete, tally::Tally},
+    auth::{Authenticator, Rejection, RejectionKind, catch_pending_panic, catch_request_panic},
+    layer::{ProblemJson, RejectionResponse, caller::Trusted, response::complete, tally::Tally},
     rate_limit::{Buckets, Check, Decisions},
     record::Consumer,
 };
 
-/// A [`Cost`](super::Cost) or a [`RateClass`](super::RateClass) that renders rejections in its own way.
+/// A [`Cost`](super::Cost) or a [`RateClass`](super::RateClass) that renders rejections in its own
+/// way, or names the authenticator whose consumers it charges.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct MeteredLayer<R = ProblemJson> {
-    pub(super) toll: Arc<dyn Toll>,
-    pub(super) renderer: R,
+    toll: Arc<dyn Toll>,
+    trusted: Trusted,
+    renderer: R,
+}
+
+impl<R> MeteredLayer<R> {
+    pub(super) fn new(toll: impl Toll + 'static, renderer: R) -> Self {
+        Self { toll: Arc::new(toll), trusted: Trusted::default(), renderer }
+    }
+
+    /// Only charges consumers of `auth`; see [`RequireScope::of`](crate::RequireScope::of).
+    pub fn of(self, auth: &Authenticator) -> Self {
+        Self { trusted: Trusted::only(auth.id()), ..self }
+    }
 }
 
 /// What is taken of a request on its way in.
@@ -38,7 +50,8 @@ impl<S, R: Clone> Layer<S> for MeteredLayer<R> {
     type Service = MeteredService<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        MeteredService { inner, toll: Arc::clone(&self.toll), renderer: self.renderer.clone() }
+        let Self { toll, trusted, renderer } = self.clone();
+        MeteredService { inner, toll, trusted, renderer }
     }
 }
 
@@ -47,6 +60,7 @@ impl<S, R: Clone> Layer<S> for MeteredLayer<R> {
 pub struct MeteredService<S, R = ProblemJson> {
     inner: S,
     toll: Arc<dyn Toll>,
+    trusted: Trusted,
     renderer: R,
 }
 
@@ -64,9 +78,11 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let verdict = match payer(&request) {
+        let caller = self.trusted.charged_caller(request.extensions()).map_err(Rejection::new);
+        let verdict = match caller {
             Ok(None) => Verdict::Pass(Taken::nothing(Tally::default())),
-            Ok(Some(consumer)) => self.toll.ask(consumer),
+            Ok(Some(consumer)) => catch_request_panic(|| self.toll.ask(consumer))
+                .unwrap_or_else(|_| Verdict::panicked()),
             Err(rejection) => Verdict::Reject(Denied::of(rejection, Tally::default())),
         };
         let state = match verdict {
@@ -93,6 +109,12 @@ pub(super) enum Verdict {
     Pass(Taken),
     Reject(Box<Denied>),
     Wait(Waiting),
+}
+
+impl Verdict {
+    fn panicked() -> Self {
+        Self::Reject(Denied::panicked())
+    }
 }
 
 type Waiting = Pin<Box<dyn Future<Output = Result<Taken, Box<Denied>>> + Send>>;
@@ -131,7 +153,10 @@ pub(super) fn take(
             Err(denied) => Verdict::Reject(denied),
         },
         Check::Pending(decisions) => {
-            Verdict::Wait(Box::pin(async move { conclude(decisions.await) }))
+            let work = async move { conclude(decisions.await) };
+            Verdict::Wait(Box::pin(async move {
+                catch_pending_panic(work).await.unwrap_or_else(|_| Err(Denied::panicked()))
+            }))
         }
     }
 }
@@ -148,7 +173,7 @@ impl Taken {
         // A layer further in has turned it away: then nobody takes anything.
         if is_limited && let Some((buckets, units, consumer)) = units {
             if let Some(meter) = consumer.meter() {
-                buckets.give_back(units, meter.now());
+                let _ = catch_request_panic(|| buckets.give_back(units, meter.now()));
             }
             tally = Tally { units: 0, own: None, ..tally };
         }
@@ -159,6 +184,11 @@ impl Taken {
 impl Denied {
     pub(super) fn of(rejection: Rejection, tally: Tally) -> Box<Self> {
         Box::new(Self { rejection, tally })
+    }
+
+    /// Code of a limiter or a clock did.
+    fn panicked() -> Box<Self> {
+        Self::of(Rejection::new(RejectionKind::Internal), Tally::default())
     }
 
     fn response<B>(self, renderer: &impl RejectionResponse<B>) -> Response<B> {

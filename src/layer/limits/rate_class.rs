@@ -7,7 +7,7 @@ use super::{
     metered::{Denied, Taken, Toll, Verdict, take},
 };
 use crate::{
-    auth::{self, Rejection},
+    auth::{self, Authenticator, Rejection},
     layer::{
         ProblemJson,
         headers::{policy_item, state_begin},
@@ -94,7 +94,12 @@ impl RateClass {
 
     /// Renders rejections in another way. Default: [`ProblemJson`].
     pub fn render_rejections<R>(self, renderer: R) -> MeteredLayer<R> {
-        MeteredLayer { toll: Arc::new(self), renderer }
+        MeteredLayer::new(self, renderer)
+    }
+
+    /// Only charges consumers of `auth`; see [`RequireScope::of`](crate::RequireScope::of).
+    pub fn of(self, auth: &Authenticator) -> MeteredLayer {
+        MeteredLayer::new(self, ProblemJson::default()).of(auth)
     }
 }
 
