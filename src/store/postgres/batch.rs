@@ -36,11 +36,11 @@ const MAX_KEYS: usize = 64;
 /// Queries in a row on one connection, which spares it two pings each. Then others may have it.
 const QUERIES_PER_LEASE: u32 = 16;
 
-const FIND: &str = concat!("select ", columns!(), " from api_keys where key_hash = $1");
+pub(super) const FIND: &str = concat!("select ", columns!(), " from api_keys where key_hash = $1");
 
 // Behind a select, the array has no length to plan for: else each query of a few keys is planned
 // anew, which takes longer than the query.
-const FIND_MANY: &str =
+pub(super) const FIND_MANY: &str =
     concat!("select ", columns!(), " from api_keys where key_hash = any((select $1)::bytea[])");
 
 /// Looks keys up: at once while few queries are under way, else together with whoever else waits

@@ -25,20 +25,29 @@ pub(super) async fn keys(
     connection: &mut PgConnection,
     query: &KeyQuery,
 ) -> Result<KeyPage, StoreError> {
-    let size = size(query);
-    if size == 0 {
+    if size(query) == 0 {
         return Ok(KeyPage::default());
     }
-    let index = Index::of(query);
     raw_sql(BEGIN).execute(&mut *connection).await.map_err(failed)?;
+    let page = keys_within(connection, query).await?;
+    raw_sql("commit").execute(connection).await.map_err(failed)?;
+    Ok(page)
+}
+
+/// Within the transaction that the caller has begun.
+pub(super) async fn keys_within(
+    connection: &mut PgConnection,
+    query: &KeyQuery,
+) -> Result<KeyPage, StoreError> {
+    let size = size(query);
+    let index = Index::of(query);
     let mut sql = edge(index, query.after);
     let row = sql.build().persistent(false).fetch_optional(&mut *connection).await;
     let edge = row.map_err(failed)?.map(|row| row.try_get::<Uuid, _>(0)).transpose();
     let edge = edge.map_err(failed)?.map(key_id);
     let mut sql = keys_of(index, query)?;
     sql.push(" limit ").push_bind(bounded(size + 1));
-    let rows = sql.build().persistent(false).fetch_all(&mut *connection).await.map_err(failed)?;
-    raw_sql("commit").execute(connection).await.map_err(failed)?;
+    let rows = sql.build().persistent(false).fetch_all(connection).await.map_err(failed)?;
     let keys = rows.iter().map(listed).collect::<Result<_, _>>()?;
     Ok(page(keys, size, edge))
 }

@@ -192,18 +192,45 @@ impl KeyStore for PgKeyStore {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut ids = Vec::with_capacity(batch.len());
-        let mut times = Vec::with_capacity(batch.len());
-        for usage in batch {
-            ids.push(uuid(usage.key_id));
-            times.push(Timestamp(micros(usage.last_used_at)?));
-        }
-        let record = query(RECORD_USAGE).bind(ids).bind(times);
         let mut lease = self.lease().await?;
-        record.execute(&mut *lease).await.map_err(failed)?;
+        flush_usage(&mut lease, batch).await?;
         lease.release();
         Ok(())
     }
+}
+
+async fn flush_usage(connection: &mut PgConnection, batch: &[Usage]) -> Result<(), StoreError> {
+    let mut ids = Vec::with_capacity(batch.len());
+    let mut times = Vec::with_capacity(batch.len());
+    for usage in batch {
+        ids.push(uuid(usage.key_id));
+        times.push(Timestamp(micros(usage.last_used_at)?));
+    }
+    let record = query(RECORD_USAGE).bind(ids).bind(times);
+    record.execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+async fn get(connection: &mut PgConnection, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
+    record(query(GET).bind(uuid(id)).fetch_optional(connection).await.map_err(failed)?)
+}
+
+async fn last_used_at(
+    connection: &mut PgConnection,
+    id: KeyId,
+) -> Result<Option<SystemTime>, StoreError> {
+    let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
+    let at = last_used_at.fetch_optional(connection).await.map_err(failed)?;
+    at.map(|at| read_time("last_used_at", at)).transpose()
+}
+
+async fn changes_since(
+    connection: &mut PgConnection,
+    horizon: Option<Horizon>,
+) -> Result<Changes, StoreError> {
+    let changes = query_as(CHANGES).bind(row::from(horizon)?);
+    let rows: Vec<Polled> = changes.fetch_all(connection).await.map_err(unlogged)?;
+    row::changes(&rows)
 }
 
 impl ManageKeys for PgKeyStore {
@@ -215,10 +242,9 @@ impl ManageKeys for PgKeyStore {
 
     async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
         let mut lease = self.lease().await?;
-        let get = query(GET).bind(uuid(id));
-        let row = get.fetch_optional(&mut *lease).await.map_err(failed)?;
+        let record = get(&mut lease, id).await?;
         lease.release();
-        record(row)
+        Ok(record)
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
@@ -237,10 +263,9 @@ impl ManageKeys for PgKeyStore {
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
         let mut lease = self.lease().await?;
-        let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
-        let at = last_used_at.fetch_optional(&mut *lease).await.map_err(failed)?;
+        let at = last_used_at(&mut lease, id).await?;
         lease.release();
-        at.map(|at| read_time("last_used_at", at)).transpose()
+        Ok(at)
     }
 }
 
@@ -267,11 +292,10 @@ left join api_key_changes
 
 impl ChangeLog for PgKeyStore {
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
-        let changes = query_as(CHANGES).bind(row::from(horizon)?);
         let mut lease = self.lease().await?;
-        let rows: Vec<Polled> = changes.fetch_all(&mut *lease).await.map_err(unlogged)?;
+        let changes = changes_since(&mut lease, horizon).await?;
         lease.release();
-        row::changes(&rows)
+        Ok(changes)
     }
 }
 

@@ -1,4 +1,4 @@
-use sqlx::{query, query_as};
+use sqlx::{PgConnection, query, query_as};
 
 use super::{PgKeyStore, error::failed};
 use crate::{
@@ -24,24 +24,45 @@ const ALL: &str = r#"select name, rate_limits::text from api_key_plans order by 
 impl ManagePlans for PgKeyStore {
     async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), StoreError> {
         check_name(name)?;
-        let set = query(SET).bind(name).bind(json(limits)?);
         let mut lease = self.lease().await?;
-        set.execute(&mut *lease).await.map_err(failed)?;
+        set(&mut lease, name, limits).await?;
         lease.release();
         Ok(())
     }
 
     async fn remove_plan(&self, name: &str) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
-        let removed = query(REMOVE).bind(name).execute(&mut *lease).await.map_err(failed)?;
+        let removed = remove(&mut lease, name).await?;
         lease.release();
-        Ok(removed.rows_affected() > 0)
+        Ok(removed)
     }
 
     async fn plans(&self) -> Result<Vec<(String, RateLimits)>, StoreError> {
         let mut lease = self.lease().await?;
-        let rows: Vec<Plan> = query_as(ALL).fetch_all(&mut *lease).await.map_err(failed)?;
+        let plans = all(&mut lease).await?;
         lease.release();
-        row::plans(rows)
+        Ok(plans)
     }
+}
+
+pub(super) async fn set(
+    connection: &mut PgConnection,
+    name: &str,
+    limits: &RateLimits,
+) -> Result<(), StoreError> {
+    let set = query(SET).bind(name).bind(json(limits)?);
+    set.execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+pub(super) async fn remove(connection: &mut PgConnection, name: &str) -> Result<bool, StoreError> {
+    let removed = query(REMOVE).bind(name).execute(connection).await.map_err(failed)?;
+    Ok(removed.rows_affected() > 0)
+}
+
+pub(super) async fn all(
+    connection: &mut PgConnection,
+) -> Result<Vec<(String, RateLimits)>, StoreError> {
+    let rows: Vec<Plan> = query_as(ALL).fetch_all(connection).await.map_err(failed)?;
+    row::plans(rows)
 }

@@ -1,6 +1,6 @@
 use std::{fmt, time::SystemTime};
 
-use sqlx::{query, query_as, query_scalar, raw_sql, types::Uuid};
+use sqlx::{PgConnection, query, query_as, query_scalar, raw_sql, types::Uuid};
 
 use super::{
     error::failed,
@@ -37,6 +37,12 @@ impl PgTransaction {
     /// The connection, for one statement. It is put back when that has succeeded.
     fn take(&mut self) -> Result<Lease, StoreError> {
         self.lease.take().ok_or_else(ended)
+    }
+
+    /// The connection, for a statement of a trial. One that fails leaves the transaction open and of
+    /// no use.
+    pub(super) fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
+        Ok(self.lease.as_deref_mut().ok_or_else(ended)?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Pages of keys and of the audit. Which index a page is read along is said to SQLite, which knows
 //! little of how common a value is.
 
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqlitePool, sqlite::SqliteRow, types::Uuid};
+use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow, types::Uuid};
 
 use super::{
     error::failed,
@@ -18,7 +18,10 @@ use crate::{
 
 type Sql = QueryBuilder<Sqlite>;
 
-pub(super) async fn keys(pool: &SqlitePool, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+pub(super) async fn keys(
+    connection: &mut SqliteConnection,
+    query: &KeyQuery,
+) -> Result<KeyPage, StoreError> {
     let size = size(query);
     if size == 0 {
         return Ok(KeyPage::default());
@@ -26,13 +29,13 @@ pub(super) async fn keys(pool: &SqlitePool, query: &KeyQuery) -> Result<KeyPage,
     let index = Index::of(query);
     // What is deleted or added between the two statements moves neither end.
     let mut sql = edge(index, query.after);
-    let row = sql.build().fetch_optional(pool).await.map_err(failed)?;
+    let row = sql.build().fetch_optional(&mut *connection).await.map_err(failed)?;
     let edge = row.map(|row| row.try_get::<Uuid, _>(0)).transpose().map_err(failed)?;
     let edge = edge.map(key_id);
 
     let mut sql = keys_between(index, query, edge)?;
     sql.push(" limit ").push_bind(bounded(size + 1));
-    let rows = sql.build().fetch_all(pool).await.map_err(failed)?;
+    let rows = sql.build().fetch_all(connection).await.map_err(failed)?;
     let keys = rows.iter().map(listed).collect::<Result<_, _>>()?;
     Ok(page(keys, size, edge))
 }
@@ -188,7 +191,10 @@ fn has_status(status: KeyStatus) -> &'static str {
     }
 }
 
-pub(super) async fn events(pool: &SqlitePool, query: &EventQuery) -> Result<EventPage, StoreError> {
+pub(super) async fn events(
+    connection: &mut SqliteConnection,
+    query: &EventQuery,
+) -> Result<EventPage, StoreError> {
     let mut sql = Sql::new(
         "select id, at, action, key_id, consumer_id, actor, origin, reason, changes \
          from api_key_events",
@@ -209,7 +215,7 @@ pub(super) async fn events(pool: &SqlitePool, query: &EventQuery) -> Result<Even
         sql.push(" and id < ").push_bind(i64::try_from(after).unwrap_or(i64::MAX));
     }
     sql.push(" order by id desc limit ").push_bind(bounded(query.limit.saturating_add(1)));
-    let rows = sql.build().fetch_all(pool).await.map_err(failed)?;
+    let rows = sql.build().fetch_all(connection).await.map_err(failed)?;
     let events = rows.iter().map(event).collect::<sqlx::Result<Vec<_>>>().map_err(failed)?;
     event_page(events, query.limit)
 }

@@ -15,8 +15,9 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, Connection, SqliteConnection, SqlitePool, query, query_as, query_scalar,
-    raw_sql,
+    ConnectOptions, Connection, Sqlite, SqliteConnection, SqlitePool,
+    pool::PoolConnection,
+    query, query_as, query_scalar, raw_sql,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::{
@@ -133,6 +134,10 @@ impl SqliteKeyStore {
         &self.pool
     }
 
+    async fn connection(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
+        self.pool.acquire().await.map_err(failed)
+    }
+
     /// Brings the tables up to date.
     ///
     /// Any number of processes may do so at once: one writes, in one transaction, and the others
@@ -204,21 +209,57 @@ const LAST_USED_AT: &str = "select last_used_at from api_key_usage where key_id 
 
 impl KeyStore for SqliteKeyStore {
     async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
-        let find = query(FIND).bind(hash.as_bytes().to_vec());
-        let row = find.fetch_optional(&self.pool).await.map_err(failed)?;
-        answering(hash, record(row)?)
+        find(&mut *self.connection().await?, hash).await
     }
 
     async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
         if batch.is_empty() {
             return Ok(());
         }
-        let pair = |usage: &Usage| Ok((usage.key_id.to_string(), micros(usage.last_used_at)?));
-        let batch = batch.iter().map(pair).collect::<Result<Vec<_>, StoreError>>()?;
-        let record = query(RECORD_USAGE).bind(json(&batch)?);
-        record.execute(&self.pool).await.map_err(failed)?;
-        Ok(())
+        flush_usage(&mut *self.connection().await?, batch).await
     }
+}
+
+async fn flush_usage(connection: &mut SqliteConnection, batch: &[Usage]) -> Result<(), StoreError> {
+    let pair = |usage: &Usage| Ok((usage.key_id.to_string(), micros(usage.last_used_at)?));
+    let batch = batch.iter().map(pair).collect::<Result<Vec<_>, StoreError>>()?;
+    let record = query(RECORD_USAGE).bind(json(&batch)?);
+    record.execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+async fn find(
+    connection: &mut SqliteConnection,
+    hash: &KeyHash,
+) -> Result<Option<KeyRecord>, StoreError> {
+    let find = query(FIND).bind(hash.as_bytes().to_vec());
+    let row = find.fetch_optional(connection).await.map_err(failed)?;
+    answering(hash, record(row)?)
+}
+
+async fn get(
+    connection: &mut SqliteConnection,
+    id: KeyId,
+) -> Result<Option<KeyRecord>, StoreError> {
+    record(query(GET).bind(uuid(id)).fetch_optional(connection).await.map_err(failed)?)
+}
+
+async fn last_used_at(
+    connection: &mut SqliteConnection,
+    id: KeyId,
+) -> Result<Option<SystemTime>, StoreError> {
+    let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
+    let at = last_used_at.fetch_optional(connection).await.map_err(failed)?;
+    at.map(|at| read_time("last_used_at", at)).transpose()
+}
+
+async fn changes_since(
+    connection: &mut SqliteConnection,
+    horizon: Option<Horizon>,
+) -> Result<Changes, StoreError> {
+    let changes = query_as(CHANGES).bind(row::from(horizon)?);
+    let rows: Vec<Polled> = changes.fetch_all(connection).await.map_err(unlogged)?;
+    row::changes(&rows)
 }
 
 impl ManageKeys for SqliteKeyStore {
@@ -232,22 +273,19 @@ impl ManageKeys for SqliteKeyStore {
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
-        let get = query(GET).bind(uuid(id));
-        record(get.fetch_optional(&self.pool).await.map_err(failed)?)
+        get(&mut *self.connection().await?, id).await
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
-        list::keys(&self.pool, query).await
+        list::keys(&mut *self.connection().await?, query).await
     }
 
     async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
-        list::events(&self.pool, query).await
+        list::events(&mut *self.connection().await?, query).await
     }
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
-        let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
-        let at = last_used_at.fetch_optional(&self.pool).await.map_err(failed)?;
-        at.map(|at| read_time("last_used_at", at)).transpose()
+        last_used_at(&mut *self.connection().await?, id).await
     }
 }
 
@@ -260,9 +298,7 @@ left join api_key_changes on api_key_changes.changed_in >= ?1";
 
 impl ChangeLog for SqliteKeyStore {
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
-        let changes = query_as(CHANGES).bind(row::from(horizon)?);
-        let rows: Vec<Polled> = changes.fetch_all(&self.pool).await.map_err(unlogged)?;
-        row::changes(&rows)
+        changes_since(&mut *self.connection().await?, horizon).await
     }
 }
 

@@ -1,4 +1,4 @@
-use sqlx::{query, query_as};
+use sqlx::{SqliteConnection, query, query_as};
 
 use super::{SqliteKeyStore, error::failed, record::now};
 use crate::{
@@ -26,19 +26,39 @@ const ALL: &str = "select name, rate_limits from api_key_plans order by name";
 impl ManagePlans for SqliteKeyStore {
     async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), StoreError> {
         check_name(name)?;
-        let set = query(SET).bind(name.to_owned()).bind(json(limits)?);
-        set.execute(self.pool()).await.map_err(failed)?;
-        Ok(())
+        set(&mut *self.connection().await?, name, limits).await
     }
 
     async fn remove_plan(&self, name: &str) -> Result<bool, StoreError> {
-        let remove = query(REMOVE).bind(name.to_owned());
-        let removed = remove.execute(self.pool()).await.map_err(failed)?;
-        Ok(removed.rows_affected() > 0)
+        remove(&mut *self.connection().await?, name).await
     }
 
     async fn plans(&self) -> Result<Vec<(String, RateLimits)>, StoreError> {
-        let rows: Vec<Plan> = query_as(ALL).fetch_all(self.pool()).await.map_err(failed)?;
-        row::plans(rows)
+        all(&mut *self.connection().await?).await
     }
+}
+
+pub(super) async fn set(
+    connection: &mut SqliteConnection,
+    name: &str,
+    limits: &RateLimits,
+) -> Result<(), StoreError> {
+    let set = query(SET).bind(name.to_owned()).bind(json(limits)?);
+    set.execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+pub(super) async fn remove(
+    connection: &mut SqliteConnection,
+    name: &str,
+) -> Result<bool, StoreError> {
+    let remove = query(REMOVE).bind(name.to_owned());
+    Ok(remove.execute(connection).await.map_err(failed)?.rows_affected() > 0)
+}
+
+pub(super) async fn all(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<(String, RateLimits)>, StoreError> {
+    let rows: Vec<Plan> = query_as(ALL).fetch_all(connection).await.map_err(failed)?;
+    row::plans(rows)
 }

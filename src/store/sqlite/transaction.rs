@@ -1,7 +1,9 @@
 use std::{fmt, time::SystemTime};
 
 use serde_json::{Value, json as values};
-use sqlx::{Sqlite, SqlitePool, Transaction, query, query_as, query_scalar, types::Uuid};
+use sqlx::{
+    Sqlite, SqliteConnection, SqlitePool, Transaction, query, query_as, query_scalar, types::Uuid,
+};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
@@ -40,6 +42,11 @@ impl SqliteTransaction {
     /// The connection, for one statement. It is put back when that has succeeded.
     fn take(&mut self) -> Result<Transaction<'static, Sqlite>, StoreError> {
         self.open.take().ok_or_else(ended)
+    }
+
+    /// The connection, for a statement of a trial.
+    pub(super) fn connection(&mut self) -> Result<&mut SqliteConnection, StoreError> {
+        Ok(self.open.as_deref_mut().ok_or_else(ended)?)
     }
 }
 
