@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeSet, error::Error, fmt};
 
 use super::{
-    StoreError,
+    StoreError, StoreErrorKind,
     migrate::{Applied, Migration},
     row::Refusal,
     trial::{Failure, Need, Operation},
@@ -82,16 +82,18 @@ impl Finding {
     pub(super) fn of_trial(
         failures: &[Failure],
         hears: bool,
-        advise: impl Fn(&StoreError) -> String,
+        advise: impl Fn(Need, &StoreError) -> String,
     ) -> Vec<Self> {
         let mut findings: Vec<(Self, Vec<&'static str>)> = Vec::new();
         for Failure { operation, error } in failures {
             let severity = match operation.need() {
+                // A key of such a row is not let in either.
+                _ if error.kind() == StoreErrorKind::Corrupt => Severity::Problem,
                 Need::LookUps => Severity::Problem,
                 Need::Feed if !hears => Severity::Problem,
                 Need::Feed | Need::Management => Severity::Warning,
             };
-            let (detail, advice) = (cause(error), advise(error));
+            let (detail, advice) = (cause(error), advise(operation.need(), error));
             let alike = findings.iter_mut().find(|(finding, _)| {
                 finding.severity == severity
                     && finding.detail == detail
@@ -302,6 +304,12 @@ fn cause(error: &StoreError) -> String {
 pub(super) fn refusal(error: &StoreError) -> Option<&Refusal> {
     error.source()?.downcast_ref()
 }
+
+pub(super) const NO_EFFECT: &str = "the statement succeeded without effect: a trigger, a rule or a \
+    policy of the application's changes what it does; take that away";
+
+pub(super) const UNREADABLE: &str = "the key of that row is not let in: set the column right, or \
+    delete the row";
 
 pub(super) const TRIGGERS_GONE: &str = "without them changes of keys go unnoticed by services, or \
     the audit and revocations can be undone: create them again as in the library's migrations, or \

@@ -377,7 +377,7 @@ fn expect(holds: bool, otherwise: &'static str) -> Result<(), StoreError> {
     if holds {
         return Ok(());
     }
-    Err(StoreError::new(StoreErrorKind::Corrupt).because(otherwise))
+    Err(StoreError::new(StoreErrorKind::Other).because(otherwise))
 }
 
 fn is(found: Option<&KeyRecord>, key: &KeyRecord) -> bool {

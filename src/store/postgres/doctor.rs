@@ -27,12 +27,12 @@ use crate::{
         ChangeFeed as _, Changes, EventPage, EventQuery, Horizon, KeyPage, KeyQuery, StoreError,
         StoreErrorKind, Usage,
         doctor::{
-            Difference, Finding, History, INDEXES_GONE, Part, Severity, TABLES_DIFFER,
-            TRIGGERS_GONE, differences, made_by, refusal,
+            Difference, Finding, History, INDEXES_GONE, NO_EFFECT, Part, Severity, TABLES_DIFFER,
+            TRIGGERS_GONE, UNREADABLE, differences, made_by, refusal,
         },
         migrate::{Applied, POSTGRES},
         row::answering,
-        trial::{Rehearse, rehearse},
+        trial::{Need, Rehearse, rehearse},
     },
 };
 
@@ -110,12 +110,13 @@ impl PgKeyStore {
         // Tables that are not ours would fail every operation.
         let is_unusable = differences.iter().any(Difference::is_of_a_table);
         if is_unusable {
-            findings.push(lacking.finding(true));
+            findings.extend(lacking.findings(true));
             return Ok(());
         }
         let failures = rehearse(self, is_standby).await;
-        findings.push(lacking.finding(!failures.is_empty()));
-        findings.extend(Finding::of_trial(&failures, hears, |error| lacking.advise(error)));
+        findings.extend(lacking.findings(!failures.is_empty()));
+        let advise = |need, error: &StoreError| lacking.advise(need, error);
+        findings.extend(Finding::of_trial(&failures, hears, advise));
         Ok(())
     }
 
@@ -452,47 +453,61 @@ impl Lacking {
     }
 
     /// `matters`: something does not work.
-    fn finding(&self, matters: bool) -> Finding {
+    fn findings(&self, matters: bool) -> Vec<Finding> {
         const CHECK: &str = "rights";
         if self.rights.is_empty() || !matters {
             let detail = "this role may look keys up, change them and prune them";
-            return Finding::ok(CHECK, detail);
+            return vec![Finding::ok(CHECK, detail)];
+        }
+        let mut findings = Vec::new();
+        let select = "select".to_owned();
+        let blind = ["api_keys", "api_key_plans"].into_iter();
+        let blind = blind.filter(|it| self.rights.get(*it).is_some_and(|it| it.contains(&select)));
+        let blind: Vec<_> = blind.collect();
+        if !blind.is_empty() {
+            let detail = format!("this role lacks: select on {}", blind.join(", select on "));
+            let grants: Vec<_> =
+                blind.iter().filter_map(|table| self.grant(table, Need::LookUps)).collect();
+            let advice = format!("without it no key is let in: {}", grants.join("; "));
+            findings.push(Finding::problem(CHECK, detail, advice));
         }
         let lacking: Vec<_> = self
             .rights
             .iter()
-            .map(|(table, rights)| format!("{} on {table}", rights.join(", ")))
+            .flat_map(|(table, rights)| rights.iter().map(move |it| format!("{it} on {table}")))
             .collect();
-        let detail = format!("this role lacks: {}", lacking.join("; "));
-        let grants: Vec<_> = self.rights.keys().filter_map(|table| self.grant(table)).collect();
-        let select = "select".to_owned();
-        let blind = |table| self.rights.get(table).is_some_and(|it| it.contains(&select));
-        if blind("api_keys") || blind("api_key_plans") {
-            let advice = format!("without it no key is let in: {}", grants.join("; "));
-            return Finding::problem(CHECK, detail, advice);
-        }
+        let detail = format!("this role lacks: {}", lacking.join(", "));
+        let tables = self.rights.keys();
+        let grants: Vec<_> =
+            tables.filter_map(|table| self.grant(table, Need::Management)).collect();
         let advice = format!(
             "fine for a service that only looks keys up (it writes api_key_usage). To manage keys: \
             {}",
             grants.join("; ")
         );
-        Finding::warning(CHECK, detail, advice)
+        findings.push(Finding::warning(CHECK, detail, advice));
+        findings
     }
 
-    fn grant(&self, table: &str) -> Option<String> {
-        let rights = self.rights.get(table)?.join(", ");
+    /// The statement that grants what is lacking. Look-ups and polling only read.
+    fn grant(&self, table: &str, need: Need) -> Option<String> {
+        let rights = self.rights.get(table)?;
+        let rights = match need {
+            Need::LookUps | Need::Feed => "select".to_owned(),
+            Need::Management => rights.join(", "),
+        };
         Some(format!("grant {rights} on {}.{table} to {}", self.schema, self.role))
     }
 
     /// What to do about an error of a statement.
-    fn advise(&self, error: &StoreError) -> String {
+    fn advise(&self, need: Need, error: &StoreError) -> String {
         let Some(refusal) = refusal(error) else {
             return match error.kind() {
-                StoreErrorKind::Corrupt => {
-                    "a trigger, a rule or a policy of the application's changes what statements \
-                    do: look at `\\d` of the tables in psql"
+                StoreErrorKind::Corrupt => UNREADABLE,
+                StoreErrorKind::Unavailable => {
+                    "is the database running, and does it answer in time?"
                 }
-                _ => "is the database running, and does it answer in time?",
+                _ => NO_EFFECT,
             }
             .to_owned();
         };
@@ -504,7 +519,7 @@ impl Lacking {
                 (`alter role … bypassrls`)"
                     .to_owned()
             }
-            "42501" => denied.and_then(|table| self.grant(table)).unwrap_or_else(|| {
+            "42501" => denied.and_then(|table| self.grant(table, need)).unwrap_or_else(|| {
                 format!(
                     "grant the right that the message names to {}, or to the owner of the \
                     function whose trigger was denied",

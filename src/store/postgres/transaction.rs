@@ -187,6 +187,10 @@ insert into api_key_requests (request, fingerprint, key_id) values ($1, $2, $3)
 on conflict do nothing
 returning true";
 
+/// A record that conflicts may be swept before it is read. Where none is ever kept, because of a
+/// trigger of the application's, it ends.
+const CLAIM_ATTEMPTS: usize = 5;
+
 const CLAIMED: &str = "select fingerprint, key_id from api_key_requests where request = $1";
 
 const SWEEP_REQUESTS: &str = "
@@ -330,7 +334,7 @@ impl KeyTransaction for PgTransaction {
 
     async fn claim(&mut self, claim: &Claim) -> Result<Option<Claim>, StoreError> {
         let mut lease = self.take()?;
-        loop {
+        for _ in 0..CLAIM_ATTEMPTS {
             let insert = query_scalar(CLAIM)
                 .bind(claim.request.as_slice())
                 .bind(claim.fingerprint.as_slice())
@@ -350,6 +354,7 @@ impl KeyTransaction for PgTransaction {
                 return claimed(claim.request, &fingerprint, key_id).map(Some);
             }
         }
+        Err(StoreError::new(StoreErrorKind::Other).because("an idempotency key is not kept"))
     }
 
     async fn sweep(&mut self, before: SystemTime, limit: usize) -> Result<usize, StoreError> {

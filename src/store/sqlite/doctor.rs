@@ -14,10 +14,11 @@ use crate::{
     rate_limit::RateLimits,
     record::{KeyId, KeyRecord},
     store::{
-        Changes, EventPage, EventQuery, Horizon, KeyPage, KeyQuery, StoreError, Usage,
+        Changes, EventPage, EventQuery, Horizon, KeyPage, KeyQuery, StoreError, StoreErrorKind,
+        Usage,
         doctor::{
-            Difference, Finding, History, INDEXES_GONE, Part, Severity, TABLES_DIFFER,
-            TRIGGERS_GONE, differences, made_by, refusal,
+            Difference, Finding, History, INDEXES_GONE, NO_EFFECT, Part, Severity, TABLES_DIFFER,
+            TRIGGERS_GONE, UNREADABLE, differences, made_by, refusal,
         },
         migrate::{Applied, SQLITE},
         trial::{Rehearse, rehearse},
@@ -52,7 +53,7 @@ impl SqliteKeyStore {
             return Ok(());
         }
         let failures = rehearse(self, false).await;
-        findings.extend(Finding::of_trial(&failures, false, advise));
+        findings.extend(Finding::of_trial(&failures, false, |_, error| advise(error)));
         if failures.is_empty() {
             findings.push(self.room().await);
         }
@@ -207,7 +208,15 @@ where type in ('index', 'trigger') and sql is not null";
 
 /// What to do about an error of a statement.
 fn advise(error: &StoreError) -> String {
-    let message = refusal(error).map(|refusal| refusal.message.as_str()).unwrap_or_default();
+    let Some(refusal) = refusal(error) else {
+        return match error.kind() {
+            StoreErrorKind::Corrupt => UNREADABLE,
+            StoreErrorKind::Unavailable => "another program keeps the file locked",
+            _ => NO_EFFECT,
+        }
+        .to_owned();
+    };
+    let message = refusal.message.as_str();
     if message.contains("readonly") || message.contains("unable to open") {
         "let this user write to the file, to the files beside it that end in -wal and -shm, and to \
         their folder; a URL with `mode=ro` only reads"
