@@ -241,6 +241,8 @@ async fn execute(url: &str, sql: &str) {
 /// A database with tables, and a role `svc` that has every right it needs and no other.
 struct Place {
     url: String,
+    /// Connections of a superuser.
+    admin: PgKeyStore,
 }
 
 impl Place {
@@ -258,16 +260,21 @@ impl Place {
         let name = format!("keys_{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let create = format!("create database {name} template {template}");
         execute(&server.url("postgres"), &create).await;
-        Self { url: server.url(&name) }
+        Self::at(server.url(&name))
+    }
+
+    fn at(url: String) -> Self {
+        let admin = PgKeyStore::connect_lazy(&url).unwrap();
+        Self { url, admin }
     }
 
     async fn execute(&self, sql: &str) {
-        execute(&self.url, sql).await;
+        let executed = raw_sql(AssertSqlSafe(sql.to_owned())).execute(self.admin.pool()).await;
+        executed.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
     async fn ask(&self, sql: &str) -> Vec<String> {
-        let mut connection = PgConnection::connect(&self.url).await.unwrap();
-        query_scalar(AssertSqlSafe(sql.to_owned())).fetch_all(&mut connection).await.unwrap()
+        query_scalar(AssertSqlSafe(sql.to_owned())).fetch_all(self.admin.pool()).await.unwrap()
     }
 
     fn url_of(&self, role: &str) -> String {
@@ -279,10 +286,7 @@ impl Place {
     }
 
     async fn seeds(&self) -> Seeds {
-        let store = self.store("postgres").await;
-        let seeds = seed(&store).await;
-        store.pool().close().await;
-        seeds
+        seed(&self.admin).await
     }
 
     async fn report(&self, role: &str) -> Report {
@@ -295,13 +299,18 @@ impl Place {
     /// The report, held against what works.
     async fn examine(&self, state: &str, role: &str, seeds: &Seeds) -> (Report, Vec<&'static str>) {
         let store = self.store(role).await;
-        let report = Report(store.diagnose(&SystemClock::new()).await);
-        let operations = operations(&store, seeds).await;
+        let outcome = examine(&store, state, seeds).await;
         store.pool().close().await;
-        hold(state, &report, &operations);
-        let failed = operations.iter().filter(|(_, outcome)| outcome.is_err());
-        (report, failed.map(|(name, _)| *name).collect())
+        outcome
     }
+}
+
+async fn examine(store: &PgKeyStore, state: &str, seeds: &Seeds) -> (Report, Vec<&'static str>) {
+    let report = Report(store.diagnose(&SystemClock::new()).await);
+    let operations = operations(store, seeds).await;
+    hold(state, &report, &operations);
+    let failed = operations.iter().filter(|(_, outcome)| outcome.is_err());
+    (report, failed.map(|(name, _)| *name).collect())
 }
 
 /// What a service that manages keys takes.
@@ -661,13 +670,14 @@ async fn a_report_says_what_works_and_what_is_wrong_in_every_state() {
 async fn every_right_that_is_missing_is_named_if_it_is_needed() {
     let place = Place::new().await;
     place.execute("grant all on all tables in schema public to svc").await;
+    let store = place.store("svc").await;
     let mut needed = 0;
     for table in TABLES {
         for right in ["select", "insert", "update", "delete"] {
             let seeds = place.seeds().await;
             place.execute(&format!("revoke {right} on {table} from svc")).await;
             let state = format!("without {right} on {table}");
-            let (report, failed) = place.examine(&state, "svc", &seeds).await;
+            let (report, failed) = examine(&store, &state, &seeds).await;
             place.execute(&format!("grant {right} on {table} to svc")).await;
             let named = report.complains_of(&format!("{right} on {table}"))
                 || report.complains_of(&format!("grant {right} on public.{table} to svc"));
@@ -685,10 +695,11 @@ async fn every_right_that_is_missing_is_named_if_it_is_needed() {
 #[tokio::test]
 async fn row_security_of_any_table_is_a_problem() {
     let place = Place::new().await;
+    let store = place.store("svc").await;
     for table in TABLES {
         let seeds = place.seeds().await;
         place.execute(&format!("alter table {table} enable row level security")).await;
-        let (report, _) = place.examine(table, "svc", &seeds).await;
+        let (report, _) = examine(&store, table, &seeds).await;
         place.execute(&format!("alter table {table} disable row level security")).await;
         assert!(report.says(Severity::Problem, &format!("{table} from svc")), "{table}:\n{report}");
         let remedy = format!("alter table public.{table} disable row level security");
@@ -752,7 +763,7 @@ async fn default_privileges_that_let_others_write_are_told() {
         let place = Place::without_grants("template0").await;
         let defaults = format!("alter default privileges grant all on tables to {grantee}");
         place.execute(&defaults).await;
-        place.store("postgres").await.migrate().await.unwrap();
+        place.admin.migrate().await.unwrap();
         if grantee == "public" {
             // Whatever the migrations take back, a script may give again.
             place.execute("grant all on all tables in schema public to public").await;
@@ -798,12 +809,25 @@ async fn on_a_standby_look_ups_are_tried_and_changes_are_not() {
     let seeds = primary.seeds().await;
     let standby = server.standby();
     let database = primary.url.rsplit('/').next().unwrap();
-    let standby = Place { url: standby.url(database) };
+    let standby = Place::at(standby.url(database));
     let (report, failed) = standby.examine("a standby", "svc", &seeds).await;
     assert!(report.says(Severity::Warning, "this is a standby"), "{report}");
     assert!(report.says(Severity::Ok, "look-up"), "{report}");
     assert!(failed.contains(&"issue") && !failed.contains(&"look-up"), "{failed:?}");
     assert!(!failed.contains(&"polling") && !failed.contains(&"list"), "{failed:?}");
+    assert_eq!(report.worst(), Severity::Warning, "{report}");
+}
+
+#[tokio::test]
+async fn a_table_that_stays_locked_is_told() {
+    let place = Place::new().await;
+    let mut other = PgConnection::connect(&place.url).await.unwrap();
+    raw_sql("begin; lock table api_key_requests").execute(&mut other).await.unwrap();
+    let report = place.report("svc").await;
+    assert!(report.says(Severity::Warning, "idempotency keys, prune fail"), "{report}");
+    assert!(report.says(Severity::Warning, "could not be compared"), "{report}");
+    assert!(report.says(Severity::Warning, "lock timeout"), "{report}");
+    assert!(report.says(Severity::Warning, "another session keeps"), "{report}");
     assert_eq!(report.worst(), Severity::Warning, "{report}");
 }
 

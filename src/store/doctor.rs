@@ -1,6 +1,6 @@
 //! What a diagnosis of a store finds.
 
-use std::{borrow::Cow, collections::BTreeSet, error::Error, fmt};
+use std::{borrow::Cow, collections::BTreeSet, error::Error, fmt, time::Duration};
 
 use super::{
     StoreError, StoreErrorKind,
@@ -75,6 +75,14 @@ impl Finding {
         let advice = "is the database running, and may this role read its tables? What was not \
             checked may be wrong, too";
         Self::problem(check, error.to_string(), advice)
+    }
+
+    /// The examination took too long.
+    pub(super) fn late() -> Self {
+        let advice = "does another session keep the tables locked? What was not checked may be \
+            wrong, too";
+        let detail = format!("the checks took longer than {PATIENCE:?}");
+        Self::problem("database", detail, advice)
     }
 
     /// What the operations of a trial say. `advise` says what to do about the error of a statement;
@@ -292,6 +300,9 @@ impl fmt::Display for Difference {
         }
     }
 }
+
+/// How long an examination may take.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 const OPERATIONS: &str = "operations";
 

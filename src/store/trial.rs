@@ -5,6 +5,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use tokio::time::timeout;
+
 use super::{
     ChangeLog, Changes, Claim, EventPage, EventQuery, Horizon, KeyPage, KeyQuery, KeyTransaction,
     ManageKeys, Selection, StoreError, StoreErrorKind, Usage,
@@ -76,10 +78,11 @@ pub(super) enum Need {
 }
 
 impl Operation {
+    /// In the order in which they are tried.
     pub(super) const ALL: [Self; 15] = [
+        Self::Issue,
         Self::LookUp,
         Self::Poll,
-        Self::Issue,
         Self::Idempotency,
         Self::Get,
         Self::List,
@@ -149,30 +152,38 @@ where
     // The others build on a key that was issued, where that is possible.
     let mut begins = true;
     let mut with_key = false;
-    if !is_standby {
-        match attempt(store, Operation::Issue, &sample, false).await {
-            Ok(()) => with_key = true,
-            Err(attempt) => {
-                begins = attempt.begun;
-                failures.push(Failure { operation: Operation::Issue, error: attempt.error });
-            }
-        }
-    }
     for operation in Operation::ALL {
-        if operation == Operation::Issue || (is_standby && !operation.only_reads()) {
+        if is_standby && !operation.only_reads() {
             continue;
         }
-        let mut outcome = read(store, operation, &sample).await;
-        if outcome.is_ok() && begins {
-            let attempt = attempt(store, operation, &sample, with_key).await;
-            outcome = attempt.map_err(|attempt| attempt.error);
-        }
-        if let Err(error) = outcome {
+        let performed = async {
+            let mut outcome = read(store, operation, &sample).await;
+            if outcome.is_ok() && begins {
+                let tried = attempt(store, operation, &sample, with_key).await;
+                outcome = tried.map_err(|attempt| {
+                    begins = attempt.begun;
+                    attempt.error
+                });
+            }
+            outcome
+        };
+        let Ok(outcome) = timeout(PATIENCE, performed).await else {
+            // The others would take as long.
+            let late = format!("no answer within {PATIENCE:?}; what follows was not tried");
+            let error = StoreError::new(StoreErrorKind::Unavailable).because(late);
             failures.push(Failure { operation, error });
+            return failures;
+        };
+        match outcome {
+            Ok(()) => with_key |= operation == Operation::Issue,
+            Err(error) => failures.push(Failure { operation, error }),
         }
     }
     failures
 }
+
+/// More than it takes a database to give up a lock by itself.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An attempt that failed.
 struct Attempt {

@@ -27,8 +27,8 @@ use crate::{
         ChangeFeed as _, Changes, EventPage, EventQuery, Horizon, KeyPage, KeyQuery, StoreError,
         StoreErrorKind, Usage,
         doctor::{
-            Difference, Finding, History, INDEXES_GONE, NO_EFFECT, Part, Severity, TABLES_DIFFER,
-            TRIGGERS_GONE, UNREADABLE, differences, made_by, refusal,
+            Difference, Finding, History, INDEXES_GONE, NO_EFFECT, PATIENCE, Part, Severity,
+            TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, differences, made_by, refusal,
         },
         migrate::{Applied, POSTGRES},
         row::answering,
@@ -73,8 +73,10 @@ impl PgKeyStore {
     /// `clock` is this machine's, to be compared with the database's.
     pub async fn diagnose(&self, clock: &impl Clock) -> Vec<Finding> {
         let mut findings = Vec::new();
-        if let Err(error) = self.examine(clock, &mut findings).await {
-            findings.push(Finding::blocked("database", &error));
+        match timeout(PATIENCE, self.examine(clock, &mut findings)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => findings.push(Finding::blocked("database", &error)),
+            Err(_) => findings.push(Finding::late()),
         }
         findings
     }
@@ -342,11 +344,17 @@ async fn structure(
     history: History,
     findings: &mut Vec<Finding>,
 ) -> sqlx::Result<Vec<Difference>> {
-    let mut transaction = connection.begin().await?;
-    raw_sql("set local search_path = pg_catalog").execute(&mut *transaction).await?;
-    let parts = query_as(include_str!("catalog.sql")).bind(schema);
-    let rows: Vec<(String, String, String, String)> = parts.fetch_all(&mut *transaction).await?;
-    transaction.rollback().await?;
+    let rows = match parts(connection, schema).await {
+        Ok(rows) => rows,
+        Err(error) if error.as_database_error().is_some() => {
+            let detail = format!("the tables could not be compared with the migrations: {error}");
+            let advice = "another session keeps rows or tables locked: see `pg_locks` and \
+                `pg_stat_activity`";
+            findings.push(Finding::warning("tables", detail, advice));
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(error),
+    };
     let part = |(kind, relation, name, definition)| Part { kind, relation, name, definition };
     let found: Vec<_> = rows.into_iter().map(part).collect();
     let mut expected = expected();
@@ -368,6 +376,19 @@ async fn structure(
         findings.push(Finding::of_parts(check, kinds, &expected, &differences, advice));
     }
     Ok(differences)
+}
+
+type Parts = Vec<(String, String, String, String)>;
+
+async fn parts(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Parts> {
+    let mut transaction = connection.begin().await?;
+    // To write a definition out takes a lock, too.
+    let settings = "set local search_path = pg_catalog; set local lock_timeout = '2s'";
+    raw_sql(settings).execute(&mut *transaction).await?;
+    let parts = query_as(include_str!("catalog.sql")).bind(schema);
+    let parts = parts.fetch_all(&mut *transaction).await?;
+    transaction.rollback().await?;
+    Ok(parts)
 }
 
 /// The parts that the migrations make.
@@ -695,7 +716,7 @@ order by part";
 impl Rehearse for PgTransaction {
     async fn prepare(&mut self) -> Result<(), StoreError> {
         // A policy that hides rows is an error then.
-        let settings = "set local row_security = off; set local lock_timeout = '5s'";
+        let settings = "set local row_security = off; set local lock_timeout = '2s'";
         raw_sql(settings).execute(self.connection()?).await.map_err(failed)?;
         Ok(())
     }

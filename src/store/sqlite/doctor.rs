@@ -4,6 +4,7 @@ use sqlx::{
     SqliteConnection, query_as, query_scalar, raw_sql,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
+use tokio::time::timeout;
 
 use super::{
     SqliteKeyStore, SqliteTransaction, changes_since, error::failed, find, flush_usage, get,
@@ -17,8 +18,8 @@ use crate::{
         Changes, EventPage, EventQuery, Horizon, KeyPage, KeyQuery, StoreError, StoreErrorKind,
         Usage,
         doctor::{
-            Difference, Finding, History, INDEXES_GONE, NO_EFFECT, Part, Severity, TABLES_DIFFER,
-            TRIGGERS_GONE, UNREADABLE, differences, made_by, refusal,
+            Difference, Finding, History, INDEXES_GONE, NO_EFFECT, PATIENCE, Part, Severity,
+            TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, differences, made_by, refusal,
         },
         migrate::{Applied, SQLITE},
         trial::{Rehearse, rehearse},
@@ -35,8 +36,10 @@ impl SqliteKeyStore {
     /// noticed; no [`Warning`](Severity::Warning) in addition, that keys can be managed.
     pub async fn diagnose(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
-        if let Err(error) = self.examine(&mut findings).await {
-            findings.push(Finding::blocked("database", &error));
+        match timeout(PATIENCE, self.examine(&mut findings)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => findings.push(Finding::blocked("database", &error)),
+            Err(_) => findings.push(Finding::late()),
         }
         findings
     }
