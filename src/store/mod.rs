@@ -63,6 +63,8 @@ mod postgres;
 mod row;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod trial;
 
 use std::{error::Error, fmt, future::Future, sync::Arc, time::SystemTime};
 

@@ -14,9 +14,11 @@ use super::{
 
 /// Say what is wrong with the database, and what to do
 ///
-/// Looks at the tables' version, triggers, indexes, the rights of the role, the clocks, whether
-/// notifications arrive, and what a pooler in between does. It changes nothing. Exit code 6 is a
-/// problem; warnings are 0.
+/// Performs what a service does, in transactions that are rolled back, and checks the tables, their
+/// triggers and indexes, the rights of this role and of others, row-level security, the search path,
+/// the clocks, whether notifications arrive, and what a pooler in between does. It changes nothing.
+/// Exit code 6 is a problem: keys are not let in, or changes of them go unnoticed. Warnings are 0:
+/// keys are let in, but something else does not work.
 #[derive(Args, Debug)]
 pub(crate) struct Doctor {}
 

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use sqlx::{Row as _, postgres::PgRow, query};
+use sqlx::{PgConnection, Row as _, postgres::PgRow, query};
 use tokio::{
     runtime::{Handle, Id},
     select,
@@ -20,7 +20,7 @@ use super::{
     lease::Lease,
     lookup_pool::LookupPool,
     record::{columns, record_of},
-    schema::SchemaCell,
+    schema::{SchemaCell, Statements},
 };
 use crate::{
     key::KeyHash,
@@ -176,33 +176,12 @@ impl Batcher {
         hashes: &[KeyHash],
         kept: &mut Option<Lease>,
     ) -> Result<HashMap<KeyHash, Answer>, StoreError> {
-        let mut found: HashMap<_, Answer> = hashes.iter().map(|hash| (*hash, Ok(None))).collect();
         let mut lease = match kept.take() {
             Some(lease) => lease,
             None => self.pool.lease().await?,
         };
         let statements = self.schema.statements(&mut lease).await?;
-        let find = match hashes {
-            [hash] => query(statements.find.clone()).bind(*hash.as_bytes()),
-            _ => {
-                let hashes = found.keys().map(|hash| *hash.as_bytes()).collect::<Vec<_>>();
-                query(statements.find_many.clone()).bind(hashes)
-            }
-        };
-        let rows = find.fetch_all(&mut *lease).await.map_err(failed)?;
-        let first = rows.first().ok_or_else(|| corrupt("the answer to a look-up"))?;
-        for row in &rows {
-            let hash: Option<[u8; 32]> = row.try_get("key_hash").map_err(failed)?;
-            let Some(hash) = hash.map(KeyHash::from_bytes) else { continue };
-            // A key that it should have been the record of is not to count as unknown.
-            let other = || corrupt("the answer to another look-up");
-            *found.get_mut(&hash).ok_or_else(other)? = found_in(row);
-        }
-        let role: Option<String> = first.try_get("keys_hidden_from").map_err(failed)?;
-        if let Some(role) = role {
-            let unknown = found.values_mut().filter(|found| matches!(found, Ok(None)));
-            unknown.for_each(|found| *found = Err(hidden("api_keys", &role)));
-        }
+        let found = find_on(&mut lease, &statements, hashes).await?;
         self.schema.confirm(&statements);
         // A connection that has brought what makes no sense may be the reason.
         *kept = found.values().all(Result::is_ok).then_some(lease);
@@ -212,6 +191,37 @@ impl Batcher {
     fn queues(&self) -> MutexGuard<'_, HashMap<Id, Queue>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is known of each key, by one statement.
+pub(super) async fn find_on(
+    connection: &mut PgConnection,
+    statements: &Statements,
+    hashes: &[KeyHash],
+) -> Result<HashMap<KeyHash, Answer>, StoreError> {
+    let mut found: HashMap<_, Answer> = hashes.iter().map(|hash| (*hash, Ok(None))).collect();
+    let find = match hashes {
+        [hash] => query(statements.find.clone()).bind(*hash.as_bytes()),
+        _ => {
+            let hashes = found.keys().map(|hash| *hash.as_bytes()).collect::<Vec<_>>();
+            query(statements.find_many.clone()).bind(hashes)
+        }
+    };
+    let rows = find.fetch_all(connection).await.map_err(failed)?;
+    let first = rows.first().ok_or_else(|| corrupt("the answer to a look-up"))?;
+    for row in &rows {
+        let hash: Option<[u8; 32]> = row.try_get("key_hash").map_err(failed)?;
+        let Some(hash) = hash.map(KeyHash::from_bytes) else { continue };
+        // A key that it should have been the record of is not to count as unknown.
+        let other = || corrupt("the answer to another look-up");
+        *found.get_mut(&hash).ok_or_else(other)? = found_in(row);
+    }
+    let role: Option<String> = first.try_get("keys_hidden_from").map_err(failed)?;
+    if let Some(role) = role {
+        let unknown = found.values_mut().filter(|found| matches!(found, Ok(None)));
+        unknown.for_each(|found| *found = Err(hidden("api_keys", &role)));
+    }
+    Ok(found)
 }
 
 /// The key of a row, with the limits of its plan.

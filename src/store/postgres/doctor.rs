@@ -1,17 +1,31 @@
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, SystemTime},
+};
 
 use sqlx::{
     ConnectOptions as _, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions,
-    query_scalar, raw_sql,
+    query_as, query_scalar, raw_sql,
 };
 
-use super::{PgChangeFeed, PgKeyStore};
+use super::{
+    PgChangeFeed, PgKeyStore, PgTransaction, batch, changes_since, error::failed, get,
+    last_used_at, list, plans, usage,
+};
 use crate::{
     clock::Clock,
+    key::KeyHash,
+    rate_limit::RateLimits,
+    record::{KeyId, KeyRecord},
     store::{
-        ChangeFeed as _, StoreError,
-        doctor::{Finding, INDEXES_GONE, Severity, TRIGGERS_GONE, made_by},
+        ChangeFeed as _, Changes, EventPage, EventQuery, Horizon, KeyPage, KeyQuery, StoreError,
+        StoreErrorKind, Usage,
+        doctor::{
+            Difference, Finding, History, INDEXES_GONE, NO_EFFECT, PATIENCE, Part, Severity,
+            TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, differences, made_by, refusal,
+        },
         migrate::{Applied, POSTGRES},
+        trial::{Need, Rehearse, rehearse},
     },
 };
 
@@ -32,16 +46,22 @@ impl PgKeyStore {
         Self::builder().connect_briefly(url).await
     }
 
-    /// Looks at everything that looking keys up, changing them and hearing of changes depends on,
-    /// and changes nothing. What cannot be looked at is a finding, too.
+    /// Performs every operation of a service in transactions that are rolled back, and checks
+    /// everything else that look-ups, changes and the feed depend on: the tables, their triggers and
+    /// indexes, the rights of the role and of others, row-level security, the search path, the
+    /// clocks, a pooler in between. It changes nothing and notifies nobody; the sequence of
+    /// `api_key_events` has a gap afterwards. What cannot be checked is a finding, too.
+    ///
+    /// No [`Problem`](Severity::Problem) means that keys are looked up and that changes of them are
+    /// noticed; no [`Warning`](Severity::Warning) in addition, that keys can be managed.
     ///
     /// `clock` is this machine's, to be compared with the database's.
     pub async fn diagnose(&self, clock: &impl Clock) -> Vec<Finding> {
         let mut findings = Vec::new();
-        if let Err(error) = self.examine(clock, &mut findings).await {
-            let advice = "is the database running, and may this role look at its tables? What \
-                was not looked at may be wrong, too";
-            findings.push(Finding::problem("database", error.to_string(), advice));
+        match timeout(PATIENCE, self.examine(clock, &mut findings)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => findings.push(Finding::blocked("database", &error)),
+            Err(_) => findings.push(Finding::late()),
         }
         findings
     }
@@ -49,24 +69,41 @@ impl PgKeyStore {
     async fn examine(&self, clock: &impl Clock, findings: &mut Vec<Finding>) -> sqlx::Result<()> {
         let options = self.pool().connect_options();
         let connection = &mut options.connect().await?;
-        findings.push(server(connection).await?);
+        let is_standby = server(connection, findings).await?;
         findings.push(skew(connection, clock).await?);
-        findings.push(pooler(connection, &options).await?);
-        let schema = schema(connection).await?;
-        let migrated = schema.severity == Severity::Ok;
-        findings.push(schema);
-        if !migrated {
+        let pooler = pooler(connection, &options).await?;
+        let mixes_statements = pooler.severity == Severity::Problem;
+        findings.push(pooler);
+        if mixes_statements {
+            findings.push(self.listener().await);
             return Ok(());
         }
-        let triggers = names(connection, TRIGGERS).await?;
-        let expected = made_by(POSTGRES, "trigger");
-        findings.push(Finding::of_parts("triggers", &expected, &triggers, TRIGGERS_GONE));
-        let indexes = names(connection, INDEXES).await?;
-        let mut expected = made_by(POSTGRES, "index");
-        expected.extend(["api_keys_pkey", "api_keys_key_hash_key", "api_key_plans_pkey"]);
-        findings.push(Finding::of_parts("indexes", &expected, &indexes, INDEXES_GONE));
-        findings.push(rights(connection).await?);
-        findings.push(self.listener().await);
+
+        let place = Place::find(connection).await?;
+        findings.extend(place.findings());
+        let history = history(connection, &place, findings).await?;
+        let Some(schema) = place.schema() else { return Ok(()) };
+        if matches!(history, History::Missing | History::Broken) {
+            return Ok(());
+        }
+        let differences = structure(connection, schema, history, findings).await?;
+        findings.push(row_security(connection, schema).await?);
+        let lacking = Lacking::find(connection, schema).await?;
+        findings.push(others(connection, schema).await?);
+
+        let listener = self.listener().await;
+        let hears = listener.severity == Severity::Ok;
+        findings.push(listener);
+        // Tables that are not ours would fail every operation.
+        let is_unusable = differences.iter().any(Difference::is_of_a_table);
+        if is_unusable {
+            findings.extend(lacking.findings(true));
+            return Ok(());
+        }
+        let failures = rehearse(self, is_standby).await;
+        findings.extend(lacking.findings(!failures.is_empty()));
+        let advise = |need, error: &StoreError| lacking.advise(need, error);
+        findings.extend(Finding::of_trial(&failures, hears, advise));
         Ok(())
     }
 
@@ -85,21 +122,23 @@ impl PgKeyStore {
     }
 }
 
-async fn server(connection: &mut PgConnection) -> sqlx::Result<Finding> {
+/// Whether it is a standby.
+async fn server(connection: &mut PgConnection, findings: &mut Vec<Finding>) -> sqlx::Result<bool> {
     let asked = "select current_setting('server_version_num')::int, pg_is_in_recovery()";
     let row = raw_sql(asked).fetch_one(connection).await?;
     let (version, standby): (i32, bool) = (row.try_get(0)?, row.try_get(1)?);
     let (major, minor) = (version / 10_000, version % 10_000);
-    if major < 14 {
+    findings.push(if major < 14 {
         let detail = format!("PostgreSQL {major}.{minor}");
-        return Ok(Finding::problem("server", detail, "PostgreSQL 14 or later is needed"));
-    }
-    if standby {
+        Finding::problem("server", detail, "PostgreSQL 14 or later is needed")
+    } else if standby {
         let advice = "a standby serves look-ups; keys are changed on the primary, and changes are \
             heard by a `PollingChangeFeed`";
-        return Ok(Finding::warning("server", "this is a standby", advice));
-    }
-    Ok(Finding::ok("server", format!("PostgreSQL {major}.{minor}")))
+        Finding::warning("server", "this is a standby", advice)
+    } else {
+        Finding::ok("server", format!("PostgreSQL {major}.{minor}"))
+    });
+    Ok(standby)
 }
 
 async fn skew(connection: &mut PgConnection, clock: &impl Clock) -> sqlx::Result<Finding> {
@@ -156,59 +195,554 @@ async fn backend(connection: &mut PgConnection) -> sqlx::Result<i32> {
     raw_sql("select pg_backend_pid()").fetch_one(connection).await?.try_get(0)
 }
 
-/// Without a prepared statement, which an old pooler may have mixed up.
-async fn names(connection: &mut PgConnection, asked: &'static str) -> sqlx::Result<Vec<String>> {
-    let rows = raw_sql(asked).fetch_all(connection).await?;
-    rows.iter().map(|row| row.try_get(0)).collect()
+/// Where the tables are, as names are resolved without a schema.
+struct Place {
+    /// The tables of our names that anything in the database has.
+    tables: Vec<Table>,
+    role: String,
 }
 
-async fn schema(connection: &mut PgConnection) -> sqlx::Result<Finding> {
-    let begun = raw_sql("select to_regclass('_api_key_migrations') is not null");
-    let mut history: Vec<Applied> = Vec::new();
-    if begun.fetch_one(&mut *connection).await?.try_get(0)? {
-        let applied = raw_sql("select version, checksum from _api_key_migrations");
-        for row in applied.fetch_all(connection).await? {
-            history.push((row.try_get(0)?, row.try_get(1)?));
+struct Table {
+    name: String,
+    schema: String,
+    /// Whether its name alone means this one.
+    is_visible: bool,
+    /// Whether its schema is on the search path.
+    is_on_path: bool,
+}
+
+const HISTORY: &str = "_api_key_migrations";
+
+impl Place {
+    async fn find(connection: &mut PgConnection) -> sqlx::Result<Self> {
+        let role = query_scalar("select current_user::text").fetch_one(&mut *connection).await?;
+        let rows: Vec<(String, String, bool, bool)> =
+            query_as(TABLES).bind(tables()).fetch_all(connection).await?;
+        let table =
+            |(name, schema, is_visible, is_on_path)| Table { name, schema, is_visible, is_on_path };
+        Ok(Self { tables: rows.into_iter().map(table).collect(), role })
+    }
+
+    /// The one place that says which schema is examined: that of the history, else of the keys.
+    fn schema(&self) -> Option<&str> {
+        let of = |name| self.tables.iter().find(|it| it.is_visible && it.name == name);
+        of(HISTORY).or_else(|| of("api_keys")).map(|table| table.schema.as_str())
+    }
+
+    fn has_keys(&self) -> bool {
+        self.tables.iter().any(|table| table.is_visible && table.name == "api_keys")
+    }
+
+    /// One set of tables is fine, and two that are told apart by the search path.
+    fn findings(&self) -> Option<Finding> {
+        const CHECK: &str = "search path";
+        let schemas = |keep: fn(&Table) -> bool| {
+            let kept = self.tables.iter().filter(|table| keep(table));
+            kept.map(|table| table.schema.as_str()).collect::<BTreeSet<_>>()
+        };
+        let visible = schemas(|table| table.is_visible);
+        let on_path = schemas(|table| table.is_on_path);
+        let list =
+            |schemas: &BTreeSet<&str>| schemas.iter().copied().collect::<Vec<_>>().join(", ");
+        let advice = "name one schema (`search_path` in the options of the URL, or a role's \
+            default), and move the tables there or drop those that are not used: `alter table … \
+            set schema …`";
+        if visible.len() > 1 {
+            let tables = self.tables.iter().filter(|table| table.is_visible);
+            let tables: Vec<_> =
+                tables.map(|table| format!("{}.{}", table.schema, table.name)).collect();
+            let detail = format!("the tables are in several schemas: {}", tables.join(", "));
+            return Some(Finding::problem(CHECK, detail, advice));
+        }
+        if on_path.len() > 1 {
+            let used = list(&visible);
+            let hidden: BTreeSet<_> = on_path.difference(&visible).copied().collect();
+            let detail = format!(
+                "there are two sets of tables: {used} is in front on the search path and hides {}",
+                list(&hidden)
+            );
+            return Some(Finding::problem(CHECK, detail, advice));
+        }
+        let Some(schema) = visible.first() else {
+            let elsewhere = schemas(|_| true);
+            if elsewhere.is_empty() {
+                return None;
+            }
+            let elsewhere = list(&elsewhere);
+            let detail = format!("there are tables in {elsewhere}, out of this role's sight");
+            let advice = format!(
+                "put that schema on the search path, and grant usage on schema {elsewhere} to {}",
+                self.role
+            );
+            return Some(Finding::problem(CHECK, detail, advice));
+        };
+        Some(Finding::ok(CHECK, format!("one set of tables, in schema {schema}")))
+    }
+}
+
+const TABLES: &str = "
+select
+    relname::text, nspname::text, pg_table_is_visible(pg_class.oid),
+    nspname = any(current_schemas(false))
+from pg_class
+join pg_namespace on pg_namespace.oid = relnamespace
+where relname = any($1) and relkind in ('r', 'p', 'v', 'm', 'f')
+    and not starts_with(nspname, 'pg_temp_')
+order by nspname, relname";
+
+/// Our tables, and their history.
+fn tables() -> Vec<&'static str> {
+    made_by(POSTGRES, "table").into_iter().chain([HISTORY]).collect()
+}
+
+async fn history(
+    connection: &mut PgConnection,
+    place: &Place,
+    findings: &mut Vec<Finding>,
+) -> sqlx::Result<History> {
+    let mut applied: Vec<Applied> = Vec::new();
+    if place.tables.iter().any(|table| table.is_visible && table.name == HISTORY) {
+        let asked = "select version, checksum from _api_key_migrations";
+        match query_as(asked).fetch_all(&mut *connection).await {
+            Ok(rows) => applied = rows,
+            Err(error) if error.as_database_error().is_some() => {
+                let detail = format!("the history of the tables is not readable: {error}");
+                let advice = format!("grant select on {HISTORY} to {}", place.role);
+                findings.push(Finding::warning("schema", detail, advice));
+                return Ok(History::Foreign);
+            }
+            Err(error) => return Err(error),
         }
     }
-    Ok(Finding::of_history(POSTGRES, &history))
+    let (history, finding) = History::of(POSTGRES, &applied, place.has_keys());
+    findings.push(finding);
+    Ok(history)
 }
 
-const TRIGGERS: &str = "
-select tgname::text from pg_trigger
-join pg_class on pg_class.oid = tgrelid
-where tgenabled in ('O', 'A') and not tgisinternal
-and relnamespace = (select relnamespace from pg_class where oid = to_regclass('api_keys'))";
-
-const INDEXES: &str = "
-select relname::text from pg_index
-join pg_class on pg_class.oid = indexrelid
-where indisvalid and indisready
-and relnamespace = (select relnamespace from pg_class where oid = to_regclass('api_keys'))";
-
-async fn rights(connection: &mut PgConnection) -> sqlx::Result<Finding> {
-    let lacking = names(connection, RIGHTS).await?;
-    if lacking.is_empty() {
-        return Ok(Finding::ok("rights", "this role may look keys up, change them and prune them"));
+/// Compares the tables, and what hangs on them, with what the migrations make.
+///
+/// What that is was read from a database, and a test holds it against the migrations: most roles may
+/// not make a schema to compare with.
+async fn structure(
+    connection: &mut PgConnection,
+    schema: &str,
+    history: History,
+    findings: &mut Vec<Finding>,
+) -> sqlx::Result<Vec<Difference>> {
+    let rows = match parts(connection, schema).await {
+        Ok(rows) => rows,
+        Err(error) if error.as_database_error().is_some() => {
+            let detail = format!("the tables could not be compared with the migrations: {error}");
+            let advice = "another session keeps rows or tables locked: see `pg_locks` and \
+                `pg_stat_activity`";
+            findings.push(Finding::warning("tables", detail, advice));
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(error),
+    };
+    let part = |(kind, relation, name, definition)| Part { kind, relation, name, definition };
+    let found: Vec<_> = rows.into_iter().map(part).collect();
+    let mut expected = expected();
+    if history == History::Foreign {
+        // Said by another finding.
+        expected.retain(|part| part.relation != HISTORY);
     }
-    let detail = format!("this role lacks: {}", lacking.join(", "));
-    let needed = ["select on api_keys", "select on api_key_plans"];
-    if lacking.iter().any(|right| needed.contains(&right.as_str())) {
-        let advice = "without it no key is let in: grant select on api_keys and api_key_plans";
-        return Ok(Finding::problem("rights", detail, advice));
+    let mut differences = differences(&expected, &found);
+    if history == History::Newer {
+        // A newer release may have replaced it.
+        differences.iter_mut().for_each(|it| it.severity = Severity::Warning);
     }
-    let advice = "fine for a service that only looks keys up (it writes api_key_usage); who \
-        manages keys needs all of them";
-    Ok(Finding::warning("rights", detail, advice))
+    for (check, kinds, advice) in [
+        ("tables", ["column", "constraint"].as_slice(), TABLES_DIFFER),
+        ("triggers", &["trigger"], TRIGGERS_GONE),
+        ("functions", &["function"], TRIGGERS_GONE),
+        ("indexes", &["index"], INDEXES_GONE),
+    ] {
+        findings.push(Finding::of_parts(check, kinds, &expected, &differences, advice));
+    }
+    Ok(differences)
 }
 
+type Parts = Vec<(String, String, String, String)>;
+
+async fn parts(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Parts> {
+    let mut transaction = connection.begin().await?;
+    // To write a definition out takes a lock, too.
+    let settings = "set local search_path = pg_catalog; set local lock_timeout = '2s'";
+    raw_sql(settings).execute(&mut *transaction).await?;
+    let parts = query_as(include_str!("catalog.sql")).bind(schema);
+    let parts = parts.fetch_all(&mut *transaction).await?;
+    transaction.rollback().await?;
+    Ok(parts)
+}
+
+/// The parts that the migrations make.
+fn expected() -> Vec<Part> {
+    let part = |line: &str| {
+        let mut fields = line.splitn(4, '\t').map(str::to_owned);
+        Some(Part {
+            kind: fields.next()?,
+            relation: fields.next()?,
+            name: fields.next()?,
+            definition: fields.next()?,
+        })
+    };
+    include_str!("catalog.txt").lines().filter_map(part).collect()
+}
+
+/// Row-level security leaves rows out and says nothing: a key that is left out is an unknown one.
+async fn row_security(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Finding> {
+    const CHECK: &str = "row security";
+    let asked = query_as(ROW_SECURITY).bind(schema).bind(tables());
+    let hidden: Vec<(String, String)> = asked.fetch_all(connection).await?;
+    if hidden.is_empty() {
+        return Ok(Finding::ok(CHECK, "no policy hides rows from this role"));
+    }
+    let said: Vec<_> = hidden.iter().map(|(table, role)| format!("{table} from {role}")).collect();
+    let detail = format!("row-level security may hide rows of {}", said.join(", "));
+    let tables: BTreeSet<_> = hidden.iter().map(|(table, _)| table).collect();
+    let disable: Vec<_> = tables
+        .iter()
+        .map(|table| {
+            format!(
+                "`alter table {schema}.{table} disable row level security, no force row level \
+                security`"
+            )
+        })
+        .collect();
+    let advice = format!(
+        "a hidden key is turned away as an unknown one. Switch it off: {}. Or let the role see all \
+        rows: `alter role … bypassrls`",
+        disable.join("; ")
+    );
+    Ok(Finding::problem(CHECK, detail, advice))
+}
+
+// Triggers read and write with the rights of the owner of their functions.
+const ROW_SECURITY: &str = "
+select relname::text, rolname::text
+from pg_class
+cross join (
+    select rolname, pg_roles.oid, rolsuper or rolbypassrls as sees_all
+    from pg_roles
+    where rolname = current_user or pg_roles.oid in (
+        select proowner from pg_trigger
+        join pg_class on pg_class.oid = tgrelid
+        join pg_proc on pg_proc.oid = tgfoid
+        where prosecdef and not tgisinternal and relname = any($2)
+            and relnamespace = (select oid from pg_namespace where nspname = $1)
+    )
+) as reader
+where relnamespace = (select oid from pg_namespace where nspname = $1) and relname = any($2)
+    and relrowsecurity and not sees_all
+    and (relforcerowsecurity or not pg_has_role(reader.oid, relowner, 'USAGE'))
+order by relname, rolname";
+
+/// The rights that managing keys takes and this role lacks, by table.
+struct Lacking {
+    rights: BTreeMap<String, Vec<String>>,
+    role: String,
+    schema: String,
+}
+
+impl Lacking {
+    async fn find(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Self> {
+        let role =
+            query_scalar("select quote_ident(current_user)").fetch_one(&mut *connection).await?;
+        let rows: Vec<(String, String)> =
+            query_as(RIGHTS).bind(schema).fetch_all(connection).await?;
+        let mut rights = BTreeMap::<_, Vec<_>>::new();
+        for (table, right) in rows {
+            rights.entry(table).or_default().push(right);
+        }
+        Ok(Self { rights, role, schema: schema.to_owned() })
+    }
+
+    /// `matters`: something does not work.
+    fn findings(&self, matters: bool) -> Vec<Finding> {
+        const CHECK: &str = "rights";
+        if self.rights.is_empty() || !matters {
+            let detail = "this role may look keys up, change them and prune them";
+            return vec![Finding::ok(CHECK, detail)];
+        }
+        let mut findings = Vec::new();
+        let select = "select".to_owned();
+        let blind = ["api_keys", "api_key_plans"].into_iter();
+        let blind = blind.filter(|it| self.rights.get(*it).is_some_and(|it| it.contains(&select)));
+        let blind: Vec<_> = blind.collect();
+        if !blind.is_empty() {
+            let detail = format!("this role lacks: select on {}", blind.join(", select on "));
+            let grants: Vec<_> =
+                blind.iter().filter_map(|table| self.grant(table, Need::LookUps)).collect();
+            let advice = format!("without it no key is let in: {}", grants.join("; "));
+            findings.push(Finding::problem(CHECK, detail, advice));
+        }
+        let lacking: Vec<_> = self
+            .rights
+            .iter()
+            .flat_map(|(table, rights)| rights.iter().map(move |it| format!("{it} on {table}")))
+            .collect();
+        let detail = format!("this role lacks: {}", lacking.join(", "));
+        let tables = self.rights.keys();
+        let grants: Vec<_> =
+            tables.filter_map(|table| self.grant(table, Need::Management)).collect();
+        let advice = format!(
+            "fine for a service that only looks keys up (it writes api_key_usage). To manage keys: \
+            {}",
+            grants.join("; ")
+        );
+        findings.push(Finding::warning(CHECK, detail, advice));
+        findings
+    }
+
+    /// The statement that grants what is lacking. Look-ups and polling only read.
+    fn grant(&self, table: &str, need: Need) -> Option<String> {
+        let rights = self.rights.get(table)?;
+        let rights = match need {
+            Need::LookUps | Need::Feed => "select".to_owned(),
+            Need::Management => rights.join(", "),
+        };
+        Some(format!("grant {rights} on {}.{table} to {}", self.schema, self.role))
+    }
+
+    /// What to do about an error of a statement.
+    fn advise(&self, need: Need, error: &StoreError) -> String {
+        let Some(refusal) = refusal(error) else {
+            return match error.kind() {
+                StoreErrorKind::Corrupt => UNREADABLE,
+                StoreErrorKind::Unavailable => {
+                    "is the database running, and does it answer in time?"
+                }
+                _ => NO_EFFECT,
+            }
+            .to_owned();
+        };
+        let message = refusal.message.as_str();
+        let denied = message.strip_prefix("permission denied for table ");
+        match refusal.code.as_str() {
+            "42501" if message.contains("row-level security") => {
+                "switch row-level security off for this table, or let the role see all rows \
+                (`alter role … bypassrls`)"
+                    .to_owned()
+            }
+            "42501" => denied.and_then(|table| self.grant(table, need)).unwrap_or_else(|| {
+                format!(
+                    "grant the right that the message names to {}, or to the owner of the \
+                    function whose trigger was denied",
+                    self.role
+                )
+            }),
+            "25006" => format!(
+                "connect to the primary; where this is one, look for \
+                `default_transaction_read_only` (`alter role {} reset …`, `alter database … reset \
+                …`, the URL's options, postgresql.conf)",
+                self.role
+            ),
+            "42P01" | "42703" | "42883" | "42P10" => {
+                "bring the tables to what the library's migrations make, in the first schema of the \
+                search path: `api-key migrate`"
+                    .to_owned()
+            }
+            code if code.starts_with("53") => {
+                "make room: on the disk, in memory or among the connections".to_owned()
+            }
+            code if code.starts_with("55") || code.starts_with("57") => {
+                "another session keeps rows or tables locked: see `pg_locks` and `pg_stat_activity`"
+                    .to_owned()
+            }
+            code if code.starts_with("23") => {
+                "a constraint of the application's refuses what the library writes: drop it, or \
+                make it fit"
+                    .to_owned()
+            }
+            _ => "the message is the database's own, of a statement that the library needs: change \
+                what it names"
+                .to_owned(),
+        }
+    }
+}
+
+// To lock a row, as sweeping does, takes the right to update it.
 const RIGHTS: &str = "
-select needed || ' on ' || name
+select relname::text, needed
 from (values
+    ('_api_key_migrations', array['select']),
     ('api_keys', array['select', 'insert', 'update', 'delete']),
     ('api_key_plans', array['select', 'insert', 'update', 'delete']),
-    ('api_key_usage', array['select', 'insert', 'update']),
+    ('api_key_usage', array['select', 'insert', 'update', 'delete']),
     ('api_key_changes', array['select']),
-    ('api_key_events', array['select', 'insert'])
-) as tables (name, rights), unnest(rights) as needed
-where to_regclass(name) is not null and not has_table_privilege(to_regclass(name), needed)";
+    ('api_key_events', array['select', 'insert']),
+    ('api_key_requests', array['select', 'insert', 'update', 'delete']),
+    ('api_key_scopes', array['select'])
+) as tables (name, rights)
+cross join unnest(rights) as needed
+join pg_class on relname = name
+where relnamespace = (select oid from pg_namespace where nspname = $1)
+    and not has_table_privilege(pg_class.oid, needed)";
+
+/// Others than the owner and this role that may write to the tables: one that may write to
+/// `api_keys` can make itself a key with every scope.
+async fn others(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Finding> {
+    const CHECK: &str = "grants";
+    let asked = query_as(GRANTEES).bind(schema).bind(tables());
+    let rows: Vec<(String, bool, String, String)> = asked.fetch_all(&mut *connection).await?;
+    let asked = query_as(OWNERS).bind(schema).bind(tables());
+    let owned: Vec<(String, String)> = asked.fetch_all(connection).await?;
+
+    // Grantee and how it came by the right; rights; tables.
+    let mut granted = BTreeMap::<(String, bool), (BTreeSet<String>, BTreeSet<String>)>::new();
+    let mut everybody = false;
+    for (grantee, directly, table, right) in rows {
+        everybody |= grantee == "public" && ["api_keys", "api_key_plans"].contains(&&*table);
+        let (rights, tables) = granted.entry((grantee, directly)).or_default();
+        rights.insert(right.to_ascii_lowercase());
+        tables.insert(table);
+    }
+    if granted.is_empty() && owned.is_empty() {
+        let detail = "nobody but the owner and this role may write to the tables";
+        return Ok(Finding::ok(CHECK, detail));
+    }
+    let list = |of: &BTreeSet<String>| of.iter().cloned().collect::<Vec<_>>().join(", ");
+    let (mut said, mut revoke) = (Vec::new(), Vec::new());
+    for ((grantee, directly), (rights, tables)) in &granted {
+        let (rights, names) = (list(rights), list(tables));
+        if *directly {
+            let tables: Vec<_> = tables.iter().map(|table| format!("{schema}.{table}")).collect();
+            said.push(format!("{grantee} may {rights} on {names}"));
+            revoke.push(format!("revoke {rights} on {} from {grantee}", tables.join(", ")));
+        } else {
+            said.push(format!("{grantee}, through another role, may {rights} on {names}"));
+            revoke.push(format!("revoke the membership of {grantee}"));
+        }
+    }
+    for (owner, part) in &owned {
+        said.push(format!("{owner} owns {part}"));
+        revoke.push(format!("alter {part} owner to the owner of api_keys"));
+    }
+    let detail = format!("others than the owner and this role: {}", said.join("; "));
+    let advice = format!(
+        "a role that may write to the keys can make itself one with every scope. Unless it is a \
+        service of yours: {}",
+        revoke.join("; ")
+    );
+    if everybody {
+        return Ok(Finding::problem(CHECK, detail, advice));
+    }
+    Ok(Finding::warning(CHECK, detail, advice))
+}
+
+// A superuser is a member of every role, and may do everything anyway. What a grant to PUBLIC gives
+// to a role is not said of each of them.
+const GRANTEES: &str = "
+with tables as (
+    select oid, relname, relowner, coalesce(relacl, acldefault('r', relowner)) as acl
+    from pg_class
+    where relnamespace = (select oid from pg_namespace where nspname = $1) and relname = any($2)
+), direct as (
+    select oid, relname, relowner, grantee, privilege_type
+    from tables cross join aclexplode(acl)
+    union
+    select tables.oid, relname, relowner, grantee, privilege_type
+    from tables
+    join pg_attribute on attrelid = tables.oid
+    cross join aclexplode(attacl)
+), writing as (
+    select unnest(array['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) as privilege_type
+), granted as (
+    select relname, relowner, grantee, true as directly, privilege_type
+    from direct natural join writing
+    union
+    select relname, relowner, pg_roles.oid, false, privilege_type
+    from tables cross join writing cross join pg_roles
+    where rolcanlogin and not rolsuper and has_table_privilege(pg_roles.oid, tables.oid, privilege_type)
+        and not exists (
+            select from direct
+            where direct.oid = tables.oid and direct.privilege_type = writing.privilege_type
+                and grantee in (0, pg_roles.oid)
+        )
+)
+select
+    case grantee when 0 then 'public' else quote_ident(rolname) end, directly, relname::text,
+    privilege_type
+from granted
+left join pg_roles on pg_roles.oid = grantee
+where grantee = 0 or (
+    not rolsuper and rolname <> current_user
+    and not pg_has_role(grantee, relowner, 'USAGE')
+    and not (
+        pg_has_role(current_user, grantee, 'USAGE')
+        and not (select rolsuper from pg_roles where rolname = current_user)
+    )
+)";
+
+const OWNERS: &str = "
+with home as (
+    select relowner, relnamespace from pg_class
+    where relnamespace = (select oid from pg_namespace where nspname = $1) and relname = 'api_keys'
+), parts as (
+    select pg_class.relowner as owner, 'table ' || relname as part
+    from pg_class join home using (relnamespace)
+    where relname = any($2)
+    union
+    select proowner, 'function ' || proname || '()'
+    from pg_trigger
+    join pg_class on pg_class.oid = tgrelid
+    join pg_proc on pg_proc.oid = tgfoid
+    join home using (relnamespace)
+    where relname = any($2) and not tgisinternal
+)
+select quote_ident(rolname), part
+from parts
+join pg_roles on pg_roles.oid = owner
+where owner <> (select relowner from home) and not rolsuper and rolname <> current_user
+order by part";
+
+/// Look-ups and changes in one transaction.
+impl Rehearse for PgTransaction {
+    async fn find(&mut self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        let (connection, statements) = self.parts()?;
+        // In the statement for several keys, too. What is under no key's hash is not there.
+        let other = KeyHash::from_bytes([0; 32]);
+        batch::find_on(connection, &statements, &[*hash, other]).await?;
+        let mut found = batch::find_on(connection, &statements, &[*hash]).await?;
+        found.remove(hash).unwrap_or(Ok(None))
+    }
+
+    async fn get(&mut self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
+        get(self.parts()?.0, id).await
+    }
+
+    async fn list(&mut self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        let page = list::keys(self.parts()?.0, query).await?;
+        // The transaction of a list ends with it, and the cursor with that.
+        raw_sql("close all").execute(self.parts()?.0).await.map_err(failed)?;
+        Ok(page)
+    }
+
+    async fn events(&mut self, query: &EventQuery) -> Result<EventPage, StoreError> {
+        list::events(self.parts()?.0, query).await
+    }
+
+    async fn flush_usage(&mut self, batch: &[Usage]) -> Result<(), StoreError> {
+        usage::record_on(self.parts()?.0, batch).await
+    }
+
+    async fn last_used_at(&mut self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
+        last_used_at(self.parts()?.0, id).await
+    }
+
+    async fn plans(&mut self) -> Result<Vec<(String, RateLimits)>, StoreError> {
+        plans::all(self.parts()?.0).await
+    }
+
+    async fn changes_since(&mut self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
+        let (connection, statements) = self.parts()?;
+        changes_since(connection, &statements, horizon).await
+    }
+
+    async fn settle(&mut self) -> Result<(), StoreError> {
+        let settle = raw_sql("set constraints all immediate");
+        settle.execute(self.parts()?.0).await.map_err(failed)?;
+        Ok(())
+    }
+}

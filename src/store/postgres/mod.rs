@@ -28,7 +28,7 @@ use self::{
     error::{UNDEFINED_TABLE, failed, hidden},
     management::Management,
     record::{columns, read_time, record, uuid},
-    schema::{Places, Schema, foreign},
+    schema::{Places, Schema, Statements, foreign},
 };
 pub use self::{builder::PgKeyStoreBuilder, listen::PgChangeFeed, transaction::PgTransaction};
 use super::{
@@ -220,16 +220,16 @@ impl ManageKeys for PgKeyStore {
     type Transaction = PgTransaction;
 
     async fn begin(&self) -> Result<PgTransaction, StoreError> {
-        let lease = self.management.begin(|statements| &statements.begin).await?;
-        Ok(PgTransaction::new(lease))
+        let mut lease = self.management.begin(|statements| &statements.begin).await?;
+        let statements = self.management.schema().statements(&mut lease).await?;
+        Ok(PgTransaction::new(lease, statements))
     }
 
     async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
         let mut lease = self.management.begin(|statements| &statements.begin_read).await?;
-        let get = query(GET).bind(uuid(id));
-        let row = get.fetch_optional(&mut *lease).await.map_err(failed)?;
+        let record = get(&mut lease, id).await?;
         self.management.commit(lease).await?;
-        record(row)
+        Ok(record)
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
@@ -248,11 +248,23 @@ impl ManageKeys for PgKeyStore {
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
         let mut lease = self.management.begin(|statements| &statements.begin_read).await?;
-        let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
-        let at = last_used_at.fetch_optional(&mut *lease).await.map_err(failed)?;
+        let at = last_used_at(&mut lease, id).await?;
         self.management.commit(lease).await?;
-        at.map(|at| read_time("last_used_at", at)).transpose()
+        Ok(at)
     }
+}
+
+async fn get(connection: &mut PgConnection, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
+    record(query(GET).bind(uuid(id)).fetch_optional(connection).await.map_err(failed)?)
+}
+
+async fn last_used_at(
+    connection: &mut PgConnection,
+    id: KeyId,
+) -> Result<Option<SystemTime>, StoreError> {
+    let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
+    let at = last_used_at.fetch_optional(connection).await.map_err(failed)?;
+    at.map(|at| read_time("last_used_at", at)).transpose()
 }
 
 // One statement, so that the horizon is that of the snapshot that the rows were read in. Nothing
@@ -311,25 +323,10 @@ impl ChangeLog for PgKeyStore {
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
         let mut lease = self.batcher.pool().lease().await?;
         let statements = self.management.schema().statements(&mut lease).await?;
-        let changes = query_as(statements.changes.clone()).bind(row::from(horizon)?);
-        let rows: Vec<PolledBy> = changes.fetch_all(&mut *lease).await.map_err(unlogged)?;
-        lease.release();
-        if let Some((.., Some(role), _, _, _)) = rows.first() {
-            return Err(hidden("api_key_changes", role));
-        }
+        let changes = changes_since(&mut lease, &statements, horizon).await?;
         self.management.schema().confirm(&statements);
-        let replica = rows.first().and_then(|(.., applied, known, age)| {
-            let (applied, known, age) = (*applied, *known, *age);
-            let known = known.and_then(|known| u64::try_from(known).ok());
-            // By two clocks: what was committed in the future is not old.
-            let age = age.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0)));
-            Some(Replica::new(u64::try_from(applied?).ok()?, known, age))
-        });
-        let rows: Vec<Polled> = rows
-            .into_iter()
-            .map(|(from, server, id, created, changed, ..)| (from, server, id, created, changed))
-            .collect();
-        Ok(Changes { replica, ..row::changes(&rows)? })
+        lease.release();
+        Ok(changes)
     }
 
     async fn end(&self) -> Result<u64, StoreError> {
@@ -342,6 +339,29 @@ impl ChangeLog for PgKeyStore {
 
 // What is flushed is what standbys are sent.
 const END: &str = "select (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint";
+
+async fn changes_since(
+    connection: &mut PgConnection,
+    statements: &Statements,
+    horizon: Option<Horizon>,
+) -> Result<Changes, StoreError> {
+    let changes = query_as(statements.changes.clone()).bind(row::from(horizon)?);
+    let rows: Vec<PolledBy> = changes.fetch_all(connection).await.map_err(unlogged)?;
+    if let Some((.., Some(role), _, _, _)) = rows.first() {
+        return Err(hidden("api_key_changes", role));
+    }
+    let replica = rows.first().and_then(|(.., applied, known, age)| {
+        let known = known.and_then(|known| u64::try_from(known).ok());
+        // By two clocks: what was committed in the future is not old.
+        let age = age.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0)));
+        Some(Replica::new(u64::try_from((*applied)?).ok()?, known, age))
+    });
+    let rows: Vec<Polled> = rows
+        .into_iter()
+        .map(|(from, server, id, created, changed, ..)| (from, server, id, created, changed))
+        .collect();
+    Ok(Changes { replica, ..row::changes(&rows)? })
+}
 
 fn unlogged(error: sqlx::Error) -> StoreError {
     match error.as_database_error().and_then(|error| error.code()) {

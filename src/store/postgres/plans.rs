@@ -26,6 +26,10 @@ const REMOVE: &str = "delete from api_key_plans where name = $1 returning rate_l
 
 const ALL: &str = r#"select name, rate_limits::text from api_key_plans order by name collate "C""#;
 
+/// A plan that conflicts may be removed before it is read. Where none is ever kept, because of a
+/// trigger of the application's, it ends.
+const SET_ATTEMPTS: usize = 5;
+
 /// Gives a plan these limits, and returns those it had.
 ///
 /// In a transaction, which makes what is returned true.
@@ -36,7 +40,7 @@ pub(super) async fn set(
 ) -> Result<Option<String>, StoreError> {
     check_name(name)?;
     let limits = json(limits)?;
-    loop {
+    for _ in 0..SET_ATTEMPTS {
         let create = query_scalar(CREATE).bind(name).bind(&limits);
         let created: Option<bool> =
             create.fetch_optional(&mut *connection).await.map_err(failed)?;
@@ -51,6 +55,7 @@ pub(super) async fn set(
             return Ok(Some(before));
         }
     }
+    Err(StoreError::new(StoreErrorKind::Other).because("a plan is not kept"))
 }
 
 pub(super) async fn remove(
@@ -58,6 +63,13 @@ pub(super) async fn remove(
     name: &str,
 ) -> Result<Option<String>, StoreError> {
     query_scalar(REMOVE).bind(name).fetch_optional(connection).await.map_err(failed)
+}
+
+pub(super) async fn all(
+    connection: &mut PgConnection,
+) -> Result<Vec<(String, RateLimits)>, StoreError> {
+    let rows: Vec<Plan> = query_as(ALL).fetch_all(connection).await.map_err(failed)?;
+    row::plans(rows)
 }
 
 impl ManagePlans for PgKeyStore {
@@ -76,8 +88,8 @@ impl ManagePlans for PgKeyStore {
 
     async fn plans(&self) -> Result<Vec<(String, RateLimits)>, StoreError> {
         let mut lease = self.management.begin(|statements| &statements.begin_read).await?;
-        let rows: Vec<Plan> = query_as(ALL).fetch_all(&mut *lease).await.map_err(failed)?;
+        let plans = all(&mut lease).await?;
         self.management.commit(lease).await?;
-        row::plans(rows)
+        Ok(plans)
     }
 }

@@ -1,12 +1,13 @@
-use std::{fmt, time::SystemTime};
+use std::{fmt, sync::Arc, time::SystemTime};
 
-use sqlx::{Row as _, postgres::PgRow, query, query_as, query_scalar, raw_sql, types::Uuid};
+use sqlx::{PgConnection, Row as _, postgres::PgRow, query, query_as, query_scalar, raw_sql, types::Uuid};
 
 use super::{
     error::failed,
     lease::Lease,
     plans,
     record::{columns, read_time, record, records, uuid},
+    schema::Statements,
     timestamp::Timestamp,
 };
 use crate::{
@@ -25,12 +26,13 @@ use crate::{
 pub struct PgTransaction {
     /// `None` while a statement runs, and from its failure on.
     lease: Option<Lease>,
+    statements: Arc<Statements>,
 }
 
 impl PgTransaction {
     /// One that was begun on `lease`.
-    pub(super) fn new(lease: Lease) -> Self {
-        Self { lease: Some(lease) }
+    pub(super) fn new(lease: Lease, statements: Arc<Statements>) -> Self {
+        Self { lease: Some(lease), statements }
     }
 
     /// The rows that `sql` finds of `keys`.
@@ -56,6 +58,13 @@ impl PgTransaction {
         let rows = query.fetch_all(&mut *lease).await.map_err(failed)?;
         self.lease = Some(lease);
         Ok(rows)
+    }
+
+    /// The connection, for a statement of a trial, and the statements that name the schema. One that
+    /// fails leaves the transaction open and of no use.
+    pub(super) fn parts(&mut self) -> Result<(&mut PgConnection, Arc<Statements>), StoreError> {
+        let statements = Arc::clone(&self.statements);
+        Ok((self.lease.as_deref_mut().ok_or_else(ended)?, statements))
     }
 
     /// The connection, for one statement. It is put back when that has succeeded.
@@ -263,6 +272,10 @@ insert into api_key_requests (request, fingerprint, key_id) values ($1, $2, $3)
 on conflict do nothing
 returning true";
 
+/// A record that conflicts may be swept before it is read. Where none is ever kept, because of a
+/// trigger of the application's, it ends.
+const CLAIM_ATTEMPTS: usize = 5;
+
 const CLAIMED: &str = "select fingerprint, key_id from api_key_requests where request = $1";
 
 const SWEEP_REQUESTS: &str = "
@@ -464,7 +477,7 @@ impl KeyTransaction for PgTransaction {
 
     async fn claim(&mut self, claim: &Claim) -> Result<Option<Claim>, StoreError> {
         let mut lease = self.take()?;
-        loop {
+        for _ in 0..CLAIM_ATTEMPTS {
             let insert = query_scalar(CLAIM)
                 .bind(claim.request.as_slice())
                 .bind(claim.fingerprint.as_slice())
@@ -484,6 +497,7 @@ impl KeyTransaction for PgTransaction {
                 return claimed(claim.request, &fingerprint, key_id).map(Some);
             }
         }
+        Err(StoreError::new(StoreErrorKind::Other).because("an idempotency key is not kept"))
     }
 
     async fn sweep(&mut self, before: SystemTime, limit: usize) -> Result<usize, StoreError> {

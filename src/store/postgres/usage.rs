@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{query, raw_sql, types::Uuid};
+use sqlx::{PgConnection, query, raw_sql, types::Uuid};
 
 use super::{
     error::{failed, is_locked, is_of_a_row},
@@ -81,6 +81,18 @@ pub(super) async fn record(management: &Management, batch: &[Usage]) -> Result<(
         trace::warn!(keys = skipped, "times of last use skipped: the database does not take them");
     }
     locked.map_or(Ok(()), |error| Err(failed(error)))
+}
+
+/// Writes all of `batch` in one statement, in a transaction that the caller has begun.
+pub(super) async fn record_on(
+    connection: &mut PgConnection,
+    batch: &[Usage],
+) -> Result<(), StoreError> {
+    let row = |usage: &Usage| Ok((uuid(usage.key_id), Timestamp(micros(usage.last_used_at)?)));
+    let rows: Vec<Row> = batch.iter().map(row).collect::<Result<_, StoreError>>()?;
+    let (ids, times): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    query(RECORD_USAGE).bind(ids).bind(times).execute(connection).await.map_err(failed)?;
+    Ok(())
 }
 
 /// In a transaction of its own. The connection is kept for the next one.

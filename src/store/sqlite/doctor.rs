@@ -1,20 +1,45 @@
-use sqlx::{query_as, query_scalar};
+use std::time::SystemTime;
 
-use super::SqliteKeyStore;
-use crate::store::{
-    doctor::{Finding, INDEXES_GONE, Severity, TRIGGERS_GONE, made_by},
-    migrate::{Applied, SQLITE},
+use sqlx::{
+    SqliteConnection, query_as, query_scalar, raw_sql,
+    sqlite::{SqliteConnectOptions, SqlitePoolOptions},
+};
+use tokio::time::timeout;
+
+use super::{
+    SqliteKeyStore, SqliteTransaction, changes_since, error::failed, find, flush_usage, get,
+    last_used_at, list, plans,
+};
+use crate::{
+    key::KeyHash,
+    rate_limit::RateLimits,
+    record::{KeyId, KeyRecord},
+    store::{
+        Changes, EventPage, EventQuery, Horizon, KeyPage, KeyQuery, StoreError, StoreErrorKind,
+        Usage,
+        doctor::{
+            Difference, Finding, History, INDEXES_GONE, NO_EFFECT, PATIENCE, Part, Severity,
+            TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, differences, made_by, refusal,
+        },
+        migrate::{Applied, SQLITE},
+        trial::{Rehearse, rehearse},
+    },
 };
 
 impl SqliteKeyStore {
-    /// Looks at everything that looking keys up, changing them and hearing of changes depends on,
-    /// and changes nothing. What cannot be looked at is a finding, too.
+    /// Performs every operation of a service in transactions that are rolled back, and checks
+    /// everything else that look-ups, changes and the feed depend on: the file, the tables, their
+    /// triggers and indexes, and whether there is room to write. It changes nothing. What cannot be
+    /// checked is a finding, too.
+    ///
+    /// No [`Problem`](Severity::Problem) means that keys are looked up and that changes of them are
+    /// noticed; no [`Warning`](Severity::Warning) in addition, that keys can be managed.
     pub async fn diagnose(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
-        if let Err(error) = self.examine(&mut findings).await {
-            let advice = "is the file a database, and may this user read it? What was not looked \
-                at may be wrong, too";
-            findings.push(Finding::problem("database", error.to_string(), advice));
+        match timeout(PATIENCE, self.examine(&mut findings)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => findings.push(Finding::blocked("database", &error)),
+            Err(_) => findings.push(Finding::late()),
         }
         findings
     }
@@ -22,21 +47,19 @@ impl SqliteKeyStore {
     async fn examine(&self, findings: &mut Vec<Finding>) -> sqlx::Result<()> {
         findings.push(self.soundness().await?);
         findings.push(self.journal().await?);
-        let schema = self.schema().await?;
-        let migrated = schema.severity == Severity::Ok;
-        findings.push(schema);
-        if !migrated {
+        let history = self.history(findings).await?;
+        if matches!(history, History::Missing | History::Broken) {
             return Ok(());
         }
-        let parts = "select name from sqlite_schema where type = ?1";
-        let triggers: Vec<String> =
-            query_scalar(parts).bind("trigger").fetch_all(self.pool()).await?;
-        let expected = made_by(SQLITE, "trigger");
-        findings.push(Finding::of_parts("triggers", &expected, &triggers, TRIGGERS_GONE));
-        let indexes: Vec<String> = query_scalar(parts).bind("index").fetch_all(self.pool()).await?;
-        let expected = made_by(SQLITE, "index");
-        findings.push(Finding::of_parts("indexes", &expected, &indexes, INDEXES_GONE));
-        findings.push(self.rights().await);
+        let differences = self.structure(history, findings).await?;
+        if differences.iter().any(Difference::is_of_a_table) {
+            return Ok(());
+        }
+        let failures = rehearse(self, false).await;
+        findings.extend(Finding::of_trial(&failures, false, |_, error| advise(error)));
+        if failures.is_empty() {
+            findings.push(self.room().await);
+        }
         Ok(())
     }
 
@@ -61,32 +84,193 @@ impl SqliteKeyStore {
         Ok(Finding::warning("journal", detail, advice))
     }
 
-    async fn schema(&self) -> sqlx::Result<Finding> {
+    async fn history(&self, findings: &mut Vec<Finding>) -> sqlx::Result<History> {
         let begun = query_scalar(super::HAS_HISTORY).fetch_one(self.pool()).await?;
-        let mut history: Vec<Applied> = Vec::new();
+        let mut applied: Vec<Applied> = Vec::new();
         if begun {
-            let applied = query_as("select version, checksum from _api_key_migrations");
-            history = applied.fetch_all(self.pool()).await?;
+            let history = query_as("select version, checksum from _api_key_migrations");
+            applied = history.fetch_all(self.pool()).await?;
         }
-        Ok(Finding::of_history(SQLITE, &history))
+        let has_keys = query_scalar(HAS_KEYS).fetch_one(self.pool()).await?;
+        let (history, finding) = History::of(SQLITE, &applied, has_keys);
+        findings.push(finding);
+        Ok(history)
     }
 
-    /// Whether the file can be written, without writing.
-    async fn rights(&self) -> Finding {
+    /// Compares the tables, and what hangs on them, with those of a new database.
+    async fn structure(
+        &self,
+        history: History,
+        findings: &mut Vec<Finding>,
+    ) -> sqlx::Result<Vec<Difference>> {
+        let found = parts(&mut *self.pool().acquire().await?).await?;
+        let expected = parts_made().await?;
+        let mut differences = differences(&expected, &found);
+        if history == History::Newer {
+            // A newer release may have replaced it.
+            differences.iter_mut().for_each(|it| it.severity = Severity::Warning);
+        }
+        for (check, kinds, advice) in [
+            ("tables", ["column", "constraint"].as_slice(), TABLES_DIFFER),
+            ("triggers", &["trigger"], TRIGGERS_GONE),
+            ("indexes", &["index"], INDEXES_GONE),
+        ] {
+            findings.push(Finding::of_parts(check, kinds, &expected, &differences, advice));
+        }
+        Ok(differences)
+    }
+
+    /// Whether there is room. A transaction that is rolled back reaches the disk only when it is
+    /// larger than the cache, so the cache of this one holds nothing.
+    async fn room(&self) -> Finding {
         const CHECK: &str = "rights";
-        let begun = self.pool().begin_with("begin immediate").await;
-        let ended = match begun {
-            Ok(transaction) => transaction.rollback().await,
-            Err(error) => Err(error),
-        };
-        match ended {
+        match self.fill().await {
             Ok(()) => Finding::ok(CHECK, "the file can be written"),
             Err(error) => {
-                let advice = "may this user write the file and its folder? Does another program \
-                    keep it locked?";
-                let detail = format!("the file cannot be written: {error}");
-                Finding::warning(CHECK, detail, advice)
+                let error = failed(error);
+                let advice = advise(&error);
+                let cause = refusal(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                Finding::warning(CHECK, format!("the file cannot be written: {cause}"), advice)
             }
         }
+    }
+
+    async fn fill(&self) -> sqlx::Result<()> {
+        let options = self.pool().connect_options();
+        if options.get_filename().as_os_str().is_empty() {
+            return Ok(());
+        }
+        let options = SqliteConnectOptions::clone(&options).pragma("cache_size", "1");
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        let mut transaction = pool.begin_with("begin immediate").await?;
+        raw_sql(FILL).execute(&mut *transaction).await?;
+        transaction.rollback().await?;
+        pool.close().await;
+        Ok(())
+    }
+}
+
+const HAS_KEYS: &str =
+    "select exists (select 1 from sqlite_schema where type = 'table' and name = 'api_keys')";
+
+// More pages than any cache keeps that was asked to keep one.
+const FILL: &str = "
+create table _api_key_room (filling blob);
+with recursive counter (n) as (select 1 union all select n + 1 from counter where n < 100)
+insert into _api_key_room select zeroblob(4000) from counter";
+
+/// What the migrations make, of a database in memory.
+async fn parts_made() -> sqlx::Result<Vec<Part>> {
+    let options = SqliteConnectOptions::new().in_memory(true);
+    let mut connection = sqlx::ConnectOptions::connect(&options).await?;
+    for migration in SQLITE {
+        raw_sql(migration.sql).execute(&mut connection).await?;
+    }
+    parts(&mut connection).await
+}
+
+async fn parts(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Part>> {
+    let rows: Vec<(String, String, String, String)> = query_as(PARTS).fetch_all(connection).await?;
+    let tables = made_by(SQLITE, "table");
+    let part = |(kind, relation, name, definition): (String, String, String, String)| {
+        let definition = match kind.as_str() {
+            "index" | "trigger" => plain(&definition),
+            _ => definition,
+        };
+        Part { kind, relation, name, definition }
+    };
+    let ours = |part: &Part| tables.contains(part.relation.as_str());
+    Ok(rows.into_iter().map(part).filter(ours).collect())
+}
+
+/// Without comments, quotes, and the spelling of spaces and keywords.
+fn plain(sql: &str) -> String {
+    let lines = sql.lines().map(|line| line.split_once("--").map_or(line, |(code, _)| code));
+    let words: Vec<_> = lines.flat_map(str::split_whitespace).collect();
+    words.join(" ").to_lowercase().replace(['"', '`'], "")
+}
+
+const PARTS: &str = "
+select
+    'column', tables.name, columns.name,
+    lower(columns.type) || iif(columns.\"notnull\" or columns.pk, ' not null', '')
+        || coalesce(' default ' || columns.dflt_value, '')
+from sqlite_schema as tables
+join pragma_table_info(tables.name) as columns
+where tables.type in ('table', 'view')
+union all
+select
+    'constraint', tables.name, indexes.name,
+    'unique (' || (select group_concat(name, ', ') from pragma_index_info(indexes.name)) || ')'
+from sqlite_schema as tables
+join pragma_index_list(tables.name) as indexes
+where tables.type = 'table' and indexes.\"unique\" and not indexes.partial
+union all
+select type, tbl_name, name, sql from sqlite_schema
+where type in ('index', 'trigger') and sql is not null";
+
+/// What to do about an error of a statement.
+fn advise(error: &StoreError) -> String {
+    let Some(refusal) = refusal(error) else {
+        return match error.kind() {
+            StoreErrorKind::Corrupt => UNREADABLE,
+            StoreErrorKind::Unavailable => "another program keeps the file locked",
+            _ => NO_EFFECT,
+        }
+        .to_owned();
+    };
+    let message = refusal.message.as_str();
+    if message.contains("readonly") || message.contains("unable to open") {
+        "let this user write to the file, to the files beside it that end in -wal and -shm, and to \
+        their folder; a URL with `mode=ro` only reads"
+    } else if message.contains("full") || message.contains("I/O error") {
+        "make room on the disk; `pragma max_page_count` may limit the file, too"
+    } else if message.contains("locked") || message.contains("busy") {
+        "another program keeps the file locked"
+    } else if message.contains("no such") {
+        TABLES_DIFFER
+    } else {
+        "may this user write to the file and its folder? A trigger of the application's may refuse \
+        the statement, too"
+    }
+    .to_owned()
+}
+
+/// Look-ups and changes in one transaction.
+impl Rehearse for SqliteTransaction {
+    async fn find(&mut self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        find(self.connection()?, hash).await
+    }
+
+    async fn get(&mut self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
+        get(self.connection()?, id).await
+    }
+
+    async fn list(&mut self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        list::keys(self.connection()?, query).await
+    }
+
+    async fn events(&mut self, query: &EventQuery) -> Result<EventPage, StoreError> {
+        list::events(self.connection()?, query).await
+    }
+
+    async fn flush_usage(&mut self, batch: &[Usage]) -> Result<(), StoreError> {
+        flush_usage(self.connection()?, batch).await
+    }
+
+    async fn last_used_at(&mut self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
+        last_used_at(self.connection()?, id).await
+    }
+
+    async fn plans(&mut self) -> Result<Vec<(String, RateLimits)>, StoreError> {
+        plans::all(self.connection()?).await
+    }
+
+    async fn changes_since(&mut self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
+        changes_since(self.connection()?, horizon).await
+    }
+
+    async fn settle(&mut self) -> Result<(), StoreError> {
+        Ok(())
     }
 }

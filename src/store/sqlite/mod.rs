@@ -226,9 +226,8 @@ const LAST_USED_AT: &str = "select last_used_at from api_key_usage where key_id 
 
 impl KeyStore for SqliteKeyStore {
     async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
-        let find = query(FIND).bind(hash.as_bytes().to_vec());
-        let row = find.fetch_optional(self.lookups.pool()?).await.map_err(failed)?;
-        answering(hash, record(row)?)
+        let mut connection = self.lookups.pool()?.acquire().await.map_err(failed)?;
+        find(&mut connection, hash).await
     }
 
     async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
@@ -278,9 +277,9 @@ impl ManageKeys for SqliteKeyStore {
 
     async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
         let mut lease = Lease::begin(&self.pool, READ).await?;
-        let row = query(GET).bind(uuid(id)).fetch_optional(&mut *lease).await.map_err(failed)?;
+        let record = get(&mut lease, id).await?;
         lease.commit().await?;
-        record(row)
+        Ok(record)
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
@@ -298,12 +297,52 @@ impl ManageKeys for SqliteKeyStore {
     }
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
-        let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
         let mut lease = Lease::begin(&self.pool, READ).await?;
-        let at = last_used_at.fetch_optional(&mut *lease).await.map_err(failed)?;
+        let at = last_used_at(&mut lease, id).await?;
         lease.commit().await?;
-        at.map(|at| read_time("last_used_at", at)).transpose()
+        Ok(at)
     }
+}
+
+async fn find(
+    connection: &mut SqliteConnection,
+    hash: &KeyHash,
+) -> Result<Option<KeyRecord>, StoreError> {
+    let find = query(FIND).bind(hash.as_bytes().to_vec());
+    answering(hash, record(find.fetch_optional(connection).await.map_err(failed)?)?)
+}
+
+async fn get(
+    connection: &mut SqliteConnection,
+    id: KeyId,
+) -> Result<Option<KeyRecord>, StoreError> {
+    record(query(GET).bind(uuid(id)).fetch_optional(connection).await.map_err(failed)?)
+}
+
+async fn last_used_at(
+    connection: &mut SqliteConnection,
+    id: KeyId,
+) -> Result<Option<SystemTime>, StoreError> {
+    let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
+    let at = last_used_at.fetch_optional(connection).await.map_err(failed)?;
+    at.map(|at| read_time("last_used_at", at)).transpose()
+}
+
+/// Writes all of `batch` in one statement, in a transaction that the caller has begun.
+async fn flush_usage(connection: &mut SqliteConnection, batch: &[Usage]) -> Result<(), StoreError> {
+    let pair = |usage: &Usage| Ok((usage.key_id.to_string(), micros(usage.last_used_at)?));
+    let pairs = batch.iter().map(pair).collect::<Result<Vec<_>, StoreError>>()?;
+    query(RECORD_USAGE).bind(json(&pairs)?).execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+async fn changes_since(
+    connection: &mut SqliteConnection,
+    horizon: Option<Horizon>,
+) -> Result<Changes, StoreError> {
+    let changes = query_as(CHANGES).bind(row::from(horizon)?);
+    let rows: Vec<Polled> = changes.fetch_all(connection).await.map_err(unlogged)?;
+    row::changes(&rows)
 }
 
 // One statement, so that the horizon is that of the snapshot that the rows were read in. A file has
@@ -315,11 +354,11 @@ left join api_key_changes on api_key_changes.changed_in >= ?1";
 
 impl ChangeLog for SqliteKeyStore {
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
-        let changes = query_as(CHANGES).bind(row::from(horizon)?);
-        let rows: Vec<Polled> = changes.fetch_all(self.lookups.pool()?).await.map_err(unlogged)?;
+        let mut connection = self.lookups.pool()?.acquire().await.map_err(failed)?;
+        let changes = changes_since(&mut connection, horizon).await?;
         // What nobody writes any more is a copy that has lost its source.
         let replica = self.file.is_replaced().then(|| Replica::new(0, None, None));
-        Ok(Changes { replica, ..row::changes(&rows)? })
+        Ok(Changes { replica, ..changes })
     }
 }
 

@@ -49,6 +49,13 @@ pub(super) async fn remove(
     remove.fetch_optional(connection).await.map_err(failed)
 }
 
+pub(super) async fn all(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<(String, RateLimits)>, StoreError> {
+    let rows: Vec<Plan> = query_as(ALL).fetch_all(connection).await.map_err(failed)?;
+    row::plans(rows)
+}
+
 impl ManagePlans for SqliteKeyStore {
     async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), StoreError> {
         let mut lease = Lease::begin(self.pool(), WRITE).await?;
@@ -65,8 +72,8 @@ impl ManagePlans for SqliteKeyStore {
 
     async fn plans(&self) -> Result<Vec<(String, RateLimits)>, StoreError> {
         let mut lease = Lease::begin(self.pool(), READ).await?;
-        let rows: Vec<Plan> = query_as(ALL).fetch_all(&mut *lease).await.map_err(failed)?;
+        let plans = all(&mut lease).await?;
         lease.commit().await?;
-        row::plans(rows)
+        Ok(plans)
     }
 }

@@ -1,7 +1,7 @@
 use std::{fmt, time::SystemTime};
 
 use serde_json::{Value, json as values};
-use sqlx::{Row as _, query, query_as, query_scalar, raw_sql, sqlite::SqliteRow, types::Uuid};
+use sqlx::{Row as _, SqliteConnection, query, query_as, query_scalar, raw_sql, sqlite::SqliteRow, types::Uuid};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
@@ -64,6 +64,11 @@ impl SqliteTransaction {
         let rows = query.fetch_all(&mut *open).await.map_err(failed)?;
         self.open = Some(open);
         Ok(rows)
+    }
+
+    /// The connection, for a statement of a trial.
+    pub(super) fn connection(&mut self) -> Result<&mut SqliteConnection, StoreError> {
+        Ok(self.open.as_deref_mut().ok_or_else(ended)?)
     }
 
     /// The connection, for one statement. It is put back when that has succeeded.

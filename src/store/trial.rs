@@ -1,0 +1,498 @@
+//! A trial of a store: the operations of a service, in transactions that are rolled back.
+//!
+//! An operation is performed by the functions that serve it, so a trial cannot succeed where the
+//! service would fail.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::timeout;
+
+use super::{
+    ChangeLog, Changes, Claim, EventPage, EventQuery, Horizon, KeyPage, KeyQuery, KeyTransaction,
+    ManageKeys, Selection, StoreError, StoreErrorKind, Usage,
+};
+use crate::{
+    key::{KeyHash, SystemEntropy},
+    rate_limit::{Quota, RateLimits},
+    record::{AuditEntry, KeyAction, KeyId, KeyRecord, KeyStatus, Scope, Scopes},
+};
+
+/// A transaction in which everything can be tried, also what a service does outside of one.
+pub(super) trait Rehearse: KeyTransaction {
+    async fn find(&mut self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError>;
+
+    async fn get(&mut self, id: KeyId) -> Result<Option<KeyRecord>, StoreError>;
+
+    async fn list(&mut self, query: &KeyQuery) -> Result<KeyPage, StoreError>;
+
+    async fn events(&mut self, query: &EventQuery) -> Result<EventPage, StoreError>;
+
+    async fn flush_usage(&mut self, batch: &[Usage]) -> Result<(), StoreError>;
+
+    async fn last_used_at(&mut self, id: KeyId) -> Result<Option<SystemTime>, StoreError>;
+
+    async fn plans(&mut self) -> Result<Vec<(String, RateLimits)>, StoreError>;
+
+    async fn changes_since(&mut self, horizon: Option<Horizon>) -> Result<Changes, StoreError>;
+
+    /// Checks what is otherwise checked at the commit.
+    async fn settle(&mut self) -> Result<(), StoreError>;
+}
+
+/// What a service does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operation {
+    LookUp,
+    Poll,
+    Issue,
+    Idempotency,
+    Get,
+    List,
+    ListByScope,
+    Audit,
+    Update,
+    Rotate,
+    Revoke,
+    Prune,
+    Import,
+    Usage,
+    Plans,
+}
+
+/// What fails with an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// No key is let in.
+    LookUps,
+    /// A service that polls does not notice changes.
+    Feed,
+    /// A service that only looks keys up does without.
+    Management,
+}
+
+impl Operation {
+    /// In the order in which they are tried.
+    pub(super) const ALL: [Self; 15] = [
+        Self::Issue,
+        Self::LookUp,
+        Self::Poll,
+        Self::Idempotency,
+        Self::Get,
+        Self::List,
+        Self::ListByScope,
+        Self::Audit,
+        Self::Update,
+        Self::Rotate,
+        Self::Revoke,
+        Self::Prune,
+        Self::Import,
+        Self::Usage,
+        Self::Plans,
+    ];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::LookUp => "look-up",
+            Self::Poll => "polling for changes",
+            Self::Issue => "issue",
+            Self::Idempotency => "idempotency keys",
+            Self::Get => "get",
+            Self::List => "list",
+            Self::ListByScope => "list by scope",
+            Self::Audit => "events",
+            Self::Update => "update",
+            Self::Rotate => "rotate",
+            Self::Revoke => "revoke",
+            Self::Prune => "prune",
+            Self::Import => "import",
+            Self::Usage => "usage flush",
+            Self::Plans => "plans",
+        }
+    }
+
+    pub(super) const fn need(self) -> Need {
+        match self {
+            Self::LookUp => Need::LookUps,
+            Self::Poll => Need::Feed,
+            _ => Need::Management,
+        }
+    }
+
+    const fn only_reads(self) -> bool {
+        matches!(self, Self::LookUp | Self::Poll | Self::Get | Self::List | Self::ListByScope)
+    }
+}
+
+/// An operation that failed, and why.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) operation: Operation,
+    pub(super) error: StoreError,
+}
+
+/// Performs every operation, and returns those that fail. Where the store `is_standby`, what writes
+/// is left out.
+pub(super) async fn rehearse<S>(store: &S, is_standby: bool) -> Vec<Failure>
+where
+    S: ManageKeys + ChangeLog,
+    S::Transaction: Rehearse,
+{
+    let sample = match Sample::new() {
+        Ok(sample) => sample,
+        Err(error) => return vec![Failure { operation: Operation::Issue, error }],
+    };
+    let mut failures = Vec::new();
+    // The others build on a key that was issued, where that is possible.
+    let mut begins = true;
+    let mut with_key = false;
+    for operation in Operation::ALL {
+        if is_standby && !operation.only_reads() {
+            continue;
+        }
+        let performed = async {
+            let mut outcome = read(store, operation, &sample).await;
+            if outcome.is_ok() && begins {
+                let tried = attempt(store, operation, &sample, with_key).await;
+                outcome = tried.map_err(|attempt| {
+                    begins = attempt.begun;
+                    attempt.error
+                });
+            }
+            outcome
+        };
+        let Ok(outcome) = timeout(PATIENCE, performed).await else {
+            // The others would take as long.
+            let late = format!("no answer within {PATIENCE:?}; what follows was not tried");
+            let error = StoreError::new(StoreErrorKind::Unavailable).because(late);
+            failures.push(Failure { operation, error });
+            return failures;
+        };
+        match outcome {
+            Ok(()) => with_key |= operation == Operation::Issue,
+            Err(error) => failures.push(Failure { operation, error }),
+        }
+    }
+    failures
+}
+
+/// More than it takes a database to give up a lock by itself.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// An attempt that failed.
+struct Attempt {
+    error: StoreError,
+    /// Whether there was a transaction at all.
+    begun: bool,
+}
+
+/// Performs `operation` in a transaction of its own, which is rolled back.
+async fn attempt<S>(
+    store: &S,
+    operation: Operation,
+    sample: &Sample,
+    with_key: bool,
+) -> Result<(), Attempt>
+where
+    S: ManageKeys,
+    S::Transaction: Rehearse,
+{
+    let begun = store.begin().await;
+    let mut tx = begun.map_err(|error| Attempt { error, begun: false })?;
+    let performed = async {
+        if with_key {
+            tx.insert(std::slice::from_ref(&sample.key)).await?;
+        }
+        perform(&mut tx, operation, sample, with_key).await?;
+        tx.settle().await
+    };
+    performed.await.map_err(|error| Attempt { error, begun: true })
+}
+
+/// Reads as the service does, outside of a transaction.
+async fn read<S>(store: &S, operation: Operation, sample: &Sample) -> Result<(), StoreError>
+where
+    S: ManageKeys + ChangeLog,
+{
+    match operation {
+        Operation::LookUp => store.find(&sample.key.key_hash).await.map(drop),
+        Operation::Get => {
+            store.get(sample.key.id).await?;
+            store.last_used_at(sample.key.id).await.map(drop)
+        }
+        Operation::List => {
+            for query in sample.queries() {
+                store.list(&query).await?;
+            }
+            for status in STATUSES {
+                store.list(&KeyQuery::new().status(status)).await?;
+            }
+            store.list(&KeyQuery::new()).await.map(drop)
+        }
+        Operation::ListByScope => store.list(&sample.by_scope()).await.map(drop),
+        Operation::Audit => {
+            for query in sample.event_queries() {
+                store.events(&query).await?;
+            }
+            store.events(&EventQuery::new()).await.map(drop)
+        }
+        Operation::Plans => store.plans().await.map(drop),
+        Operation::Poll => {
+            let changes = store.changes_since(None).await?;
+            store.changes_since(Some(changes.horizon)).await.map(drop)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `with_key`: the sample's key has been inserted. Without it, statements find nothing, but the
+/// database says whether they are allowed.
+async fn perform<T: Rehearse>(
+    tx: &mut T,
+    operation: Operation,
+    sample: &Sample,
+    with_key: bool,
+) -> Result<(), StoreError> {
+    let key = &sample.key;
+    match operation {
+        Operation::LookUp => {
+            let found = tx.find(&key.key_hash).await?;
+            expect(!with_key || is(found.as_ref(), key), "a key is not found as it was written")
+        }
+        Operation::Get => {
+            let found = tx.get(key.id).await?;
+            expect(!with_key || is(found.as_ref(), key), "a key is not found as it was written")
+        }
+        Operation::Poll => {
+            let changes = tx.changes_since(None).await?;
+            tx.changes_since(Some(changes.horizon)).await.map(drop)
+        }
+        Operation::Issue => {
+            let inserted = tx.insert(std::slice::from_ref(key)).await?;
+            expect(inserted == [key.id], "a new key is not stored")?;
+            tx.record(&[sample.entry(KeyAction::Issued)]).await
+        }
+        Operation::Idempotency => {
+            let first = tx.claim(&sample.request).await?;
+            let second = tx.claim(&sample.request).await?;
+            let is_kept = first.is_none() && second == Some(sample.request);
+            expect(is_kept, "an idempotency key is not kept")
+        }
+        Operation::List => {
+            for query in sample.queries() {
+                let page = tx.list(&query).await?;
+                expect(!with_key || has(&page, key), "a list lacks a key")?;
+            }
+            Ok(())
+        }
+        Operation::ListByScope => {
+            let page = tx.list(&sample.by_scope()).await?;
+            expect(!with_key || has(&page, key), "api_key_scopes lacks a key's scope")
+        }
+        Operation::Audit => {
+            tx.record(&[sample.entry(KeyAction::Updated)]).await?;
+            for query in sample.event_queries() {
+                let page = tx.events(&query).await?;
+                expect(!page.events.is_empty(), "the audit lacks an event that was written")?;
+            }
+            Ok(())
+        }
+        Operation::Update => {
+            let mut changed = key.clone();
+            changed.name = None;
+            changed.scopes = Scopes::default();
+            changed.expires_at = None;
+            update(tx, &changed, with_key).await?;
+            tx.record(&[sample.entry(KeyAction::Updated)]).await
+        }
+        Operation::Rotate => {
+            tx.lock(&[key.id]).await?;
+            let inserted = tx.insert(std::slice::from_ref(&sample.successor)).await?;
+            expect(inserted == [sample.successor.id], "a new key is not stored")?;
+            let retired = KeyRecord { rotated_at: Some(key.created_at), ..key.clone() };
+            update(tx, &retired, with_key).await?;
+            tx.record(&[sample.entry(KeyAction::Rotated)]).await
+        }
+        Operation::Revoke => {
+            tx.lock_some(&Selection::Consumer(key.consumer_id.clone()), 1).await?;
+            tx.lock_some(&Selection::Prefix(key.key_prefix.clone()), 1).await?;
+            let revoked = tx.revoke(&[key.id], Some("trial")).await?;
+            let is_revoked = revoked.iter().any(|it| it.id == key.id && it.revoked_at.is_some());
+            expect(!with_key || is_revoked, "a revocation is not stored")?;
+            tx.record(&[sample.entry(KeyAction::Revoked)]).await
+        }
+        Operation::Prune => {
+            // Older than any key but the sample's.
+            let ended = tx.lock_some(&Selection::EndedBefore(at(EXPIRY + 1)), 1).await?;
+            expect(!with_key || ended.iter().any(|it| it.id == key.id), "an ended key is kept")?;
+            tx.delete(&[key.id]).await?;
+            expect(tx.lock(&[key.id]).await?.is_empty(), "a deleted key is still there")?;
+            tx.record(&[sample.entry(KeyAction::Pruned)]).await?;
+            tx.sweep(at(0), 1).await.map(drop)
+        }
+        Operation::Import => {
+            // Of two with one hash, the second is known by then.
+            let mut known = sample.imported.clone();
+            known.id = sample.successor.id;
+            let inserted = tx.insert(&[sample.imported.clone(), known]).await?;
+            expect(inserted == [sample.imported.id], "a batch is not stored as it should be")?;
+            tx.record(&[sample.entry(KeyAction::Imported)]).await
+        }
+        Operation::Usage => {
+            tx.flush_usage(&[Usage::new(key.id, at(EXPIRY))]).await?;
+            tx.flush_usage(&[Usage::new(key.id, at(EXPIRY + 1))]).await?;
+            let used = tx.last_used_at(key.id).await?;
+            expect(!with_key || used == Some(at(EXPIRY + 1)), "the use of a key is not stored")
+        }
+        Operation::Plans => {
+            tx.set_plan(&sample.word, &RateLimits::unlimited()).await?;
+            tx.set_plan(&sample.word, &sample.limits).await?;
+            let plans = tx.plans().await?;
+            let is_set = plans.iter().any(|(name, _)| *name == sample.word);
+            expect(is_set, "a plan is not stored")?;
+            let found = tx.find(&key.key_hash).await?;
+            let has_limits = found.is_some_and(|found| found.plan_limits.is_some());
+            expect(!with_key || has_limits, "a key does not have the limits of its plan")?;
+            expect(tx.remove_plan(&sample.word).await?.is_some(), "a plan is not removed")
+        }
+    }
+}
+
+async fn update<T: Rehearse>(
+    tx: &mut T,
+    changed: &KeyRecord,
+    with_key: bool,
+) -> Result<(), StoreError> {
+    match tx.update(changed).await {
+        // There is no such key.
+        Err(error) if !with_key && error.kind() == StoreErrorKind::Conflict => Ok(()),
+        Err(error) => Err(error),
+        Ok(updated) => {
+            let is_updated = updated.version == changed.version + 1
+                && updated.scopes == changed.scopes
+                && updated.rotated_at == changed.rotated_at;
+            expect(is_updated, "a change is not stored")
+        }
+    }
+}
+
+/// The statement succeeded, and was of no effect: a trigger, rule or policy changes what it does.
+fn expect(holds: bool, otherwise: &'static str) -> Result<(), StoreError> {
+    if holds {
+        return Ok(());
+    }
+    Err(StoreError::new(StoreErrorKind::Other).because(otherwise))
+}
+
+fn is(found: Option<&KeyRecord>, key: &KeyRecord) -> bool {
+    found.is_some_and(|found| {
+        let read_at = key.read_at;
+        KeyRecord { read_at, plan_limits: None, ..found.clone() } == *key
+    })
+}
+
+fn has(page: &KeyPage, key: &KeyRecord) -> bool {
+    page.keys.iter().any(|listed| is(Some(&listed.record), key))
+}
+
+const STATUSES: [KeyStatus; 5] = [
+    KeyStatus::Active,
+    KeyStatus::NotYetActive,
+    KeyStatus::Inactive,
+    KeyStatus::Expired,
+    KeyStatus::Revoked,
+];
+
+/// When the sample's key expired, in seconds since 1970: before any other.
+const EXPIRY: u64 = 2;
+
+fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+/// Rows that no other trial writes.
+struct Sample {
+    key: KeyRecord,
+    successor: KeyRecord,
+    imported: KeyRecord,
+    request: Claim,
+    /// The key's consumer, prefix, scope and plan.
+    word: String,
+    scope: Scope,
+    limits: RateLimits,
+}
+
+impl Sample {
+    fn new() -> Result<Self, StoreError> {
+        let word = format!("doctor.{}", id()?);
+        let scope = Scope::new(word.clone()).map_err(unfit)?;
+        let limits = RateLimits::new([Quota::per_minute(60).map_err(unfit)?]).map_err(unfit)?;
+        let mut key = record(&word)?;
+        key.key_prefix.clone_from(&word);
+        key.name = Some("trial".into());
+        key.scopes = Scopes::parse([word.clone()]).map_err(unfit)?;
+        key.rate_limits = Some(limits.clone());
+        key.plan = Some(word.clone());
+        key.created_by = Some("doctor".into());
+        key.expires_at = Some(at(EXPIRY));
+        let mut successor = record(&word)?;
+        successor.rotated_from = Some(key.id);
+        successor.root_id = key.root_id;
+        let imported = record(&word)?;
+        let hash = |record: &KeyRecord| *record.key_hash.as_bytes();
+        let request = Claim::new(hash(&successor), hash(&imported), key.id);
+        Ok(Self { key, successor, imported, request, word, scope, limits })
+    }
+
+    fn entry(&self, action: KeyAction) -> AuditEntry {
+        AuditEntry {
+            key_id: Some(self.key.id),
+            consumer_id: Some(self.word.clone()),
+            origin: Some("trial".into()),
+            reason: Some("trial".into()),
+            changes: Some(r#"{"name":{"from":null,"to":"trial"}}"#.into()),
+            ..AuditEntry::new(action, "doctor")
+        }
+    }
+
+    /// Each filter of a list, and each index that one is read along.
+    fn queries(&self) -> Vec<KeyQuery> {
+        let of_consumer = || KeyQuery::new().consumer_id(self.word.clone());
+        let of_prefix = || KeyQuery::new().key_prefix(self.word.clone());
+        vec![
+            of_consumer(),
+            of_prefix(),
+            of_consumer().status(KeyStatus::Expired),
+            of_prefix().status(KeyStatus::Expired),
+            of_consumer().unused_since(at(EXPIRY)),
+            of_consumer().expires_before(at(EXPIRY + 1)),
+        ]
+    }
+
+    fn by_scope(&self) -> KeyQuery {
+        KeyQuery::new().scope(self.scope.clone())
+    }
+
+    fn event_queries(&self) -> [EventQuery; 2] {
+        [
+            EventQuery::new().key_id(self.key.id).limit(1),
+            EventQuery::new().consumer_id(self.word.clone()).limit(1),
+        ]
+    }
+}
+
+fn id() -> Result<KeyId, StoreError> {
+    KeyId::generate(at(0), &SystemEntropy).map_err(unfit)
+}
+
+fn record(consumer_id: &str) -> Result<KeyRecord, StoreError> {
+    let id = id()?;
+    let mut hash = [0; 32];
+    let (left, right) = hash.split_at_mut(16);
+    left.copy_from_slice(id.as_bytes());
+    right.copy_from_slice(id.as_bytes());
+    Ok(KeyRecord::new(id, KeyHash::from_bytes(hash), consumer_id, at(1)))
+}
+
+fn unfit(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
+    StoreError::new(StoreErrorKind::Other).because(error)
+}
