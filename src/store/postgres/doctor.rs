@@ -7,6 +7,7 @@ use sqlx::{
     ConnectOptions as _, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions,
     query_as, query_scalar, raw_sql,
 };
+use tokio::time::timeout;
 
 use super::{
     PgChangeFeed, PgKeyStore, PgTransaction, batch, changes_since, error::failed, get,

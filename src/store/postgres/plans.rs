@@ -4,7 +4,7 @@ use super::{PgKeyStore, error::failed};
 use crate::{
     rate_limit::RateLimits,
     store::{
-        ManagePlans, StoreError,
+        ManagePlans, StoreError, StoreErrorKind,
         plans::check_name,
         row::{self, Plan, json},
     },

@@ -1,6 +1,8 @@
 use std::{fmt, sync::Arc, time::SystemTime};
 
-use sqlx::{PgConnection, Row as _, postgres::PgRow, query, query_as, query_scalar, raw_sql, types::Uuid};
+use sqlx::{
+    PgConnection, Row as _, postgres::PgRow, query, query_as, query_scalar, raw_sql, types::Uuid,
+};
 
 use super::{
     error::failed,

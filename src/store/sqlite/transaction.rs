@@ -1,7 +1,10 @@
 use std::{fmt, time::SystemTime};
 
 use serde_json::{Value, json as values};
-use sqlx::{Row as _, SqliteConnection, query, query_as, query_scalar, raw_sql, sqlite::SqliteRow, types::Uuid};
+use sqlx::{
+    Row as _, SqliteConnection, query, query_as, query_scalar, raw_sql, sqlite::SqliteRow,
+    types::Uuid,
+};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
