@@ -28,14 +28,16 @@ impl ManagePlans for SqliteKeyStore {
         check_name(name)?;
         let set = query(SET).bind(name.to_owned()).bind(json(limits)?);
         let mut lease = Lease::begin(self.pool(), WRITE).await?;
-        set.execute(&mut *lease).await.map_err(failed)?;
+        let set = set.execute(&mut *lease).await;
+        let (_, lease) = lease.after(set)?;
         lease.commit().await
     }
 
     async fn remove_plan(&self, name: &str) -> Result<bool, StoreError> {
         let remove = query(REMOVE).bind(name.to_owned());
         let mut lease = Lease::begin(self.pool(), WRITE).await?;
-        let removed = remove.execute(&mut *lease).await.map_err(failed)?;
+        let removed = remove.execute(&mut *lease).await;
+        let (removed, lease) = lease.after(removed)?;
         lease.commit().await?;
         Ok(removed.rows_affected() > 0)
     }
