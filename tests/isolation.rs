@@ -8,6 +8,7 @@ mod doubles;
 mod harness;
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     sync::{
         Arc, Mutex,
@@ -38,8 +39,8 @@ use tower_api_key::{
     rate_limit::Quota,
     record::{KeyId, Scope, Scopes},
     store::{
-        ChangeLog as _, Claim, EventQuery, KeyQuery, KeyStore, KeyTransaction as _, ManageKeys,
-        ManagePlans as _, PgKeyStore, StoreError, StoreErrorKind, Usage,
+        ChangeLog as _, Claim, EventQuery, Horizon, KeyQuery, KeyStore, KeyTransaction as _,
+        ManageKeys, ManagePlans as _, PgKeyStore, StoreError, StoreErrorKind, Usage,
     },
 };
 
@@ -551,7 +552,7 @@ impl Guarded {
         let mut scoped = KeyQuery::new();
         scoped.scope = Some(Scope::new("orders:read").unwrap());
         let mut unused = KeyQuery::new();
-        unused.unused_since = Some(SystemTime::UNIX_EPOCH + 2 * SECOND);
+        unused.unused_since = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(10_000_000_000));
         let claim = async || {
             let mut transaction = store.begin().await?;
             let claim = Claim::new(REQUEST, [6; 32], plain.id);
@@ -561,6 +562,12 @@ impl Guarded {
             let mut transaction = store.begin().await?;
             let locked = transaction.lock(&[key.id, plain.id]).await?;
             Ok(format!("{:?}", locked.iter().map(|key| key.id).collect::<Vec<_>>()))
+        };
+        // Everything that was ever changed.
+        let poll = async || {
+            let changes = store.changes_since(Some(Horizon::new(1, 0))).await?;
+            let ids = changes.keys.iter().map(|changed| changed.key_id);
+            Ok(format!("{:?}", ids.collect::<BTreeSet<_>>()))
         };
         let usage = async || {
             let used = [Usage::new(plain.id, SystemTime::UNIX_EPOCH + SECOND)];
@@ -584,10 +591,7 @@ impl Guarded {
             ("usage", usage().await),
             ("a repeated request", claim().await),
             ("keys to change", lock().await),
-            (
-                "a poll",
-                store.changes_since(None).await.map(|changes| format!("{:?}", changes.keys)),
-            ),
+            ("a poll", poll().await),
         ]
     }
 
@@ -1081,7 +1085,7 @@ mod sqlite {
                     assert_eq!(source.kind(), StoreErrorKind::Unavailable, "{source:?}");
                     failures += 1;
                 }
-                let used = [Usage::new(key.id, SystemTime::now())];
+                let used = [Usage::new(key.id, SystemTime::UNIX_EPOCH + SECOND)];
                 let _ = store.record_usage(&used).await;
                 let _ = store.set_plan("pro", &Quota::per_second(9).unwrap().into()).await;
                 assert!(store.find(&key.key_hash).await.unwrap().is_some(), "look-ups go on");

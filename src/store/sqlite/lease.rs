@@ -8,9 +8,8 @@ use crate::store::{StoreError, StoreErrorKind};
 
 /// A connection of the pool in a transaction.
 ///
-/// It goes back into the pool only after a statement that ended the transaction has succeeded.
-/// Dropped before that it is closed: a full disk fails a rollback as well, and whoever got the
-/// connection next would be in a transaction of which nothing is known.
+/// It goes back into the pool only once it is known to be in none. Dropped before that it is closed:
+/// whoever got the connection next would be in a transaction of which nothing is known.
 ///
 /// Not sqlx's own transaction: SQLite ends one by itself when the disk is full, and sqlx, which
 /// counts them, then refuses every later one on that connection.
@@ -40,18 +39,43 @@ impl Lease {
     }
 
     async fn end(mut self, statement: &'static str) -> Result<(), StoreError> {
-        raw_sql(statement).execute(&mut *self).await.map_err(failed)?;
-        self.0.return_to_pool().await;
-        Ok(())
+        let ended = raw_sql(statement).execute(&mut *self).await.map(drop).map_err(failed);
+        if ended.is_ok() || self.is_rolled_back().await {
+            self.0.return_to_pool().await;
+        }
+        ended
+    }
+
+    /// SQLite ends a transaction by itself when the disk is full: then there is none to roll back.
+    async fn is_rolled_back(&mut self) -> bool {
+        match raw_sql("rollback").execute(&mut **self).await {
+            Ok(_) => true,
+            Err(error) => error
+                .as_database_error()
+                .is_some_and(|error| error.message().contains("no transaction is active")),
+        }
+    }
+
+    /// What a statement brought, and the connection; where it failed, the transaction is rolled
+    /// back and the connection given back.
+    pub(super) fn after<T>(self, outcome: sqlx::Result<T>) -> Result<(T, Self), StoreError> {
+        match outcome {
+            Ok(done) => Ok((done, self)),
+            Err(error) => {
+                self.roll_back(None);
+                Err(failed(error))
+            }
+        }
     }
 
     /// Ends a transaction in which no statement is running, and gives the connection back; where
     /// that fails, or nothing runs that could do it, it is closed. `turn` is held until then.
-    pub(super) fn roll_back(self, turn: Option<OwnedMutexGuard<()>>) {
+    pub(super) fn roll_back(mut self, turn: Option<OwnedMutexGuard<()>>) {
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
-            // Where it failed, the connection is gone.
-            let _ = self.end("rollback").await;
+            if self.is_rolled_back().await {
+                self.0.return_to_pool().await;
+            }
             drop(turn);
         });
     }

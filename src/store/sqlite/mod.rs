@@ -253,7 +253,10 @@ impl KeyStore for SqliteKeyStore {
                         skipped += part.len();
                     }
                 }
-                Err(error) => return Err(failed(error)),
+                Err(error) => {
+                    lease.roll_back(None);
+                    return Err(failed(error));
+                }
             }
         }
         if skipped > 0 {
@@ -379,15 +382,18 @@ async fn bring_up_to_date(pool: &SqlitePool) -> Result<(), StoreError> {
         return Ok(());
     }
     let mut lease = Lease::begin(pool, WRITE).await?;
-    raw_sql(CREATE_HISTORY).execute(&mut *lease).await.map_err(failed)?;
+    let created = raw_sql(CREATE_HISTORY).execute(&mut *lease).await;
+    let (_, mut lease) = lease.after(created)?;
     for migration in missing(&mut lease).await? {
         let applied = raw_sql(migration.sql).execute(&mut *lease).await;
-        applied.map_err(|error| migration.blame(failed(error)))?;
+        let (_, same) = lease.after(applied).map_err(|error| migration.blame(error))?;
+        lease = same;
         let record = query(RECORD_MIGRATION)
             .bind(migration.version)
             .bind(migration.description)
             .bind(migration.checksum());
-        record.execute(&mut *lease).await.map_err(failed)?;
+        let recorded = record.execute(&mut *lease).await;
+        (_, lease) = lease.after(recorded)?;
     }
     lease.commit().await
 }

@@ -22,6 +22,16 @@ use crate::{
     },
 };
 
+/// Runs a statement on a lease, which it gives up where the statement fails.
+macro_rules! run {
+    ($lease:ident, $statement:expr) => {{
+        let outcome = $statement.await;
+        let (done, same) = $lease.after(outcome)?;
+        $lease = same;
+        done
+    }};
+}
+
 /// A transaction of [`SqliteKeyStore`](super::SqliteKeyStore).
 ///
 /// It is the only one that writes, from its beginning to its end, and holds a connection of the
@@ -64,7 +74,7 @@ impl SqliteTransaction {
             query = query.bind(key_prefix.clone());
         }
         let mut open = self.take()?;
-        let rows = query.fetch_all(&mut *open).await.map_err(failed)?;
+        let rows = run!(open, query.fetch_all(&mut *open));
         self.open = Some(open);
         Ok(rows)
     }
@@ -253,7 +263,7 @@ impl KeyTransaction for SqliteTransaction {
     async fn lock(&mut self, ids: &[KeyId]) -> Result<Vec<KeyRecord>, StoreError> {
         let lock = query(LOCK).bind(texts(ids)?);
         let mut open = self.take()?;
-        let rows = lock.fetch_all(&mut *open).await.map_err(failed)?;
+        let rows = run!(open, lock.fetch_all(&mut *open));
         self.open = Some(open);
         records(&rows)
     }
@@ -297,7 +307,7 @@ impl KeyTransaction for SqliteTransaction {
         let batch = records.iter().map(key_values).collect::<Result<Vec<_>, _>>()?;
         let insert = query_scalar(INSERT).bind(json(&batch)?);
         let mut open = self.take()?;
-        let inserted: Vec<Uuid> = insert.fetch_all(&mut *open).await.map_err(failed)?;
+        let inserted: Vec<Uuid> = run!(open, insert.fetch_all(&mut *open));
         self.open = Some(open);
         Ok(inserted.into_iter().map(key_id).collect())
     }
@@ -317,7 +327,7 @@ impl KeyTransaction for SqliteTransaction {
             .bind(row.rotated_at)
             .bind(row.plan);
         let mut open = self.take()?;
-        let row = update.fetch_optional(&mut *open).await.map_err(failed)?;
+        let row = run!(open, update.fetch_optional(&mut *open));
         self.open = Some(open);
         record(row)?.ok_or(StoreError::new(StoreErrorKind::Conflict))
     }
@@ -329,7 +339,7 @@ impl KeyTransaction for SqliteTransaction {
     ) -> Result<Vec<KeyRecord>, StoreError> {
         let revoke = query(REVOKE).bind(texts(ids)?).bind(reason.map(str::to_owned));
         let mut open = self.take()?;
-        let rows = revoke.fetch_all(&mut *open).await.map_err(failed)?;
+        let rows = run!(open, revoke.fetch_all(&mut *open));
         self.open = Some(open);
         let mut revoked = records(&rows)?;
         revoked.sort_unstable_by_key(|record| record.id);
@@ -343,7 +353,7 @@ impl KeyTransaction for SqliteTransaction {
             .bind(uuid(asked.recent_from))
             .bind(bounded(asked.limit));
         let mut open = self.take()?;
-        let counted: (i64, i64) = count.fetch_one(&mut *open).await.map_err(failed)?;
+        let counted: (i64, i64) = run!(open, count.fetch_one(&mut *open));
         self.open = Some(open);
         Ok(counts(counted, asked.limit))
     }
@@ -355,7 +365,7 @@ impl KeyTransaction for SqliteTransaction {
     ) -> Result<Option<SystemTime>, StoreError> {
         let find = query_scalar(NTH_ROTATION).bind(uuid(root)).bind(bounded(nth.saturating_sub(1)));
         let mut open = self.take()?;
-        let at: Option<i64> = find.fetch_optional(&mut *open).await.map_err(failed)?;
+        let at: Option<i64> = run!(open, find.fetch_optional(&mut *open));
         self.open = Some(open);
         at.map(|at| read_time("created_at", at)).transpose()
     }
@@ -363,7 +373,7 @@ impl KeyTransaction for SqliteTransaction {
     async fn delete(&mut self, ids: &[KeyId]) -> Result<(), StoreError> {
         let delete = query(DELETE).bind(texts(ids)?);
         let mut open = self.take()?;
-        delete.execute(&mut *open).await.map_err(failed)?;
+        run!(open, delete.execute(&mut *open));
         self.open = Some(open);
         Ok(())
     }
@@ -372,7 +382,7 @@ impl KeyTransaction for SqliteTransaction {
         let batch: Vec<_> = entries.iter().map(entry_values).collect();
         let record = query(RECORD).bind(json(&batch)?);
         let mut open = self.take()?;
-        record.execute(&mut *open).await.map_err(failed)?;
+        run!(open, record.execute(&mut *open));
         self.open = Some(open);
         Ok(())
     }
@@ -402,11 +412,11 @@ impl KeyTransaction for SqliteTransaction {
             .bind(claim.fingerprint.to_vec())
             .bind(uuid(claim.key_id));
         let mut open = self.take()?;
-        let inserted: Option<bool> = insert.fetch_optional(&mut *open).await.map_err(failed)?;
+        let inserted: Option<bool> = run!(open, insert.fetch_optional(&mut *open));
         let mut earlier: Option<(Vec<u8>, Uuid)> = None;
         if inserted.is_none() {
             let read = query_as(CLAIMED).bind(request);
-            earlier = Some(read.fetch_one(&mut *open).await.map_err(failed)?);
+            earlier = Some(run!(open, read.fetch_one(&mut *open)));
         }
         self.open = Some(open);
         let earlier = earlier.map(|(fingerprint, id)| claimed(claim.request, &fingerprint, id));
@@ -417,9 +427,9 @@ impl KeyTransaction for SqliteTransaction {
         let limit = bounded(limit);
         let requests = query(SWEEP_REQUESTS).bind(micros_up(before)?).bind(limit);
         let mut open = self.take()?;
-        let requests = requests.execute(&mut *open).await.map_err(failed)?.rows_affected();
+        let requests = run!(open, requests.execute(&mut *open)).rows_affected();
         let usage = query(SWEEP_USAGE).bind(limit.saturating_sub_unsigned(requests));
-        let usage = usage.execute(&mut *open).await.map_err(failed)?.rows_affected();
+        let usage = run!(open, usage.execute(&mut *open)).rows_affected();
         self.open = Some(open);
         Ok(usize::try_from(requests + usage).unwrap_or(usize::MAX))
     }
