@@ -53,10 +53,10 @@ impl ClockCheck {
             *last = Some((now, wall));
             return None;
         };
-        let ahead = ahead.saturating_sub(passed / DRIFT);
-        if ahead <= BOUND {
+        let unexplained = ahead.saturating_sub(passed / DRIFT);
+        if unexplained <= BOUND {
             // Kept, so that short sleeps add up.
-            *last = Some((now, wall.checked_sub(ahead).unwrap_or(wall)));
+            *last = Some((now, wall.checked_sub(unexplained).unwrap_or(wall)));
             return None;
         }
         *last = Some((now, wall));
@@ -143,6 +143,26 @@ mod tests {
         clock.pass(7_200_000, 0);
         assert!(check.check(&clock).is_some());
         assert_eq!(check.check(&clock), None);
+    }
+
+    #[test]
+    fn a_clock_that_panicked_is_read_again() {
+        struct Broken;
+
+        impl Clock for Broken {
+            fn now(&self) -> SystemTime {
+                panic!("no time is known")
+            }
+
+            fn monotonic(&self) -> Duration {
+                Duration::ZERO
+            }
+        }
+
+        let (check, clock) = readings();
+        assert!(std::panic::catch_unwind(|| check.check(&Broken)).is_err());
+        clock.pass(3_600_000, 0);
+        assert_eq!(check.check(&clock), Some(Duration::from_secs(3600)));
     }
 
     #[test]

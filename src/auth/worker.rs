@@ -134,10 +134,10 @@ async fn probe(loader: &Arc<Loader>) -> Infallible {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if loader.is_store_up() != Some(true) || loader.feed.health() == FeedHealth::Gap {
-            if let Err(panicked) = catch_panic(loader.probe()).await {
-                duty.panicked(panicked).await;
-            }
+        let is_in_doubt =
+            loader.is_store_up() != Some(true) || loader.feed.health() == FeedHealth::Gap;
+        if is_in_doubt && let Err(panicked) = catch_panic(loader.probe()).await {
+            duty.panicked(panicked).await;
         }
     }
 }
