@@ -27,7 +27,9 @@ use redis::{Client, Cmd, aio::MultiplexedConnection, cmd};
 use tokio::runtime::Builder;
 use tower_api_key::{
     clock::{Clock, SystemClock},
-    rate_limit::{BucketId, Buckets, Check, Leases, Quota, RateLimiter, RedisRateLimiter},
+    rate_limit::{
+        Buckets, Check, Leases, Quota, RateLimiter, RateLimits, RedisRateLimiter, Subject,
+    },
 };
 
 use self::harness::redis::Redis;
@@ -92,10 +94,12 @@ async fn run(redis: Option<&Redis>, url: &str) {
     let second = Quota::per_second(1_000_000).unwrap();
     let sliding = Quota::sliding(1_000_000_000, Duration::from_secs(60)).unwrap();
     let take = |limiter: &RedisRateLimiter, key: u128, quotas: &[&Quota]| {
-        let named = quotas.iter().enumerate().map(|(at, quota)| {
-            (BucketId::of_key("bench", key, &format!("quota-{at}")), (*quota).clone())
-        });
-        let buckets = limiter.buckets(&named.collect::<Vec<_>>(), clock.monotonic());
+        let named = quotas
+            .iter()
+            .enumerate()
+            .map(|(at, quota)| (*quota).clone().named(format!("quota-{at}")).unwrap());
+        let limits = RateLimits::new(named).unwrap();
+        let buckets = limiter.buckets(&Subject::of_key("bench", key), &limits, clock.monotonic());
         Case::Take(buckets, clock.clone())
     };
     let cases = [

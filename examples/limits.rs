@@ -9,7 +9,7 @@
 use std::{fmt::Write as _, num::NonZeroU32, time::Duration};
 
 use tower_api_key::rate_limit::{
-    BucketId, Check, Decision, InvalidQuota, LocalRateLimiter, Quota, RateLimiter,
+    Check, Decision, InvalidQuota, LocalRateLimiter, Quota, RateLimiter, Subject,
 };
 
 type Result<T = (), E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
@@ -48,8 +48,8 @@ pub(crate) const CLIENTS: [Client; 2] = [
 /// When each request of a client is admitted that comes back as soon as it is told to.
 pub(crate) fn admitted(quota: &Quota, client: &Client) -> Vec<Duration> {
     let limiter = LocalRateLimiter::new();
-    let id = BucketId::of_key("a client", 1, quota.name());
-    let buckets = limiter.buckets(&[(id, quota.clone())], Duration::ZERO);
+    let subject = Subject::of_key("a client", 1);
+    let buckets = limiter.buckets(&subject, &quota.clone().into(), Duration::ZERO);
     let (mut now, mut admitted) = (Duration::ZERO, Vec::new());
     let mut bursts = 1_u32;
     while now < END {

@@ -15,6 +15,7 @@ use tower_api_key::rate_limit::{Algorithm, Decision, LocalRateLimiter, Quota, Ra
 
 use self::simulator::{
     Simulator,
+    changes::{check, scenario},
     requests::{
         Act, END, Key, Requests, Script, gap, quotas, requests, script, small, units, wait,
     },
@@ -118,7 +119,7 @@ async fn it_does_as_the_simulator(limiter: &dyn RateLimiter, script: Script, sta
     let mut simulator = Simulator::new();
     let mut key = Key::new(limiter, &script.quotas, start);
     simulator.buckets(&key.quotas, start);
-    let (mut now, mut told, mut taken) = (start, Duration::ZERO, None);
+    let (mut now, mut told, mut taken, mut renamed) = (start, Duration::ZERO, None, 0);
     for (gap, act) in script.acts {
         now = (now + gap.length(&key, told)).min(END);
         match act {
@@ -145,11 +146,18 @@ async fn it_does_as_the_simulator(limiter: &dyn RateLimiter, script: Script, sta
                     simulator.give_back(&key.quotas, units, now);
                 }
             }
-            Act::AskAgain => key.buckets = limiter.buckets(&key.quotas, now),
+            Act::AskAgain => key.ask_again(limiter, now),
             Act::Sweep => limiter.sweep(now),
-            Act::Change(quotas) => {
+            Act::Rename => {
+                let before = key.quotas.clone();
+                renamed += 1;
+                let name = |quota: &Quota| {
+                    let (stem, _) = quota.name().split_once('-').unwrap_or((quota.name(), ""));
+                    quota.clone().named(format!("{stem}-{renamed}")).unwrap()
+                };
+                let quotas: Vec<_> = before.iter().map(name).collect();
                 key.change(limiter, &quotas, now);
-                simulator.buckets(&key.quotas, now);
+                simulator.rename(&before, &key.quotas);
             }
         }
     }
@@ -334,7 +342,9 @@ async fn what_is_given_back_later_makes_room_for_as_much(
                 key.buckets.give_back(units, now);
                 returned.push((now, u64::from(units.get())));
                 let after = key.peek(now).await;
-                for ((quota, before), after) in quotas.iter().zip(before.iter()).zip(after.iter()) {
+                for ((quota, before), after) in
+                    key.quotas.iter().zip(before.iter()).zip(after.iter())
+                {
                     let most = before.remaining().saturating_add(units.get());
                     let most = most.min(quota.burst_size().get());
                     assert!((before.remaining()..=most).contains(&after.remaining()));
@@ -407,7 +417,7 @@ async fn nothing_but_time_refills_a_bucket(
         }
     }
     drop(held);
-    drop(std::mem::replace(&mut key.buckets, limiter.buckets(&[], now)));
+    drop(std::mem::replace(&mut key.buckets, Key::new(limiter, quotas, now).buckets));
     limiter.sweep(now);
     key.change(limiter, quotas, now);
     assert!(!key.admits(NonZeroU32::MIN, now).await, "it was swept");
@@ -450,6 +460,15 @@ async fn the_extremes_are_quotas_like_others(limiter: &dyn RateLimiter) {
                 assert!(owed >= quota.interval() / 33 * 32, "{quota:?}: {owed:?}");
             }
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+    #[test]
+    fn no_change_of_quotas_lets_more_through(scenario in scenario()) {
+        run(check(&LocalRateLimiter::new(), &scenario));
     }
 }
 

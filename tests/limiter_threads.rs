@@ -13,7 +13,7 @@ use std::{
 };
 
 use tower_api_key::rate_limit::{
-    BucketId, Buckets, Check, Decisions, LocalRateLimiter, Quota, RateLimiter,
+    Buckets, Check, Decisions, LocalRateLimiter, Quota, RateLimiter, RateLimits, Subject,
 };
 
 const THREADS: usize = 64;
@@ -150,13 +150,10 @@ fn total<'a>(admitted: impl IntoIterator<Item = &'a (usize, Duration, u64)>) -> 
     admitted.into_iter().map(|(_, _, units)| units).sum()
 }
 
-fn key(key: u128, quota: &Quota) -> (BucketId, Quota) {
-    (BucketId::of_key("acme", key, quota.name()), quota.clone())
-}
-
 fn one_for_all(quotas: &[Quota]) -> impl Fn(usize) -> Arc<dyn Buckets> + Sync + use<> {
-    let quotas: Vec<_> = quotas.iter().map(|quota| key(1, quota)).collect();
-    let buckets = LocalRateLimiter::new().buckets(&quotas, Duration::ZERO);
+    let limits = RateLimits::new(quotas.iter().cloned()).unwrap();
+    let subject = Subject::of_key("acme", 1);
+    let buckets = LocalRateLimiter::new().buckets(&subject, &limits, Duration::ZERO);
     move |_| Arc::clone(&buckets)
 }
 
@@ -224,14 +221,15 @@ fn stacked_quotas_give_away_what_the_narrowest_has() {
 fn keys_of_one_consumer_share_what_is_theirs_and_keep_what_is_their_own() {
     let own = Quota::sliding(300, WINDOW).unwrap().named("own").unwrap();
     let shared = Quota::sliding(1_000, WINDOW).unwrap().named("shared").unwrap().per_consumer();
+    let limits = RateLimits::new([own.clone(), shared.clone()]).unwrap();
+    assert_eq!(limits.iter().nth(1).map(Quota::name), Some("shared"));
     let limiter = LocalRateLimiter::new();
     let buckets = |thread: usize| {
-        let own = key(thread as u128 % 8, &own);
-        let shared = (BucketId::of_consumer("acme", "shared"), shared.clone());
-        limiter.buckets(&[shared, own], Duration::ZERO)
+        let subject = Subject::of_key("acme", thread as u128 % 8);
+        limiter.buckets(&subject, &limits, Duration::ZERO)
     };
     // A key that has used up its own leaves the rest to others.
-    let nothing_left = |decisions: &Decisions| !decisions[0].is_admitted();
+    let nothing_left = |decisions: &Decisions| !decisions[1].is_admitted();
     let admitted = hammer(&buckets, &Hammer { nothing_left, ..Hammer::default() });
     assert_promised(&shared, &admitted);
     for key in 0..8 {

@@ -18,8 +18,8 @@ use tokio::time::{Instant, interval};
 use tower_api_key::{
     clock::{Clock, SystemClock},
     rate_limit::{
-        BucketId, Buckets, Check, Decisions, Leases, Quota, RateLimiter, RedisRateLimiter,
-        RedisRateLimiterBuilder, Unavailable,
+        Buckets, Check, Decisions, Leases, Quota, RateLimiter, RateLimits, RedisRateLimiter,
+        RedisRateLimiterBuilder, Subject, Unavailable,
     },
 };
 
@@ -50,7 +50,7 @@ fn leasing(redis: &Redis, leases: Leases) -> RedisRateLimiter {
 }
 
 fn bucket(limiter: &RedisRateLimiter, key: u128, quota: &Quota, now: Duration) -> Arc<dyn Buckets> {
-    limiter.buckets(&[(BucketId::of_key("acme", key, quota.name()), quota.clone())], now)
+    limiter.buckets(&Subject::of_key("acme", key), &quota.clone().into(), now)
 }
 
 async fn admitted(buckets: &Arc<dyn Buckets>, requests: u32, now: Duration) -> u32 {
@@ -162,12 +162,9 @@ async fn all_buckets_of_a_consumer_are_on_one_node_of_a_cluster() {
     .await;
     let node = limiter(&redis);
     let quota = |name: &'static str| Quota::per(10, HOUR).unwrap().named(name).unwrap();
-    let quotas = [
-        (BucketId::of_key("a {strange} one:", 1, "key"), quota("key")),
-        (BucketId::of_key("a {strange} one:", 2, "other"), quota("other")),
-        (BucketId::of_consumer("a {strange} one:", "consumer"), quota("consumer")),
-    ];
-    let buckets = node.buckets(&quotas, SECOND);
+    let quotas = [quota("key"), quota("other"), quota("consumer").per_consumer()];
+    let subject = Subject::of_key("a {strange} one:", 1);
+    let buckets = node.buckets(&subject, &RateLimits::new(quotas).unwrap(), SECOND);
     assert_eq!(admitted(&buckets, 20, SECOND).await, 10);
     assert!(node.is_shared());
     let slot = |key: &String| redis.ask::<u64>(cmd("CLUSTER").arg("KEYSLOT").arg(key));
@@ -319,11 +316,10 @@ async fn with_leases_exactly_as_much_passes_in_the_end() {
     let clock = SystemClock::new();
     let mut tasks = tokio::task::JoinSet::new();
     for (at, node) in nodes.iter().enumerate() {
-        let quotas = [
-            (BucketId::of_key("acme", at as u128 % 2, "key"), key.clone()),
-            (BucketId::of_consumer("acme", "day"), consumer.clone()),
-        ];
-        let (buckets, clock) = (node.buckets(&quotas, clock.monotonic()), clock.clone());
+        let limits = RateLimits::new([key.clone(), consumer.clone().per_consumer()]).unwrap();
+        let subject = Subject::of_key("acme", at as u128 % 2);
+        let buckets = node.buckets(&subject, &limits, clock.monotonic());
+        let clock = clock.clone();
         tasks.spawn(async move {
             let mut admitted = 0;
             let begun = Instant::now();

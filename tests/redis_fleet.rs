@@ -29,8 +29,7 @@ use tokio::{
 use tower_api_key::{
     clock::{Clock, SystemClock},
     rate_limit::{
-        BucketId, Check, Leases, LocalRateLimiter, Quota, RateLimiter, RedisRateLimiter,
-        Unavailable,
+        Check, Leases, LocalRateLimiter, Quota, RateLimiter, RedisRateLimiter, Subject, Unavailable,
     },
 };
 
@@ -79,8 +78,8 @@ async fn a_node_asks_for_as_much_as_it_can_get() {
         builder = builder.leases(Leases::default());
     }
     let (limiter, clock) = (builder.build().unwrap(), SystemClock::new());
-    let id = BucketId::of_key("acme", 1, "quota");
-    let buckets = limiter.buckets(&[(id, settings.quota.clone())], clock.monotonic());
+    let subject = Subject::of_key("acme", 1);
+    let buckets = limiter.buckets(&subject, &settings.quota.clone().into(), clock.monotonic());
     let is_over = Arc::new(AtomicBool::new(false));
     let mut clients = JoinSet::new();
     for _ in 0..CLIENTS {
@@ -189,8 +188,8 @@ fn admitted_by_one(quota: &Quota, report: &Report) -> usize {
     asked.sort_unstable();
     let limiter = LocalRateLimiter::new();
     let time = |(before, _): &Asked| Duration::from_micros(*before);
-    let quotas = [(BucketId::of_key("acme", 1, "quota"), quota.clone())];
-    let buckets = limiter.buckets(&quotas, time(&asked[0]));
+    let subject = Subject::of_key("acme", 1);
+    let buckets = limiter.buckets(&subject, &quota.clone().into(), time(&asked[0]));
     let is_admitted = |asked: &&Asked| match buckets.take(NonZeroU32::MIN, time(asked)) {
         Check::Ready(decisions) => decisions.is_admitted(),
         _ => unreachable!("it is decided at once"),

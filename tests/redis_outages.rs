@@ -32,8 +32,8 @@ use tower_api_key::{
     key::KeyFormat,
     manage::{Expiry, KeyIssuer, NewKey},
     rate_limit::{
-        BucketId, Buckets, Check, Decisions, Leases, LocalRateLimiter, Quota, RateLimiter,
-        RedisRateLimiter, Unavailable,
+        Buckets, Check, Decisions, Leases, LocalRateLimiter, Quota, RateLimiter, RateLimits,
+        RedisRateLimiter, Subject, Unavailable,
     },
     store::MemoryKeyStore,
 };
@@ -53,14 +53,13 @@ async fn decided(check: Check) -> Decisions {
     }
 }
 
+const KEY: Subject<'_> = Subject::of_key("acme", 1);
+
 /// Always the same key, whose quotas let far less through than is asked for.
-fn quotas() -> [(BucketId, Quota); 2] {
+fn limits() -> RateLimits {
     let second = Quota::per_second(150).unwrap().burst(30).unwrap();
     let sliding = Quota::sliding(40, SECOND / 4).unwrap();
-    [
-        (BucketId::of_key("acme", 1, "second"), second),
-        (BucketId::of_consumer("acme", "sliding"), sliding),
-    ]
+    RateLimits::new([second, sliding.per_consumer()]).unwrap()
 }
 
 /// Requests that come all the time, and what became of them.
@@ -90,7 +89,8 @@ impl Load {
     fn start(limiter: &Arc<RedisRateLimiter>) -> Self {
         let (clock, one) = (SystemClock::new(), LocalRateLimiter::new());
         let now = clock.monotonic();
-        let (buckets, one) = (limiter.buckets(&quotas(), now), one.buckets(&quotas(), now));
+        let (buckets, one) =
+            (limiter.buckets(&KEY, &limits(), now), one.buckets(&KEY, &limits(), now));
         let is_over = Arc::new(AtomicBool::new(false));
         let (mut tasks, mut lateness) = (JoinSet::new(), JoinSet::new());
         for _ in 0..4 {
@@ -328,7 +328,7 @@ async fn a_key_that_holds_something_else_is_decided_here_and_the_others_there() 
     let limiter = RedisRateLimiter::builder(&redis.url()).build().unwrap();
     let quota = Quota::per_minute(2).unwrap();
     let bucket =
-        |key| limiter.buckets(&[(BucketId::of_key("acme", key, "minute"), quota.clone())], SECOND);
+        |key| limiter.buckets(&Subject::of_key("acme", key), &quota.clone().into(), SECOND);
     redis.tell(&format!("RPUSH tower-api-key:{{acme}}:k:{:032x}:minute x", 1));
     let (spoiled, well) = (bucket(1), bucket(2));
     for _ in 0..20 {
@@ -346,7 +346,7 @@ async fn whoever_chose_so_is_turned_away_for_a_second() {
     let redis = Redis::start();
     let builder = RedisRateLimiter::builder(&redis.url()).when_unavailable(Unavailable::Deny);
     let (limiter, clock) = (Arc::new(builder.build().unwrap()), SystemClock::new());
-    let buckets = limiter.buckets(&quotas(), clock.monotonic());
+    let buckets = limiter.buckets(&KEY, &limits(), clock.monotonic());
     let take = async || decided(buckets.take(NonZeroU32::MIN, clock.monotonic())).await;
     while !take().await.is_admitted() {}
     redis.kill();
@@ -370,8 +370,7 @@ async fn a_fleet_without_its_redis_keeps_the_limit_where_the_nodes_know_how_many
         let mut admitted = 0;
         for _ in 0..3 {
             let limiter = RedisRateLimiter::builder(&url).nodes(3).build().unwrap();
-            let id = BucketId::of_key("acme", 1, "quota");
-            let buckets = limiter.buckets(&[(id, quota.clone())], SECOND);
+            let buckets = limiter.buckets(&KEY, &quota.clone().into(), SECOND);
             for _ in 0..20 {
                 let decisions = decided(buckets.take(NonZeroU32::MIN, SECOND)).await;
                 admitted += u32::from(decisions.is_admitted());

@@ -8,7 +8,7 @@ use std::{env, num::NonZeroU32, path::Path, process::Command, time::Duration};
 
 use harness::{Port, redis::Redis};
 use tower_api_key::rate_limit::{
-    BucketId, Check, Quota, RateLimiter, RedisRateLimiter, Unavailable,
+    Check, Quota, RateLimiter, RedisRateLimiter, Subject, Unavailable,
 };
 
 const URL: &str = "REDIS_OVER_TLS";
@@ -21,7 +21,7 @@ async fn a_node_asks_over_tls() {
     let builder = RedisRateLimiter::builder(&url).when_unavailable(Unavailable::Deny);
     let limiter = builder.deadline(SECOND).build().unwrap();
     let quota = Quota::per_minute(5).unwrap();
-    let buckets = limiter.buckets(&[(BucketId::of_key("acme", 1, "minute"), quota)], SECOND);
+    let buckets = limiter.buckets(&Subject::of_key("acme", 1), &quota.into(), SECOND);
     let Check::Pending(decisions) = buckets.take(NonZeroU32::MIN, SECOND) else { panic!() };
     assert!(decisions.await.is_admitted());
     assert!(limiter.is_shared());

@@ -32,7 +32,7 @@ use tower_api_key::{
     },
     layer::{ProblemJson, RateLimitHeaders, StatusOnly},
     manage::{Actor, Expiry, Issued, KeyImport, KeyIssuer, NewKey, Rotated, Rotation},
-    rate_limit::{BucketId, Decision, LocalRateLimiter, Quota},
+    rate_limit::{Decision, LocalRateLimiter, Quota, Subject},
     record::{KeyRecord, Metadata, Scope, Scopes},
     store::{
         EventQuery, KeyQuery, KeyStore, ManageKeys, MemoryKeyStore, StoreError, StoreErrorKind,
@@ -255,7 +255,7 @@ mod debug_and_display {
         let Attempt::Reject(limited) = limited else { panic!() };
         values.extend([both(&limited), debug(limited.standing()), debug(&auth), debug(&worker)]);
         values.extend([debug(CachePolicy::default()), debug(LocalRateLimiter::new())]);
-        values.push(debug(BucketId::of_key("acme", issued.record.id.as_u128(), "hour")));
+        values.push(debug(Subject::of_key("acme", issued.record.id.as_u128())));
         values.push(debug(Decision::deny(Duration::MAX)));
         values.push(debug((SystemClock::new(), ManualClock::default())));
         for value in values {

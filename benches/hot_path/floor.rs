@@ -18,7 +18,7 @@ use tower_api_key::{
     clock::{Clock, SystemClock},
     key::KeyHash,
     layer::RateLimitHeaders,
-    rate_limit::{BucketId, LocalRateLimiter, RateLimiter},
+    rate_limit::{LocalRateLimiter, RateLimiter, Subject},
     record::{KeyId, KeyRecord},
 };
 
@@ -123,8 +123,8 @@ fn add_primitives<'a>(cases: &mut Cases<'a>, service: &'a Service) {
     let started = clock.monotonic();
     cases.add("clock", move || clock.monotonic());
 
-    let id = BucketId::of_key("acme", 1, "minute");
-    let buckets = LocalRateLimiter::new().buckets(&[(id, service::roomy())], started);
+    let (subject, limits) = (Subject::of_key("acme", 1), service::roomy().into());
+    let buckets = LocalRateLimiter::new().buckets(&subject, &limits, started);
     let mut now = started;
     cases.add("bucket: one unit", move || {
         now += Duration::from_micros(1);

@@ -25,7 +25,7 @@ impl Terms {
 
     /// The limits of the key, with their live buckets.
     pub(super) fn meter(&self, record: &KeyRecord, now: Duration) -> Meter {
-        let subject = Subject { consumer: &record.consumer_id, root: record.root_id.as_u128() };
+        let subject = Subject::of_key(&record.consumer_id, record.root_id.as_u128());
         Meter::new(&self.meters, self.copies.of(&self.limits(record)), subject, now)
     }
 

@@ -4,9 +4,7 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    BucketId, Buckets, Check, CountedPer, Decision, Decisions, Quota, RateLimiter, RateLimits,
-};
+use super::{Buckets, Check, Decision, Decisions, RateLimiter, RateLimits, Subject};
 use crate::clock::Clock;
 
 /// What all meters of an authenticator share.
@@ -29,16 +27,10 @@ pub(crate) struct Meter {
 struct Classes(OnceLock<Box<Class>>);
 
 struct Class {
+    name: Box<str>,
     limits: RateLimits,
     buckets: Option<Arc<dyn Buckets>>,
     more: Classes,
-}
-
-/// Whose requests are counted: a consumer, and the first of a chain of rotated keys.
-#[derive(Clone, Copy)]
-pub(crate) struct Subject<'a> {
-    pub(crate) consumer: &'a str,
-    pub(crate) root: u128,
 }
 
 impl Meter {
@@ -48,7 +40,7 @@ impl Meter {
         subject: Subject<'_>,
         now: Duration,
     ) -> Self {
-        let buckets = buckets(meters, &limits, subject, "", now);
+        let buckets = buckets(meters, &limits, subject, now);
         Self { meters: Arc::clone(meters), limits, buckets, classes: Classes::default() }
     }
 
@@ -74,9 +66,10 @@ impl Meter {
         self.meters.clock.monotonic()
     }
 
-    /// Buckets beside those of the key, for the routes of a class, whose quotas have its name.
+    /// Buckets beside those of the key, for the routes of the class `name`.
     pub(crate) fn buckets_of(
         &self,
+        name: &str,
         limits: &RateLimits,
         subject: Subject<'_>,
         now: Duration,
@@ -84,12 +77,11 @@ impl Meter {
         let mut classes = &self.classes;
         loop {
             let class = classes.0.get_or_init(|| {
-                // No quota of a key has this in its name.
-                let buckets = buckets(&self.meters, limits, subject, "class:", now);
+                let buckets = buckets(&self.meters, limits, subject.in_class(name), now);
                 let (limits, more) = (limits.clone(), Classes::default());
-                Box::new(Class { limits, buckets, more })
+                Box::new(Class { name: name.into(), limits, buckets, more })
             });
-            if class.limits == *limits {
+            if class.limits == *limits && *class.name == *name {
                 return class.buckets.as_ref();
             }
             classes = &class.more;
@@ -124,17 +116,7 @@ fn buckets(
     meters: &Meters,
     limits: &RateLimits,
     subject: Subject<'_>,
-    prefix: &str,
     now: Duration,
 ) -> Option<Arc<dyn Buckets>> {
-    let bucket = |quota: &Quota| {
-        let policy = [prefix, quota.name()].concat();
-        let id = match quota.counted_per() {
-            CountedPer::Key => BucketId::of_key(subject.consumer, subject.root, &policy),
-            CountedPer::Consumer => BucketId::of_consumer(subject.consumer, &policy),
-        };
-        (id, quota.clone())
-    };
-    let quotas: Vec<_> = limits.iter().map(bucket).collect();
-    (!quotas.is_empty()).then(|| meters.limiter.buckets(&quotas, now))
+    (!limits.is_unlimited()).then(|| meters.limiter.buckets(&subject, limits, now))
 }

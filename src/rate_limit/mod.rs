@@ -41,12 +41,14 @@
 mod level;
 mod limits;
 mod local;
+mod measure;
 mod meter;
 mod plans;
 mod quota;
 #[cfg(feature = "redis")]
 mod redis;
 mod refill;
+mod subject;
 
 use std::{
     fmt,
@@ -60,7 +62,7 @@ use std::{
 
 use smallvec::SmallVec;
 
-pub(crate) use self::meter::{Meter, Meters, Subject};
+pub(crate) use self::meter::{Meter, Meters};
 #[cfg(feature = "redis")]
 pub use self::redis::{
     InvalidRedisRateLimiter, Leases, RedisRateLimiter, RedisRateLimiterBuilder, Unavailable,
@@ -70,27 +72,46 @@ pub use self::{
     local::LocalRateLimiter,
     plans::{InvalidPlan, Plans},
     quota::{Algorithm, CountedPer, InvalidQuota, Quota},
+    subject::Subject,
 };
 
 /// Where buckets live: in this process, or somewhere a fleet shares.
 pub trait RateLimiter: Send + Sync + 'static {
-    /// The buckets of `quotas`, with the state that they have, now filled according to these.
+    /// The buckets of a subject, enforced by these quotas from here on. Decisions come in their order.
     ///
-    /// Called once each time a key is loaded from the store, never per request for a cached key. A
-    /// quota that changed applies from the next request on: the bucket is as full of it as it was of
-    /// the earlier one, rounded down, and owes as much. A sliding window that keeps its length keeps
-    /// what was taken in it, whatever the limit. A quota of another name has another bucket.
-    fn buckets(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Arc<dyn Buckets>;
+    /// Called once each time a key is loaded from the store, never per request for a cached key.
+    ///
+    /// A bucket is named by the subject, not by its quotas: all quotas per key of a key are one, and
+    /// so are all quotas per consumer of the keys of a consumer that have such. Each quota counts all
+    /// that was taken there, whichever quota admitted it. So whatever quotas a bucket has one after the
+    /// other, or at once for those who still use earlier ones: over any interval no more passes than the
+    /// most generous of them, or list of them, allows alone ([`Quota::most_in`]). That holds of each
+    /// key, which counts its quotas per consumer as well, and of each consumer. What was
+    /// [charged](Buckets::charge) comes on top, and what was [given back](Buckets::give_back) does not
+    /// count. And a bucket always comes back by itself.
+    ///
+    /// A limiter may forget a bucket that has been full and unused for ten minutes, and no earlier.
+    fn buckets(
+        &self,
+        subject: &Subject<'_>,
+        limits: &RateLimits,
+        now: Duration,
+    ) -> Arc<dyn Buckets>;
 
-    /// Forgets buckets that are full again and used by nobody. Called from time to time.
+    /// Forgets buckets that are full again and no longer used. Called from time to time.
     fn sweep(&self, now: Duration) {
         let _ = now;
     }
 }
 
 impl<L: RateLimiter + ?Sized> RateLimiter for Arc<L> {
-    fn buckets(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Arc<dyn Buckets> {
-        (**self).buckets(quotas, now)
+    fn buckets(
+        &self,
+        subject: &Subject<'_>,
+        limits: &RateLimits,
+        now: Duration,
+    ) -> Arc<dyn Buckets> {
+        (**self).buckets(subject, limits, now)
     }
 
     fn sweep(&self, now: Duration) {
@@ -129,46 +150,6 @@ pub trait Buckets: Send + Sync + 'static {
     ///
     /// It takes effect as [`charge`](Self::charge) does.
     fn give_back(&self, units: NonZeroU32, now: Duration);
-}
-
-/// Whose bucket: stable over evictions, refreshes, rotations and restarts.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct BucketId {
-    consumer: Box<str>,
-    key: Option<u128>,
-    policy: Box<str>,
-}
-
-impl BucketId {
-    /// The bucket of a policy of one key: `root` is the id of the first of a chain of rotated keys.
-    #[must_use]
-    pub fn of_key(consumer: &str, root: u128, policy: &str) -> Self {
-        Self { consumer: consumer.into(), key: Some(root), policy: policy.into() }
-    }
-
-    /// The bucket of a policy of all keys of a consumer.
-    #[must_use]
-    pub fn of_consumer(consumer: &str, policy: &str) -> Self {
-        Self { consumer: consumer.into(), key: None, policy: policy.into() }
-    }
-
-    /// The consumer of the key.
-    #[must_use]
-    pub fn consumer(&self) -> &str {
-        &self.consumer
-    }
-
-    /// The id of the first of a chain of rotated keys; `None` for all keys of the consumer.
-    #[must_use]
-    pub fn key(&self) -> Option<u128> {
-        self.key
-    }
-
-    /// The name of the policy.
-    #[must_use]
-    pub fn policy(&self) -> &str {
-        &self.policy
-    }
 }
 
 /// The answer of [`Buckets`]: at once where their state is at hand, else after a while.

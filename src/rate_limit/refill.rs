@@ -1,6 +1,8 @@
 use std::{num::NonZeroU32, time::Duration};
 
-use super::{Decision, Quota};
+use super::Decision;
+#[cfg(feature = "redis")]
+use super::Quota;
 
 /// What a bucket that refills evenly decides, given what is missing in it: the nanoseconds in which
 /// that comes back.
@@ -11,9 +13,18 @@ pub(super) struct Refill {
 }
 
 impl Refill {
+    #[cfg(feature = "redis")]
     pub(super) fn of(quota: &Quota) -> Self {
         let interval = u64::try_from(quota.interval().as_nanos()).unwrap_or(u64::MAX);
-        Self { interval, burst: quota.burst_size() }
+        Self::new(quota.burst_size(), interval)
+    }
+
+    pub(super) fn new(burst: NonZeroU32, interval: u64) -> Self {
+        Self { interval, burst }
+    }
+
+    pub(super) fn interval(self) -> u64 {
+        self.interval
     }
 
     pub(super) fn burst(self) -> NonZeroU32 {

@@ -200,7 +200,7 @@ impl Consumer {
 
     /// Whose requests are counted.
     pub(crate) fn subject(&self) -> Subject<'_> {
-        Subject { consumer: self.id(), root: self.0.root_id.as_u128() }
+        Subject::of_key(self.id(), self.0.root_id.as_u128())
     }
 
     /// Resolves when the key stops working: revoked, switched off, deleted or expired. For answers

@@ -50,7 +50,7 @@ impl KeyId {
         self.0.as_bytes()
     }
 
-    /// The id as a number, for instance of a [`BucketId`](crate::rate_limit::BucketId).
+    /// The id as a number, for instance of a [`Subject`](crate::rate_limit::Subject).
     #[must_use]
     pub const fn as_u128(&self) -> u128 {
         self.0.as_u128()

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::runtime::{Builder, Handle};
 use tower_api_key::rate_limit::{
-    BucketId, Buckets, Check, Quota, RateLimiter, RedisRateLimiter, Unavailable,
+    Buckets, Check, RateLimiter, RateLimits, RedisRateLimiter, Subject, Unavailable,
 };
 
 use crate::harness::redis::Redis;
@@ -44,8 +44,13 @@ impl InOrder {
 }
 
 impl RateLimiter for InOrder {
-    fn buckets(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Arc<dyn Buckets> {
-        let buckets = self.limiter.buckets(quotas, now);
+    fn buckets(
+        &self,
+        subject: &Subject<'_>,
+        limits: &RateLimits,
+        now: Duration,
+    ) -> Arc<dyn Buckets> {
+        let buckets = self.limiter.buckets(subject, limits, now);
         let buckets = BucketsInOrder { buckets, runtime: self.runtime.clone() };
         // Redis hears of other quotas with the next request. The suite changes them at a time.
         drop(buckets.peek(now));

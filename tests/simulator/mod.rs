@@ -9,6 +9,7 @@
 
 #![allow(dead_code, reason = "not every test uses all of it")]
 
+pub(crate) mod changes;
 pub(crate) mod requests;
 
 use std::{
@@ -17,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use tower_api_key::rate_limit::{Algorithm, BucketId, Check, Decision, Decisions, Quota};
+use tower_api_key::rate_limit::{Algorithm, Check, Decision, Decisions, Quota};
 
 const SLOTS: u128 = 32;
 const LIVE: u128 = SLOTS + 1;
@@ -34,7 +35,7 @@ pub(crate) async fn decided(check: Check) -> Decisions {
 /// A limiter to compare others with.
 #[derive(Clone, Default)]
 pub(crate) struct Simulator {
-    buckets: HashMap<BucketId, Bucket>,
+    buckets: HashMap<String, Bucket>,
 }
 
 impl Simulator {
@@ -42,70 +43,61 @@ impl Simulator {
         Self::default()
     }
 
-    /// `RateLimiter::buckets`: from here on the quotas are these.
-    pub(crate) fn buckets(&mut self, quotas: &[(BucketId, Quota)], now: Duration) {
-        for (id, quota) in quotas {
-            let bucket = self.buckets.entry(id.clone());
-            bucket
-                .and_modify(|bucket| bucket.change(quota, now.as_nanos()))
-                .or_insert_with(|| Bucket::full(quota, now.as_nanos()));
+    /// `RateLimiter::buckets`, for a key that was never used.
+    pub(crate) fn buckets(&mut self, quotas: &[Quota], now: Duration) {
+        let full = |quota: &Quota| (quota.name().to_owned(), Bucket::full(quota, now.as_nanos()));
+        self.buckets = quotas.iter().map(full).collect();
+    }
+
+    /// The quotas have other names now, which changes nothing.
+    pub(crate) fn rename(&mut self, from: &[Quota], to: &[Quota]) {
+        let pairs: Vec<_> = from.iter().zip(to).collect();
+        let mut renamed = HashMap::new();
+        for (from, to) in pairs {
+            renamed.insert(to.name().to_owned(), self.buckets.remove(from.name()).unwrap());
         }
+        self.buckets = renamed;
     }
 
     /// `Buckets::take`: of all of them or of none.
-    pub(crate) fn take(
-        &mut self,
-        quotas: &[(BucketId, Quota)],
-        units: NonZeroU32,
-        now: Duration,
-    ) -> Decisions {
+    pub(crate) fn take(&mut self, quotas: &[Quota], units: NonZeroU32, now: Duration) -> Decisions {
         let (now, units) = (now.as_nanos(), units.get());
         let fits = self.look(quotas, units, now).is_admitted();
         if fits {
             self.each(quotas, |bucket| bucket.book(units.into(), now));
         }
-        let decision = |(id, _): &(BucketId, Quota)| {
-            let bucket = &self.buckets[id];
+        let decision = |quota: &Quota| {
+            let bucket = &self.buckets[quota.name()];
             if fits { bucket.standing(now) } else { bucket.look(units, now) }
         };
         quotas.iter().map(decision).collect()
     }
 
     /// `Buckets::peek`
-    pub(crate) fn peek(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Decisions {
+    pub(crate) fn peek(&self, quotas: &[Quota], now: Duration) -> Decisions {
         self.look(quotas, 1, now.as_nanos())
     }
 
     /// `Buckets::charge`: at most until as much is owed as fits into a full bucket.
-    pub(crate) fn charge(
-        &mut self,
-        quotas: &[(BucketId, Quota)],
-        units: NonZeroU32,
-        now: Duration,
-    ) {
+    pub(crate) fn charge(&mut self, quotas: &[Quota], units: NonZeroU32, now: Duration) {
         let now = now.as_nanos();
         self.each(quotas, |bucket| bucket.charge(units.get().into(), now));
     }
 
     /// `Buckets::give_back`: never more than a full bucket.
-    pub(crate) fn give_back(
-        &mut self,
-        quotas: &[(BucketId, Quota)],
-        units: NonZeroU32,
-        now: Duration,
-    ) {
+    pub(crate) fn give_back(&mut self, quotas: &[Quota], units: NonZeroU32, now: Duration) {
         let now = now.as_nanos();
         self.each(quotas, |bucket| bucket.give_back(units.get().into(), now));
     }
 
-    fn each(&mut self, quotas: &[(BucketId, Quota)], mut action: impl FnMut(&mut Bucket)) {
-        for (id, _) in quotas {
-            action(self.buckets.get_mut(id).unwrap());
+    fn each(&mut self, quotas: &[Quota], mut action: impl FnMut(&mut Bucket)) {
+        for quota in quotas {
+            action(self.buckets.get_mut(quota.name()).unwrap());
         }
     }
 
-    fn look(&self, quotas: &[(BucketId, Quota)], units: u32, now: u128) -> Decisions {
-        quotas.iter().map(|(id, _)| self.buckets[id].look(units, now)).collect()
+    fn look(&self, quotas: &[Quota], units: u32, now: u128) -> Decisions {
+        quotas.iter().map(|quota| self.buckets[quota.name()].look(units, now)).collect()
     }
 }
 
@@ -131,37 +123,6 @@ impl Bucket {
             other => panic!("{other:?}"),
         };
         Self { quota: quota.clone(), counter }
-    }
-
-    /// A window of the same length goes on with what was taken. Anything else is as full as it was,
-    /// rounded down, and owes as much.
-    fn change(&mut self, quota: &Quota, now: u128) {
-        let (earlier, later) = (self.quota.algorithm(), quota.algorithm());
-        let goes_on = earlier == later
-            && later == Algorithm::SlidingWindow
-            && self.quota.window() == quota.window();
-        if goes_on || self.quota == *quota {
-            self.quota = quota.clone();
-            return;
-        }
-        let (used, of) = match &self.counter {
-            Counter::Gcra { .. } => {
-                let capacity = signed(self.quota.refill_time());
-                (u128::try_from(capacity - self.holds(now)).unwrap(), capacity.unsigned_abs())
-            }
-            Counter::Sliding(_) => (self.used(now), self.quota.limit().into()),
-        };
-        let used = used.min(2 * of);
-        *self = Self::full(quota, now);
-        match &mut self.counter {
-            Counter::Gcra { holds, .. } => {
-                let used = (used * quota.refill_time().as_nanos()).div_ceil(of);
-                *holds -= i128::try_from(used).unwrap();
-            }
-            Counter::Sliding(_) => {
-                self.book((used * u128::from(quota.limit())).div_ceil(of), now);
-            }
-        }
     }
 
     /// What it says of a request that it has not admitted yet.

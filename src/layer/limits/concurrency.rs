@@ -171,8 +171,8 @@ impl Terms {
         let &Limit { most, ref policy } = plan.unwrap_or(&self.default);
         let subject = consumer.subject();
         let holder = match self.per {
-            CountedPer::Consumer => Holder::Consumer(subject.consumer.into()),
-            CountedPer::Key => Holder::Key(subject.root),
+            CountedPer::Consumer => Holder::Consumer(subject.consumer().into()),
+            CountedPer::Key => Holder::Key(subject.root()),
         };
         match in_flight.enter(holder, most) {
             Some((permit, left)) => {

@@ -106,9 +106,9 @@ impl RateClass {
 impl Toll for RateClass {
     fn ask(&self, consumer: &Consumer) -> Verdict {
         let quotas = self.0.quotas_of(consumer);
-        let buckets = consumer
-            .meter()
-            .and_then(|meter| meter.buckets_of(&quotas.limits, consumer.subject(), meter.now()));
+        let buckets = consumer.meter().and_then(|meter| {
+            meter.buckets_of(&self.0.name, &quotas.limits, consumer.subject(), meter.now())
+        });
         let Some(buckets) = buckets.cloned() else {
             return Verdict::Pass(Taken::nothing(Tally::default()));
         };

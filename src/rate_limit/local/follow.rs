@@ -2,24 +2,13 @@
 
 use std::{num::NonZeroU32, sync::atomic::Ordering, time::Duration};
 
-use super::{Bucket, Counter, LocalRateLimiter, Several, nanos::nanos};
-use crate::rate_limit::{BucketId, Buckets, Check, Decisions, Quota, level::Level};
+use super::{BucketSet, State, nanos::nanos, state::Counter};
+use crate::rate_limit::{Decisions, level::Level};
 
-impl LocalRateLimiter {
-    /// The buckets that follow those of `quotas`.
-    pub(in crate::rate_limit) fn followers(
-        &self,
-        quotas: &[(BucketId, Quota)],
-        now: Duration,
-    ) -> Several {
-        let bucket = |(id, quota): &(BucketId, Quota)| self.bucket(id, quota, nanos(now));
-        Several(quotas.iter().map(bucket).collect())
-    }
-}
-
-impl Several {
-    pub(in crate::rate_limit) fn iter(&self) -> impl Iterator<Item = &Bucket> {
-        self.0.iter().map(|bucket| &**bucket)
+impl BucketSet {
+    /// The state of each quota, in their order.
+    pub(in crate::rate_limit) fn iter(&self) -> impl Iterator<Item = &State> {
+        self.homes()
     }
 
     /// What is told to one that asks for `units`, and takes none.
@@ -30,20 +19,16 @@ impl Several {
     /// Takes `units` from all or from none, without the shared ones.
     pub(in crate::rate_limit) fn take_alone(&self, units: NonZeroU32, now: Duration) -> Decisions {
         self.go_on_alone();
-        match self.take(units, now) {
-            Check::Ready(decisions) => decisions,
-            // Never of this process's memory.
-            Check::Pending(_) => self.look(units, now),
-        }
+        self.take_all(units, nanos(now))
     }
 
     /// The shared ones do not know of what happens here.
     pub(in crate::rate_limit) fn go_on_alone(&self) {
-        self.iter().for_each(|bucket| bucket.went_on.store(true, Ordering::Release));
+        self.iter().for_each(|state| state.went_on.store(true, Ordering::Release));
     }
 }
 
-impl Bucket {
+impl State {
     /// How it stands. That of a window is by this process's clock.
     pub(in crate::rate_limit) fn level(&self, now: Duration) -> Level {
         match &self.counter {

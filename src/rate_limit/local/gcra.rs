@@ -9,18 +9,19 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use governor::{
     clock::Clock, middleware::StateInformationMiddleware, nanos::Nanos, state::StateStore,
 };
 
-use super::{fill::Fill, nanos::nanos};
-use crate::rate_limit::{Decision, Quota, refill::Refill};
+use crate::rate_limit::{Decision, refill::Refill};
 
 /// A bucket that refills evenly, counted by [`governor`](https://docs.rs/governor).
 ///
-/// What is missing in it is measured by the nanoseconds in which it comes back.
+/// What is missing in it is measured by the nanoseconds in which it comes back. It may be more than
+/// the bucket holds: units that another quota admitted, or that were charged.
 pub(super) struct Gcra {
     rate: Arc<Rate>,
     tat: Tat,
@@ -29,42 +30,45 @@ pub(super) struct Gcra {
 /// How buckets of one quota refill. All of them share it, so that a bucket is its [`Tat`] and little
 /// else: small, and of one piece for the processor's caches.
 pub(super) struct Rate {
-    quota: Quota,
     refill: Refill,
     governor: governor::RateLimiter<Tat, Carried, CallersClock, StateInformationMiddleware>,
 }
 
 impl Rate {
-    fn of(quota: &Quota) -> Self {
+    fn new(refill: Refill) -> Self {
         // `Quota` refuses an interval of zero, for which governor has no quota.
-        let rate = governor::Quota::with_period(quota.interval())
+        let rate = governor::Quota::with_period(Duration::from_nanos(refill.interval()))
             .unwrap_or_else(|| governor::Quota::per_second(NonZeroU32::MIN))
-            .allow_burst(quota.burst_size());
+            .allow_burst(refill.burst());
         let governor =
             CallersClock::at(0, || governor::RateLimiter::new(rate, Carried, CallersClock));
-        Self { quota: quota.clone(), refill: Refill::of(quota), governor }
+        Self { refill, governor }
     }
 }
 
-/// The rates of the buckets in use.
+/// The rates of the buckets in use, by burst and interval.
 #[derive(Default)]
 pub(super) struct Rates {
-    of: HashMap<Quota, Arc<Rate>>,
+    of: HashMap<(NonZeroU32, u64), Arc<Rate>>,
     sweep_at: usize,
 }
 
 const SWEEP_RATES_FROM: usize = 16;
 
+/// No bucket is further ahead of the clock: there must be room for what is asked for on top. The clock
+/// ends at a third of this, and the longest burst takes as much.
+const MOST: u64 = u64::MAX / 4 * 3;
+
 impl Rates {
-    fn of(&mut self, quota: &Quota) -> Arc<Rate> {
-        if let Some(rate) = self.of.get(quota) {
+    pub(super) fn of(&mut self, burst: NonZeroU32, interval: u64) -> Arc<Rate> {
+        if let Some(rate) = self.of.get(&(burst, interval)) {
             return Arc::clone(rate);
         }
         if self.of.len() >= self.sweep_at {
             self.sweep();
         }
-        let rate = Arc::new(Rate::of(quota));
-        self.of.insert(quota.clone(), Arc::clone(&rate));
+        let rate = Arc::new(Rate::new(Refill::new(burst, interval)));
+        self.of.insert((burst, interval), Arc::clone(&rate));
         rate
     }
 
@@ -75,20 +79,9 @@ impl Rates {
 }
 
 impl Gcra {
-    /// A bucket that is as full as `fill`.
-    pub(super) fn new(quota: &Quota, rates: &mut Rates, fill: Fill, now: u64) -> Self {
-        let missing = fill.used_of(nanos(quota.refill_time()));
-        Self { rate: rates.of(quota), tat: Tat::new(now.saturating_add(missing)) }
-    }
-
-    /// The same state under another quota: half used up stays half used up.
-    pub(super) fn under(&self, quota: &Quota, rates: &mut Rates, now: u64) -> Self {
-        self.tat.rescale(self.rate.refill.capacity(), nanos(quota.refill_time()), now);
-        Self { rate: rates.of(quota), tat: self.tat.clone() }
-    }
-
-    pub(super) fn quota(&self) -> &Quota {
-        &self.rate.quota
+    /// A bucket that is full.
+    pub(super) fn new(rate: Arc<Rate>, now: u64) -> Self {
+        Self { rate, tat: Tat(AtomicU64::new(now)) }
     }
 
     pub(super) fn take(&self, units: NonZeroU32, now: u64) -> Decision {
@@ -96,7 +89,7 @@ impl Gcra {
         let fits_at_all = units <= self.rate.refill.burst();
         let outcome = fits_at_all
             .then(|| CallersClock::at(now, || self.rate.governor.check_key_n(&self.tat, units)));
-        let missing = self.tat.ahead_of(now);
+        let missing = self.ahead_of(now);
         match outcome {
             Some(Ok(Ok(state))) => Decision::admit(
                 state.remaining_burst_capacity(),
@@ -107,7 +100,15 @@ impl Gcra {
     }
 
     pub(super) fn peek(&self, units: NonZeroU32, now: u64) -> Decision {
-        self.rate.refill.look(units, self.tat.ahead_of(now))
+        self.rate.refill.look(units, self.ahead_of(now))
+    }
+
+    /// Counts `units` that another quota admitted, whether they fit or not. With `beyond`, the bucket
+    /// is not used up for longer than that. Says whether some were left out for it.
+    pub(super) fn add(&self, units: NonZeroU32, now: u64, beyond: Option<u64>) -> bool {
+        let full = now.saturating_add(self.rate.refill.capacity());
+        let most = beyond.map_or(MOST, |beyond| full.saturating_add(beyond).min(MOST));
+        self.tat.advance(now, self.rate.refill.needed(units), most)
     }
 
     pub(super) fn charge(&self, units: NonZeroU32, now: u64) {
@@ -120,18 +121,23 @@ impl Gcra {
         self.tat.recede(self.rate.refill.needed(units));
     }
 
-    pub(super) fn fill(&self, now: u64) -> Fill {
-        Fill::new(self.tat.ahead_of(now), self.rate.refill.capacity())
+    /// Is as full as it was, or as if `ahead` nanoseconds of refilling were missing.
+    pub(super) fn raise(&self, ahead: u64, now: u64) {
+        self.tat.0.fetch_max(now.saturating_add(ahead).min(MOST), Ordering::AcqRel);
     }
 
-    /// Whether somebody else holds the state, under an earlier quota.
-    pub(super) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.tat.0) > 1
+    /// When it is full: in the past if it has been for a while.
+    pub(super) fn full_at(&self) -> u64 {
+        self.tat.0.load(Ordering::Acquire)
     }
 
-    #[cfg(feature = "redis")]
+    /// Reads by an update, which later updates follow.
+    pub(super) fn touch(&self) {
+        self.tat.0.fetch_add(0, Ordering::AcqRel);
+    }
+
     pub(super) fn ahead_of(&self, now: u64) -> u64 {
-        self.tat.ahead_of(now)
+        self.full_at().saturating_sub(now)
     }
 
     /// Stands as another bucket does, in which that much is missing.
@@ -142,49 +148,43 @@ impl Gcra {
 }
 
 /// The *theoretical arrival time* of GCRA: when the bucket will be full, in nanoseconds of the
-/// caller's clock. It is all the state a bucket has, and apart from the quota so that a changed
-/// quota goes on from it.
+/// caller's clock.
 ///
 /// Whoever reads the clock, and is overtaken before it takes, is judged by what it read and by all
 /// that was taken meanwhile: there is one number, which only one at a time changes.
-#[derive(Clone)]
-struct Tat(Arc<AtomicU64>);
+struct Tat(AtomicU64);
 
 impl Tat {
-    fn new(at: u64) -> Self {
-        Self(Arc::new(AtomicU64::new(at)))
-    }
-
-    fn ahead_of(&self, now: u64) -> u64 {
-        self.0.load(Ordering::Acquire).saturating_sub(now)
-    }
-
-    fn advance(&self, now: u64, by: u64, most: u64) {
-        let advanced = |tat: u64| Some(tat.max(now).saturating_add(by).min(most.max(tat)));
+    /// Goes on by `by`, up to `most`. Says whether that was too little.
+    fn advance(&self, now: u64, by: u64, most: u64) -> bool {
+        let mut is_clipped = false;
+        let advanced = |tat: u64| {
+            let wanted = tat.max(now).saturating_add(by);
+            is_clipped = wanted > most;
+            Some(wanted.min(most.max(tat)))
+        };
         // Never an empty update.
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, advanced);
+        is_clipped
     }
 
     fn recede(&self, by: u64) {
         let receded = |tat: u64| Some(tat.saturating_sub(by));
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, receded);
     }
+}
 
-    /// Leaves the bucket as full of what takes `to` to fill as it was of what takes `from`.
-    fn rescale(&self, from: u64, to: u64, now: u64) {
-        let rescaled = |tat: u64| {
-            let fill = Fill::new(tat.saturating_sub(now), from);
-            (!fill.is_full()).then(|| now.saturating_add(fill.used_of(to)))
-        };
-        // An empty update: the bucket is full, and is so of any quota.
-        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, rescaled);
+/// Asked for by governor, which never clones its keys.
+impl Clone for Tat {
+    fn clone(&self) -> Self {
+        Self(AtomicU64::new(self.0.load(Ordering::Acquire)))
     }
 }
 
 /// It is one, whatever it says.
 impl PartialEq for Tat {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        std::ptr::eq(self, other)
     }
 }
 
@@ -192,7 +192,7 @@ impl Eq for Tat {}
 
 impl Hash for Tat {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        Arc::as_ptr(&self.0).hash(state);
+        std::ptr::from_ref(self).hash(state);
     }
 }
 

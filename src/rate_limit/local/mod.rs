@@ -1,32 +1,37 @@
 //! Buckets in this process's memory.
 
 mod atomic;
-mod fill;
+mod cell;
 #[cfg(feature = "redis")]
 mod follow;
 mod gcra;
 pub(super) mod nanos;
 mod ring;
+mod set;
+mod state;
 mod window;
 
-#[cfg(feature = "redis")]
-use std::sync::atomic::AtomicBool;
 use std::{
     collections::{HashMap, hash_map::RandomState},
     fmt,
     hash::BuildHasher,
-    num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use smallvec::SmallVec;
+
+pub(super) use self::set::BucketSet;
+#[cfg(feature = "redis")]
+pub(super) use self::state::State;
 use self::{
-    fill::Fill,
-    gcra::{Gcra, Rates},
+    cell::Cell,
+    gcra::Rates,
     nanos::nanos,
-    window::Window,
+    set::{Part, Place},
+    state::Spec,
 };
-use super::{Algorithm, BucketId, Buckets, Check, Decision, Decisions, Quota, RateLimiter};
+use super::{Buckets, CountedPer, RateLimiter, RateLimits, Subject, measure::Measure};
 use crate::key::digest;
 
 /// Buckets in this process's memory. Those that refill evenly are counted by
@@ -34,8 +39,8 @@ use crate::key::digest;
 ///
 /// Right for one process. A fleet of `n` processes admits up to `n` times the quota.
 ///
-/// Buckets that are full again and belong to no cached key are forgotten, which nobody can tell
-/// from keeping them: on each worker tick, and whenever the number of buckets has doubled.
+/// Buckets that no cached key uses are forgotten ten minutes after they are full again: on each worker
+/// tick, and whenever the number of subjects has doubled.
 pub struct LocalRateLimiter {
     shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
@@ -47,19 +52,25 @@ const SWEEP_FROM: usize = 64;
 
 #[derive(Default)]
 struct Shard {
-    buckets: HashMap<Name, Arc<Bucket>>,
+    cells: HashMap<Name, Arc<Cell>>,
     rates: Rates,
     sweep_at: usize,
 }
 
-/// A digest of a [`BucketId`]: for a million buckets, whole ones would take more than all else.
+/// A digest of a subject: for a million of them, whole ones would take more than all else.
 type Name = [u8; 32];
 
-fn name(id: &BucketId) -> Name {
-    let (consumer, policy) = (id.consumer().as_bytes(), id.policy().as_bytes());
-    match id.key() {
-        Some(root) => digest(&[b"key", consumer, &root.to_be_bytes(), policy]),
-        None => digest(&[b"consumer", consumer, policy]),
+/// Of the key of a subject, or of its consumer.
+fn name(subject: &Subject<'_>, counted_per: CountedPer) -> Name {
+    let consumer = subject.consumer().as_bytes();
+    let class = subject.class().map(str::as_bytes);
+    let (kind, class): (&[u8], _) = match class {
+        None => (b"", b"".as_slice()),
+        Some(class) => (b"class", class),
+    };
+    match counted_per {
+        CountedPer::Key => digest(&[b"key", consumer, &subject.root().to_be_bytes(), kind, class]),
+        CountedPer::Consumer => digest(&[b"consumer", consumer, kind, class]),
     }
 }
 
@@ -70,10 +81,10 @@ impl LocalRateLimiter {
         Self { shards: std::array::from_fn(|_| Mutex::default()), hasher: RandomState::new() }
     }
 
-    /// The number of buckets in memory.
+    /// The number of keys and consumers whose buckets are in memory.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).buckets.len()).sum()
+        self.shards.iter().map(|shard| lock(shard).cells.len()).sum()
     }
 
     /// Whether there are no buckets in memory.
@@ -82,31 +93,71 @@ impl LocalRateLimiter {
         self.len() == 0
     }
 
-    fn bucket(&self, id: &BucketId, quota: &Quota, now: u64) -> Arc<Bucket> {
-        let name = name(id);
+    /// The buckets of a subject. Those of its key count what is counted per consumer, too, so that they
+    /// know of it when that changes.
+    pub(super) fn set(
+        &self,
+        subject: &Subject<'_>,
+        limits: &RateLimits,
+        now: Duration,
+    ) -> BucketSet {
+        let now = nanos(now);
+        let mut measures = [Measures::new(), Measures::new()];
+        let [of_key, of_consumer] = &mut measures;
+        let places = limits.iter().map(|quota| {
+            let measure = Measure::of(quota);
+            let is_shared = quota.counted_per() == CountedPer::Consumer;
+            Place {
+                of_key: index_of(of_key, measure),
+                of_consumer: is_shared.then(|| index_of(of_consumer, measure)),
+            }
+        });
+        let places = places.collect();
+        let [of_key, of_consumer] = measures;
+        let of_consumer = (!of_consumer.is_empty())
+            .then(|| self.part(&name(subject, CountedPer::Consumer), &of_consumer, now));
+        let of_key = self.part(&name(subject, CountedPer::Key), &of_key, now);
+        BucketSet::new(of_key, of_consumer, places)
+    }
+
+    fn part(&self, name: &Name, measures: &[Measure], now: u64) -> Part {
         // The top bits choose the shard, as the map inside uses the others.
+        if measures.is_empty() {
+            return Part::join(Arc::new(Cell::new(now)), &[], now);
+        }
         let shard = self.hasher.hash_one(name) >> (u64::BITS - SHARDS.trailing_zeros());
         let shard = usize::try_from(shard).ok().and_then(|shard| self.shards.get(shard));
-        let Some(shard) = shard else {
-            return Arc::new(Bucket::new(quota, &mut Rates::default(), Fill::FULL, now));
-        };
-        let mut shard = lock(shard);
-        if shard.buckets.len() >= shard.sweep_at {
-            shard.sweep(now);
-        }
-        let Shard { buckets, rates, .. } = &mut *shard;
-        match buckets.get(&name) {
-            Some(bucket) if bucket.quota() == quota => Arc::clone(bucket),
-            known => {
-                let bucket = Arc::new(match known {
-                    Some(known) => known.under(quota, rates, now),
-                    None => Bucket::new(quota, rates, Fill::FULL, now),
-                });
-                buckets.insert(name, Arc::clone(&bucket));
-                bucket
+        let (cell, specs) = match shard {
+            Some(shard) => {
+                let mut shard = lock(shard);
+                if shard.cells.len() >= shard.sweep_at {
+                    shard.sweep(now);
+                }
+                let Shard { cells, rates, .. } = &mut *shard;
+                // Whoever holds it keeps it from being swept.
+                let cell = cells.entry(*name).or_insert_with(|| Arc::new(Cell::new(now)));
+                (Arc::clone(cell), specs(measures, rates))
             }
-        }
+            None => (Arc::new(Cell::new(now)), specs(measures, &mut Rates::default())),
+        };
+        Part::join(cell, &specs, now)
     }
+}
+
+/// As many as most keys have quotas.
+type Measures = SmallVec<[Measure; 4]>;
+
+fn specs(measures: &[Measure], rates: &mut Rates) -> SmallVec<[Spec; 4]> {
+    measures.iter().map(|measure| Spec::new(*measure, rates)).collect()
+}
+
+/// Where it is; at the end if it was nowhere.
+fn index_of(measures: &mut Measures, measure: Measure) -> u16 {
+    let at = measures.iter().position(|known| *known == measure).unwrap_or_else(|| {
+        measures.push(measure);
+        measures.len() - 1
+    });
+    u16::try_from(at).unwrap_or(u16::MAX)
 }
 
 impl Default for LocalRateLimiter {
@@ -122,15 +173,13 @@ impl fmt::Debug for LocalRateLimiter {
 }
 
 impl RateLimiter for LocalRateLimiter {
-    fn buckets(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Arc<dyn Buckets> {
-        let now = nanos(now);
-        match quotas {
-            [(id, quota)] => self.bucket(id, quota, now),
-            quotas => {
-                let bucket = |(id, quota): &(BucketId, Quota)| self.bucket(id, quota, now);
-                Arc::new(Several(quotas.iter().map(bucket).collect()))
-            }
-        }
+    fn buckets(
+        &self,
+        subject: &Subject<'_>,
+        limits: &RateLimits,
+        now: Duration,
+    ) -> Arc<dyn Buckets> {
+        Arc::new(self.set(subject, limits, now))
     }
 
     fn sweep(&self, now: Duration) {
@@ -142,200 +191,24 @@ impl RateLimiter for LocalRateLimiter {
 
 impl Shard {
     fn sweep(&mut self, now: u64) {
-        self.buckets.retain(|_, bucket| bucket.is_in_use() || !bucket.fill(now).is_full());
+        self.cells.retain(|_, cell| {
+            let is_in_use = Arc::strong_count(cell) > 1;
+            let mut cell = cell.lock();
+            if is_in_use {
+                cell.tidy_up(now);
+            }
+            is_in_use || !cell.is_forgettable(now)
+        });
         self.rates.sweep();
-        self.sweep_at = (self.buckets.len() * 2).max(SWEEP_FROM);
-        if self.buckets.capacity() > self.sweep_at * 2 {
-            self.buckets.shrink_to(self.sweep_at);
+        self.sweep_at = (self.cells.len() * 2).max(SWEEP_FROM);
+        if self.cells.capacity() > self.sweep_at * 2 {
+            self.cells.shrink_to(self.sweep_at);
         }
     }
 }
 
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The live state of one quota.
-pub(super) struct Bucket {
-    counter: Counter,
-    /// Whether it has gone on by itself since it last heard of the shared bucket that it follows.
-    #[cfg(feature = "redis")]
-    went_on: Arc<AtomicBool>,
-}
-
-enum Counter {
-    Gcra(Gcra),
-    Window(Window),
-}
-
-impl Bucket {
-    fn new(quota: &Quota, rates: &mut Rates, fill: Fill, now: u64) -> Self {
-        let counter = match quota.algorithm() {
-            Algorithm::Gcra => Counter::Gcra(Gcra::new(quota, rates, fill, now)),
-            Algorithm::SlidingWindow => Counter::Window(Window::new(quota, fill, now)),
-        };
-        Self {
-            counter,
-            #[cfg(feature = "redis")]
-            went_on: Arc::default(),
-        }
-    }
-
-    /// The bucket that goes on where this one is, under another quota. Both may be in use for a
-    /// while, and share what they can.
-    fn under(&self, quota: &Quota, rates: &mut Rates, now: u64) -> Self {
-        let counter = match (&self.counter, quota.algorithm()) {
-            (Counter::Gcra(gcra), Algorithm::Gcra) => Counter::Gcra(gcra.under(quota, rates, now)),
-            (Counter::Window(window), Algorithm::SlidingWindow) => {
-                Counter::Window(window.under(quota, now))
-            }
-            _ => Self::new(quota, rates, self.fill(now), now).counter,
-        };
-        Self {
-            counter,
-            #[cfg(feature = "redis")]
-            went_on: Arc::clone(&self.went_on),
-        }
-    }
-
-    fn quota(&self) -> &Quota {
-        match &self.counter {
-            Counter::Gcra(gcra) => gcra.quota(),
-            Counter::Window(window) => window.quota(),
-        }
-    }
-
-    /// Says where it was booked, too, for [`undo`](Self::undo).
-    fn take_one(&self, units: NonZeroU32, now: u64) -> (Decision, u64) {
-        match &self.counter {
-            Counter::Gcra(gcra) => (gcra.take(units, now), 0),
-            Counter::Window(window) => window.take(units, now),
-        }
-    }
-
-    /// Takes back what was taken just now.
-    fn undo(&self, units: NonZeroU32, booked: u64) {
-        match &self.counter {
-            Counter::Gcra(gcra) => gcra.give_back(units),
-            Counter::Window(window) => window.undo(units, booked),
-        }
-    }
-
-    fn peek_one(&self, units: NonZeroU32, now: u64) -> Decision {
-        match &self.counter {
-            Counter::Gcra(gcra) => gcra.peek(units, now),
-            Counter::Window(window) => window.peek(units, now),
-        }
-    }
-
-    fn charge_one(&self, units: NonZeroU32, now: u64) {
-        match &self.counter {
-            Counter::Gcra(gcra) => gcra.charge(units, now),
-            Counter::Window(window) => window.charge(units, now),
-        }
-    }
-
-    fn give_back_one(&self, units: NonZeroU32, now: u64) {
-        match &self.counter {
-            Counter::Gcra(gcra) => gcra.give_back(units),
-            Counter::Window(window) => window.give_back(units, now),
-        }
-    }
-
-    fn fill(&self, now: u64) -> Fill {
-        match &self.counter {
-            Counter::Gcra(gcra) => gcra.fill(now),
-            Counter::Window(window) => window.fill(now),
-        }
-    }
-
-    /// Whether somebody holds this bucket, or one of an earlier quota that shares its state.
-    fn is_in_use(self: &Arc<Self>) -> bool {
-        Arc::strong_count(self) > 1
-            || match &self.counter {
-                Counter::Gcra(gcra) => gcra.is_shared(),
-                Counter::Window(window) => window.is_shared(),
-            }
-    }
-}
-
-impl Buckets for Bucket {
-    fn take(&self, units: NonZeroU32, now: Duration) -> Check {
-        let (decision, _) = self.take_one(units, nanos(now));
-        Check::Ready(decision.into())
-    }
-
-    fn peek(&self, now: Duration) -> Check {
-        Check::Ready(self.peek_one(NonZeroU32::MIN, nanos(now)).into())
-    }
-
-    fn charge(&self, units: NonZeroU32, now: Duration) {
-        self.charge_one(units, nanos(now));
-    }
-
-    fn give_back(&self, units: NonZeroU32, now: Duration) {
-        self.give_back_one(units, nanos(now));
-    }
-}
-
-/// The buckets of a key with several quotas.
-pub(super) struct Several(Box<[Arc<Bucket>]>);
-
-impl Several {
-    fn peek_all(&self, units: NonZeroU32, now: u64) -> Decisions {
-        self.0.iter().map(|bucket| bucket.peek_one(units, now)).collect()
-    }
-}
-
-impl Buckets for Several {
-    /// Looks first: a request that does not fit is in nobody's way. Only one that is overtaken between
-    /// looking and taking holds for a moment what it gives back, and what another one may miss.
-    fn take(&self, units: NonZeroU32, now: Duration) -> Check {
-        let now = nanos(now);
-        let mut decisions = self.peek_all(units, now);
-        if decisions.is_admitted() && !take_all(&self.0, &mut decisions, units, now) {
-            // Somebody else was faster. What was taken of the others has been given back.
-            for (bucket, decision) in self.0.iter().zip(&mut *decisions) {
-                if decision.is_admitted() {
-                    *decision = bucket.peek_one(units, now);
-                }
-            }
-        }
-        Check::Ready(decisions)
-    }
-
-    fn peek(&self, now: Duration) -> Check {
-        Check::Ready(self.peek_all(NonZeroU32::MIN, nanos(now)))
-    }
-
-    fn charge(&self, units: NonZeroU32, now: Duration) {
-        self.0.iter().for_each(|bucket| bucket.charge_one(units, nanos(now)));
-    }
-
-    fn give_back(&self, units: NonZeroU32, now: Duration) {
-        self.0.iter().for_each(|bucket| bucket.give_back_one(units, nanos(now)));
-    }
-}
-
-/// Takes of the first, then of the rest; of neither if the rest does not have it.
-fn take_all(
-    buckets: &[Arc<Bucket>],
-    decisions: &mut [Decision],
-    units: NonZeroU32,
-    now: u64,
-) -> bool {
-    let (Some((bucket, buckets)), Some((decision, decisions))) =
-        (buckets.split_first(), decisions.split_first_mut())
-    else {
-        return true;
-    };
-    let (taken, booked) = bucket.take_one(units, now);
-    *decision = taken;
-    if !taken.is_admitted() || take_all(buckets, decisions, units, now) {
-        return taken.is_admitted();
-    }
-    bucket.undo(units, booked);
-    false
 }
 
 #[cfg(test)]

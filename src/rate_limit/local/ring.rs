@@ -65,15 +65,39 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
         }
     }
 
-    /// Takes as many of `units` as are needed to use up `most`.
-    pub(super) fn fill_up(&self, number: u64, units: u32, most: u32) {
+    /// Takes as many of `units` as are needed to use up `most`. Says how many these were.
+    pub(super) fn fill_up(&self, number: u64, units: u32, most: u32) -> u32 {
         loop {
             let view = self.view(number);
             let room = u64::from(most).saturating_sub(view.used);
-            if self.add(&view, u32::try_from(room).map_or(units, |room| units.min(room))) {
+            let units = u32::try_from(room).map_or(units, |room| units.min(room));
+            if self.add(&view, units) {
+                return units;
+            }
+        }
+    }
+
+    /// Adds to a slot that may be closed. Whoever has added up the slots before this, and takes after
+    /// it, has missed these units.
+    pub(super) fn add_to(&self, number: u64, units: u32) {
+        loop {
+            let slot = self.slot(number);
+            let is_closed = slot.is_closed || number < self.latest.load(Ordering::Acquire);
+            if self.change(&slot, slot.units.saturating_add(units), is_closed) {
                 return;
             }
         }
+    }
+
+    /// Reads by an update, which whatever is taken later follows.
+    pub(super) fn touch(&self) {
+        let number = self.latest();
+        self.fill_up(number, 0, 0);
+    }
+
+    /// The number of the latest slot.
+    pub(super) fn latest(&self) -> u64 {
+        self.latest.load(Ordering::Acquire)
     }
 
     /// What is used up in the window that ends with slot `number`, and later. From here on no

@@ -27,7 +27,7 @@ pub use self::{
     leases::Leases,
     shared::Unavailable,
 };
-use super::{BucketId, Buckets, Quota, RateLimiter, local::LocalRateLimiter};
+use super::{Buckets, Quota, RateLimiter, RateLimits, Subject, local::LocalRateLimiter};
 
 /// Buckets in Redis or Valkey, which a fleet shares: however many nodes there are, a key gets its quota
 /// once. Feature `redis`.
@@ -150,18 +150,22 @@ impl RedisRateLimiterBuilder {
 }
 
 impl RateLimiter for RedisRateLimiter {
-    fn buckets(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Arc<dyn Buckets> {
-        let named = |(id, quota): &(BucketId, Quota)| {
-            Named::new(name::key(&self.settings.prefix, id), quota)
-        };
+    fn buckets(
+        &self,
+        subject: &Subject<'_>,
+        limits: &RateLimits,
+        now: Duration,
+    ) -> Arc<dyn Buckets> {
+        let named =
+            |quota: &Quota| Named::new(name::key(&self.settings.prefix, subject, quota), quota);
         let leases = self.settings.leases.as_ref();
         Arc::new(SharedBuckets::new(Shared {
             link: Arc::clone(&self.link),
-            buckets: quotas.iter().map(named).collect(),
-            own: self.own.followers(quotas, now),
+            buckets: limits.iter().map(named).collect(),
+            own: self.own.set(subject, limits, now),
             unavailable: self.settings.unavailable,
             nodes: self.settings.nodes,
-            lease: leases.map(|leases| Lease::of(quotas.iter().map(|(_, quota)| quota), leases)),
+            lease: leases.map(|leases| Lease::of(limits.iter(), leases)),
             has_callers_time: self.settings.has_callers_time,
             is_reported: AtomicBool::new(false),
         }))

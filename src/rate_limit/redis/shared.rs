@@ -24,7 +24,7 @@ use crate::{
     rate_limit::{
         Buckets, Check, Decision, Decisions,
         level::Level,
-        local::{Bucket, Several, nanos::nanos},
+        local::{BucketSet, State, nanos::nanos},
     },
     trace,
 };
@@ -50,7 +50,7 @@ pub(super) struct Shared {
     pub(super) buckets: Arc<[Named]>,
     /// The buckets as this node knows them. They follow the shared ones, and go on where those cannot
     /// be had.
-    pub(super) own: Several,
+    pub(super) own: BucketSet,
     pub(super) unavailable: Unavailable,
     pub(super) nodes: NonZeroU32,
     pub(super) lease: Option<Lease>,
@@ -242,7 +242,7 @@ impl Shared {
     }
 
     fn call(&self, action: Action, now: Duration) -> Call {
-        let known = |own: &Bucket| Known { level: own.level(now), went_on: own.went_on() };
+        let known = |own: &State| Known { level: own.level(now), went_on: own.went_on() };
         Call {
             action,
             buckets: Arc::clone(&self.buckets),

@@ -1,0 +1,419 @@
+//! All that is counted of one subject.
+//!
+//! A cell has a [`State`] for each distinct quota under which its subject is or was counted. Each counts
+//! all units that were taken in the cell, whichever quota admitted them, so that no change of quotas
+//! makes any of them forget what was taken.
+//!
+//! # Why no change lets more through
+//!
+//! Let N(s, t) be what was admitted between s and t, and the line of a quota what it allows in as
+//! long. For each state, at any time t and for each s, one of two things holds:
+//!
+//! 1. It has counted all of N(s, t).
+//! 2. There is a list of quotas that were applied, each of which refills at least as fast as this one,
+//!    and N(s, t) and whatever this state admits later by itself stay within the lines of all of them.
+//!
+//! A request that a list of quotas admits is within the lines of that list if the first holds for
+//! all of them, and else within those of another list that was applied.
+//!
+//! - *A quota admits.* Its own state has room, which keeps both. The other states add what was taken.
+//!   They may stop adding once they are used up, if all quotas of the admitting list refill at least
+//!   as fast: then the second holds for them. So a slow quota comes back after a fast one.
+//!   Lines of sliding windows are stairs, so that they stop a window later.
+//! - *A quota joins*, see [`Inner::join`].
+//! - *A state is dropped* when it is full: then it says that N(s, t) is a line without its burst.
+//! - *A cell is forgotten* when all its states were full and unused for [`RETENTION`]. A new one
+//!   starts full, so that as much more may pass as fits at once, and that once in the time in which the
+//!   slowest of its states refills.
+
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use smallvec::SmallVec;
+
+use super::{
+    nanos::nanos,
+    state::{Spec, State},
+    window::Debt,
+};
+use crate::rate_limit::{
+    Decision,
+    measure::{Measure, Rate},
+};
+
+mod join;
+
+/// How long a cell is kept in which nothing is used up.
+
+pub(super) const RETENTION: u64 = 600_000_000_000;
+
+/// So many states that no set of buckets uses, and that are not full, are kept in a cell. A client that
+/// changes its quotas more often waits until one of them is full.
+const MOST_UNUSED: usize = 64;
+
+pub(super) type States = SmallVec<[Arc<State>; 1]>;
+
+pub(super) struct Cell {
+    /// Goes on before anything changes that those who use some of the states alone must know.
+    epoch: AtomicU32,
+    inner: Mutex<Inner>,
+}
+
+/// The epoch in which nobody is alone.
+pub(super) const NEVER: u32 = 0;
+
+struct Inner {
+    entries: SmallVec<[Entry; 1]>,
+    /// Before that nothing was taken.
+    born: u64,
+    /// Until then nothing may be taken.
+    closed_until: u64,
+}
+
+struct Entry {
+    state: Arc<State>,
+    /// Of the few that are not alone in their cell.
+    more: Option<Box<More>>,
+}
+
+#[derive(Default)]
+struct More {
+    debt: Debt,
+    /// Whether some of what was taken was left out.
+    is_clipped: bool,
+    guards: Vec<Guard>,
+    relies: Option<Reliance>,
+}
+
+/// A state that is enforced, too, wherever this one is.
+#[derive(Clone, Copy)]
+struct Guard {
+    measure: Measure,
+    until: u64,
+}
+
+/// It started full because a slower quota was applied with it.
+#[derive(Clone, Copy)]
+struct Reliance {
+    on: Rate,
+    until: u64,
+}
+
+/// A cell that nobody else changes, but those that are alone with their states.
+pub(super) struct Locked<'a> {
+    epoch: &'a AtomicU32,
+    inner: MutexGuard<'a, Inner>,
+}
+
+impl Cell {
+    pub(super) fn new(now: u64) -> Self {
+        let inner = Inner { entries: SmallVec::new(), born: now, closed_until: 0 };
+        Self { epoch: AtomicU32::new(NEVER + 1), inner: Mutex::new(inner) }
+    }
+
+    pub(super) fn lock(&self) -> Locked<'_> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { epoch: &self.epoch, inner }
+    }
+
+    pub(super) fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+}
+
+impl Locked<'_> {
+    /// Brings everything to `now`.
+    pub(super) fn settle(&mut self, now: u64) {
+        for entry in &mut self.inner.entries {
+            entry.settle(now);
+        }
+        self.inner.drop_unused(now);
+    }
+
+    /// Drops what nobody needs.
+    pub(super) fn tidy_up(&mut self, now: u64) {
+        if self.inner.entries.len() > 1 {
+            self.settle(now);
+        }
+    }
+
+    /// The epoch in which `own` are all there is, so that they may be used without the lock.
+    pub(super) fn alone(&self, own: &[Arc<State>], now: u64) -> u32 {
+        let inner = &*self.inner;
+        let is_alone = inner.entries.len() == own.len()
+            && inner.closed_until <= now
+            && inner.entries.iter().all(Entry::is_simple);
+        if is_alone { self.epoch.load(Ordering::Acquire) } else { NEVER }
+    }
+
+    /// What is told to one that asks for `units`, and takes none.
+    pub(super) fn look(&self, state: &Arc<State>, units: NonZeroU32, now: u64) -> Decision {
+        let Some(entry) = self.inner.entry(state) else { return state.peek(units, now) };
+        let mut decision = entry.peek(units, now);
+        for guard in entry.guards().iter().filter(|guard| guard.until > now) {
+            if let Some(guarding) = self.inner.find(guard.measure) {
+                let left = Duration::from_nanos(guard.until - now);
+                decision = both(decision, within(guarding.peek(units, now), left));
+            }
+        }
+        match self.inner.closed_until.checked_sub(now) {
+            None | Some(0) => decision,
+            Some(wait) => both(decision, Decision::deny(Duration::from_nanos(wait))),
+        }
+    }
+
+    /// Counts what was taken of all of `own` with the other states, too.
+    pub(super) fn count(&mut self, own: &[Arc<State>], units: NonZeroU32, now: u64) {
+        if self.inner.entries.len() == own.len() {
+            return;
+        }
+        let Some(slowest) = own.iter().map(|state| state.measure().rate()).min() else { return };
+        for at in 0..self.inner.entries.len() {
+            let beyond = self.inner.beyond(at, slowest);
+            let Some(entry) = self.inner.entries.get_mut(at) else { return };
+            if !own.iter().any(|state| Arc::ptr_eq(state, &entry.state)) {
+                entry.add(units, beyond, now, self.epoch);
+            }
+        }
+    }
+
+    pub(super) fn charge(&mut self, units: NonZeroU32, now: u64) {
+        self.inner.entries.iter_mut().for_each(|entry| entry.charge(units, now));
+    }
+
+    /// Charges all but `own`.
+    pub(super) fn charge_others(&mut self, own: &[Arc<State>], units: NonZeroU32, now: u64) {
+        for entry in &mut self.inner.entries {
+            if !own.iter().any(|state| Arc::ptr_eq(state, &entry.state)) {
+                entry.charge(units, now);
+            }
+        }
+    }
+
+    /// Gives back to `own`, and to those that have counted all that was taken.
+    pub(super) fn give_back(&mut self, own: &[Arc<State>], units: NonZeroU32, now: u64) {
+        for entry in &mut self.inner.entries {
+            let is_own = own.iter().any(|state| Arc::ptr_eq(state, &entry.state));
+            if is_own || !entry.is_clipped() {
+                entry.give_back(units, now);
+            }
+        }
+    }
+
+    /// Whether it is as good as a new one.
+    pub(super) fn is_forgettable(&self, now: u64) -> bool {
+        self.inner.is_forgettable(now)
+    }
+
+    /// Adds the states of these quotas, and says which they are.
+    pub(super) fn join(&mut self, specs: &[Spec], now: u64) -> States {
+        self.settle(now);
+        let is_new = |spec: &Spec| self.inner.find(spec.measure).is_none();
+        if !self.inner.entries.is_empty() && specs.iter().any(is_new) {
+            self.go_on();
+        }
+        self.inner.join(specs, now)
+    }
+
+    /// Whoever is alone with a state either took before this, and the state has it, or sees later that
+    /// the epoch has ended.
+    fn go_on(&self) {
+        go_on(self.epoch);
+        self.inner.entries.iter().for_each(|entry| entry.state.touch());
+    }
+}
+
+fn go_on(epoch: &AtomicU32) {
+    if epoch.fetch_add(1, Ordering::AcqRel) == u32::MAX {
+        epoch.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// What two say that both are asked.
+pub(super) fn both(one: Decision, other: Decision) -> Decision {
+    let remaining = one.remaining().min(other.remaining());
+    let waits = || one.next_unit_in().max(other.next_unit_in());
+    match (one.is_admitted(), other.is_admitted()) {
+        (true, true) => {
+            let next = match one.remaining().cmp(&other.remaining()) {
+                std::cmp::Ordering::Less => one.next_unit_in(),
+                std::cmp::Ordering::Equal => waits(),
+                std::cmp::Ordering::Greater => other.next_unit_in(),
+            };
+            Decision::admit(remaining, next)
+        }
+        (true, false) => Decision::deny_with(remaining, other.next_unit_in()),
+        (false, true) => Decision::deny_with(remaining, one.next_unit_in()),
+        (false, false) => Decision::deny_with(remaining, waits()),
+    }
+}
+
+/// As `decision`, which does not matter any more after `left`.
+fn within(decision: Decision, left: Duration) -> Decision {
+    let wait = decision.next_unit_in().min(left);
+    if decision.is_admitted() {
+        Decision::admit(decision.remaining(), wait)
+    } else {
+        Decision::deny_with(decision.remaining(), wait)
+    }
+}
+
+impl Inner {
+    fn entry(&self, state: &Arc<State>) -> Option<&Entry> {
+        self.entries.iter().find(|entry| Arc::ptr_eq(&entry.state, state))
+    }
+
+    fn find(&self, measure: Measure) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.measure() == measure)
+    }
+
+    /// For how long the state `at` may be used up and more, when a list admits of which `slowest` is
+    /// the slowest quota; `None` where it has to count everything.
+    fn beyond(&self, at: usize, slowest: Rate) -> Option<u64> {
+        let rate = self.entries.get(at)?.measure().rate();
+        if slowest < rate {
+            return None;
+        }
+        let others = self.entries.iter().enumerate().filter(|(other, _)| *other != at);
+        let faster = others.map(|(_, entry)| entry.measure()).filter(|other| other.rate() >= rate);
+        let longest = |longest: u64, other: Measure| {
+            let tied = if other.rate() == rate { self.window_of(at) } else { 0 };
+            longest.max(other.window()).max(tied)
+        };
+        Some(faster.fold(0, longest))
+    }
+
+    fn window_of(&self, at: usize) -> u64 {
+        self.entries.get(at).map_or(0, |entry| entry.measure().window())
+    }
+
+    /// Drops the states that are full, and that nobody uses or is guarded by.
+    fn drop_unused(&mut self, now: u64) {
+        if self.entries.len() < 2 {
+            return;
+        }
+        let guards: SmallVec<[Measure; 8]> =
+            self.entries.iter().flat_map(Entry::guards).map(|guard| guard.measure).collect();
+        self.entries.retain(|entry| {
+            entry.is_in_use() || !entry.is_full(now) || guards.contains(&entry.measure())
+        });
+    }
+
+    fn is_forgettable(&self, now: u64) -> bool {
+        let is_idle = |entry: &Entry| {
+            entry.owed() == 0 && entry.state.full_at().saturating_add(RETENTION) <= now
+        };
+        self.closed_until <= now && self.entries.iter().all(is_idle)
+    }
+}
+
+impl Entry {
+    fn new(state: State) -> Self {
+        Self { state: Arc::new(state), more: None }
+    }
+
+    fn measure(&self) -> Measure {
+        self.state.measure()
+    }
+
+    fn more(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
+    }
+
+    fn guards(&self) -> &[Guard] {
+        self.more.as_ref().map_or(&[], |more| &more.guards)
+    }
+
+    fn owed(&self) -> u64 {
+        self.more.as_ref().map_or(0, |more| more.debt.units)
+    }
+
+    fn is_clipped(&self) -> bool {
+        self.more.as_ref().is_some_and(|more| more.is_clipped)
+    }
+
+    /// Whether its state alone decides.
+    fn is_simple(&self) -> bool {
+        self.owed() == 0 && self.guards().is_empty()
+    }
+
+    fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.state) > 1
+    }
+
+    fn is_full(&self, now: u64) -> bool {
+        self.owed() == 0 && self.state.is_full(now)
+    }
+
+    /// When nothing of it is used up any more, or owed.
+    fn full_at(&self, now: u64) -> u64 {
+        let all = u32::try_from(self.measure().size()).ok().and_then(NonZeroU32::new);
+        match all {
+            Some(all) if self.owed() > 0 => {
+                now.saturating_add(nanos(self.peek(all, now).next_unit_in()))
+            }
+            _ => self.state.full_at().max(now),
+        }
+    }
+
+    fn settle(&mut self, now: u64) {
+        let Some(more) = &mut self.more else { return };
+        self.state.settle(&mut more.debt, now);
+        more.guards.retain(|guard| guard.until > now);
+        more.relies = more.relies.filter(|reliance| reliance.until > now);
+        if more.debt.units == 0 && self.state.is_full(now) {
+            more.is_clipped = false;
+        }
+    }
+
+    fn peek(&self, units: NonZeroU32, now: u64) -> Decision {
+        match &self.more {
+            Some(more) => self.state.peek_owing(units, &more.debt, now),
+            None => self.state.peek(units, now),
+        }
+    }
+
+    fn add(&mut self, units: NonZeroU32, beyond: Option<u64>, now: u64, epoch: &AtomicU32) {
+        let state = Arc::clone(&self.state);
+        let more = self.more();
+        let (owed, has_room) = (more.debt.units, state.has_room(units, now));
+        if owed == 0 && !has_room {
+            go_on(epoch);
+        }
+        more.is_clipped |= state.add(units, &mut more.debt, beyond, now);
+        if has_room && owed == 0 && more.debt.units > 0 {
+            // Others were faster.
+            go_on(epoch);
+            state.touch();
+        }
+    }
+
+    fn charge(&self, units: NonZeroU32, now: u64) {
+        let debt = self.more.as_ref().map_or_else(Debt::default, |more| more.debt);
+        self.state.charge(units, &debt, now);
+    }
+
+    fn give_back(&mut self, units: NonZeroU32, now: u64) {
+        match &mut self.more {
+            Some(more) => self.state.give_back(units, &mut more.debt, now),
+            None => self.state.give_back(units, &mut Debt::default(), now),
+        }
+    }
+
+    /// The units that are used up or owed.
+    fn used(&self, now: u64) -> i128 {
+        let debt = self.more.as_ref().map_or_else(Debt::default, |more| more.debt);
+        self.state.used(&debt, now)
+    }
+
+    /// The units that are left; below zero if some are owed.
+    fn left(&self, now: u64) -> i128 {
+        self.measure().size() - self.used(now)
+    }
+}

@@ -1,0 +1,49 @@
+/// Whose requests are counted: a key, which belongs to a consumer, and perhaps a class of routes.
+/// Stable over evictions, refreshes, rotations and restarts.
+///
+/// ```
+/// use tower_api_key::rate_limit::Subject;
+///
+/// let key = Subject::of_key("acme", 0x0198_c0de);
+/// let searches = key.in_class("search");
+/// assert_eq!(searches.consumer(), "acme");
+/// assert_ne!(searches, key);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Subject<'a> {
+    consumer: &'a str,
+    root: u128,
+    class: Option<&'a str>,
+}
+
+impl<'a> Subject<'a> {
+    /// A key of a consumer: `root` is the id of the first of a chain of rotated keys.
+    #[must_use]
+    pub const fn of_key(consumer: &'a str, root: u128) -> Self {
+        Self { consumer, root, class: None }
+    }
+
+    /// The same key, to the routes of a [class](crate::layer::RateClass), which are counted apart.
+    #[must_use]
+    pub const fn in_class(self, class: &'a str) -> Self {
+        Self { class: Some(class), ..self }
+    }
+
+    /// The consumer of the key, whose quotas [per consumer](super::Quota::per_consumer) its keys share.
+    #[must_use]
+    pub const fn consumer(&self) -> &'a str {
+        self.consumer
+    }
+
+    /// The id of the first of a chain of rotated keys.
+    #[must_use]
+    pub const fn root(&self) -> u128 {
+        self.root
+    }
+
+    /// The name of the class of routes, if any.
+    #[must_use]
+    pub const fn class(&self) -> Option<&'a str> {
+        self.class
+    }
+}

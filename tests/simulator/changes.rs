@@ -1,0 +1,272 @@
+//! What clients do whose quotas change, and what must hold of a limiter whatever they do.
+//!
+//! For another limiter:
+//!
+//! ```ignore
+//! use simulator::changes::{check, scenario};
+//!
+//! proptest! {
+//!     #[test]
+//!     fn no_change_of_quotas_lets_more_through(scenario in scenario()) {
+//!         run(check(&limiter, &scenario));
+//!     }
+//! }
+//! ```
+//!
+//! The limiter must decide by the times that calls bring, and in the order in which it is called
+//! (`InOrder` of `redis_limiter` does). Each run has a consumer of its own. The oracle keeps all that was
+//! admitted, and shares nothing with a limiter but [`Quota::most_in`].
+
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use proptest::{collection::vec, prelude::*, sample::Index};
+use tower_api_key::rate_limit::{Buckets, CountedPer, Quota, RateLimiter, Subject};
+
+use super::{
+    decided,
+    requests::{limits, wait},
+};
+
+/// A limiter may forget a bucket that was full and unused for so long.
+const RETENTION: Duration = Duration::from_secs(600);
+/// The longest that the slowest quota here may be owed by all that the others admitted.
+const LONG: Duration = Duration::from_secs(2_000 * 3600);
+const KEYS: u128 = 2;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) lists: Vec<Vec<Quota>>,
+    pub(crate) steps: Vec<Step>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// A key, which may have been rotated meanwhile, is loaded with one of the lists.
+    Load {
+        key: u128,
+        list: Index,
+    },
+    /// What was loaded once is forgotten.
+    Forget(Index),
+    Take {
+        by: Index,
+        units: u32,
+    },
+    /// Takes all there is.
+    Drain {
+        by: Index,
+    },
+    /// Gives back what was taken last.
+    GiveBack,
+    /// So many 1000ths of the window of a quota pass.
+    Wait(Index, u32),
+    /// As long as the last denied request was told to wait.
+    WaitAsTold,
+    Sweep,
+}
+
+pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
+    let list = vec(quota(), 1..=3).prop_map(|quotas| {
+        let named = |(at, quota): (usize, Quota)| quota.named(format!("quota.{at}")).unwrap();
+        quotas.into_iter().enumerate().map(named).collect::<Vec<_>>()
+    });
+    let index = any::<Index>;
+    let step = prop_oneof![
+        4 => (0..KEYS, index()).prop_map(|(key, list)| Step::Load { key, list }),
+        1 => index().prop_map(Step::Forget),
+        4 => (index(), 1..6_u32).prop_map(|(by, units)| Step::Take { by, units }),
+        6 => index().prop_map(|by| Step::Drain { by }),
+        1 => Just(Step::GiveBack),
+        6 => (index(), 0..1_500_u32).prop_map(|(of, parts)| Step::Wait(of, parts)),
+        2 => Just(Step::WaitAsTold),
+        1 => Just(Step::Sweep),
+    ];
+    (vec(list, 1..=5), vec(step, 1..40)).prop_map(|(lists, steps)| Scenario { lists, steps })
+}
+
+/// A small one, so that it is used up often.
+fn quota() -> impl Strategy<Value = Quota> {
+    let millis = prop_oneof![100..1_000_u64, 1_000..60_000_u64, 60_000..3_600_000_u64];
+    let parts = (1..50_u32, millis, 1..50_u32, 0..5_u32, any::<bool>());
+    parts.prop_map(|(limit, millis, burst, kind, per_consumer)| {
+        let window = Duration::from_millis(millis);
+        let quota = match kind {
+            0 => Quota::per(limit, window).unwrap(),
+            1 => Quota::per(limit, window).unwrap().burst(burst).unwrap(),
+            2 => Quota::at_most(limit, window).unwrap(),
+            _ => Quota::sliding(limit, window).unwrap(),
+        };
+        if per_consumer { quota.per_consumer() } else { quota }
+    })
+}
+
+/// What was admitted of a subject, and under which quotas.
+#[derive(Default)]
+struct Record {
+    lists: Vec<Vec<Quota>>,
+    /// Units, less what was given back, and when.
+    units: Vec<(Duration, i64)>,
+    last: Duration,
+    /// When it had not been used for so long that it may have been forgotten.
+    pauses: Vec<Duration>,
+}
+
+impl Record {
+    fn apply(&mut self, list: Vec<Quota>) {
+        if !list.is_empty() && !self.lists.contains(&list) {
+            self.lists.push(list);
+        }
+    }
+
+    fn count(&mut self, units: i64, now: Duration) {
+        if now >= self.last + RETENTION {
+            self.pauses.push(now);
+        }
+        self.last = now;
+        self.units.push((now, units));
+    }
+
+    /// In any interval that ends now, no more was admitted than the most generous list allows.
+    fn check(&self, whose: &str, scenario: &Scenario) {
+        let Some((now, _)) = self.units.last().copied() else { return };
+        let mut admitted = 0;
+        for (at, (from, units)) in self.units.iter().enumerate().rev() {
+            admitted += units;
+            let is_first = at == 0 || self.units[at - 1].0 < *from;
+            if !is_first {
+                continue;
+            }
+            let of_list = |list: &Vec<Quota>| {
+                list.iter().map(|quota| quota.most_in(now - *from)).min().unwrap()
+            };
+            let most = self.lists.iter().map(of_list).max().unwrap();
+            // It was full after each.
+            let at_once = |list: &Vec<Quota>| {
+                list.iter().map(|quota| u64::from(quota.burst_size().get())).min().unwrap()
+            };
+            let full = self.lists.iter().map(at_once).max().unwrap();
+            let pauses = self.pauses.iter().filter(|pause| **pause > *from).count() as u64;
+            let most = i64::try_from(most + pauses * full).unwrap();
+            assert!(
+                admitted <= most,
+                "{admitted} of at most {most} of {whose} from {from:?} to {now:?}: {scenario:?}"
+            );
+        }
+    }
+}
+
+struct Loaded {
+    key: usize,
+    is_of_consumer: bool,
+    buckets: Arc<dyn Buckets>,
+}
+
+struct Run<'a> {
+    scenario: &'a Scenario,
+    consumer: String,
+    keys: Vec<Record>,
+    all: Record,
+    loaded: Vec<Loaded>,
+    now: Duration,
+    told: Duration,
+}
+
+impl Run<'_> {
+    fn load(&mut self, limiter: &dyn RateLimiter, key: u128, list: &Index) {
+        let list = list.get(&self.scenario.lists);
+        let limits = limits(list);
+        let subject = Subject::of_key(&self.consumer, key);
+        let buckets = limiter.buckets(&subject, &limits, self.now);
+        let of_consumer = |quota: &&Quota| quota.counted_per() == CountedPer::Consumer;
+        let shared: Vec<_> = limits.iter().filter(of_consumer).cloned().collect();
+        let is_of_consumer = !shared.is_empty();
+        let key = usize::try_from(key).unwrap();
+        self.keys[key].apply(limits.iter().cloned().collect());
+        self.all.apply(shared);
+        self.loaded.push(Loaded { key, is_of_consumer, buckets });
+    }
+
+    async fn take(&mut self, by: usize, units: u32) -> bool {
+        let Loaded { key, is_of_consumer, ref buckets } = self.loaded[by];
+        let units = NonZeroU32::new(units).unwrap();
+        let decisions = decided(buckets.take(units, self.now)).await;
+        if !decisions.is_admitted() {
+            self.told = wait(&decisions);
+            return false;
+        }
+        self.count(key, is_of_consumer, units.get().into());
+        self.keys[key].check(&format!("key {key}"), self.scenario);
+        if is_of_consumer {
+            self.all.check("the consumer", self.scenario);
+        }
+        true
+    }
+
+    fn count(&mut self, key: usize, is_of_consumer: bool, units: i64) {
+        self.keys[key].count(units, self.now);
+        if is_of_consumer {
+            self.all.count(units, self.now);
+        }
+    }
+}
+
+/// Over any interval, no more is admitted of a key or of the keys of a consumer than the most generous
+/// list of quotas that it had allows alone; and in the end there is something again for all.
+pub(crate) async fn check(limiter: &dyn RateLimiter, scenario: &Scenario) {
+    static CONSUMERS: AtomicU32 = AtomicU32::new(0);
+    let mut run = Run {
+        scenario,
+        consumer: format!("changing-{}", CONSUMERS.fetch_add(1, Ordering::Relaxed)),
+        keys: (0..KEYS).map(|_| Record::default()).collect(),
+        all: Record::default(),
+        loaded: Vec::new(),
+        now: Duration::from_secs(1_000),
+        told: Duration::ZERO,
+    };
+    let mut taken = None;
+    for step in &scenario.steps {
+        match step {
+            Step::Load { key, list } => run.load(limiter, *key, list),
+            Step::Wait(of, parts) => {
+                let quotas: Vec<_> = scenario.lists.iter().flatten().collect();
+                run.now += of.get(&quotas).window() / 1_000 * *parts;
+            }
+            Step::WaitAsTold if run.told < LONG => run.now += run.told,
+            Step::Sweep => limiter.sweep(run.now),
+            Step::GiveBack => {
+                if let Some((by, units)) = taken.take() {
+                    let Loaded { key, is_of_consumer, ref buckets } = run.loaded[by];
+                    buckets.give_back(NonZeroU32::new(units).unwrap(), run.now);
+                    run.count(key, is_of_consumer, -i64::from(units));
+                }
+            }
+            Step::WaitAsTold => {}
+            _ if run.loaded.is_empty() => {}
+            Step::Forget(at) => {
+                run.loaded.remove(at.index(run.loaded.len()));
+                taken = None;
+            }
+            Step::Take { by, units } => {
+                let by = by.index(run.loaded.len());
+                taken = run.take(by, *units).await.then_some((by, *units));
+            }
+            Step::Drain { by } => {
+                let by = by.index(run.loaded.len());
+                while run.take(by, 1).await {
+                    taken = Some((by, 1));
+                }
+            }
+        }
+    }
+    for by in 0..run.loaded.len() {
+        run.now += LONG;
+        assert!(run.take(by, 1).await, "{by} does not come back: {scenario:?}");
+    }
+}
