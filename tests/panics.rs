@@ -29,7 +29,7 @@ use tower_api_key::{
 
 use crate::{
     by_hand::ByHand as _,
-    doubles::{Answers, FakeFeed, Key, Said, Service, within},
+    doubles::{Answers, FakeFeed, Key, Said, Service, poll_once, within},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -243,6 +243,21 @@ async fn a_limiter_that_panics_in_a_layer_inside_costs_one_request() {
             assert_eq!(status(&app, path, &key).await, FINE, "{part} {path}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_panics_while_a_stream_looks_at_its_key_ends_the_stream() {
+    let (service, fuse, worker) = fused(|builder| builder);
+    drop(worker);
+    let key = service.issue("acme").await;
+    let admission = service.auth.authenticate(key.text.as_bytes()).await.unwrap();
+    let mut ended = admission.consumer().revoked();
+    assert!(poll_once(&mut ended).is_pending());
+    fuse.light(MONOTONIC);
+    service.auth.invalidate(&key.record.key_hash);
+    within(ended).await;
+    fuse.light(NOTHING);
+    service.get(&key.text).await.is_for("acme");
 }
 
 // The worker.

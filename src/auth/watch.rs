@@ -12,6 +12,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{
     RejectionKind,
     cache::Peek,
+    caught::catch_pending_panic,
     entry::{Entry, Watch, WatchedKey},
     load::{Loader, Outcome},
 };
@@ -23,7 +24,10 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 
 impl Watch for Loader {
     fn ended(self: Arc<Self>, key: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(ended(self, key))
+        // A stream whose key cannot be checked ends, and no panic reaches the server's connection.
+        Box::pin(async move {
+            let _ = catch_pending_panic(ended(self, key)).await;
+        })
     }
 }
 
