@@ -327,11 +327,14 @@ async fn forged_notifications_cost_no_look_up_and_delay_no_revocation() {
     });
     let took = scene.revoke(&node, 1).await;
     println!("revoked during a flood: refused after {took:.1?}");
-    // Who makes the flood and who makes the machine busy are the same here.
-    assert!(took < 2_000 * MILLI, "{took:?}");
+    // What came before it has to be read first, which takes some microseconds each; the heartbeat,
+    // or the end of a gap, would take a minute.
+    assert!(took < 10_000 * MILLI, "{took:?}");
     within(flood).await.unwrap();
-    assert!(scene.revoke(&node, 2).await < 2_000 * MILLI, "after the flood");
-    assert_eq!(node.count("feed_junk").await, 10_000);
+    eventually("all is read", async || node.count("feed_junk").await == 10_000).await;
+    let took = scene.revoke(&node, 2).await;
+    println!("revoked after a flood: refused after {took:.1?}");
+    assert!(took < 10_000 * MILLI, "{took:?}");
 
     let mut client = node.client().await;
     for key in &scene.keys[3..] {

@@ -349,7 +349,7 @@ impl Progress {
         let mut current = Past { at: asked, before: Duration::ZERO };
         let mut ahead = VecDeque::new();
         if let Some(replica) = changes.replica
-            && !end.is_some_and(|end| end <= replica.applied)
+            && end.is_none_or(|end| end > replica.applied)
         {
             current.before = replica.age.unwrap_or(Duration::MAX);
             ahead.push_back((current, end));

@@ -75,11 +75,12 @@ impl PgChangeFeed {
         Self { pool, heartbeat: HEARTBEAT, listening: None }
     }
 
-    /// How often the connection is tried. One that went dead without a word, which looks idle, is
-    /// noticed within two intervals.
+    /// How often the connection is tried, and whether the triggers are still in place. A connection
+    /// that went dead without a word, which looks idle, is noticed within two intervals; a trigger
+    /// that is gone, within one.
     ///
-    /// Default: 15 s, so that it takes half a minute at most, for one `select 1` every 15 s and
-    /// node; at least 10 ms, which no database should be asked to go below, and at most 5 min,
+    /// Default: 15 s, so that it takes half a minute at most, for one statement that reads catalogs
+    /// every 15 s and node, and a notification where there were changes; at least 10 ms, which no database should be asked to go below, and at most 5 min,
     /// after which many a network forgets a connection that nobody uses.
     #[must_use]
     pub fn heartbeat(self, interval: Duration) -> Self {
@@ -465,6 +466,7 @@ impl Announcer {
     fn forget(&mut self, ended: Snapshot) {
         self.taken.retain(|transaction| !ended.has_ended(*transaction));
         self.ended = ended;
+        self.current = None;
     }
 }
 
