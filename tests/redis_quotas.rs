@@ -7,7 +7,14 @@ mod harness;
 mod redis_limiter;
 mod simulator;
 
-use std::{num::NonZeroU32, sync::Arc, sync::LazyLock, time::Duration};
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use harness::redis::{Impostor, Redis};
 use proptest::{collection::vec, prelude::*, sample::Index};
@@ -466,9 +473,7 @@ impl Story {
 
     /// `held_for`: how long a unit may be used after it was taken.
     async fn keeps_the_promise(&self, nodes: &[RedisRateLimiter; 2], held_for: Duration) {
-        static CONSUMERS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let consumer = CONSUMERS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let consumer = format!("consumer-{consumer}");
+        let consumer = new_consumer();
         let (lists, mut now) = (self.lists(), START);
         let mut taken: Vec<(Duration, u64)> = Vec::new();
         for step in &self.steps {
@@ -511,8 +516,9 @@ impl Story {
     async fn comes_back(&self, node: &RedisRateLimiter) {
         let lists = self.lists();
         let mut now = START + 24 * HOUR;
-        for (list, root) in lists.iter().zip(1_000_000..) {
-            let subject = Subject::of_key("back", root);
+        for list in &lists {
+            let consumer = new_consumer();
+            let subject = Subject::of_key(&consumer, 1);
             drain(&node.buckets(&subject, &limits(list.clone()), now), now).await;
             for other in &lists {
                 drain(&node.buckets(&subject, &limits(other.clone()), now), now).await;
@@ -524,6 +530,12 @@ impl Story {
             assert_eq!(drain(&buckets, now).await, u64::from(all.get()), "{list:?}");
         }
     }
+}
+
+/// One that was never used.
+fn new_consumer() -> String {
+    static CONSUMERS: AtomicU32 = AtomicU32::new(0);
+    format!("consumer-{}", CONSUMERS.fetch_add(1, Ordering::Relaxed))
 }
 
 fn run(story: impl Future<Output = ()>) {

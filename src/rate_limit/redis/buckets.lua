@@ -238,7 +238,7 @@ local function roll(state, number)
     end
   end
   some()
-  if passed > 0 and state.debt > 0 then
+  if passed > 0 and state.total + state.debt > 0 then
     -- The slots take turns from here on: a turn of all pays off a whole limit.
     local turns = min(floor(passed / SLOTS), floor(state.debt / state.burst))
     state.debt, passed = state.debt - turns * state.burst, passed - turns * SLOTS
@@ -249,12 +249,30 @@ local function roll(state, number)
   state.number = number
 end
 
+-- The tick at which a window is full again, or was at most.
+local function full_at(state)
+  if state.total + state.debt == 0 then
+    return 0
+  end
+  local youngest = 1
+  if state.debt == 0 then
+    while state.slots[youngest] == 0 do
+      youngest = youngest + 1
+    end
+  end
+  local turns = ceil(state.debt / state.burst)
+  return (state.number + SLOTS * (turns + 1) + 1 - youngest) * state.millis
+end
+
 -- Lets time pass.
 local function advance(state, eh, el)
-  local was_full = is_full(state)
+  local was_full, since = is_full(state), nil
   if state.kind == 'g' then
+    local h, l = minus(eh, el, state.h, state.l)
+    since = h * 1000 + floor(l / 1000000)
     state.h, state.l = minus(state.h, state.l, eh, el)
   else
+    since = max(floor((ticks - full_at(state)) / TICKS_PER_MILLI), 0)
     local number = floor(ticks / state.millis)
     if number >= state.number then
       roll(state, number)
@@ -266,7 +284,7 @@ local function advance(state, eh, el)
   if was_full then
     state.full_for = min(state.full_for + eh * 1000 + floor(el / 1000000), KEPT)
   elseif is_full(state) then
-    state.full_for = 0
+    state.full_for = min(since, KEPT)
   end
 end
 
@@ -387,18 +405,8 @@ end
 local function until_full(state)
   if state.kind == 'g' then
     return state.h * 1000 + ceil(state.l / 1000000)
-  elseif state.total + state.debt == 0 then
-    return 0
   end
-  local youngest = 1
-  if state.debt == 0 then
-    while state.slots[youngest] == 0 do
-      youngest = youngest + 1
-    end
-  end
-  local turns = ceil(state.debt / state.burst)
-  local left = (state.number + SLOTS * (turns + 1) + 1 - youngest) * state.millis - ticks
-  return ceil(left / TICKS_PER_MILLI)
+  return max(ceil((full_at(state) - ticks) / TICKS_PER_MILLI), 0)
 end
 
 -- Cells ----------------------------------------------------------------------------------------------
@@ -488,7 +496,7 @@ local function write_cell(cell)
   return table.concat(text, ' ')
 end
 
--- Lets time pass for all states.
+-- Lets time pass for all states. A cell in which nothing was used for long begins anew.
 local function advance_cell(cell)
   local eh, el = minus(now_s, now_n, cell.s, cell.n)
   -- A clock that stepped back goes on from where it is now.
@@ -506,30 +514,31 @@ local function advance_cell(cell)
     end
     state.guards = guards
   end
+  local is_used = cell.lost > 0
+  for _, state in ipairs(cell.states) do
+    is_used = is_used or not is_full(state) or state.full_for < KEPT
+  end
+  if not is_used then
+    cell.states = {}
+  end
 end
 
--- Has `state` begin with what `from` has counted, which refills no faster.
+-- Has `state` begin with what `from` has counted, which refills no faster. A window counts as well what
+-- has come back of it within the window, unless nothing was taken for as long.
 local function carry_over(state, from)
   local units, rh, rl = 0, 0, 0
+  local within = state.kind == 'w' and max(state.millis - max(from.full_for, 0), 0) or 0
   if from.kind == 'g' then
-    local h, l = from.h, from.l
-    if state.kind == 'w' then
-      local wh, wl = window_of(state)
-      h, l = normal(h + wh, l + wl)
-    end
+    local h, l = normal(from.h + floor(within / 1000), from.l + within % 1000 * 1000000)
     units, rh, rl = divided(h, l, from.ih, from.il)
     if state.kind == 'w' and (rh > 0 or rl > 0) then
       units = units + 1
     end
   else
-    units = from.total + from.debt
-    if state.kind == 'w' then
-      -- Of `from`, what is taken in the window of `state`.
-      local whole, rest = floor(state.millis / from.millis), state.millis % from.millis
-      local h, l = scaled(floor(rest / BILLION), rest % BILLION, 0, from.burst,
-        floor(from.millis / BILLION), from.millis % BILLION)
-      units = units + whole * from.burst + h * BILLION + l
-    end
+    local whole, rest = floor(within / from.millis), within % from.millis
+    local h, l = scaled(floor(rest / BILLION), rest % BILLION, 0, from.burst,
+      floor(from.millis / BILLION), from.millis % BILLION)
+    units = from.total + from.debt + whole * from.burst + h * BILLION + l
   end
   units = min(units, MOST_UNITS)
   if state.kind == 'g' then
