@@ -53,13 +53,13 @@ async fn decided(check: Check) -> Decisions {
     }
 }
 
+/// Always the same key, whose quotas let far less through than is asked for.
 const KEY: Subject<'_> = Subject::of_key("acme", 1);
 
-/// Always the same key, whose quotas let far less through than is asked for.
-fn limits() -> RateLimits {
+fn quotas() -> RateLimits {
     let second = Quota::per_second(150).unwrap().burst(30).unwrap();
-    let sliding = Quota::sliding(40, SECOND / 4).unwrap();
-    RateLimits::new([second, sliding.per_consumer()]).unwrap()
+    let sliding = Quota::sliding(40, SECOND / 4).unwrap().per_consumer();
+    RateLimits::new([second, sliding]).unwrap()
 }
 
 /// Requests that come all the time, and what became of them.
@@ -90,7 +90,7 @@ impl Load {
         let (clock, one) = (SystemClock::new(), LocalRateLimiter::new());
         let now = clock.monotonic();
         let (buckets, one) =
-            (limiter.buckets(&KEY, &limits(), now), one.buckets(&KEY, &limits(), now));
+            (limiter.buckets(&KEY, &quotas(), now), one.buckets(&KEY, &quotas(), now));
         let is_over = Arc::new(AtomicBool::new(false));
         let (mut tasks, mut lateness) = (JoinSet::new(), JoinSet::new());
         for _ in 0..4 {
@@ -329,7 +329,7 @@ async fn a_key_that_holds_something_else_is_decided_here_and_the_others_there() 
     let quota = Quota::per_minute(2).unwrap();
     let bucket =
         |key| limiter.buckets(&Subject::of_key("acme", key), &quota.clone().into(), SECOND);
-    redis.tell(&format!("RPUSH tower-api-key:{{acme}}:k:{:032x}:minute x", 1));
+    redis.tell(&format!("RPUSH tower-api-key:{{acme}}:k:{:032x} x", 1));
     let (spoiled, well) = (bucket(1), bucket(2));
     for _ in 0..20 {
         let decisions = decided(spoiled.take(NonZeroU32::MIN, SECOND)).await;
@@ -346,7 +346,7 @@ async fn whoever_chose_so_is_turned_away_for_a_second() {
     let redis = Redis::start();
     let builder = RedisRateLimiter::builder(&redis.url()).when_unavailable(Unavailable::Deny);
     let (limiter, clock) = (Arc::new(builder.build().unwrap()), SystemClock::new());
-    let buckets = limiter.buckets(&KEY, &limits(), clock.monotonic());
+    let buckets = limiter.buckets(&KEY, &quotas(), clock.monotonic());
     let take = async || decided(buckets.take(NonZeroU32::MIN, clock.monotonic())).await;
     while !take().await.is_admitted() {}
     redis.kill();

@@ -1,8 +1,6 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use super::Decision;
-#[cfg(feature = "redis")]
-use super::Quota;
 
 /// What a bucket that refills evenly decides, given what is missing in it: the nanoseconds in which
 /// that comes back.
@@ -13,12 +11,6 @@ pub(super) struct Refill {
 }
 
 impl Refill {
-    #[cfg(feature = "redis")]
-    pub(super) fn of(quota: &Quota) -> Self {
-        let interval = u64::try_from(quota.interval().as_nanos()).unwrap_or(u64::MAX);
-        Self::new(quota.burst_size(), interval)
-    }
-
     pub(super) fn new(burst: NonZeroU32, interval: u64) -> Self {
         Self { interval, burst }
     }

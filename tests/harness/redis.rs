@@ -166,10 +166,13 @@ fn program() -> PathBuf {
     programs.find(|program| program.is_file()).unwrap_or_else(|| panic!("{HELP}"))
 }
 
+/// To which commands, by a text in them, and what.
+type Said = (&'static str, &'static str);
+
 /// Stands in front of a Redis, and says what it says, or one thing to everything.
 pub struct Impostor {
     addr: SocketAddr,
-    says: watch::Sender<Option<&'static str>>,
+    says: watch::Sender<Option<Said>>,
     _connections: JoinSet<()>,
 }
 
@@ -197,14 +200,19 @@ impl Impostor {
 
     /// `-LOADING ...`, without the end of the line; `None`: what Redis says.
     pub fn say(&self, answer: Option<&'static str>) {
-        self.says.send_replace(answer);
+        self.says.send_replace(answer.map(|answer| ("", answer)));
+    }
+
+    /// Says this to commands that have a text in them, and to others what Redis says.
+    pub fn say_to(&self, text: &'static str, answer: &'static str) {
+        self.says.send_replace(Some((text, answer)));
     }
 }
 
 async fn front(
     client: TcpStream,
     upstream: SocketAddr,
-    answer: &watch::Receiver<Option<&'static str>>,
+    answer: &watch::Receiver<Option<Said>>,
 ) -> std::io::Result<()> {
     client.set_nodelay(true)?;
     let server = TcpStream::connect(upstream).await?;
@@ -217,8 +225,9 @@ async fn front(
         // A command has the form of an answer.
         let command = message(&mut from_client).await?;
         let said = *answer.borrow();
-        match said {
-            Some(said) => to_client.write_all(format!("{said}\r\n").as_bytes()).await?,
+        let is_meant = |text: &str| String::from_utf8_lossy(&command).contains(text);
+        match said.filter(|(text, _)| is_meant(text)) {
+            Some((_, said)) => to_client.write_all(format!("{said}\r\n").as_bytes()).await?,
             None => {
                 to_server.write_all(&command).await?;
                 let answer = message(&mut from_server).await?;

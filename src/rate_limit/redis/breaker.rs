@@ -5,12 +5,15 @@ use std::{
 
 use crate::clock::nanos;
 
-/// Failures in a row after which Redis counts as down.
-const THRESHOLD: u32 = 5;
-/// How often somebody looks whether it is back: with the time that takes, well within a second.
+/// Failed probes in a row after which Redis counts as down.
+pub(super) const THRESHOLD: u32 = 2;
+/// How often to probe whether it is back: with the time that takes, well within a second.
 const COOL_DOWN: Duration = Duration::from_millis(200);
 
-/// Spares requests the wait for a server that is down.
+/// A circuit breaker: spares requests the wait for a server that is down.
+///
+/// It counts probes, which are small and always the same, and not requests: what one subject asks for
+/// may fail or take long for reasons of its own, and says nothing about the others.
 #[derive(Default)]
 pub(super) struct Breaker {
     failures: AtomicU32,
@@ -30,7 +33,7 @@ impl Breaker {
         self.failures.load(Ordering::Relaxed) < THRESHOLD
     }
 
-    /// Whether the caller is to see to it that somebody looks whether Redis is back.
+    /// Whether the caller is to probe whether Redis is back.
     pub(super) fn is_probe_due(&self, now: Duration) -> bool {
         let probe_at = self.probe_at.load(Ordering::Relaxed);
         let next = nanos(now + COOL_DOWN);
@@ -47,7 +50,7 @@ impl Breaker {
         !self.has_answered.swap(true, Ordering::Relaxed) || was_down
     }
 
-    /// True when this failure began an outage.
+    /// True when this failure of a probe began an outage.
     pub(super) fn failed(&self, now: Duration) -> bool {
         let before = self
             .failures
@@ -65,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn opens_after_failures_in_a_row_and_has_one_look_at_a_time() {
+    fn opens_after_failures_in_a_row_and_probes_once_at_a_time() {
         let breaker = Breaker::default();
         let mut now = Duration::from_secs(9);
         assert!(breaker.is_closed() && !breaker.has_answered());
@@ -79,7 +82,7 @@ mod tests {
 
         now += COOL_DOWN;
         assert!(breaker.is_probe_due(now));
-        assert!(!breaker.is_probe_due(now), "a second look at once");
+        assert!(!breaker.is_probe_due(now), "a second probe at once");
         assert!(!breaker.failed(now), "the outage had begun already");
 
         now += COOL_DOWN;

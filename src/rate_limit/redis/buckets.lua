@@ -1,47 +1,76 @@
--- Decides over the buckets in KEYS, which all are of one consumer: all of them take, or none.
+-- Decides over the cells in KEYS: that of a key, and that of its consumer if a quota is counted per
+-- consumer. A request takes its units in all of them, or in none.
+--
+-- A cell holds a state for each distinct quota that was applied to it lately. Each state counts all
+-- units taken in the cell, whichever quota admitted them, in the measure of its own quota; what is
+-- beyond its capacity is debt. So no change of quota refills anything. Only what faster quotas admitted
+-- is counted no further than until the state is used up, so that it comes back as soon as they are not
+-- used any more: from then on it admits no more than they would have. The cell of a key holds the
+-- quotas that are counted per consumer, too, so that a key takes along what it used itself when the
+-- owner of its quota changes.
 --
 -- ARGV: what to do, the units, how many more to take where they are there, how many to take back
--- first, and the time in seconds and nanoseconds, which is empty but in tests. Then for each key:
+-- first, the time in seconds and nanoseconds (empty but in tests), and the number of quotas. Then for
+-- each quota four arguments:
 --
---   1  the quota: its algorithm, its burst or limit, and its interval in nanoseconds or its window in
---      milliseconds, with a space after each
---   2  the burst or limit
---   3  billions of the interval, or the window in milliseconds
---   4  the rest of the interval
---   5  how the asking node knows the bucket: billions of nanoseconds until it is full, or slots
---   6  the rest of the nanoseconds
---   7  '1' if the node went on without Redis since it heard of the bucket
+--   'g', the burst, and the billions and the rest of the interval in nanoseconds; or
+--   'w', the limit, the window in milliseconds, and ''
 --
--- Returns whether the units were taken, how many more were, and how each bucket stands: the billions of
--- nanoseconds until it is full and the rest; or those until the current slot ends, and the slots.
+-- and for each cell three: a digit per quota, '1' if it is counted there; the cell as the asking node
+-- knows it; and '1' if that node let requests through without Redis since it heard of the cell.
+--
+-- Returns whether the units were taken, how many more were, and each cell as it is then.
+--
+-- The text of a cell is numbers with a space between: the version of the format (1), the time in
+-- seconds and nanoseconds, the milliseconds until all states would be full that were dropped, the
+-- number of states, and of each state
+--
+--   g, burst, interval (2), used (2), full for, guards
+--   w, limit, window, number of the current slot, debt, full for, slots, guards
+--
+-- where (2) is billions of nanoseconds and the rest; "full for" is in milliseconds, and -1 if some of
+-- what was taken is not counted; "slots" and "guards" begin with their number; and a guard is the
+-- position of a state and for how many milliseconds that is enforced, too. Times are relative to the
+-- time of the cell, so that a clock that steps back changes no state.
 --
 -- Numbers of Lua are doubles, which are exact up to 2^53 (9.007e15). A number of nanoseconds may be
--- larger, and is two here: billions, and the rest. Each half has room for a factor of 65,536 (buckets
--- fill within 4.6e9 billions: 6.0e14; a rest is below 1e9: 6.6e13). The clock in such halves is seconds
--- and nanoseconds.
+-- larger, and is two here: billions, and the rest. The clock in such halves is seconds and nanoseconds.
 
 if ARGV[1] == 'probe' then
-  -- A server that cannot write cannot count.
-  return redis.call('SET', KEYS[1], '', 'PX', 1)
+  -- A server that cannot do a little of each cannot count.
+  redis.call('TIME')
+  redis.call('GET', KEYS[1])
+  redis.call('SET', KEYS[1], '', 'PX', 1)
+  return ARGV[2]
 end
 
 local BILLION = 1000000000
+local VERSION = '1'
+-- A cell keeps no more states than these. A key has at most eight quotas.
+local MOST_STATES = 16
+-- How long a state is kept after it is full, in milliseconds: a cell that is forgotten starts full.
+local KEPT = 600000
+local NOT_ALL_COUNTED = -1
+-- 584 years of nanoseconds: no state is further ahead of the clock.
+local MOST_SECONDS = 18000000000
+local MOST_UNITS = 90000000000000
+local MOST_MILLIS = 20000000000000
+local SLOTS, TICK, TICKS_PER_MILLI = 33, 31250, 32
 local ceil, floor, max, min = math.ceil, math.floor, math.max, math.min
+
+-- Pairs ---------------------------------------------------------------------------------------------
 
 local function normal(high, low)
   local carry = floor(low / BILLION)
-  return high + carry, low - carry * BILLION
+  high, low = high + carry, low - carry * BILLION
+  if high >= MOST_SECONDS then
+    return MOST_SECONDS, 0
+  end
+  return high, low
 end
 
 local function less(ah, al, bh, bl)
   return ah < bh or ah == bh and al < bl
-end
-
-local function lesser(ah, al, bh, bl)
-  if less(ah, al, bh, bl) then
-    return ah, al
-  end
-  return bh, bl
 end
 
 -- Nothing is less than zero.
@@ -52,17 +81,66 @@ local function minus(ah, al, bh, bl)
   return normal(ah - bh, al - bl)
 end
 
--- `n` has up to 32 bits, of which each half fits. A product that is too large to be exact is larger
--- than any bucket.
-local function times(h, l, n)
-  if n < 65536 then
-    return normal(h * n, l * n)
+local function lesser(ah, al, bh, bl)
+  if less(ah, al, bh, bl) then
+    return ah, al
   end
-  local high, low = floor(n / 65536), n % 65536
-  local mh, ml = normal(h * high, l * high)
-  mh, ml = normal(mh * 65536, ml * 65536)
-  return normal(mh + h * low, ml + l * low)
+  return bh, bl
 end
+
+-- `n` is an integer below 2^48.
+local function times(h, l, n)
+  local rh, rl, digits = 0, 0, {}
+  repeat
+    digits[#digits + 1] = n % 65536
+    n = floor(n / 65536)
+  until n == 0
+  for at = #digits, 1, -1 do
+    rh, rl = normal(rh * 65536, rl * 65536)
+    rh, rl = normal(rh + h * digits[at], rl + l * digits[at])
+  end
+  return rh, rl
+end
+
+-- p * n / d, rounded up, where p is less than d, or nearly so. The product has no room, so that it is
+-- divided as on paper, digit by digit.
+local function scaled(ph, pl, nh, nl, dh, dl)
+  local qh, ql, rh, rl = 0, 0, 0, 0
+  for digit in string.format('%.0f%09.0f', nh, nl):gmatch('%d') do
+    qh, ql = normal(qh * 10, ql * 10)
+    rh, rl = normal(rh * 10 + ph * digit, rl * 10 + pl * digit)
+    while not less(rh, rl, dh, dl) do
+      rh, rl = minus(rh, rl, dh, dl)
+      qh, ql = normal(qh, ql + 1)
+    end
+  end
+  if rh > 0 or rl > 0 then
+    qh, ql = normal(qh, ql + 1)
+  end
+  return qh, ql
+end
+
+-- How often d fits into p, and what is left.
+local function divided(ph, pl, dh, dl)
+  local times_in = floor((ph * BILLION + pl) / (dh * BILLION + dl))
+  if times_in >= MOST_UNITS then
+    return MOST_UNITS, 0, 0
+  end
+  -- The quotient of two doubles may be one too many.
+  local mh, ml = times(dh, dl, times_in)
+  if less(ph, pl, mh, ml) then
+    times_in = times_in - 1
+    mh, ml = times(dh, dl, times_in)
+  end
+  local rh, rl = minus(ph, pl, mh, ml)
+  if not less(rh, rl, dh, dl) then
+    times_in = times_in + 1
+    rh, rl = minus(rh, rl, dh, dl)
+  end
+  return times_in, rh, rl
+end
+
+-- The time -------------------------------------------------------------------------------------------
 
 local now_s, now_n
 if ARGV[5] == '' then
@@ -71,284 +149,672 @@ if ARGV[5] == '' then
 else
   now_s, now_n = tonumber(ARGV[5]), tonumber(ARGV[6])
 end
+-- A slot is a 32nd of the window, which is whole milliseconds: it is as many ticks of 31,250 ns as the
+-- window has milliseconds. Ticks of the clock are exact (6e13 of them in our days).
+local ticks = now_s * (BILLION / TICK) + floor(now_n / TICK)
 
--- GCRA. A bucket is as many nanoseconds ahead of the clock as it takes until it is full: `h` and `l`.
-local function refilling()
-  local gcra = {}
+-- States ---------------------------------------------------------------------------------------------
 
-  function gcra.quota(bucket, high, low)
-    bucket.pace_h, bucket.pace_l = tonumber(high), tonumber(low)
-    bucket.full_h, bucket.full_l = times(bucket.pace_h, bucket.pace_l, bucket.size)
+-- Starts full, and has been so for long.
+local function new_state(kind, burst, first, second)
+  local state = { kind = kind, burst = burst, full_for = KEPT, guards = {} }
+  if kind == 'g' then
+    state.ih, state.il, state.h, state.l = first, second, 0, 0
+    state.full_h, state.full_l = times(first, second, burst)
+  else
+    state.millis, state.slots, state.total, state.debt = first, {}, 0, 0
+    state.number = floor(ticks / first)
   end
-
-  -- More than two full buckets are never owed. A clock that went back, as it may with another server,
-  -- makes no more of them.
-  local function stand(bucket, h, l)
-    local full_h, full_l = bucket.full_h, bucket.full_l
-    if less(full_h, full_l, h, l) then
-      local most_h, most_l = normal(full_h * 2, full_l * 2)
-      h, l = lesser(h, l, most_h, most_l)
-    end
-    bucket.h, bucket.l = h, l
-  end
-
-  function gcra.know(bucket, high, low)
-    stand(bucket, tonumber(high), tonumber(low))
-  end
-
-  function gcra.read(bucket, text)
-    local high, low = text:match('^(%d+) (%d+)$')
-    if high then
-      stand(bucket, minus(tonumber(high), tonumber(low), now_s, now_n))
-    end
-    return high
-  end
-
-  function gcra.write(bucket)
-    local h, l = normal(now_s + bucket.h, now_n + bucket.l)
-    return string.format('%.0f %09.0f', h, l), bucket.h * 1000 + ceil(bucket.l / 1000000)
-  end
-
-  function gcra.tell(bucket, reply)
-    reply[#reply + 1] = bucket.h
-    reply[#reply + 1] = bucket.l
-  end
-
-  function gcra.is_full(bucket)
-    return bucket.h == 0 and bucket.l == 0
-  end
-
-  function gcra.fits(bucket, units)
-    local h, l = times(bucket.pace_h, bucket.pace_l, units)
-    h, l = normal(bucket.h + h, bucket.l + l)
-    return not less(bucket.full_h, bucket.full_l, h, l)
-  end
-
-  function gcra.add(bucket, units)
-    local h, l = times(bucket.pace_h, bucket.pace_l, units)
-    stand(bucket, normal(bucket.h + h, bucket.l + l))
-  end
-
-  function gcra.remove(bucket, units)
-    bucket.h, bucket.l = minus(bucket.h, bucket.l, times(bucket.pace_h, bucket.pace_l, units))
-  end
-
-  function gcra.merge(bucket, other)
-    if less(bucket.h, bucket.l, other.h, other.l) then
-      bucket.h, bucket.l = other.h, other.l
-    end
-  end
-
-  -- What is used up, of what there is.
-  function gcra.used(bucket)
-    return bucket.h, bucket.l, bucket.full_h, bucket.full_l
-  end
-
-  function gcra.whole(bucket)
-    return bucket.full_h, bucket.full_l
-  end
-
-  function gcra.use(bucket, h, l)
-    bucket.h, bucket.l = h, l
-  end
-  return gcra
+  return state
 end
 
--- Sliding windows: what was taken in each slot, the current one first. A slot is a 32nd of the
--- window, which is whole milliseconds: it is as many ticks of 31,250 ns as the window has
--- milliseconds. Ticks of the clock are exact (6e13 of them in our days).
-local function sliding()
-  local SLOTS, TICK, TICKS_PER_MILLI = 33, 31250, 32
-  local ticks = now_s * (BILLION / TICK) + floor(now_n / TICK)
-  local window = {}
+local function same(p, q)
+  return p.kind == q.kind and p.burst == q.burst and p.ih == q.ih and p.il == q.il
+    and p.millis == q.millis
+end
 
-  function window.quota(bucket, millis)
-    bucket.pace = tonumber(millis)
-    bucket.number = floor(ticks / bucket.pace)
+local function is_full(state)
+  if state.kind == 'g' then
+    return state.h == 0 and state.l == 0
   end
+  return state.total + state.debt == 0
+end
 
-  function window.know(bucket, list)
-    local slots, total = {}, 0
-    for text in list:gmatch('%d+') do
-      local units = tonumber(text)
-      slots[#slots + 1], total = units, total + units
+local function window_of(state)
+  return floor(state.millis / 1000), state.millis % 1000 * 1000000
+end
+
+-- Whether a / b > c / d, exactly: quotients first, then those of what is left.
+local function is_greater(a, b, c, d)
+  while true do
+    local ab, cd = floor(a / b), floor(c / d)
+    if ab ~= cd then
+      return ab > cd
     end
-    bucket.slots, bucket.total = slots, total
+    a, c = a - ab * b, c - cd * d
+    if a == 0 or c == 0 then
+      return a > c
+    end
+    a, b, c, d = d, c, b, a
   end
+end
 
-  function window.read(bucket, text)
-    local number, list = text:match('^(%d+) ([%d,]*)$')
-    if not number then
-      return
-    end
-    window.know(bucket, list)
-    local slots, passed = bucket.slots, bucket.number - number
-    if passed < 0 and passed >= -SLOTS then
-      -- The clock went back a little: it counts as late as it was.
-      bucket.number = bucket.number - passed
-    end
+-- Whether p refills faster than q, exactly.
+local function is_faster(p, q)
+  if p.kind == 'g' and q.kind == 'g' then
+    return less(p.ih, p.il, q.ih, q.il)
+  elseif p.kind == 'g' then
+    local h, l = times(p.ih, p.il, q.burst)
+    return less(h, l, window_of(q))
+  elseif q.kind == 'g' then
+    local wh, wl = window_of(p)
+    return less(wh, wl, times(q.ih, q.il, p.burst))
+  end
+  return is_greater(p.burst, p.millis, q.burst, q.millis)
+end
+
+-- Units a millisecond, not exactly.
+local function rate(state)
+  if state.kind == 'g' then
+    return 1000000 / (state.ih * BILLION + state.il)
+  end
+  return state.burst / state.millis
+end
+
+-- Begins the next slots up to `number`. Debt moves into a slot as room appears.
+local function roll(state, number)
+  local slots, passed = state.slots, number - state.number
+  local function one()
+    table.insert(slots, 1, 0)
+    state.total = state.total - (slots[SLOTS + 1] or 0)
+    slots[SLOTS + 1] = nil
+    local moved = max(min(state.debt, state.burst - state.total), 0)
+    slots[1], state.total, state.debt = moved, state.total + moved, state.debt - moved
+    state.number, passed = state.number + 1, passed - 1
+  end
+  local function some()
     for _ = 1, min(passed, SLOTS) do
-      table.insert(slots, 1, 0)
-      bucket.total = bucket.total - (slots[SLOTS + 1] or 0)
-      slots[SLOTS + 1] = nil
+      one()
     end
-    return number
   end
+  some()
+  if passed > 0 and state.total + state.debt > 0 then
+    -- The slots take turns from here on: a turn of all pays off a whole limit.
+    local turns = min(floor(passed / SLOTS), floor(state.debt / state.burst))
+    state.debt, passed = state.debt - turns * state.burst, passed - turns * SLOTS
+    state.number = state.number + turns * SLOTS
+    some()
+    some()
+  end
+  state.number = number
+end
 
-  function window.write(bucket)
-    local youngest = 1
-    while bucket.slots[youngest] == 0 do
+-- The tick at which a window is full again, or was at most.
+local function full_at(state)
+  if state.total + state.debt == 0 then
+    return 0
+  end
+  local youngest = 1
+  if state.debt == 0 then
+    while state.slots[youngest] == 0 do
       youngest = youngest + 1
     end
-    local until_gone = (bucket.number + SLOTS + 1 - youngest) * bucket.pace - ticks
-    bucket.list = table.concat(bucket.slots, ',')
-    return string.format('%.0f %s', bucket.number, bucket.list), ceil(until_gone / TICKS_PER_MILLI)
   end
-
-  function window.tell(bucket, reply)
-    local left = (bucket.number + 1) * bucket.pace - ticks
-    -- Whole seconds first, as there may be more ticks than fit.
-    local seconds = floor(left / (BILLION / TICK))
-    local rest = (left - seconds * (BILLION / TICK)) * TICK - now_n % TICK
-    seconds, rest = normal(seconds, rest)
-    reply[#reply + 1] = seconds
-    reply[#reply + 1] = rest
-    reply[#reply + 1] = bucket.list or table.concat(bucket.slots, ',')
-  end
-
-  function window.is_full(bucket)
-    return bucket.total == 0
-  end
-
-  function window.fits(bucket, units)
-    return bucket.total + units <= bucket.size
-  end
-
-  -- No more is owed than as much again.
-  function window.add(bucket, units)
-    local added = min(units, max(2 * bucket.size - bucket.total, 0))
-    bucket.slots[1], bucket.total = (bucket.slots[1] or 0) + added, bucket.total + added
-  end
-
-  -- From the latest slots first.
-  function window.remove(bucket, units)
-    for age, held in ipairs(bucket.slots) do
-      local removed = min(held, units)
-      bucket.slots[age], bucket.total = held - removed, bucket.total - removed
-      units = units - removed
-    end
-  end
-
-  -- The slots of a node are not those of Redis: what it knows of beyond them is added up.
-  function window.merge(bucket, other)
-    window.add(bucket, max(other.total - bucket.total, 0))
-  end
-
-  function window.used(bucket)
-    return 0, bucket.total, 0, bucket.size
-  end
-
-  function window.whole(bucket)
-    return 0, bucket.size
-  end
-
-  function window.use(bucket, h, l)
-    bucket.slots, bucket.total = { h * BILLION + l }, h * BILLION + l
-  end
-  return window
+  local turns = ceil(state.debt / state.burst)
+  return (state.number + SLOTS * (turns + 1) + 1 - youngest) * state.millis
 end
 
--- Made when they are needed, as a script makes its functions each time it runs.
-local gcra, window
-local function algorithm_of(name)
-  if name == 'gcra' then
-    gcra = gcra or refilling()
-    return gcra
-  elseif name == 'window' then
-    window = window or sliding()
-    return window
-  end
-end
-
--- Leaves a bucket as full as one of an earlier quota is: half used up stays half used up.
-local function rescale(bucket, algorithm, stored)
-  local name, size, pace, text = stored:match('^(%a+) (%d+) (%d+) (.*)$')
-  local earlier, of = algorithm_of(name), { size = tonumber(size) }
-  if not earlier then
-    return
-  end
-  if name == 'window' and algorithm == window and tonumber(pace) == bucket.pace then
-    -- It holds what it held.
-    return window.read(bucket, text)
-  end
-  if name == 'gcra' then
-    gcra.quota(of, pace:sub(1, -10):match('%d+') or 0, pace:sub(-9))
+-- Lets time pass.
+local function advance(state, eh, el)
+  local was_full, since = is_full(state), nil
+  if state.kind == 'g' then
+    local h, l = minus(eh, el, state.h, state.l)
+    since = h * 1000 + floor(l / 1000000)
+    state.h, state.l = minus(state.h, state.l, eh, el)
   else
-    window.quota(of, pace)
-  end
-  if not earlier.read(of, text) then
-    return
-  end
-  local ph, pl, wh, wl = earlier.used(of)
-  -- More than all of it is owed, and is no more than as much again.
-  ph, pl = lesser(ph, pl, normal(wh * 2, wl * 2))
-  -- Rounded up. The product would have no room, so that it is divided as on paper, digit by digit.
-  local qh, ql, rh, rl = 0, 0, 0, 0
-  for digit in string.format('%.0f%09.0f', algorithm.whole(bucket)):gmatch('%d') do
-    qh, ql = normal(qh * 10, ql * 10)
-    rh, rl = normal(rh * 10 + ph * digit, rl * 10 + pl * digit)
-    while not less(rh, rl, wh, wl) do
-      rh, rl = minus(rh, rl, wh, wl)
-      qh, ql = normal(qh, ql + 1)
+    since = max(floor((ticks - full_at(state)) / TICKS_PER_MILLI), 0)
+    local number = floor(ticks / state.millis)
+    if number >= state.number then
+      roll(state, number)
+    elseif state.number - number > 1 then
+      -- The clock stepped back. What was taken is no younger than the next slot.
+      state.number = number + 1
     end
   end
-  if less(0, 0, rh, rl) then
-    qh, ql = normal(qh, ql + 1)
+  if was_full then
+    state.full_for = min(state.full_for + eh * 1000 + floor(el / 1000000), KEPT)
+  elseif is_full(state) then
+    state.full_for = min(since, KEPT)
   end
-  algorithm.use(bucket, qh, ql)
-  return true
 end
 
-local buckets, algorithms = {}, {}
-for at, key in ipairs(KEYS) do
-  local argument = 7 * at
-  local header, known, rest = ARGV[argument], ARGV[argument + 4], ARGV[argument + 5]
-  local algorithm = algorithm_of(header:match('%a+'))
-  local function new()
-    local bucket = { size = tonumber(ARGV[argument + 1]) }
-    algorithm.quota(bucket, ARGV[argument + 2], ARGV[argument + 3])
-    return bucket
+-- Has it be used up for some milliseconds at least. What a window holds counts as taken now.
+local function use_up(state, millis)
+  if state.kind == 'g' then
+    local h, l = normal(state.full_h + floor(millis / 1000), state.full_l + millis % 1000 * 1000000)
+    if less(state.h, state.l, h, l) then
+      state.h, state.l = h, l
+    end
+  else
+    local beyond = min(ceil(state.burst * (millis / state.millis)), MOST_UNITS)
+    local all = max(state.total + state.debt, state.burst + beyond)
+    state.total = max(state.total, state.burst)
+    state.slots, state.debt = { state.total }, all - state.total
   end
-  local bucket, stored = new(), redis.call('GET', key) or ''
-  local goes_on = stored:sub(1, #header) == header and algorithm.read(bucket, stored:sub(#header + 1))
-  if not goes_on then
-    bucket.is_changed = rescale(bucket, algorithm, stored)
-    if not bucket.is_changed then
-      -- Never there, full again, or lost: a server that was flushed refills nothing.
-      algorithm.know(bucket, known, rest)
-      bucket.is_changed = not algorithm.is_full(bucket)
+  state.full_for = min(state.full_for, 0)
+end
+
+-- Counts units, whichever quota admitted them, and no more than until it is used up for `beyond`
+-- milliseconds if that is said.
+local function count(state, units, beyond)
+  local is_left_out
+  if state.kind == 'g' then
+    local h, l = times(state.ih, state.il, units)
+    h, l = normal(state.h + h, state.l + l)
+    if beyond then
+      local mh, ml = normal(state.full_h + floor(beyond / 1000), state.full_l + beyond % 1000 * 1000000)
+      if less(mh, ml, h, l) then
+        is_left_out, h, l = true, mh, ml
+      end
+      if less(h, l, state.h, state.l) then
+        h, l = state.h, state.l
+      end
+    end
+    state.h, state.l = h, l
+  else
+    local most = beyond and state.burst + ceil(state.burst * (beyond / state.millis))
+    if most and state.total + state.debt + units > most then
+      is_left_out = true
+      use_up(state, beyond)
+    else
+      local taken = state.debt > 0 and 0 or max(min(units, state.burst - state.total), 0)
+      state.slots[1], state.total = (state.slots[1] or 0) + taken, state.total + taken
+      state.debt = min(state.debt + units - taken, MOST_UNITS)
     end
   end
-  if ARGV[argument + 6] == '1' then
-    local other = new()
-    algorithm.know(other, known, rest)
-    algorithm.merge(bucket, other)
-    bucket.is_changed = true
+  if is_left_out then
+    state.full_for = NOT_ALL_COUNTED
+  elseif state.full_for ~= NOT_ALL_COUNTED then
+    state.full_for = 0
   end
-  buckets[at], algorithms[at] = bucket, algorithm
+end
+
+-- What was used up already is charged: no more than two full buckets are owed.
+local function charge(state, units)
+  if state.kind == 'g' then
+    local h, l = times(state.ih, state.il, units)
+    h, l = normal(state.h + h, state.l + l)
+    local mh, ml = normal(state.full_h * 2, state.full_l * 2)
+    if less(mh, ml, h, l) then
+      h, l = mh, ml
+    end
+    if less(state.h, state.l, h, l) then
+      state.h, state.l = h, l
+    end
+  else
+    local added = max(min(units, 2 * state.burst - state.total - state.debt), 0)
+    if state.debt > 0 then
+      state.debt = state.debt + added
+    else
+      state.slots[1], state.total = (state.slots[1] or 0) + added, state.total + added
+    end
+  end
+  state.full_for = min(state.full_for, 0)
+end
+
+-- Debt first, then from the latest slots.
+local function remove(state, units)
+  if state.kind == 'g' then
+    state.h, state.l = minus(state.h, state.l, times(state.ih, state.il, units))
+    return
+  end
+  local paid = min(state.debt, units)
+  state.debt, units = state.debt - paid, units - paid
+  for age, held in ipairs(state.slots) do
+    local removed = min(held, units)
+    state.slots[age], state.total = held - removed, state.total - removed
+    units = units - removed
+  end
+end
+
+local function fits(state, units)
+  if state.kind == 'g' then
+    local h, l = times(state.ih, state.il, units)
+    h, l = normal(state.h + h, state.l + l)
+    return not less(state.full_h, state.full_l, h, l)
+  end
+  return state.debt == 0 and state.total + units <= state.burst
+end
+
+-- Takes over what a node knows to be used beyond what is known here.
+local function merge(state, other)
+  if state.kind == 'g' then
+    if less(state.h, state.l, other.h, other.l) then
+      state.h, state.l, state.full_for = other.h, other.l, min(state.full_for, 0)
+    end
+  else
+    -- The slots of a node are not those of Redis: what it knows of beyond them is added up.
+    local more = other.total + other.debt - state.total - state.debt
+    if more > 0 then
+      count(state, more)
+    end
+  end
+end
+
+-- How many milliseconds until it is full, rounded up.
+local function until_full(state)
+  if state.kind == 'g' then
+    return state.h * 1000 + ceil(state.l / 1000000)
+  end
+  return max(ceil((full_at(state) - ticks) / TICKS_PER_MILLI), 0)
+end
+
+-- Cells ----------------------------------------------------------------------------------------------
+
+local function read_cell(text)
+  local tokens, at = {}, 0
+  for token in text:gmatch('%S+') do
+    tokens[#tokens + 1] = token
+  end
+  local function number()
+    at = at + 1
+    return assert(tonumber(tokens[at]))
+  end
+  local function state()
+    at = at + 1
+    local result
+    if tokens[at] == 'g' then
+      result = new_state('g', number(), number(), number())
+      result.h, result.l, result.full_for = number(), number(), number()
+    elseif tokens[at] == 'w' then
+      result = new_state('w', number(), number())
+      result.number, result.debt, result.full_for = number(), number(), number()
+      for age = 1, number() do
+        result.slots[age] = number()
+        result.total = result.total + result.slots[age]
+      end
+    else
+      error('no state')
+    end
+    for _ = 1, number() do
+      result.guards[#result.guards + 1] = { at = number(), millis = number() }
+    end
+    return result
+  end
+  assert(tokens[1] == VERSION)
+  at = 1
+  local cell = { s = number(), n = number(), lost = number(), states = {} }
+  for position = 1, number() do
+    cell.states[position] = state()
+  end
+  assert(at == #tokens)
+  for _, of in ipairs(cell.states) do
+    for _, guard in ipairs(of.guards) do
+      guard.state = assert(cell.states[guard.at])
+    end
+  end
+  return cell
+end
+
+local function write_cell(cell)
+  local text = { VERSION, now_s, now_n, cell.lost, #cell.states }
+  local function put(...)
+    for _, value in ipairs({ ... }) do
+      text[#text + 1] = value
+    end
+  end
+  local positions = {}
+  for position, state in ipairs(cell.states) do
+    positions[state] = position
+  end
+  for _, state in ipairs(cell.states) do
+    put(state.kind, state.burst)
+    if state.kind == 'g' then
+      put(state.ih, state.il, state.h, state.l, state.full_for)
+    else
+      local slots, held = state.slots, #state.slots
+      while slots[held] == 0 do
+        held = held - 1
+      end
+      put(state.millis, state.number, state.debt, state.full_for, held)
+      for age = 1, held do
+        text[#text + 1] = slots[age]
+      end
+    end
+    local guards = {}
+    for _, guard in ipairs(state.guards) do
+      if positions[guard.state] then
+        guards[#guards + 1] = guard
+      end
+    end
+    put(#guards)
+    for _, guard in ipairs(guards) do
+      put(positions[guard.state], guard.millis)
+    end
+  end
+  -- All of these numbers have at most 14 digits, of which none gets lost.
+  return table.concat(text, ' ')
+end
+
+-- Lets time pass for all states. A cell in which nothing was used for long begins anew.
+local function advance_cell(cell)
+  local eh, el = minus(now_s, now_n, cell.s, cell.n)
+  -- A clock that stepped back goes on from where it is now.
+  cell.is_changed = less(now_s, now_n, cell.s, cell.n)
+  local millis = eh * 1000 + floor(el / 1000000)
+  cell.lost = max(cell.lost - millis, 0)
+  for _, state in ipairs(cell.states) do
+    advance(state, eh, el)
+    local guards = {}
+    for _, guard in ipairs(state.guards) do
+      guard.millis = guard.millis - millis
+      if guard.millis > 0 then
+        guards[#guards + 1] = guard
+      end
+    end
+    state.guards = guards
+  end
+  local is_used = cell.lost > 0
+  for _, state in ipairs(cell.states) do
+    is_used = is_used or not is_full(state) or state.full_for < KEPT
+  end
+  if not is_used then
+    cell.states = {}
+  end
+end
+
+-- Has `state` begin with what `from` has counted, which refills no faster. A window counts as well what
+-- has come back of it within the window, unless nothing was taken for as long.
+local function carry_over(state, from)
+  local units, rh, rl = 0, 0, 0
+  local within = state.kind == 'w' and max(state.millis - max(from.full_for, 0), 0) or 0
+  if from.kind == 'g' then
+    local h, l = normal(from.h + floor(within / 1000), from.l + within % 1000 * 1000000)
+    units, rh, rl = divided(h, l, from.ih, from.il)
+    if state.kind == 'w' and (rh > 0 or rl > 0) then
+      units = units + 1
+    end
+  else
+    local whole, rest = floor(within / from.millis), within % from.millis
+    local h, l = scaled(floor(rest / BILLION), rest % BILLION, 0, from.burst,
+      floor(from.millis / BILLION), from.millis % BILLION)
+    units = from.total + from.debt + whole * from.burst + h * BILLION + l
+  end
+  units = min(units, MOST_UNITS)
+  if state.kind == 'g' then
+    local h, l = times(state.ih, state.il, units)
+    if rh > 0 or rl > 0 then
+      local sh, sl = scaled(rh, rl, state.ih, state.il, from.ih, from.il)
+      h, l = normal(h + sh, l + sl)
+    end
+    state.h, state.l = h, l
+  else
+    count(state, units)
+  end
+  if is_full(state) then
+    state.full_for = from.full_for
+  end
+end
+
+-- How long `guard` is enforced beside `state`, in milliseconds: until what `state` admits on its own
+-- from now on is no more than `guard` would have admitted since any earlier time.
+local function guarded_for(state, guard)
+  local units = state.burst
+  if guard.kind == 'g' then
+    units = units - guard.burst + (guard.h * BILLION + guard.l) / (guard.ih * BILLION + guard.il)
+  else
+    units = units + guard.total + guard.debt
+  end
+  if units <= 0 then
+    return 0
+  end
+  local faster = rate(guard) - rate(state)
+  -- The difference of two doubles that are nearly the same says nothing.
+  if faster <= rate(guard) * 1e-12 then
+    return MOST_MILLIS
+  end
+  return min(ceil(units / faster * (1 + 1e-9)) + 1, MOST_MILLIS)
+end
+
+-- Has `state` begin with the same slots as a window of the same length, whatever the limits.
+local function copy_slots(state, from)
+  for age, held in ipairs(from.slots) do
+    state.slots[age] = held
+  end
+  state.number, state.total, state.debt = from.number, from.total, from.debt
+  local moved = max(min(state.debt, state.burst - state.total), 0)
+  if moved > 0 then
+    state.slots[1] = (state.slots[1] or 0) + moved
+    state.total, state.debt = state.total + moved, state.debt - moved
+  end
+  state.full_for = from.full_for
+end
+
+-- A quota that has no state among the others yet.
+--
+-- 1. If a window of the same length is faster, it admits no more than that one.
+-- 2. Else it begins with what the fastest of those that refill no faster than itself has counted, which
+--    is no less than it would have counted itself; or full if there is none. Those that refill faster
+--    are enforced beside it for a while.
+local function join(others, state)
+  local fastest, larger, faster = nil, nil, {}
+  for _, other in ipairs(others) do
+    if not is_faster(other, state) then
+      if not fastest or is_faster(other, fastest) then
+        fastest = other
+      end
+    else
+      faster[#faster + 1] = other
+      local is_twin = state.kind == 'w' and other.millis == state.millis
+      if is_twin and not (larger and larger.burst <= other.burst) then
+        larger = other
+      end
+    end
+  end
+  if #others > 0 then
+    state.full_for = 0
+  end
+  if larger then
+    copy_slots(state, larger)
+    for at, guard in ipairs(larger.guards) do
+      state.guards[at] = { state = guard.state, millis = guard.millis }
+    end
+    return
+  end
+  if fastest and state.kind == 'w' and fastest.millis == state.millis then
+    copy_slots(state, fastest)
+  elseif fastest then
+    carry_over(state, fastest)
+  end
+  for _, guard in ipairs(faster) do
+    local millis = guarded_for(state, guard)
+    if millis > 0 then
+      state.guards[#state.guards + 1] = { state = guard, millis = millis }
+    end
+  end
+end
+
+local function find(states, state)
+  for _, other in ipairs(states) do
+    if same(other, state) then
+      return other
+    end
+  end
+end
+
+-- The quotas of the request ------------------------------------------------------------------------
+
+local quotas, argument = {}, 7
+for at = 1, tonumber(ARGV[argument]) do
+  local kind, burst, first, second = unpack(ARGV, argument + 1, argument + 4)
+  quotas[at] = { kind, tonumber(burst), tonumber(first), tonumber(second) }
+  argument = argument + 4
+end
+
+-- Leaves out what is full for long, and what is full, or would be first, where there is too much.
+local function trim(cell)
+  local function until_unused(state)
+    local millis = until_full(state)
+    for _, other in ipairs(cell.states) do
+      for _, guard in ipairs(other.guards) do
+        if guard.state == state then
+          millis = max(millis, guard.millis)
+        end
+      end
+    end
+    return millis
+  end
+  local first, first_millis
+  for position = #cell.states, cell.of_request + 1, -1 do
+    local millis = until_unused(cell.states[position])
+    if millis == 0 and cell.states[position].full_for >= KEPT then
+      table.remove(cell.states, position)
+      first = first and first - 1
+    elseif not first or millis < first_millis then
+      first, first_millis = position, millis
+    end
+  end
+  if #cell.states <= MOST_STATES or not first then
+    return
+  end
+  local dropped = table.remove(cell.states, first)
+  -- Until then no other quota may join as if there were nothing else, nor go on without its guard.
+  cell.lost = max(cell.lost, min(first_millis, MOST_MILLIS))
+  for _, state in ipairs(cell.states) do
+    for _, guard in ipairs(state.guards) do
+      if guard.state == dropped then
+        use_up(state, cell.lost)
+      end
+    end
+  end
+  return trim(cell)
+end
+
+local cells = {}
+for at, key in ipairs(KEYS) do
+  local counted_here, known_text, went_on = unpack(ARGV, argument + 1, argument + 3)
+  argument = argument + 3
+  local stored, cell, known = redis.call('GET', key)
+  if stored then
+    local is_readable
+    is_readable, cell = pcall(read_cell, stored)
+    if not is_readable then
+      return redis.error_reply('NOTACELL ' .. key)
+    end
+  end
+  if known_text ~= '' and (not cell or went_on == '1') then
+    known = read_cell(known_text)
+    for _, state in ipairs(known.states) do
+      if state.kind == 'w' then
+        -- Its slots are not those of Redis, and may begin earlier.
+        state.number = floor(ticks / state.millis) + 1
+      end
+    end
+  end
+  if cell then
+    advance_cell(cell)
+  else
+    -- Never there, full again, or lost: a server that was flushed refills nothing.
+    cell = known or { lost = 0, states = {} }
+    cell.is_changed = known and #known.states > 0
+  end
+  local others, ours = cell.states, {}
+  for position, quota in ipairs(quotas) do
+    if counted_here:sub(position, position) == '1' then
+      local state = new_state(unpack(quota))
+      if not find(ours, state) then
+        local found = find(others, state)
+        if not found then
+          join(others, state)
+          if cell.lost > 0 then
+            use_up(state, cell.lost)
+          end
+          cell.is_changed = cell.is_changed or #others > 0
+        end
+        ours[#ours + 1] = found or state
+      end
+    end
+  end
+  -- Those of the request come first, then those beside them, and then the others.
+  local states, is_in = {}, {}
+  local function put(state)
+    if not is_in[state] then
+      states[#states + 1], is_in[state] = state, true
+    end
+  end
+  for _, state in ipairs(ours) do
+    put(state)
+  end
+  for _, state in ipairs(ours) do
+    for _, guard in ipairs(state.guards) do
+      put(guard.state)
+    end
+  end
+  for _, state in ipairs(others) do
+    put(state)
+  end
+  cell.states, cell.of_request = states, #ours
+  if went_on == '1' and known and known ~= cell then
+    for _, state in ipairs(known.states) do
+      local found = find(cell.states, state)
+      if found then
+        merge(found, state)
+      end
+    end
+    cell.is_changed = true
+  end
+  cells[at] = cell
 end
 
 local function each(operation, units)
-  for at, bucket in ipairs(buckets) do
-    algorithms[at][operation](bucket, units)
-    bucket.is_changed = true
+  for _, cell in ipairs(cells) do
+    for position, state in ipairs(cell.states) do
+      operation(state, units, cell, position)
+    end
+    cell.is_changed = true
+  end
+end
+
+-- The states of the request count what they admit. So do the others; but where all of these refill at
+-- least as fast, no more than until they are used up. What sliding windows admit comes in steps: after
+-- these, they are used up for as long as a window, too.
+local function take(state, units, cell, position)
+  if position <= cell.of_request then
+    return count(state, units)
+  end
+  for ours = 1, cell.of_request do
+    if is_faster(state, cell.states[ours]) then
+      return count(state, units)
+    end
+  end
+  local beyond = 0
+  for _, other in ipairs(cell.states) do
+    if other.kind == 'w' and other ~= state and not is_faster(state, other) then
+      beyond = max(beyond, other.millis)
+    end
+  end
+  count(state, units, beyond)
+end
+
+-- What was not counted is not given back.
+local function give_back(state, units, cell, position)
+  if position <= cell.of_request or state.full_for ~= NOT_ALL_COUNTED then
+    remove(state, units)
   end
 end
 
 local function all_fit(units)
-  for at, bucket in ipairs(buckets) do
-    if not algorithms[at].fits(bucket, units) then
-      return false
+  for _, cell in ipairs(cells) do
+    for position = 1, cell.of_request do
+      local state = cell.states[position]
+      if not fits(state, units) then
+        return false
+      end
+      for _, guard in ipairs(state.guards) do
+        if not fits(guard.state, units) then
+          return false
+        end
+      end
     end
   end
   return true
@@ -357,32 +823,34 @@ end
 local mode, units, extra, returned = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local taken = 1
 if returned > 0 then
-  each('remove', returned)
+  each(give_back, returned)
 end
 if mode == 'take' then
   while extra > 0 and not all_fit(units + extra) do
     extra = floor(extra / 2)
   end
   if all_fit(units + extra) then
-    each('add', units + extra)
+    each(take, units + extra)
   else
     taken = 0
   end
 elseif mode == 'charge' then
-  each('add', units)
+  each(charge, units)
 elseif mode == 'give_back' then
-  each('remove', units)
+  each(give_back, units)
 end
 
 local reply = { taken, extra }
-for at, bucket in ipairs(buckets) do
-  local algorithm = algorithms[at]
-  if bucket.is_changed then
-    -- Until the bucket is full, and a second at least: nodes that have asked already do not know yet
-    -- of what was given back, and would say what they know of a bucket that is not there.
-    local text, millis = algorithm.write(bucket)
-    redis.call('SET', KEYS[at], ARGV[7 * at] .. text, 'PX', max(millis, 1000))
+for at, cell in ipairs(cells) do
+  trim(cell)
+  local text = write_cell(cell)
+  if cell.is_changed then
+    local millis = 1000
+    for _, state in ipairs(cell.states) do
+      millis = max(millis, min(until_full(state), MOST_MILLIS) + KEPT - max(state.full_for, 0))
+    end
+    redis.call('SET', KEYS[at], text, 'PX', string.format('%.0f', millis))
   end
-  algorithm.tell(bucket, reply)
+  reply[#reply + 1] = text
 end
 return reply

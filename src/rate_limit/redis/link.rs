@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -19,10 +19,12 @@ use super::{
     breaker::Breaker,
     script::{self, Call, Reply},
 };
-use crate::trace;
+use crate::{clock::nanos, trace};
 
 /// How long connecting may take, for which no request waits longer than its own deadline.
 const CONNECTING: Duration = Duration::from_millis(500);
+/// How often failures of single requests are logged.
+const LOG_EVERY: Duration = Duration::from_secs(60);
 /// How many commands may wait for the connection's task. As many requests as that do not wait for
 /// room instead.
 const BUFFER: usize = 1024;
@@ -35,8 +37,12 @@ pub(super) struct Link {
     /// What came of connecting last; `None` if that is to be done.
     connection: watch::Sender<Option<Result<Connection, Failure>>>,
     is_connecting: AtomicBool,
-    /// The key whose request failed last. A server that is well has to do it for this one.
-    suspect: Mutex<Arc<str>>,
+    /// Whether a request failed, and Redis is being probed for it.
+    is_probing: AtomicBool,
+    /// The key whose request failed last. A healthy server has to answer a probe of this one.
+    probe_key: Mutex<Arc<str>>,
+    /// When the next failure of a single request is logged, in nanoseconds of the monotonic clock.
+    log_at: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -63,7 +69,9 @@ impl Link {
             breaker: Breaker::default(),
             connection: watch::Sender::new(None),
             is_connecting: AtomicBool::new(false),
-            suspect: Mutex::new(prefix.into()),
+            is_probing: AtomicBool::new(false),
+            probe_key: Mutex::new(prefix.into()),
+            log_at: AtomicU64::new(0),
         }
     }
 
@@ -76,8 +84,8 @@ impl Link {
         self.breaker.has_answered()
     }
 
-    /// Whether to ask Redis. Where it is down, somebody looks from time to time whether it is back,
-    /// and no request waits for that.
+    /// Whether to ask Redis. While it is down, a task probes from time to time whether it is back, and
+    /// no request waits for that.
     pub(super) fn is_up(self: &Arc<Self>, now: Duration) -> bool {
         if self.breaker.is_closed() {
             return true;
@@ -106,11 +114,7 @@ impl Link {
     async fn exchange(self: &Arc<Self>, call: &Call) -> Result<Reply, Failure> {
         let connection = self.connected().await?;
         let command = call.command(&connection.hash);
-        let mut answer = connection.run(&command).await;
-        if answer.as_ref().is_err_and(Failure::is_unknown_script) {
-            connection.run(&script::load()).await?;
-            answer = connection.run(&command).await;
-        }
+        let answer = connection.run_script(&command).await;
         if let Err(failure) = &answer
             && failure.is_final()
         {
@@ -161,9 +165,65 @@ impl Link {
         let mut connection = Connection { commands, hash: "".into() };
         let hash = connection.run(&script::load()).await?;
         connection.hash = redis::from_redis_value::<String>(hash).map_err(RedisError::from)?.into();
-        let probe = script::probe(&connection.hash, &self.suspect());
-        timeout(self.deadline, connection.run(&probe)).await.unwrap_or(Err(Failure::Late))?;
+        timeout(self.deadline, self.probe(&connection)).await.unwrap_or(Err(Failure::Late))?;
         Ok(connection)
+    }
+
+    /// Has Redis do a little of what requests need.
+    async fn probe(&self, connection: &Connection) -> Result<(), Failure> {
+        let probe = script::probe(&connection.hash, &self.probe_key());
+        let answer = connection.run_script(&probe).await?;
+        if script::is_well(&answer) { Ok(()) } else { Err(Failure::Unreadable) }
+    }
+
+    /// Finds out whether Redis failed, or this one request: it is down if it fails probes, too.
+    fn verify(self: &Arc<Self>, failed: &Failure, now: Duration) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.is_probing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (link, failed) = (Arc::clone(self), failed.clone());
+        runtime.spawn(async move {
+            let _turn = Turn(&link.is_probing);
+            while link.breaker.is_closed() {
+                let probed = timeout(link.deadline, link.probe_connected()).await;
+                match probed.unwrap_or(Err(Failure::Late)) {
+                    Ok(()) => return link.acquitted(&failed, now),
+                    Err(failure) => link.probe_failed(&failure, now),
+                }
+            }
+        });
+    }
+
+    async fn probe_connected(self: &Arc<Self>) -> Result<(), Failure> {
+        let connection = self.connected().await?;
+        let probed = self.probe(&connection).await;
+        if probed.as_ref().is_err_and(Failure::is_final) {
+            self.drop_connection(&connection);
+        }
+        probed
+    }
+
+    /// Redis is well, and failed one request.
+    fn acquitted(&self, failed: &Failure, now: Duration) {
+        self.answered();
+        let (now, log_at) = (nanos(now), self.log_at.load(Ordering::Relaxed));
+        if now >= log_at {
+            self.log_at.store(now.saturating_add(nanos(LOG_EVERY)), Ordering::Relaxed);
+            trace::warn!(
+                key = &*self.probe_key(),
+                failure = %failed,
+                "rate limit call failed: this node decided"
+            );
+        }
+    }
+
+    fn probe_failed(&self, failure: &Failure, now: Duration) {
+        if self.breaker.failed(now) {
+            // It may hang, and would not say so.
+            self.connection.send_replace(None);
+            trace::warn!(%failure, "rate limits are this node's own: Redis does not decide");
+        }
     }
 
     fn drop_connection(&self, failed: &Connection) {
@@ -183,23 +243,20 @@ impl Link {
         }
     }
 
-    fn failed(&self, failure: &Failure, call: &Call, now: Duration) {
-        if failure.is_of_one_key() {
+    fn failed(self: &Arc<Self>, failure: &Failure, call: &Call, now: Duration) {
+        if failure.is_of_one_subject() {
             // Redis is well.
             return;
         }
-        if let Some(bucket) = call.buckets.first() {
-            *self.suspect.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&bucket.key);
+        if let Some(cell) = call.counted.cells.first() {
+            let key = Arc::clone(&cell.key);
+            *self.probe_key.lock().unwrap_or_else(PoisonError::into_inner) = key;
         }
-        if self.breaker.failed(now) {
-            // It may hang, and would not say so.
-            self.connection.send_replace(None);
-            trace::warn!(%failure, "rate limits are this node's own: Redis does not decide");
-        }
+        self.verify(failure, now);
     }
 
-    fn suspect(&self) -> Arc<str> {
-        Arc::clone(&self.suspect.lock().unwrap_or_else(PoisonError::into_inner))
+    fn probe_key(&self) -> Arc<str> {
+        Arc::clone(&self.probe_key.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -207,12 +264,22 @@ impl Connection {
     async fn run(&self, command: &Cmd) -> Result<Value, Failure> {
         Ok(command.query_async(&mut self.commands.clone()).await?)
     }
+
+    /// Loads the script where Redis has forgotten it.
+    async fn run_script(&self, command: &Cmd) -> Result<Value, Failure> {
+        let answer = self.run(command).await;
+        if !answer.as_ref().is_err_and(Failure::is_unknown_script) {
+            return answer;
+        }
+        self.run(&script::load()).await?;
+        self.run(command).await
+    }
 }
 
 impl Failure {
-    /// The key holds something else than a bucket.
-    pub(super) fn is_of_one_key(&self) -> bool {
-        matches!(self, Self::Redis(error) if error.code() == Some("WRONGTYPE"))
+    /// The key holds something else than a cell that this version understands.
+    pub(super) fn is_of_one_subject(&self) -> bool {
+        matches!(self, Self::Redis(error) if script::is_not_a_cell(error))
     }
 
     fn is_unknown_script(&self) -> bool {

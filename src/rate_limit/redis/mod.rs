@@ -2,6 +2,7 @@
 
 mod breaker;
 mod builder;
+mod cell;
 mod lease;
 mod leases;
 mod link;
@@ -19,7 +20,7 @@ use self::{
     builder::Settings,
     lease::Lease,
     link::Link,
-    script::Named,
+    script::{Counted, MOST_QUOTAS},
     shared::{Shared, SharedBuckets},
 };
 pub use self::{
@@ -27,7 +28,8 @@ pub use self::{
     leases::Leases,
     shared::Unavailable,
 };
-use super::{Buckets, Quota, RateLimiter, RateLimits, Subject, local::LocalRateLimiter};
+use super::{Buckets, RateLimiter, RateLimits, Subject, local::LocalRateLimiter};
+use crate::trace;
 
 /// Buckets in Redis or Valkey, which a fleet shares: however many nodes there are, a key gets its quota
 /// once. Feature `redis`.
@@ -65,16 +67,21 @@ use super::{Buckets, Quota, RateLimiter, RateLimits, Subject, local::LocalRateLi
 /// 1. A request is one call of one script, whatever the number of its quotas: it takes from all of
 ///    them or from none, to the nanosecond as [`LocalRateLimiter`] does, by the clock of Redis. What the
 ///    clock of a node says does not matter.
-/// 2. A request waits for Redis until its [deadline](RedisRateLimiterBuilder::deadline), connecting
-///    included. After five failures in a row no request waits: every 200 ms a task of its own looks
-///    whether Redis is back, which is noticed within a second.
-/// 3. Where Redis does not decide, [this node does](Unavailable::Local), or [the request is turned
+/// 2. A key has one cell in Redis, and its consumer another one if a quota is counted per consumer. A
+///    cell counts all units for each distinct quota that was applied to it lately. So nodes may apply
+///    different quotas at the same time, as during a rollout, and quotas may change in any way: over
+///    any interval no more passes than the most generous of them allows.
+/// 3. A request waits for Redis until its [deadline](RedisRateLimiterBuilder::deadline), connecting
+///    included. When a request fails, a task of its own probes Redis with a small call that is always
+///    the same. After two failed probes in a row no request waits; every 200 ms a task probes whether
+///    Redis is back, which is noticed within a second. A single key whose calls fail affects no other.
+/// 4. Where Redis does not decide, [this node does](Unavailable::Local), or [the request is turned
 ///    away](Unavailable::Deny).
-/// 4. A node goes on where the shared bucket stood when it last heard of it, and tells Redis what it let
+/// 5. A node goes on where the shared bucket stood when it last heard of it, and tells Redis what it let
 ///    through meanwhile. What Redis has lost, the nodes know: flushing it or restarting it empty
 ///    refills no bucket that a node has seen.
-/// 5. With [`Leases`] a node takes units in advance, and most requests are decided at once.
-/// 6. Nothing is spawned or connected before the first request.
+/// 6. With [`Leases`] a node takes units in advance, and most requests are decided at once.
+/// 7. Nothing is spawned or connected before the first request.
 ///
 /// # How much passes
 ///
@@ -98,8 +105,9 @@ use super::{Buckets, Quota, RateLimiter, RateLimits, Subject, local::LocalRateLi
 ///   is this limiter does not find out: put a proxy in front. To be sent elsewhere (`MOVED`) is a failure.
 /// - `maxmemory-policy noeviction`: another one may throw buckets out, which then are as the next node
 ///   knows them, or full if it does not. A full memory is a failure, and the nodes go on by themselves.
-/// - A bucket takes some 200 bytes, and is gone a second after it is full at the latest. Nothing needs
-///   to be persisted. A failover may lose the last writes: what was taken then may be taken again.
+/// - A cell takes 200 to 500 bytes for a key with one or two quotas, and is gone ten minutes after it is
+///   full at the latest: until then it remembers what was used under other quotas. Nothing needs to be
+///   persisted. A failover may lose the last writes: what was taken then may be taken again.
 /// - The script is the only thing that is run: `EVALSHA`, `SCRIPT LOAD`, and inside of it `TIME`, `GET`
 ///   and `SET` of keys that begin with the prefix. An ACL can be as narrow.
 ///
@@ -112,7 +120,9 @@ use super::{Buckets, Quota, RateLimiter, RateLimits, Subject, local::LocalRateLi
 /// | is loading, a replica, out of memory, not responsible (`LOADING`, `READONLY`, `OOM`, `MOVED`, `CLUSTERDOWN`) | the first few requests a round trip |
 /// | has forgotten the script | one request two more round trips |
 /// | has forgotten the buckets | as much as requests were under way |
-/// | has something else under the name of a bucket | each request of that key a round trip |
+/// | has something else under the name of a cell, or a cell of a later version of this library | each request of that key a round trip; the value is left as it is |
+///
+/// A key with more than eight quotas is decided by each node by itself, and Redis is not asked.
 ///
 /// Each time the node goes on by itself, or no longer does, it logs a line.
 pub struct RedisRateLimiter {
@@ -129,7 +139,7 @@ impl RedisRateLimiter {
         RedisRateLimiterBuilder::new(url)
     }
 
-    /// Whether Redis decides: it has answered, and did not fail five times in a row since. Until then
+    /// Whether Redis decides: it has answered, and has not failed two probes in a row since. Until then
     /// this node is on its own. For metrics and dashboards.
     #[must_use]
     pub fn is_shared(&self) -> bool {
@@ -156,12 +166,19 @@ impl RateLimiter for RedisRateLimiter {
         limits: &RateLimits,
         now: Duration,
     ) -> Arc<dyn Buckets> {
-        let named =
-            |quota: &Quota| Named::new(name::key(&self.settings.prefix, subject, quota), quota);
+        let counted = Counted::new(&self.settings.prefix, subject, limits);
+        if !counted.is_small() {
+            trace::warn!(
+                consumer = subject.consumer(),
+                quotas = limits.iter().len(),
+                most = MOST_QUOTAS,
+                "too many quotas for Redis: this node decides"
+            );
+        }
         let leases = self.settings.leases.as_ref();
         Arc::new(SharedBuckets::new(Shared {
             link: Arc::clone(&self.link),
-            buckets: limits.iter().map(named).collect(),
+            counted: Arc::new(counted),
             own: self.own.set(subject, limits, now),
             unavailable: self.settings.unavailable,
             nodes: self.settings.nodes,

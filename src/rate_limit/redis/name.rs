@@ -1,23 +1,31 @@
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::rate_limit::{CountedPer, Quota, Subject};
+use crate::rate_limit::Subject;
 
 /// Braces and colons have a meaning in the names of Redis keys, and names are read by people.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'@');
 const MAX_PREFIX_LEN: usize = 64;
 
-/// The key that holds a bucket. Redis Cluster keeps keys together whose names have the same text in
-/// braces: all buckets of one consumer.
-pub(super) fn key(prefix: &str, subject: &Subject<'_>, quota: &Quota) -> String {
+/// The key that holds the cell of an API key. Redis Cluster keeps keys together whose names have the
+/// same text in braces: all cells of one consumer.
+pub(super) fn of_key(prefix: &str, subject: &Subject<'_>) -> String {
+    format!("{}:k:{:032x}{}", of_tag(prefix, subject), subject.root(), class(subject))
+}
+
+/// The key that holds the cell of all API keys of a consumer.
+pub(super) fn of_consumer(prefix: &str, subject: &Subject<'_>) -> String {
+    format!("{}:c{}", of_tag(prefix, subject), class(subject))
+}
+
+fn of_tag(prefix: &str, subject: &Subject<'_>) -> String {
     let consumer = escape(subject.consumer());
     // Nothing in braces would be no tag; an escaped name is never a lone percent sign.
     let consumer = if consumer.is_empty() { "%" } else { &consumer };
-    let class = if subject.class().is_some() { "class:" } else { "" };
-    let policy = escape(&[class, quota.name()].concat());
-    match quota.counted_per() {
-        CountedPer::Key => format!("{prefix}:{{{consumer}}}:k:{:032x}:{policy}", subject.root()),
-        CountedPer::Consumer => format!("{prefix}:{{{consumer}}}:c:{policy}"),
-    }
+    format!("{prefix}:{{{consumer}}}")
+}
+
+fn class(subject: &Subject<'_>) -> String {
+    subject.class().map_or_else(String::new, |class| format!(":{}", escape(class)))
 }
 
 fn escape(name: &str) -> String {
@@ -34,24 +42,28 @@ pub(super) fn is_prefix(prefix: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn of(consumer: &str) -> Subject<'_> {
+        Subject::of_key(consumer, 0xab)
+    }
+
     #[test]
-    fn buckets_of_one_consumer_have_one_hash_tag_and_names_of_their_own() {
-        let (minute, day) =
-            (Quota::per_minute(1).unwrap(), Quota::per_hour(9).unwrap().per_consumer());
-        let of_key = key("tower-api-key", &Subject::of_key("acme", 0xab), &minute);
-        assert_eq!(of_key, "tower-api-key:{acme}:k:000000000000000000000000000000ab:minute");
-        let of_consumer = key("shop", &Subject::of_key("acme", 0xab), &day);
-        assert_eq!(of_consumer, "shop:{acme}:c:hour");
+    fn cells_of_one_consumer_have_one_hash_tag_and_names_of_their_own() {
+        let root = "000000000000000000000000000000ab";
+        assert_eq!(
+            of_key("tower-api-key", &of("acme")),
+            format!("tower-api-key:{{acme}}:k:{root}")
+        );
+        assert_eq!(of_consumer("shop", &of("acme")), "shop:{acme}:c");
+        let class = of("acme").in_class("a search");
+        assert_eq!(of_key("shop", &class), format!("shop:{{acme}}:k:{root}:a%20search"));
+        assert_eq!(of_consumer("shop", &class), "shop:{acme}:c:a%20search");
     }
 
     #[test]
     fn no_consumer_can_take_the_place_of_another() {
         let consumers = ["a", "a}", "{a}", "a:c", "a b", "a\n", "a%7D", "ä", "A", "", "%", "\0"];
-        let day = Quota::per_hour(9).unwrap().per_consumer();
-        let names: std::collections::BTreeSet<_> = consumers
-            .iter()
-            .map(|consumer| key("p", &Subject::of_key(consumer, 1), &day))
-            .collect();
+        let names: std::collections::BTreeSet<_> =
+            consumers.iter().map(|consumer| of_consumer("p", &of(consumer))).collect();
         assert_eq!(names.len(), consumers.len());
         for name in names {
             assert!(name.bytes().all(|byte| byte.is_ascii_graphic()), "{name}");

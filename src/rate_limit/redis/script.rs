@@ -1,19 +1,28 @@
 //! What is said to Redis, and what it answers.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{fmt::Write as _, num::NonZeroU32, sync::Arc, time::Duration};
 
 use redis::{Cmd, Value, cmd};
 use smallvec::SmallVec;
 
-use crate::rate_limit::{Algorithm, Quota, level::Level, local::nanos::nanos, quota::SLOTS};
+use super::{cell::Cell, name};
+use crate::rate_limit::{
+    Algorithm, CountedPer, Decision, Quota, RateLimits, Subject, level::Level, quota::SLOTS,
+};
 
 pub(super) const SOURCE: &str = include_str!("buckets.lua");
 /// The script counts windows in slots of whole ticks, which are 31,250 ns.
 const _: () = assert!(SLOTS == 32);
 
 const BILLION: u64 = 1_000_000_000;
+/// A call with more quotas is not made. There are no more in what stores and routers accept.
+pub(super) const MOST_QUOTAS: usize = 8;
+/// What a healthy server says to a probe.
+const PROBED: &str = "probed";
+/// The script refuses a key that holds something else, or a cell of a later version.
+const NOT_A_CELL: &str = "NOTACELL";
 
-/// What is to happen to the buckets.
+/// What is to happen to the cells.
 #[derive(Clone, Copy)]
 pub(super) enum Action {
     /// Puts `returned` back, takes `units`, and up to `extra` more where they are there.
@@ -27,19 +36,26 @@ pub(super) enum Action {
     GiveBack(NonZeroU32),
 }
 
-/// A bucket in Redis.
+/// The quotas of a key, and the cells in Redis in which they are counted.
+pub(super) struct Counted {
+    pub(super) quotas: Box<[Quota]>,
+    pub(super) cells: SmallVec<[Named; 2]>,
+}
+
+/// A cell in Redis.
 pub(super) struct Named {
     pub(super) key: Arc<str>,
-    pub(super) quota: Quota,
-    /// What the text in Redis begins with, so that it is known under which quota it was written.
-    header: String,
+    /// A digit for each quota: 1 if it is counted there.
+    counted: String,
+    /// Whether what this process knows of the quotas is about this cell.
+    is_home: fn(&Quota) -> bool,
 }
 
 /// One run of the script.
 pub(super) struct Call {
     pub(super) action: Action,
-    pub(super) buckets: Arc<[Named]>,
-    /// The same buckets, as this process knows them.
+    pub(super) counted: Arc<Counted>,
+    /// How each quota stands, as this process knows it.
     pub(super) known: SmallVec<[Known; 1]>,
     /// The time in nanoseconds. `None`: the server's.
     pub(super) now: Option<u64>,
@@ -47,7 +63,7 @@ pub(super) struct Call {
 
 pub(super) struct Known {
     pub(super) level: Level,
-    /// Whether this process went on without Redis since it heard of the bucket.
+    /// Whether this process went on without Redis since it heard of the quota.
     pub(super) went_on: bool,
 }
 
@@ -55,15 +71,44 @@ pub(super) struct Known {
 pub(super) struct Reply {
     pub(super) taken: bool,
     pub(super) extra: u32,
-    pub(super) levels: SmallVec<[Level; 1]>,
+    cells: SmallVec<[Cell; 2]>,
+}
+
+impl Counted {
+    /// The cell of the key counts all quotas, so that it knows what the key itself took under a quota of
+    /// its consumer; the cell of the consumer counts those.
+    pub(super) fn new(prefix: &str, subject: &Subject<'_>, limits: &RateLimits) -> Self {
+        let is_of_consumer = |quota: &Quota| quota.counted_per() == CountedPer::Consumer;
+        let digit = |is_counted| if is_counted { '1' } else { '0' };
+        let mut cells = SmallVec::new();
+        cells.push(Named {
+            key: name::of_key(prefix, subject).into(),
+            counted: limits.iter().map(|_| digit(true)).collect(),
+            is_home: |quota| quota.counted_per() != CountedPer::Consumer,
+        });
+        if limits.iter().any(is_of_consumer) {
+            cells.push(Named {
+                key: name::of_consumer(prefix, subject).into(),
+                counted: limits.iter().map(|quota| digit(is_of_consumer(quota))).collect(),
+                is_home: |quota| quota.counted_per() == CountedPer::Consumer,
+            });
+        }
+        Self { quotas: limits.iter().cloned().collect(), cells }
+    }
+
+    /// Whether the call takes Redis no longer than others do.
+    pub(super) fn is_small(&self) -> bool {
+        self.quotas.len() <= MOST_QUOTAS
+    }
 }
 
 impl Call {
     pub(super) fn command(&self, hash: &str) -> Cmd {
+        let Counted { quotas, cells } = &*self.counted;
         let mut command = cmd("EVALSHA");
-        command.arg(hash).arg(self.buckets.len());
-        for bucket in &*self.buckets {
-            command.arg(&*bucket.key);
+        command.arg(hash).arg(cells.len());
+        for cell in cells {
+            command.arg(&*cell.key);
         }
         let (name, units, extra, returned) = match self.action {
             Action::Take { units, extra, returned } => ("take", units.get(), extra, returned),
@@ -73,13 +118,41 @@ impl Call {
         };
         command.arg(name).arg(units).arg(extra).arg(returned);
         match self.now {
-            Some(nanos) => halves(&mut command, nanos),
+            Some(nanos) => command.arg(nanos / BILLION).arg(nanos % BILLION),
             None => command.arg("").arg(""),
         };
-        for (bucket, known) in self.buckets.iter().zip(&self.known) {
-            bucket.write(known, &mut command);
+        command.arg(quotas.len());
+        for quota in quotas {
+            let burst = quota.burst_size().get();
+            match quota.algorithm() {
+                Algorithm::Gcra => {
+                    let nanos = nanos(quota.interval());
+                    command.arg("g").arg(burst).arg(nanos / BILLION).arg(nanos % BILLION);
+                }
+                Algorithm::SlidingWindow => {
+                    command.arg("w").arg(burst).arg(millis(quota)).arg("");
+                }
+            }
+        }
+        for cell in cells {
+            let (text, went_on) = self.known(cell);
+            command.arg(&cell.counted).arg(text).arg(u8::from(went_on));
         }
         command
+    }
+
+    /// The text of a cell as this process knows it, and whether it went on without Redis.
+    fn known(&self, cell: &Named) -> (String, bool) {
+        let quotas = self.counted.quotas.iter().zip(&self.known);
+        let (mut text, mut count, mut goes_on) = (String::new(), 0_u32, false);
+        for (quota, known) in quotas.filter(|(quota, _)| (cell.is_home)(quota)) {
+            goes_on |= known.went_on;
+            if !known.level.is_full() {
+                count += 1;
+                write(&mut text, quota, &known.level);
+            }
+        }
+        if count == 0 { (text, goes_on) } else { (format!("1 0 0 0 {count}{text}"), goes_on) }
     }
 
     /// `None` if this is no answer to the call.
@@ -88,70 +161,78 @@ impl Call {
         let mut values = values.into_iter();
         let taken = number(&values.next()?)? == 1;
         let extra = u32::try_from(number(&values.next()?)?).ok()?;
-        let level = |bucket: &Named| bucket.level(&mut values);
-        let levels = self.buckets.iter().map(level).collect::<Option<_>>()?;
-        values.next().is_none().then_some(Reply { taken, extra, levels })
+        let cell = |_: &Named| match values.next()? {
+            Value::BulkString(text) => Cell::parse(std::str::from_utf8(&text).ok()?),
+            _ => None,
+        };
+        let cells = self.counted.cells.iter().map(cell).collect::<Option<_>>()?;
+        let reply = Reply { taken, extra, cells };
+        let is_whole =
+            (0..self.counted.quotas.len()).all(|at| reply.level(&self.counted, at).is_some());
+        (values.next().is_none() && is_whole).then_some(reply)
     }
 }
 
-impl Named {
-    pub(super) fn new(key: String, quota: &Quota) -> Self {
-        let header = match quota.algorithm() {
-            Algorithm::Gcra => {
-                format!("gcra {} {} ", quota.burst_size(), quota.interval().as_nanos())
-            }
-            Algorithm::SlidingWindow => {
-                format!("window {} {} ", quota.limit(), quota.window().as_millis())
-            }
+impl Reply {
+    /// What is told to a request for `units` of each quota.
+    pub(super) fn decisions<'r>(
+        &'r self,
+        counted: &'r Counted,
+        units: NonZeroU32,
+    ) -> impl Iterator<Item = Decision> + 'r {
+        let decision = move |(at, quota): (usize, &Quota)| {
+            let cells = self.cells_of(counted, at);
+            let decisions = cells.filter_map(|cell| cell.look(quota, units.get().into()));
+            decisions.reduce(super::cell::both).unwrap_or(Decision::deny(Duration::ZERO))
         };
-        Self { key: key.into(), quota: quota.clone(), header }
+        counted.quotas.iter().enumerate().map(decision)
     }
 
-    fn write(&self, known: &Known, command: &mut Cmd) {
-        command.arg(&self.header).arg(self.quota.burst_size().get());
-        match self.quota.algorithm() {
-            Algorithm::Gcra => halves(command, nanos(self.quota.interval())),
-            Algorithm::SlidingWindow => {
-                let millis = u64::try_from(self.quota.window().as_millis()).unwrap_or(u64::MAX);
-                command.arg(millis).arg("")
-            }
-        };
-        match &known.level {
-            Level::Gcra(missing) => halves(command, *missing),
-            Level::Window { slots, .. } => command.arg(list(slots)).arg(""),
-        };
-        command.arg(u8::from(known.went_on));
+    /// How the quota at this position stands where it is at home.
+    pub(super) fn level(&self, counted: &Counted, at: usize) -> Option<Level> {
+        let quota = counted.quotas.get(at)?;
+        let mut homes = counted.cells.iter().zip(&self.cells);
+        let (_, home) = homes.find(|(named, _)| (named.is_home)(quota))?;
+        home.level(quota)
     }
 
-    fn level(&self, values: &mut impl Iterator<Item = Value>) -> Option<Level> {
-        let (high, low) = (number(&values.next()?)?, number(&values.next()?)?);
-        let nanos = high.checked_mul(BILLION)?.checked_add(low)?;
-        if self.quota.algorithm() == Algorithm::Gcra {
-            return Some(Level::Gcra(nanos));
+    fn cells_of<'r>(&'r self, counted: &'r Counted, at: usize) -> impl Iterator<Item = &'r Cell> {
+        let is_counted =
+            move |(named, _): &(&Named, &Cell)| named.counted.as_bytes().get(at) == Some(&b'1');
+        counted.cells.iter().zip(&self.cells).filter(is_counted).map(|(_, cell)| cell)
+    }
+}
+
+/// As the script reads a state.
+fn write(text: &mut String, quota: &Quota, level: &Level) {
+    let burst = quota.burst_size();
+    // Never an error.
+    let _ = match level {
+        Level::Gcra(missing) => {
+            let interval = nanos(quota.interval());
+            let [interval, missing] = [interval, *missing]
+                .map(|nanos| format!("{} {}", nanos / BILLION, nanos % BILLION));
+            write!(text, " g {burst} {interval} {missing} 0 0")
         }
-        let Value::BulkString(list) = values.next()? else { return None };
-        let list = std::str::from_utf8(&list).ok()?;
-        let units = |text: &str| text.parse().ok();
-        let slots = list.split(',').filter(|text| !text.is_empty()).map(units);
-        let slots = slots.collect::<Option<_>>()?;
-        Some(Level::Window { slot_ends_in: Duration::from_nanos(nanos), slots })
-    }
+        Level::Window { slots, .. } => {
+            // All slots up to the oldest that holds anything.
+            let held = slots.iter().rposition(|units| *units > 0).map_or(0, |oldest| oldest + 1);
+            let _ = write!(text, " w {burst} {} 0 0 0 {held}", millis(quota));
+            slots.iter().take(held).for_each(|units| {
+                text.push(' ');
+                text.push_str(itoa::Buffer::new().format(*units));
+            });
+            write!(text, " 0")
+        }
+    };
 }
 
-/// All slots up to the oldest that holds anything.
-fn list(slots: &[u32]) -> String {
-    let held = slots.iter().rposition(|units| *units > 0).map_or(0, |oldest| oldest + 1);
-    let mut list = String::new();
-    for units in slots.iter().take(held) {
-        list.push_str(itoa::Buffer::new().format(*units));
-        list.push(',');
-    }
-    list
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Nanoseconds as the script counts them.
-fn halves(command: &mut Cmd, nanos: u64) -> &mut Cmd {
-    command.arg(nanos / BILLION).arg(nanos % BILLION)
+fn millis(quota: &Quota) -> u64 {
+    u64::try_from(quota.window().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn number(value: &Value) -> Option<u64> {
@@ -161,11 +242,22 @@ fn number(value: &Value) -> Option<u64> {
     }
 }
 
-/// Whether Redis can count, written down for a moment beside this key.
+/// Whether Redis can count, written down for a moment beside this key. As small as it is, it says
+/// nothing about requests that ask for much.
 pub(super) fn probe(hash: &str, key: &str) -> Cmd {
     let mut command = cmd("EVALSHA");
-    command.arg(hash).arg(1).arg(format!("{key}:probe")).arg("probe");
+    command.arg(hash).arg(1).arg(format!("{key}:probe")).arg("probe").arg(PROBED);
     command
+}
+
+/// Whether this is what a server says to a probe that can count.
+pub(super) fn is_well(value: &Value) -> bool {
+    matches!(value, Value::BulkString(text) if text == PROBED.as_bytes())
+}
+
+/// Whether the key holds something else than a cell of this version.
+pub(super) fn is_not_a_cell(error: &redis::RedisError) -> bool {
+    matches!(error.code(), Some("WRONGTYPE" | NOT_A_CELL))
 }
 
 pub(super) fn load() -> Cmd {

@@ -18,12 +18,11 @@ use tokio::{
 use super::{
     lease::Lease,
     link::{Failure, Link},
-    script::{Action, Call, Known, Named, Reply},
+    script::{Action, Call, Counted, Known, Reply},
 };
 use crate::{
     rate_limit::{
         Buckets, Check, Decision, Decisions,
-        level::Level,
         local::{BucketSet, State, nanos::nanos},
     },
     trace,
@@ -47,7 +46,7 @@ pub(super) struct SharedBuckets(Arc<Shared>);
 
 pub(super) struct Shared {
     pub(super) link: Arc<Link>,
-    pub(super) buckets: Arc<[Named]>,
+    pub(super) counted: Arc<Counted>,
     /// The buckets as this node knows them. They follow the shared ones, and go on where those cannot
     /// be had.
     pub(super) own: BucketSet,
@@ -77,7 +76,7 @@ impl Buckets for SharedBuckets {
         if let Some(decisions) = self.0.at_hand(units, now) {
             return Check::Ready(decisions);
         }
-        if !self.0.link.is_up(now) {
+        if !self.0.is_asked(now) {
             return Check::Ready(self.0.take_alone(units, now));
         }
         let shared = Arc::clone(&self.0);
@@ -85,7 +84,7 @@ impl Buckets for SharedBuckets {
     }
 
     fn peek(&self, now: Duration) -> Check {
-        if !self.0.link.is_up(now) {
+        if !self.0.is_asked(now) {
             return Check::Ready(self.0.peek_alone(now));
         }
         let shared = Arc::clone(&self.0);
@@ -102,6 +101,12 @@ impl Buckets for SharedBuckets {
 }
 
 impl Shared {
+    /// Whether to ask Redis. A call that asks for too much at once is not made: it would hold up the
+    /// others.
+    fn is_asked(&self, now: Duration) -> bool {
+        self.counted.is_small() && self.link.is_up(now)
+    }
+
     /// Decides without asking, where what is held in advance suffices, or is known to be used up.
     fn at_hand(&self, units: NonZeroU32, now: Duration) -> Option<Decisions> {
         let lease = self.lease.as_ref()?;
@@ -199,8 +204,8 @@ impl Shared {
     }
 
     async fn settle(&self, action: Action, now: Duration) {
-        let is_up = self.link.is_up(now);
-        if !is_up || self.ask(&self.call(action, now), now).await.is_none() {
+        let is_asked = self.is_asked(now);
+        if !is_asked || self.ask(&self.call(action, now), now).await.is_none() {
             self.settle_alone(action, now);
         }
     }
@@ -229,8 +234,10 @@ impl Shared {
     async fn ask(&self, call: &Call, now: Duration) -> Option<Reply> {
         match self.link.ask(call, now).await {
             Ok(reply) => {
-                for (own, level) in self.own.iter().zip(&reply.levels) {
-                    own.follow(level, now);
+                for (at, own) in self.own.iter().enumerate() {
+                    if let Some(level) = reply.level(&self.counted, at) {
+                        own.follow(&level, now);
+                    }
                 }
                 Some(reply)
             }
@@ -245,17 +252,18 @@ impl Shared {
         let known = |own: &State| Known { level: own.level(now), went_on: own.went_on() };
         Call {
             action,
-            buckets: Arc::clone(&self.buckets),
+            counted: Arc::clone(&self.counted),
             known: self.own.iter().map(known).collect(),
             now: self.has_callers_time.then(|| nanos(now)),
         }
     }
 
     fn decisions(&self, reply: &Reply, units: NonZeroU32, taken: bool) -> Decisions {
-        let decide = |(bucket, level): (&Named, &Level)| {
-            if taken { level.after_taking(&bucket.quota) } else { level.look(&bucket.quota, units) }
-        };
-        self.buckets.iter().zip(&reply.levels).map(decide).collect()
+        if !taken {
+            return reply.decisions(&self.counted, units).collect();
+        }
+        let left = reply.decisions(&self.counted, NonZeroU32::MIN);
+        left.map(|left| Decision::admit(left.remaining(), left.next_unit_in())).collect()
     }
 
     fn take_alone(&self, units: NonZeroU32, now: Duration) -> Decisions {
@@ -282,15 +290,15 @@ impl Shared {
     }
 
     fn denied(&self) -> Decisions {
-        self.buckets.iter().map(|_| Decision::deny(WAIT)).collect()
+        self.counted.quotas.iter().map(|_| Decision::deny(WAIT)).collect()
     }
 
     fn report(&self, failure: &Failure) {
-        if failure.is_of_one_key() && !self.is_reported.swap(true, Ordering::Relaxed) {
+        if failure.is_of_one_subject() && !self.is_reported.swap(true, Ordering::Relaxed) {
             trace::warn!(
-                keys = ?self.buckets.iter().map(|bucket| &*bucket.key).collect::<Vec<_>>(),
+                keys = ?self.counted.cells.iter().map(|cell| &*cell.key).collect::<Vec<_>>(),
                 %failure,
-                "what Redis holds there is no bucket: this node decides"
+                "rate limit key in Redis unreadable: this node decides"
             );
         }
     }
