@@ -343,7 +343,7 @@ impl Loader {
         if error.kind() == StoreErrorKind::Corrupt
             && self.corrupt.is_due(hash, self.clock.monotonic())
         {
-            trace::warn!(?error, "key not let in: its record cannot be read or is out of bounds");
+            trace::warn!(?error, "key record rejected");
         }
         let down = error.kind() == StoreErrorKind::Unavailable;
         if down && self.breaker.failed(self.clock.monotonic()) {
