@@ -145,6 +145,7 @@ on_every_database! {
     an_event_that_cannot_be_read_is_shown_as_it_is
     a_row_longer_than_a_page_is_a_page
     a_time_beyond_the_year_9999_is_shown
+    a_key_that_was_made_after_its_expiry_is_not_rotated_to_one_without
     a_page_with_rows_that_cannot_be_read_goes_on_behind_them
 }
 
@@ -168,6 +169,7 @@ impl Prompt for PgKeyStore {
         let value_sql = match column {
             "rate_limits" | "metadata" => "$2::jsonb",
             "scopes" => "array(select jsonb_array_elements_text($2::jsonb))",
+            "created_at" => "to_timestamp($2::float8 / 1000000)",
             _ => "$2",
         };
         let update =
@@ -460,7 +462,7 @@ async fn a_key_has_eight_quotas_together_with_its_plan(store: impl ManageKeys + 
     let update = KeyUpdate::new().plan(Some("pro".into()));
     refused(&issuer.update(record.id, update).await.unwrap_err());
     assert_eq!(issuer.get(record.id).await.unwrap().record.plan, None);
-    // Nobody knows here what a plan means that the store does not define.
+    // The store does not define this plan, so its quotas are not known here.
     let elsewhere = acme().plan("elsewhere").rate_limits(quotas("own", 8));
     assert_eq!(service.hello(&service.issue(elsewhere).await.0).await, 200);
 }
@@ -485,7 +487,7 @@ async fn a_plan_that_grew_beyond_that_lets_its_keys_with_quotas_of_their_own_not
     assert!(said.contains("WARN") && said.contains(&record.id.to_string()), "{said}");
     assert!(said.contains("more than 8 quotas together with its plan"), "{said}");
     assert_eq!(said.lines().count(), 1, "once a minute, however often it comes: {said}");
-    // Whoever manages keys sees it, and can mend it.
+    // Operators see it, and can mend it.
     assert_eq!(issuer.get(record.id).await.unwrap().record.rate_limits, Some(quotas("own", 3)));
     issuer.update(record.id, KeyUpdate::new().rate_limits(None)).await.unwrap();
     assert_eq!(service.hello(&special).await, 200);
@@ -799,6 +801,15 @@ async fn a_time_beyond_the_year_9999_is_shown(store: impl Prompt) {
     assert_eq!(change["from"], json!("+010000-01-01T00:00:00Z"), "{events}");
 }
 
+async fn a_key_that_was_made_after_its_expiry_is_not_rotated_to_one_without(store: impl Prompt) {
+    let service = Service::new(store.clone());
+    let (_, record) = service.issue(NewKey::new("acme", Expiry::In(DAY))).await;
+    // By hand: in the far future, of which no lifetime can be told.
+    store.set(record.id, "created_at", "4102444800000000").await;
+    let rotated = service.issuer.rotate(record.id, Rotation::new()).await.unwrap().record;
+    assert_eq!(rotated.expires_at, record.expires_at);
+}
+
 // Keys and rotations.
 
 /// A key that was made long ago.
@@ -917,7 +928,7 @@ async fn a_chain_of_rotations_has_as_many_links_an_hour(store: impl ManageKeys +
         assert!(wait > HOUR / 2 && wait <= HOUR, "{wait:?}");
     }
     assert_eq!(issuer.get(key.id).await.unwrap().record.rotated_at, None, "nothing is left of it");
-    // Another chain is another one, and whoever may do anything goes on with this one.
+    // Other chains have their own bound, and operators have none.
     let other = issuer.issue(acme()).await.unwrap().record;
     caller.rotate(other.id, Rotation::new()).await.unwrap();
     issuer.rotate(key.id, Rotation::new()).await.unwrap();

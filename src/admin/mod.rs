@@ -58,6 +58,10 @@
 //!    wrong: a JSON pointer into the body, or the name of a parameter or header. 400 is for what
 //!    has the wrong shape, 422 for what has the right one and makes no sense.
 //! 10. No answer may be stored by caches.
+//! 11. What a key can ask for is [bounded](crate::manual::bounds): 8 quotas with windows of at most 400
+//!     days, 128 scopes, metadata of 16 KiB and 32 levels, 1,000 keys of a consumer (409
+//!     `too_many_keys`) and as many new ones an hour, 10 rotations of a key an hour (429
+//!     `too_many_changes` with `Retry-After`). A page ends at 1 MiB, with a `next`.
 //!
 //! # Deployment caveats
 //!

@@ -1,4 +1,4 @@
-use std::{borrow::Cow, error::Error, fmt, time::Duration};
+use std::{borrow::Cow, error::Error, fmt, num::NonZeroU32, time::Duration};
 
 use crate::{
     key::RngError,
@@ -18,7 +18,8 @@ pub struct ManageError {
     index: Option<usize>,
     key_id: Option<KeyId>,
     scope: Option<Scope>,
-    retry_after: Option<Duration>,
+    /// In milliseconds, so that the error stays small.
+    retry_after: Option<NonZeroU32>,
     hidden: bool,
     is_collision: bool,
     /// Whether what failed may pass.
@@ -115,7 +116,9 @@ impl ManageError {
     }
 
     pub(super) fn too_many_changes(detail: impl Into<Cow<'static, str>>, wait: Duration) -> Self {
-        Self { retry_after: Some(wait), ..Self::new(ManageErrorKind::TooManyChanges, detail) }
+        let millis = u32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX);
+        let retry_after = Some(NonZeroU32::new(millis).unwrap_or(NonZeroU32::MIN));
+        Self { retry_after, ..Self::new(ManageErrorKind::TooManyChanges, detail) }
     }
 
     /// It was this one of a batch.
@@ -201,8 +204,8 @@ impl ManageError {
 
     /// How long to wait, where there were [too many](ManageErrorKind::TooManyChanges) changes.
     #[must_use]
-    pub const fn retry_after(&self) -> Option<Duration> {
-        self.retry_after
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after.map(|millis| Duration::from_millis(millis.get().into()))
     }
 
     /// The scope that the caller lacks, if that is why it was [denied](ManageErrorKind::Denied).

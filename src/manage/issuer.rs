@@ -81,8 +81,8 @@ impl KeyIssuer {
     }
 
     /// The most keys of a consumer that are neither revoked nor expired, where a
-    /// [key](Actor::caller) asks for another one, and the most that are made of a consumer in an hour,
-    /// whatever became of them. Operators and imports are not bound. Default: 1,000, enough for a
+    /// [key](Actor::caller) asks for another one, and the most that are made for a consumer in an hour,
+    /// those that have ended included. Operators and imports are not bound. Default: 1,000, enough for a
     /// customer who gives each of their own customers a key, and few enough to be listed and revoked
     /// in a second.
     ///

@@ -151,9 +151,13 @@ fn succeed(
     let expires_at = match expiry {
         Some(expiry) => expiry.reckon(now)?,
         None => {
-            let lifetime = old.expires_at.and_then(|end| end.duration_since(old.created_at).ok());
-            let end = lifetime.map(|lifetime| Expiry::In(lifetime).reckon(now)).transpose()?;
-            [end.flatten(), change.caller_expires_at()].into_iter().flatten().min()
+            let end = match old.expires_at.map(|end| (end, end.duration_since(old.created_at))) {
+                Some((_, Ok(lifetime))) => Expiry::In(lifetime).reckon(now)?,
+                // A creation that lies after the expiry, set by hand, must not make a key without one.
+                Some((end, Err(_))) => Some(end),
+                None => None,
+            };
+            [end, change.caller_expires_at()].into_iter().flatten().min()
         }
     };
     Ok(KeyRecord {

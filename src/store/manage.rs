@@ -461,7 +461,7 @@ impl KeyCountQuery {
 pub struct KeyCounts {
     /// Neither revoked nor expired. One that is switched off counts.
     pub live: usize,
-    /// Made recently, whatever became of them.
+    /// Made recently, those that have ended included.
     pub recent: usize,
 }
 

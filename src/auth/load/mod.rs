@@ -394,10 +394,7 @@ impl Loader {
             }
             StoreErrorKind::Corrupt => {
                 if self.corrupt.is_due(hash, now) {
-                    trace::warn!(
-                        ?error,
-                        "key not let in: its record cannot be read or is out of bounds"
-                    );
+                    trace::warn!(?error, "key record rejected");
                 }
                 Rejection::store_unavailable(error)
             }

@@ -346,7 +346,7 @@ impl KeyTransaction for SqliteTransaction {
         Ok(revoked)
     }
 
-    /// Whoever writes is alone.
+    /// Writers take turns, which is all the locking that takes.
     async fn count_keys(&mut self, asked: &KeyCountQuery) -> Result<KeyCounts, StoreError> {
         let count = query_as(COUNT)
             .bind(asked.consumer_id.clone())
