@@ -112,19 +112,25 @@ pub(super) async fn lease_of(pool: &PgPool) -> Result<Lease, StoreError> {
             select! {
                 biased;
                 acquired = &mut acquire => acquired,
-                true = is_reachable(pool) => return Err(overloaded("all connections are busy")),
+                true = is_busy(pool) => return Err(overloaded("all connections are busy")),
             }
         }
     };
     Ok(Lease::new(acquired.map_err(failed)?))
 }
 
-async fn is_reachable(pool: &PgPool) -> bool {
+/// Whether all connections are taken, by others than those that try what is left of dead ones, and
+/// the server can be reached.
+async fn is_busy(pool: &PgPool) -> bool {
+    let is_taken = || pool.num_idle() == 0 && pool.size() >= pool.options().get_max_connections();
+    if !is_taken() {
+        return false;
+    }
     let options = pool.connect_options();
     match timeout(PROBE_DEADLINE, options.connect()).await {
         Ok(Ok(connection)) => {
             tokio::spawn(timeout(PROBE_DEADLINE, connection.close()));
-            true
+            is_taken()
         }
         Ok(Err(_)) | Err(_) => false,
     }
