@@ -807,12 +807,12 @@ async fn tables_of_the_application_are_left_alone_and_a_schema_of_its_own_is_adv
 #[tokio::test]
 async fn a_schema_may_have_any_name_and_is_not_on_the_path_behind_pgbouncer() {
     let database = Server::shared().database().await;
-    let pgbouncer = PgBouncer::start(Server::shared(), "transaction", 1);
-    let through = pgbouncer.url(database.url());
     for name in [r#"the "other""#, "Keys", "select", "o'clock\\", "{schema}"] {
         let direct = PgKeyStore::builder().schema(name).connect(database.url()).await.unwrap();
         direct.migrate().await.unwrap();
         works(&direct).await;
+        let pgbouncer = PgBouncer::start(Server::shared(), "transaction", 1);
+        let through = pgbouncer.url(database.url());
         // No startup options there, and one client: an old one mixes up the statements of several.
         let pool = PgPoolOptions::new().max_connections(1).connect(&through).await.unwrap();
         let pooled = PgKeyStore::builder().schema(name).lookup_pool(pool.clone());

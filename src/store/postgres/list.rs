@@ -42,16 +42,6 @@ pub(super) async fn keys(
     Ok(page(keys, size, edge))
 }
 
-/// Settings of the transaction that a page is read in.
-///
-/// Both statements see the same keys. And they walk along an index, one key after the other: what
-/// takes all of them first only looks cheaper where statistics are old.
-pub(super) const ORDER: &str = ";
-set local enable_seqscan = off;
-set local enable_bitmapscan = off;
-set local max_parallel_workers_per_gather = 0;
-set local jit = off";
-
 fn listed(row: &PgRow) -> Result<ListedKey, StoreError> {
     let at: Option<Timestamp> = row.try_get("last_used_at").map_err(failed)?;
     let at = at.map(|at| read_time("last_used_at", at)).transpose()?;
