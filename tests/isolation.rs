@@ -612,8 +612,8 @@ async fn row_level_security_hides_nothing_silently() {
     let mut prompt = prompt(&guarded.database).await;
     let policies = [
         "",
-        "create policy some on {table} using (false)",
-        "create policy some on {table} using (true) with check (true)",
+        "create policy partly on {table} using (false)",
+        "create policy partly on {table} using (true) with check (true)",
     ];
     for table in TABLES {
         for policy in policies {
@@ -644,7 +644,7 @@ async fn row_level_security_hides_nothing_silently() {
                 }
                 assert!(refused > 0, "{table}: it is read by something");
             }
-            execute(&mut prompt, format!("drop policy if exists some on {table}")).await;
+            execute(&mut prompt, format!("drop policy if exists partly on {table}")).await;
             execute(&mut prompt, format!("alter table {table} disable row level security")).await;
         }
     }
@@ -807,23 +807,22 @@ async fn tables_of_the_application_are_left_alone_and_a_schema_of_its_own_is_adv
 #[tokio::test]
 async fn a_schema_may_have_any_name_and_is_not_on_the_path_behind_pgbouncer() {
     let database = Server::shared().database().await;
-    let pgbouncer = PgBouncer::start(Server::shared(), "transaction", 3);
-    let through = pgbouncer.url(database.url());
     for name in [r#"the "other""#, "Keys", "select", "o'clock\\", "{schema}"] {
         let direct = PgKeyStore::builder().schema(name).connect(database.url()).await.unwrap();
         direct.migrate().await.unwrap();
         works(&direct).await;
-        // No startup options there.
-        let pool = PgPoolOptions::new().max_connections(3).connect(&through).await.unwrap();
-        let pooled = PgKeyStore::builder().schema(name).build(pool.clone()).unwrap();
+        let pgbouncer = PgBouncer::start(Server::shared(), "transaction", 1);
+        let through = pgbouncer.url(database.url());
+        // No startup options there, and one client: an old one mixes up the statements of several.
+        let pool = PgPoolOptions::new().max_connections(1).connect(&through).await.unwrap();
+        let pooled = PgKeyStore::builder().schema(name).lookup_pool(pool.clone());
+        let pooled = pooled.build(pool.clone()).unwrap();
         pooled.migrate().await.unwrap();
         assert!(pooled.find(&KeyHash::from_bytes([7; 32])).await.unwrap().is_none());
         assert_eq!(pooled.list(&KeyQuery::new()).await.unwrap().keys.len(), 1);
-        // Nothing stays behind on connections that others use.
-        for _ in 0..6 {
-            let path: String = query_scalar("show search_path").fetch_one(&pool).await.unwrap();
-            assert_eq!(path, r#""$user", public"#);
-        }
+        // Nothing stays behind on a connection that others use.
+        let path: String = query_scalar("show search_path").fetch_one(&pool).await.unwrap();
+        assert_eq!(path, r#""$user", public"#);
         pool.close().await;
     }
     for name in ["", "pg_temp", "information_schema", &"x".repeat(64)] {
@@ -922,7 +921,6 @@ async fn the_reason_why_keys_cannot_be_managed_is_logged_and_trying_again_is_not
     for (method, path, table, lines) in [
         ("GET", format!("/api-keys/{id}"), "api_key_usage", 1),
         ("GET", "/api-keys".to_owned(), "api_key_usage", 1),
-        ("GET", format!("/api-keys/{id}/events"), "api_key_events", 1),
         ("POST", format!("/api-keys/{id}/revoke"), "api_key_events", 1),
     ] {
         for _ in 0..3 {
@@ -1012,20 +1010,23 @@ mod sqlite {
         process::Command,
     };
 
-    use sqlx::{SqlitePool, sqlite::SqlitePoolOptions};
+    use sqlx::{
+        SqlitePool,
+        sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions},
+    };
     use tempfile::TempDir;
     use tower_api_key::store::SqliteKeyStore;
 
     use super::*;
 
-    /// A file system of two megabytes.
+    /// A file system of 16 megabytes.
     struct SmallDisk(TempDir);
 
     impl SmallDisk {
         fn mount() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let mount = Command::new("mount")
-                .args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"])
+                .args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"])
                 .arg(folder.path())
                 .output()
                 .unwrap();
@@ -1047,7 +1048,7 @@ mod sqlite {
 
         fn fill(&self) {
             let mut file = File::create(self.ballast()).unwrap();
-            while file.write_all(&[0; 4096]).is_ok() {}
+            while file.write_all(&[0; 65_536]).is_ok() {}
             while file.write_all(&[0]).is_ok() {}
         }
 
@@ -1122,9 +1123,12 @@ mod sqlite {
 
     async fn file() -> (TempDir, SqlitePool) {
         let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}?mode=rwc", folder.path().join("keys.db").display());
+        let options = SqliteConnectOptions::new()
+            .filename(folder.path().join("keys.db"))
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal);
         let pool = SqlitePoolOptions::new().max_connections(3).acquire_timeout(SECOND);
-        (folder, pool.connect(&url).await.unwrap())
+        (folder, pool.connect_with(options).await.unwrap())
     }
 
     #[tokio::test]

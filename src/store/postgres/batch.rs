@@ -19,7 +19,7 @@ use super::{
     error::{failed, hidden},
     lease::Lease,
     lookup_pool::LookupPool,
-    record::{columns, record_of},
+    record::record_of,
     schema::{SchemaCell, Statements},
 };
 use crate::{
@@ -35,33 +35,6 @@ use crate::{
 const MAX_KEYS: usize = 64;
 /// Queries in a row on one connection, which spares it two pings each. Then others may have it.
 const QUERIES_PER_LEASE: u32 = 16;
-
-// "No row" means "no such key" only where row-level security hides none, which is judged in the same
-// statement: it has a row at least. The same goes for the limits of a plan.
-macro_rules! find {
-    ($condition:literal) => {
-        concat!(
-            "select
-                case when row_security_active(E'{literal}.api_keys')
-                    then current_user::text end as keys_hidden_from,
-                case when row_security_active(E'{literal}.api_key_plans')
-                    then current_user::text end as plans_hidden_from,
-                found.*
-            from (select) as one
-            left join (select ",
-            columns!("{schema}."),
-            " from {schema}.api_keys where ",
-            $condition,
-            ") as found on true"
-        )
-    };
-}
-
-pub(super) const FIND: &str = find!("key_hash = $1");
-
-// Behind a select, the array has no length to plan for: else each query of a few keys is planned
-// anew, which takes longer than the query.
-pub(super) const FIND_MANY: &str = find!("key_hash = any((select $1)::bytea[])");
 
 /// Looks keys up: at once while few queries are under way, else together with whoever else waits
 /// for one of them to end, as databases commit in groups. Nobody waits for company, and nobody is
@@ -181,7 +154,9 @@ impl Batcher {
             None => self.pool.lease().await?,
         };
         let statements = self.schema.statements(&mut lease).await?;
-        let found = find_on(&mut lease, &statements, hashes).await?;
+        let found = find_on(&mut lease, &statements, hashes).await;
+        self.pool.query_ended();
+        let found = found?;
         self.schema.confirm(&statements);
         // A connection that has brought what makes no sense may be the reason.
         *kept = found.values().all(Result::is_ok).then_some(lease);

@@ -64,16 +64,6 @@ pub(super) async fn keys(
 const FETCH: &str = "fetch 64 from api_key_page";
 const _: () = assert!(CHUNK == 64, "as many as are fetched");
 
-/// Settings of the transaction that a page is read in.
-///
-/// Both statements see the same keys. And they walk along an index, one key after the other: what
-/// takes all of them first only looks cheaper where statistics are old.
-pub(super) const ORDER: &str = ";
-set local enable_seqscan = off;
-set local enable_bitmapscan = off;
-set local max_parallel_workers_per_gather = 0;
-set local jit = off";
-
 fn listed(row: &PgRow) -> Result<Listed, StoreError> {
     match key(row) {
         Err(error) if error.kind() == StoreErrorKind::Corrupt => Ok(Err(as_text(row, &error)?)),

@@ -2,7 +2,10 @@
 
 use std::{
     pin::pin,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,6 +30,8 @@ pub(super) struct LookupPool {
     main: PgPool,
     given: Option<PgPool>,
     made: OnceLock<Made>,
+    /// Queries that have ended: while these go on, who waits has a turn soon.
+    ended: AtomicU64,
 }
 
 struct Made {
@@ -37,7 +42,7 @@ struct Made {
 
 impl LookupPool {
     pub(super) fn new(main: PgPool, given: Option<PgPool>) -> Self {
-        Self { main, given, made: OnceLock::new() }
+        Self { main, given, made: OnceLock::new(), ended: AtomicU64::new(0) }
     }
 
     pub(super) fn max_queries(&self) -> u32 {
@@ -51,7 +56,12 @@ impl LookupPool {
 
     /// A connection for a look-up or a poll.
     pub(super) async fn lease(&self) -> Result<Lease, StoreError> {
-        lease_of(self.pool()?).await
+        lease_of(self.pool()?, || self.ended.load(Ordering::Relaxed)).await
+    }
+
+    /// A query has ended, whatever it brought.
+    pub(super) fn query_ended(&self) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Made at the first look-up, inside of a runtime.
@@ -103,28 +113,39 @@ impl Drop for LookupPool {
 
 /// A connection of `pool`. Where all of them are busy although the server can be reached, that is
 /// [`Overloaded`](StoreErrorKind::Overloaded), which is not an outage.
-pub(super) async fn lease_of(pool: &PgPool) -> Result<Lease, StoreError> {
+///
+/// `ended` counts what has been done on its connections: while that goes on, a turn comes.
+pub(super) async fn lease_of(pool: &PgPool, ended: impl Fn() -> u64) -> Result<Lease, StoreError> {
     let mut acquire = pin!(pool.acquire());
-    let acquired = match timeout(BUSY_AFTER, &mut acquire).await {
-        Ok(acquired) => acquired,
-        Err(_) => {
+    let acquired = loop {
+        let before = ended();
+        if let Ok(acquired) = timeout(BUSY_AFTER, &mut acquire).await {
+            break acquired;
+        }
+        if ended() == before {
             // Goes on waiting meanwhile: it may be connecting, which takes as long as the probe.
-            select! {
+            break select! {
                 biased;
                 acquired = &mut acquire => acquired,
-                true = is_reachable(pool) => return Err(overloaded("all connections are busy")),
-            }
+                true = is_busy(pool) => return Err(overloaded("all connections are busy")),
+            };
         }
     };
     Ok(Lease::new(acquired.map_err(failed)?))
 }
 
-async fn is_reachable(pool: &PgPool) -> bool {
+/// Whether all connections are taken, by others than those that try what is left of dead ones, and
+/// the server can be reached.
+async fn is_busy(pool: &PgPool) -> bool {
+    let is_taken = || pool.num_idle() == 0 && pool.size() >= pool.options().get_max_connections();
+    if !is_taken() {
+        return false;
+    }
     let options = pool.connect_options();
     match timeout(PROBE_DEADLINE, options.connect()).await {
         Ok(Ok(connection)) => {
             tokio::spawn(timeout(PROBE_DEADLINE, connection.close()));
-            true
+            is_taken()
         }
         Ok(Err(_)) | Err(_) => false,
     }

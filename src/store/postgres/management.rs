@@ -52,7 +52,7 @@ impl Management {
                 turn.map_err(|_| busy())?.map_err(|_| busy())?
             }
         };
-        Ok(lease_of(&self.pool).await?.during(turn))
+        Ok(lease_of(&self.pool, || 0).await?.during(turn))
     }
 
     /// A connection in a transaction that one of the statements has begun.
@@ -78,7 +78,8 @@ impl Management {
     ) -> Result<Lease, StoreError> {
         // Each that another user of the pool has left in a transaction is closed.
         for _ in 0..self.pool.options().get_max_connections() {
-            let lease = if is_bounded { self.lease().await } else { lease_of(&self.pool).await };
+            let lease =
+                if is_bounded { self.lease().await } else { lease_of(&self.pool, || 0).await };
             let mut lease = lease?;
             match self.try_begin(&mut lease, &begin).await? {
                 Ok(()) => return Ok(lease),

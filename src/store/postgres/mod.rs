@@ -10,6 +10,7 @@ mod management;
 mod plans;
 mod record;
 mod schema;
+mod sql;
 mod timestamp;
 mod transaction;
 mod usage;
@@ -266,44 +267,6 @@ async fn last_used_at(
     let at = last_used_at.fetch_optional(connection).await.map_err(failed)?;
     at.map(|at| read_time("last_used_at", at)).transpose()
 }
-
-// One statement, so that the horizon is that of the snapshot that the rows were read in. Nothing
-// lies beyond its end but what another server has numbered, before its tables were restored here.
-//
-// A standby does not know which transactions are running, but where they begin.
-//
-// How far a standby is, everybody may ask, and whether it receives anything; of what its source has,
-// only those learn who may read all statistics.
-//
-// Numbers that no disk has seen are drawn again once a server has recovered from a crash. It may do so
-// without ending, as when one of its processes was killed; its statistics begin anew then.
-const CHANGES: &str = "
-select
-    pg_snapshot_xmin(snapshot)::text::bigint,
-    (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint
-        # coalesce((extract(epoch from recovered.stats_reset) * 1000000)::bigint, 0),
-    key_id,
-    created_in::text::bigint,
-    changed_in::text::bigint,
-    case when row_security_active(E'{literal}.api_key_changes') then current_user::text end,
-    applied,
-    known,
-    age
-from pg_current_snapshot() as snapshot
-cross join pg_stat_get_wal() as recovered
-left join (
-    select
-        (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint as applied,
-        (
-            select (greatest(latest_end_lsn, pg_last_wal_receive_lsn()) - '0/0'::pg_lsn)::bigint
-            from pg_stat_wal_receiver
-        ) as known,
-        (extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000000)::bigint
-            as age
-) as replica on pg_is_in_recovery()
-left join {schema}.api_key_changes
-    on changed_in >= coalesce($1::bigint::text::xid8, pg_snapshot_xmin(snapshot))
-    and changed_in < pg_snapshot_xmax(snapshot)";
 
 /// [`Polled`], the role that rows are hidden from, and how far a standby is.
 type PolledBy = (

@@ -10,7 +10,7 @@ use std::{
 
 use sqlx::{AssertSqlSafe, PgConnection, Row as _, SqlSafeStr as _, SqlStr, raw_sql};
 
-use super::{batch, error::failed};
+use super::{error::failed, sql};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The name of a schema, checked and quoted.
@@ -128,13 +128,13 @@ impl Statements {
         let write = begin("isolation level read committed", timeouts, AUDITED);
         let unaudited = begin("isolation level read committed", timeouts, "");
         let read = begin("isolation level read committed read only", timeouts, "");
-        let list = begin("isolation level repeatable read read only", timeouts, super::list::ORDER);
-        let patient = Timeouts { lock: super::usage::LOCK_TIMEOUT, ..timeouts };
+        let list = begin("isolation level repeatable read read only", timeouts, sql::LIST_SETTINGS);
+        let patient = Timeouts { lock: sql::USAGE_LOCK_TIMEOUT, ..timeouts };
         let usage = begin("isolation level read committed", patient, "");
         Self {
-            find: schema.fill(batch::FIND),
-            find_many: schema.fill(batch::FIND_MANY),
-            changes: schema.fill(super::CHANGES),
+            find: schema.fill(sql::FIND),
+            find_many: schema.fill(sql::FIND_MANY),
+            changes: schema.fill(sql::CHANGES),
             begin: write,
             begin_unaudited: unaudited,
             begin_read: read,

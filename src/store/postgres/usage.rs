@@ -1,7 +1,5 @@
 //! Writes times of last use, however bad one of them is.
 
-use std::time::Duration;
-
 use sqlx::{PgConnection, query, raw_sql, types::Uuid};
 
 use super::{
@@ -15,9 +13,6 @@ use crate::{
     store::{StoreError, Usage, row::micros},
     trace,
 };
-
-/// How long a flush waits for rows that another node writes.
-pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Keys in one statement: so many are written, or none of them.
 const CHUNK: usize = 5000;
