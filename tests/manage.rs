@@ -764,9 +764,7 @@ async fn what_is_denied_is_in_the_audit(store: impl ManageKeys) {
             (event.entry.key_id.unwrap(), changes["attempt"].clone(), changes["target"].clone())
         })
         .collect();
-    let target = |id: Option<KeyId>, consumer: Option<&str>| {
-        json!({ "key_id": id.map(|id| id.to_string()), "consumer_id": consumer })
-    };
+    let target = |id: Option<KeyId>, consumer: Option<&str>| json!({ "key_id": id.map(|id| id.to_string()), "consumer_id": consumer });
     assert_eq!(
         denied,
         [
