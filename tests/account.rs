@@ -13,6 +13,7 @@ use tower_api_key::{
     account::{self, Account},
     manage::{Expiry, KeyIssuer, KeyUpdate, NewKey},
     rate_limit::{Quota, RateLimits},
+    record::Metadata,
     store::MemoryKeyStore,
 };
 
@@ -50,6 +51,61 @@ async fn a_consumer_looks_after_its_own_keys() {
     assert_eq!(revoked.json()["status"], json!("revoked"));
     assert_eq!(desk.send(&caller, "GET", "/api-keys", None).await.status, 401);
     assert_eq!(desk.send(&other, "GET", "/api-keys", None).await.status, 200);
+}
+
+/// The owner's key is not a viewer's to rotate, with the owner's metadata for the new key, or to end.
+#[tokio::test]
+async fn a_key_takes_over_no_other_key_of_its_consumer() {
+    let desk = desk();
+    let (viewer, _) = desk.key("acme", &[]).await;
+    let (owner, id) = desk.key("acme", &[]).await;
+    let metadata = Metadata::from_json(r#"{"role":"owner"}"#).unwrap();
+    desk.issuer.update(id, KeyUpdate::new().metadata(metadata)).await.unwrap();
+    for (path, body) in [("rotate", json!({ "grace": "0s" })), ("revoke", json!({}))] {
+        let path = format!("/api-keys/{id}/{path}");
+        let answer = desk.send(&viewer, "POST", &path, Some(&body)).await;
+        assert_problem(&answer, 403, "insufficient_scope", None);
+        assert_eq!(answer.json()["scope"], json!("api-keys:write"));
+    }
+    assert_eq!(desk.send(&owner, "GET", "/api-keys", None).await.status, 200);
+    assert_eq!(desk.denials().await, 2);
+
+    let (writer, _) = desk.key("acme", &["api-keys:write"]).await;
+    let path = format!("/api-keys/{id}/rotate");
+    let answer = desk.send(&writer, "POST", &path, Some(&json!({ "grace": "0s" }))).await;
+    assert_eq!(answer.json()["metadata"], json!({ "role": "owner" }));
+}
+
+#[tokio::test]
+async fn the_scope_for_other_keys_can_have_another_name() {
+    let desk = Desk::new("/account", |issuer, auth| {
+        Account::new(issuer, auth).other_keys_scope("team:lead").unwrap().router()
+    });
+    let (member, id) = desk.key("acme", &["api-keys:write"]).await;
+    let (lead, _) = desk.key("acme", &["team:lead"]).await;
+    let (_, other) = desk.key("acme", &[]).await;
+    let revoke = |id: &dyn std::fmt::Display| format!("/api-keys/{id}/revoke");
+    let answer = desk.send(&member, "POST", &revoke(&other), None).await;
+    assert_problem(&answer, 403, "insufficient_scope", None);
+    for id in [other, id] {
+        assert_eq!(desk.send(&lead, "POST", &revoke(&id), None).await.status, 200);
+    }
+}
+
+/// The old key works for a while: with it, its owner can put things right.
+#[tokio::test]
+async fn a_key_that_was_rotated_rotates_and_ends_what_it_was_rotated_to() {
+    let desk = desk();
+    let (first, id) = desk.key("acme", &[]).await;
+    let rotate = async |id: &str| {
+        let answer = desk.send(&first, "POST", &format!("/api-keys/{id}/rotate"), None).await;
+        assert_eq!(answer.status, 201, "{}", answer.text());
+        answer.json()["id"].as_str().unwrap().to_owned()
+    };
+    let second = rotate(&id.to_string()).await;
+    let third = rotate(&second).await;
+    let answer = desk.send(&first, "POST", &format!("/api-keys/{third}/revoke"), None).await;
+    assert_eq!(answer.json()["status"], json!("revoked"));
 }
 
 /// Every route, by a key that may do all the admin router knows of.

@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 use tower_api_key::{
     admin::{self, Admin},
     key::{EntropySource, RngError, SystemEntropy},
-    manage::{Expiry, NewKey},
-    record::Scopes,
+    manage::{Expiry, KeyUpdate, NewKey},
+    record::{KeyId, Metadata, Scopes},
     store::EventQuery,
 };
 
@@ -714,6 +714,51 @@ async fn without_randomness_there_is_no_key() {
     }
     let list = desk.send(&caller, "GET", "/api-keys", None).await;
     assert_eq!(list.json()["keys"].as_array().unwrap().len(), 1);
+}
+
+/// Whatever is tried with a foreign key: the answer of a key that is not there, and the same line.
+#[tokio::test]
+async fn attempts_on_a_foreign_key_look_the_same_whatever_they_are() {
+    let large = "x".repeat(9000);
+    for (body, versions) in [
+        (json!({ "name": "mine" }), None),
+        (json!({ "metadata": { "role": "owner" } }), None),
+        (json!({ "metadata": { "b": large } }), None),
+        (json!({ "metadata": null }), None),
+        (json!({ "metadata": { "role": "owner" } }), Some("\"1\"")),
+        (json!({ "is_active": false }), Some("\"7\", \"8\"")),
+        (json!({ "is_active": false }), Some("\"1\", \"2\"")),
+        (json!({ "is_active": false }), Some("junk")),
+        (json!({}), None),
+    ] {
+        let desk = desk();
+        let (caller, own) = desk.key("acme", &[READ, WRITE]).await;
+        let (_, foreign) = desk.key("globex", &[]).await;
+        let metadata = Metadata::new(&json!({ "a": large })).unwrap();
+        desk.issuer.update(foreign, KeyUpdate::new().metadata(metadata)).await.unwrap();
+        let absent = KeyId::from_bytes([7; 16]);
+        let mut answers = Vec::new();
+        for id in [foreign, absent] {
+            let path = format!("/api-keys/{id}");
+            let mut request = desk.request(&caller, "PATCH", &path, Some(&body));
+            if let Some(versions) = versions {
+                request.headers_mut().insert("if-match", versions.parse().unwrap());
+            }
+            let answer = send(desk.app.clone(), request).await;
+            assert_problem(&answer, 404, "not_found", None);
+            answers.push(answer.text().to_owned());
+        }
+        assert_eq!(answers[0], answers[1]);
+        let events = desk.send(&caller, "GET", &format!("/api-keys/{own}/events"), None).await;
+        let events = events.json()["events"].as_array().unwrap().clone();
+        assert_eq!(events.len(), 3, "{body} {versions:?}: {events:?}");
+        for event in &events[..2] {
+            assert_eq!(event["action"], "denied");
+            assert_eq!(event["key_id"], json!(own.to_string()));
+            assert_eq!(event["changes"], json!({ "attempt": "update" }));
+        }
+        assert_eq!(events[0]["reason"], events[1]["reason"]);
+    }
 }
 
 #[tokio::test]

@@ -522,6 +522,74 @@ async fn the_database_is_named_by_option_environment_or_file() {
 }
 
 #[tokio::test]
+async fn keys_that_the_application_refers_to_are_left_out_and_counted() {
+    for place in Place::all().await {
+        let ids = [0, 1, 2].map(|_| place.issue("--expires 1d").1);
+        place.done("revoke --consumer acme --yes");
+        let key_id = if place.url.starts_with("sqlite") { "blob" } else { "uuid" };
+        let literal = if key_id == "blob" {
+            format!("x'{}'", ids[0].replace('-', ""))
+        } else {
+            format!("'{}'", ids[0])
+        };
+        place
+            .sql(&format!(
+                "create table apps (key_id {key_id} references api_keys (id));
+                insert into apps values ({literal})"
+            ))
+            .await;
+        let said = place.done("prune --ended-before 0s");
+        assert!(said.err.contains("deleted 2 keys"), "{said:?}");
+        assert!(said.err.contains("1 keys that have ended are still there"), "{said:?}");
+        let pruned = place.json("prune --ended-before 0s");
+        assert_eq!((&pruned["keys"], &pruned["skipped"]), (&0.into(), &1.into()), "{pruned}");
+        place.sql("delete from apps").await;
+        let pruned = place.json("prune --ended-before 0s");
+        assert_eq!((&pruned["keys"], &pruned["skipped"]), (&1.into(), &0.into()), "{pruned}");
+    }
+}
+
+#[tokio::test]
+async fn an_import_steps_over_what_the_database_refuses() {
+    for place in Place::all().await {
+        let refuse = if place.url.starts_with("sqlite") {
+            "create trigger decent before insert on api_keys when new.consumer_id = 'bad'
+            begin select raise(abort, 'not that one'); end"
+        } else {
+            "alter table api_keys add constraint not_that_one check (consumer_id <> 'bad')"
+        };
+        place.sql(refuse).await;
+        let lines: Vec<_> = (0..9)
+            .map(|number| match number {
+                3 | 7 => import_line(number).replace("acme", "bad"),
+                _ => import_line(number),
+            })
+            .collect();
+        place.write("keys.ndjson", &lines.concat());
+        let said = place.run("import keys.ndjson");
+        assert_eq!(said.code, 2, "{said:?}");
+        assert!(said.err.contains("line 4: ") && said.err.contains("3 imported"), "{said:?}");
+        let said = place.done("import keys.ndjson --skip-invalid");
+        assert!(said.err.contains("line 8: the database refuses this key"), "{said:?}");
+        assert!(said.err.contains("imported 4 keys"), "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_plan_that_is_changed_is_in_the_audit() {
+    for place in Place::all().await {
+        place.done("plan set pro 60/min");
+        place.done("plan set pro 90/min");
+        place.done("plan remove pro");
+        let events = place.json("events");
+        let actions: Vec<_> =
+            events["events"].as_array().unwrap().iter().map(|e| &e["action"]).collect();
+        assert_eq!(actions, ["plan_removed", "plan_updated", "plan_created"]);
+        assert!(text(&events["events"][0], "actor").starts_with("ann@"), "{events}");
+    }
+}
+
+#[tokio::test]
 async fn many_are_revoked_at_once() {
     for place in Place::all().await {
         place.issue("--expires 1d");

@@ -539,9 +539,9 @@ async fn a_batch_is_revoked_once(store: &impl ManageKeys) {
     assert!(revoked.iter().all(|record| record.version == 2 && record.revoked_at.is_some()));
     assert!(transaction.revoke(&ids, None).await.unwrap().is_empty());
     let live = Selection::Consumer("acme".into());
-    assert!(transaction.lock_some(&live, 0, 100).await.unwrap().is_empty());
+    assert!(transaction.lock_some(&live, &[], 100).await.unwrap().is_empty());
     let ended = Selection::EndedBefore(now() + MINUTE);
-    assert_eq!(transaction.lock_some(&ended, 0, 7).await.unwrap().len(), 7);
+    assert_eq!(transaction.lock_some(&ended, &[], 7).await.unwrap().len(), 7);
 }
 
 async fn a_key_that_is_deleted_is_gone(store: &impl ManageKeys) {
@@ -746,7 +746,7 @@ async fn reads(store: &impl ManageKeys, record: &KeyRecord) -> Vec<KeyRecord> {
     let consumer = Selection::Consumer(record.consumer_id.clone());
     let prefix = Selection::Prefix(record.key_prefix.clone());
     for selection in [consumer, prefix, Selection::EndedBefore(now() + 60 * MINUTE)] {
-        reads.extend(tx.lock_some(&selection, 0, 10).await.unwrap());
+        reads.extend(tx.lock_some(&selection, &[], 10).await.unwrap());
     }
     drop(tx);
     let scope = Scope::new("reports:read").unwrap();

@@ -44,7 +44,8 @@
 //! 2. A key manages those of its own consumer. One with `api-keys:all-consumers` manages them all.
 //!    To others, foreign keys do not exist.
 //! 3. No key can grant more than it holds: scopes, expiry, limits, its plan. The write scope, and what the
-//!    calling key holds, are judged in the transaction of the change; what is denied is in the audit.
+//!    calling key holds, are judged in the transaction of the change (the scope before it, too). What is
+//!    denied is in the audit, under the calling key; beyond five lines a minute it is summed up.
 //! 4. A new key is shown once, in the answer to the request that made it. No answer has its hash.
 //! 5. When a key expires is a decision: `expires` is `"never"`, a date and time (RFC 3339), or a
 //!    duration, a number and one of `s`, `m`, `h`, `d`, `w`, such as `"30d"`. A day is 24 hours.

@@ -59,7 +59,7 @@ impl Actor {
     /// consumer take a scope: the one that it [requires](Self::requires) for everything, or one
     /// [for that](Self::other_keys_scope). Without the scope, [metadata](crate::record::Metadata) counts
     /// as something held: to rotate a key is to get a key with its metadata, so it has to be the
-    /// caller's own. With the scope it does not, as one who may write keys may write that, too. Metadata
+    /// caller's own. With the scope it is not compared: a key that may write keys may write their metadata, too. Metadata
     /// that the application itself puts into a new key or a change is not compared.
     ///
     /// What it holds is read again in the transaction of each change: a key that was revoked after

@@ -53,8 +53,8 @@ pub(super) fn plan_changes(name: &str, before: Option<&str>, after: Option<&str>
     json!({ "name": names, "rate_limits": limits }).to_string()
 }
 
-/// The changes of a denied attempt, as they are shown to somebody who sees the keys of `consumer_id`
-/// alone: without its target, unless that is one of them.
+/// The changes of a denied attempt, as they are shown to a caller that sees the keys of `consumer_id`
+/// alone: without its target, unless that is one of these keys.
 pub(super) fn shown_to(consumer_id: &str, changes: &str) -> Option<String> {
     let Ok(Value::Object(mut changes)) = serde_json::from_str(changes) else { return None };
     let target = changes.get("target").and_then(|target| target.get("consumer_id"));

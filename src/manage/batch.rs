@@ -8,11 +8,11 @@ use crate::{
 };
 
 /// What became of a batch.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 pub(super) struct Outcome {
     pub(super) done: u64,
     /// Keys that the database refused to change, or that cannot be read.
-    pub(super) skipped: u64,
+    pub(super) skipped: Vec<KeyId>,
 }
 
 impl KeyIssuer {
@@ -34,8 +34,9 @@ impl KeyIssuer {
                     let half = ids.split_off(ids.len() / 2);
                     match (&ids[..], &half[..]) {
                         ([], [id]) => {
-                            outcome.skipped += 1;
-                            log(*id, &error);
+                            outcome.skipped.push(*id);
+                            // Never what is in the row.
+                            warn!(key_id = %id, ?error, "key skipped: the database refuses it");
                         }
                         ([], _) => return Err(error),
                         _ => parts.extend([half, ids]),
@@ -47,15 +48,15 @@ impl KeyIssuer {
         Ok(outcome)
     }
 
-    /// The ids of some of `keys`, those included that cannot be read.
+    /// The ids of some of `keys` other than `except`, those included that cannot be read.
     pub(super) async fn select_some(
         &self,
         keys: &Selection,
-        skip: u64,
+        except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyId>, ManageError> {
         let mut tx = self.begin().await?;
-        Ok(tx.select_some(keys, places(skip), limit).await?)
+        Ok(tx.select_some(keys, except, limit).await?)
     }
 
     /// The place of the first of `records` that the database refuses. Nothing of this is committed.
@@ -81,17 +82,4 @@ impl KeyIssuer {
         }
         Ok((bad <= records.len()).then_some(good))
     }
-}
-
-/// What is wrong with the row, never what is in it.
-fn log(key_id: KeyId, error: &ManageError) {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    warn!(%key_id, %cause, "key skipped: the database refuses the change");
-}
-
-pub(super) fn places(count: u64) -> usize {
-    usize::try_from(count).unwrap_or(usize::MAX)
 }

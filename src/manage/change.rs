@@ -20,8 +20,8 @@ pub(super) struct Change {
     attempt: Attempt,
 }
 
-/// What the audit says of a change that is denied. It is filed under the key that asked for it: what
-/// others try is none of the business of whoever has the key that it was aimed at.
+/// What the audit says of a change that is denied. It is filed under the key that asked for it: the
+/// owner of the key that it was aimed at does not learn of the attempts of others.
 pub(super) struct Attempt {
     action: &'static str,
     key_id: Option<KeyId>,

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    fmt, mem,
+    fmt,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -26,7 +26,15 @@ const KEYS: usize = 1024;
 /// The denials of a minute, counted. In memory only: what is counted here is lost when the process
 /// ends, and logged then.
 #[derive(Default)]
-pub(super) struct Denials(Mutex<HashMap<Option<KeyId>, Window>>);
+pub(super) struct Denials(Mutex<Windows>);
+
+#[derive(Default)]
+struct Windows {
+    /// By key; `None` for all that are counted together.
+    by_key: HashMap<Option<KeyId>, Window>,
+    /// When the first of them began, or earlier: until a minute after that nothing is overdue.
+    oldest: Duration,
+}
 
 /// A minute of the denials of one key; of all others for `None`.
 struct Window {
@@ -63,16 +71,17 @@ impl Denials {
     ) -> Admission {
         let mut windows = self.lock();
         let is_over = |window: &Window| now.saturating_sub(window.began) >= WINDOW;
-        if let Some(window) = windows.get_mut(&Some(key_id)).filter(|window| !is_over(window)) {
+        let known = windows.by_key.get_mut(&Some(key_id));
+        if let Some(window) = known.filter(|window| !is_over(window)) {
             return window.admit();
         }
-        let overdue = take_overdue(&mut windows, now);
-        let (key, actor, consumer_id) = if windows.len() < KEYS {
+        let overdue = windows.take_overdue(now);
+        let (key, actor, consumer_id) = if windows.by_key.len() < KEYS {
             (Some(key_id), actor, Some(consumer_id.to_owned()))
         } else {
             (None, "several keys", None)
         };
-        let window = windows.entry(key).or_insert_with(|| Window {
+        let window = windows.by_key.entry(key).or_insert_with(|| Window {
             began: now,
             since: wall,
             lines: 0,
@@ -83,7 +92,7 @@ impl Denials {
         match window.admit() {
             Admission::Write(_) => Admission::Write(overdue),
             Admission::Counted => {
-                restore(&mut windows, overdue);
+                windows.restore(overdue);
                 Admission::Counted
             }
         }
@@ -91,29 +100,39 @@ impl Denials {
 
     /// Takes out what is overdue at `now`, to be written with another line.
     pub(super) fn take_overdue(&self, now: Duration) -> Overdue {
-        take_overdue(&mut self.lock(), now)
+        self.lock().take_overdue(now)
     }
 
     /// Takes back what could not be written.
     pub(super) fn restore(&self, overdue: Overdue) {
-        restore(&mut self.lock(), overdue);
+        self.lock().restore(overdue);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Option<KeyId>, Window>> {
+    fn lock(&self) -> MutexGuard<'_, Windows> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn take_overdue(windows: &mut HashMap<Option<KeyId>, Window>, now: Duration) -> Overdue {
-    let over = windows.extract_if(|_, window| now.saturating_sub(window.began) >= WINDOW);
-    Overdue(over.filter(|(_, window)| window.more > 0).collect())
-}
+impl Windows {
+    fn take_overdue(&mut self, now: Duration) -> Overdue {
+        let is_over = |began: Duration| now.saturating_sub(began) >= WINDOW;
+        if !is_over(self.oldest) {
+            return Overdue(Vec::new());
+        }
+        let over = self.by_key.extract_if(|_, window| is_over(window.began));
+        let overdue = over.filter(|(_, window)| window.more > 0).collect();
+        let oldest = self.by_key.values().map(|window| window.began).min();
+        self.oldest = oldest.unwrap_or(now);
+        Overdue(overdue)
+    }
 
-fn restore(windows: &mut HashMap<Option<KeyId>, Window>, overdue: Overdue) {
-    for (key, window) in overdue.0 {
-        let more = window.more;
-        let kept = windows.entry(key).or_insert(Window { more: 0, ..window });
-        kept.more += more;
+    fn restore(&mut self, overdue: Overdue) {
+        for (key, window) in overdue.0 {
+            let (more, began) = (window.more, window.began);
+            let kept = self.by_key.entry(key).or_insert(Window { more: 0, ..window });
+            kept.more += more;
+            self.oldest = self.oldest.min(began);
+        }
     }
 }
 
@@ -147,8 +166,8 @@ impl Overdue {
 
 impl Drop for Denials {
     fn drop(&mut self) {
-        let windows = mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let lost: u64 = windows.values().map(|window| window.more).sum();
+        let windows = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let lost: u64 = windows.by_key.values().map(|window| window.more).sum();
         if lost > 0 {
             warn!(count = lost, "denied attempts dropped: the audit has the lines before them");
         }
@@ -157,7 +176,7 @@ impl Drop for Denials {
 
 impl fmt::Debug for Denials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Denials").field("keys", &self.lock().len()).finish()
+        f.debug_struct("Denials").field("keys", &self.lock().by_key.len()).finish()
     }
 }
 
@@ -212,12 +231,12 @@ mod tests {
         let denials = Denials::default();
         let written = (0..100_000).filter(|number| admit(&denials, *number, START).is_some());
         assert_eq!(written.count(), KEYS + LINES as usize);
-        assert_eq!(denials.lock().len(), KEYS + 1);
+        assert_eq!(denials.lock().by_key.len(), KEYS + 1);
         let summed = admit(&denials, 1, START + WINDOW).unwrap();
         let more = 100_000 - KEYS - LINES as usize;
         assert_eq!((summed.len(), summed[0].key_id), (1, None));
         assert!(summed[0].reason.as_ref().unwrap().starts_with(&format!("and {more} more")));
-        assert_eq!(denials.lock().len(), 1);
+        assert_eq!(denials.lock().by_key.len(), 1);
     }
 
     #[test]

@@ -53,13 +53,13 @@ pub(super) trait ErasedTransaction: Send {
     fn lock_some<'a>(
         &'a mut self,
         keys: &'a Selection,
-        skip: usize,
+        except: &'a [KeyId],
         limit: usize,
     ) -> Answer<'a, Vec<KeyRecord>>;
     fn select_some<'a>(
         &'a mut self,
         keys: &'a Selection,
-        skip: usize,
+        except: &'a [KeyId],
         limit: usize,
     ) -> Answer<'a, Vec<KeyId>>;
     fn insert<'a>(&'a mut self, records: &'a [KeyRecord]) -> Answer<'a, Vec<KeyId>>;
@@ -92,19 +92,19 @@ impl<T: KeyTransaction> ErasedTransaction for T {
     fn lock_some<'a>(
         &'a mut self,
         keys: &'a Selection,
-        skip: usize,
+        except: &'a [KeyId],
         limit: usize,
     ) -> Answer<'a, Vec<KeyRecord>> {
-        Box::pin(KeyTransaction::lock_some(self, keys, skip, limit))
+        Box::pin(KeyTransaction::lock_some(self, keys, except, limit))
     }
 
     fn select_some<'a>(
         &'a mut self,
         keys: &'a Selection,
-        skip: usize,
+        except: &'a [KeyId],
         limit: usize,
     ) -> Answer<'a, Vec<KeyId>> {
-        Box::pin(KeyTransaction::select_some(self, keys, skip, limit))
+        Box::pin(KeyTransaction::select_some(self, keys, except, limit))
     }
 
     fn insert<'a>(&'a mut self, records: &'a [KeyRecord]) -> Answer<'a, Vec<KeyId>> {

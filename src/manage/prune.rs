@@ -2,7 +2,7 @@ use std::time::SystemTime;
 
 use super::{
     KeyIssuer, ManageError,
-    batch::{Outcome, places},
+    batch::Outcome,
     change::{Attempt, Change},
 };
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What was deleted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pruned {
     /// Keys that had ended.
@@ -20,7 +20,7 @@ pub struct Pruned {
     pub leftovers: u64,
     /// Keys that had ended and are still there: a rule of the database refuses to delete them, such as
     /// a foreign key of the application, or their rows cannot be read. Each is logged.
-    pub skipped: u64,
+    pub skipped: Vec<KeyId>,
 }
 
 impl Pruned {
@@ -53,20 +53,20 @@ impl KeyIssuer {
         ended_before: SystemTime,
         at_most: usize,
     ) -> Result<Pruned, ManageError> {
-        let mut skipped = 0;
+        let mut skipped = Vec::new();
         loop {
-            let pruned = self.prune_past(ended_before, at_most, skipped).await?;
-            let is_last = pruned.skipped == 0;
-            skipped += pruned.skipped;
+            let mut pruned = self.prune_past(ended_before, at_most, &skipped).await?;
+            let is_last = pruned.skipped.is_empty();
+            skipped.append(&mut pruned.skipped);
             if is_last || !pruned.is_empty() {
                 return Ok(Pruned { skipped, ..pruned });
             }
         }
     }
 
-    /// As [`prune`](Self::prune), without trying the first `skip` keys: those that earlier calls
-    /// [skipped](Pruned::skipped), added up. At most `at_most` keys are tried; where none of them can
-    /// be deleted, there may be more. It is done when nothing was deleted and nothing skipped.
+    /// As [`prune`](Self::prune), without trying the keys `except`: those that earlier calls
+    /// [skipped](Pruned::skipped). At most `at_most` keys are tried; where none of them can be deleted,
+    /// there may be more. It is done when nothing was deleted and nothing skipped.
     ///
     /// # Errors
     ///
@@ -75,34 +75,34 @@ impl KeyIssuer {
         &self,
         ended_before: SystemTime,
         at_most: usize,
-        skip: u64,
+        except: &[KeyId],
     ) -> Result<Pruned, ManageError> {
-        self.detached(self.clone().prune_now(ended_before, at_most, skip)).await
+        self.detached(self.clone().prune_now(ended_before, at_most, except.to_vec())).await
     }
 
     async fn prune_now(
         self,
         before: SystemTime,
         at_most: usize,
-        skip: u64,
+        except: Vec<KeyId>,
     ) -> Result<Pruned, ManageError> {
         if self.actor.caller.is_some() {
             let attempt = Attempt::to("prune");
             return Err(self.deny(ManageError::operators_only(), attempt).await?);
         }
         let ended = Selection::EndedBefore(before);
-        let selection = ended.clone();
+        let (selection, skip) = (ended.clone(), except.clone());
         let together = self.clone().change("prune", Vec::new(), async move |change, _| {
-            let locked = change.tx.lock_some(&selection, places(skip), at_most).await?;
+            let locked = change.tx.lock_some(&selection, &skip, at_most).await?;
             let keys = change.prune(&locked).await?;
             let leftovers = change.tx.sweep(before, at_most).await?;
-            Ok(Pruned { keys, leftovers: leftovers as u64, skipped: 0 })
+            Ok(Pruned { keys, leftovers: leftovers as u64, skipped: Vec::new() })
         });
         match together.await {
             Err(error) if error.is_of_a_key() => {}
             outcome => return outcome,
         }
-        let ids = self.select_some(&ended, skip, at_most).await?;
+        let ids = self.select_some(&ended, &except, at_most).await?;
         let outcome = Self::each(ids, |ids| self.clone().prune_these(ids, before));
         let Outcome { done, skipped } = outcome.await?;
         let leftovers = self.change("prune", Vec::new(), async move |change, _| {

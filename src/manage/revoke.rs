@@ -1,9 +1,4 @@
-use super::{
-    KeyIssuer, ManageError,
-    batch::{Outcome, places},
-    change::Change,
-    text,
-};
+use super::{KeyIssuer, ManageError, batch::Outcome, change::Change, text};
 use crate::{
     record::{KeyAction, KeyId, KeyRecord},
     store::Selection,
@@ -13,14 +8,14 @@ use crate::{
 const BATCH: usize = 500;
 
 /// What became of many keys that were to be revoked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Revocations {
     /// Keys that were revoked.
     pub keys: u64,
     /// Keys that were not, as a rule of the database refuses it (a constraint or a trigger that the
-    /// application added), or as their rows cannot be read, so that they let nobody in. Each is logged.
-    pub skipped: u64,
+    /// application added), or their rows cannot be read and the keys are not accepted anyway. Each is logged.
+    pub skipped: Vec<KeyId>,
 }
 
 impl KeyIssuer {
@@ -99,13 +94,15 @@ impl KeyIssuer {
         let reason = owned(reason)?;
         let mut all = Revocations::default();
         loop {
-            let batch = self.clone().revoke_batch(keys.clone(), reason.clone(), all.skipped);
+            let batch =
+                self.clone().revoke_batch(keys.clone(), reason.clone(), all.skipped.clone());
             let Outcome { done, skipped } = self.detached(batch).await?;
+            let tried = done + skipped.len() as u64;
             all.keys += done;
-            all.skipped += skipped;
+            all.skipped.extend(skipped);
             // Not one more, in which nothing would be left: the caller's own key may have been in
             // this one.
-            if done + skipped < BATCH as u64 {
+            if tried < BATCH as u64 {
                 return Ok(all);
             }
         }
@@ -115,19 +112,19 @@ impl KeyIssuer {
         self,
         keys: Selection,
         reason: Option<String>,
-        skip: u64,
+        except: Vec<KeyId>,
     ) -> Result<Outcome, ManageError> {
-        let (selection, why) = (keys.clone(), reason.clone());
+        let (selection, why, skip) = (keys.clone(), reason.clone(), except.clone());
         let together = self.clone().change("revoke", Vec::new(), async move |change, _| {
             change.check_selection(&selection)?;
-            let before = change.tx.lock_some(&selection, places(skip), BATCH).await?;
+            let before = change.tx.lock_some(&selection, &skip, BATCH).await?;
             change.revoke(&before, why.as_deref()).await
         });
         match together.await {
             Err(error) if error.is_of_a_key() => {}
-            outcome => return outcome.map(|done| Outcome { done, skipped: 0 }),
+            outcome => return outcome.map(|done| Outcome { done, skipped: Vec::new() }),
         }
-        let mut ids = self.select_some(&keys, skip, BATCH).await?;
+        let mut ids = self.select_some(&keys, &except, BATCH).await?;
         // The caller's own key last: after that it may do nothing more.
         let own = self.actor.caller.as_ref().map(|caller| caller.key_id);
         ids.sort_by_key(|id| Some(*id) == own);

@@ -46,7 +46,7 @@ pub struct AuditEntry {
     /// Why.
     pub reason: Option<String>,
     /// What changed: a JSON object of fields, each with its values `from` and `to`. Of a denied
-    /// attempt, what was attempted and, for those who see all consumers or their own, its `target`.
+    /// attempt, what was attempted and, where the reader may see it, its `target`.
     pub changes: Option<String>,
 }
 

@@ -264,7 +264,7 @@ pub(super) async fn revoke_keys(
         }
     };
     let revoked = revoked.map_err(|error| writer.refuse(&error))?;
-    Ok(json(&json!({ "revoked": revoked.keys, "skipped": revoked.skipped })))
+    Ok(json(&json!({ "revoked": revoked.keys, "skipped": revoked.skipped.len() })))
 }
 
 fn created(mut response: Response, writer: &Writer, record: &KeyRecord) -> Response {

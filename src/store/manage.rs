@@ -63,8 +63,8 @@ pub trait ManageKeys: KeyStore + ManagePlans {
 
 /// Changes that are made together or not at all.
 ///
-/// Whoever changes keys through it also [writes](Self::record) the lines of the audit: the
-/// databases' own lines, for changes in SQL, are not written for it.
+/// A caller that changes keys through it also [writes](Self::record) the lines of the audit: the
+/// triggers that write lines for changes in SQL are silent in its transactions.
 ///
 /// Dropped before [`commit`](Self::commit), it leaves nothing behind. It sees what others committed
 /// before it asked, whatever isolation is the database's default.
@@ -80,8 +80,7 @@ pub trait KeyTransaction: Send + 'static {
         ids: &[KeyId],
     ) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
 
-    /// At most `limit` of `keys`, locked as by [`lock`](Self::lock), without the first `skip` of
-    /// them. Their order is the store's own, but the same each time.
+    /// At most `limit` of `keys` other than `except`, locked as by [`lock`](Self::lock).
     ///
     /// # Errors
     ///
@@ -89,7 +88,7 @@ pub trait KeyTransaction: Send + 'static {
     fn lock_some(
         &mut self,
         keys: &Selection,
-        skip: usize,
+        except: &[KeyId],
         limit: usize,
     ) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
 
@@ -102,7 +101,7 @@ pub trait KeyTransaction: Send + 'static {
     fn select_some(
         &mut self,
         keys: &Selection,
-        skip: usize,
+        except: &[KeyId],
         limit: usize,
     ) -> impl Future<Output = Result<Vec<KeyId>, StoreError>> + Send;
 

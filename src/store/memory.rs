@@ -254,7 +254,7 @@ impl KeyTransaction for MemoryTransaction {
     async fn lock_some(
         &mut self,
         keys: &Selection,
-        skip: usize,
+        except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyRecord>, StoreError> {
         let selected = |record: &KeyRecord| match keys {
@@ -271,17 +271,18 @@ impl KeyTransaction for MemoryTransaction {
                 [record.revoked_at, record.expires_at].into_iter().flatten().any(|at| at < *end)
             }
         };
-        let found = self.ids().into_iter().filter_map(|id| self.get(id)).filter(selected);
-        Ok(found.skip(skip).take(limit).collect())
+        let except: BTreeSet<_> = except.iter().collect();
+        let ids = self.ids().into_iter().filter(|id| !except.contains(id));
+        Ok(ids.filter_map(|id| self.get(id)).filter(selected).take(limit).collect())
     }
 
     async fn select_some(
         &mut self,
         keys: &Selection,
-        skip: usize,
+        except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyId>, StoreError> {
-        let found = self.lock_some(keys, skip, limit).await?;
+        let found = self.lock_some(keys, except, limit).await?;
         Ok(found.iter().map(|record| record.id).collect())
     }
 

@@ -38,7 +38,7 @@ Issues, lists, changes, rotates, revokes, imports and verifies API keys.
 
 The keys are in PostgreSQL or in a file of SQLite, as hashes: nobody can read a key there, and a
 key that was lost cannot be shown again. Every change of a key is written down in the audit, in the
-same transaction: who, what, when, from where, why.
+same transaction: who, what, when, from where, why. Triggers write down what is changed in SQL.
 
 The first key of a new installation:
 

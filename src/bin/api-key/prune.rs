@@ -28,18 +28,19 @@ pub(crate) struct Prune {
 pub(crate) async fn run(prune: Prune, session: &Session) -> Result<(), Failure> {
     let issuer = session.issuer()?;
     let progress = Progress::begin(None, "deleted");
-    let (mut keys, mut leftovers, mut skipped) = (0, 0, 0);
+    let (mut keys, mut leftovers, mut skipped) = (0, 0, Vec::new());
     loop {
-        let pruned = issuer.prune_past(prune.ended_before, BATCH, skipped).await?;
-        if pruned.is_empty() && pruned.skipped == 0 {
+        let pruned = issuer.prune_past(prune.ended_before, BATCH, &skipped).await?;
+        if pruned.is_empty() && pruned.skipped.is_empty() {
             break;
         }
         keys += pruned.keys;
         leftovers += pruned.leftovers;
-        skipped += pruned.skipped;
+        skipped.extend(pruned.skipped);
         progress.add(pruned.keys);
     }
     progress.end();
+    let skipped = skipped.len();
     if session.global.json {
         let pruned = json!({ "keys": keys, "leftovers": leftovers, "skipped": skipped });
         return output::line(&pruned.to_string());
@@ -48,7 +49,7 @@ pub(crate) async fn run(prune: Prune, session: &Session) -> Result<(), Failure> 
     if skipped > 0 {
         output::warn(&format!(
             "{skipped} keys that have ended are still there: the database refuses to delete them, \
-            most often as rows of the application refer to them by a foreign key. They let nobody in"
+            most often as rows of the application refer to them by a foreign key. They are not accepted"
         ));
     }
     Ok(())

@@ -60,16 +60,19 @@ pub(crate) async fn run(revoke: Revoke, session: &Session) -> Result<(), Failure
         // The group is required.
         (None, None, None) => return Err(Failure::usage("name a key, --consumer or --prefix")),
     };
-    let (keys, skipped) = (revoked.keys, revoked.skipped);
+    let (keys, skipped) = (revoked.keys, revoked.skipped.len());
     if session.global.json {
         output::line(&json!({ "revoked": keys, "skipped": skipped }).to_string())?;
     } else {
         output::note(&format!("revoked {keys} keys"));
     }
     if skipped > 0 {
+        let ids: Vec<_> = revoked.skipped.iter().take(10).map(ToString::to_string).collect();
         return Err(Failure::new(format!(
-            "{skipped} keys are not revoked: a constraint or trigger of the database refuses it, or \
-            their rows cannot be read. The log, or `api-key revoke ID`, says why"
+            "{skipped} keys are not revoked, as a constraint or trigger of the database refuses it, or \
+            as their rows cannot be read; `api-key revoke` says why: {}{}",
+            ids.join(", "),
+            if skipped > ids.len() { ", …" } else { "" }
         )));
     }
     Ok(())

@@ -42,7 +42,7 @@ impl PgTransaction {
         &mut self,
         sql: &'static str,
         keys: &Selection,
-        skip: usize,
+        except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<PgRow>, StoreError> {
         let query = match keys {
@@ -52,7 +52,7 @@ impl PgTransaction {
             Selection::Prefix(key_prefix) => query(sql).bind(key_prefix),
             Selection::EndedBefore(end) => query(sql).bind(Timestamp(micros_up(*end)?)),
         };
-        let mut query = query.bind(bounded(limit)).bind(bounded(skip));
+        let mut query = query.bind(bounded(limit)).bind(uuids(except));
         if let Selection::ConsumerPrefix { key_prefix, .. } = keys {
             query = query.bind(key_prefix);
         }
@@ -108,9 +108,9 @@ macro_rules! of_consumer {
             "select * from api_keys
             where (consumer_id, id) >= ($1, '00000000-0000-0000-0000-000000000000')
                 and (consumer_id, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-                and revoked_at is null",
+                and revoked_at is null and id <> all($3)",
             $and,
-            " order by consumer_id, id limit $2 offset $3",
+            " order by consumer_id, id limit $2",
             $lock
         )
     };
@@ -122,8 +122,8 @@ macro_rules! of_prefix {
             "select * from api_keys
             where (key_prefix, id) >= ($1, '00000000-0000-0000-0000-000000000000')
                 and (key_prefix, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-                and revoked_at is null
-            order by key_prefix, id limit $2 offset $3",
+                and revoked_at is null and id <> all($3)
+            order by key_prefix, id limit $2",
             $lock
         )
     };
@@ -135,19 +135,17 @@ macro_rules! ended {
     ($lock:literal) => {
         concat!(
             "with revoked as materialized (
-                select * from api_keys where revoked_at < $1
-                order by revoked_at, id limit $2 + $3",
+                select * from api_keys where revoked_at < $1 and id <> all($3)
+                order by revoked_at limit $2",
             $lock,
             "), expired as materialized (
                 select * from api_keys
                 where expires_at < $1 and (revoked_at is null or revoked_at >= $1)
-                order by expires_at, id limit $2 + $3",
+                    and id <> all($3)
+                order by expires_at limit $2",
             $lock,
             "), ended as materialized (
-                select *, 1 as part, revoked_at as ended_at from revoked
-                union all
-                select *, 2, expires_at from expired
-                order by part, ended_at, id limit $2 offset $3
+                select * from revoked union all select * from expired limit $2
             )"
         )
     };
@@ -311,7 +309,7 @@ impl KeyTransaction for PgTransaction {
     async fn lock_some(
         &mut self,
         keys: &Selection,
-        skip: usize,
+        except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyRecord>, StoreError> {
         let lock = match keys {
@@ -320,14 +318,14 @@ impl KeyTransaction for PgTransaction {
             Selection::ConsumerPrefix { .. } => LOCK_CONSUMER_PREFIX,
             Selection::EndedBefore(_) => LOCK_ENDED,
         };
-        let rows = self.selected(lock, keys, skip, limit).await?;
+        let rows = self.selected(lock, keys, except, limit).await?;
         records(&rows)
     }
 
     async fn select_some(
         &mut self,
         keys: &Selection,
-        skip: usize,
+        except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyId>, StoreError> {
         let select = match keys {
@@ -336,7 +334,7 @@ impl KeyTransaction for PgTransaction {
             Selection::ConsumerPrefix { .. } => SELECT_CONSUMER_PREFIX,
             Selection::EndedBefore(_) => SELECT_ENDED,
         };
-        let rows = self.selected(select, keys, skip, limit).await?;
+        let rows = self.selected(select, keys, except, limit).await?;
         rows.iter().map(|row| row.try_get("id").map(key_id).map_err(failed)).collect()
     }
 

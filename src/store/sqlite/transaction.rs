@@ -59,7 +59,7 @@ impl SqliteTransaction {
         &mut self,
         sql: &'static str,
         keys: &Selection,
-        skip: usize,
+        except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<SqliteRow>, StoreError> {
         let query = match keys {
@@ -69,7 +69,7 @@ impl SqliteTransaction {
             Selection::Prefix(key_prefix) => query(sql).bind(key_prefix.clone()),
             Selection::EndedBefore(end) => query(sql).bind(micros_up(*end)?),
         };
-        let mut query = query.bind(bounded(limit)).bind(bounded(skip));
+        let mut query = query.bind(bounded(limit)).bind(texts(except)?);
         if let Selection::ConsumerPrefix { key_prefix, .. } = keys {
             query = query.bind(key_prefix.clone());
         }
@@ -118,41 +118,53 @@ const LOCK: &str = concat!(
     " from api_keys where id in (select unhex(value, '-') from json_each(?1)) order by id"
 );
 
+macro_rules! except {
+    () => {
+        " and id not in (select unhex(value, '-') from json_each(?3))"
+    };
+}
+
 macro_rules! of_consumer {
     ($and:literal) => {
         concat!(
             "from api_keys indexed by api_keys_live_of_consumer
             where consumer_id = ?1 and revoked_at is null",
+            except!(),
             $and,
-            " order by id limit ?2 offset ?3"
+            " order by id limit ?2"
         )
     };
 }
 
 macro_rules! of_prefix {
     () => {
-        "from api_keys indexed by api_keys_live_of_prefix
-        where key_prefix = ?1 and revoked_at is null order by id limit ?2 offset ?3"
+        concat!(
+            "from api_keys indexed by api_keys_live_of_prefix
+            where key_prefix = ?1 and revoked_at is null",
+            except!(),
+            " order by id limit ?2"
+        )
     };
 }
 
 // Two questions, as each has its index.
 macro_rules! ended {
     () => {
-        "select id from (
-            select * from (
-                select id, 1 as part, revoked_at as ended_at
-                from api_keys indexed by api_keys_by_revocation
-                where revoked_at < ?1 order by revoked_at, id limit ?2 + ?3
+        concat!(
+            "select id from (
+                select id from api_keys indexed by api_keys_by_revocation
+                where revoked_at < ?1",
+            except!(),
+            " order by revoked_at limit ?2
             )
-            union all
-            select * from (
-                select id, 2, expires_at from api_keys indexed by api_keys_by_expiry
-                where expires_at < ?1 and (revoked_at is null or revoked_at >= ?1)
-                order by expires_at, id limit ?2 + ?3
-            )
-            order by part, ended_at, id limit ?2 offset ?3
-        )"
+            union
+            select id from (
+                select id from api_keys indexed by api_keys_by_expiry
+                where expires_at < ?1",
+            except!(),
+            " order by expires_at limit ?2
+            )"
+        )
     };
 }
 
@@ -160,13 +172,18 @@ const LOCK_CONSUMER: &str = concat!("select ", columns!(), " ", of_consumer!("")
 const LOCK_CONSUMER_PREFIX: &str =
     concat!("select ", columns!(), " ", of_consumer!(" and key_prefix = ?4"));
 const LOCK_PREFIX: &str = concat!("select ", columns!(), " ", of_prefix!());
-const LOCK_ENDED: &str =
-    concat!("select ", columns!(), " from api_keys where id in (", ended!(), ") order by id");
+const LOCK_ENDED: &str = concat!(
+    "select ",
+    columns!(),
+    " from api_keys where id in (",
+    ended!(),
+    ") order by id limit ?2"
+);
 
 const SELECT_CONSUMER: &str = concat!("select id ", of_consumer!(""));
 const SELECT_CONSUMER_PREFIX: &str = concat!("select id ", of_consumer!(" and key_prefix = ?4"));
 const SELECT_PREFIX: &str = concat!("select id ", of_prefix!());
-const SELECT_ENDED: &str = ended!();
+const SELECT_ENDED: &str = concat!(ended!(), " limit ?2");
 
 // What is known is left out before triggers see it: they take an insertion that comes upon a known
 // key for one that replaces it.
@@ -271,7 +288,7 @@ impl KeyTransaction for SqliteTransaction {
     async fn lock_some(
         &mut self,
         keys: &Selection,
-        skip: usize,
+        except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyRecord>, StoreError> {
         let lock = match keys {
@@ -280,14 +297,14 @@ impl KeyTransaction for SqliteTransaction {
             Selection::ConsumerPrefix { .. } => LOCK_CONSUMER_PREFIX,
             Selection::EndedBefore(_) => LOCK_ENDED,
         };
-        let rows = self.selected(lock, keys, skip, limit).await?;
+        let rows = self.selected(lock, keys, except, limit).await?;
         records(&rows)
     }
 
     async fn select_some(
         &mut self,
         keys: &Selection,
-        skip: usize,
+        except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyId>, StoreError> {
         let select = match keys {
@@ -296,7 +313,7 @@ impl KeyTransaction for SqliteTransaction {
             Selection::ConsumerPrefix { .. } => SELECT_CONSUMER_PREFIX,
             Selection::EndedBefore(_) => SELECT_ENDED,
         };
-        let rows = self.selected(select, keys, skip, limit).await?;
+        let rows = self.selected(select, keys, except, limit).await?;
         rows.iter().map(|row| row.try_get("id").map(key_id).map_err(failed)).collect()
     }
 
