@@ -42,7 +42,7 @@ impl PgTransaction {
     /// The connection, for a statement of a trial. One that fails leaves the transaction open and of
     /// no use.
     pub(super) fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
-        Ok(self.lease.as_deref_mut().ok_or_else(ended)?)
+        self.lease.as_deref_mut().ok_or_else(ended)
     }
 }
 
