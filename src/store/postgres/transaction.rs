@@ -66,7 +66,8 @@ impl PgTransaction {
     /// fails leaves the transaction open and of no use.
     pub(super) fn parts(&mut self) -> Result<(&mut PgConnection, Arc<Statements>), StoreError> {
         let statements = Arc::clone(&self.statements);
-        Ok((self.lease.as_deref_mut().ok_or_else(ended)?, statements))
+        let connection = self.lease.as_deref_mut().ok_or_else(ended)?;
+        Ok((connection, statements))
     }
 
     /// The connection, for one statement. It is put back when that has succeeded.

@@ -81,7 +81,7 @@ impl SqliteTransaction {
 
     /// The connection, for a statement of a trial.
     pub(super) fn connection(&mut self) -> Result<&mut SqliteConnection, StoreError> {
-        Ok(self.open.as_deref_mut().ok_or_else(ended)?)
+        self.open.as_deref_mut().ok_or_else(ended)
     }
 
     /// The connection, for one statement. It is put back when that has succeeded.
