@@ -313,8 +313,8 @@ async fn perform<T: Rehearse>(
             tx.record(&[sample.entry(KeyAction::Rotated)]).await
         }
         Operation::Revoke => {
-            tx.lock_some(&Selection::Consumer(key.consumer_id.clone()), 0, 1).await?;
-            tx.lock_some(&Selection::Prefix(key.key_prefix.clone()), 0, 1).await?;
+            tx.lock_some(&Selection::Consumer(key.consumer_id.clone()), &[], 1).await?;
+            tx.lock_some(&Selection::Prefix(key.key_prefix.clone()), &[], 1).await?;
             let revoked = tx.revoke(&[key.id], Some("trial")).await?;
             let is_revoked = revoked.iter().any(|it| it.id == key.id && it.revoked_at.is_some());
             expect(!with_key || is_revoked, "a revocation is not stored")?;
@@ -322,7 +322,7 @@ async fn perform<T: Rehearse>(
         }
         Operation::Prune => {
             // Older than any key but the sample's.
-            let ended = tx.lock_some(&Selection::EndedBefore(at(EXPIRY + 1)), 0, 1).await?;
+            let ended = tx.lock_some(&Selection::EndedBefore(at(EXPIRY + 1)), &[], 1).await?;
             expect(!with_key || ended.iter().any(|it| it.id == key.id), "an ended key is kept")?;
             tx.delete(&[key.id]).await?;
             expect(tx.lock(&[key.id]).await?.is_empty(), "a deleted key is still there")?;
