@@ -1,4 +1,4 @@
-use super::{Actor, KeyIssuer, ManageError, audit, bounds::Bounds, erased::ErasedTransaction};
+use super::{Actor, KeyIssuer, ManageError, audit, erased::ErasedTransaction, issuer::Bounds};
 use crate::{
     record::{AuditEntry, KeyAction, KeyId, KeyRecord},
     store::Claim,
