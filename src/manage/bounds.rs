@@ -8,26 +8,6 @@ use crate::{
     store::KeyCountQuery,
 };
 
-/// What a key that makes keys may make of them.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    pub(super) keys_per_consumer: usize,
-    pub(super) rotations_per_hour: usize,
-}
-
-/// Enough for a customer who gives each of their own customers a key, and few enough to be listed,
-/// cached and revoked in a second.
-const KEYS_PER_CONSUMER: usize = 1_000;
-
-/// Enough to try a rotation out, and more than any schedule takes.
-const ROTATIONS_PER_HOUR: usize = 10;
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self { keys_per_consumer: KEYS_PER_CONSUMER, rotations_per_hour: ROTATIONS_PER_HOUR }
-    }
-}
-
 const HOUR: Duration = Duration::from_secs(3600);
 /// How long to wait where keys made in the past hour leave it one by one.
 const A_WHILE: Duration = Duration::from_secs(60);

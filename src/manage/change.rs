@@ -1,8 +1,8 @@
 use serde_json::json;
 
 use super::{
-    Actor, KeyIssuer, ManageError, audit, bounds::Bounds, denials::Admission,
-    erased::ErasedTransaction,
+    Actor, KeyIssuer, ManageError, audit, denials::Admission, erased::ErasedTransaction,
+    issuer::Bounds,
 };
 use crate::{
     record::{AuditEntry, KeyAction, KeyId, KeyRecord},

@@ -9,7 +9,6 @@ use super::{
     Actor, ManageError,
     admission::{PerConsumer, Turn},
     audit,
-    bounds::Bounds,
     denials::Denials,
     erased::{ErasedKeys, ErasedTransaction},
     new_key::whole_micros,
@@ -20,6 +19,26 @@ use crate::{
     record::{KeyAction, KeyEvent, KeyId, KeyRecord},
     store::{EventPage, EventQuery, Invalidate, KeyPage, KeyQuery, ListedKey, ManageKeys},
 };
+
+/// What a key that makes keys may make of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub(super) keys_per_consumer: usize,
+    pub(super) rotations_per_hour: usize,
+}
+
+/// Enough for a customer who gives each of their own customers a key, and few enough to be listed,
+/// cached and revoked in a second.
+const KEYS_PER_CONSUMER: usize = 1_000;
+
+/// Enough to try a rotation out, and more than any schedule takes.
+const ROTATIONS_PER_HOUR: usize = 10;
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { keys_per_consumer: KEYS_PER_CONSUMER, rotations_per_hour: ROTATIONS_PER_HOUR }
+    }
+}
 
 /// Issues keys and answers for them: lists, changes, rotates and revokes them.
 ///
