@@ -114,15 +114,33 @@ struct Record {
     /// Units, less what was given back, and when.
     units: Vec<(Duration, i64)>,
     last: Duration,
-    /// When it had not been used for so long that it may have been forgotten.
+    /// When it may have been forgotten: a list of quotas or all of it had not been used for so long.
     pauses: Vec<Duration>,
+    /// How many of each list are loaded, and since when none is.
+    loaded: Vec<(usize, Duration)>,
 }
 
 impl Record {
-    fn apply(&mut self, list: Vec<Quota>) {
-        if !list.is_empty() && !self.lists.contains(&list) {
-            self.lists.push(list);
+    /// A key has this list. Returns its number.
+    fn apply(&mut self, list: Vec<Quota>, now: Duration) -> usize {
+        let is_unused =
+            |(loaded, since): &(usize, Duration)| *loaded == 0 && *since + RETENTION <= now;
+        if self.loaded.iter().any(is_unused) {
+            self.pauses.push(now);
         }
+        let known = self.lists.iter().position(|known| *known == list);
+        let at = known.unwrap_or_else(|| {
+            self.lists.push(list);
+            self.loaded.push((0, now));
+            self.lists.len() - 1
+        });
+        self.loaded[at].0 += 1;
+        at
+    }
+
+    fn forget(&mut self, list: usize, now: Duration) {
+        let (loaded, since) = &mut self.loaded[list];
+        (*loaded, *since) = (*loaded - 1, now);
     }
 
     fn count(&mut self, units: i64, now: Duration) {
@@ -164,6 +182,8 @@ impl Record {
 
 struct Loaded {
     key: usize,
+    list: usize,
+    shared_list: Option<usize>,
     is_of_consumer: bool,
     buckets: Arc<dyn Buckets>,
 }
@@ -188,13 +208,13 @@ impl Run<'_> {
         let shared: Vec<_> = limits.iter().filter(of_consumer).cloned().collect();
         let is_of_consumer = !shared.is_empty();
         let key = usize::try_from(key).unwrap();
-        self.keys[key].apply(limits.iter().cloned().collect());
-        self.all.apply(shared);
-        self.loaded.push(Loaded { key, is_of_consumer, buckets });
+        let list = self.keys[key].apply(limits.iter().cloned().collect(), self.now);
+        let shared_list = is_of_consumer.then(|| self.all.apply(shared, self.now));
+        self.loaded.push(Loaded { key, list, shared_list, is_of_consumer, buckets });
     }
 
     async fn take(&mut self, by: usize, units: u32) -> bool {
-        let Loaded { key, is_of_consumer, ref buckets } = self.loaded[by];
+        let Loaded { key, is_of_consumer, ref buckets, .. } = self.loaded[by];
         let units = NonZeroU32::new(units).unwrap();
         let decisions = decided(buckets.take(units, self.now)).await;
         if !decisions.is_admitted() {
@@ -242,7 +262,7 @@ pub(crate) async fn check(limiter: &dyn RateLimiter, scenario: &Scenario) {
             Step::Sweep => limiter.sweep(run.now),
             Step::GiveBack => {
                 if let Some((by, units)) = taken.take() {
-                    let Loaded { key, is_of_consumer, ref buckets } = run.loaded[by];
+                    let Loaded { key, is_of_consumer, ref buckets, .. } = run.loaded[by];
                     buckets.give_back(NonZeroU32::new(units).unwrap(), run.now);
                     run.count(key, is_of_consumer, -i64::from(units));
                 }
@@ -250,7 +270,11 @@ pub(crate) async fn check(limiter: &dyn RateLimiter, scenario: &Scenario) {
             Step::WaitAsTold => {}
             _ if run.loaded.is_empty() => {}
             Step::Forget(at) => {
-                run.loaded.remove(at.index(run.loaded.len()));
+                let gone = run.loaded.remove(at.index(run.loaded.len()));
+                run.keys[gone.key].forget(gone.list, run.now);
+                if let Some(list) = gone.shared_list {
+                    run.all.forget(list, run.now);
+                }
                 taken = None;
             }
             Step::Take { by, units } => {

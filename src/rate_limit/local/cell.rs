@@ -21,10 +21,10 @@
 //!   as fast: then the second holds for them. So a slow quota comes back after a fast one.
 //!   Lines of sliding windows are stairs, so that they stop a window later.
 //! - *A quota joins*, see [`Inner::join`].
-//! - *A state is dropped* when it is full: then it says that N(s, t) is a line without its burst.
-//! - *A cell is forgotten* when all its states were full and unused for [`RETENTION`]. A new one
-//!   starts full, so that as much more may pass as fits at once, and that once in the time in which the
-//!   slowest of its states refills.
+//! - *A state is dropped* when it is full and no key has had its quota for [`RETENTION`], *a cell is
+//!   forgotten* when all its states were full and unused for as long. A quota that joins later may
+//!   start full, so that as much more may pass as fits at once; but not again before that is
+//!   back.
 
 use std::{
     num::NonZeroU32,
@@ -89,6 +89,8 @@ struct More {
     is_clipped: bool,
     guards: Vec<Guard>,
     relies: Option<Reliance>,
+    /// Since when no set of buckets has been seen to use it.
+    unused_since: Option<u64>,
 }
 
 /// A state that is enforced, too, wherever this one is.
@@ -293,15 +295,22 @@ impl Inner {
         self.entries.get(at).map_or(0, |entry| entry.measure().window())
     }
 
-    /// Drops the states that are full, and that nobody uses or is guarded by.
+    /// Drops the states that are full, and that no key or guard has used for a while.
     fn drop_unused(&mut self, now: u64) {
         if self.entries.len() < 2 {
             return;
         }
+        for entry in &mut self.entries {
+            if !entry.is_in_use() {
+                entry.more().unused_since.get_or_insert(now);
+            } else if let Some(more) = &mut entry.more {
+                more.unused_since = None;
+            }
+        }
         let guards: SmallVec<[Measure; 8]> =
             self.entries.iter().flat_map(Entry::guards).map(|guard| guard.measure).collect();
         self.entries.retain(|entry| {
-            entry.is_in_use() || !entry.is_full(now) || guards.contains(&entry.measure())
+            !entry.is_long_unused(now) || !entry.is_full(now) || guards.contains(&entry.measure())
         });
     }
 
@@ -345,6 +354,11 @@ impl Entry {
 
     fn is_in_use(&self) -> bool {
         Arc::strong_count(&self.state) > 1
+    }
+
+    fn is_long_unused(&self, now: u64) -> bool {
+        let since = self.more.as_ref().and_then(|more| more.unused_since);
+        !self.is_in_use() && since.is_some_and(|since| since.saturating_add(RETENTION) <= now)
     }
 
     fn is_full(&self, now: u64) -> bool {
