@@ -15,8 +15,8 @@ use super::{RateLimits, quota::is_name};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Name quotas by their window, not by their plan: a key that changes from `free` to `pro` then goes
-/// on with the bucket it has, as full as it was. Under another name it would begin with a full one.
+/// A key that changes from `free` to `pro` goes on with the bucket it has, whatever the quotas are
+/// called: what was taken stays taken.
 ///
 /// A plan that the store defines as well is as the store has it.
 #[derive(Clone, Debug, Default)]

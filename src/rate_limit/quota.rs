@@ -175,8 +175,8 @@ impl Quota {
     }
 
     /// Counts the requests of all keys of a consumer together: however many keys it has, they share
-    /// one bucket. Keys of one consumer should agree on such a quota; where they do not, the one
-    /// of the key that was loaded last holds for all.
+    /// one bucket, whatever the quota is called. Keys of one consumer should agree on such a quota.
+    /// Where they do not, each is held to its own, and all their requests count for each.
     #[must_use]
     pub fn per_consumer(self) -> Self {
         Self { counted_per: CountedPer::Consumer, ..self }

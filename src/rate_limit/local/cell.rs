@@ -49,8 +49,7 @@ use crate::rate_limit::{
 
 mod join;
 
-/// How long a cell is kept in which nothing is used up.
-
+/// How long a cell is kept in which nothing is used up, in nanoseconds.
 pub(super) const RETENTION: u64 = 600_000_000_000;
 
 /// So many states that no set of buckets uses, and that are not full, are kept in a cell. A client that

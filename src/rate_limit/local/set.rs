@@ -39,7 +39,7 @@ pub(super) struct Part {
 }
 
 /// As many as most keys have quotas.
-type Few<T> = SmallVec<[T; 4]>;
+type Few<T> = SmallVec<[T; 8]>;
 
 impl Part {
     pub(super) fn join(cell: Arc<Cell>, specs: &[Spec], now: u64) -> Self {
@@ -146,9 +146,8 @@ impl BucketSet {
             }
             state.undo(units, booked);
         } else if let Some(epochs) = self.alone() {
-            let decisions = self.peek_alone(units, now);
-            if !decisions.is_admitted() {
-                return decisions;
+            if !self.states().all(|state| state.peek(units, now).is_admitted()) {
+                return self.peek_alone(units, now);
             }
             match self.take_each(units, now) {
                 Some(taken) if self.is_still(epochs) => return self.taken(&taken),
