@@ -393,8 +393,20 @@ local function merge(state, other)
       state.h, state.l, state.full_for = other.h, other.l, min(state.full_for, 0)
     end
   else
-    -- The slots of a node are not those of Redis: what it knows of beyond them is added up.
+    -- The slots of a node are not quite those of Redis. What it knows of beyond what is known here is
+    -- taken from its latest slots that hold more.
     local more = other.total + other.debt - state.total - state.debt
+    for age, held in ipairs(other.slots) do
+      local at = max(age + state.number - other.number, 1)
+      while #state.slots < at do
+        state.slots[#state.slots + 1] = 0
+      end
+      local added = min(held - state.slots[at], more, state.burst - state.total)
+      if added > 0 then
+        state.slots[at], state.total = state.slots[at] + added, state.total + added
+        more, state.full_for = more - added, min(state.full_for, 0)
+      end
+    end
     if more > 0 then
       count(state, more)
     end

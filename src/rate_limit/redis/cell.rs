@@ -265,3 +265,48 @@ pub(super) fn both(one: Decision, other: Decision) -> Decision {
         (true, false) => Decision::deny_with(left, other.next_unit_in()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    fn look(text: &str, quota: &Quota) -> Decision {
+        Cell::parse(text).unwrap().look(quota, 1).unwrap()
+    }
+
+    #[test]
+    fn what_is_owed_takes_up_the_room_that_appears() {
+        let quota = Quota::sliding(10, 320 * MILLI).unwrap();
+        // A slot is 10 ms, and 33 of them after it was taken a unit is back.
+        for (debt, turns) in [(0, 1), (5, 1), (10, 2), (25, 3), (1_000_000, 100_001)] {
+            let text = format!("1 1000 0 0 1 w 10 320 100000 {debt} 0 1 10 0");
+            assert_eq!(look(&text, &quota), Decision::deny(turns * 330 * MILLI), "{debt}");
+        }
+    }
+
+    #[test]
+    fn a_guard_is_enforced_for_as_long_as_it_lasts() {
+        let quota = Quota::per(10, 10 * MILLI).unwrap();
+        for (lasts, wait) in [(500, 330), (100, 100)] {
+            let guard = "w 1 320 100000 0 0 1 1 0";
+            let text = format!("1 1000 0 0 2 g 10 0 1000000 0 0 0 1 2 {lasts} {guard}");
+            assert_eq!(look(&text, &quota), Decision::deny(wait * MILLI));
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_of_a_cell_is_refused() {
+        let whole = "1 1000 0 0 1 g 10 0 1000000 0 5 -1 0";
+        assert!(Cell::parse(whole).is_some());
+        for (at, _) in whole.match_indices(' ') {
+            assert!(Cell::parse(&whole[..at]).is_none(), "{}", &whole[..at]);
+        }
+        for text in
+            ["2 1000 0 0 0", "1 1000 0 0 1 g 0 0 1 0 0 0 0", "1 1000 0 0 1 g 1 0 1 0 0 0 1 2 5"]
+        {
+            assert!(Cell::parse(text).is_none(), "{text}");
+        }
+    }
+}

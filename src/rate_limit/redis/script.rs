@@ -141,15 +141,18 @@ impl Call {
         command
     }
 
-    /// The text of a cell as this process knows it, and whether it went on without Redis.
+    /// The text of a cell as this process knows it, and whether it went on without Redis. What a
+    /// consumer used is taken for what the key did, which is no less.
     fn known(&self, cell: &Named) -> (String, bool) {
-        let quotas = self.counted.quotas.iter().zip(&self.known);
+        let quotas = self.counted.quotas.iter().zip(&self.known).zip(cell.counted.bytes());
         let (mut text, mut count, mut goes_on) = (String::new(), 0_u32, false);
-        for (quota, known) in quotas.filter(|(quota, _)| (cell.is_home)(quota)) {
+        let mut written: SmallVec<[&Quota; 4]> = SmallVec::new();
+        for ((quota, known), _) in quotas.filter(|(_, counted)| *counted == b'1') {
             goes_on |= known.went_on;
-            if !known.level.is_full() {
+            if !known.level.is_full() && !written.iter().any(|other| is_same(other, quota)) {
                 count += 1;
                 write(&mut text, quota, &known.level);
+                written.push(quota);
             }
         }
         if count == 0 { (text, goes_on) } else { (format!("1 0 0 0 {count}{text}"), goes_on) }
@@ -201,6 +204,12 @@ impl Reply {
             move |(named, _): &(&Named, &Cell)| named.counted.as_bytes().get(at) == Some(&b'1');
         counted.cells.iter().zip(&self.cells).filter(is_counted).map(|(_, cell)| cell)
     }
+}
+
+/// Whether two quotas have the same state in a cell.
+fn is_same(one: &Quota, other: &Quota) -> bool {
+    let of = |quota: &Quota| (quota.algorithm(), quota.burst_size(), quota.interval());
+    of(one) == of(other)
 }
 
 /// As the script reads a state.
