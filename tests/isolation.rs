@@ -1011,7 +1011,7 @@ mod sqlite {
     };
 
     use sqlx::{
-        SqlitePool,
+        ConnectOptions as _, SqlitePool,
         sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions},
     };
     use tempfile::TempDir;
@@ -1127,6 +1127,9 @@ mod sqlite {
             .filename(folder.path().join("keys.db"))
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal);
+        // For good: no connection of the pool has to change it.
+        options.connect().await.unwrap().close().await.unwrap();
+        let options = SqliteConnectOptions::new().filename(folder.path().join("keys.db"));
         let pool = SqlitePoolOptions::new().max_connections(3).acquire_timeout(SECOND);
         (folder, pool.connect_with(options).await.unwrap())
     }
