@@ -257,7 +257,8 @@ impl ChangeLog for PgKeyStore {
     /// Over the connections of look-ups, which management cannot take.
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
         let mut lease = self.batcher.pool().lease().await?;
-        let statements = self.management.schema().statements(&mut lease).await?;
+        let statements = self.management.schema().statements(&mut lease).await;
+        let statements = statements.map_err(migrate::failed)?;
         let changes = query_as(statements.changes.clone()).bind(row::from(horizon)?);
         let rows: Vec<PolledBy> = changes.fetch_all(&mut *lease).await.map_err(unlogged)?;
         lease.release();
