@@ -447,8 +447,9 @@ mod triggers {
             PgPoolOptions::new().connect_lazy_with(options.options(path))
         };
         let [one, other] = ["one", r#""the ""other""""#].map(options);
-        for pool in [&one, &other] {
-            furnish(&PgKeyStore::new(pool.clone())).await;
+        // A second set of tables is made on purpose only.
+        for (schema, pool) in [("one", &one), (r#"the "other""#, &other)] {
+            furnish(&PgKeyStore::builder().schema(schema).build(pool.clone()).unwrap()).await;
         }
         let poll = |pool: &PgPool| {
             connected(PollingChangeFeed::new(PgKeyStore::new(pool.clone())).interval(OFTEN))

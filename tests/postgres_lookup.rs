@@ -118,7 +118,10 @@ async fn a_look_up_is_one_query_of_two_indexes_among_a_million_keys() {
         raw_sql(mode).execute(&pool).await.unwrap();
         let lines = explain(&pool, statement, &format!("'\\x{:064x}'", 123_456)).await;
         let expected = [
-            "Index Scan using api_keys_key_hash_key on api_keys (actual rows=1",
+            // What says whether rows are hidden, whether there is a key or not.
+            "Nested Loop Left Join (actual rows=1",
+            "->  Result (actual rows=1",
+            "->  Index Scan using api_keys_key_hash_key on api_keys (actual rows=1",
             "Index Cond: (key_hash = ",
             "SubPlan 1",
             "->  Index Scan using api_key_plans_pkey on api_key_plans (actual rows=1",

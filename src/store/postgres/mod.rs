@@ -285,7 +285,8 @@ impl ChangeLog for PgKeyStore {
     /// Over the connections of look-ups, which management cannot take.
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
         let mut lease = self.batcher.pool().lease().await?;
-        let statements = self.management.schema().statements(&mut lease).await?;
+        let statements = self.management.schema().statements(&mut lease).await;
+        let statements = statements.map_err(migrate::failed)?;
         let changes = changes_since(&mut lease, &statements, horizon).await?;
         self.management.schema().confirm(&statements);
         lease.release();

@@ -18,14 +18,20 @@ pub(super) struct Lease(PoolConnection<Sqlite>);
 impl Lease {
     /// Begins a transaction with this statement.
     pub(super) async fn begin(pool: &SqlitePool, begin: &'static str) -> Result<Self, StoreError> {
-        // Each that another user of the pool has left in a transaction is closed.
+        // One that another user of the pool has left in a transaction is rolled back, or closed where
+        // that fails.
         for _ in 0..pool.options().get_max_connections() {
             let mut connection = pool.acquire().await.map_err(failed)?;
             connection.close_on_drop();
             let mut lease = Self(connection);
             match raw_sql(begin).execute(&mut *lease).await {
                 Ok(_) => return Ok(lease),
-                Err(error) if is_left_open(&error) => {}
+                Err(error) if is_left_open(&error) => {
+                    if lease.is_rolled_back().await {
+                        raw_sql(begin).execute(&mut *lease).await.map_err(failed)?;
+                        return Ok(lease);
+                    }
+                }
                 Err(error) => return Err(failed(error)),
             }
         }
