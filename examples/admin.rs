@@ -22,14 +22,8 @@ use serde_json::{Value, json};
 use shared::{Result, bind, load_dotenv, setting, terminated};
 use tokio::{net::TcpListener, sync::oneshot};
 use tower_api_key::{
-    ApiKeyLayer, Authenticator, Consumer, RequireScope, account,
-    admin::Admin,
-    auth::Worker,
-    key::KeyFormat,
-    manage::KeyIssuer,
-    rate_limit::Quota,
-    record::InvalidScope,
-    store::{PgChangeFeed, PgKeyStore},
+    ApiKeyLayer, Authenticator, Consumer, RequireScope, account, admin::Admin, auth::Worker,
+    key::KeyFormat, manage::KeyIssuer, rate_limit::Quota, record::InvalidScope, store::PgKeyStore,
 };
 use tower_http::trace::TraceLayer;
 use tracing_subscriber::EnvFilter;
@@ -54,7 +48,7 @@ async fn run() -> Result<()> {
     let (auth, worker) = Authenticator::builder(store.clone(), format.clone())
         .default_rate_limits(Quota::per_second(1000)?)
         // A key that is revoked on the command line is refused here within milliseconds.
-        .change_feed(PgChangeFeed::new(store.pool().clone()))
+        .change_feed(store.change_feed())
         .build();
 
     let end = terminated()?;

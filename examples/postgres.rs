@@ -22,11 +22,7 @@ use shared::{
 };
 use tokio::net::TcpListener;
 use tower::ServiceBuilder;
-use tower_api_key::{
-    Authenticator,
-    rate_limit::Quota,
-    store::{PgChangeFeed, PgKeyStore},
-};
+use tower_api_key::{Authenticator, rate_limit::Quota, store::PgKeyStore};
 use tower_http::{
     cors::{Any, CorsLayer},
     request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer},
@@ -58,7 +54,7 @@ async fn run() -> Result<()> {
     let (auth, worker) = Authenticator::builder(store.clone(), key_format()?)
         .default_rate_limits(Quota::per_minute(600)?)
         // A key revoked by another node, or by hand, is refused here within milliseconds.
-        .change_feed(PgChangeFeed::new(store.pool().clone()))
+        .change_feed(store.change_feed())
         .build();
 
     let end = terminated()?;

@@ -10,8 +10,8 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::{
-    PgChangeFeed, PgKeyStore, PgTransaction, batch, changes_since, error::failed, get,
-    last_used_at, list, plans, usage,
+    PgKeyStore, PgTransaction, batch, changes_since, error::failed, get, last_used_at, list, plans,
+    schema::Schema, usage,
 };
 use crate::{
     clock::Clock,
@@ -80,7 +80,8 @@ impl PgKeyStore {
             return Ok(());
         }
 
-        let place = Place::find(connection).await?;
+        let setting = self.management.schema().setting();
+        let place = Place::find(connection, setting).await?;
         findings.extend(place.findings());
         let history = history(connection, &place, findings).await?;
         let Some(schema) = place.schema() else { return Ok(()) };
@@ -102,14 +103,14 @@ impl PgKeyStore {
             return Ok(());
         }
         let failures = rehearse(self, is_standby).await;
-        findings.extend(lacking.findings(!failures.is_empty()));
+        findings.extend(lacking.findings(!failures.is_empty() || !hears));
         let advise = |need, error: &StoreError| lacking.advise(need, error);
         findings.extend(Finding::of_trial(&failures, hears, advise));
         Ok(())
     }
 
     async fn listener(&self) -> Finding {
-        match PgChangeFeed::new(self.pool().clone()).connect().await {
+        match self.change_feed().connect().await {
             Ok(()) => Finding::ok("listener", "notifications arrive"),
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
@@ -215,12 +216,17 @@ struct Table {
 const HISTORY: &str = "_api_key_migrations";
 
 impl Place {
-    async fn find(connection: &mut PgConnection) -> sqlx::Result<Self> {
+    /// With a `setting`, no other schema matters.
+    async fn find(connection: &mut PgConnection, setting: Option<&Schema>) -> sqlx::Result<Self> {
         let role = query_scalar("select current_user::text").fetch_one(&mut *connection).await?;
         let rows: Vec<(String, String, bool, bool)> =
             query_as(TABLES).bind(tables()).fetch_all(connection).await?;
-        let table =
-            |(name, schema, is_visible, is_on_path)| Table { name, schema, is_visible, is_on_path };
+        let table = |(name, schema, is_visible, is_on_path): (String, String, bool, bool)| {
+            let is_ours = setting.map(|setting| schema == setting.name());
+            let (is_visible, is_on_path) =
+                is_ours.map_or((is_visible, is_on_path), |is_ours| (is_ours, is_ours));
+            Table { name, schema, is_visible, is_on_path }
+        };
         Ok(Self { tables: rows.into_iter().map(table).collect(), role })
     }
 
@@ -245,9 +251,9 @@ impl Place {
         let on_path = schemas(|table| table.is_on_path);
         let list =
             |schemas: &BTreeSet<&str>| schemas.iter().copied().collect::<Vec<_>>().join(", ");
-        let advice = "name one schema (`search_path` in the options of the URL, or a role's \
-            default), and move the tables there or drop those that are not used: `alter table … \
-            set schema …`";
+        let advice = "name the schema (`--schema`, `API_KEY_SCHEMA`, or `schema` of the store's \
+            builder), and move the tables there or drop those that are not used: `alter table … set \
+            schema …`";
         if visible.len() > 1 {
             let tables = self.tables.iter().filter(|table| table.is_visible);
             let tables: Vec<_> =
@@ -272,7 +278,8 @@ impl Place {
             let elsewhere = list(&elsewhere);
             let detail = format!("there are tables in {elsewhere}, out of this role's sight");
             let advice = format!(
-                "put that schema on the search path, and grant usage on schema {elsewhere} to {}",
+                "name that schema (`--schema`, `API_KEY_SCHEMA`, or `schema` of the store's \
+                builder), and grant usage on it: `grant usage on schema {elsewhere} to {}`",
                 self.role
             );
             return Some(Finding::problem(CHECK, detail, advice));
@@ -303,7 +310,11 @@ async fn history(
 ) -> sqlx::Result<History> {
     let mut applied: Vec<Applied> = Vec::new();
     if place.tables.iter().any(|table| table.is_visible && table.name == HISTORY) {
-        let asked = "select version, checksum from _api_key_migrations";
+        let schema = place.schema().and_then(|schema| Schema::new(schema).ok());
+        let asked = "select version, checksum from {schema}._api_key_migrations";
+        let Some(asked) = schema.map(|schema| schema.fill(asked)) else {
+            return Ok(History::Missing);
+        };
         match query_as(asked).fetch_all(&mut *connection).await {
             Ok(rows) => applied = rows,
             Err(error) if error.as_database_error().is_some() => {
@@ -572,6 +583,7 @@ from (values
     ('api_key_plans', array['select', 'insert', 'update', 'delete']),
     ('api_key_usage', array['select', 'insert', 'update', 'delete']),
     ('api_key_changes', array['select']),
+    ('api_key_feed', array['select']),
     ('api_key_events', array['select', 'insert']),
     ('api_key_requests', array['select', 'insert', 'update', 'delete']),
     ('api_key_scopes', array['select'])

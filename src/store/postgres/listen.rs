@@ -1,4 +1,6 @@
-use std::{collections::HashSet, error::Error, fmt, panic::catch_unwind, time::Duration};
+use std::{
+    collections::HashSet, error::Error, fmt, panic::catch_unwind, sync::Arc, time::Duration,
+};
 
 use sqlx::{
     ConnectOptions, Connection, PgExecutor, PgPool, Row,
@@ -10,11 +12,14 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::error::{UNDEFINED_TABLE, failed};
+use super::{
+    error::{UNDEFINED_TABLE, failed},
+    schema::{SchemaCell, Statements, Timeouts},
+};
 use crate::{
     key::digest,
     record::KeyId,
-    store::{Change, ChangeFeed, StoreError, StoreErrorKind, migrate::no_changes},
+    store::{Change, ChangeFeed, StoreError, StoreErrorKind, migrate},
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -63,6 +68,7 @@ const MAX_TAKEN: usize = 100_000;
 /// Both futures, and the feed itself, may be dropped at any time, outside of the runtime as well.
 pub struct PgChangeFeed {
     pool: PgPool,
+    schema: Arc<SchemaCell>,
     heartbeat: Duration,
     listening: Option<Listening>,
 }
@@ -70,9 +76,16 @@ pub struct PgChangeFeed {
 impl PgChangeFeed {
     /// Changes in the database behind `pool`, with the options that the pool then has: a password
     /// that was replaced by `set_connect_options` is taken up.
+    ///
+    /// The tables are found along the `search_path`.
+    /// [`PgKeyStore::change_feed`](super::PgKeyStore::change_feed) listens to the schema of a store.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        Self { pool, heartbeat: HEARTBEAT, listening: None }
+        Self::of(pool, Arc::new(SchemaCell::new(None, Timeouts::default())))
+    }
+
+    pub(super) fn of(pool: PgPool, schema: Arc<SchemaCell>) -> Self {
+        Self { pool, schema, heartbeat: HEARTBEAT, listening: None }
     }
 
     /// How often the connection is tried, and whether the triggers are still in place. A connection
@@ -92,7 +105,7 @@ impl ChangeFeed for PgChangeFeed {
     async fn connect(&mut self) -> Result<(), StoreError> {
         self.listening = None;
         let options = self.pool.connect_options();
-        let beginning = timeout(DEADLINE, Listening::begin(&options, self.heartbeat));
+        let beginning = timeout(DEADLINE, Listening::begin(&options, &self.schema, self.heartbeat));
         let begun = self.pool.close_event().do_until(beginning).await.map_err(failed)?;
         let late = || unavailable("connecting took too long");
         self.listening = Some(begun.map_err(|_| late())??);
@@ -129,18 +142,24 @@ struct Listening {
     heartbeat_at: Instant,
     announcer: Announcer,
     guard: Guard,
+    statements: Arc<Statements>,
     /// A notification of our own that has not arrived yet.
     hello: Option<Hello>,
 }
 
 impl Listening {
-    async fn begin(options: &PgConnectOptions, heartbeat: Duration) -> Result<Self, StoreError> {
+    async fn begin(
+        options: &PgConnectOptions,
+        schema: &SchemaCell,
+        heartbeat: Duration,
+    ) -> Result<Self, StoreError> {
         let runtime = Handle::try_current().map_err(unavailable)?;
         // The name of the channel is no business of a log.
         let options = options.clone().disable_statement_logging();
         // Says hello, and is gone. By itself first: all that a pool says of a failure is that time
         // was up.
         let mut herald = options.connect().await.map_err(failed)?;
+        let statements = schema.statements(&mut herald).await.map_err(migrate::failed)?;
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .max_lifetime(None)
@@ -156,6 +175,7 @@ impl Listening {
             heartbeat_at: Instant::now() + heartbeat,
             announcer: Announcer::default(),
             guard: Guard::default(),
+            statements,
             hello: None,
         };
 
@@ -165,11 +185,12 @@ impl Listening {
         if backend(&own)? == backend(&other)? {
             return Err(pooled(SHARED));
         }
-        listening.guard = Guard::read(&mut herald).await?;
+        listening.guard = Guard::read(&mut herald, &listening.statements).await?;
+        schema.confirm(&listening.statements);
 
         let channel = listening.guard.channel.clone();
         listening.listener()?.listen(&channel).await.map_err(failed)?;
-        let hello = Hello::say(&mut herald).await?;
+        let hello = Hello::say(&mut herald, &listening.statements).await?;
         listening.announcer = Announcer::new(&listening.guard.secret, hello.ended);
         let heard = timeout(HELLO_DEADLINE, listening.hear(&hello.message)).await;
         heard.map_err(|_| pooled(UNHEARD))??;
@@ -227,7 +248,8 @@ impl Listening {
     }
 
     async fn check(&mut self) -> Result<(), StoreError> {
-        if Guard::read(self.listener()?).await? != self.guard {
+        let statements = Arc::clone(&self.statements);
+        if Guard::read(self.listener()?, &statements).await? != self.guard {
             return Err(unavailable("changes are announced on another channel by now"));
         }
         if self.announcer.taken.len() > MAX_TAKEN {
@@ -235,7 +257,7 @@ impl Listening {
         }
         // Where nothing was taken there is nothing to forget, and nobody else need be woken.
         if self.hello.is_none() && !self.announcer.taken.is_empty() {
-            self.hello = Some(Hello::say(self.listener()?).await?);
+            self.hello = Some(Hello::say(self.listener()?, &statements).await?);
         }
         Ok(())
     }
@@ -270,44 +292,6 @@ impl Drop for Listening {
 // for its notifications to arrive in the middle of somebody else's query.
 const BACKEND: &str = "select pg_backend_pid() as backend";
 
-// The triggers that announce, on the tables that are read and in their schema, enabled, for the same
-// statements, and calling the function beside the table. What has one of their names elsewhere
-// announces nothing.
-const GUARD: &str = "
-select channel, secret, (
-    select string_agg(name || ' on ' || place, ', ')
-    from (values
-        ('api_keys', 'api_keys_tell', 13, 'api_keys_tell'),
-        ('api_keys', 'api_keys_tell_update', 17, 'api_keys_tell'),
-        ('api_keys', 'api_keys_tell_truncate', 32, 'api_keys_tell'),
-        ('api_key_plans', 'api_key_plans_tell', 13, 'api_key_plans_tell'),
-        ('api_key_plans', 'api_key_plans_tell_update', 17, 'api_key_plans_tell'),
-        ('api_key_plans', 'api_key_plans_tell_truncate', 32, 'api_key_plans_tell')
-    ) as needed (place, name, fires, calls)
-    where not exists (
-        select from pg_trigger
-        join pg_class on pg_class.oid = tgrelid
-        join pg_proc on pg_proc.oid = tgfoid
-        where relnamespace = (
-                select relnamespace from pg_class where oid = to_regclass('api_keys')
-            )
-            and relname = place and tgname = name and tgtype = fires
-            and tgenabled in ('O', 'A')
-            and proname = calls and pronamespace = relnamespace
-    )
-) as silent
-from api_key_feed";
-
-// What had ended when the snapshot was taken was announced before this is. Nobody else's hello has
-// the same number. It changes nothing that a standby would have to confirm.
-const SAY_HELLO: &str = "
-select
-    message,
-    pg_current_snapshot()::text as ended,
-    set_config('synchronous_commit', 'off', true),
-    api_key_announce(message)
-from (select 'hello:' || gen_random_uuid()) as hello (message)";
-
 const SHARED: &str = "two connections share a backend, as behind PgBouncer in transaction mode: \
     take a `PollingChangeFeed` there";
 
@@ -326,8 +310,14 @@ struct Guard {
 
 impl Guard {
     /// Fails where changes are not announced.
-    async fn read<'c>(connection: impl PgExecutor<'c>) -> Result<Self, StoreError> {
-        let row = raw_sql(GUARD).fetch_optional(connection).await.map_err(unreadable)?;
+    async fn read<'c>(
+        connection: impl PgExecutor<'c>,
+        statements: &Statements,
+    ) -> Result<Self, StoreError> {
+        let row = raw_sql(statements.guard.clone())
+            .fetch_optional(connection)
+            .await
+            .map_err(unreadable)?;
         let row = row.ok_or_else(|| StoreError::new(StoreErrorKind::Other).because(HIDDEN))?;
         if let Some(silent) = row.try_get::<Option<String>, _>("silent").map_err(failed)? {
             let problem = format!(
@@ -344,7 +334,7 @@ impl Guard {
 
 fn unreadable(error: sqlx::Error) -> StoreError {
     match error.as_database_error().and_then(|error| error.code()) {
-        Some(code) if code == UNDEFINED_TABLE => no_changes(),
+        Some(code) if code == UNDEFINED_TABLE => migrate::no_changes(),
         _ => failed(error),
     }
 }
@@ -357,8 +347,11 @@ struct Hello {
 }
 
 impl Hello {
-    async fn say<'c>(connection: impl PgExecutor<'c>) -> Result<Self, StoreError> {
-        let row = raw_sql(SAY_HELLO).fetch_one(connection).await.map_err(astray)?;
+    async fn say<'c>(
+        connection: impl PgExecutor<'c>,
+        statements: &Statements,
+    ) -> Result<Self, StoreError> {
+        let row = raw_sql(statements.hello.clone()).fetch_one(connection).await.map_err(astray)?;
         let ended: String = row.try_get("ended").map_err(failed)?;
         let ended = Snapshot::parse(&ended).ok_or_else(|| unavailable("an unknown snapshot"))?;
         Ok(Self { message: row.try_get("message").map_err(failed)?, ended })

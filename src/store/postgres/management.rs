@@ -38,7 +38,7 @@ impl Management {
         &self.pool
     }
 
-    pub(super) fn schema(&self) -> &SchemaCell {
+    pub(super) fn schema(&self) -> &Arc<SchemaCell> {
         &self.schema
     }
 

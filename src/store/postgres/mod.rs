@@ -151,6 +151,13 @@ impl PgKeyStore {
         Self::builder().connect_lazy(url)
     }
 
+    /// A feed of the changes in this store's database and schema, over a connection of its own with
+    /// the options of its [pool](Self::pool).
+    #[must_use]
+    pub fn change_feed(&self) -> PgChangeFeed {
+        PgChangeFeed::of(self.pool().clone(), Arc::clone(self.management.schema()))
+    }
+
     /// The pool that management uses, for the application's own queries. Look-ups take none of its
     /// connections.
     #[must_use]

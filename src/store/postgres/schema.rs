@@ -86,6 +86,10 @@ pub(super) struct Statements {
     pub(super) find: SqlStr,
     pub(super) find_many: SqlStr,
     pub(super) changes: SqlStr,
+    /// What the feed depends on.
+    pub(super) guard: SqlStr,
+    /// Announces that the feed listens.
+    pub(super) hello: SqlStr,
     /// Begins a transaction of management: one round trip.
     pub(super) begin: SqlStr,
     /// Begins one whose audit the triggers write, as they do for changes in SQL.
@@ -135,6 +139,8 @@ impl Statements {
             find: schema.fill(sql::FIND),
             find_many: schema.fill(sql::FIND_MANY),
             changes: schema.fill(sql::CHANGES),
+            guard: schema.fill(sql::GUARD),
+            hello: schema.fill(sql::SAY_HELLO),
             begin: write,
             begin_unaudited: unaudited,
             begin_read: read,

@@ -70,6 +70,44 @@ left join {schema}.api_key_changes
     on changed_in >= coalesce($1::bigint::text::xid8, pg_snapshot_xmin(snapshot))
     and changed_in < pg_snapshot_xmax(snapshot)";
 
+// The triggers that announce, on the tables that are read and in their schema, enabled, for the same
+// statements, and calling the function beside the table. What has one of their names elsewhere
+// announces nothing.
+pub(super) const GUARD: &str = "
+select channel, secret, (
+    select string_agg(name || ' on ' || place, ', ')
+    from (values
+        ('api_keys', 'api_keys_tell', 13, 'api_keys_tell'),
+        ('api_keys', 'api_keys_tell_update', 17, 'api_keys_tell'),
+        ('api_keys', 'api_keys_tell_truncate', 32, 'api_keys_tell'),
+        ('api_key_plans', 'api_key_plans_tell', 13, 'api_key_plans_tell'),
+        ('api_key_plans', 'api_key_plans_tell_update', 17, 'api_key_plans_tell'),
+        ('api_key_plans', 'api_key_plans_tell_truncate', 32, 'api_key_plans_tell')
+    ) as needed (place, name, fires, calls)
+    where not exists (
+        select from pg_trigger
+        join pg_class on pg_class.oid = tgrelid
+        join pg_proc on pg_proc.oid = tgfoid
+        where relnamespace = (
+                select relnamespace from pg_class where oid = to_regclass(E'{literal}.api_keys')
+            )
+            and relname = place and tgname = name and tgtype = fires
+            and tgenabled in ('O', 'A')
+            and proname = calls and pronamespace = relnamespace
+    )
+) as silent
+from {schema}.api_key_feed";
+
+// What had ended when the snapshot was taken was announced before this is. Nobody else's hello has
+// the same number. It changes nothing that a standby would have to confirm.
+pub(super) const SAY_HELLO: &str = "
+select
+    message,
+    pg_current_snapshot()::text as ended,
+    set_config('synchronous_commit', 'off', true),
+    {schema}.api_key_announce(message)
+from (select 'hello:' || gen_random_uuid()) as hello (message)";
+
 /// Settings of the transaction that a page is read in.
 ///
 /// Both statements see the same keys. And they walk along an index, one key after the other: what
