@@ -23,7 +23,7 @@ use tower_api_key::{
     auth::{Builder, Event, FeedHealth, Rejection, RejectionKind},
     clock::{Clock, ManualClock},
     layer::{Cost, RateClass},
-    rate_limit::{BucketId, Buckets, Check, LocalRateLimiter, Quota, RateLimiter},
+    rate_limit::{Buckets, Check, LocalRateLimiter, Quota, RateLimiter, RateLimits, Subject},
     store::Change,
 };
 
@@ -75,9 +75,14 @@ struct Limiter(LocalRateLimiter, Fuse);
 struct Bucket(Arc<dyn Buckets>, Fuse);
 
 impl RateLimiter for Limiter {
-    fn buckets(&self, quotas: &[(BucketId, Quota)], now: Duration) -> Arc<dyn Buckets> {
+    fn buckets(
+        &self,
+        subject: &Subject<'_>,
+        limits: &RateLimits,
+        now: Duration,
+    ) -> Arc<dyn Buckets> {
         self.1.pass(BUCKETS);
-        Arc::new(Bucket(self.0.buckets(quotas, now), self.1.clone()))
+        Arc::new(Bucket(self.0.buckets(subject, limits, now), self.1.clone()))
     }
 
     fn sweep(&self, now: Duration) {

@@ -84,7 +84,7 @@ mod tests {
         let turns = PerConsumer::new(1, Duration::ZERO);
         let held = turns.take("kept").await.unwrap();
         for number in 0..100_000 {
-            turns.take(&number.to_string()).await.unwrap();
+            drop(turns.take(&number.to_string()).await.unwrap());
         }
         assert!(turns.turns.lock().unwrap().of.len() <= 2 * MIN_SWEEP);
         assert!(turns.take("kept").await.is_none(), "what is under way still counts");
