@@ -152,7 +152,8 @@ async fn it_does_as_the_simulator(limiter: &dyn RateLimiter, script: Script, sta
                 let before = key.quotas.clone();
                 renamed += 1;
                 let name = |quota: &Quota| {
-                    let (stem, _) = quota.name().split_once('-').unwrap_or((quota.name(), ""));
+                    let (stem, _) =
+                        quota.name().split_once('-').unwrap_or_else(|| (quota.name(), ""));
                     quota.clone().named(format!("{stem}-{renamed}")).unwrap()
                 };
                 let quotas: Vec<_> = before.iter().map(name).collect();
