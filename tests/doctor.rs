@@ -22,7 +22,7 @@ use tower_api_key::{
     clock::SystemClock,
     key::{KeyFormat, KeyHash},
     manage::{Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
-    rate_limit::RateLimits,
+    rate_limit::{Quota, RateLimits},
     record::{KeyId, KeyRecord, Scope, Scopes},
     store::{
         ChangeLog, EventQuery, Finding, KeyQuery, KeyTransaction as _, ManageKeys, PgKeyStore,
@@ -187,11 +187,11 @@ where
         }),
         ("usage", said(store.record_usage(&[Usage::new(live.id, now())]).await)),
         ("plans", {
+            let limits = RateLimits::from(Quota::per_minute(60).unwrap());
             let set = said(issuer.set_plan(&plan, &RateLimits::unlimited()).await);
-            match set {
-                Ok(()) => said(issuer.remove_plan(&plan).await).map(drop),
-                Err(error) => Err(error),
-            }
+            let changed = said(issuer.set_plan(&plan, &limits).await);
+            let removed = said(issuer.remove_plan(&plan).await).map(drop);
+            set.and(changed).and(removed)
         }),
     ]
 }
@@ -579,7 +579,7 @@ const STATES: &[State] = &[
         "do $$ declare part text; begin
             for part in select format('table %I', tablename) from pg_tables
                 where schemaname = 'public'
-                union all select format('function %I()', proname) from pg_proc
+                union all select format('function %s', oid::regprocedure) from pg_proc
                 where pronamespace = 'public'::regnamespace
             loop execute 'alter ' || part || ' owner to keeper'; end loop;
         end $$;

@@ -251,7 +251,7 @@ async fn limits_changed_elsewhere_apply_to_the_running_bucket() {
     record.rate_limits = Some(limits(100));
     node.service.store.update(&record).await.unwrap();
     node.tell(Change::Changed(key.record.id)).await;
-    assert_eq!(remaining().await, [(100, 39)], "as full as it was, less one");
+    assert_eq!(remaining().await, [(100, 93)], "what was taken counts, and one more");
 }
 
 // What is told during a look-up.

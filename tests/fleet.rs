@@ -359,9 +359,29 @@ impl Noise {
         api_key_announce('changed:' || gen_random_uuid()) \
         from generate_series(1, 10); end $$";
     /// The database and the machine have as much to do, and the node has not.
-    const ELSEWHERE: &str = "do $$ begin perform \
-        pg_notify('elsewhere', 'v2:changed:' || gen_random_uuid()) \
+    const ELSEWHERE: &str = "do $$ begin perform elsewhere_announce('changed:' || gen_random_uuid()) \
         from generate_series(1, 10); end $$";
+    /// As `api_key_announce`, but for the channel.
+    const MAKE_ELSEWHERE: &str = "create function elsewhere_announce(message text) returns void
+        language sql
+        begin atomic
+            select pg_notify(
+                (select 'elsewhere' || left(channel, 0) from api_key_feed),
+                signed.text || ':' || left(
+                    encode(
+                        sha256(
+                            int8send(octet_length((select secret from api_key_feed))::bigint)
+                            || (select secret from api_key_feed)
+                            || int8send(octet_length(signed.text)::bigint)
+                            || convert_to(signed.text, 'UTF8')
+                        ),
+                        'hex'
+                    ),
+                    32
+                )
+            )
+            from (select 'v2:' || message || ':' || pg_current_xact_id()::text as text) as signed;
+        end";
 
     async fn start(database: &Database) -> Self {
         let mut listener = PgListener::connect(database.url()).await.unwrap();
@@ -371,6 +391,7 @@ impl Noise {
         let told = watch::Sender::new(None);
         let mut tell = told.subscribe();
         let mut connection = PgConnection::connect(database.url()).await.unwrap();
+        raw_sql(Self::MAKE_ELSEWHERE).execute(&mut connection).await.unwrap();
         let speaker = tokio::spawn(async move {
             let mut turns = interval(MILLI);
             turns.set_missed_tick_behavior(MissedTickBehavior::Skip);

@@ -341,7 +341,10 @@ mod one_subject {
         let redis = Redis::start();
         let node = alone(&redis.url());
         let list = |count: u32| limits((1..=count).map(|n| per(10 + n, HOUR, 10 + n)));
-        let hostile = node.buckets(&Subject::of_key("hostile", 1), &list(1_000), START);
+        // Of its own and of its plan, as many as are refused wherever they come together.
+        let of_plan = (1..=8).map(|n| per(20 + n, HOUR, 20 + n).named(format!("p{n}")).unwrap());
+        let many = list(8).and(&RateLimits::new(of_plan).unwrap());
+        let hostile = node.buckets(&Subject::of_key("hostile", 1), &many, START);
         assert_eq!(drain(&hostile, START).await, 11);
         assert_eq!(redis.scripts_run(), 0);
         let good = node.buckets(&Subject::of_key("good", 1), &list(8), START);

@@ -52,6 +52,8 @@ begin
 end
 $$;
 
+revoke all on function api_key_feed_stay() from public;
+
 create trigger api_key_feed_stay before delete on api_key_feed
 for each row execute function api_key_feed_stay();
 

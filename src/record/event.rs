@@ -92,9 +92,6 @@ pub enum KeyAction {
     PlanUpdated,
     /// A plan was removed.
     PlanRemoved,
-    /// What a later release of this crate has written: [`reason`](AuditEntry::reason) begins with
-    /// its name.
-    Unknown,
 }
 
 impl KeyAction {
@@ -127,7 +124,6 @@ impl KeyAction {
             Self::PlanCreated => "plan_created",
             Self::PlanUpdated => "plan_updated",
             Self::PlanRemoved => "plan_removed",
-            Self::Unknown => "unknown",
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     key::KeyHash,
     rate_limit::{InvalidQuota, Quota, RateLimits},
     record::{
-        AuditEntry, KeyAction, KeyEvent, KeyId, KeyRecord, MAX_TEXT, Metadata, PLAN_NAMES, Scopes,
+        AuditEntry, KeyEvent, KeyId, KeyRecord, MAX_TEXT, Metadata, PLAN_NAMES, Scopes,
         is_plan_name, rfc3339,
     },
 };
@@ -295,23 +295,20 @@ impl Event {
         };
         let parsed = u64::try_from(self.id)
             .map_err(|_| bad("id", "negative"))
-            .and_then(|id| Ok((id, time(self.at).ok_or_else(|| bad("at", "not a time"))?)));
-        let (id, at) = match parsed {
+            .and_then(|id| Ok((id, time(self.at).ok_or_else(|| bad("at", "not a time"))?)))
+            .and_then(|(id, at)| {
+                let action = self.action.parse();
+                Ok((id, at, action.map_err(|_| bad("action", "not known to this version"))?))
+            });
+        let (id, at, action) = match parsed {
             Ok(parsed) => parsed,
             Err(error) => return Err(self.into_text(&error)),
-        };
-        // One line of a later release does not hide the others.
-        let action = self.action.parse().unwrap_or(KeyAction::Unknown);
-        let reason = match (action, self.reason) {
-            (KeyAction::Unknown, Some(reason)) => Some(format!("{}: {reason}", self.action)),
-            (KeyAction::Unknown, None) => Some(self.action),
-            (_, reason) => reason,
         };
         let entry = AuditEntry {
             key_id: self.key_id.map(key_id),
             consumer_id: self.consumer_id,
             origin: self.origin,
-            reason,
+            reason: self.reason,
             changes: self.changes,
             ..AuditEntry::new(action, self.actor)
         };

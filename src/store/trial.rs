@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
 
 use super::{
-    ChangeLog, Changes, Claim, EventPage, EventQuery, Horizon, KeyPage, KeyQuery, KeyTransaction,
-    ManageKeys, Selection, StoreError, StoreErrorKind, Usage,
+    ChangeLog, Changes, Claim, EventPage, EventQuery, Horizon, InvalidRow, KeyPage, KeyQuery,
+    KeyTransaction, ManageKeys, Selection, StoreError, StoreErrorKind, Usage,
 };
 use crate::{
     key::{KeyHash, SystemEntropy},
@@ -221,19 +221,19 @@ where
         }
         Operation::List => {
             for query in sample.queries() {
-                store.list(&query).await?;
+                readable(&store.list(&query).await?.invalid)?;
             }
             for status in STATUSES {
-                store.list(&KeyQuery::new().status(status)).await?;
+                readable(&store.list(&KeyQuery::new().status(status)).await?.invalid)?;
             }
-            store.list(&KeyQuery::new()).await.map(drop)
+            readable(&store.list(&KeyQuery::new()).await?.invalid)
         }
-        Operation::ListByScope => store.list(&sample.by_scope()).await.map(drop),
+        Operation::ListByScope => readable(&store.list(&sample.by_scope()).await?.invalid),
         Operation::Audit => {
             for query in sample.event_queries() {
-                store.events(&query).await?;
+                readable(&store.events(&query).await?.invalid)?;
             }
-            store.events(&EventQuery::new()).await.map(drop)
+            readable(&store.events(&EventQuery::new()).await?.invalid)
         }
         Operation::Plans => store.plans().await.map(drop),
         Operation::Poll => {
@@ -241,6 +241,14 @@ where
             store.changes_since(Some(changes.horizon)).await.map(drop)
         }
         _ => Ok(()),
+    }
+}
+
+/// Fails on the first row of a page that the store could not read.
+fn readable(invalid: &[InvalidRow]) -> Result<(), StoreError> {
+    match invalid.first() {
+        None => Ok(()),
+        Some(row) => Err(StoreError::new(StoreErrorKind::Corrupt).because(row.problem.clone())),
     }
 }
 

@@ -360,7 +360,6 @@ fn event() -> ObjectBuilder {
         "plan_created",
         "plan_updated",
         "plan_removed",
-        "unknown",
     ];
     record(vec![
         ("id", integer(0, i64::MAX).into()),
