@@ -1081,7 +1081,8 @@ mod sqlite {
             let key = issuer.issue(new()).await.unwrap().record;
             disk.fill();
             let mut failures = 0;
-            let metadata = Metadata::new(&serde_json::json!({ "note": "x".repeat(10_000) })).unwrap();
+            let metadata =
+                Metadata::new(&serde_json::json!({ "note": "x".repeat(10_000) })).unwrap();
             // The write-ahead log may have room that it took before.
             for _ in 0..2_000 {
                 if failures == 30 {

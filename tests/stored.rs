@@ -119,6 +119,7 @@ mod postgres {
             "_api_key_migrations",
             "api_key_changes",
             "api_key_events",
+            "api_key_feed",
             "api_key_plans",
             "api_key_requests",
             "api_key_scopes",

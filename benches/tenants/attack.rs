@@ -144,6 +144,34 @@ impl Attacker {
     }
 }
 
+#[derive(Default)]
+struct Counts {
+    succeeded: AtomicUsize,
+    refused: AtomicUsize,
+    limited: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Counts {
+    fn of(&self, status: u16) -> &AtomicUsize {
+        match status {
+            200..=299 => &self.succeeded,
+            429 | 503 => &self.limited,
+            400..=499 => &self.refused,
+            _ => &self.failed,
+        }
+    }
+
+    fn report(&self) -> Report {
+        Report {
+            succeeded: self.succeeded.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+            limited: self.limited.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+        }
+    }
+}
+
 /// The process itself.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let [address, method, pace, paths @ ..] = arguments else {
@@ -152,7 +180,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let (address, is_slow) = (address.parse()?, pace == "slow");
     let method: http::Method = method.parse()?;
     let key = env::var("ATTACKERS_KEY")?;
-    let counts: Arc<[AtomicUsize; 4]> = Arc::default();
+    let counts: Arc<Counts> = Arc::default();
     let begun = Arc::new(tokio::sync::Barrier::new(CONNECTIONS + 1));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -167,13 +195,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
                         client.hold(path, &key).await?;
                     }
                     let status = client.send(method.clone(), path, &key).await?;
-                    let class = match status {
-                        200..=299 => 0,
-                        429 | 503 => 2,
-                        400..=499 => 1,
-                        _ => 3,
-                    };
-                    counts[class].fetch_add(1, Ordering::Relaxed);
+                    counts.of(status).fetch_add(1, Ordering::Relaxed);
                 }
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
             });
@@ -183,9 +205,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         stdout().flush()?;
         let stopped = tokio::task::spawn_blocking(|| stdin().lock().read_line(&mut String::new()));
         stopped.await??;
-        let count = |class: usize| counts[class].load(Ordering::Relaxed);
-        let report =
-            Report { succeeded: count(0), refused: count(1), limited: count(2), failed: count(3) };
+        let report = counts.report();
         println!("{}", serde_json::to_string(&report)?);
         stdout().flush()?;
         Ok(())

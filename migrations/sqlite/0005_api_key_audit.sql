@@ -20,13 +20,13 @@ begin
         union all
         select 'name', json_quote(new.name) where new.name is not null
         union all
-        select 'scopes', json(coalesce(new.scopes, 'null')) where new.scopes is not null
+        select 'scopes', iif(json_valid(new.scopes), json(new.scopes), json_quote(new.scopes)) where new.scopes is not null
         union all
-        select 'rate_limits', json(coalesce(new.rate_limits, 'null')) where new.rate_limits is not null
+        select 'rate_limits', iif(json_valid(new.rate_limits), json(new.rate_limits), json_quote(new.rate_limits)) where new.rate_limits is not null
         union all
         select 'plan', json_quote(new.plan) where new.plan is not null
         union all
-        select 'metadata', json(coalesce(new.metadata, 'null')) where new.metadata is not null
+        select 'metadata', iif(json_valid(new.metadata), json(new.metadata), json_quote(new.metadata)) where new.metadata is not null
         union all
         select 'is_active', json(iif(new.is_active, 'true', 'false')) where new.is_active is not null
         union all
@@ -67,16 +67,16 @@ begin
         select 'name', json_quote(old.name), json_quote(new.name)
         where old.name is not new.name
         union all
-        select 'scopes', json(coalesce(old.scopes, 'null')), json(coalesce(new.scopes, 'null'))
+        select 'scopes', iif(json_valid(old.scopes), json(old.scopes), json_quote(old.scopes)), iif(json_valid(new.scopes), json(new.scopes), json_quote(new.scopes))
         where old.scopes is not new.scopes
         union all
-        select 'rate_limits', json(coalesce(old.rate_limits, 'null')), json(coalesce(new.rate_limits, 'null'))
+        select 'rate_limits', iif(json_valid(old.rate_limits), json(old.rate_limits), json_quote(old.rate_limits)), iif(json_valid(new.rate_limits), json(new.rate_limits), json_quote(new.rate_limits))
         where old.rate_limits is not new.rate_limits
         union all
         select 'plan', json_quote(old.plan), json_quote(new.plan)
         where old.plan is not new.plan
         union all
-        select 'metadata', json(coalesce(old.metadata, 'null')), json(coalesce(new.metadata, 'null'))
+        select 'metadata', iif(json_valid(old.metadata), json(old.metadata), json_quote(old.metadata)), iif(json_valid(new.metadata), json(new.metadata), json_quote(new.metadata))
         where old.metadata is not new.metadata
         union all
         select 'is_active', json(iif(old.is_active, 'true', 'false')), json(iif(new.is_active, 'true', 'false'))

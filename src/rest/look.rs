@@ -26,7 +26,7 @@ const MAX_LIMIT: usize = 1000;
 const LIMIT: &str = "a number from 1 to 1000";
 const TIME: &str = "a date and time as RFC 3339 has them, such as 2026-01-31T12:00:00Z";
 const CURSOR: &str = "a cursor: take it from the page before";
-const TEXT: &str = "1 to 1,024 bytes without control characters";
+const TEXT: &str = "1 to 1,024 characters without control characters";
 /// The longest `Link` that is sent. Proxies refuse answers with more than 4 to 8 KiB of headers.
 const MAX_LINK: usize = 2048;
 
@@ -104,7 +104,8 @@ pub(super) async fn get_usage(
 }
 
 fn text(value: &str) -> Option<String> {
-    let fits = (1..=MAX_TEXT).contains(&value.len()) && !value.chars().any(char::is_control);
+    let fits =
+        (1..=MAX_TEXT).contains(&value.chars().count()) && !value.chars().any(char::is_control);
     fits.then(|| value.to_owned())
 }
 

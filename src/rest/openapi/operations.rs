@@ -148,7 +148,7 @@ fn key_filters() -> [Parameter; 6] {
     let text = || {
         string()
             .min_length(Some(1))
-            .max_length(Some(256))
+            .max_length(Some(1024))
             .pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]*$"))
     };
     [

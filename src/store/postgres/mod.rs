@@ -101,7 +101,6 @@ pub struct PgKeyStore {
 
 impl PgKeyStore {
     /// A store with other than default settings, such as the schema of its tables.
-    #[must_use]
     pub fn builder() -> PgKeyStoreBuilder {
         PgKeyStoreBuilder::new()
     }
