@@ -96,8 +96,7 @@ impl<'a> Duty<'a> {
     /// To be awaited before it begins again.
     async fn panicked(&mut self, Panicked: Panicked) {
         if self.warnings.is_due() {
-            let duty = self.name;
-            trace::warn!(duty, "worker duty panicked; it begins again");
+            trace::warn!(duty = self.name, "worker duty panicked; it begins again");
         }
         self.loader.observe(&Event::DutyPanicked { duty: self.name });
         if self.begun.elapsed() >= feed::LONGEST_BACKOFF {

@@ -161,9 +161,10 @@ impl ManageError {
         matches!(self.kind, ManageErrorKind::Denied | ManageErrorKind::CallerEnded)
     }
 
-    /// Whether trying again may help, where neither the request nor the caller was wrong.
-    #[cfg(feature = "admin")]
-    pub(crate) const fn is_transient(&self) -> bool {
+    /// Whether trying again may help, where neither the request nor the caller was wrong: the store
+    /// or the machine is busy or away.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
         self.is_transient
     }
 

@@ -12,6 +12,8 @@ mod plan;
 mod scope;
 mod time;
 
+#[cfg(feature = "admin")]
+pub(crate) use self::metadata::shown;
 pub use self::{
     consumer::{Consumer, Revoked},
     event::{AuditEntry, InvalidAction, KeyAction, KeyEvent},
@@ -22,7 +24,6 @@ pub use self::{
 pub(crate) use self::{
     consumer::{Known, Live, Origin},
     key_record::Validity,
-    metadata::shown,
     plan::{MAX_TEXT, PLAN_NAMES, is_plan_name},
     time::rfc3339,
 };

@@ -207,6 +207,8 @@ impl Link {
     /// Redis is well, and failed one request.
     fn acquitted(&self, failed: &Failure, now: Duration) {
         self.answered();
+        // Without `tracing` it is told to no one.
+        let _ = failed;
         let (now, log_at) = (nanos(now), self.log_at.load(Ordering::Relaxed));
         if now >= log_at {
             self.log_at.store(now.saturating_add(nanos(LOG_EVERY)), Ordering::Relaxed);
@@ -219,6 +221,7 @@ impl Link {
     }
 
     fn probe_failed(&self, failure: &Failure, now: Duration) {
+        let _ = failure;
         if self.breaker.failed(now) {
             // It may hang, and would not say so.
             self.connection.send_replace(None);

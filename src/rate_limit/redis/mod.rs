@@ -20,7 +20,7 @@ use self::{
     builder::Settings,
     lease::Lease,
     link::Link,
-    script::{Counted, MOST_QUOTAS},
+    script::Counted,
     shared::{Shared, SharedBuckets},
 };
 pub use self::{
@@ -87,7 +87,7 @@ use crate::trace;
 ///
 /// | | in a window *w*, by the whole fleet |
 /// |---|---|
-/// | Redis decides | [`Quota::most_in`]`(w)` |
+/// | Redis decides | [`Quota::most_in`](super::Quota::most_in)`(w)` |
 /// | with leases | `most_in(w + lifetime)` |
 /// | Redis is away | *n* × `most_in(w)` for *n* nodes; with [`nodes(n)`](RedisRateLimiterBuilder::nodes) `most_in(w)`, and less than *n* more for rounding |
 /// | Redis goes away or comes back | as much more as requests were under way |
@@ -171,7 +171,7 @@ impl RateLimiter for RedisRateLimiter {
             trace::warn!(
                 consumer = subject.consumer(),
                 quotas = limits.iter().len(),
-                most = MOST_QUOTAS,
+                most = script::MOST_QUOTAS,
                 "too many quotas for Redis: this node decides"
             );
         }
