@@ -423,11 +423,14 @@ fn unstorable(error: impl Error + Send + Sync + 'static) -> StoreError {
 pub(super) struct Refusal {
     pub(super) code: String,
     pub(super) message: String,
+    /// What to do.
+    pub(super) advice: Option<&'static str>,
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (code {})", self.message, self.code)
+        write!(f, "{} (code {})", self.message, self.code)?;
+        self.advice.map_or(Ok(()), |advice| write!(f, ": {advice}"))
     }
 }
 

@@ -254,6 +254,20 @@ impl Place {
         let advice = "name the schema (`--schema`, `API_KEY_SCHEMA`, or `schema` of the store's \
             builder), and move the tables there or drop those that are not used: `alter table … set \
             schema …`";
+        let is_whole = |schema: &str| {
+            let has = |name| self.tables.iter().any(|it| it.schema == schema && it.name == name);
+            tables().into_iter().all(has)
+        };
+        if let Some(used) = self.schema().filter(|used| visible.len() > 1 && is_whole(used)) {
+            let tables = self.tables.iter().filter(|it| it.is_visible && it.schema != used);
+            let tables: Vec<_> = tables.map(|it| format!("{}.{}", it.schema, it.name)).collect();
+            let detail = format!(
+                "the tables in {used} are used; tables of other schemas are in front on the search \
+                path: {}",
+                tables.join(", ")
+            );
+            return Some(Finding::warning(CHECK, detail, advice));
+        }
         if visible.len() > 1 {
             let tables = self.tables.iter().filter(|table| table.is_visible);
             let tables: Vec<_> =

@@ -1,5 +1,3 @@
-use std::{error::Error, fmt};
-
 use crate::store::{
     StoreError, StoreErrorKind,
     row::{Refusal, corrupt},
@@ -11,12 +9,8 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
             let code = error.code().unwrap_or_default().into_owned();
             let message = error.message().to_owned();
             let kind = StoreError::new(kind(&code));
-            match advice(&code, &message) {
-                Some(advice) => {
-                    kind.because(Advised { refusal: Refusal { code, message }, advice })
-                }
-                None => kind.because(Refusal { code, message }),
-            }
+            let advice = advice(&code, &message);
+            kind.because(Refusal { code, message, advice })
         }
         sqlx::Error::ColumnDecode { index, .. } => corrupt(&format_args!("column {index}")),
         sqlx::Error::Io(_)
@@ -94,21 +88,6 @@ pub(super) fn is_left_open(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| matches!(&*code, "25001" | "25P02"))
 }
-
-/// What a database said, and what to do.
-#[derive(Debug)]
-struct Advised {
-    refusal: Refusal,
-    advice: &'static str,
-}
-
-impl fmt::Display for Advised {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.refusal, self.advice)
-    }
-}
-
-impl Error for Advised {}
 
 const UNIQUE_VIOLATION: &str = "23505";
 const NO_RIGHT: &str = "42501";

@@ -113,6 +113,7 @@ from (select 'hello:' || gen_random_uuid()) as hello (message)";
 /// Both statements see the same keys. And they walk along an index, one key after the other: what
 /// takes all of them first only looks cheaper where statistics are old.
 pub(super) const LIST_SETTINGS: &str = ";
+set local cursor_tuple_fraction = 1;
 set local enable_seqscan = off;
 set local enable_bitmapscan = off;
 set local max_parallel_workers_per_gather = 0;

@@ -12,12 +12,9 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
             let kind = if unique { StoreErrorKind::Conflict } else { kind(&code) };
             let kind = StoreError::new(kind);
             // The code tells "no space left" from other failures to write; the message does not.
-            match primary(&code) {
-                FULL => kind.because(format!(
-                    "{message} (code {code}): make room in the file system of the database"
-                )),
-                _ => kind.because(Refusal { code, message }),
-            }
+            let advice =
+                (primary(&code) == FULL).then_some("make room in the file system of the database");
+            kind.because(Refusal { code, message, advice })
         }
         sqlx::Error::ColumnDecode { index, .. } => corrupt(&format_args!("column {index}")),
         // There is no server that could be gone: all connections are in use.
