@@ -9,7 +9,7 @@ use crate::record::{KeyId, KeyStatus};
 /// How many keys a page looks at. What else is asked of a key is asked of each of these; where too
 /// few match, the page is short, and the next one goes on behind them. So no question takes longer
 /// than a few milliseconds, wherever the keys lie that answer it.
-pub(super) const WINDOW: usize = 2_500;
+pub(super) const WINDOW: usize = 1_500;
 
 /// An index that has keys in the order of their ids.
 #[derive(Clone, Copy)]
