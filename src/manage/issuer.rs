@@ -219,7 +219,7 @@ impl KeyIssuer {
     ) -> Result<T, ManageError> {
         let turn = self.turn().await?;
         let change = async move {
-            // Until it is done, whoever still waits for it.
+            // Until it is done, even if its caller no longer waits.
             let _turn = turn;
             change.await
         };

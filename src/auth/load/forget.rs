@@ -64,7 +64,7 @@ impl Loader {
         board.directory.wake_all();
     }
 
-    /// Whoever waits for the end of a key looks at it again.
+    /// Streams that wait for the end of a key look at it again.
     pub(in crate::auth) fn wake_watchers(&self) {
         self.board().directory.wake_all();
     }

@@ -64,7 +64,7 @@ pub(super) struct Cell {
     inner: Mutex<Inner>,
 }
 
-/// The epoch in which nobody is alone.
+/// The epoch in which no set of buckets is alone.
 pub(super) const NEVER: u32 = 0;
 
 struct Inner {
