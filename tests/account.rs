@@ -6,11 +6,18 @@ mod by_hand;
 mod desk;
 mod support;
 
+use std::time::Duration;
+
 use axum::Router;
 use serde_json::json;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
 use tower_api_key::{
     Authenticator,
     account::{self, Account},
+    admin,
     manage::{Expiry, KeyIssuer, KeyUpdate, NewKey},
     rate_limit::{Quota, RateLimits},
     record::Metadata,
@@ -216,4 +223,35 @@ async fn asking_what_is_left_spends_nothing() {
     assert_eq!(empty.json()["quotas"][0]["remaining"], json!(0));
     assert_eq!(empty.json()["quotas"][0]["next_unit_in_ms"], json!(20_000));
     assert_eq!(ask("/nothing").await.status, 429, "all else is charged");
+}
+
+/// A client that repeats what it may not do is slowed down, and no other consumer with it.
+#[tokio::test(start_paused = true)]
+async fn denials_are_held_back_and_count_as_under_way() {
+    let desk = Desk::new("/admin", admin::router);
+    let (viewer, _) = desk.key("mallory", &["api-keys:read"]).await;
+    let (writer, own) = desk.key("mallory", &["api-keys:write"]).await;
+    let (_, foreign) = desk.key("acme", &[]).await;
+    let (other, _) = desk.key("other", &["api-keys:read"]).await;
+    for (key, status) in [(&viewer, 403), (&writer, 404)] {
+        let began = Instant::now();
+        let mut denied = JoinSet::new();
+        for _ in 0..12 {
+            let path = format!("/api-keys/{foreign}/revoke");
+            let request = desk.request(key, "POST", &path, Some(&json!({})));
+            denied.spawn(send(desk.app.clone(), request));
+        }
+        // Between the answers to the first four and to the next.
+        sleep_until(began + Duration::from_millis(50)).await;
+        assert_eq!(desk.send(&other, "GET", "/api-keys", None).await.status, 200);
+        assert_eq!(began.elapsed(), Duration::from_millis(50), "others are not held back");
+        while let Some(answer) = denied.join_next().await {
+            assert_eq!(answer.unwrap().status, status);
+        }
+        assert_eq!(began.elapsed(), Duration::from_millis(300), "four at a time");
+    }
+    let began = Instant::now();
+    let path = format!("/api-keys/{own}/revoke");
+    assert_eq!(desk.send(&writer, "POST", &path, Some(&json!({}))).await.status, 200);
+    assert_eq!(began.elapsed(), Duration::ZERO, "what is allowed is not held back");
 }

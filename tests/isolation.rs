@@ -200,6 +200,34 @@ async fn a_consumer_that_lists_its_keys_64_at_once_keeps_no_key_of_another_out()
     }
 }
 
+#[tokio::test]
+async fn one_page_of_a_consumer_is_read_at_a_time_and_changes_go_on_beside_it() {
+    let database = database().await;
+    let store = PgKeyStore::builder().lock_timeout(20 * SECOND);
+    let node = Node::on(store.connect(database.url()).await.unwrap());
+    let (reader, other) = (node.issue("reader").await, node.issue("other").await);
+    // Within a transaction a session sees activity as it was when it first looked.
+    let mut watcher = prompt(&database).await;
+    let mut prompt = prompt(&database).await;
+    execute(&mut prompt, "begin; lock table api_key_usage in access exclusive mode").await;
+    let first = tokio::spawn(node.ask(&reader, "GET", "/api-keys"));
+    stuck(&mut watcher, 1).await;
+    for path in ["/api-keys", "/api-keys?limit=1"] {
+        let (status, retry_after, body) = within(node.ask(&reader, "GET", path)).await;
+        assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{body}");
+        assert_eq!(retry_after.as_deref(), Some("1"));
+    }
+    let others = tokio::spawn(node.ask(&other, "GET", "/api-keys"));
+    stuck(&mut watcher, 2).await;
+    let path = format!("/api-keys/{}/rotate", reader.record.id);
+    let (status, _, body) = within(node.ask(&reader, "POST", &path)).await;
+    assert_eq!(status, StatusCode::CREATED, "{body}");
+    execute(&mut prompt, "rollback").await;
+    assert_eq!(within(first).await.unwrap().0, StatusCode::OK);
+    assert_eq!(within(others).await.unwrap().0, StatusCode::OK);
+    assert_eq!(within(node.ask(&reader, "GET", "/api-keys")).await.0, StatusCode::OK);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consumer_that_never_stops_listing_keeps_neither_look_ups_nor_changes_of_others_out() {
     let database = database().await;

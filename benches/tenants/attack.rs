@@ -109,8 +109,8 @@ impl Attacker {
         };
         let (method, paths) = attack.requests(setting);
         // The attacker's own work is to cost the service nothing: it has machines of its own.
-        let mut child = Command::new("nice")
-            .args(["-n", "19"])
+        let mut child = Command::new("chrt")
+            .args(["--idle", "0"])
             .arg(env::current_exe()?)
             .arg("attack")
             .args([setting.address.to_string(), method.to_owned()])

@@ -29,6 +29,7 @@ use std::{
 
 use serde::Serialize;
 use serde_json::json;
+use tokio::runtime::{Builder, Runtime};
 
 use self::{
     attack::{Attack, Attacker, Client},
@@ -112,8 +113,11 @@ impl Options {
 fn measure(options: &Options) -> Result<()> {
     let machine = Machine::this().map_err(|error| error.to_string())?;
     let versions = machine::versions(&CRATES).map_err(|error| error.to_string())?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    let rows = runtime.block_on(compare(options.rounds))?;
+    let service = Runtime::new()?;
+    let setting = service.block_on(Setting::new())?;
+    // The clients of the others have threads of their own, too.
+    let clients = Builder::new_current_thread().enable_all().build()?;
+    let rows = clients.block_on(compare(&setting, options.rounds))?;
     let report = json!({
         "date": jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
         "machine": machine,
@@ -128,15 +132,14 @@ fn measure(options: &Options) -> Result<()> {
     }
 }
 
-async fn compare(rounds: usize) -> Result<Vec<Row>> {
-    let setting = Setting::new().await?;
+async fn compare(setting: &Setting, rounds: usize) -> Result<Vec<Row>> {
     println!(
         "{:<22} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9}   the attacker got",
         "", "admitted", "refused", "p50 us", "p99 us", "of quiet", "MiB"
     );
     let mut rows = Vec::new();
     for attack in Attack::ALL {
-        rows.push(against(&setting, attack, rounds).await?);
+        rows.push(against(setting, attack, rounds).await?);
     }
     Ok(rows)
 }

@@ -56,11 +56,17 @@ pub struct KeyIssuer {
     caches: Vec<Arc<dyn Invalidate>>,
     /// What the consumers of calling keys have under way.
     admission: Arc<PerConsumer>,
+    /// The pages that are read and rendered for them.
+    #[cfg(feature = "admin")]
+    pages: Arc<PerConsumer>,
 }
 
 /// What a consumer may have under way at once. Less than any store has connections for, so that one
 /// consumer leaves some.
 const MAX_PER_CONSUMER: usize = 2;
+/// A page costs a thousand times what a look-up costs: reading, checking and writing up to 1 MiB.
+#[cfg(feature = "admin")]
+const MAX_PAGES_PER_CONSUMER: usize = 1;
 const WAIT: Duration = Duration::from_secs(1);
 
 impl KeyIssuer {
@@ -76,6 +82,8 @@ impl KeyIssuer {
             bounds: Bounds::default(),
             caches: Vec::new(),
             admission: Arc::new(PerConsumer::new(MAX_PER_CONSUMER, WAIT)),
+            #[cfg(feature = "admin")]
+            pages: Arc::new(PerConsumer::new(MAX_PAGES_PER_CONSUMER, WAIT)),
         }
     }
 
@@ -231,9 +239,13 @@ impl KeyIssuer {
 
     /// `None` for an operator, who is not bounded.
     async fn turn(&self) -> Result<Option<Turn>, ManageError> {
-        let Some(caller) = &self.actor.caller else { return Ok(None) };
-        let turn = self.admission.take(caller.consumer_id()).await;
-        turn.map(Some).ok_or_else(ManageError::too_many_at_once)
+        turn_of(&self.admission, &self.actor).await
+    }
+
+    /// To be held while a page is read and rendered. `None` for an operator, who is not bounded.
+    #[cfg(feature = "admin")]
+    pub(crate) async fn page_turn(&self) -> Result<Option<Turn>, ManageError> {
+        turn_of(&self.pages, &self.actor).await
     }
 
     /// By the monotonic clock.
@@ -259,6 +271,12 @@ impl KeyIssuer {
     pub(super) fn now(&self) -> SystemTime {
         whole_micros(self.clock.now())
     }
+}
+
+async fn turn_of(turns: &PerConsumer, actor: &Actor) -> Result<Option<Turn>, ManageError> {
+    let Some(caller) = &actor.caller else { return Ok(None) };
+    let turn = turns.take(caller.consumer_id()).await;
+    turn.map(Some).ok_or_else(ManageError::too_many_at_once)
 }
 
 const MAX_LIMIT: usize = 1000;

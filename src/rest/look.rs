@@ -18,6 +18,7 @@ use super::{
     view::{EventView, InvalidView, KeyView, PageView, STATUSES, status_name},
 };
 use crate::{
+    manage::Turn,
     record::{KeyRecord, MAX_TEXT, Scope},
     store::{EventQuery, KeyQuery},
 };
@@ -65,12 +66,17 @@ pub(super) async fn list_keys(
     query.after = params.take("cursor", |cursor| cursor.parse().ok(), CURSOR)?;
     params.finish()?;
 
-    let page = reader.issuer().list(&query).await.map_err(|error| reader.refuse(&error))?;
-    let keys = Some(page.keys.iter().map(KeyView::from).collect());
-    let invalid = page.invalid.iter().map(InvalidView::from).collect();
-    let next = page.next.map(|next| next.to_string());
-    let next = next.as_deref();
-    Ok(linked(json(&PageView { keys, events: None, invalid, next }), &uri, next))
+    let refuse = |error| reader.refuse(&error);
+    let turn = reader.issuer().page_turn().await.map_err(refuse)?;
+    let page = reader.issuer().list(&query).await.map_err(refuse)?;
+    render(turn, move || {
+        let keys = Some(page.keys.iter().map(KeyView::from).collect());
+        let invalid = page.invalid.iter().map(InvalidView::from).collect();
+        let next = page.next.map(|next| next.to_string());
+        let next = next.as_deref();
+        linked(json(&PageView { keys, events: None, invalid, next }), &uri, next)
+    })
+    .await
 }
 
 pub(super) async fn list_events(
@@ -85,12 +91,17 @@ pub(super) async fn list_events(
     query.after = params.take("cursor", event, CURSOR)?;
     params.finish()?;
 
-    let page = reader.issuer().events(&query).await.map_err(|error| reader.refuse(&error))?;
-    let events = Some(page.events.iter().map(EventView::from).collect());
-    let invalid = page.invalid.iter().map(InvalidView::from).collect();
-    let next = page.next.map(|next| next.to_string());
-    let next = next.as_deref();
-    Ok(linked(json(&PageView { keys: None, events, invalid, next }), &uri, next))
+    let refuse = |error| reader.refuse(&error);
+    let turn = reader.issuer().page_turn().await.map_err(refuse)?;
+    let page = reader.issuer().events(&query).await.map_err(refuse)?;
+    render(turn, move || {
+        let events = Some(page.events.iter().map(EventView::from).collect());
+        let invalid = page.invalid.iter().map(InvalidView::from).collect();
+        let next = page.next.map(|next| next.to_string());
+        let next = next.as_deref();
+        linked(json(&PageView { keys: None, events, invalid, next }), &uri, next)
+    })
+    .await
 }
 
 pub(super) async fn get_usage(
@@ -101,6 +112,19 @@ pub(super) async fn get_usage(
     let key = reader.issuer().get(id).await.map_err(|error| reader.refuse(&error))?;
     let last_used_at = key.last_used_at.map(times::write);
     Ok(json(&json!({ "key_id": id.to_string(), "last_used_at": last_used_at })))
+}
+
+/// Renders a page on a thread of its own: a page of 1 MiB takes milliseconds, for which requests of
+/// other tenants would wait. The turn is held until it is done, even if the client has gone.
+async fn render(
+    turn: Option<Turn>,
+    page: impl FnOnce() -> Response + Send + 'static,
+) -> Result<Response, Refusal> {
+    let page = move || {
+        let _turn = turn;
+        page()
+    };
+    tokio::task::spawn_blocking(page).await.map_err(|_| Refusal::internal())
 }
 
 fn text(value: &str) -> Option<String> {

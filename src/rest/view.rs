@@ -1,7 +1,7 @@
 //! Keys and events as clients see them. The hash of a key is not among that.
 
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Serialize, Serializer};
+use serde_json::{Value, value::RawValue};
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ pub(super) struct KeyView<'r> {
     scopes: &'r Scopes,
     rate_limits: Option<&'r RateLimits>,
     plan: Option<&'r str>,
-    metadata: Value,
+    metadata: MetadataView<'r>,
     status: &'static str,
     is_active: bool,
     created_at: String,
@@ -50,7 +50,7 @@ impl<'r> From<&'r KeyRecord> for KeyView<'r> {
             scopes: &record.scopes,
             rate_limits: record.rate_limits.as_ref(),
             plan: record.plan.as_deref(),
-            metadata: record.metadata.to_value(),
+            metadata: MetadataView(record.metadata.as_json()),
             status: status_name(record.status(record.read_at)),
             is_active: record.is_active,
             created_at: times::write(record.created_at),
@@ -71,6 +71,18 @@ impl<'r> From<&'r ListedKey> for KeyView<'r> {
     fn from(key: &'r ListedKey) -> Self {
         let last_used_at = key.last_used_at.map(times::write);
         Self { last_used_at: Some(last_used_at), ..Self::from(&key.record) }
+    }
+}
+
+/// JSON as it is stored: it is checked, and not built up to be taken apart again.
+struct MetadataView<'r>(&'r str);
+
+impl Serialize for MetadataView<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match serde_json::from_str::<&RawValue>(self.0) {
+            Ok(json) => json.serialize(serializer),
+            Err(_) => serializer.serialize_str(self.0),
+        }
     }
 }
 

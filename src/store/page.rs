@@ -14,7 +14,11 @@ pub(super) const MAX_PAGE_BYTES: usize = 1024 * 1024;
 
 /// How many rows stores read at a time for a page.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
-pub(super) const CHUNK: usize = 64;
+pub(super) const CHUNK: usize = 16;
+
+/// How many rows stores decode before other tasks have their turn: rows have up to 16 KiB of JSON.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(super) const ROWS_PER_TURN: usize = 8;
 
 /// What a row takes beside its texts: names of fields, ids, times.
 const ROW_BYTES: usize = 768;

@@ -4,6 +4,7 @@
 use std::time::SystemTime;
 
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow, query, types::Uuid};
+use tokio::task::yield_now;
 
 use super::{
     error::failed,
@@ -16,7 +17,7 @@ use crate::{
         EventPage, EventQuery, InvalidRow, KeyPage, KeyQuery, ListedKey, StoreError,
         StoreErrorKind,
         listing::{Index, KeyRows, Listed, WINDOW, size},
-        page::CHUNK,
+        page::{CHUNK, ROWS_PER_TURN},
         row::{Event, EventRows, TEXTS, bounded, key_id, micros_up},
     },
 };
@@ -45,7 +46,10 @@ pub(super) async fn keys(
         let fetch = query(FETCH).persistent(false);
         let rows = fetch.fetch_all(&mut *connection).await.map_err(failed)?;
         let mut is_open = rows.len() == CHUNK;
-        for row in &rows {
+        for (index, row) in rows.iter().enumerate() {
+            if index % ROWS_PER_TURN == 0 {
+                yield_now().await;
+            }
             let id = key_id(row.try_get("id").map_err(failed)?);
             if !page.add(id, listed(row)?) {
                 is_open = false;
@@ -61,8 +65,8 @@ pub(super) async fn keys(
 }
 
 // A page ends where it has bytes enough. Rows behind that are not read, on either side.
-const FETCH: &str = "fetch 64 from api_key_page";
-const _: () = assert!(CHUNK == 64, "as many as are fetched");
+const FETCH: &str = "fetch 16 from api_key_page";
+const _: () = assert!(CHUNK == 16, "as many as are fetched");
 
 fn listed(row: &PgRow) -> Result<Listed, StoreError> {
     match key(row) {

@@ -2,6 +2,7 @@
 //! little of how common a value is.
 
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow, types::Uuid};
+use tokio::task::yield_now;
 
 use super::{
     error::failed,
@@ -13,7 +14,7 @@ use crate::{
         EventPage, EventQuery, InvalidRow, KeyPage, KeyQuery, ListedKey, StoreError,
         StoreErrorKind,
         listing::{Index, KeyRows, Listed, WINDOW, size},
-        page::CHUNK,
+        page::{CHUNK, ROWS_PER_TURN},
         row::{Event, EventRows, TEXTS, bounded, key_id, micros_up},
     },
 };
@@ -41,7 +42,10 @@ pub(super) async fn keys(
         let mut sql = keys_between(index, query, after, edge)?;
         sql.push(" limit ").push_bind(bounded((size + 1).min(CHUNK)));
         let rows = sql.build().fetch_all(&mut *connection).await.map_err(failed)?;
-        for row in &rows {
+        for (index, row) in rows.iter().enumerate() {
+            if index % ROWS_PER_TURN == 0 {
+                yield_now().await;
+            }
             let id = key_id(row.try_get("id").map_err(failed)?);
             if !page.add(id, listed(row)?) {
                 return Ok(page.finish(edge));
