@@ -1,0 +1,95 @@
+//! A fleet under a schedule of faults, every answer of which an oracle judges.
+//!
+//! ```text
+//! cargo test --all-features --test soak                                  # a minute
+//! SOAK_SECONDS=3600 SOAK_SEED=7 cargo test --all-features --test soak    # an hour of another story
+//! SOAK_REPORT=soak.json …                                                # the figures, for docs/soak.md
+//! ```
+//!
+//! Three nodes, each a process, share a PostgreSQL and a Redis. A driver changes keys through the
+//! service, by SQL and through the admin router of a node; clients ask for keys over HTTP/1.1 and
+//! HTTP/2 at random nodes; faults follow a schedule that the seed decides. The [oracle](oracle) knows
+//! when each change was committed and what the manual promises, and nothing of the library.
+
+#![cfg(test)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a harness that fails must fail its test, and real time is what is tested"
+)]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod client;
+mod clock;
+mod driver;
+mod faults;
+mod fleet;
+mod node;
+mod oracle;
+mod random;
+mod report;
+
+use std::{env, fs, time::Duration};
+
+use tokio::sync::mpsc;
+
+use self::{
+    clock::Clock, driver::Driver, faults::Faults, fleet::Fleet, oracle::Oracle, random::Random,
+};
+
+/// How many keys there are at the beginning.
+const KEYS: usize = 400;
+const CLIENTS: usize = 12;
+/// The test that is a node where its settings say so.
+const TEST: &str = "every_answer_of_a_fleet_under_faults_is_as_the_manual_promises";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_answer_of_a_fleet_under_faults_is_as_the_manual_promises() {
+    if node::run_if_node().await {
+        return;
+    }
+    let setting =
+        |name, default| env::var(name).map_or(default, |value| value.parse().expect("a number"));
+    let length = Duration::from_secs(setting("SOAK_SECONDS", 60));
+    let seed = setting("SOAK_SEED", 1);
+    let report = soak(length, seed).await;
+    println!("{report}");
+    if let Ok(file) = env::var("SOAK_REPORT") {
+        fs::write(file, report.to_json()).expect("the report");
+    }
+    assert!(report.is_right(), "seed {seed}");
+}
+
+async fn soak(length: Duration, seed: u64) -> report::Report {
+    let clock = Clock::start();
+    let fleet = Fleet::start().await;
+    let mut random = Random::new(seed);
+    let (answers, judged) = mpsc::unbounded_channel();
+    let oracle = Oracle::new(clock, node::POLICY, fleet.len());
+
+    let mut driver = Driver::new(&fleet, &oracle, clock, random.fork()).await;
+    driver.issue_many(KEYS).await;
+    let judge = tokio::spawn(oracle.clone().judge(judged));
+    let mut tasks = tokio::task::JoinSet::new();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    for number in 0..CLIENTS {
+        let client = client::Client::new(&fleet, &oracle, clock, random.fork(), number);
+        tasks.spawn(client.run(answers.clone(), stopped.clone()));
+    }
+    drop(answers);
+    let changes = tokio::spawn(driver.run(stopped));
+    let faults = Faults::new(&fleet, &oracle, clock, random.fork()).run(length).await;
+    // First the changes, so that the last of them is resolved before the last answer is judged.
+    stop.send_replace(true);
+    let changes = changes.await.expect("the driver");
+    while let Some(ended) = tasks.join_next().await {
+        ended.expect("a client");
+    }
+    let judgement = judge.await.expect("the judge");
+    report::Report::new(seed, length, changes, faults, judgement)
+}
