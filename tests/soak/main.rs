@@ -39,7 +39,12 @@ use std::{env, fs, time::Duration};
 use tokio::sync::mpsc;
 
 use self::{
-    clock::Clock, driver::Driver, faults::Faults, fleet::Fleet, oracle::Oracle, random::Random,
+    clock::Clock,
+    driver::Driver,
+    faults::Faults,
+    fleet::Fleet,
+    oracle::{Oracle, Situation},
+    random::Random,
 };
 
 /// How many keys there are at the beginning.
@@ -83,6 +88,7 @@ async fn soak(length: Duration, seed: u64) -> report::Report {
     }
     drop(answers);
     let changes = tokio::spawn(driver.run(stopped));
+    let watch = tokio::spawn(watch_machine(oracle.clone(), clock));
     let faults = Faults::new(&fleet, &oracle, clock, random.fork()).run(length).await;
     // First the changes, so that the last of them is resolved before the last answer is judged.
     stop.send_replace(true);
@@ -91,5 +97,21 @@ async fn soak(length: Duration, seed: u64) -> report::Report {
         ended.expect("a client");
     }
     let judgement = judge.await.expect("the judge");
+    watch.abort();
     report::Report::new(seed, length, changes, faults, judgement)
+}
+
+/// Tells the oracle when this process got no turn for a while: then the nodes had none, either.
+async fn watch_machine(oracle: Oracle, clock: Clock) {
+    const TICK: Duration = Duration::from_millis(50);
+    const LATE: clock::Micros = 300 * clock::MILLI;
+    loop {
+        let begun = clock.now();
+        tokio::time::sleep(TICK).await;
+        if clock.now() - begun > LATE {
+            let late = oracle.disturb(None, Situation::Frozen, "the machine is overloaded");
+            oracle.began(late, begun);
+            oracle.end(late);
+        }
+    }
 }

@@ -51,7 +51,8 @@ pub(crate) const POLICY: Policy = Policy {
     fresh: Duration::from_secs(4),
     fresh_during_gap: Duration::from_secs(1),
     stale_if_error: Duration::from_secs(3),
-    load_deadline: Duration::from_millis(500),
+    // One machine runs the whole fleet, and is not to be taken for a store that is away.
+    load_deadline: Duration::from_secs(2),
     heartbeat: Duration::from_millis(500),
 };
 

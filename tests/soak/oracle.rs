@@ -269,6 +269,11 @@ impl Oracle {
         DisturbanceId(known.disturbances.len() - 1)
     }
 
+    /// It began earlier than it was told.
+    pub(crate) fn began(&self, disturbance: DisturbanceId, at: Micros) {
+        self.known().disturbances[disturbance.0].begun = at;
+    }
+
     pub(crate) fn end(&self, disturbance: DisturbanceId) {
         let now = self.clock.now();
         self.known().disturbances[disturbance.0].ended = Some(now);
@@ -293,7 +298,9 @@ impl Oracle {
                 Err(_) => {}
             }
             let mut known = self.known();
-            let horizon = known.pending.values().min().copied().unwrap_or(Micros::MAX);
+            // A disturbance of the machine itself is told after it is over.
+            let lag = if is_open { self.clock.now().saturating_sub(SECOND) } else { Micros::MAX };
+            let horizon = known.pending.values().min().copied().unwrap_or(Micros::MAX).min(lag);
             let (ready, later): (Vec<_>, Vec<_>) =
                 waiting.into_iter().partition(|answer: &Answer| answer.answered < horizon);
             waiting = later;

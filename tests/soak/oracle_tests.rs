@@ -106,11 +106,11 @@ fn a_revoked_key_may_be_let_in_for_the_bound_of_the_situation_and_no_longer() {
     };
     assert_eq!(longest(Story::of(states())), noise);
     let broken = Story::of(states()).disturbed(Situation::FeedBroken, 19_000, 40_000);
-    assert_eq!(longest(broken), 1_500 + noise);
+    assert_eq!(longest(broken), 3_000 + noise);
     let long_over = Story::of(states()).disturbed(Situation::FeedBroken, 1_000, 13_999);
     assert_eq!(longest(long_over), noise);
     let silent = Story::of(states()).disturbed(Situation::FeedSilent, 19_000, 40_000);
-    assert_eq!(longest(silent), 1_500 + noise);
+    assert_eq!(longest(silent), 3_000 + noise);
     let store = Story::of(states()).disturbed(Situation::StoreAway, 19_000, 40_000);
     assert_eq!(longest(store), noise, "the change is told, and then nothing old is believed");
     let both = Story::of(states()).disturbed(Situation::FeedBroken, 19_000, 40_000).disturbed(
@@ -140,8 +140,8 @@ fn a_key_ends_when_it_expires() {
     assert!(story.admits(9_999, &state()));
     assert!(!story.admits(10_100, &state()));
     assert!(story.refuses(10_000, 401));
-    assert!(story.refuses(9_600, 401), "as much earlier as its look-up took");
-    assert!(!story.refuses(9_000, 401));
+    assert!(story.refuses(8_100, 401), "as much earlier as its look-up took");
+    assert!(!story.refuses(7_900, 401));
 }
 
 #[test]
