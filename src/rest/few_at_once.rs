@@ -51,9 +51,14 @@ pub(super) async fn few_at_once(
     };
     let response = next.run(request).await;
     if [StatusCode::FORBIDDEN, StatusCode::NOT_FOUND].contains(&response.status()) {
-        sleep(DENIAL_DELAY).await;
+        hold_back().await;
     }
     response.map(|body| Body::new(Held { body, rest: Bytes::new(), _turn: turn }))
+}
+
+#[expect(clippy::disallowed_methods, reason = "the delay itself is what is meant")]
+async fn hold_back() {
+    sleep(DENIAL_DELAY).await;
 }
 
 /// A body that holds a turn until it is written out or dropped.

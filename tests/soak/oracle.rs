@@ -315,7 +315,8 @@ impl Oracle {
 impl Known {
     fn judge(&mut self, answer: &Answer, oracle: &Oracle, judgement: &mut Judgement) {
         judgement.judged += 1;
-        let status = answer.response.as_ref().map_or("none".into(), |it| it.status.to_string());
+        let status = answer.response.as_ref().map(|response| response.status.to_string());
+        let status = status.unwrap_or_else(|| "none".into());
         *judgement.by_status.entry(status).or_default() += 1;
         if let Err(problem) = self.explain(answer, oracle, judgement) {
             judgement.wrong_count += 1;
