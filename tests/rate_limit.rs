@@ -498,7 +498,9 @@ mod quotas {
         const CASES: u32 = 2_000;
         let counts = [const { Cell::new(0_u32) }; 3];
         let parts = (amounts(), windows(), amounts(), 0..1_u64 << 60);
-        let mut runner = TestRunner::new(ProptestConfig::with_cases(CASES));
+        let config =
+            ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(CASES) };
+        let mut runner = TestRunner::new(config);
         let outcome = runner.run(&parts, |(limit, window, burst, elapsed)| {
             let quota = Quota::per(limit, window).and_then(|quota| quota.burst(burst));
             prop_assert_eq!(quota.clone().err(), refusal(limit, window, burst));
