@@ -156,8 +156,6 @@ struct Request {
     /// The store had failed so often in a row that it counted as down.
     store_was_down: bool,
     failures_before: usize,
-    /// How often the key had been answered for from what is stale.
-    stale_before: usize,
 }
 
 struct World {
@@ -286,7 +284,7 @@ impl World {
 
     fn request(&mut self, key: usize) {
         let history = &self.keys[key];
-        let mut request = Request {
+        let request = Request {
             reply: self.service.request(&history.text),
             key,
             began: self.service.clock.monotonic(),
@@ -295,10 +293,19 @@ impl World {
             in_gap: self.in_gap,
             store_was_down: self.failures_in_a_row >= DOWN_AFTER,
             failures_before: self.failures,
-            stale_before: self.served_stale(key),
         };
+        self.go_on(request);
+    }
+
+    /// Checks the answer to `request`, if it has one, or keeps the request.
+    fn go_on(&mut self, mut request: Request) {
+        // The observer is told while the answer is made.
+        let stale_before = self.served_stale(request.key);
         match poll_once(&mut request.reply) {
-            Poll::Ready(reply) => self.check(&request, &reply),
+            Poll::Ready(reply) => {
+                let is_stale = self.served_stale(request.key) > stale_before;
+                self.check(&request, &reply, is_stale);
+            }
             Poll::Pending => self.requests.push(request),
         }
     }
@@ -346,11 +353,22 @@ impl World {
     /// Lets everything go on that waits for nothing.
     async fn settle(&mut self) {
         run_tasks().await;
+        self.count();
+        for request in std::mem::take(&mut self.requests) {
+            self.go_on(request);
+        }
+        // Requests that were overtaken by a change have begun another load.
+        run_tasks().await;
+        self.count();
+    }
+
+    /// Takes note of what the store and the feed did.
+    fn count(&mut self) {
         let failed = Said::LoadFailed(StoreErrorKind::Unavailable);
         let failures = self.service.heard.count(failed);
         let answered = self.service.store.answered();
         let gaps_closed = self.service.heard.count(Said::FeedLive);
-        // Whatever comes of one step at once may have come in the order that leaves most failures.
+        // Whatever comes at once may have come in the order that leaves most failures.
         if answered > self.answered || gaps_closed > self.gaps_closed {
             self.failures_in_a_row = 0;
         }
@@ -362,22 +380,12 @@ impl World {
         }
         // The worker takes up at once what becomes of the feed.
         self.in_gap = !self.feed.is_connected();
-
-        for mut request in std::mem::take(&mut self.requests) {
-            match poll_once(&mut request.reply) {
-                Poll::Ready(reply) => self.check(&request, &reply),
-                Poll::Pending => self.requests.push(request),
-            }
-        }
-        // Requests that were overtaken by a change have begun another load.
-        run_tasks().await;
     }
 
-    fn check(&mut self, request: &Request, reply: &Reply) {
+    fn check(&mut self, request: &Request, reply: &Reply, is_stale: bool) {
         self.replies += 1;
         let wall = self.service.clock.now();
         let has_failed = request.store_was_down || self.failures > request.failures_before;
-        let is_stale = self.served_stale(request.key) > request.stale_before;
         assert!(has_failed || !is_stale, "{reply:?} is stale, and the store answers");
         let history = &self.keys[request.key];
         // A load that it joined may have begun a deadline earlier.
