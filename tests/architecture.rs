@@ -77,6 +77,16 @@ fn the_library_neither_panics_nor_reads_the_time_by_itself() {
     assert!(offences.is_empty(), "\n{}\n", offences.join("\n"));
 }
 
+/// The stable compiler does not check which error an example fails with: a typo would do.
+#[test]
+fn an_example_that_must_not_compile_has_a_twin_that_does_but_for_one_line() {
+    let sources = sources("src");
+    let found: Vec<_> = sources.iter().flat_map(|(file, text)| twins(file, text)).collect();
+    assert!(found.len() >= 2, "{found:?}");
+    let faults: Vec<_> = found.into_iter().filter_map(Result::err).collect();
+    assert_eq!(faults, [""; 0]);
+}
+
 #[test]
 fn no_test_is_ignored() {
     let ignored: Vec<_> = [sources("src"), sources("tests")]
@@ -87,6 +97,53 @@ fn no_test_is_ignored() {
         .map(|mention| mention.place())
         .collect();
     assert!(ignored.is_empty(), "a test that does not run is no test: {ignored:?}");
+}
+
+/// The examples of a file that must not compile: each names its error, and differs in one line from
+/// the example after it, which is compiled.
+fn twins(file: &str, text: &str) -> Vec<Result<(), String>> {
+    let blocks = code_blocks(text);
+    let mut found = Vec::new();
+    for (at, (kind, failing)) in blocks.iter().enumerate() {
+        let mut words = kind.split(',');
+        if !words.any(|word| word == "compile_fail") {
+            continue;
+        }
+        let names_error = words
+            .any(|word| word.strip_prefix('E').is_some_and(|digits| digits.parse::<u16>().is_ok()));
+        let twin = blocks.get(at + 1).filter(|(kind, _)| kind.is_empty());
+        let differing = twin.filter(|(_, lines)| lines.len() == failing.len()).map(|(_, lines)| {
+            lines.iter().zip(failing).filter(|(one, other)| one != other).count()
+        });
+        found.push(if names_error && differing == Some(1) {
+            Ok(())
+        } else {
+            Err(format!("{file}: {kind}: {failing:?}"))
+        });
+    }
+    found
+}
+
+/// The code in the documentation of a file: how each block is marked, and its lines.
+fn code_blocks(text: &str) -> Vec<(&str, Vec<&str>)> {
+    let mut blocks: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut is_open = false;
+    for line in text.lines() {
+        let line = line.trim_start();
+        let Some(line) = line.strip_prefix("///").or_else(|| line.strip_prefix("//!")) else {
+            continue;
+        };
+        match (line.trim_start().strip_prefix("```"), blocks.last_mut()) {
+            (Some(_), _) if is_open => is_open = false,
+            (Some(kind), _) => {
+                is_open = true;
+                blocks.push((kind, Vec::new()));
+            }
+            (None, Some((_, lines))) if is_open => lines.push(line),
+            _ => {}
+        }
+    }
+    blocks
 }
 
 /// Relative path and text of every Rust file under `folder`.
@@ -586,4 +643,23 @@ fn panics_and_clocks_are_caught() {
 fn ignored_tests_are_seen() {
     let text = "mod tests { #[test] #[ignore = \"slow\"] fn t() {} }";
     assert!(scan("src/key.rs", text).iter().any(|m| m.last_two() == ("#", "ignore")));
+}
+
+#[test]
+fn examples_that_fail_for_any_reason_are_caught() {
+    let twin = "/// ```\n/// # let a = 1;\n/// f(a);\n/// ```\n";
+    let failing = |kind: &str, lines: &str| format!("/// ```{kind}\n{lines}/// ```\n");
+    let lines = "/// # let a = 1;\n/// g(a);\n";
+    for (text, is_fine) in [
+        (failing("compile_fail,E0425", lines) + twin, true),
+        (failing("compile_fail", lines) + twin, false),
+        (failing("compile_fail,E0425", lines), false),
+        (failing("compile_fail,E0425", "/// # let b = 1;\n/// g(a);\n") + twin, false),
+        (failing("compile_fail,E0425", "/// # let a = 1;\n/// f(a);\n") + twin, false),
+        (failing("compile_fail,E0425", lines) + &twin.replacen("```", "```ignore", 1), false),
+    ] {
+        let found = twins("src/key.rs", &text);
+        assert_eq!((found.len(), found[0].is_ok()), (1, is_fine), "{text}");
+    }
+    assert_eq!(twins("src/key.rs", twin), []);
 }

@@ -1638,16 +1638,103 @@ mod sqlite {
     #[tokio::test]
     async fn a_poll_reads_one_range_of_an_index() {
         let (_folder, [store, _]) = file().await;
-        let plan = "explain query plan
-            select horizon.changed_in, 0, key_id, created_in, api_key_changes.changed_in
-            from (select coalesce(max(changed_in), 0) + 1 as changed_in from api_key_changes)
-                as horizon
-            left join api_key_changes on api_key_changes.changed_in >= 7";
+        let horizon = store.changes_since(None).await.unwrap().horizon;
+        let statements = statements::of(store.changes_since(Some(horizon))).await;
+        let polls: Vec<_> =
+            statements.iter().filter(|sql| sql.contains("api_key_changes")).collect();
+        let [poll] = polls[..] else { panic!("one statement reads the log: {statements:?}") };
+
+        let plan = AssertSqlSafe(format!("explain query plan {poll}"));
         let plan: Vec<(i64, i64, i64, String)> =
-            sqlx::query_as(plan).fetch_all(store.pool()).await.unwrap();
-        let scans = plan.iter().filter(|(.., step)| step.contains("api_key_changes"));
-        for (.., step) in scans {
-            assert!(step.contains("INDEX api_key_changes_by_number"), "{plan:?}");
+            sqlx::query_as(plan).bind(7).fetch_all(store.pool()).await.unwrap();
+        let steps: Vec<_> = plan.iter().map(|(.., step)| step.as_str()).collect();
+        let index = "api_key_changes USING INDEX api_key_changes_by_number";
+        let range = format!("SEARCH {index} (changed_in>?)");
+        assert!(steps.iter().any(|step| step.starts_with(&range)), "{steps:?}");
+        // The end of the log is one look into the index, too.
+        let reads = steps.iter().filter(|step| step.contains("api_key_changes"));
+        let reads: Vec<_> = reads.filter(|step| !step.starts_with(&range)).collect();
+        let [end] = reads[..] else { panic!("{steps:?}") };
+        assert!(end.starts_with("SEARCH api_key_changes USING"), "{steps:?}");
+        assert!(end.contains("INDEX api_key_changes_by_number"), "{steps:?}");
+    }
+
+    /// The statements that the driver runs, as it logs them. It runs them on threads of its own, so
+    /// they are logged by the subscriber of the process.
+    mod statements {
+        use std::{
+            fmt,
+            sync::{LazyLock, Mutex},
+        };
+
+        use tracing::{
+            Event, Instrument, Metadata, Subscriber,
+            field::{Field, Visit},
+            span::Id,
+        };
+        use tracing_subscriber::{
+            Layer, layer::Context, layer::SubscriberExt, registry, registry::LookupSpan,
+        };
+
+        const SPAN: &str = "statements";
+
+        /// With the span that each belongs to.
+        static LOG: Mutex<Vec<(Id, String)>> = Mutex::new(Vec::new());
+
+        static SUBSCRIBED: LazyLock<()> = LazyLock::new(|| {
+            let subscriber = registry().with(Log);
+            tracing::subscriber::set_global_default(subscriber).unwrap();
+        });
+
+        /// All that is run by `work`, in full.
+        pub(super) async fn of<T>(work: impl Future<Output = T>) -> Vec<String> {
+            LazyLock::force(&SUBSCRIBED);
+            let span = tracing::info_span!(SPAN);
+            let id = span.id().expect("the subscriber of the process takes the span");
+            work.instrument(span.clone()).await;
+            let log = LOG.lock().unwrap();
+            let of_span = log.iter().filter(|(of, _)| *of == id);
+            of_span.map(|(_, statement)| statement.clone()).collect()
+        }
+
+        struct Log;
+
+        impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Log {
+            fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+                metadata.target() == "sqlx::query" || metadata.name() == SPAN
+            }
+
+            fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+                let span = context.lookup_current().filter(|span| span.name() == SPAN);
+                let Some(span) = span else { return };
+                let mut statement = Statement::default();
+                event.record(&mut statement);
+                // A statement that is as short as its summary is not repeated.
+                let text = if statement.text.trim().is_empty() {
+                    statement.summary
+                } else {
+                    statement.text
+                };
+                LOG.lock().unwrap().push((span.id(), text));
+            }
+        }
+
+        #[derive(Default)]
+        struct Statement {
+            summary: String,
+            text: String,
+        }
+
+        impl Visit for Statement {
+            fn record_str(&mut self, field: &Field, value: &str) {
+                match field.name() {
+                    "summary" => self.summary = value.to_owned(),
+                    "db.statement" => self.text = value.to_owned(),
+                    _ => {}
+                }
+            }
+
+            fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
         }
     }
 }

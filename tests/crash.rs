@@ -6,18 +6,20 @@
 mod harness;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     env,
     process::Stdio,
     time::{Duration, SystemTime},
 };
 
+use serde_json::Value;
 use tokio::{
     io::AsyncReadExt,
-    process::{Child, Command},
+    process::{Child, ChildStdout, Command},
     time::timeout,
 };
 use tower_api_key::{
+    clock::{Clock, SystemClock},
     key::{KeyFormat, KeyHash},
     manage::{Expiry, KeyImport, KeyIssuer, KeyUpdate, ManageErrorKind, NewKey, Rotation},
     record::{KeyAction, KeyId, KeyRecord},
@@ -43,13 +45,19 @@ async fn issuer(url: &str) -> KeyIssuer {
     }
 }
 
-/// Changes keys for as long as it lives, and says so by a byte for each round.
+/// What a process prints for each round, and the test framework never does.
+const ROUND: u8 = b'+';
+const NEW_KEYS_OF_A_ROUND: usize = 7;
+
+/// Changes keys for as long as it lives, and prints a byte after each round.
 async fn change_keys(url: &str) {
     use std::io::Write;
 
-    let issuer = issuer(url).await;
-    let new = || NewKey::new("acme", Expiry::In(DAY));
-    loop {
+    let (issuer, clock) = (issuer(url).await, SystemClock::new());
+    // Another process at the same time ends none of these keys.
+    let consumer = format!("consumer-{:016x}", unique());
+    let new = || NewKey::new(&*consumer, Expiry::In(DAY));
+    for round in 0_u64.. {
         let first = issuer.issue(new()).await.unwrap().record;
         let update = KeyUpdate::new().name(Some(unique().to_string()));
         issuer.update(first.id, update).await.unwrap();
@@ -61,15 +69,14 @@ async fn change_keys(url: &str) {
             KeyImport::new(KeyHash::from_bytes(hash), new())
         };
         issuer.import((0..5).map(import).collect()).await.unwrap();
-        if unique().is_multiple_of(4) {
-            issuer.revoke_consumer("acme", None).await.unwrap();
-            let later = SystemTime::UNIX_EPOCH + 100_000 * DAY;
-            issuer.prune(later, 3).await.unwrap();
+        if round == 0 || unique().is_multiple_of(4) {
+            issuer.revoke_consumer(&consumer, None).await.unwrap();
+            issuer.prune(clock.now(), 3).await.unwrap();
         } else {
             issuer.revoke(second.id, None).await.unwrap();
         }
         let mut stdout = std::io::stdout();
-        stdout.write_all(b".").unwrap();
+        stdout.write_all(&[ROUND]).unwrap();
         stdout.flush().unwrap();
     }
 }
@@ -86,19 +93,46 @@ fn start(url: &str) -> Child {
         .unwrap()
 }
 
-/// Lets a process change keys for a moment, and kills it.
-async fn kill_one(url: &str) {
-    let mut child = start(url);
-    let mut stdout = child.stdout.take().unwrap();
-    let mut byte = [0];
-    // What the harness of tests prints comes first.
-    while byte != *b"." {
-        timeout(PATIENCE, stdout.read_exact(&mut byte)).await.unwrap().unwrap();
+/// The rounds of a process, as it prints them.
+struct Rounds {
+    stdout: ChildStdout,
+    completed: usize,
+}
+
+impl Rounds {
+    fn of(child: &mut Child) -> Self {
+        Self { stdout: child.stdout.take().unwrap(), completed: 0 }
     }
+
+    /// Reads on. False at the end.
+    async fn read(&mut self) -> bool {
+        let mut bytes = [0; 256];
+        let read = self.stdout.read(&mut bytes).await.unwrap();
+        self.completed += bytes[..read].iter().filter(|byte| **byte == ROUND).count();
+        read > 0
+    }
+
+    async fn read_to_end(&mut self) {
+        while self.read().await {}
+    }
+}
+
+/// Lets a process change keys for a moment, and kills it. Returns how many rounds it completed.
+async fn kill_one(url: &str) -> usize {
+    let mut child = start(url);
+    let mut rounds = Rounds::of(&mut child);
+    let first = async {
+        while rounds.completed == 0 {
+            assert!(rounds.read().await, "the process ended by itself");
+        }
+    };
+    timeout(PATIENCE, first).await.unwrap();
     // At no particular moment of a change.
     let moment = Duration::from_micros(unique() % 30_000);
-    let _ = timeout(moment, stdout.read_to_end(&mut Vec::new())).await;
+    let _ = timeout(moment, rounds.read_to_end()).await;
     child.kill().await.unwrap();
+    timeout(PATIENCE, rounds.read_to_end()).await.unwrap();
+    rounds.completed
 }
 
 async fn keys(issuer: &KeyIssuer) -> BTreeMap<KeyId, KeyRecord> {
@@ -114,14 +148,34 @@ async fn keys(issuer: &KeyIssuer) -> BTreeMap<KeyId, KeyRecord> {
     }
 }
 
-/// What happened to each key, oldest first.
-async fn lives(issuer: &KeyIssuer) -> BTreeMap<KeyId, Vec<KeyAction>> {
-    let mut lives = BTreeMap::<_, Vec<_>>::new();
+/// What happened to a key, by the audit.
+#[derive(Debug, Default)]
+struct Life {
+    /// Oldest first.
+    actions: Vec<KeyAction>,
+    /// The key that it replaced.
+    rotated_from: Option<KeyId>,
+}
+
+impl Life {
+    fn count(&self, action: KeyAction) -> usize {
+        self.actions.iter().filter(|done| **done == action).count()
+    }
+}
+
+async fn lives(issuer: &KeyIssuer) -> BTreeMap<KeyId, Life> {
+    let mut lives = BTreeMap::<_, Life>::new();
     let mut query = EventQuery::new().limit(1000);
     loop {
         let page = issuer.events(&query).await.unwrap();
         for event in page.events {
-            lives.entry(event.entry.key_id.unwrap()).or_default().insert(0, event.entry.action);
+            let life = lives.entry(event.entry.key_id.unwrap()).or_default();
+            life.actions.insert(0, event.entry.action);
+            if event.entry.action == KeyAction::Issued {
+                let changes: Value = serde_json::from_str(&event.entry.changes.unwrap()).unwrap();
+                let rotated_from = changes["rotated_from"]["to"].as_str();
+                life.rotated_from = rotated_from.map(|id| id.parse().unwrap());
+            }
         }
         match page.next {
             Some(next) => query = query.after(next),
@@ -130,35 +184,56 @@ async fn lives(issuer: &KeyIssuer) -> BTreeMap<KeyId, Vec<KeyAction>> {
     }
 }
 
-/// Every change has its line, and every line its change.
-async fn check(url: &str) {
+/// Every change has its line, and every line its change. `processes` have made them, which completed
+/// so many `rounds`.
+async fn check(url: &str, processes: usize, rounds: usize) {
     let issuer = issuer(url).await;
     let (keys, lives) = (keys(&issuer).await, lives(&issuer).await);
     assert!(keys.len() > 100, "{} keys are not much of a test", keys.len());
+
+    // What a process has been told to be done is done, and one round of each may be in part.
+    let (least, most) = (NEW_KEYS_OF_A_ROUND * rounds, NEW_KEYS_OF_A_ROUND * (rounds + processes));
+    assert!((least..=most).contains(&lives.len()), "{least} to {most} keys, not {}", lives.len());
+    for action in [
+        KeyAction::Issued,
+        KeyAction::Imported,
+        KeyAction::Updated,
+        KeyAction::Rotated,
+        KeyAction::Revoked,
+        KeyAction::Pruned,
+    ] {
+        assert!(lives.values().any(|life| life.count(action) > 0), "no key was {action:?}");
+    }
+
+    let replaced: BTreeMap<KeyId, KeyId> =
+        lives.iter().filter_map(|(id, life)| Some((life.rotated_from?, *id))).collect();
+    let replacements = lives.values().filter(|life| life.rotated_from.is_some()).count();
+    assert_eq!(replaced.len(), replacements, "a key was replaced twice");
+    for (id, life) in &lives {
+        let actions = &life.actions;
+        assert!(matches!(actions[0], KeyAction::Issued | KeyAction::Imported), "{id}: {actions:?}");
+        let made = life.count(KeyAction::Issued) + life.count(KeyAction::Imported);
+        assert_eq!(made, 1, "{id}: {actions:?}");
+        // The line of a rotation and that of the new key are one change.
+        let replacement = usize::from(replaced.contains_key(id));
+        assert_eq!(life.count(KeyAction::Rotated), replacement, "{id}: {actions:?}");
+        assert!(life.count(KeyAction::Revoked) <= 1, "{id}: {actions:?}");
+        // It is there, or it was pruned, and nothing happened to it after that.
+        let pruned = usize::from(!keys.contains_key(id));
+        assert_eq!(life.count(KeyAction::Pruned), pruned, "{id}: {actions:?}");
+        assert!(pruned == 0 || actions.last() == Some(&KeyAction::Pruned), "{id}: {actions:?}");
+    }
     for (id, key) in &keys {
         let life = lives.get(id).unwrap_or_else(|| panic!("{id} came from nowhere"));
-        let count = |action| life.iter().filter(|done| **done == action).count();
-        assert!(matches!(life[0], KeyAction::Issued | KeyAction::Imported), "{id}: {life:?}");
-        assert_eq!(count(KeyAction::Issued) + count(KeyAction::Imported), 1, "{id}: {life:?}");
-        assert_eq!(count(KeyAction::Revoked), usize::from(key.revoked_at.is_some()), "{id}");
-        assert_eq!(count(KeyAction::Rotated), usize::from(key.rotated_at.is_some()), "{id}");
+        assert_eq!(life.count(KeyAction::Revoked), usize::from(key.revoked_at.is_some()), "{id}");
+        assert_eq!(life.count(KeyAction::Rotated), usize::from(key.rotated_at.is_some()), "{id}");
         assert_eq!(
-            count(KeyAction::Updated),
+            life.count(KeyAction::Updated),
             usize::from(key.name.is_some() && key.rotated_from.is_none()),
             "{id}"
         );
-        assert_eq!(count(KeyAction::Pruned), 0, "{id} is still there");
-        assert_eq!(key.version, life.len() as u64, "{id}: {life:?}");
-    }
-    for (id, life) in &lives {
-        if !keys.contains_key(id) {
-            assert_eq!(life.last(), Some(&KeyAction::Pruned), "{id} is gone: {life:?}");
-        }
-    }
-    let replaced: HashSet<_> = keys.values().filter_map(|key| key.rotated_from).collect();
-    for key in keys.values().filter(|key| key.rotated_at.is_some()) {
-        // The one that replaced it may have been pruned.
-        assert!(replaced.contains(&key.id) || lives.len() > keys.len(), "{}", key.id);
+        assert_eq!(key.rotated_from, life.rotated_from, "{id}");
+        assert_eq!(key.version, life.actions.len() as u64, "{id}: {life:?}");
     }
 }
 
@@ -173,10 +248,12 @@ async fn a_process_that_is_killed_leaves_whole_changes() {
     for url in [&sqlite, database.url()] {
         // Two at once, so that there is something to wait for.
         issuer(url).await;
+        let mut rounds = 0;
         for _ in 0..15 {
-            tokio::join!(kill_one(url), kill_one(url));
+            let (first, second) = tokio::join!(kill_one(url), kill_one(url));
+            rounds += first + second;
         }
-        check(url).await;
+        check(url, 30, rounds).await;
     }
 }
 
@@ -185,17 +262,19 @@ async fn a_database_that_is_killed_keeps_whole_changes() {
     let server = Server::start();
     let database = server.database().await;
     issuer(database.url()).await;
+    let mut rounds = 0;
     for _ in 0..4 {
         let mut child = start(database.url());
-        let mut stdout = child.stdout.take().unwrap();
-        let mut said = Vec::new();
+        let mut of_child = Rounds::of(&mut child);
         let moment = Duration::from_millis(500 + unique() % 200);
-        let _ = timeout(moment, stdout.read_to_end(&mut said)).await;
+        let _ = timeout(moment, of_child.read_to_end()).await;
         server.stop_immediate().await;
         child.kill().await.unwrap();
+        timeout(PATIENCE, of_child.read_to_end()).await.unwrap();
+        rounds += of_child.completed;
         server.start_again().await;
     }
-    check(database.url()).await;
+    check(database.url(), 4, rounds).await;
 }
 
 #[tokio::test]
@@ -231,7 +310,7 @@ async fn a_change_whose_line_cannot_be_written_is_not_made() {
         let left = keys(&issuer).await;
         let stored = left.get(&key.id).unwrap();
         assert_eq!((left.len(), stored.version, stored.revoked_at), (1, 1, None));
-        assert_eq!(lives(&issuer).await[&key.id], [KeyAction::Issued]);
+        assert_eq!(lives(&issuer).await[&key.id].actions, [KeyAction::Issued]);
     }
 }
 

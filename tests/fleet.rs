@@ -13,7 +13,7 @@ use std::{
 };
 
 use http::{Method, StatusCode, header};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgListener, raw_sql};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgListener, query_scalar, raw_sql};
 use tokio::{
     sync::{Mutex, watch},
     task::{JoinHandle, JoinSet},
@@ -148,6 +148,7 @@ struct Load {
 struct Use {
     key: KeyId,
     at: SystemTime,
+    answered: SystemTime,
     status: Option<StatusCode>,
 }
 
@@ -189,7 +190,7 @@ async fn ask(
         }
         let at = clock.now();
         let status = client.try_get(&key.text).await.map(|reply| reply.status);
-        uses.push(Use { key: key.id(), at, status });
+        uses.push(Use { key: key.id(), at, answered: clock.now(), status });
         if status.is_none() {
             break;
         }
@@ -243,11 +244,12 @@ async fn a_database_that_crashes_and_starts_again_under_load_fails_no_known_key(
     let known_anew = known_anew.saturating_duration_since(ready);
     let rate = uses.len() as f64 / took.as_secs_f64();
     println!("{rate:.0} requests/s over a restart; an uncached key {known_anew:.1?} after it");
+    assert!(uses.len() > 1_000, "{} requests are not much of a load", uses.len());
     assert!(uses.iter().all(|it| it.status == Some(StatusCode::OK)));
     assert!(known_anew < 1_000 * MILLI, "{known_anew:?}");
 }
 
-const USAGE_INTERVAL: Duration = Duration::from_millis(500);
+const USAGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A node that is asked 2,000 times a second, for 800 keys by turns.
 async fn under_load(database: &Database) -> (Node, Load) {
@@ -278,13 +280,50 @@ async fn a_node_that_is_killed_loses_the_uses_of_one_interval() {
     let _turn = TURN.lock().await;
     let database = database(Server::shared()).await;
     let (node, load) = under_load(&database).await;
-    meanwhile(4 * USAGE_INTERVAL).await;
+    let mut connection = PgConnection::connect(database.url()).await.unwrap();
+    let (mut latest, mut flushes) = (None, Vec::new());
+    while flushes.len() < 4 {
+        flushes.push(next_flush(&mut connection, &mut latest).await);
+    }
+    meanwhile(USAGE_INTERVAL / 2).await;
     node.kill().await;
     let uses = load.end().await;
-    let Recorded { keys, never, lag } = Recorded::of(&uses, &database).await;
-    assert!(never < keys);
-    // The interval of which the first use counts, the one that is lost, and the writing itself.
-    assert!(lag <= 2 * USAGE_INTERVAL + 600 * MILLI, "{lag:?}");
+
+    // Uses are written once an interval, so that no more than those of one are in the process.
+    for pair in flushes.windows(2) {
+        let gap = pair[1].duration_since(pair[0]).unwrap();
+        assert!(gap < USAGE_INTERVAL * 7 / 4, "{gap:?} between two flushes");
+    }
+    // What was used before a flush was over is in the next one.
+    let written = flushes[flushes.len() - 2];
+    let mut last_uses = HashMap::new();
+    for it in uses.iter().filter(|it| it.answered <= written) {
+        assert_eq!(it.status, Some(StatusCode::OK));
+        last_uses.insert(it.key, it.at);
+    }
+    assert!(last_uses.len() > 700, "{} keys were used", last_uses.len());
+    let store = PgKeyStore::new(database.pool().await);
+    for (key, last_use) in last_uses {
+        let recorded = store.last_used_at(key).await.unwrap();
+        let recorded = recorded.unwrap_or_else(|| panic!("no use of {key} was written"));
+        // Of each interval the first use counts. Times are stored in microseconds.
+        let lag = last_use.duration_since(recorded).unwrap_or_default();
+        assert!(lag <= USAGE_INTERVAL + MILLI, "{lag:?} of the uses of {key} are lost");
+    }
+}
+
+/// Waits until the node has written later uses than `latest`, and returns when that was seen.
+async fn next_flush(connection: &mut PgConnection, latest: &mut Option<String>) -> SystemTime {
+    let clock = SystemClock::new();
+    eventually("uses are written", async || {
+        let sql = "select max(last_used_at)::text from api_key_usage";
+        let found: Option<String> = query_scalar(sql).fetch_one(&mut *connection).await.unwrap();
+        let is_later = found != *latest;
+        *latest = found;
+        is_later
+    })
+    .await;
+    clock.now()
 }
 
 /// What was recorded of the uses of keys.

@@ -6,6 +6,7 @@ mod by_hand;
 mod support;
 
 use std::{
+    cell::Cell,
     num::NonZeroU32,
     sync::{
         Arc, Barrier, Mutex,
@@ -17,7 +18,7 @@ use std::{
 };
 
 use http::StatusCode;
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::TestRunner};
 use sfv::{BareItem, List, ListEntry, Parser};
 use tower_api_key::{
     ApiKeyLayer,
@@ -453,24 +454,90 @@ mod quotas {
         }
     }
 
-    proptest! {
-        #[test]
-        fn a_quota_is_refused_or_works(limit: u32, window_ms: u64, burst: u32, elapsed in 0..1_u64 << 60) {
-            let quota = Quota::per(limit, Duration::from_millis(window_ms));
-            let Ok(quota) = quota.and_then(|quota| quota.burst(burst)) else { return Ok(()) };
-            let now = Duration::from_nanos(elapsed);
-            let subject = Subject::of_key("acme", 1);
-            let bucket = LocalRateLimiter::new().buckets(&subject, &quota.into(), now);
-            for taken in 1..=burst.min(3) {
-                let decision = take(&*bucket, now);
-                prop_assert!(decision.0);
-                prop_assert_eq!(decision.1, burst - taken);
-            }
-        }
+    /// Windows of any length, many of them short, some at the longest that a quota can have.
+    fn windows() -> impl Strategy<Value = Duration> {
+        let millis = prop_oneof![
+            1 => Just(0),
+            6 => 1..100_000_u64,
+            3 => 100_000..400 * 86_400_000_u64,
+            1 => MOST_MILLIS - 2..=MOST_MILLIS + 2,
+            1 => any::<u64>(),
+        ];
+        let nanos = prop_oneof![9 => Just(0), 1 => 1..1_000_000_u64];
+        (millis, nanos).prop_map(|(millis, nanos)| {
+            Duration::from_millis(millis).saturating_add(Duration::from_nanos(nanos))
+        })
     }
 
-    fn take(bucket: &dyn Buckets, now: Duration) -> (bool, u32) {
-        let Check::Ready(decisions) = bucket.take(NonZeroU32::MIN, now) else { panic!("pending") };
+    fn amounts() -> impl Strategy<Value = u32> {
+        prop_oneof![1 => Just(0), 6 => 1..10_000_u32, 2 => any::<u32>(), 1 => Just(u32::MAX)]
+    }
+
+    /// The longest time that a bucket may take to fill: 146 years.
+    const MOST_MILLIS: u64 = u64::MAX / 4 / 1_000_000;
+
+    /// Why there is no such quota, by the documentation of [`Quota::per`] and [`Quota::burst`].
+    fn refusal(limit: u32, window: Duration, burst: u32) -> Option<InvalidQuota> {
+        let [limit, burst] = [limit, burst].map(u128::from);
+        if limit == 0 {
+            return Some(InvalidQuota::Zero);
+        }
+        let interval = window.as_nanos() / limit;
+        let is_too_long = |units| interval * units > u128::from(u64::MAX / 4);
+        if interval == 0 || window.subsec_nanos() % 1_000_000 != 0 || is_too_long(limit) {
+            return Some(InvalidQuota::OutOfRange);
+        }
+        if burst == 0 {
+            return Some(InvalidQuota::Zero);
+        }
+        is_too_long(burst).then_some(InvalidQuota::OutOfRange)
+    }
+
+    #[test]
+    fn a_quota_is_refused_or_works() {
+        const CASES: u32 = 2_000;
+        let counts = [const { Cell::new(0_u32) }; 3];
+        let parts = (amounts(), windows(), amounts(), 0..1_u64 << 60);
+        let config =
+            ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(CASES) };
+        let mut runner = TestRunner::new(config);
+        let outcome = runner.run(&parts, |(limit, window, burst, elapsed)| {
+            let quota = Quota::per(limit, window).and_then(|quota| quota.burst(burst));
+            prop_assert_eq!(quota.clone().err(), refusal(limit, window, burst));
+            let count = match &quota {
+                Ok(_) => 0,
+                Err(InvalidQuota::Zero) => 1,
+                Err(_) => 2,
+            };
+            counts[count].set(counts[count].get() + 1);
+            let Ok(quota) = quota else { return Ok(()) };
+
+            let (now, interval) = (Duration::from_nanos(elapsed), quota.interval());
+            let bucket = |key| {
+                let subject = Subject::of_key("acme", key);
+                LocalRateLimiter::new().buckets(&subject, &quota.clone().into(), now)
+            };
+            let one_by_one = bucket(1);
+            for taken in 1..=burst.min(3) {
+                prop_assert_eq!(take(&*one_by_one, 1, now), (true, burst - taken));
+            }
+            let at_once = bucket(2);
+            prop_assert_eq!(take(&*at_once, burst, now), (true, 0));
+            prop_assert_eq!(take(&*at_once, 1, now), (false, 0));
+            let too_early = now + interval - Duration::from_nanos(1);
+            prop_assert_eq!(take(&*at_once, 1, too_early), (false, 0));
+            prop_assert_eq!(take(&*at_once, 1, now + interval), (true, 0));
+            Ok(())
+        });
+        outcome.unwrap_or_else(|error| panic!("{error}"));
+        let [works, zero, out_of_range] = counts.map(Cell::into_inner);
+        assert!(works > CASES / 3, "{works} of {CASES} quotas work");
+        assert!(zero > CASES / 20 && out_of_range > CASES / 20, "{zero}, {out_of_range}");
+    }
+
+    fn take(bucket: &dyn Buckets, units: u32, now: Duration) -> (bool, u32) {
+        let units = NonZeroU32::new(units).unwrap();
+        let Check::Ready(decisions) = bucket.take(units, now) else { panic!("pending") };
         (decisions.is_admitted(), decisions[0].remaining())
     }
 

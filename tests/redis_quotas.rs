@@ -496,6 +496,11 @@ impl Story {
             } else {
                 admits(&buckets, 1, now).await.into()
             };
+            if taken.is_empty() {
+                // All of it is there, however much of it a node holds.
+                let all = list.iter().map(|quota| u64::from(quota.burst_size().get())).min();
+                assert_eq!(Some(units), if step.takes_all { all } else { Some(1) }, "{list:?}");
+            }
             taken.push((now, units));
         }
         self.assert_promised(&lists, &taken, held_for);

@@ -16,11 +16,19 @@
 //! # }
 //! ```
 //!
-//! There is no router without saying who may use it:
+//! There is no router without saying who may use it. This does not compile:
 //!
-//! ```compile_fail
-//! # fn open(issuer: tower_api_key::manage::KeyIssuer) {
+//! ```compile_fail,E0061
+//! # fn open(issuer: tower_api_key::manage::KeyIssuer, auth: tower_api_key::Authenticator) {
 //! let routes = tower_api_key::admin::router(issuer);
+//! # }
+//! ```
+//!
+//! and this does:
+//!
+//! ```
+//! # fn open(issuer: tower_api_key::manage::KeyIssuer, auth: tower_api_key::Authenticator) {
+//! let routes = tower_api_key::admin::router(issuer, auth);
 //! # }
 //! ```
 //!

@@ -22,9 +22,19 @@ use crate::{auth::Authenticator, layer::ApiKeyLayer};
 /// It is no [`Router`] on purpose. A route that was added to one afterwards would be outside of its
 /// guard:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0599
+/// # use axum::{Router, routing::get};
 /// # fn extend(routes: tower_api_key::admin::GuardedRoutes) {
-/// let open = routes.route("/late", axum::routing::get(async || "for everybody"));
+/// let app = routes.route("/late", get(async || "for everybody"));
+/// # }
+/// ```
+///
+/// A route beside them belongs to the router that they are nested in:
+///
+/// ```
+/// # use axum::{Router, routing::get};
+/// # fn extend(routes: tower_api_key::admin::GuardedRoutes) {
+/// let app = Router::<()>::new().nest_service("/admin", routes).route("/late", get(async || "for everybody"));
 /// # }
 /// ```
 #[derive(Clone)]

@@ -2,14 +2,14 @@
 
 use std::{
     num::NonZeroU32,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, mpsc},
     thread,
     time::Duration,
 };
 
 use tokio::runtime::{Builder, Handle};
 use tower_api_key::rate_limit::{
-    Buckets, Check, RateLimiter, RateLimits, RedisRateLimiter, Subject, Unavailable,
+    Buckets, Check, Quota, RateLimiter, RateLimits, RedisRateLimiter, Subject, Unavailable,
 };
 
 use crate::harness::redis::Redis;
@@ -39,7 +39,21 @@ impl InOrder {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let handle = runtime.handle().clone();
         thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
-        Self { limiter: limiter.build().unwrap(), runtime: handle, _redis: redis }
+        let this = Self { limiter: limiter.build().unwrap(), runtime: handle, _redis: redis };
+        this.connect();
+        this
+    }
+
+    /// What comes before there is a connection waits for it, and goes on in any order.
+    fn connect(&self) {
+        let (is_connected, connected) = mpsc::channel();
+        let quota = Quota::per_second(1).unwrap();
+        let subject = Subject::of_key("the first", 1);
+        let buckets = self.limiter.buckets(&subject, &quota.into(), Duration::ZERO);
+        let Check::Pending(peek) = buckets.peek(Duration::ZERO) else { panic!("Redis decides") };
+        self.runtime.spawn(async move { is_connected.send(peek.await) });
+        assert!(connected.recv().unwrap().is_admitted());
+        assert!(self.limiter.is_shared());
     }
 }
 

@@ -90,8 +90,8 @@ pub(crate) fn quota() -> impl Strategy<Value = Quota> {
 }
 
 /// One that a test can use up a few times.
-pub(crate) fn small() -> impl Strategy<Value = Quota> {
-    any_quota((1..100_u32).boxed(), (100..1_000_000_u64).boxed())
+pub(crate) fn small(most: u32) -> impl Strategy<Value = Quota> {
+    any_quota((1..most).boxed(), (100..1_000_000_u64).boxed())
 }
 
 pub(crate) fn any_quota(
@@ -163,8 +163,8 @@ impl Gap {
 
 pub(crate) type Requests = Vec<(Gap, NonZeroU32)>;
 
-pub(crate) fn requests() -> impl Strategy<Value = Requests> {
-    vec((gap(), units()), 1..100)
+pub(crate) fn requests(most: usize) -> impl Strategy<Value = Requests> {
+    vec((gap(), units()), 1..=most)
 }
 
 #[derive(Clone, Debug)]
