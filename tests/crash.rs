@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod harness;
+mod wait;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -25,6 +26,7 @@ use tower_api_key::{
 };
 
 use crate::harness::{postgres::Server, unique};
+use crate::wait::Deadline;
 
 const DATABASE: &str = "CRASH_DATABASE_URL";
 const DAY: Duration = Duration::from_secs(86_400);
@@ -104,7 +106,9 @@ async fn kill_one(url: &str) {
 async fn keys(issuer: &KeyIssuer) -> BTreeMap<KeyId, KeyRecord> {
     let mut keys = BTreeMap::new();
     let mut query = KeyQuery::new().limit(1000);
+    let deadline = Deadline::of("the last page of the keys");
     loop {
+        deadline.check();
         let page = issuer.list(&query).await.unwrap();
         keys.extend(page.keys.into_iter().map(|key| (key.record.id, key.record)));
         match page.next {
@@ -118,7 +122,9 @@ async fn keys(issuer: &KeyIssuer) -> BTreeMap<KeyId, KeyRecord> {
 async fn lives(issuer: &KeyIssuer) -> BTreeMap<KeyId, Vec<KeyAction>> {
     let mut lives = BTreeMap::<_, Vec<_>>::new();
     let mut query = EventQuery::new().limit(1000);
+    let deadline = Deadline::of("the last page of the audit");
     loop {
+        deadline.check();
         let page = issuer.events(&query).await.unwrap();
         for event in page.events {
             lives.entry(event.entry.key_id.unwrap()).or_default().insert(0, event.entry.action);
