@@ -5,6 +5,7 @@
 mod by_hand;
 mod desk;
 mod support;
+mod wait;
 
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ use self::{
     desk::{Desk, assert_problem, sealed},
     support::{format, get, send},
 };
+
+use crate::wait::within;
 
 fn desk() -> Desk {
     Desk::new("/account", account::router)
@@ -245,7 +248,7 @@ async fn denials_are_held_back_and_count_as_under_way() {
         sleep_until(began + Duration::from_millis(50)).await;
         assert_eq!(desk.send(&other, "GET", "/api-keys", None).await.status, 200);
         assert_eq!(began.elapsed(), Duration::from_millis(50), "others are not held back");
-        while let Some(answer) = denied.join_next().await {
+        while let Some(answer) = within(denied.join_next()).await {
             assert_eq!(answer.unwrap().status, status);
         }
         assert_eq!(began.elapsed(), Duration::from_millis(300), "four at a time");

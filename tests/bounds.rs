@@ -730,6 +730,7 @@ async fn a_page_with_rows_that_cannot_be_read_goes_on_behind_them(store: impl Pr
                 .collect();
             assert!(here.len() <= limit && !here.is_empty());
             found.extend(here);
+            assert!(found.len() <= ids.len(), "the pages do not end");
             let Some(next) = page["next"].as_str() else { break };
             path = format!("/admin/api-keys?consumer_id=acme&limit={limit}&cursor={next}");
         }
@@ -776,6 +777,7 @@ async fn an_event_that_cannot_be_read_is_shown_as_it_is(store: impl Prompt) {
     loop {
         let page = service.issuer.events(&query).await.unwrap();
         seen += page.events.len() + page.invalid.len();
+        assert!(seen <= 7, "the pages do not end");
         let Some(next) = page.next else { break };
         query = query.after(next);
     }
@@ -1026,6 +1028,7 @@ async fn all_pages(service: &Service, admin: &str, path: &str, rows: &str) -> (V
         // What is counted is about what is sent.
         assert!(page.text().len() <= MIB + 64 * KIB, "{}", page.text().len());
         pages += 1;
+        assert!(pages <= 1_000, "the pages do not end");
         let page = page.json();
         found.extend(page[rows].as_array().unwrap().iter().map(|row| match &row["id"] {
             Value::String(id) => id.clone(),
@@ -1079,6 +1082,7 @@ async fn a_row_longer_than_a_page_is_a_page(store: impl Prompt) {
     loop {
         let page = service.issuer.events(&query).await.unwrap();
         pages.push(page.events.len());
+        assert!(pages.len() <= 3, "the pages do not end");
         let Some(next) = page.next else { break };
         query = query.after(next);
     }

@@ -5,6 +5,7 @@
 
 mod by_hand;
 mod doubles;
+mod wait;
 
 use std::{sync::Arc, time::Duration};
 

@@ -4,6 +4,7 @@
 
 mod by_hand;
 mod doubles;
+mod wait;
 
 use std::{
     cell::Cell,

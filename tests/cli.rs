@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod harness;
+mod wait;
 
 use std::{
     fs,
@@ -21,6 +22,7 @@ use crate::harness::{
     postgres::{Database, Server},
     unique,
 };
+use crate::wait::{Deadline, eventually};
 
 const NOBODY: &str = "0190d4c0-0000-7000-8000-000000000000";
 
@@ -748,7 +750,9 @@ async fn an_import_that_is_killed_is_begun_again() {
         let mut stdin = running.stdin.take().unwrap();
         let half: String = (0..5500).map(import_line).collect();
         stdin.write_all(half.as_bytes()).unwrap();
+        let deadline = Deadline::of("a batch is imported");
         while count(&place) < 1000 {
+            deadline.check();
             tokio::task::yield_now().await;
         }
         running.kill().unwrap();
@@ -959,7 +963,10 @@ async fn no_list_of_processes_shows_a_key() {
     let running = running.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let waits = "select count(*) from pg_locks where not granted
         and relation = 'api_keys'::regclass";
-    while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut *transaction).await.unwrap() == 0 {}
+    eventually("the command waits for the lock of the table", async || {
+        sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut *transaction).await.unwrap() > 0
+    })
+    .await;
     let process = Path::new("/proc").join(running.id().to_string());
     let shown =
         [fs::read(process.join("cmdline")).unwrap(), fs::read(process.join("environ")).unwrap()];

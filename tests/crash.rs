@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod harness;
+mod wait;
 
 use std::{
     collections::BTreeMap,
@@ -27,6 +28,7 @@ use tower_api_key::{
 };
 
 use crate::harness::{postgres::Server, unique};
+use crate::wait::Deadline;
 
 const DATABASE: &str = "CRASH_DATABASE_URL";
 const DAY: Duration = Duration::from_secs(86_400);
@@ -138,7 +140,9 @@ async fn kill_one(url: &str) -> usize {
 async fn keys(issuer: &KeyIssuer) -> BTreeMap<KeyId, KeyRecord> {
     let mut keys = BTreeMap::new();
     let mut query = KeyQuery::new().limit(1000);
+    let deadline = Deadline::of("the last page of the keys");
     loop {
+        deadline.check();
         let page = issuer.list(&query).await.unwrap();
         keys.extend(page.keys.into_iter().map(|key| (key.record.id, key.record)));
         match page.next {
@@ -166,7 +170,9 @@ impl Life {
 async fn lives(issuer: &KeyIssuer) -> BTreeMap<KeyId, Life> {
     let mut lives = BTreeMap::<_, Life>::new();
     let mut query = EventQuery::new().limit(1000);
+    let deadline = Deadline::of("the last page of the audit");
     loop {
+        deadline.check();
         let page = issuer.events(&query).await.unwrap();
         for event in page.events {
             let life = lives.entry(event.entry.key_id.unwrap()).or_default();

@@ -6,6 +6,7 @@
 #![cfg(test)]
 
 mod harness;
+mod wait;
 
 use std::{
     fmt, fs,
@@ -31,6 +32,7 @@ use tower_api_key::{
 };
 
 use crate::harness::postgres::Server;
+use crate::wait::within;
 
 const SCOPE: &str = "reports:read";
 
@@ -863,7 +865,7 @@ async fn a_trial_leaves_nothing_and_notifies_nobody() {
     }
     place.execute("select pg_notify('tower_api_key', 'the end')").await;
     loop {
-        let told = listener.recv().await.unwrap().payload().to_owned();
+        let told = within(listener.recv()).await.unwrap().payload().to_owned();
         if told == "the end" {
             break;
         }

@@ -2,8 +2,9 @@
 //! The examples do what they print and what their comments say, as processes of their own.
 
 mod harness;
+mod wait;
 
-use std::{env, fs, net::SocketAddr, path::PathBuf, process::Stdio, time::Duration};
+use std::{env, fs, net::SocketAddr, path::PathBuf, process::Stdio};
 
 use sqlx::{query_scalar, raw_sql};
 use tempfile::TempDir;
@@ -12,7 +13,6 @@ use tokio::{
     net::TcpStream,
     process::{Child, ChildStdout, Command},
     task::yield_now,
-    time::timeout,
 };
 use tower_api_key::{
     record::KeyId,
@@ -20,13 +20,7 @@ use tower_api_key::{
 };
 
 use crate::harness::postgres::{Database, Server};
-
-/// Plenty for anything that happens at all.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-async fn within<T>(event: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, event).await.expect("it should have happened by now")
-}
+use crate::wait::within;
 
 /// A folder for an example to run in, and all that is in its environment.
 struct Place {

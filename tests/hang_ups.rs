@@ -5,6 +5,7 @@
 mod by_hand;
 mod doubles;
 mod support;
+mod wait;
 
 use std::{
     net::SocketAddr,

@@ -6,6 +6,7 @@
 mod by_hand;
 mod doubles;
 mod harness;
+mod wait;
 
 use std::{
     collections::BTreeSet,
@@ -25,10 +26,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
     query_scalar, raw_sql,
 };
-use tokio::{
-    task::{JoinSet, yield_now},
-    time::timeout,
-};
+use tokio::task::{JoinSet, yield_now};
 use tower::ServiceExt as _;
 use tower_api_key::{
     account,
@@ -44,9 +42,11 @@ use tower_api_key::{
     },
 };
 
+use crate::wait::eventually;
 use crate::{
     doubles::{Key, Said, Service, format, unknown_key, within},
     harness::{
+        as_root,
         pgbouncer::PgBouncer,
         postgres::{Database, Server},
         unique,
@@ -69,15 +69,6 @@ async fn prompt(database: &Database) -> PgConnection {
 
 async fn execute(connection: &mut PgConnection, sql: impl AsRef<str>) {
     raw_sql(AssertSqlSafe(sql.as_ref())).execute(connection).await.unwrap();
-}
-
-async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let reached = async {
-        while !is_so().await {
-            yield_now().await;
-        }
-    };
-    timeout(Duration::from_secs(30), reached).await.expect(what);
 }
 
 /// Waits until so many sessions of the database wait for a lock.
@@ -1035,7 +1026,7 @@ async fn a_time_of_last_use_that_is_locked_is_offered_again_and_holds_up_no_othe
 mod sqlite {
     use std::{
         fs::{self, File},
-        io::Write as _,
+        io::{self, Write as _},
         path::PathBuf,
         process::Command,
     };
@@ -1053,19 +1044,16 @@ mod sqlite {
     struct SmallDisk(TempDir);
 
     impl SmallDisk {
-        fn mount() -> Self {
-            let folder = tempfile::tempdir().unwrap();
+        fn mount() -> io::Result<Self> {
+            let folder = tempfile::tempdir()?;
             let mount = Command::new("mount")
                 .args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"])
                 .arg(folder.path())
-                .output()
-                .unwrap();
-            assert!(
-                mount.status.success(),
-                "the test mounts a small file system, for which it must run as root: {}",
-                String::from_utf8_lossy(&mount.stderr)
-            );
-            Self(folder)
+                .output()?;
+            if mount.status.success() {
+                return Ok(Self(folder));
+            }
+            Err(io::Error::other(String::from_utf8_lossy(&mount.stderr).trim()))
         }
 
         fn url(&self) -> String {
@@ -1101,7 +1089,11 @@ mod sqlite {
 
     #[tokio::test]
     async fn a_full_disk_is_forgiven_once_there_is_room() {
-        let disk = SmallDisk::mount();
+        let disk = as_root(
+            "isolation::sqlite::a_full_disk_is_forgiven_once_there_is_room",
+            SmallDisk::mount(),
+        );
+        let Some(disk) = disk else { return };
         for store in stores(&disk).await {
             store.migrate().await.unwrap();
             let issuer = KeyIssuer::new(store.clone(), format());
@@ -1145,7 +1137,11 @@ mod sqlite {
 
     #[tokio::test]
     async fn a_migration_that_found_no_room_is_made_when_there_is_some() {
-        let disk = SmallDisk::mount();
+        let disk = as_root(
+            "isolation::sqlite::a_migration_that_found_no_room_is_made_when_there_is_some",
+            SmallDisk::mount(),
+        );
+        let Some(disk) = disk else { return };
         let store = SqliteKeyStore::connect(&disk.url()).await.unwrap();
         disk.fill();
         for _ in 0..5 {

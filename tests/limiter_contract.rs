@@ -248,6 +248,7 @@ async fn a_client_that_always_wants_more_gets_all_there_is(
         if next > start + elapsed {
             break;
         }
+        assert!(next > now, "there is a unit at once, and it was not given: {quota:?}");
         now = next;
         taken += key.drain(now).await;
     }

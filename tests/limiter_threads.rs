@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+mod wait;
+
 use std::{
     num::NonZeroU32,
     sync::{
@@ -15,6 +17,8 @@ use std::{
 use tower_api_key::rate_limit::{
     Buckets, Check, Decisions, LocalRateLimiter, Quota, RateLimiter, RateLimits, Subject,
 };
+
+use crate::wait::Deadline;
 
 const THREADS: usize = 64;
 const SECOND: Duration = Duration::from_secs(1);
@@ -101,7 +105,9 @@ fn hammer(
         let threads = (0..THREADS).map(|thread| {
             scope.spawn(move || {
                 let (buckets, mut admitted) = (buckets(thread), Vec::new());
+                let deadline = Deadline::of("the threads have taken all there is");
                 for turn in 0.. {
+                    deadline.check();
                     let now = clock.read(thread);
                     let wanted = NonZeroU32::new(units(turn)).unwrap();
                     let decisions = decided(buckets.take(wanted, now));

@@ -1,7 +1,14 @@
 #![cfg(test)]
 //! What the manual promises, a test holds.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 #[path = "../examples/limits.rs"]
 #[allow(dead_code, reason = "it is run as an example, too")]
@@ -31,24 +38,286 @@ fn tests_named(page: &str) -> Vec<&str> {
 
 #[test]
 fn each_bound_names_a_test_that_is_there() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files = BTreeMap::new();
+    let mut binaries = BTreeMap::new();
     for (page, least) in [("bounds.md", 25), ("freshness.md", 20), ("limits.md", 10)] {
-        let text = fs::read_to_string(root.join("src/manual").join(page)).unwrap();
+        let text = fs::read_to_string(root().join("src/manual").join(page)).unwrap();
         let bounds = tests_named(&text);
         assert!(bounds.len() >= least, "the tables of {page} were not found");
         for tests in bounds {
             assert!(!tests.is_empty(), "no test holds a bound of {page}");
             for test in tests.split_whitespace() {
                 let path = test.strip_prefix('`').and_then(|test| test.strip_suffix('`'));
-                let (file, name) = path.and_then(|path| path.split_once("::")).expect(test);
-                let text = files.entry(file.to_owned()).or_insert_with(|| {
-                    fs::read_to_string(root.join(format!("tests/{file}.rs"))).expect(file)
-                });
-                assert!(text.contains(&format!("fn {name}(")), "there is no test {test}");
+                let (binary, name) = path.and_then(|path| path.split_once("::")).expect(test);
+                let tests = binaries
+                    .entry(binary.to_owned())
+                    .or_insert_with(|| Tests::of(&source_of(binary)).names);
+                assert!(tests.contains(name), "{page}: there is no test {test}");
             }
         }
     }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The source of a test binary.
+fn source_of(binary: &str) -> String {
+    let folder = root().join("tests");
+    let file = [format!("{binary}.rs"), format!("{binary}/main.rs")];
+    let file: Option<PathBuf> =
+        file.map(|file| folder.join(file)).into_iter().find(|it| it.exists());
+    fs::read_to_string(file.unwrap_or_else(|| panic!("there is no test binary {binary}"))).unwrap()
+}
+
+/// The tests that a test binary has with all features on this machine, wherever in the file they
+/// are. One is a function with `#[test]` or `#[tokio::test]`, by itself, in `proptest!`, or made by a
+/// macro of the file. What is ignored or configured away is none.
+#[derive(Default)]
+struct Tests {
+    names: BTreeSet<String>,
+    makers: BTreeMap<String, Maker>,
+}
+
+/// What a macro of the file makes wherever it is called.
+#[derive(Default)]
+struct Maker {
+    names: BTreeSet<String>,
+    /// Whether it makes a test of each name that it is called with.
+    names_from_call: bool,
+}
+
+impl Tests {
+    fn of(source: &str) -> Self {
+        let mut this = Self::default();
+        this.read(source.parse().expect("the source of a test binary"));
+        this
+    }
+
+    fn read(&mut self, tokens: TokenStream) {
+        let tokens: Vec<_> = tokens.into_iter().collect();
+        let mut attributes = Vec::new();
+        let mut at = 0;
+        while let Some(rest) = tokens.get(at..).filter(|rest| !rest.is_empty()) {
+            at += 1;
+            match rest {
+                // An attribute of what it is in.
+                [TokenTree::Punct(hash), TokenTree::Punct(not), TokenTree::Group(group), ..]
+                    if hash.as_char() == '#' && not.as_char() == '!' =>
+                {
+                    at += 2;
+                    if !is_there(&[text(group.stream())]) {
+                        return;
+                    }
+                }
+                [TokenTree::Punct(hash), TokenTree::Group(group), ..] if hash.as_char() == '#' => {
+                    at += 1;
+                    attributes.push(text(group.stream()));
+                }
+                [TokenTree::Ident(keyword), TokenTree::Ident(name), ..] if keyword == "fn" => {
+                    at += 1;
+                    if attributes.iter().any(|it| is_test(it)) && is_there(&attributes) {
+                        self.names.insert(name.to_string());
+                    }
+                }
+                [TokenTree::Ident(keyword), _, TokenTree::Group(group), ..] if keyword == "mod" => {
+                    at += 2;
+                    if is_there(&attributes) {
+                        self.read(group.stream());
+                    }
+                    attributes.clear();
+                }
+                [
+                    TokenTree::Ident(keyword),
+                    _,
+                    TokenTree::Ident(name),
+                    TokenTree::Group(body),
+                    ..,
+                ] if keyword == "macro_rules" => {
+                    at += 3;
+                    let mut maker = Maker::default();
+                    maker.read(body.stream());
+                    self.makers.insert(name.to_string(), maker);
+                    attributes.clear();
+                }
+                [TokenTree::Ident(name), TokenTree::Punct(not), TokenTree::Group(group), ..]
+                    if not.as_char() == '!' =>
+                {
+                    at += 2;
+                    if is_there(&attributes) {
+                        self.call(&name.to_string(), group.stream());
+                    }
+                    attributes.clear();
+                }
+                // The end of an item.
+                [TokenTree::Group(group), ..] if group.delimiter() == Delimiter::Brace => {
+                    attributes.clear();
+                }
+                [TokenTree::Punct(end), ..] if end.as_char() == ';' => attributes.clear(),
+                _ => {}
+            }
+        }
+    }
+
+    fn call(&mut self, name: &str, tokens: TokenStream) {
+        if name == "proptest" {
+            self.read(tokens);
+        } else if let Some(maker) = self.makers.get(name) {
+            self.names.extend(maker.names.iter().cloned());
+            if maker.names_from_call {
+                let idents = tokens.into_iter().filter(|it| matches!(it, TokenTree::Ident(_)));
+                self.names.extend(idents.map(|ident| ident.to_string()));
+            }
+        }
+    }
+}
+
+impl Maker {
+    fn read(&mut self, tokens: TokenStream) {
+        let tokens: Vec<_> = tokens.into_iter().collect();
+        let mut is_named = false;
+        for (at, token) in tokens.iter().enumerate() {
+            match (token, tokens.get(at + 1), tokens.get(at + 2)) {
+                (TokenTree::Punct(hash), Some(TokenTree::Group(group)), _)
+                    if hash.as_char() == '#' =>
+                {
+                    is_named |= is_test(&text(group.stream()));
+                }
+                (TokenTree::Ident(keyword), Some(name), variable)
+                    if is_named && keyword == "fn" =>
+                {
+                    is_named = false;
+                    match (name, variable) {
+                        (TokenTree::Punct(_), Some(TokenTree::Ident(_))) => {
+                            self.names_from_call = true;
+                        }
+                        _ => drop(self.names.insert(name.to_string())),
+                    }
+                }
+                (TokenTree::Group(group), ..) => self.read(group.stream()),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Without spaces.
+fn text(tokens: TokenStream) -> String {
+    tokens.to_string().split_whitespace().collect()
+}
+
+fn is_test(attribute: &str) -> bool {
+    let path = attribute.split('(').next();
+    matches!(path, Some("test" | "tokio::test"))
+}
+
+/// Whether something with these attributes is compiled with all features, and executed.
+fn is_there(attributes: &[String]) -> bool {
+    attributes.iter().all(|attribute| match attribute.split_once('(') {
+        Some(("cfg", condition)) => holds(condition.strip_suffix(')').unwrap()),
+        _ => !attribute.starts_with("ignore"),
+    })
+}
+
+fn holds(condition: &str) -> bool {
+    match condition.split_once('(') {
+        Some(("all", rest)) => parts(rest).into_iter().all(holds),
+        Some(("any", rest)) => parts(rest).into_iter().any(holds),
+        Some(("not", rest)) => !parts(rest).into_iter().all(holds),
+        _ => match condition.split_once('=') {
+            Some(("feature", _)) => true,
+            Some(("target_os", name)) => name.trim_matches('"') == std::env::consts::OS,
+            _ => match condition {
+                "test" => true,
+                "unix" => cfg!(unix),
+                "debug_assertions" => cfg!(debug_assertions),
+                _ => panic!("the test does not know whether {condition} holds"),
+            },
+        },
+    }
+}
+
+/// What the commas outside of parentheses are between.
+fn parts(list: &str) -> Vec<&str> {
+    let list = list.strip_suffix(')').unwrap();
+    let mut depth = 0;
+    let parts = list.split(|it| {
+        match it {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            _ => {}
+        }
+        it == ',' && depth == 0
+    });
+    parts.filter(|part| !part.is_empty()).collect()
+}
+
+#[test]
+fn a_test_is_a_function_that_is_compiled_and_executed_as_one() {
+    let source = r##"
+        #![cfg(feature = "postgres")]
+        // #[test]
+        // fn commented_out() {}
+        const TEXT: &str = "#[test] fn in_a_text() {}";
+        #[test]
+        const NOTHING: () = ();
+        fn helper() {}
+        #[test]
+        fn plain() { fn inner() {} }
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn with_a_runtime() {}
+        #[test]
+        #[ignore]
+        fn ignored() {}
+        #[test]
+        #[ignore = "slow"]
+        fn ignored_for_a_reason() {}
+        #[cfg(not(feature = "postgres"))]
+        #[test]
+        fn without_a_feature() {}
+        #[cfg(all(test, any(not(test), feature = "sqlite")))]
+        mod inside {
+            #[test]
+            fn of_a_module() {}
+        }
+        #[cfg(not(test))]
+        mod outside {
+            #[test]
+            fn of_a_module_that_is_none() {}
+        }
+        proptest! {
+            #![proptest_config(ProptestConfig::with_cases(4))]
+            #[test]
+            fn of_a_property(number in 0..1) {}
+            fn helper_of_a_property() {}
+        }
+        macro_rules! on_both {
+            ($($rule:ident)*) => { mod one { $( #[test] fn $rule() { super::$rule() } )* } };
+        }
+        on_both! { one_rule another_rule }
+        fn one_rule() {}
+        fn a_rule_that_is_not_called() {}
+        macro_rules! contract {
+            ($name:ident) => { mod $name { #[test] fn of_a_macro() {} } };
+        }
+        contract!(one);
+        macro_rules! never_called { () => { #[test] fn of_no_call() {} }; }
+        macro_rules! makes_none { ($name:ident) => { fn $name() {} }; }
+        makes_none!(made);
+        #[cfg(not(test))]
+        contract!(two);
+    "##;
+    let expected = [
+        "another_rule",
+        "of_a_macro",
+        "of_a_module",
+        "of_a_property",
+        "one_rule",
+        "plain",
+        "with_a_runtime",
+    ];
+    assert!(Tests::of(source).names.iter().eq(&expected));
+    assert!(Tests::of("#![cfg(not(test))] #[test] fn none() {}").names.is_empty());
 }
 
 const FIGURE: &str = "docs/limits.svg";

@@ -5,6 +5,7 @@
 mod by_hand;
 mod doubles;
 mod harness;
+mod wait;
 
 use std::{
     sync::{
@@ -22,7 +23,7 @@ use sqlx::{
 use tokio::{
     sync::{Barrier, oneshot},
     task::JoinSet,
-    time::{Instant, interval},
+    time::Instant,
 };
 use tower_api_key::{
     auth::{Builder, CachePolicy, RejectionKind, Worker},
@@ -33,6 +34,7 @@ use tower_api_key::{
     store::{KeyStore, ManageKeys, PgChangeFeed, PgKeyStore, StoreError, StoreErrorKind, Usage},
 };
 
+use crate::wait::eventually;
 use crate::{
     by_hand::ByHand as _,
     doubles::{Key, Said, Service, format, unknown_key, within},
@@ -169,15 +171,6 @@ impl Node {
 fn patient(builder: Builder) -> Builder {
     let policy = CachePolicy::default().stranger_queries(u32::MAX);
     builder.cache(policy.load_deadline(20 * SECOND).unwrap())
-}
-
-async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let mut again = interval(Duration::from_millis(5));
-    let begun = Instant::now();
-    while !is_so().await {
-        assert!(begun.elapsed() < 20 * SECOND, "in vain: {what}");
-        again.tick().await;
-    }
 }
 
 /// Counts what it is asked for.
@@ -470,6 +463,7 @@ async fn connections_that_went_silent_in_the_pool_are_replaced() {
         }
         reply.is_unavailable(RejectionKind::StoreUnavailable);
         failures += 1;
+        assert!(failures <= 2, "the pool does not recover");
     }
     assert_eq!(failures, 2);
     node.service.auth.invalidate_all();

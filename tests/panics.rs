@@ -3,6 +3,7 @@
 
 mod by_hand;
 mod doubles;
+mod wait;
 
 use std::{
     future::pending,

@@ -10,6 +10,7 @@
 
 mod by_hand;
 mod harness;
+mod wait;
 
 use std::{
     future::Future,
@@ -29,6 +30,7 @@ use crate::harness::{
     postgres::{Database, Server},
     proxy::{Fault, FaultProxy},
 };
+use crate::wait::{eventually, within};
 
 const SOON: Duration = Duration::from_secs(20);
 const BRIEF: Duration = Duration::from_millis(500);
@@ -43,7 +45,11 @@ fn record() -> KeyRecord {
 
 /// A database with one key.
 async fn database() -> Database {
-    let database = Server::shared().database().await;
+    database_on(Server::shared()).await
+}
+
+async fn database_on(server: &Server) -> Database {
+    let database = server.database().await;
     let store = PgKeyStore::connect(database.url()).await.unwrap();
     store.migrate().await.unwrap();
     store.insert(&record()).await.unwrap();
@@ -69,13 +75,9 @@ fn on_one_pool(pool: PgPool) -> PgKeyStore {
     PgKeyStore::builder().lookup_pool(pool.clone()).build(pool).unwrap()
 }
 
-async fn soon<T>(work: impl Future<Output = T>) -> T {
-    timeout(SOON, work).await.expect("an answer in time")
-}
-
 /// Asks until the connections that are being closed have made room.
 async fn is_found(store: &PgKeyStore) {
-    let found = soon(async {
+    let found = within(async {
         loop {
             match store.find(&HASH).await {
                 Err(error) if error.kind() == StoreErrorKind::Overloaded => {}
@@ -87,7 +89,7 @@ async fn is_found(store: &PgKeyStore) {
 }
 
 async fn unavailable(store: &PgKeyStore) {
-    let error = soon(store.find(&HASH)).await.unwrap_err();
+    let error = within(store.find(&HASH)).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
 }
 
@@ -96,12 +98,21 @@ async fn somebody_waits(connection: &mut PgConnection) {
     let waiting = "select count(*) from pg_locks where relation = 'api_keys'::regclass \
                    and database = (select oid from pg_database where datname = current_database()) \
                    and not granted";
-    soon(async {
+    within(async {
         while query_scalar::<_, i64>(waiting).fetch_one(&mut *connection).await.unwrap() == 0 {
             yield_now().await;
         }
     })
     .await;
+}
+
+/// Drops a look-up once something that was said to it or by it was lost on the way.
+async fn is_swallowed<T>(proxy: &FaultProxy, find: impl Future<Output = T>) {
+    let before = proxy.bytes_swallowed();
+    tokio::select! {
+        _ = find => panic!("an answer from nowhere"),
+        () = eventually("bytes are lost", async || proxy.bytes_swallowed() > before) => {}
+    }
 }
 
 #[tokio::test]
@@ -118,7 +129,7 @@ async fn a_look_up_that_is_dropped_does_not_keep_its_connection() {
     }
     // The query goes on at the server, so its connection is of no use to anybody.
     drop(find);
-    assert_eq!(soon(store.last_used_at(ID)).await.unwrap(), None);
+    assert_eq!(within(store.last_used_at(ID)).await.unwrap(), None);
 
     execute(&mut obstacle, "rollback").await;
     is_found(&store).await;
@@ -154,7 +165,7 @@ async fn a_network_that_swallows_everything_costs_connections_but_not_capacity()
         // The connection of the last look-up is on its way back into the pool.
         proxy.set(Fault::BlackHole).await;
         for _ in 0..2 {
-            assert!(timeout(BRIEF, store.find(&HASH)).await.is_err(), "an answer from nowhere");
+            is_swallowed(&proxy, store.find(&HASH)).await;
         }
         proxy.set(Fault::Pass).await;
         is_found(&store).await;
@@ -170,14 +181,13 @@ async fn a_look_up_in_a_black_hole_does_not_keep_its_connection() {
     let mut obstacle = connection(&database).await;
     execute(&mut obstacle, "begin; lock table api_keys in access exclusive mode").await;
 
-    let find = async { timeout(BRIEF, store.find(&HASH)).await.is_err() };
-    let swallowed = async {
-        somebody_waits(&mut obstacle).await;
-        proxy.set(Fault::BlackHole).await;
-        execute(&mut obstacle, "rollback").await;
-    };
-    let (timed_out, ()) = tokio::join!(find, swallowed);
-    assert!(timed_out);
+    let mut find = Box::pin(store.find(&HASH));
+    tokio::select! {
+        _ = &mut find => panic!("found a key in a table that is locked"),
+        () = somebody_waits(&mut obstacle) => {}
+    }
+    proxy.set(Fault::BlackHole).await;
+    tokio::join!(is_swallowed(&proxy, find), execute(&mut obstacle, "rollback"));
 
     proxy.set(Fault::Pass).await;
     is_found(&store).await;
@@ -195,14 +205,14 @@ async fn a_database_that_is_gone_is_unavailable_and_comes_back() {
         proxy.set(fault).await;
         unavailable(&store).await;
         let batch = [Usage::new(ID, SystemTime::UNIX_EPOCH)];
-        let error = soon(store.record_usage(&batch)).await.unwrap_err();
+        let error = within(store.record_usage(&batch)).await.unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{fault:?}: {error:?}");
         proxy.set(Fault::Pass).await;
     }
     is_found(&store).await;
 
     proxy.set(Fault::Refuse).await;
-    let error = soon(PgKeyStore::connect(&url)).await.unwrap_err();
+    let error = within(PgKeyStore::connect(&url)).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable);
 
     store.pool().close().await;
@@ -222,7 +232,7 @@ async fn an_answer_cut_off_anywhere_is_the_right_one_or_none() {
     for bytes in (0..whole + 200).step_by(17) {
         // The connection of the last round is past the limit, so each round makes its own.
         proxy.set(Fault::CutAfter(bytes)).await;
-        match soon(store.find(&HASH)).await {
+        match within(store.find(&HASH)).await {
             Ok(answer) => {
                 let mut answer = answer.expect("the key, which is there");
                 answer.read_at = record().read_at;
@@ -321,12 +331,20 @@ async fn a_statement_that_takes_too_long_is_unavailable() {
 
 #[tokio::test]
 async fn a_standby_answers_and_takes_no_changes() {
-    let database = database().await;
-    let url = format!("{}?options=-cdefault_transaction_read_only=on", database.url());
+    let primary = Server::start();
+    let database = database_on(&primary).await;
+    let standby = primary.standby();
+    let url = standby.url(database.url().rsplit('/').next().unwrap());
     let store = on_one_pool(narrow_pool(&url).await);
+    let is_standby = query_scalar::<_, bool>("select pg_is_in_recovery()");
+    assert!(is_standby.fetch_one(store.pool()).await.unwrap());
     is_found(&store).await;
-    let error = store.revoke(ID, None).await.unwrap_err();
-    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    let batch = [Usage::new(ID, SystemTime::UNIX_EPOCH)];
+    for error in
+        [store.revoke(ID, None).await.unwrap_err(), store.record_usage(&batch).await.unwrap_err()]
+    {
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
+    }
     is_found(&store).await;
 }
 
@@ -466,7 +484,7 @@ async fn a_url_that_leads_nowhere_is_an_error_that_says_why() {
     let proxy = FaultProxy::start(Server::shared().addr()).await;
     proxy.set(Fault::Refuse).await;
     let url = proxy.url("postgres://postgres:secret@127.0.0.1/app");
-    let error = soon(PgKeyStore::connect(&url)).await.unwrap_err();
+    let error = within(PgKeyStore::connect(&url)).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable);
     let shown = format!("{error:?}");
     assert!(shown.contains("refused") && !shown.contains("secret"), "{shown}");
@@ -485,11 +503,11 @@ async fn a_store_can_be_made_before_its_database_is_there() {
     let database = server.database().await;
     server.stop_immediate().await;
     let store = PgKeyStore::connect_lazy(database.url()).unwrap();
-    let error = soon(store.migrate()).await.unwrap_err();
+    let error = within(store.migrate()).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable);
     server.start_again().await;
-    soon(store.migrate()).await.unwrap();
-    assert_eq!(soon(store.find(&KeyHash::from_bytes([7; 32]))).await.unwrap(), None);
+    within(store.migrate()).await.unwrap();
+    assert_eq!(within(store.find(&KeyHash::from_bytes([7; 32]))).await.unwrap(), None);
 }
 
 /// What the server says to `sql`.

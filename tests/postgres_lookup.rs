@@ -7,6 +7,7 @@
 mod by_hand;
 mod doubles;
 mod harness;
+mod wait;
 
 use std::{
     sync::{Arc, Weak},

@@ -87,7 +87,9 @@ mod denial {
     async fn waiting_as_long_as_told_is_enough() {
         let keys = Keys::new();
         let (app, key) = limited(&keys, Quota::per_minute(7).unwrap()).await;
-        while app.get(&key).await.status == StatusCode::OK {}
+        while app.get(&key).await.status == StatusCode::OK {
+            assert!(app.calls() < 1_000, "the quota does not end");
+        }
         for _ in 0..20 {
             let wait = app.get(&key).await.header("retry-after").unwrap().parse().unwrap();
             keys.clock.advance(Duration::from_secs(wait));
@@ -737,7 +739,10 @@ mod buckets {
     async fn drained(keys: &Keys, app: &App, quota: Quota) -> (Issued, String) {
         let issued = keys.issue(NewKey::new("acme", Expiry::Never).rate_limits(quota)).await;
         let key = text(&issued);
-        while app.get(&key).await.status == StatusCode::OK {}
+        let before = app.calls();
+        while app.get(&key).await.status == StatusCode::OK {
+            assert!(app.calls() - before < 1_000_000, "the quota does not end");
+        }
         (issued, key)
     }
 
@@ -880,7 +885,10 @@ mod under_load {
                     for _ in 0..steps {
                         loop {
                             match auth.attempt(key.as_bytes()) {
-                                Attempt::Admit(_) => admitted.fetch_add(1, Ordering::Relaxed),
+                                Attempt::Admit(_) => {
+                                    let before = admitted.fetch_add(1, Ordering::Relaxed);
+                                    assert!(before < 1_000_000, "the quota does not end");
+                                }
                                 Attempt::Reject(_) => break,
                                 Attempt::Lookup(_) => panic!("the key is cached"),
                             };
@@ -926,6 +934,7 @@ mod under_load {
                     let mut admitted = 0;
                     while app.get(&key).await.status == StatusCode::OK {
                         admitted += 1;
+                        assert!(admitted < 1_000_000, "the quota does not end");
                     }
                     admitted
                 })
@@ -960,7 +969,7 @@ mod under_load {
 
         fn sweep(&self, now: Duration) {
             self.sweeping.send(()).unwrap();
-            self.go_on.lock().unwrap().recv().unwrap();
+            self.go_on.lock().unwrap().recv_timeout(Duration::from_secs(30)).unwrap();
             self.local.sweep(now);
         }
     }
@@ -988,7 +997,7 @@ mod under_load {
             let (limiter, now) = (limiter.clone(), keys.clock.monotonic());
             move || limiter.sweep(now)
         });
-        swept.recv().unwrap();
+        swept.recv_timeout(Duration::from_secs(30)).unwrap();
         for left in (90..99).rev() {
             let state = format!(r#""hour";r={left};t=36"#);
             assert_eq!(app.get(&key).await.header("ratelimit"), Some(state.as_str()));

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod harness;
+mod wait;
 
 use std::{
     error::Error,
@@ -14,7 +15,7 @@ use std::{
 
 use harness::redis::Redis;
 use redis::cmd;
-use tokio::time::{Instant, interval};
+use tokio::time::Instant;
 use tower_api_key::{
     clock::{Clock, SystemClock},
     rate_limit::{
@@ -22,6 +23,8 @@ use tower_api_key::{
         RedisRateLimiterBuilder, Subject, Unavailable,
     },
 };
+
+use crate::wait::{eventually, within};
 
 const ONE: NonZeroU32 = NonZeroU32::MIN;
 const SECOND: Duration = Duration::from_secs(1);
@@ -59,14 +62,6 @@ async fn admitted(buckets: &Arc<dyn Buckets>, requests: u32, now: Duration) -> u
         admitted += u32::from(decided(buckets.take(ONE, now)).await.is_admitted());
     }
     admitted
-}
-
-async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let (begun, mut again) = (Instant::now(), interval(Duration::from_millis(5)));
-    while !is_so().await {
-        assert!(begun.elapsed() < PATIENCE, "in vain: {what}");
-        again.tick().await;
-    }
 }
 
 #[tokio::test]
@@ -327,7 +322,7 @@ async fn with_leases_exactly_as_much_passes_in_the_end() {
             admitted
         });
     }
-    let total: u32 = tasks.join_all().await.iter().sum();
+    let total: u32 = within(tasks.join_all()).await.iter().sum();
     assert_eq!(total, 1_500);
 }
 

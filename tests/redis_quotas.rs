@@ -78,6 +78,7 @@ async fn drain(buckets: &Arc<dyn Buckets>, now: Duration) -> u64 {
         let Some(units) = 1_u32.checked_shl(bit) else { continue };
         while admits(buckets, units, now).await {
             taken += u64::from(units);
+            assert!(taken <= 2 * u64::from(left), "{left} units do not end");
         }
     }
     taken

@@ -5,6 +5,7 @@
 mod by_hand;
 mod doubles;
 mod harness;
+mod wait;
 
 use http::StatusCode;
 use tokio::task::JoinSet;

@@ -9,6 +9,7 @@
 )]
 
 mod by_hand;
+mod wait;
 
 use std::{
     fs,
@@ -21,17 +22,18 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
 use tempfile::TempDir;
-use tokio::{task::yield_now, time::timeout};
+use tokio::task::yield_now;
 use tower_api_key::{
     key::KeyHash,
     record::{KeyId, KeyRecord},
     store::{KeyStore, ManageKeys, SqliteKeyStore, StoreErrorKind, Usage},
 };
 
-use crate::by_hand::ByHand as _;
+use crate::{by_hand::ByHand as _, wait::within};
 
-const SOON: Duration = Duration::from_secs(20);
 const BRIEF: Duration = Duration::from_millis(100);
+/// Statements on another connection, during which a statement that need not wait would be done.
+const TURNS: usize = 200;
 const HASH: KeyHash = KeyHash::from_bytes([7; 32]);
 const ID: KeyId = KeyId::from_bytes([9; 16]);
 
@@ -58,6 +60,11 @@ impl File {
 
     fn path(&self, suffix: &str) -> PathBuf {
         self.folder.path().join(format!("keys.db{suffix}"))
+    }
+
+    /// Whether it is read and written through a write-ahead log, by its header.
+    fn has_log(&self) -> bool {
+        fs::read(self.path("")).unwrap()[18..20] == [2, 2]
     }
 
     fn url(&self) -> String {
@@ -87,7 +94,7 @@ async fn execute(connection: &mut SqliteConnection, sql: &'static str) {
 }
 
 async fn is_found(store: &SqliteKeyStore) {
-    let found = timeout(SOON, store.find(&HASH)).await.expect("an answer in time");
+    let found = within(store.find(&HASH)).await;
     assert_eq!(found.unwrap().unwrap().id, ID);
 }
 
@@ -113,9 +120,17 @@ async fn look_ups_go_on_beside_a_writer_and_writers_take_turns() {
 
     let waiting = record(1);
     let mut insert = Box::pin(patient.insert(&waiting));
-    assert!(timeout(BRIEF, &mut insert).await.is_err(), "it did not take turns");
+    let look_ups = async {
+        for _ in 0..TURNS {
+            is_found(&patient).await;
+        }
+    };
+    tokio::select! {
+        inserted = &mut insert => panic!("it did not wait for the other writer: {inserted:?}"),
+        () = look_ups => {}
+    }
     execute(&mut writer, "commit").await;
-    insert.await.unwrap();
+    within(insert).await.unwrap();
     impatient.insert(&record(2)).await.unwrap();
 }
 
@@ -128,9 +143,19 @@ async fn a_file_in_use_gets_its_log_when_it_is_free() {
         execute(&mut user, using).await;
         let url = file.url();
         let mut connect = Box::pin(SqliteKeyStore::connect(&url));
-        assert!(timeout(BRIEF, &mut connect).await.is_err(), "the journal was changed meanwhile");
+        let used = async {
+            for _ in 0..TURNS {
+                execute(&mut user, "select * from orders").await;
+            }
+        };
+        tokio::select! {
+            connected = &mut connect => panic!("the file is in use: {:?}", connected.is_ok()),
+            () = used => {}
+        }
+        assert!(!file.has_log(), "the file is in use");
         execute(&mut user, "commit").await;
-        is_found(with_key(&connect.await.unwrap()).await).await;
+        is_found(with_key(&within(connect).await.unwrap()).await).await;
+        assert!(file.has_log());
     }
 }
 

@@ -585,6 +585,7 @@ async fn events_are_kept_in_order_and_read_by_the_page(store: &impl ManageKeys) 
         loop {
             let page = store.events(&query).await.unwrap();
             found.extend(page.events);
+            assert!(found.len() <= entries.len(), "the pages do not end");
             query.after = page.next;
             if page.next.is_none() {
                 break;
@@ -640,6 +641,7 @@ async fn listed(store: &impl ManageKeys, mut query: KeyQuery) -> Vec<KeyId> {
     loop {
         let page = store.list(&query).await.unwrap();
         found.extend(page.keys.iter().map(|key| key.record.id));
+        assert!(found.len() <= 1_000, "the pages do not end");
         query.after = page.next;
         if page.next.is_none() {
             return found;
@@ -659,6 +661,7 @@ async fn pages_have_each_key_once_while_keys_are_added(store: &impl ManageKeys) 
     loop {
         let page = store.list(&query).await.unwrap();
         found.extend(page.keys.iter().map(|key| key.record.id));
+        assert!(found.len() <= 1_000, "the pages do not end");
         query.after = page.next;
         if page.next.is_none() {
             break;

@@ -5,6 +5,7 @@
 mod by_hand;
 mod doubles;
 mod support;
+mod wait;
 
 use std::{convert::Infallible, future::pending, net::SocketAddr, time::Duration};
 

@@ -6,6 +6,7 @@
 mod by_hand;
 mod doubles;
 mod support;
+mod wait;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -43,13 +44,14 @@ fn policy() -> CachePolicy {
 /// Spends all that strangers have, and says how much that was.
 async fn flood(service: &Service) -> usize {
     let asked = service.store.queries();
-    loop {
+    for _ in 0..100 * STRANGERS {
         match service.get(&unknown_key()).await.kind {
             Some(RejectionKind::Unknown) => {}
             Some(RejectionKind::Overloaded) => return service.store.queries() - asked,
             other => panic!("{other:?}"),
         }
     }
+    panic!("strangers are never turned away")
 }
 
 // What strangers may ask of the store.
@@ -172,7 +174,7 @@ async fn a_query_that_fails_is_spent() {
 /// Spends what is kept for keys that come again, with keys that are none.
 async fn flood_of_those_who_come_again(service: &Service) -> usize {
     let asked = service.store.queries();
-    loop {
+    for _ in 0..100 * RETURNING {
         let key = unknown_key();
         service.get_at_once(&key).is_unavailable(RejectionKind::Overloaded);
         match service.get(&key).await.kind {
@@ -181,6 +183,7 @@ async fn flood_of_those_who_come_again(service: &Service) -> usize {
             other => panic!("{other:?}"),
         }
     }
+    panic!("keys that come again are never turned away")
 }
 
 #[tokio::test(start_paused = true)]

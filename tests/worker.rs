@@ -5,6 +5,7 @@ mod by_hand;
 mod doubles;
 #[cfg(feature = "postgres")]
 mod harness;
+mod wait;
 
 use std::{
     collections::HashSet,

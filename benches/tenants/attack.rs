@@ -1,4 +1,5 @@
-//! An attacker who holds a valid key, in a process of its own: 64 connections that never pause.
+//! An attacker in a process of its own: 64 connections that never pause, with a valid key or with
+//! keys that it makes up.
 
 use std::{
     env,
@@ -25,7 +26,12 @@ use tokio::{
     process::{Child, ChildStdout, Command},
 };
 
-use crate::{Result, setting::Setting};
+use tower_api_key::key::KeyFormat;
+
+use crate::{
+    Result,
+    setting::{PREFIX, Setting},
+};
 
 const CONNECTIONS: usize = 64;
 
@@ -36,11 +42,18 @@ pub(crate) enum Attack {
     Denials,
     Rotations,
     SlowReads,
+    UnknownKeys,
 }
 
 impl Attack {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Listings, Self::LockedRows, Self::Denials, Self::Rotations, Self::SlowReads];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Listings,
+        Self::LockedRows,
+        Self::Denials,
+        Self::Rotations,
+        Self::SlowReads,
+        Self::UnknownKeys,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -49,13 +62,28 @@ impl Attack {
             Self::Denials => "denials",
             Self::Rotations => "rotations",
             Self::SlowReads => "slow reads",
+            Self::UnknownKeys => "unknown keys",
+        }
+    }
+
+    /// Whether the service knows the keys of the others. Look-ups of keys it does not know share
+    /// their rate with the attacker's, which a flood of unknown keys spends.
+    pub(crate) fn is_on_known_keys(self) -> bool {
+        matches!(self, Self::UnknownKeys)
+    }
+
+    fn pace(self) -> &'static str {
+        match self {
+            Self::SlowReads => "slow",
+            Self::UnknownKeys => "unknown",
+            _ => "fast",
         }
     }
 
     fn key(self, setting: &Setting) -> &str {
         match self {
             Self::LockedRows | Self::Rotations => &setting.writer,
-            Self::Listings | Self::Denials | Self::SlowReads => &setting.viewer,
+            Self::Listings | Self::Denials | Self::SlowReads | Self::UnknownKeys => &setting.viewer,
         }
     }
 
@@ -72,6 +100,7 @@ impl Attack {
             Self::LockedRows => ("POST", of_targets("admin", "revoke")),
             Self::Denials => ("POST", vec![format!("/admin/api-keys/{}/revoke", setting.foreign)]),
             Self::Rotations => ("POST", of_targets("admin", "rotate")),
+            Self::UnknownKeys => ("GET", vec!["/orders".to_owned()]),
         }
     }
 }
@@ -114,7 +143,7 @@ impl Attacker {
             .arg(env::current_exe()?)
             .arg("attack")
             .args([setting.address.to_string(), method.to_owned()])
-            .arg(if matches!(attack, Attack::SlowReads) { "slow" } else { "fast" })
+            .arg(attack.pace())
             .args(paths)
             .env("ATTACKERS_KEY", attack.key(setting))
             .stdin(Stdio::piped())
@@ -177,20 +206,25 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let [address, method, pace, paths @ ..] = arguments else {
         return Err("attack ADDRESS METHOD PACE PATH…".into());
     };
-    let (address, is_slow) = (address.parse()?, pace == "slow");
+    let (address, is_slow, is_unknown) = (address.parse()?, pace == "slow", pace == "unknown");
     let method: http::Method = method.parse()?;
-    let key = env::var("ATTACKERS_KEY")?;
+    let (key, format) = (env::var("ATTACKERS_KEY")?, KeyFormat::new(PREFIX)?);
     let counts: Arc<Counts> = Arc::default();
     let begun = Arc::new(tokio::sync::Barrier::new(CONNECTIONS + 1));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         for connection in 0..CONNECTIONS {
             let (counts, begun) = (Arc::clone(&counts), Arc::clone(&begun));
-            let (key, method, paths) = (key.clone(), method.clone(), paths.to_vec());
+            let (mut key, method, paths) = (key.clone(), method.clone(), paths.to_vec());
+            let format = format.clone();
             tokio::spawn(async move {
                 let mut client = Client::connect(address).await?;
                 begun.wait().await;
                 for path in paths.iter().cycle().skip(connection * 4) {
+                    if is_unknown {
+                        // Well-formed, checksum included.
+                        key = format.generate()?.expose_secret().to_owned();
+                    }
                     if is_slow {
                         client.hold(path, &key).await?;
                     }

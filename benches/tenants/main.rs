@@ -1,4 +1,5 @@
-//! What other tenants notice of one that does the worst its key allows.
+//! What other tenants notice of one that does the worst its key allows, or of a flood of unknown
+//! keys.
 //!
 //! ```text
 //! cargo bench --bench tenants --features admin -- [--rounds N] [--json FILE]
@@ -70,6 +71,8 @@ struct Row {
     /// Of this process, which is the service and the client of the others: the most at the end of
     /// a round, in MiB.
     resident_mib: u64,
+    /// By how much that is more than before the first round.
+    grown_mib: u64,
     /// What the attacker got, in all rounds.
     attacker: attack::Report,
 }
@@ -134,8 +137,8 @@ fn measure(options: &Options) -> Result<()> {
 
 async fn compare(setting: &Setting, rounds: usize) -> Result<Vec<Row>> {
     println!(
-        "{:<22} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9}   the attacker got",
-        "", "admitted", "refused", "p50 us", "p99 us", "of quiet", "MiB"
+        "{:<22} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9}   the attacker got",
+        "", "admitted", "refused", "p50 us", "p99 us", "of quiet", "MiB", "grown"
     );
     let mut rows = Vec::new();
     for attack in Attack::ALL {
@@ -144,19 +147,26 @@ async fn compare(setting: &Setting, rounds: usize) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// How much memory this process has.
+fn resident_mib() -> Result<u64> {
+    let resident = machine::resident(std::process::id()).map_err(|error| error.to_string())?;
+    Ok(resident >> 20)
+}
+
 /// Takes turns: each round asks for 60 keys without an attack, then for 60 others under it.
 async fn against(setting: &Setting, attack: Attack, rounds: usize) -> Result<Row> {
     let (mut quiet, mut attacked) = (Round::default(), Round::default());
     let mut ratios = Vec::new();
     let mut report = attack::Report::default();
-    let mut resident_mib = 0;
+    let before = resident_mib()?;
+    let mut most = before;
     for _ in 0..rounds {
-        let without = ask(setting).await?;
+        let without = ask(setting, keys(setting, attack).await?).await?;
+        let keys = keys(setting, attack).await?;
         let mut attacker = Attacker::start(setting, attack).await?;
         attacker.is_at_work().await?;
-        let under = ask(setting).await?;
-        let resident = machine::resident(std::process::id()).map_err(|error| error.to_string())?;
-        resident_mib = resident_mib.max(resident >> 20);
+        let under = ask(setting, keys).await?;
+        most = most.max(resident_mib()?);
         report.add(&attacker.stop().await?);
         ratios.push(under.percentile(99) / without.percentile(99));
         quiet.add(without);
@@ -169,11 +179,12 @@ async fn against(setting: &Setting, attack: Attack, rounds: usize) -> Result<Row
         p50_us: attacked.percentile(50),
         p99_us: attacked.percentile(99),
         p99_of_quiet: median(ratios),
-        resident_mib,
+        resident_mib: most,
+        grown_mib: most - before,
         attacker: report,
     };
     println!(
-        "{:<22} {:>8} {:>8} {:>9.0} {:>9.0} {:>9.2} {:>9}   {:?}",
+        "{:<22} {:>8} {:>8} {:>9.0} {:>9.0} {:>9.2} {:>9} {:>9}   {:?}",
         row.case,
         row.admitted,
         row.refused,
@@ -181,6 +192,7 @@ async fn against(setting: &Setting, attack: Attack, rounds: usize) -> Result<Row
         row.p99_us,
         row.p99_of_quiet,
         row.resident_mib,
+        row.grown_mib,
         row.attacker
     );
     println!(
@@ -215,9 +227,18 @@ impl Round {
     }
 }
 
-/// Asks for keys that the service has not seen, one after another over one connection.
-async fn ask(setting: &Setting) -> Result<Round> {
+/// Keys of the others for one half of a round. The service has not seen them, or has answered each
+/// once, as `attack` has it.
+async fn keys(setting: &Setting, attack: Attack) -> Result<Vec<String>> {
     let keys = setting.new_keys(KEYS).await?;
+    if attack.is_on_known_keys() && ask(setting, keys.clone()).await?.refused > 0 {
+        return Err("a good key was refused without an attack".into());
+    }
+    Ok(keys)
+}
+
+/// Asks for these keys, one after another over one connection.
+async fn ask(setting: &Setting, keys: Vec<String>) -> Result<Round> {
     let mut client = Client::connect(setting.address).await?;
     let mut round = Round::default();
     for key in keys {

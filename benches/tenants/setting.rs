@@ -19,6 +19,7 @@ use crate::{
     harness::postgres::{Database, Server},
 };
 
+pub(crate) const PREFIX: &str = "sk_live_";
 /// Keys of the attacking consumer: a page of them is as large as pages get.
 const ATTACKERS_KEYS: usize = 300;
 
@@ -44,7 +45,7 @@ impl Setting {
         let database = server.database().await;
         let store = PgKeyStore::connect(database.url()).await?;
         store.migrate().await?;
-        let format = KeyFormat::new("sk_live_")?;
+        let format = KeyFormat::new(PREFIX)?;
         let (auth, worker) = Authenticator::builder(store.clone(), format.clone())
             .change_feed(PgChangeFeed::new(store.pool().clone()))
             .build();

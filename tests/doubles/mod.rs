@@ -23,10 +23,7 @@ use std::{
 use axum::{Router, body::Body, response::IntoResponse, routing::get};
 use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
-use tokio::{
-    sync::{oneshot, watch},
-    time::timeout,
-};
+use tokio::sync::{oneshot, watch};
 use tower::ServiceExt;
 use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer,
@@ -44,13 +41,7 @@ use tower_api_key::{
 };
 
 use crate::by_hand::ByHand as _;
-
-/// Plenty for anything that happens at all.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-pub async fn within<T>(event: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, event).await.expect("it should have happened by now")
-}
+pub use crate::wait::within;
 
 /// What is ready without waiting.
 pub fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {

@@ -20,7 +20,9 @@ pub mod proxy;
 pub mod redis;
 
 use std::{
+    env, fs,
     hash::{BuildHasher, Hasher, RandomState},
+    io::{self, Write as _},
     net::{Ipv4Addr, SocketAddr},
 };
 
@@ -49,6 +51,31 @@ impl Port {
         let addr = socket.local_addr().expect("the port's address");
         Self { addr, _held: cfg!(target_os = "linux").then_some(socket) }
     }
+}
+
+/// Where it is set, tests that need root are left out where it is missing.
+const WITHOUT_ROOT: &str = "WITHOUT_ROOT";
+/// The file into which each such test writes its line. `tests/run` counts them.
+const LEFT_OUT: &str = "LEFT_OUT";
+
+/// What only root can do for `test`, if it was done. Otherwise the test fails; or it has to return,
+/// as it is left out where [`WITHOUT_ROOT`] says so.
+pub fn as_root<T>(test: &str, done: io::Result<T>) -> Option<T> {
+    let error = match done {
+        Ok(done) => return Some(done),
+        Err(error) => error,
+    };
+    assert!(
+        env::var_os(WITHOUT_ROOT).is_some(),
+        "{test} needs root: {error}. `WITHOUT_ROOT=1 tests/run` leaves it out, and says so"
+    );
+    let line = format!("{test}: {error}\n");
+    eprint!("left out: {line}");
+    if let Some(file) = env::var_os(LEFT_OUT) {
+        let file = fs::OpenOptions::new().append(true).create(true).open(file);
+        file.and_then(|mut file| file.write_all(line.as_bytes())).expect("the list of tests");
+    }
+    None
 }
 
 /// A number no other run of any test has drawn.

@@ -6,6 +6,9 @@ use std::{
     os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -17,6 +20,9 @@ use super::{
 
 const HELP: &str = "The tests need PgBouncer. Install it (for instance `apt-get install \
     pgbouncer`), or run the tests through `tests/run`";
+
+/// Longer than PgBouncer takes for its next line while it starts.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// PgBouncer, which hands its connections to the server round among its clients.
 pub struct PgBouncer {
@@ -52,16 +58,20 @@ impl PgBouncer {
         fs::write(&settings, text).expect("PgBouncer's settings");
         let mut running = run(&settings).spawn().expect("running a shell");
         let said = BufReader::new(running.stderr.take().expect("a pipe"));
-        let mut lines = said.lines().map_while(Result::ok);
+        let (sender, lines) = mpsc::channel();
+        // It is read to the end: a full pipe would hold PgBouncer up.
+        thread::spawn(move || {
+            for line in said.lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
         let mut before = String::new();
         while !before.contains("process up") {
-            let Some(line) = lines.next() else {
+            let Ok(line) = lines.recv_timeout(PATIENCE) else {
                 panic!("PgBouncer did not start: {before}{HELP}")
             };
             before = before + &line + "\n";
         }
-        // Whoever does not read holds it up.
-        std::thread::spawn(move || lines.for_each(drop));
         Self { port, _folder: folder, running }
     }
 

@@ -76,6 +76,7 @@ struct Counts {
     connections: AtomicU64,
     open: AtomicU64,
     bytes_from_server: AtomicU64,
+    bytes_swallowed: AtomicU64,
 }
 
 impl FaultProxy {
@@ -132,6 +133,11 @@ impl FaultProxy {
     /// How many bytes of the server's were handed on, over all connections.
     pub fn bytes_from_server(&self) -> u64 {
         self.shared.counts.bytes_from_server.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes went into a black hole, in both directions.
+    pub fn bytes_swallowed(&self) -> u64 {
+        self.shared.counts.bytes_swallowed.load(Ordering::SeqCst)
     }
 }
 
@@ -193,7 +199,7 @@ async fn serve(mut client: TcpStream, shared: Shared) {
     if end == Fault::BlackHole {
         end = tokio::select! {
             fault = wait_for(&mut fault, Fault::ends_connection) => fault,
-            () = swallow(&mut client, &mut server) => Fault::Fin,
+            () = swallow(&mut client, &mut server, &shared.counts) => Fault::Fin,
         };
     }
     if end == Fault::Rst {
@@ -287,7 +293,13 @@ async fn latency(by: Duration) {
     tokio::time::sleep(by).await;
 }
 
-async fn swallow(client: &mut TcpStream, server: &mut TcpStream) {
-    let (mut nowhere, mut void) = (sink(), sink());
-    let _ = tokio::join!(copy(client, &mut nowhere), copy(server, &mut void));
+async fn swallow(client: &mut TcpStream, server: &mut TcpStream, counts: &Counts) {
+    tokio::join!(swallow_one(client, counts), swallow_one(server, counts));
+}
+
+async fn swallow_one(from: &mut TcpStream, counts: &Counts) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(chunk @ 1..) = from.read(&mut buffer).await {
+        counts.bytes_swallowed.fetch_add(chunk as u64, Ordering::SeqCst);
+    }
 }

@@ -34,7 +34,7 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader},
     net::TcpStream,
     process::{Child, ChildStdin, Command},
-    time::{Instant, interval, timeout},
+    time::Instant,
 };
 use tokio_tungstenite::{
     WebSocketStream, client_async,
@@ -48,28 +48,7 @@ use tower_api_key::{
 };
 
 pub use self::process::{Settings, run_if_node};
-
-/// Plenty for anything that happens at all.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-pub async fn within<T>(event: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, event).await.expect("it should have happened by now")
-}
-
-pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let mut again = interval(Duration::from_millis(5));
-    let begun = Instant::now();
-    while !is_so().await {
-        assert!(begun.elapsed() < PATIENCE, "in vain: {what}");
-        again.tick().await;
-    }
-}
-
-/// Does nothing but let time pass for those who work meanwhile.
-pub async fn meanwhile(time: Duration) {
-    let end = Instant::now() + time;
-    eventually("time passes", async || Instant::now() >= end).await;
-}
+pub use crate::wait::{eventually, within};
 
 pub fn format() -> KeyFormat {
     KeyFormat::new("sk_test_").unwrap()

@@ -38,7 +38,7 @@ use tower_api_key::{
     key::KeyHash,
     layer::{UntilRevoked, websocket::until_revoked},
     record::{KeyId, KeyRecord},
-    store::{KeyStore, PgChangeFeed, PgKeyStore, StoreError, Usage},
+    store::{Change, ChangeFeed, KeyStore, PgChangeFeed, PgKeyStore, Staleness, StoreError, Usage},
 };
 
 use crate::by_hand::ByHand as _;
@@ -126,7 +126,7 @@ async fn run(settings: &Settings) {
         if let Some(heartbeat) = settings.heartbeat {
             feed = feed.heartbeat(heartbeat);
         }
-        builder = builder.change_feed(feed);
+        builder = builder.change_feed(CountedFeed { feed, counts: Arc::clone(&counts) });
     }
     let (auth, worker) = builder.build();
 
@@ -233,6 +233,7 @@ struct Counts {
     feed_live: AtomicU64,
     feed_lost: AtomicU64,
     feed_junk: AtomicU64,
+    feed_attempts: AtomicU64,
 }
 
 impl Counts {
@@ -248,6 +249,27 @@ impl Counts {
             _ => return,
         };
         count.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Counts attempts to connect.
+struct CountedFeed {
+    feed: PgChangeFeed,
+    counts: Arc<Counts>,
+}
+
+impl ChangeFeed for CountedFeed {
+    async fn connect(&mut self) -> Result<(), StoreError> {
+        self.counts.feed_attempts.fetch_add(1, Ordering::SeqCst);
+        self.feed.connect().await
+    }
+
+    async fn next(&mut self) -> Result<Change, StoreError> {
+        self.feed.next().await
+    }
+
+    fn staleness(&self) -> Option<Staleness> {
+        self.feed.staleness()
     }
 }
 

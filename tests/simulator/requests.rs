@@ -67,6 +67,7 @@ impl Key {
         for units in (0..=bits).rev().filter_map(|bit| NonZeroU32::new(1_u32.checked_shl(bit)?)) {
             while self.admits(units, now).await {
                 taken += u64::from(units.get());
+                assert!(taken <= 2 * u64::from(left), "{left} units do not end");
             }
         }
         taken
