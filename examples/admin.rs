@@ -15,15 +15,13 @@
 #[expect(dead_code, reason = "each example uses a part of it")]
 mod shared;
 
-use std::net::SocketAddr;
-
 use axum::{Json, Router, routing::get};
 use serde_json::{Value, json};
-use shared::{Result, bind, load_dotenv, setting, terminated};
-use tokio::{net::TcpListener, sync::oneshot};
+use shared::{Result, bind, load_dotenv, serve, setting, terminated};
+use tokio::net::TcpListener;
 use tower_api_key::{
-    ApiKeyLayer, Authenticator, Consumer, RequireScope, account, admin::Admin, auth::Worker,
-    key::KeyFormat, manage::KeyIssuer, rate_limit::Quota, record::InvalidScope, store::PgKeyStore,
+    ApiKeyLayer, Authenticator, Consumer, RequireScope, account, admin::Admin, key::KeyFormat,
+    manage::KeyIssuer, rate_limit::Quota, record::InvalidScope, store::PgKeyStore,
 };
 use tower_http::trace::TraceLayer;
 use tracing_subscriber::EnvFilter;
@@ -71,22 +69,4 @@ fn routes(issuer: KeyIssuer, auth: Authenticator) -> Result<Router, InvalidScope
 
 async fn orders(consumer: Consumer) -> Json<Value> {
     Json(json!({ "consumer": consumer.id(), "orders": [] }))
-}
-
-/// Tells handlers who their peer is, for the audit.
-async fn serve(
-    listener: TcpListener,
-    app: Router,
-    worker: Worker,
-    end: impl Future<Output = ()> + Send + 'static,
-) -> Result<()> {
-    // The worker goes on until the server is done, and so sees the last requests too.
-    let (server_done, done) = oneshot::channel::<()>();
-    let worker = tokio::spawn(worker.run(async {
-        let _ = done.await;
-    }));
-    let app = app.into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, app).with_graceful_shutdown(end).await?;
-    drop(server_done);
-    Ok(worker.await?)
 }

@@ -1,5 +1,7 @@
 //! What the examples have in common: settings from the environment, the routes, and a good end.
 
+pub(crate) mod timed;
+
 use std::{env, error::Error};
 
 use axum::{
@@ -97,6 +99,9 @@ async fn whoami(consumer: Consumer) -> Json<Value> {
 }
 
 /// Serves until `end`, answers the requests under way, then has their keys' last uses written.
+///
+/// `axum::serve(listener, app).with_graceful_shutdown(end)` does the same, but waits without end for
+/// clients that send nothing.
 pub(crate) async fn serve(
     listener: TcpListener,
     app: Router,
@@ -108,7 +113,7 @@ pub(crate) async fn serve(
     let worker = tokio::spawn(worker.run(async {
         let _ = done.await;
     }));
-    axum::serve(listener, app).with_graceful_shutdown(end).await?;
+    timed::serve(listener, app, end).await;
     drop(server_done);
     Ok(worker.await?)
 }

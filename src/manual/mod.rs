@@ -3,6 +3,12 @@
 #[doc = include_str!("bounds.md")]
 pub mod bounds {}
 
+#[doc = include_str!("deployment.md")]
+#[doc = "\n```rust,no_run"]
+#[doc = include_str!("../../examples/shared/timed.rs")]
+#[doc = "```"]
+pub mod deployment {}
+
 #[doc = include_str!("freshness.md")]
 pub mod freshness {}
 

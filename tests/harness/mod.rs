@@ -18,6 +18,7 @@ pub mod postgres;
 pub mod proxy;
 #[cfg(feature = "redis")]
 pub mod redis;
+pub mod tls;
 
 use std::{
     env, fs,

@@ -4,7 +4,10 @@ use std::{
     env, fs,
     io::{self, Write as _},
     net::{SocketAddr, ToSocketAddrs},
-    os::unix::{fs::chown, process::CommandExt},
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{self, Child, Command, Stdio},
     sync::{
@@ -17,7 +20,7 @@ use std::{
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, postgres::PgPoolOptions, raw_sql};
 
-use super::{Port, unique};
+use super::{Port, tls::Certificate, unique};
 
 const HELP: &str = "The tests need the programs of a PostgreSQL server (13 or later). Install them \
     (for instance `apt-get install postgresql`), put them on PATH, run the tests through \
@@ -48,6 +51,11 @@ impl Server {
     /// The same, and whoever takes its URL speaks TLS.
     pub fn start_with_tls() -> Self {
         Self::of(Throwaway::start_with_tls(), "?sslmode=require")
+    }
+
+    /// The same with this certificate. Its URL does not ask for TLS.
+    pub fn start_with_certificate(certificate: &Certificate) -> Self {
+        Self::of(Throwaway::start_with_certificate(certificate), "")
     }
 
     /// A hot standby of this throwaway server, which follows it.
@@ -188,6 +196,23 @@ impl Throwaway {
             .args(["-keyout", "server.key", "-out", "server.crt"])
             .output();
         server.succeeded(certificate);
+        server.serve();
+        server
+    }
+
+    fn start_with_certificate(certificate: &Certificate) -> Self {
+        let server = Self::empty();
+        for (name, text) in
+            [("server.crt", &certificate.certificate), ("server.key", &certificate.key)]
+        {
+            let file = server.data().join(name);
+            fs::write(&file, text).expect("a file for PostgreSQL");
+            // PostgreSQL refuses a key that others may read.
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("its rights");
+            if let Some(User { uid, gid }) = server.user {
+                chown(&file, Some(uid), Some(gid)).expect("giving the file to PostgreSQL's user");
+            }
+        }
         server.serve();
         server
     }

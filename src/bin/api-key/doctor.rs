@@ -16,7 +16,8 @@ use super::{
 ///
 /// Performs what a service does, in transactions that are rolled back, and checks the tables, their
 /// triggers and indexes, the rights of this role and of others, row-level security, the search path,
-/// the clocks, whether notifications arrive, and what a pooler in between does. It changes nothing.
+/// the clocks, whether notifications arrive, what a pooler in between does, and whether connections to
+/// another machine are in plain text. It changes nothing.
 /// Exit code 6 is a problem: keys are not let in, or changes of them go unnoticed. Warnings are 0:
 /// keys are let in, but something else does not work.
 #[derive(Args, Debug)]

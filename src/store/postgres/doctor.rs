@@ -10,8 +10,8 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::{
-    PgKeyStore, PgTransaction, batch, changes_since, error::failed, get, last_used_at, list, plans,
-    schema::Schema, usage,
+    PgKeyStore, PgTransaction, batch, changes_since, encryption::encryption, error::failed, get,
+    last_used_at, list, plans, schema::Schema, usage,
 };
 use crate::{
     clock::Clock,
@@ -50,7 +50,7 @@ impl PgKeyStore {
     /// Performs every operation of a service in transactions that are rolled back, and checks
     /// everything else that look-ups, changes and the feed depend on: the tables, their triggers and
     /// indexes, the rights of the role and of others, row-level security, the search path, the
-    /// clocks, a pooler in between. It changes nothing and notifies nobody; the sequence of
+    /// clocks, a pooler in between, plain text to another machine. It changes nothing and notifies nobody; the sequence of
     /// `api_key_events` has a gap afterwards. What cannot be checked is a finding, too.
     ///
     /// No [`Problem`](Severity::Problem) means that keys are looked up and that changes of them are
@@ -70,6 +70,7 @@ impl PgKeyStore {
     async fn examine(&self, clock: &impl Clock, findings: &mut Vec<Finding>) -> sqlx::Result<()> {
         let options = self.pool().connect_options();
         let connection = &mut options.connect().await?;
+        findings.push(encryption(&options).await?);
         let is_standby = server(connection, findings).await?;
         findings.push(skew(connection, clock).await?);
         let pooler = pooler(connection, &options).await?;

@@ -1,6 +1,7 @@
 mod batch;
 mod builder;
 mod doctor;
+mod encryption;
 mod error;
 mod lease;
 mod list;
@@ -126,8 +127,8 @@ impl PgKeyStore {
     /// 2. an acquire timeout of 2 seconds: nobody waits longer for an answer;
     /// 3. a `statement_timeout` of 5 seconds: what nobody waits for any more ends on the server, too.
     ///
-    /// TLS is as the URL says, and **optional where it says nothing**: `sslmode=verify-full` is
-    /// what a network that is not yours takes. A pooler that rejects startup options wants a pool
+    /// TLS is as the URL says, and **optional where it says nothing**: a network that is not yours
+    /// takes `sslmode=verify-full`, see [the manual](crate::manual::deployment). A pooler that rejects startup options wants a pool
     /// of your own and [`new`](Self::new).
     ///
     /// # Errors

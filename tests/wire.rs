@@ -1,0 +1,815 @@
+//! What comes over the wire: requests that two servers could read in two ways, heads without end,
+//! clients that send too slowly, and the connection to the database.
+//!
+//! Both servers of the manual are tested: `axum::serve`, and the one of `examples/shared/timed.rs`.
+
+#![cfg(test)]
+
+mod by_hand;
+mod harness;
+mod support;
+#[path = "../examples/shared/timed.rs"]
+mod timed;
+
+use std::{
+    future::pending,
+    io::{Read as _, Write as _},
+    iter,
+    net::{SocketAddr, TcpStream as BlockingStream},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use allocation_counter::{AllocationInfo, measure};
+use axum::{Router, body::Bytes, extract::Request, response::IntoResponse};
+use http::{StatusCode, Version, header};
+use http_body_util::{BodyExt as _, Empty};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    runtime::{Builder, Runtime},
+    task::{JoinHandle, spawn_blocking, yield_now},
+    time::{Instant, advance, pause, timeout},
+};
+use tower_api_key::ApiKeyLayer;
+
+use self::support::{Keys, SECOND, server};
+
+/// Plenty for anything that happens at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Server {
+    Axum,
+    Timed,
+}
+
+const SERVERS: [Server; 2] = [Server::Axum, Server::Timed];
+
+/// A service that wants a key on every route, and its one good key.
+struct Service {
+    address: SocketAddr,
+    key: String,
+    /// The paths for which the handler was called.
+    calls: Arc<Mutex<Vec<String>>>,
+}
+
+impl Service {
+    async fn start(server: Server) -> Self {
+        let keys = Keys::new();
+        let (key, calls) = (keys.key().await, Arc::<Mutex<Vec<String>>>::default());
+        let called = Arc::clone(&calls);
+        let handler = async move |request: Request| {
+            called.lock().unwrap().push(request.uri().path().to_owned());
+            match request.into_body().collect().await {
+                Ok(body) => format!("{} bytes", body.to_bytes().len()).into_response(),
+                Err(_) => StatusCode::BAD_REQUEST.into_response(),
+            }
+        };
+        let app = Router::new().fallback(handler).layer(ApiKeyLayer::new(keys.auth()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        match server {
+            Server::Axum => drop(tokio::spawn(axum::serve(listener, app).into_future())),
+            Server::Timed => drop(tokio::spawn(timed::serve(listener, app, pending()))),
+        }
+        Self { address, key, calls }
+    }
+
+    /// The header with the good key.
+    fn authorization(&self) -> String {
+        format!("Authorization: Bearer {}\r\n", self.key)
+    }
+
+    /// A request by the good key that ends the connection.
+    fn good(&self, path: &str) -> String {
+        format!(
+            "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{}\r\n",
+            self.authorization()
+        )
+    }
+
+    /// The paths for which the handler was called since this was last asked.
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+}
+
+/// Sends until the server closes the connection, and returns what it said. It may close it with
+/// bytes of ours unread, which resets it.
+async fn exchange<B: AsRef<[u8]>>(
+    address: SocketAddr,
+    pieces: impl IntoIterator<Item = B>,
+) -> Vec<u8> {
+    let mut connection = TcpStream::connect(address).await.unwrap();
+    let (mut from, mut to) = connection.split();
+    let mut answer = Vec::new();
+    let reading = async { while matches!(from.read_buf(&mut answer).await, Ok(1..)) {} };
+    let writing = async {
+        for piece in pieces {
+            if to.write_all(piece.as_ref()).await.is_err() {
+                break;
+            }
+        }
+        pending::<()>().await;
+    };
+    let both = async {
+        tokio::select! {
+            () = reading => {}
+            () = writing => {}
+        }
+    };
+    timeout(PATIENCE, both).await.expect("the server closes the connection");
+    answer
+}
+
+/// The statuses of all answers on a connection.
+async fn statuses(address: SocketAddr, sent: &str) -> Vec<u16> {
+    let answers = String::from_utf8(exchange(address, [sent]).await).unwrap();
+    let heads = answers.split("HTTP/1.1 ").skip(1);
+    heads.map(|head| head[..3].parse().unwrap()).collect()
+}
+
+mod smuggling {
+    use super::*;
+
+    /// `headers` are those of a request by a good key. What is behind it is a request by a good key,
+    /// too, which only a server serves that ends the first one where another server would not.
+    async fn told(service: &Service, version: &str, headers: &str, body: &str) -> Vec<u16> {
+        let sent = format!(
+            "POST /first {version}\r\nHost: a\r\n{}{headers}\r\n{body}{}",
+            service.authorization(),
+            service.good("/smuggled"),
+        );
+        statuses(service.address, &sent).await
+    }
+
+    #[tokio::test]
+    async fn a_request_of_two_lengths_is_refused_before_the_handler() {
+        for server in SERVERS {
+            let service = Service::start(server).await;
+            for headers in [
+                "Content-Length: 0\r\nContent-Length: 5\r\n",
+                "Content-Length: 5\r\nContent-Length: 0\r\n",
+                "Content-Length: 5\r\nX: y\r\ncontent-length: 6\r\n",
+                "Content-Length: 0, 5\r\n",
+                "Content-Length: 5, 5\r\n",
+                "Content-Length: 5 5\r\n",
+                "Content-Length: +5\r\n",
+                "Content-Length: -5\r\n",
+                "Content-Length: 0x5\r\n",
+                "Content-Length: 5.0\r\n",
+                "Content-Length: \r\n",
+                "Content-Length: 18446744073709551616\r\n",
+                "Content-Length : 5\r\n",
+                "Content-Length\t: 5\r\n",
+            ] {
+                let told = told(&service, "HTTP/1.1", headers, "hello").await;
+                assert_eq!(told, [400], "{server:?}: {headers:?}");
+                assert_eq!(service.calls(), [""; 0], "{server:?}: {headers:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_transfer_encoding_that_does_not_say_where_the_body_ends_is_refused_before_the_handler()
+     {
+        for server in SERVERS {
+            let service = Service::start(server).await;
+            for (version, headers) in [
+                ("HTTP/1.1", "Transfer-Encoding: identity\r\n"),
+                ("HTTP/1.1", "Transfer-Encoding: xchunked\r\n"),
+                ("HTTP/1.1", "Transfer-Encoding: chunked, identity\r\n"),
+                ("HTTP/1.1", "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n"),
+                ("HTTP/1.1", "Content-Length: 5\r\nTransfer-Encoding: identity\r\n"),
+                ("HTTP/1.1", "Transfer-Encoding: xchunked\r\nContent-Length: 5\r\n"),
+                ("HTTP/1.1", "Transfer-Encoding : chunked\r\n"),
+                ("HTTP/1.1", "Transfer-Encoding\t: chunked\r\nContent-Length: 5\r\n"),
+                ("HTTP/1.1", "Transfer-Encoding:\r\n chunked\r\n"),
+                ("HTTP/1.1", "Content-Length: 5\r\nTransfer-Encoding:\x0bchunked\r\n"),
+                ("HTTP/1.0", "Transfer-Encoding: chunked\r\n"),
+                ("HTTP/1.0", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
+            ] {
+                let told = told(&service, version, headers, "5\r\nhello\r\n0\r\n\r\n").await;
+                assert_eq!(told, [400], "{server:?}: {version} {headers:?}");
+                assert_eq!(service.calls(), [""; 0], "{server:?}: {version} {headers:?}");
+            }
+        }
+    }
+
+    /// RFC 9112, section 6.1: such a request is read by its transfer encoding alone, and ends the
+    /// connection, so that nothing behind it is read as a request.
+    #[tokio::test]
+    async fn a_length_beside_a_transfer_encoding_counts_for_nothing_and_ends_the_connection() {
+        for server in SERVERS {
+            let service = Service::start(server).await;
+            for headers in [
+                "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+                "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+                "Content-Length: 0\r\nX: y\r\ntransfer-encoding: CHUNKED\r\n",
+                "Transfer-Encoding: chunked\r\nContent-Length: 5\r\nContent-Length: 6\r\n",
+                "Transfer-Encoding: chunked\r\nContent-Length: 5\r\nConnection: keep-alive\r\n",
+            ] {
+                let told = told(&service, "HTTP/1.1", headers, "3\r\nabc\r\n0\r\n\r\n").await;
+                assert_eq!(told, [200], "{server:?}: {headers:?}");
+                assert_eq!(service.calls(), ["/first"], "{server:?}: {headers:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_chunk_without_a_decent_size_ends_the_connection() {
+        for server in SERVERS {
+            let service = Service::start(server).await;
+            for body in [
+                "-5\r\nhello\r\n0\r\n\r\n",
+                "0x5\r\nhello\r\n0\r\n\r\n",
+                "5 5\r\nhello\r\n0\r\n\r\n",
+                "10000000000000005\r\nhello\r\n0\r\n\r\n",
+                "\r\n5\r\nhello\r\n0\r\n\r\n",
+                "5\r\nhello!\r\n0\r\n\r\n",
+                "5;\nX\r\nhello\r\n0\r\n\r\n",
+            ] {
+                let headers = "Transfer-Encoding: chunked\r\n";
+                let told = told(&service, "HTTP/1.1", headers, body).await;
+                assert_eq!(told, [400], "{server:?}: {body:?}");
+                // The head was in order: the handler gets an error instead of the body.
+                assert_eq!(service.calls(), ["/first"], "{server:?}: {body:?}");
+            }
+        }
+    }
+
+    /// A proxy that joins the lines sees a key where another one sees none.
+    #[tokio::test]
+    async fn a_key_in_a_folded_or_spoilt_header_is_refused_before_the_handler() {
+        for server in SERVERS {
+            let service = Service::start(server).await;
+            let key = &service.key;
+            for header in [
+                format!("Authorization: Bearer\r\n {key}\r\n"),
+                format!("Authorization: Bearer\r\n\t{key}\r\n"),
+                format!("Authorization:\r\n Bearer {key}\r\n"),
+                format!("X: y\r\n Authorization: Bearer {key}\r\n"),
+                format!(" Authorization: Bearer {key}\r\n"),
+                format!("Authorization: Bearer {}\r\n {}\r\n", &key[..20], &key[20..]),
+                format!("Authorization : Bearer {key}\r\n"),
+                format!("Authorization\x00: Bearer {key}\r\n"),
+                format!("Authorization: Bearer {key}\x00\r\n"),
+                format!("X: y\rAuthorization: Bearer {key}\r\n"),
+                format!("Authorization: Bearer {key}\r\rX: y\r\n"),
+            ] {
+                let sent = format!("GET / HTTP/1.1\r\nHost: a\r\n{header}\r\n");
+                let sent = format!("{sent}{}", service.good("/smuggled"));
+                let told = statuses(service.address, &sent).await;
+                assert_eq!(told, [400], "{server:?}: {header:?}");
+                assert_eq!(service.calls(), [""; 0], "{server:?}: {header:?}");
+            }
+        }
+    }
+
+    /// The layer answers without having read the body.
+    #[tokio::test]
+    async fn the_body_of_a_request_that_the_layer_refuses_is_not_read_as_a_request() {
+        for server in SERVERS {
+            let service = Service::start(server).await;
+            let smuggled = service.good("/smuggled");
+            let many = smuggled.repeat(20_000);
+            for body in [&smuggled, &many] {
+                for framed in [
+                    format!("Content-Length: {}\r\n\r\n{body}", body.len()),
+                    format!(
+                        "Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+                        body.len()
+                    ),
+                ] {
+                    for credential in ["", "Authorization: Bearer junk\r\n"] {
+                        let last = "GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+                        let sent =
+                            format!("POST / HTTP/1.1\r\nHost: a\r\n{credential}{framed}{last}");
+                        let told = statuses(service.address, &sent).await;
+                        // A body that is too long to be skipped ends the connection.
+                        assert!(
+                            told == [401] || told == [401, 401],
+                            "{server:?}, {credential:?}, {}: {told:?}",
+                            body.len()
+                        );
+                        assert_eq!(service.calls(), [""; 0], "{server:?}, {credential:?}");
+                    }
+                }
+            }
+            // The control: they are good requests.
+            assert_eq!(statuses(service.address, &smuggled).await, [200]);
+            assert_eq!(service.calls(), ["/smuggled"]);
+        }
+    }
+}
+
+mod heads {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_101st_header_is_too_many() {
+        for server in SERVERS {
+            let service = Service::start(server).await;
+            for (number, status) in [(100, 200), (101, 431), (1_000, 431)] {
+                // Three are there already.
+                let more: String = (3..number).map(|it| format!("X-{it}: y\r\n")).collect();
+                let sent = service.good("/").replace("Host: a\r\n", &format!("Host: a\r\n{more}"));
+                assert_eq!(
+                    statuses(service.address, &sent).await,
+                    [status],
+                    "{server:?}: {number}"
+                );
+                assert_eq!(service.calls().len(), usize::from(status == 200), "{number}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_target_beyond_64_kib_is_too_long() {
+        for server in SERVERS {
+            let service = Service::start(server).await;
+            for (length, status) in [(60_000, 200), (70_000, 414)] {
+                let sent = service.good(&format!("/{}", "x".repeat(length)));
+                assert_eq!(
+                    statuses(service.address, &sent).await,
+                    [status],
+                    "{server:?}: {length}"
+                );
+                assert_eq!(service.calls().len(), usize::from(status == 200), "{length}");
+            }
+        }
+    }
+
+    fn request(service: &Service, value: usize) -> Request<Empty<Bytes>> {
+        Request::get(format!("http://{}/", service.address))
+            .header(header::AUTHORIZATION, format!("Bearer {}", service.key))
+            .header("x-long", "x".repeat(value))
+            .body(Empty::new())
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_list_of_headers_beyond_16_kib_is_too_large_for_http_2() {
+        for server in SERVERS {
+            let service = Service::start(server).await;
+            for (length, status) in [(15_000, 200), (16_384, 431), (50_000, 431)] {
+                let answer = server::http2(service.address, request(&service, length)).await;
+                assert_eq!(answer.version(), Version::HTTP_2);
+                assert_eq!(answer.status().as_u16(), status, "{server:?}: {length}");
+                assert_eq!(service.calls().len(), usize::from(status == 200), "{length}");
+            }
+        }
+    }
+}
+
+/// HTTP/2 by hand: what a decent client would not send.
+mod frames {
+    pub(super) const PREFACE: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    pub(super) const HEADERS: u8 = 1;
+    pub(super) const SETTINGS: u8 = 4;
+    pub(super) const GOAWAY: u8 = 7;
+    pub(super) const CONTINUATION: u8 = 9;
+    pub(super) const END_STREAM: u8 = 1;
+    pub(super) const END_HEADERS: u8 = 4;
+
+    pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let mut frame = vec![length[1], length[2], length[3], kind, flags];
+        frame.extend(stream.to_be_bytes());
+        frame.extend(payload);
+        frame
+    }
+
+    /// The preface and empty settings.
+    pub(super) fn opening() -> Vec<u8> {
+        [PREFACE.as_bytes(), &frame(SETTINGS, 0, 0, &[])].concat()
+    }
+
+    /// `GET http://a/` by `key`, as a block of headers.
+    pub(super) fn get(key: &str) -> Vec<u8> {
+        // Of the static table: `GET`, `http` and `/`. Its first entry is `:authority`.
+        let mut block = vec![0x82, 0x86, 0x84, 0x01, 1, b'a'];
+        block.extend(literal(0x00, "authorization", &format!("Bearer {key}")));
+        block
+    }
+
+    /// A header that is not in the table. `kind` is 0x40 for one that is put there.
+    pub(super) fn literal(kind: u8, name: &str, value: &str) -> Vec<u8> {
+        let mut literal = vec![kind];
+        for text in [name, value] {
+            // Without Huffman's code, so the prefix has seven bits.
+            let mut length = text.len();
+            if length < 127 {
+                literal.push(length as u8);
+            } else {
+                literal.push(127);
+                length -= 127;
+                while length >= 128 {
+                    literal.push((length % 128) as u8 | 128);
+                    length /= 128;
+                }
+                literal.push(length as u8);
+            }
+            literal.extend(text.as_bytes());
+        }
+        literal
+    }
+
+    /// Whether the connection was ended by `ENHANCE_YOUR_CALM`.
+    pub(super) fn is_told_to_be_calm(said: &[u8]) -> bool {
+        frames(said)
+            .any(|(kind, payload)| kind == GOAWAY && payload.get(4..8) == Some(&[0, 0, 0, 11]))
+    }
+
+    /// What frames there are: their kinds and payloads.
+    fn frames(mut said: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+        std::iter::from_fn(move || {
+            let (head, rest) = said.split_at_checked(9)?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            let (payload, rest) = rest.split_at_checked(length)?;
+            said = rest;
+            Some((head[3], payload))
+        })
+    }
+
+    /// The status of the first answer, where its frame has come: 200 or another one.
+    pub(super) fn status(said: &[u8]) -> Option<u16> {
+        let (_, payload) = frames(said).find(|(kind, _)| *kind == HEADERS)?;
+        // In the static table, and `431` in Huffman's code.
+        match payload {
+            [0x88, ..] => Some(200),
+            [_, 0x83, 0x69, 0x90, 0xff, ..] => Some(431),
+            _ => panic!("another status: {payload:x?}"),
+        }
+    }
+}
+
+mod memory {
+    use super::{
+        frames::{CONTINUATION, END_HEADERS, END_STREAM, HEADERS, frame, get, literal, opening},
+        *,
+    };
+
+    const ROUNDS: usize = 30;
+    const MIB: u64 = 1024 * 1024;
+
+    /// Server and clients are on this thread, whose memory is counted.
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    /// What a server holds while clients do so, one after the other.
+    fn held(server: Server, attack: impl AsyncFn(&Service)) -> AllocationInfo {
+        let runtime = runtime();
+        let service = runtime.block_on(Service::start(server));
+        let rounds = |number| {
+            runtime.block_on(async {
+                for _ in 0..number {
+                    attack(&service).await;
+                }
+            });
+        };
+        // What is made once.
+        rounds(2);
+        let info = measure(|| rounds(ROUNDS));
+        assert_eq!(service.calls(), [""; 0], "{server:?}");
+        assert!(info.bytes_max < 3 * MIB, "{server:?}: {info:?}");
+        assert!(info.bytes_current < 256 * 1024, "{server:?}: {info:?}");
+        info
+    }
+
+    #[test]
+    fn a_head_that_does_not_end_takes_half_a_mebibyte_at_most() {
+        for server in SERVERS {
+            let info = held(server, async |service| {
+                let head = format!("GET / HTTP/1.1\r\n{}X: ", service.authorization());
+                let endless = iter::once(head.into_bytes())
+                    .chain(iter::repeat_n(vec![b'x'; 16 * 1024], 4_096));
+                let said = exchange(service.address, endless).await;
+                let said = String::from_utf8(said).unwrap();
+                assert!(said.starts_with("HTTP/1.1 431 "), "{said}");
+            });
+            // The control: the server has buffered as much as it does.
+            assert!(info.bytes_max > 256 * 1024, "{info:?}");
+        }
+    }
+
+    #[test]
+    fn headers_without_end_take_no_memory() {
+        for server in SERVERS {
+            held(server, async |service| {
+                let head = format!("GET / HTTP/1.1\r\n{}", service.authorization());
+                let line = || (0..1_000).map(|it| format!("X-{it}: y\r\n")).collect::<String>();
+                let endless = iter::once(head).chain(iter::repeat_with(line).take(10_000));
+                let said = exchange(service.address, endless).await;
+                let said = String::from_utf8(said).unwrap();
+                assert!(said.starts_with("HTTP/1.1 431 "), "{said}");
+            });
+        }
+    }
+
+    #[test]
+    fn frames_of_headers_without_end_take_no_memory() {
+        for server in SERVERS {
+            held(server, async |service| {
+                let begun = frame(HEADERS, END_STREAM, 1, &get(&service.key));
+                let more = frame(CONTINUATION, 0, 1, &literal(0, "x", &"y".repeat(16_000)));
+                let endless = [opening(), begun].into_iter().chain(iter::repeat_n(more, 10_000));
+                let said = exchange(service.address, endless).await;
+                assert!(frames::is_told_to_be_calm(&said), "{said:x?}");
+            });
+        }
+    }
+
+    /// A kilobyte that stands for four megabytes, and a smaller one that is merely too large.
+    #[test]
+    fn headers_that_are_compressed_take_no_more_than_they_may_uncompressed() {
+        for server in SERVERS {
+            held(server, async |service| {
+                for (times, status) in [(1_000, None), (8, Some(431))] {
+                    let mut block = get(&service.key);
+                    block.extend(literal(0x40, "x", &"y".repeat(4_000)));
+                    // The newest of those that were put into the table.
+                    block.extend(iter::repeat_n(0xbe, times));
+                    let bomb = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block);
+                    let mut connection = TcpStream::connect(service.address).await.unwrap();
+                    connection.write_all(&[opening(), bomb].concat()).await.unwrap();
+                    let mut said = Vec::new();
+                    let answered = async {
+                        while frames::status(&said).is_none()
+                            && matches!(connection.read_buf(&mut said).await, Ok(1..))
+                        {
+                        }
+                    };
+                    timeout(PATIENCE, answered).await.unwrap();
+                    assert_eq!(frames::status(&said), status, "{times}: {said:x?}");
+                    assert_eq!(frames::is_told_to_be_calm(&said), status.is_none(), "{said:x?}");
+                }
+            });
+        }
+    }
+}
+
+mod slow_clients {
+    use super::{
+        frames::{CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, frame, get},
+        *,
+    };
+
+    /// The rest of `opening`.
+    fn settings() -> Vec<u8> {
+        frame(SETTINGS, 0, 0, &[])
+    }
+
+    /// What a client sends before it falls silent, and the rest of it.
+    struct Story {
+        name: &'static str,
+        begun: Vec<u8>,
+        rest: Vec<u8>,
+        is_http_2: bool,
+    }
+
+    fn stories(service: &Service) -> Vec<Story> {
+        let good = service.good("/").into_bytes();
+        let (head, rest_of_head) = good.split_at(40);
+        let (preface, rest_of_preface) = PREFACE.as_bytes().split_at(10);
+        let block = get(&service.key);
+        let (block, rest_of_block) = block.split_at(20);
+        let whole = frame(HEADERS, END_STREAM | END_HEADERS, 1, &get(&service.key));
+        let begun = frame(HEADERS, END_STREAM, 1, block);
+        let ended = frame(CONTINUATION, END_HEADERS, 1, rest_of_block);
+        let first = format!("GET /first HTTP/1.1\r\nHost: a\r\n{}\r\n", service.authorization());
+        let story = |name, begun: &[&[u8]], rest: &[&[u8]], is_http_2| {
+            let (begun, rest) = (begun.concat(), rest.concat());
+            Story { name, begun, rest, is_http_2 }
+        };
+        vec![
+            story("nothing", &[], &[&good], false),
+            story("half a head", &[head], &[rest_of_head], false),
+            story("a second request", &[first.as_bytes()], &[&good], false),
+            story("half a second head", &[first.as_bytes(), head], &[rest_of_head], false),
+            story("half a preface", &[preface], &[rest_of_preface, &settings(), &whole], true),
+            story("a preface", &[PREFACE.as_bytes(), &settings()], &[&whole], true),
+            story(
+                "half a block of headers",
+                &[PREFACE.as_bytes(), &settings(), &begun],
+                &[&ended],
+                true,
+            ),
+        ]
+    }
+
+    /// A client of a thread of its own, which real time goes on for.
+    async fn client<T: Send + 'static>(does: impl FnOnce() -> T + Send + 'static) -> T {
+        spawn_blocking(does).await.unwrap()
+    }
+
+    async fn begin(address: SocketAddr, begun: Vec<u8>) -> BlockingStream {
+        client(move || {
+            let mut connection = BlockingStream::connect(address).unwrap();
+            connection.set_read_timeout(Some(PATIENCE)).unwrap();
+            connection.write_all(&begun).unwrap();
+            connection
+        })
+        .await
+    }
+
+    /// Reads until the connection ends.
+    fn end(mut connection: BlockingStream) -> JoinHandle<std::io::Result<Vec<u8>>> {
+        spawn_blocking(move || {
+            let mut said = Vec::new();
+            connection.read_to_end(&mut said).map(|_| said)
+        })
+    }
+
+    /// Reads until all that was asked for is answered.
+    async fn answered(mut connection: BlockingStream, story: &Story) -> bool {
+        let (rest, is_http_2) = (story.rest.clone(), story.is_http_2);
+        let answers = if story.begun.starts_with(b"GET /first") { 2 } else { 1 };
+        client(move || {
+            connection.write_all(&rest).unwrap();
+            let mut said = Vec::new();
+            let mut some = [0; 1024];
+            loop {
+                if is_http_2 && frames::status(&said).is_some() {
+                    return frames::status(&said) == Some(200);
+                }
+                let text = String::from_utf8_lossy(&said);
+                if text.matches("HTTP/1.1 200 OK").count() == answers {
+                    return true;
+                }
+                match connection.read(&mut some) {
+                    Ok(0) | Err(_) => return false,
+                    Ok(read) => said.extend(&some[..read]),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Lets the time of this runtime pass, and returns how long `event` took by it.
+    async fn passes<T>(event: JoinHandle<T>) -> (T, Duration) {
+        let begun = Instant::now();
+        while !event.is_finished() {
+            advance(SECOND).await;
+            yield_now().await;
+        }
+        let took = begun.elapsed();
+        (event.await.unwrap(), took)
+    }
+
+    #[tokio::test]
+    async fn the_timed_server_closes_their_connections_and_axums_own_does_not() {
+        pause();
+        // Time stands still while a thread is busy, and so passes by `advance` alone.
+        let (_busy, idle) = std::sync::mpsc::channel::<()>();
+        spawn_blocking(move || idle.recv());
+
+        let (timed, axum) =
+            (Service::start(Server::Timed).await, Service::start(Server::Axum).await);
+        for (story, same) in stories(&timed).into_iter().zip(stories(&axum)) {
+            let name = story.name;
+            let waiting = begin(axum.address, same.begun.clone()).await;
+            let closed = end(begin(timed.address, story.begun.clone()).await);
+            let (closed, took) = passes(closed).await;
+            assert!(closed.is_ok(), "{name}: not closed, {closed:?}");
+            assert!(took >= timed::HEAD, "{name}: closed after {took:?}");
+            // A day more.
+            for _ in 0..24 {
+                advance(3_600 * SECOND).await;
+                yield_now().await;
+            }
+            assert!(
+                answered(waiting, &same).await,
+                "{name}: axum closes the connection by now: say so in the manual"
+            );
+
+            // The control: on a connection that is in time, it is an answer of the timed one, too.
+            let connection = begin(timed.address, story.begun.clone()).await;
+            assert!(answered(connection, &story).await, "{name}");
+        }
+        // What was not sent in time was not served: two of the stories have a first request.
+        let calls = [timed.calls().len(), axum.calls().len()];
+        assert_eq!(calls, [7 + 2 + 2, 7 + 2]);
+    }
+}
+
+mod database {
+    use std::error::Error as _;
+
+    use tokio::sync::mpsc;
+    use tower_api_key::{
+        key::KeyHash,
+        store::{ChangeFeed as _, KeyStore as _, PgKeyStore, StoreError, StoreErrorKind},
+    };
+
+    use super::*;
+    use crate::harness::{postgres, tls::Authority};
+
+    /// What is between a node and its database, and says that the database has no TLS. Of each
+    /// connection it tells what is said after that.
+    async fn denier() -> (SocketAddr, mpsc::UnboundedReceiver<Vec<u8>>) {
+        /// Its length and its code.
+        const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (told, heard) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            loop {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                let mut asked = [0; 8];
+                connection.read_exact(&mut asked).await.unwrap();
+                assert_eq!(asked, SSL_REQUEST);
+                connection.write_all(b"N").await.unwrap();
+                let mut said = Vec::new();
+                // The end, or what is not meant for it.
+                let _ = connection.read_buf(&mut said).await;
+                told.send(said).unwrap();
+            }
+        });
+        (address, heard)
+    }
+
+    fn has_no_tls(error: &StoreError) -> bool {
+        let cause = error.source().map(ToString::to_string).unwrap_or_default();
+        error.kind() == StoreErrorKind::Unavailable && cause.contains("does not support TLS")
+    }
+
+    #[tokio::test]
+    async fn a_database_that_denies_tls_hears_nothing_where_tls_is_required() {
+        let (address, mut heard) = denier().await;
+        let url = move |mode| format!("postgres://app:hunter2@{address}/app?sslmode={mode}");
+        for mode in ["require", "verify-ca", "verify-full"] {
+            let url = url(mode);
+            for error in [
+                PgKeyStore::connect(&url).await.unwrap_err(),
+                PgKeyStore::connect_briefly(&url).await.unwrap_err(),
+            ] {
+                assert!(has_no_tls(&error), "{mode}: {error:?}");
+            }
+            let lazy = PgKeyStore::connect_lazy(&url).unwrap();
+            let hash = KeyHash::from_bytes([1; 32]);
+            for error in [
+                lazy.find(&hash).await.unwrap_err(),
+                lazy.migrate().await.unwrap_err(),
+                lazy.change_feed().connect().await.unwrap_err(),
+            ] {
+                assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{mode}: {error:?}");
+            }
+            drop(lazy);
+            // One for each attempt, at least.
+            for _ in 0..5 {
+                let said = timeout(PATIENCE, heard.recv()).await.unwrap().unwrap();
+                assert_eq!(String::from_utf8_lossy(&said), "", "{mode}");
+            }
+        }
+        // The control, and why the manual asks for more than the default.
+        let control = tokio::spawn(async move { PgKeyStore::connect(&url("prefer")).await });
+        let said = async {
+            loop {
+                // Of earlier attempts.
+                let said = heard.recv().await.unwrap();
+                if !said.is_empty() {
+                    return said;
+                }
+            }
+        };
+        let said = timeout(PATIENCE, said).await.unwrap();
+        assert!(String::from_utf8_lossy(&said).contains("user\0app\0"), "{said:?}");
+        assert!(control.await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_database_by_another_name_or_of_another_authority_is_refused_by_verify_full() {
+        let (ours, theirs) = (Authority::new(), Authority::new());
+        let server = |authority: &Authority, name| {
+            postgres::Server::start_with_certificate(&authority.certificate(name))
+        };
+        let connect = async |server: &postgres::Server, mode: &str| {
+            let file = ours.file();
+            let url = format!(
+                "postgres://postgres@localhost:{}/postgres?sslmode={mode}&sslrootcert={}",
+                server.addr().port(),
+                file.display(),
+            );
+            PgKeyStore::connect(&url).await
+        };
+        let right = server(&ours, "localhost");
+        connect(&right, "verify-full").await.expect("the right name");
+
+        for (server, accepted) in [
+            (server(&ours, "db.internal"), ["require", "verify-ca"].as_slice()),
+            (server(&theirs, "localhost"), &["require"]),
+        ] {
+            let error = connect(&server, "verify-full").await.unwrap_err();
+            assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+            let cause = error.source().map(ToString::to_string).unwrap_or_default();
+            assert!(cause.contains("certificate"), "{cause}");
+            // What a database by that name would be let through by.
+            for mode in accepted {
+                connect(&server, mode).await.expect(mode);
+            }
+        }
+    }
+}
