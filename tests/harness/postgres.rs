@@ -117,6 +117,13 @@ impl Server {
     }
 }
 
+/// A client program of PostgreSQL, such as `pg_dump`, of the same version as throwaway servers.
+pub fn client(name: &str) -> Command {
+    let mut command = Command::new(programs().unwrap_or_else(|| panic!("{HELP}")).join(name));
+    command.env("LC_ALL", "C");
+    command
+}
+
 /// A database of one test.
 pub struct Database {
     name: String,
