@@ -462,7 +462,9 @@ async fn thousands_of_keys_are_reconciled() {
     ids.sort();
     assert_eq!(keys.iter().map(|key| key.id).collect::<Vec<_>>(), ids);
     for id in ids {
-        assert!(issuer.get(id).await.unwrap().record.revoked_at.is_some());
+        let record = issuer.get(id).await.unwrap().record;
+        assert!(record.revoked_at.is_some());
+        assert!(record.revoked_reason.unwrap().len() <= 1_024, "a reason is no longer than that");
     }
     assert!(issuer.get(bystander).await.unwrap().record.revoked_at.is_none());
     let filter = RevocationFilter::new().created_before(SystemTime::now() + DAY);

@@ -110,6 +110,11 @@ impl Server {
         self.pg_ctl(&["start"]).await;
     }
 
+    /// Makes a primary of this standby. When it returns, it takes changes.
+    pub async fn promote(&self) {
+        self.pg_ctl(&["promote"]).await;
+    }
+
     async fn pg_ctl(&self, arguments: &[&str]) {
         let throwaway = self.throwaway.as_ref().expect("only a `Server::start()` may be stopped");
         let output = tokio::process::Command::from(throwaway.pg_ctl(arguments)).output().await;
