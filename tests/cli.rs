@@ -1011,6 +1011,7 @@ fn completions_and_manual_are_made_from_the_same_definitions() {
         "update",
         "rotate",
         "revoke",
+        "reconcile",
         "import",
         "plan",
         "prune",

@@ -7,22 +7,32 @@ mod harness;
 
 use std::{
     future::{Future, pending},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
+use axum::{Router, body::Body, routing::get};
+use http::{HeaderMap, Request, StatusCode, header};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
 use tokio::{
-    task::yield_now,
+    task::{JoinHandle, yield_now},
     time::{Instant, timeout},
 };
+use tower::ServiceExt as _;
 use tower_api_key::{
-    Authenticator,
-    auth::{CachePolicy, FeedHealth, RejectionKind},
+    ApiKeyLayer, Authenticator, admin,
+    auth::{CachePolicy, Event, FeedHealth, RejectionKind},
     key::{KeyFormat, KeyHash},
     manage::{Expiry, KeyIssuer, NewKey},
-    record::{KeyId, KeyRecord},
-    store::{Change, ChangeFeed, PgKeyStore, PollingChangeFeed},
+    record::{KeyId, KeyRecord, Scopes},
+    store::{
+        Change, ChangeFeed, KeyStore as _, ManageKeys as _, PgChangeFeed, PgKeyStore,
+        PollingChangeFeed,
+    },
 };
+use tracing_subscriber::fmt::MakeWriter;
 
 use crate::{
     by_hand::ByHand as _,
@@ -309,5 +319,247 @@ async fn a_key_that_was_revoked_stops_although_its_standby_has_stopped() {
     let rejection = auth.authenticate(text(0)).await.unwrap_err();
     assert_eq!(rejection.kind(), RejectionKind::Revoked);
     assert!(admitted(1).await);
+    worker.abort();
+}
+
+const ADMIN: [&str; 2] = ["api-keys:read", "api-keys:write"];
+
+/// A service with the routes that keys are managed by.
+struct Service {
+    app: Router,
+    auth: Authenticator,
+    heard: Arc<Mutex<Vec<&'static str>>>,
+}
+
+impl Service {
+    /// Looks keys up in one store, and changes them in another one, which may be the same.
+    fn new(
+        look_ups: PgKeyStore,
+        changes: PgKeyStore,
+        feed: impl ChangeFeed,
+    ) -> (Self, JoinHandle<()>) {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hear = Arc::clone(&heard);
+        let format = KeyFormat::new("sk_test_").unwrap();
+        let (auth, worker) = Authenticator::builder(look_ups, format.clone())
+            .cache(CachePolicy::default().load_deadline(SLACK).unwrap())
+            .change_feed(feed)
+            .usage_interval(OFTEN)
+            .observer(move |event: &Event<'_>| {
+                hear.lock().unwrap().push(match event {
+                    Event::UsageFlushFailed { .. } => "usage flush failed",
+                    Event::FeedLost { .. } => "feed lost",
+                    Event::FeedLive => "feed live",
+                    _ => return,
+                });
+            })
+            .build();
+        let issuer = KeyIssuer::new(changes, format).invalidates(auth.clone());
+        let app = Router::new()
+            .route("/", get(async || "hello"))
+            .layer(ApiKeyLayer::new(auth.clone()))
+            .nest_service("/admin", admin::router(issuer, auth.clone()));
+        (Self { app, auth, heard }, tokio::spawn(worker.run(pending())))
+    }
+
+    async fn send(&self, method: &str, path: &str, key: &str, body: Option<Value>) -> Answer {
+        let request = Request::builder().method(method).uri(path);
+        let request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+        let request = match body {
+            Some(body) => request
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(Body::from(body.to_string())),
+            None => request.body(Body::empty()),
+        };
+        let (parts, body) =
+            soon(self.app.clone().oneshot(request.unwrap())).await.unwrap().into_parts();
+        let body = String::from_utf8(body.collect().await.unwrap().to_bytes().into()).unwrap();
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    async fn get(&self, key: &str) -> StatusCode {
+        self.send("GET", "/", key, None).await.status
+    }
+
+    fn heard(&self, what: &str) -> usize {
+        self.heard.lock().unwrap().iter().filter(|heard| **heard == what).count()
+    }
+
+    async fn hears(&self, what: &str, times: usize) {
+        soon(async {
+            while self.heard(what) < times {
+                yield_now().await;
+            }
+        })
+        .await;
+    }
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: String,
+}
+
+/// A key of `consumer`, as issued on the primary.
+async fn issue(pair: &Pair, consumer: &str, scopes: &[&str]) -> (String, KeyId) {
+    let store = PgKeyStore::connect(pair.database.url()).await.unwrap();
+    let issuer = KeyIssuer::new(store, KeyFormat::new("sk_test_").unwrap());
+    let scopes = Scopes::parse(scopes.iter().copied()).unwrap();
+    let issued = issuer.issue(NewKey::new(consumer, Expiry::Never).scopes(scopes)).await.unwrap();
+    // Until the standby has it.
+    let replica = pair.replica().await;
+    soon(async { while replica.find(&issued.record.key_hash).await.unwrap().is_none() {} }).await;
+    (issued.key.expose_secret().to_owned(), issued.record.id)
+}
+
+/// What was logged on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn listen() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone());
+        let subscriber = subscriber.with_env_filter("tower_api_key=warn").finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+/// A service that was given the URL of a standby for everything.
+#[tokio::test]
+async fn a_service_on_a_standby_lets_keys_in_refuses_changes_with_503_and_logs_each_reason_once() {
+    let pair = Pair::new().await;
+    let (admin, id) = issue(&pair, "acme", &ADMIN).await;
+    let (log, _guard) = Log::listen();
+    let store = pair.replica().await;
+    let feed = PgChangeFeed::new(store.pool().clone());
+    let (service, worker) = Service::new(store.clone(), store, feed);
+    service.hears("feed lost", 1).await;
+    let unknown = KeyFormat::new("sk_test_").unwrap().generate().unwrap();
+    let new = json!({ "consumer_id": "acme", "expires": "never" });
+    for round in 1..4 {
+        assert_eq!(service.get(&admin).await, StatusCode::OK);
+        assert_eq!(service.get(unknown.expose_secret()).await, StatusCode::UNAUTHORIZED);
+        let list = service.send("GET", "/admin/api-keys", &admin, None).await;
+        assert_eq!(list.status, StatusCode::OK, "{list:?}");
+        for (path, body) in [
+            ("/admin/api-keys".to_owned(), new.clone()),
+            (format!("/admin/api-keys/{id}/revoke"), json!({ "reason": "leaked" })),
+        ] {
+            let refused = service.send("POST", &path, &admin, Some(body)).await;
+            assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{refused:?}");
+            assert!(refused.headers.contains_key(header::RETRY_AFTER), "{refused:?}");
+            let problem: Value = serde_json::from_str(&refused.body).unwrap();
+            assert_eq!(problem["code"], "service_unavailable", "{refused:?}");
+            assert!(!refused.body.contains("standby"), "that is for operators: {refused:?}");
+        }
+        // Uses cannot be written either.
+        service.hears("usage flush failed", round).await;
+    }
+    worker.abort();
+    let lines = log.lines();
+    for (message, advice) in [
+        ("key management failed", "a store of its own that connects to the primary"),
+        ("last uses could not be written", "standby"),
+        ("not heard of", "LISTEN"),
+    ] {
+        let said: Vec<_> = lines.iter().filter(|line| line.contains(message)).collect();
+        let [said] = &said[..] else { panic!("{message}: {said:#?}") };
+        assert!(said.contains("WARN") && said.contains(advice), "{said}");
+    }
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    assert_eq!(service.heard("feed live"), 0);
+}
+
+/// The same service, with a feed that suits a standby and a store for changes on the primary.
+#[tokio::test]
+async fn a_service_on_a_standby_that_polls_it_and_manages_keys_on_the_primary_lacks_nothing() {
+    let pair = Pair::new().await;
+    let (admin, _) = issue(&pair, "acme", &ADMIN).await;
+    let (log, _guard) = Log::listen();
+    let primary = PgKeyStore::connect(pair.database.url()).await.unwrap();
+    let (service, worker) = Service::new(pair.replica().await, primary, pair.feed().await);
+    service.hears("feed live", 1).await;
+    let new = json!({ "consumer_id": "acme", "expires": "never" });
+    let issued = service.send("POST", "/admin/api-keys", &admin, Some(new)).await;
+    assert_eq!(issued.status, StatusCode::CREATED, "{issued:?}");
+    let issued: Value = serde_json::from_str(&issued.body).unwrap();
+    let (key, id) = (issued["key"].as_str().unwrap(), issued["id"].as_str().unwrap());
+    soon(async { while service.get(key).await != StatusCode::OK {} }).await;
+    // A key that is revoked elsewhere is told of.
+    let store = PgKeyStore::connect(pair.database.url()).await.unwrap();
+    store.revoke(id.parse().unwrap(), None).await.unwrap();
+    soon(async { while service.get(key).await == StatusCode::OK {} }).await;
+    assert_eq!(service.get(key).await, StatusCode::UNAUTHORIZED);
+    worker.abort();
+    let about_uses = |line: &String| line.contains("last uses could not be written");
+    let lines: Vec<_> = log.lines().into_iter().filter(|line| !about_uses(line)).collect();
+    assert_eq!(lines, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_standby_that_has_not_applied_a_revocation_revives_no_key_that_this_node_has_revoked() {
+    let pair = Pair::new().await;
+    let (admin, _) = issue(&pair, "acme", &ADMIN).await;
+    let (known, known_id) = issue(&pair, "acme", &[]).await;
+    let (cold, cold_id) = issue(&pair, "acme", &[]).await;
+    let (bystander, _) = issue(&pair, "acme", &[]).await;
+    let (primary, replica) =
+        (PgKeyStore::connect(pair.database.url()).await.unwrap(), pair.replica().await);
+    let (service, worker) = Service::new(replica.clone(), primary, pair.feed().await);
+    service.hears("feed live", 1).await;
+    assert_eq!(service.get(&known).await, StatusCode::OK);
+    assert_eq!(service.get(&bystander).await, StatusCode::OK);
+
+    pair.pause_replay().await;
+    for id in [known_id, cold_id] {
+        let path = format!("/admin/api-keys/{id}/revoke");
+        let revoked = service.send("POST", &path, &admin, Some(json!({}))).await;
+        assert!(revoked.status.is_success(), "{revoked:?}");
+    }
+    for round in 0..20 {
+        for (key, id) in [(&known, known_id), (&cold, cold_id)] {
+            assert_eq!(service.get(key).await, StatusCode::UNAUTHORIZED, "round {round}");
+            let old = replica.get(id).await.unwrap().unwrap();
+            assert_eq!(old.revoked_at, None, "the standby has old data");
+        }
+        if round % 5 == 4 {
+            // Even where nothing is cached.
+            service.auth.invalidate_all();
+        }
+    }
+    assert_eq!(service.get(&bystander).await, StatusCode::OK);
+
+    pair.resume_replay().await;
+    let applied = async || replica.get(cold_id).await.unwrap().unwrap().revoked_at.is_some();
+    soon(async { while !applied().await {} }).await;
+    for key in [&known, &cold] {
+        assert_eq!(service.get(key).await, StatusCode::UNAUTHORIZED);
+    }
     worker.abort();
 }

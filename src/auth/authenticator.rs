@@ -19,7 +19,7 @@ use super::{
 use crate::{
     key::{AcceptedFormat, KeyHash},
     rate_limit::{Check, Decisions, RateLimits},
-    record::{Consumer, Origin},
+    record::{Consumer, KeyRecord, Origin},
     store::Invalidate,
     trace,
 };
@@ -240,6 +240,10 @@ impl Authenticator {
 impl Invalidate for Authenticator {
     fn invalidate(&self, hash: &KeyHash) {
         Self::invalidate(self, hash);
+    }
+
+    fn revoked(&self, record: &KeyRecord) {
+        self.0.loader.revoked(record);
     }
 
     fn invalidate_all(&self) {

@@ -22,7 +22,7 @@ pub(super) fn changes(before: Option<&KeyRecord>, after: &KeyRecord) -> Option<S
 }
 
 /// What the audit shows of a key: all but its hash, and what never changes.
-fn fields(record: &KeyRecord) -> [(&'static str, Value); 12] {
+pub(super) fn fields(record: &KeyRecord) -> [(&'static str, Value); 12] {
     let scopes: Vec<_> = record.scopes.iter().map(Scope::as_str).collect();
     [
         ("name", json!(record.name)),

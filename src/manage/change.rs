@@ -288,8 +288,11 @@ impl Change {
         if let (Err(_), Some(overdue)) = (&committed, overdue) {
             self.issuer.denials.restore(overdue);
         }
-        // Even if that failed: a connection that is lost then may have been lost after the commit.
-        self.issuer.invalidate(&self.changed);
+        match committed {
+            Ok(()) => self.issuer.tell(&self.changed),
+            // A connection that is lost then may have been lost after the commit.
+            Err(_) => self.issuer.invalidate(&self.changed),
+        }
         committed
     }
 

@@ -264,6 +264,16 @@ impl KeyIssuer {
         }
     }
 
+    /// Tells caches of keys that were changed for certain.
+    pub(super) fn tell<'r>(&self, changed: impl IntoIterator<Item = &'r KeyRecord>) {
+        for record in changed {
+            self.caches.iter().for_each(|cache| match record.revoked_at {
+                Some(_) => cache.revoked(record),
+                None => cache.invalidate(&record.key_hash),
+            });
+        }
+    }
+
     pub(super) fn invalidate_all(&self) {
         self.caches.iter().for_each(|cache| cache.invalidate_all());
     }

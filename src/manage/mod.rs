@@ -69,6 +69,7 @@ mod issuer;
 mod new_key;
 mod plans;
 mod prune;
+mod reconcile;
 mod revoke;
 mod rotate;
 mod text;
@@ -82,7 +83,8 @@ pub use self::{
     issuer::KeyIssuer,
     new_key::{Expiry, NewKey},
     prune::Pruned,
-    revoke::Revocations,
+    reconcile::{AuditHistory, ReconcileOutcome, ReconciledKey},
+    revoke::{RevocationFilter, Revocations},
     rotate::{Rotated, Rotation},
     update::KeyUpdate,
 };

@@ -1,11 +1,82 @@
-use super::{KeyIssuer, ManageError, batch::Outcome, change::Change, text};
+use std::time::SystemTime;
+
+use super::{
+    KeyIssuer, ManageError,
+    batch::Outcome,
+    change::{Attempt, Change},
+    text,
+};
 use crate::{
     record::{KeyAction, KeyId, KeyRecord},
-    store::Selection,
+    store::{KeyQuery, ListedKey, Selection},
 };
 
 /// Keys are revoked so many at a time: each batch is a transaction, which others wait for.
 const BATCH: usize = 500;
+
+/// How many keys a page of a list has.
+const PAGE: usize = 1000;
+
+/// Which keys [`KeyIssuer::revoke_matching`] revokes: those that are not revoked and match all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+#[must_use]
+pub struct RevocationFilter {
+    /// Of this consumer.
+    pub consumer_id: Option<String>,
+    /// With exactly this prefix.
+    pub key_prefix: Option<String>,
+    /// Issued or imported before this.
+    pub created_before: Option<SystemTime>,
+    /// Last used at this time or later, as far as it has been recorded: services record uses once in a
+    /// [`usage_interval`](crate::auth::Builder::usage_interval).
+    pub used_since: Option<SystemTime>,
+}
+
+impl RevocationFilter {
+    /// All keys. A filter needs at least one condition to revoke by.
+    pub const fn new() -> Self {
+        Self { consumer_id: None, key_prefix: None, created_before: None, used_since: None }
+    }
+
+    /// Sets [`consumer_id`](Self::consumer_id).
+    pub fn consumer_id(self, id: impl Into<String>) -> Self {
+        Self { consumer_id: Some(id.into()), ..self }
+    }
+
+    /// Sets [`key_prefix`](Self::key_prefix).
+    pub fn key_prefix(self, prefix: impl Into<String>) -> Self {
+        Self { key_prefix: Some(prefix.into()), ..self }
+    }
+
+    /// Sets [`created_before`](Self::created_before).
+    pub fn created_before(self, end: SystemTime) -> Self {
+        Self { created_before: Some(end), ..self }
+    }
+
+    /// Sets [`used_since`](Self::used_since).
+    pub fn used_since(self, since: SystemTime) -> Self {
+        Self { used_since: Some(since), ..self }
+    }
+
+    fn check(&self) -> Result<(), ManageError> {
+        text::check_some("consumer_id", self.consumer_id.as_deref())?;
+        text::check_some("key_prefix", self.key_prefix.as_deref())?;
+        if *self == Self::new() {
+            let detail = "a filter needs a consumer, a prefix or a time: without one it would match \
+                every key";
+            return Err(ManageError::invalid("filter", detail));
+        }
+        Ok(())
+    }
+
+    fn matches(&self, key: &ListedKey) -> bool {
+        let record = &key.record;
+        record.revoked_at.is_none()
+            && self.created_before.is_none_or(|end| record.created_at < end)
+            && self.used_since.is_none_or(|since| key.last_used_at.is_some_and(|at| at >= since))
+    }
+}
 
 /// What became of many keys that were to be revoked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,6 +155,74 @@ impl KeyIssuer {
             None => Selection::Prefix(key_prefix),
         };
         self.revoke_all(keys, reason).await
+    }
+
+    /// Revokes every key that matches `filter`, and returns how many it was: after a restored backup, for
+    /// instance, all keys that were [created before](RevocationFilter::created_before) it. Keys that are
+    /// issued, or first match, meanwhile are left as they are. As
+    /// [`revoke_consumer`](Self::revoke_consumer) otherwise.
+    ///
+    /// # Errors
+    ///
+    /// As [`matching`](Self::matching).
+    pub async fn revoke_matching(
+        &self,
+        filter: &RevocationFilter,
+        reason: Option<&str>,
+    ) -> Result<Revocations, ManageError> {
+        let reason = owned(reason)?;
+        let mut all = Revocations::default();
+        for ids in self.matching(filter).await?.chunks(BATCH) {
+            let part = self.clone().revoke_each(ids.to_vec(), reason.clone());
+            let Outcome { done, skipped } = self.detached(part).await?;
+            all.keys += done;
+            all.skipped.extend(skipped);
+        }
+        Ok(all)
+    }
+
+    /// The ids of the keys that [`revoke_matching`](Self::revoke_matching) would revoke, the newest
+    /// first. Rows that cannot be read are not among them: these keys are not accepted anyway.
+    ///
+    /// # Errors
+    ///
+    /// [`Denied`](super::ManageErrorKind::Denied) to a [caller](super::Actor::caller),
+    /// [`Invalid`](super::ManageErrorKind::Invalid) for a filter without a condition, or when the store
+    /// fails.
+    pub async fn matching(&self, filter: &RevocationFilter) -> Result<Vec<KeyId>, ManageError> {
+        if self.actor.caller.is_some() {
+            let attempt = Attempt::to("revoke");
+            return Err(self.deny(ManageError::operators_only(), attempt).await?);
+        }
+        filter.check()?;
+        let mut query = KeyQuery::new().limit(PAGE);
+        query.consumer_id.clone_from(&filter.consumer_id);
+        query.key_prefix.clone_from(&filter.key_prefix);
+        let mut ids = Vec::new();
+        loop {
+            let page = self.list(&query).await?;
+            let matching = page.keys.iter().filter(|key| filter.matches(key));
+            ids.extend(matching.map(|key| key.record.id));
+            query.after = page.next;
+            if page.next.is_none() {
+                return Ok(ids);
+            }
+        }
+    }
+
+    async fn revoke_each(
+        self,
+        ids: Vec<KeyId>,
+        reason: Option<String>,
+    ) -> Result<Outcome, ManageError> {
+        let part = |ids| {
+            let (issuer, reason) = (self.clone(), reason.clone());
+            issuer.change("revoke", ids, async move |change, mut before| {
+                before.retain(|record| record.revoked_at.is_none());
+                change.revoke(&before, reason.as_deref()).await
+            })
+        };
+        Self::each(ids, part).await
     }
 
     async fn revoke_all(

@@ -122,6 +122,13 @@ pub trait Invalidate: Send + Sync {
     /// Forgets everything about the key with this hash, that it is unknown included.
     fn invalidate(&self, hash: &KeyHash);
 
+    /// Forgets everything about a key that was revoked, as this record of it says. Revocations are for
+    /// good: an [`Authenticator`](crate::Authenticator) refuses the key even where the store that it asks
+    /// is a replica that has not applied the revocation yet. Default: [`invalidate`](Self::invalidate).
+    fn revoked(&self, record: &KeyRecord) {
+        self.invalidate(&record.key_hash);
+    }
+
     /// Forgets everything about every key: a plan was changed, and with it the limits of keys that
     /// nobody has counted.
     fn invalidate_all(&self);

@@ -118,11 +118,23 @@ impl Server {
         self.pg_ctl(&["start"]).await;
     }
 
+    /// Makes a primary of this standby. When it returns, it takes changes.
+    pub async fn promote(&self) {
+        self.pg_ctl(&["promote"]).await;
+    }
+
     async fn pg_ctl(&self, arguments: &[&str]) {
         let throwaway = self.throwaway.as_ref().expect("only a `Server::start()` may be stopped");
         let output = tokio::process::Command::from(throwaway.pg_ctl(arguments)).output().await;
         throwaway.succeeded(output);
     }
+}
+
+/// A client program of PostgreSQL, such as `pg_dump`, of the same version as throwaway servers.
+pub fn client(name: &str) -> Command {
+    let mut command = Command::new(programs().unwrap_or_else(|| panic!("{HELP}")).join(name));
+    command.env("LC_ALL", "C");
+    command
 }
 
 /// A database of one test.

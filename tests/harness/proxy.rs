@@ -61,12 +61,13 @@ pub struct FaultProxy {
     port: Port,
     shared: Shared,
     fault: watch::Sender<Fault>,
+    upstream: watch::Sender<SocketAddr>,
     acceptor: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Clone)]
 struct Shared {
-    upstream: SocketAddr,
+    upstream: watch::Receiver<SocketAddr>,
     fault: watch::Receiver<Fault>,
     counts: Arc<Counts>,
 }
@@ -86,8 +87,9 @@ impl FaultProxy {
 
     pub async fn start_on(port: Port, upstream: SocketAddr) -> Self {
         let (fault, receiver) = watch::channel(Fault::Pass);
-        let shared = Shared { upstream, fault: receiver, counts: Arc::default() };
-        let proxy = Self { port, shared, fault, acceptor: Mutex::new(None) };
+        let (upstream, target) = watch::channel(upstream);
+        let shared = Shared { upstream: target, fault: receiver, counts: Arc::default() };
+        let proxy = Self { port, shared, fault, upstream, acceptor: Mutex::new(None) };
         proxy.set(Fault::Pass).await;
         proxy
     }
@@ -118,6 +120,12 @@ impl FaultProxy {
             let listener = TcpListener::bind(self.addr()).await.expect("the proxy's own port");
             *acceptor = Some(tokio::spawn(accept(listener, self.shared.clone())));
         }
+    }
+
+    /// Has connections that come from now on go to another server, as an address that moves does.
+    /// Those that exist stay where they are.
+    pub fn redirect(&self, upstream: SocketAddr) {
+        self.upstream.send_replace(upstream);
     }
 
     /// How many connections were accepted.
@@ -184,7 +192,8 @@ impl Drop for Open {
 
 async fn serve(mut client: TcpStream, shared: Shared) {
     let mut fault = shared.fault.clone();
-    let Ok(mut server) = TcpStream::connect(shared.upstream).await else {
+    let upstream = *shared.upstream.borrow();
+    let Ok(mut server) = TcpStream::connect(upstream).await else {
         // The nearest to a refusal that is left after accepting.
         let _ = client.set_zero_linger();
         return;

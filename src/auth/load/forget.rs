@@ -1,7 +1,10 @@
 //! What is cached and no longer to be believed: of one key, of all, or for as long as nobody tells.
 
 use super::{Board, Loader};
-use crate::{key::KeyHash, record::KeyId};
+use crate::{
+    key::KeyHash,
+    record::{KeyId, KeyRecord},
+};
 
 /// Changed keys beyond this many are strangers again, until somebody has looked them up.
 const MAX_ACQUAINTANCES: usize = 4096;
@@ -17,6 +20,13 @@ impl Loader {
     /// Nothing of the key with this hash is to be believed.
     pub(in crate::auth) fn invalidate(&self, hash: &KeyHash) {
         self.forget(&mut self.board(), hash);
+    }
+
+    /// The key was revoked by this process. A store that still calls it live has old data.
+    pub(in crate::auth) fn revoked(&self, record: &KeyRecord) {
+        let mut board = self.board();
+        board.revoked.add(record);
+        self.forget(&mut board, &record.key_hash);
     }
 
     /// Nothing of the key with this id is to be believed.

@@ -7,6 +7,7 @@ mod erased;
 mod failures;
 mod flights;
 mod forget;
+mod revoked;
 mod strangers;
 mod turned_away;
 
@@ -33,6 +34,7 @@ use self::{
     corrupt::CorruptKeys,
     directory::Directory,
     flights::{Flight, Flights},
+    revoked::RevokedKeys,
     strangers::{Asker, Strangers},
 };
 use super::{
@@ -100,6 +102,7 @@ struct Board {
     directory: Directory,
     /// Keys that were known until they were changed: they need not queue up with strangers.
     acquaintances: HashSet<KeyHash>,
+    revoked: RevokedKeys,
 }
 
 /// Loads that may wait for each turn. Beyond, there is no hope of one in time.
@@ -334,6 +337,7 @@ impl Loader {
                     trace::info!("the key store answers again");
                 }
                 let entry = record.map(|mut record| {
+                    self.board().revoked.correct(&mut record);
                     record.scopes = self.scopes.of(&record.scopes);
                     if self.terms.misses_plan(&record) {
                         self.unknown_plan(&record);

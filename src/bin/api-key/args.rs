@@ -6,7 +6,8 @@ use tower_api_key::record::KeyId;
 
 use super::{
     change::Update, doctor::Doctor, global::Global, import::Import, issue::Issue, list,
-    manual::Completions, plan::Plan, prune::Prune, revoke::Revoke, rotate::Rotate, verify::Verify,
+    manual::Completions, plan::Plan, prune::Prune, reconcile::Reconcile, revoke::Revoke,
+    rotate::Rotate, verify::Verify,
 };
 
 const EXIT_CODES: &str = "\
@@ -76,6 +77,7 @@ pub(crate) enum Command {
     Update(Update),
     Rotate(Rotate),
     Revoke(Revoke),
+    Reconcile(Reconcile),
     Import(Import),
     Plan(Plan),
     Prune(Prune),

@@ -14,6 +14,7 @@ mod output;
 mod plan;
 mod progress;
 mod prune;
+mod reconcile;
 mod revoke;
 mod rotate;
 mod session;
@@ -62,6 +63,7 @@ fn on_a_store(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Update(update) => change::run(update, &session).await,
             Command::Rotate(rotate) => rotate::run(rotate, &session).await,
             Command::Revoke(revoke) => revoke::run(revoke, &session).await,
+            Command::Reconcile(reconcile) => reconcile::run(reconcile, &session).await,
             Command::Plan(plan) => plan::run(plan, &session).await,
             Command::Import(import) => import::run(import, &session).await,
             Command::Prune(prune) => prune::run(prune, &session).await,

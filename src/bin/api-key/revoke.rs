@@ -1,31 +1,56 @@
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::{
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
+    time::SystemTime,
+};
 
 use clap::{ArgGroup, Args};
 use serde_json::json;
-use tower_api_key::record::KeyId;
+use tower_api_key::{manage::RevocationFilter, record::KeyId};
 
-use super::{failure::Failure, output, session::Session};
+use super::{failure::Failure, output, session::Session, values};
 
 /// Revoke a key, or many, for good
 ///
 ///   api-key revoke ID --reason leaked
 ///   api-key revoke --consumer acme --yes
+///   api-key revoke --created-before 2026-11-28T12:00Z --used-since 2026-11-28T14:00Z --dry-run
 ///
-/// A revocation cannot be undone: the database refuses it. `update --deactivate` can.
+/// With several conditions, a key has to match all of them. A revocation cannot be undone: the
+/// database refuses it. `update --deactivate` can.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment, group = ArgGroup::new("which").required(true))]
+#[command(
+    verbatim_doc_comment,
+    group = ArgGroup::new("which").required(true).multiple(true),
+    group = ArgGroup::new("many").multiple(true)
+)]
 pub(crate) struct Revoke {
     /// The id of the key
-    #[arg(group = "which")]
+    #[arg(group = "which", conflicts_with = "many")]
     id: Option<KeyId>,
 
     /// All keys of this consumer
-    #[arg(long, value_name = "ID", group = "which")]
+    #[arg(long, value_name = "ID", groups = ["which", "many"])]
     consumer: Option<String>,
 
     /// All keys with exactly this prefix
-    #[arg(long, group = "which")]
+    #[arg(long, groups = ["which", "many"])]
     prefix: Option<String>,
+
+    /// All keys that were issued or imported before a date, or so long ago: 30d
+    ///
+    /// After a backup was restored: the time of the backup.
+    #[arg(long, value_name = "WHEN", value_parser = values::past, groups = ["which", "many"])]
+    created_before: Option<SystemTime>,
+
+    /// All keys whose last use is at this date, or so long ago, or later: 2h
+    ///
+    /// Services record uses with a delay, of ten seconds by default.
+    #[arg(long, value_name = "WHEN", value_parser = values::past, groups = ["which", "many"])]
+    used_since: Option<SystemTime>,
+
+    /// Say which keys would be revoked, and revoke none
+    #[arg(long, requires = "many", conflicts_with = "id")]
+    dry_run: bool,
 
     /// Why, for the audit
     #[arg(long)]
@@ -39,26 +64,29 @@ pub(crate) struct Revoke {
 pub(crate) async fn run(revoke: Revoke, session: &Session) -> Result<(), Failure> {
     let issuer = session.issuer()?;
     let reason = revoke.reason.as_deref();
-    let revoked = match (revoke.id, &revoke.consumer, &revoke.prefix) {
-        (Some(id), ..) => {
-            let record = issuer.revoke(id, reason).await?;
-            if session.global.json {
-                return output::line(&output::record(&record).to_string());
-            }
-            let at = output::maybe_time(record.revoked_at, "now");
-            output::note(&format!("{id} is revoked since {at}"));
-            return Ok(());
+    if let Some(id) = revoke.id {
+        let record = issuer.revoke(id, reason).await?;
+        if session.global.json {
+            return output::line(&output::record(&record).to_string());
         }
-        (_, Some(consumer), _) => {
-            revoke.confirm(&format!("all keys of {consumer}"))?;
+        let at = output::maybe_time(record.revoked_at, "now");
+        output::note(&format!("{id} is revoked since {at}"));
+        return Ok(());
+    }
+    let filter = revoke.filter();
+    if revoke.dry_run {
+        return would_revoke(&issuer.matching(&filter).await?, session);
+    }
+    confirm(&revoke.which(), revoke.yes)?;
+    let revoked = match (&revoke.consumer, &revoke.prefix) {
+        // Rows that cannot be read are revoked, too, or said to be skipped.
+        (Some(consumer), None) if filter == RevocationFilter::new().consumer_id(consumer) => {
             issuer.revoke_consumer(consumer, reason).await?
         }
-        (_, _, Some(prefix)) => {
-            revoke.confirm(&format!("all keys that begin with {prefix}"))?;
+        (None, Some(prefix)) if filter == RevocationFilter::new().key_prefix(prefix) => {
             issuer.revoke_prefix(prefix, reason).await?
         }
-        // The group is required.
-        (None, None, None) => return Err(Failure::usage("name a key, --consumer or --prefix")),
+        _ => issuer.revoke_matching(&filter, reason).await?,
     };
     let (keys, skipped) = (revoked.keys, revoked.skipped.len());
     if session.global.json {
@@ -78,21 +106,61 @@ pub(crate) async fn run(revoke: Revoke, session: &Session) -> Result<(), Failure
     Ok(())
 }
 
+fn would_revoke(ids: &[KeyId], session: &Session) -> Result<(), Failure> {
+    let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+    if session.global.json {
+        return output::line(&json!({ "would_revoke": ids }).to_string());
+    }
+    for id in &ids {
+        output::line(id)?;
+    }
+    output::note(&format!("would revoke {} keys; --yes in place of --dry-run does", ids.len()));
+    Ok(())
+}
+
 impl Revoke {
-    fn confirm(&self, which: &str) -> Result<(), Failure> {
-        if self.yes {
-            return Ok(());
+    fn filter(&self) -> RevocationFilter {
+        let mut filter = RevocationFilter::new();
+        filter.consumer_id.clone_from(&self.consumer);
+        filter.key_prefix.clone_from(&self.prefix);
+        filter.created_before = self.created_before;
+        filter.used_since = self.used_since;
+        filter
+    }
+
+    /// The keys that are to be revoked, for the question.
+    fn which(&self) -> String {
+        let mut which = "all keys".to_owned();
+        if let Some(consumer) = &self.consumer {
+            which += &format!(" of {consumer}");
         }
-        if !io::stdin().is_terminal() {
-            return Err(Failure::usage(format!("to revoke {which} for good, give --yes")));
+        if let Some(prefix) = &self.prefix {
+            which += &format!(" that begin with {prefix}");
         }
-        let _ = write!(io::stderr(), "Revoke {which} for good? [y/N] ");
-        let mut answer = String::new();
-        let read = io::stdin().lock().read_line(&mut answer);
-        read.map_err(|error| Failure::new("standard input").because(&error))?;
-        match answer.trim() {
-            "y" | "Y" | "yes" => Ok(()),
-            _ => Err(Failure::new("nothing was revoked")),
+        if let Some(end) = self.created_before {
+            which += &format!(" that were created before {}", output::time(end));
         }
+        if let Some(since) = self.used_since {
+            which += &format!(" that were used since {}", output::time(since));
+        }
+        which
+    }
+}
+
+/// Asks whether keys are to be revoked, unless `yes` says so.
+pub(crate) fn confirm(which: &str, yes: bool) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        return Err(Failure::usage(format!("to revoke {which} for good, give --yes")));
+    }
+    let _ = write!(io::stderr(), "Revoke {which} for good? [y/N] ");
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    read.map_err(|error| Failure::new("standard input").because(&error))?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Failure::new("nothing was revoked")),
     }
 }

@@ -58,6 +58,10 @@ fn advice(code: &str, message: &str) -> Option<&'static str> {
             "another session keeps the rows or the table locked; \
             `select * from pg_locks where not granted` and `pg_blocking_pids(pid)` say which"
         }
+        READ_ONLY => {
+            "the server is a standby, or may only be read: keys are changed on the primary, so give what \
+            manages keys a store of its own that connects to the primary"
+        }
         CANCELED => "the statement took longer than its `statement_timeout`, or was cancelled",
         UNDEFINED_COLUMN => {
             "`migrate` brings the tables up to date; if the table is another application's, give \
