@@ -314,7 +314,7 @@ async fn a_node_that_is_killed_loses_the_uses_of_one_interval() {
         assert_eq!(it.status, Some(StatusCode::OK));
         last_uses.insert(it.key, it.at);
     }
-    assert!(last_uses.len() > 700, "{} keys were used", last_uses.len());
+    assert!(last_uses.len() > 100, "{} keys were used", last_uses.len());
     let store = PgKeyStore::new(database.pool().await);
     for (key, last_use) in last_uses {
         let recorded = store.last_used_at(key).await.unwrap();

@@ -497,6 +497,7 @@ async fn all_keys_of_a_consumer_are_revoked(store: impl ManageKeys) {
     let revoked = |event: &KeyEvent| {
         event.entry.action == KeyAction::Revoked && event.entry.reason.as_deref() == Some("left")
     };
+    assert_eq!(page.events.len(), 1000);
     assert!(page.events.iter().all(revoked));
     assert!(page.next.is_some(), "there is one more");
 }
@@ -663,6 +664,8 @@ async fn a_caller_grants_what_it_holds(store: impl ManageKeys) {
         caller.revoke(rotated.id, None).await.unwrap();
     }
     let events = audit(&issuer).await;
+    // Its own, and of each key: issued, updated, rotated, issued anew and revoked.
+    assert_eq!(events.len(), 1 + 2 * 5);
     assert!(events.iter().skip(1).all(|event| {
         event.entry.actor == format!("key:{}", admin.id)
             && event.entry.origin.as_deref() == Some("192.0.2.7")

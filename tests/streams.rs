@@ -742,7 +742,9 @@ mod herd {
         herd.feed.tell(Change::Everything);
         let all = LATENCY * u32::try_from(STREAMS / TURNS).unwrap() + SECOND;
         assert_only(&herd.ends(50 * SECOND).await, &[42], all);
-        assert!(herd.store.take_queries().values().all(|queries| *queries <= 2));
+        let queries = herd.store.take_queries();
+        assert_eq!(queries.len(), STREAMS);
+        assert!(queries.values().all(|queries| *queries <= 2));
         assert!(herd.store.0.most.load(Ordering::SeqCst) <= TURNS);
     }
 
