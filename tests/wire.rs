@@ -144,6 +144,24 @@ mod smuggling {
         statuses(service.address, &sent).await
     }
 
+    /// The control of all that follows: where nothing is wrong with the first, both are served.
+    #[tokio::test]
+    async fn a_request_behind_another_one_is_served() {
+        for server in SERVERS {
+            let service = Service::start(server).await;
+            for (headers, body) in [
+                ("Content-Length: 5\r\n", "hello"),
+                ("Content-Length: 5\r\nContent-Length: 5\r\n", "hello"),
+                ("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+                ("Content-Length: 0\r\n", ""),
+            ] {
+                let told = told(&service, "HTTP/1.1", headers, body).await;
+                assert_eq!(told, [200, 200], "{server:?}: {headers:?}");
+                assert_eq!(service.calls(), ["/first", "/smuggled"], "{server:?}: {headers:?}");
+            }
+        }
+    }
+
     #[tokio::test]
     async fn a_request_of_two_lengths_is_refused_before_the_handler() {
         for server in SERVERS {
