@@ -15,7 +15,7 @@
 //! | [`rate_limit`] | quotas and buckets |
 //! | [`key`] | the format of keys, secrets and hashes |
 //! | [`clock`] | time as an argument |
-//! | [`manual`] | what the parts promise together: [who may grant what](manual::keys), [how much a key holder can make](manual::bounds), [how long a revoked key can go on working](manual::freshness) |
+//! | [`manual`] | what the parts promise together: [who may grant what](manual::keys), [how much a key holder can make](manual::bounds), [how long a revoked key can go on working](manual::freshness), [what a server in front of it takes](manual::deployment) |
 //!
 //! ```
 //! use axum::{Router, routing::get};

@@ -878,6 +878,77 @@ async fn a_trial_leaves_nothing_and_notifies_nobody() {
     assert_eq!(place.ask(contents).await, before);
 }
 
+/// A network reaches this server by an address that is not the loopback's. That it is this machine's
+/// own, the doctor cannot know.
+fn over_a_network(url: &str) -> String {
+    let (user, rest) = url.split_once('@').unwrap();
+    let port = rest.strip_prefix("127.0.0.1").or_else(|| rest.strip_prefix("localhost"));
+    format!("{user}@0.0.0.0{}", port.expect("a server of this machine"))
+}
+
+async fn encryption(url: &str) -> Finding {
+    let store = PgKeyStore::connect_briefly(url).await.unwrap();
+    let report = store.diagnose(&SystemClock::new()).await;
+    store.pool().close().await;
+    // Exactly one, and it is no reason for an exit code.
+    assert!(report.iter().all(|it| it.severity != Severity::Problem), "{}", Report(report));
+    let mut found = report.into_iter().filter(|finding| finding.check == "encryption");
+    let (finding, other) = (found.next().expect("a finding"), found.next());
+    assert_eq!(other, None);
+    finding
+}
+
+#[tokio::test]
+async fn plain_text_to_another_machine_is_a_warning_and_to_this_one_it_is_not() {
+    let place = Place::new().await;
+    for url in [place.url.clone(), place.url.replace("127.0.0.1", "localhost")] {
+        for mode in ["disable", "prefer"] {
+            let finding = encryption(&format!("{url}?sslmode={mode}")).await;
+            assert_eq!(finding.severity, Severity::Ok, "{mode}: {finding:?}");
+        }
+    }
+    // The server has no TLS, which is found out where the URL says nothing.
+    let remote = over_a_network(&place.url);
+    for url in [
+        remote.clone(),
+        format!("{remote}?sslmode=prefer"),
+        format!("{remote}?sslmode=allow"),
+        format!("{remote}?sslmode=disable"),
+    ] {
+        let finding = encryption(&url).await;
+        assert_eq!(finding.severity, Severity::Warning, "{url}: {finding:?}");
+        assert!(finding.detail.contains("0.0.0.0 are in plain text"), "{url}: {finding:?}");
+        assert!(finding.advice.unwrap().contains("sslmode=verify-full"), "{url}");
+    }
+
+    let mut doctor = Command::new(env!("CARGO_BIN_EXE_api-key"));
+    let said = doctor.arg("doctor").env_clear().env("DATABASE_URL", remote).output().unwrap();
+    assert_eq!(said.status.code(), Some(0), "{said:?}");
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(
+        said.contains("warning: encryption: connections to 0.0.0.0 are in plain text"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn encryption_that_is_optional_is_a_warning_and_encryption_that_is_required_is_not() {
+    let server = Server::start_with_tls();
+    let database = server.database().await;
+    PgKeyStore::connect(database.url()).await.unwrap().migrate().await.unwrap();
+    let (local, _) = database.url().split_once('?').unwrap();
+    let remote = over_a_network(local);
+    let finding = encryption(&remote).await;
+    assert_eq!(finding.severity, Severity::Warning, "{finding:?}");
+    assert!(finding.detail.contains("is optional"), "{finding:?}");
+    // What the server could do does not matter to a client that does not ask for it.
+    let finding = encryption(&format!("{remote}?sslmode=disable")).await;
+    assert!(finding.detail.contains("are in plain text"), "{finding:?}");
+    let finding = encryption(&format!("{remote}?sslmode=require")).await;
+    assert_eq!(finding.severity, Severity::Ok, "{finding:?}");
+    assert!(finding.detail.contains("name is not checked"), "{finding:?}");
+}
+
 /// Writes the file instead of comparing it, where it is set.
 const UPDATE: &str = "UPDATE_CATALOG";
 

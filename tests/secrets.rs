@@ -3,6 +3,10 @@
 #![cfg(test)]
 
 mod by_hand;
+#[cfg(all(feature = "admin", feature = "postgres", feature = "redis", feature = "sqlite"))]
+mod harness;
+#[cfg(all(feature = "admin", feature = "postgres", feature = "redis", feature = "sqlite"))]
+mod public_types;
 mod support;
 
 use std::{

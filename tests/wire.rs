@@ -144,6 +144,24 @@ mod smuggling {
         statuses(service.address, &sent).await
     }
 
+    /// The control of all that follows: where nothing is wrong with the first, both are served.
+    #[tokio::test]
+    async fn a_request_behind_another_one_is_served() {
+        for server in SERVERS {
+            let service = Service::start(server).await;
+            for (headers, body) in [
+                ("Content-Length: 5\r\n", "hello"),
+                ("Content-Length: 5\r\nContent-Length: 5\r\n", "hello"),
+                ("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+                ("Content-Length: 0\r\n", ""),
+            ] {
+                let told = told(&service, "HTTP/1.1", headers, body).await;
+                assert_eq!(told, [200, 200], "{server:?}: {headers:?}");
+                assert_eq!(service.calls(), ["/first", "/smuggled"], "{server:?}: {headers:?}");
+            }
+        }
+    }
+
     #[tokio::test]
     async fn a_request_of_two_lengths_is_refused_before_the_handler() {
         for server in SERVERS {
@@ -451,7 +469,7 @@ mod memory {
         *,
     };
 
-    const ROUNDS: usize = 30;
+    const ROUNDS: usize = 15;
     const MIB: u64 = 1024 * 1024;
 
     /// Server and clients are on this thread, whose memory is counted.
@@ -463,10 +481,17 @@ mod memory {
     fn held(server: Server, attack: impl AsyncFn(&Service)) -> AllocationInfo {
         let runtime = runtime();
         let service = runtime.block_on(Service::start(server));
+        let idle = runtime.metrics().num_alive_tasks();
         let rounds = |number| {
             runtime.block_on(async {
                 for _ in 0..number {
                     attack(&service).await;
+                    let ended = async {
+                        while runtime.metrics().num_alive_tasks() > idle {
+                            yield_now().await;
+                        }
+                    };
+                    timeout(PATIENCE, ended).await.expect("a connection ends with its client");
                 }
             });
         };
@@ -500,8 +525,8 @@ mod memory {
         for server in SERVERS {
             held(server, async |service| {
                 let head = format!("GET / HTTP/1.1\r\n{}", service.authorization());
-                let line = || (0..1_000).map(|it| format!("X-{it}: y\r\n")).collect::<String>();
-                let endless = iter::once(head).chain(iter::repeat_with(line).take(10_000));
+                let lines = (0..1_000).map(|it| format!("X-{it}: y\r\n")).collect::<String>();
+                let endless = [head.as_str()].into_iter().chain(iter::repeat_n(&*lines, 10_000));
                 let said = exchange(service.address, endless).await;
                 let said = String::from_utf8(said).unwrap();
                 assert!(said.starts_with("HTTP/1.1 431 "), "{said}");
@@ -692,6 +717,44 @@ mod slow_clients {
         // What was not sent in time was not served: two of the stories have a first request.
         let calls = [timed.calls().len(), axum.calls().len()];
         assert_eq!(calls, [7 + 2 + 2, 7 + 2]);
+    }
+
+    #[tokio::test]
+    async fn half_a_head_holds_up_the_end_of_axums_own_server_and_not_of_the_timed_one() {
+        pause();
+        let (_busy, idle) = std::sync::mpsc::channel::<()>();
+        spawn_blocking(move || idle.recv());
+        for server in SERVERS {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let app = Router::new().fallback(async || "served");
+            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+            let end = async move { drop(stopped.await) };
+            let served = match server {
+                Server::Axum => tokio::spawn(async move {
+                    axum::serve(listener, app).with_graceful_shutdown(end).await.unwrap();
+                }),
+                Server::Timed => tokio::spawn(timed::serve(listener, app, end)),
+            };
+            let half = begin(address, b"GET / HTTP/1.1\r\nHost: a\r\n".to_vec()).await;
+            // Whoever comes later is answered: the half was read before.
+            let good = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+            assert_eq!(statuses(address, good).await, [200]);
+
+            drop(stop);
+            if server == Server::Timed {
+                let ((), took) = passes(served).await;
+                assert!(took >= timed::HEAD - SECOND, "{took:?}");
+                continue;
+            }
+            for _ in 0..24 {
+                advance(3_600 * SECOND).await;
+                yield_now().await;
+            }
+            assert!(!served.is_finished(), "axum ends by now: say so in the manual");
+            drop(half);
+            passes(served).await;
+        }
     }
 }
 

@@ -72,8 +72,6 @@ fn is_remote(options: &PgConnectOptions) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     fn is_remote(url: &str) -> bool {
         super::is_remote(&url.parse().unwrap())
     }

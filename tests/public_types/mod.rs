@@ -1,0 +1,572 @@
+//! Every public type says nothing secret, by whatever trait it can be printed.
+//!
+//! The types are those that the sources declare as `pub`: the compiler's lint `unreachable_pub`
+//! warns of each that cannot be reached from outside, and warnings fail the build.
+
+use std::{
+    any::type_name,
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs,
+    path::Path,
+    sync::Mutex,
+};
+
+use axum::{body::Body, extract::FromRequestParts as _};
+use proc_macro2::{TokenStream, TokenTree};
+use serde::Serialize;
+use tower::{Layer as _, Service as _, ServiceExt as _};
+use tower_api_key::{
+    ApiKeyLayer, Authenticator, Consumer, RequireScope, account,
+    admin::{self, Admin},
+    auth::{Attempt, Event},
+    clock::SystemClock,
+    key::{AcceptedFormat, Alphabet, ImportedFormat, KeyFormat, KeyHash, RngError},
+    layer::{ClientAddress, ConcurrencyLimit, Cost, RateClass, UntilRevoked},
+    manage::{Actor, Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
+    rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, Subject},
+    record::{KeyAction, KeyId, Metadata, Scope},
+    store::{
+        EventQuery, KeyQuery, KeyStore as _, ManageKeys as _, PgKeyStore, PollingChangeFeed,
+        SqliteKeyStore, Usage,
+    },
+};
+
+use super::{Leaky, leaks};
+use crate::{
+    by_hand::ByHand as _,
+    harness::postgres::Server,
+    support::{Handler, Keys, format, text, unknown_key, with_key},
+};
+
+/// Of databases and Redis.
+const PASSWORD: &str = "hunter2canary";
+
+/// What each public type may hold, in the order of their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holds {
+    /// A key, its hash, a password, or a text that may be one of them by mistake: it is printed here.
+    ASecret,
+    /// Neither text nor bytes that anybody hands in.
+    NoText,
+    /// Names that the code of the application or its operators make up.
+    Names,
+    /// Ids of keys, which are no secrets, and positions.
+    Ids,
+}
+
+use Holds::{ASecret, Ids, Names, NoText};
+
+const REGISTER: &[(&str, Holds)] = &[
+    ("AcceptedFormat", ASecret),
+    ("Account", ASecret),
+    ("Actor", ASecret),
+    ("Admin", ASecret),
+    ("Admission", ASecret),
+    ("Algorithm", NoText),
+    ("Alphabet", NoText),
+    ("ApiKey", ASecret),
+    ("ApiKeyLayer", ASecret),
+    ("ApiKeyService", ASecret),
+    ("Attempt", ASecret),
+    ("AuditEntry", ASecret),
+    ("Authenticator", ASecret),
+    ("Builder", ASecret),
+    ("CachePolicy", NoText),
+    ("Change", Ids),
+    ("ChangedKey", Ids),
+    ("Changes", Ids),
+    ("Check", NoText),
+    // Two digests, by which an idempotency key is recognized.
+    ("Claim", Ids),
+    ("ClientAddress", ASecret),
+    ("ClientNetwork", NoText),
+    ("ConcurrencyLimit", ASecret),
+    ("ConcurrencyLimitBody", ASecret),
+    ("ConcurrencyLimitFuture", ASecret),
+    ("ConcurrencyLimitService", ASecret),
+    ("Consumer", ASecret),
+    ("ConsumerRejection", ASecret),
+    ("Cost", NoText),
+    ("CountedPer", NoText),
+    ("Decision", NoText),
+    ("Decisions", NoText),
+    ("Event", ASecret),
+    ("EventPage", ASecret),
+    ("EventQuery", ASecret),
+    ("Expiry", NoText),
+    ("FeedHealth", NoText),
+    ("Finding", ASecret),
+    ("GuardedRoutes", ASecret),
+    ("Health", NoText),
+    ("Horizon", Ids),
+    ("Imported", ASecret),
+    ("ImportedFormat", ASecret),
+    ("InvalidAction", ASecret),
+    ("InvalidCachePolicy", NoText),
+    ("InvalidFormat", ASecret),
+    ("InvalidHash", ASecret),
+    ("InvalidKeyId", ASecret),
+    ("InvalidMetadata", ASecret),
+    ("InvalidPlan", ASecret),
+    ("InvalidQuota", ASecret),
+    ("InvalidRealm", ASecret),
+    ("InvalidRedisRateLimiter", ASecret),
+    ("InvalidRow", ASecret),
+    ("InvalidScope", ASecret),
+    ("Issued", ASecret),
+    ("KeyAction", NoText),
+    ("KeyCountQuery", Names),
+    ("KeyCounts", NoText),
+    ("KeyEvent", ASecret),
+    ("KeyFormat", ASecret),
+    ("KeyHash", ASecret),
+    ("KeyId", Ids),
+    ("KeyImport", ASecret),
+    ("KeyIssuer", ASecret),
+    ("KeyPage", ASecret),
+    ("KeyQuery", ASecret),
+    ("KeyRecord", ASecret),
+    ("KeyRevoked", NoText),
+    ("KeyStatus", NoText),
+    ("KeyUpdate", ASecret),
+    ("Leases", NoText),
+    ("ListedKey", ASecret),
+    ("LocalRateLimiter", ASecret),
+    ("Lookup", ASecret),
+    ("MalformedKey", ASecret),
+    ("ManageError", ASecret),
+    ("ManageErrorKind", NoText),
+    ("ManualClock", NoText),
+    ("MemoryKeyStore", ASecret),
+    ("MemoryTransaction", ASecret),
+    ("Metadata", Names),
+    ("MeteredFuture", ASecret),
+    ("MeteredLayer", ASecret),
+    ("MeteredService", ASecret),
+    ("NewKey", ASecret),
+    ("PeerAddr", NoText),
+    ("PgChangeFeed", ASecret),
+    ("PgKeyStore", ASecret),
+    ("PgKeyStoreBuilder", ASecret),
+    ("PgTransaction", ASecret),
+    ("Plans", Names),
+    ("PollingChangeFeed", ASecret),
+    ("PresentedKey", ASecret),
+    ("ProblemJson", NoText),
+    ("Pruned", NoText),
+    ("Quota", Names),
+    ("RateClass", ASecret),
+    ("RateLimitHeaders", NoText),
+    ("RateLimits", Names),
+    ("RedisRateLimiter", ASecret),
+    ("RedisRateLimiterBuilder", ASecret),
+    ("Rejection", ASecret),
+    ("RejectionKind", NoText),
+    ("Replica", Ids),
+    ("RequireScope", ASecret),
+    ("RequireScopeFuture", ASecret),
+    ("RequireScopeService", ASecret),
+    ("ResponseFuture", ASecret),
+    ("Retirement", NoText),
+    ("Revocations", NoText),
+    ("Revoked", ASecret),
+    ("RngError", ASecret),
+    ("Rotated", ASecret),
+    ("Rotation", ASecret),
+    ("Scope", Names),
+    ("Scopes", Names),
+    ("Selection", Names),
+    ("Severity", NoText),
+    ("SqliteKeyStore", ASecret),
+    ("SqliteTransaction", ASecret),
+    ("Staleness", NoText),
+    ("Standing", ASecret),
+    ("StatusOnly", NoText),
+    ("StoreError", ASecret),
+    ("StoreErrorKind", NoText),
+    ("StoreHealth", NoText),
+    ("Subject", ASecret),
+    ("SystemClock", NoText),
+    ("SystemEntropy", NoText),
+    ("Unavailable", NoText),
+    ("UntilRevoked", ASecret),
+    ("Usage", ASecret),
+    ("Worker", ASecret),
+];
+
+/// The names after `pub struct`, `pub enum` and `pub union` in `tokens`, also within macros.
+fn declared(tokens: TokenStream, names: &mut Vec<String>) {
+    let mut last = [const { String::new() }; 2];
+    for token in tokens {
+        let word = match token {
+            TokenTree::Group(group) => {
+                declared(group.stream(), names);
+                String::new()
+            }
+            token => token.to_string(),
+        };
+        if last[0] == "pub" && ["struct", "enum", "union"].contains(&last[1].as_str()) {
+            names.push(word.clone());
+        }
+        last = [std::mem::take(&mut last[1]), word];
+    }
+}
+
+fn declared_in(folder: &Path, names: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        // The command line is no library.
+        if path.is_dir() && !path.ends_with("bin") {
+            declared_in(&path, names);
+        } else if path.extension().is_some_and(|it| it == "rs") {
+            declared(fs::read_to_string(&path).unwrap().parse().unwrap(), names);
+        }
+    }
+}
+
+#[test]
+fn a_declaration_is_found_wherever_it_is() {
+    let mut names = Vec::new();
+    let tokens = "
+        pub struct A; struct B; pub(crate) enum C {} pub enum D {}
+        pin_project! { #[derive(Debug)] pub struct E<F> { f: F } }
+        pub mod g { pub union H {} } pub fn i(pub_: J) {}
+        /// pub struct K
+        pub trait L {} pub type M = N;";
+    declared(tokens.parse().unwrap(), &mut names);
+    assert_eq!(names, ["A", "D", "E", "H"]);
+}
+
+#[test]
+fn every_public_type_is_registered_here() {
+    let mut names = Vec::new();
+    declared_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut names);
+    names.sort();
+    let registered: Vec<_> = REGISTER.iter().map(|(name, _)| *name).collect();
+    assert!(registered.is_sorted());
+    assert_eq!(
+        names, registered,
+        "say of a new type what it may hold, and print it below if that is a secret"
+    );
+}
+
+/// What was printed, by the names of its types.
+struct Heard {
+    key: String,
+    text: BTreeMap<String, String>,
+}
+
+/// `T`'s own name.
+fn name_of<T: ?Sized>() -> &'static str {
+    let name = type_name::<T>();
+    let name = name.split('<').next().unwrap();
+    name.rsplit("::").next().unwrap()
+}
+
+impl Heard {
+    #[track_caller]
+    fn add<T: ?Sized>(&mut self, _: &T, text: &str) {
+        let name = name_of::<T>();
+        assert!(!leaks(text, &self.key), "{name}: {text}");
+        assert!(!text.contains(PASSWORD), "{name}: {text}");
+        self.text.entry(name.to_owned()).or_default().push_str(text);
+    }
+}
+
+/// Prints a value by `Display` and `Serialize`, where it has them.
+struct Print<'a, T>(&'a T);
+
+trait Displayed {
+    fn displayed(&self) -> String;
+}
+
+impl<T: fmt::Display> Displayed for Print<'_, T> {
+    fn displayed(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+/// Found only where the other is not.
+trait NotDisplayed {
+    fn displayed(&self) -> String {
+        String::new()
+    }
+}
+
+impl<T> NotDisplayed for &Print<'_, T> {}
+
+trait Serialized {
+    fn serialized(&self) -> String;
+}
+
+impl<T: Serialize> Serialized for Print<'_, T> {
+    fn serialized(&self) -> String {
+        serde_json::to_string(self.0).unwrap()
+    }
+}
+
+/// Found only where the other is not.
+trait NotSerialized {
+    fn serialized(&self) -> String {
+        String::new()
+    }
+}
+
+impl<T> NotSerialized for &Print<'_, T> {}
+
+macro_rules! say {
+    ($heard:ident: $($value:expr),+ $(,)?) => {$({
+        let value = &$value;
+        let print = &Print(value);
+        let text = format!("{value:?} {value:#?} {} {}", print.displayed(), print.serialized());
+        $heard.add(value, &text);
+    })+};
+}
+
+#[test]
+fn a_value_is_printed_by_every_trait_it_has() {
+    #[derive(Debug, Serialize)]
+    struct Both(&'static str);
+
+    impl fmt::Display for Both {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "displayed: {}", self.0)
+        }
+    }
+
+    #[derive(Debug)]
+    struct Neither;
+
+    let mut heard = Heard { key: unknown_key(), text: BTreeMap::new() };
+    say!(heard: Both("x"), Neither);
+    assert_eq!(heard.text["Both"], "Both(\"x\") Both(\n    \"x\",\n) displayed: x \"x\"");
+    assert_eq!(heard.text["Neither"], "Neither Neither  ");
+}
+
+#[test]
+#[should_panic(expected = "Leaking: Leaking(\"")]
+fn a_value_that_leaks_is_noticed() {
+    #[derive(Debug)]
+    struct Leaking(#[expect(dead_code, reason = "it is printed")] String);
+
+    let key = unknown_key();
+    let mut heard = Heard { key: key.clone(), text: BTreeMap::new() };
+    say!(heard: Leaking(key));
+}
+
+#[tokio::test]
+async fn no_public_type_that_may_hold_a_secret_prints_one() {
+    let keys = Keys::new();
+    let issued = keys.issue(NewKey::new("acme", Expiry::Never).name("nightly")).await;
+    let key = text(&issued);
+    let mut heard = Heard { key: key.clone(), text: BTreeMap::new() };
+    of_keys(&mut heard, &key);
+    of_records(&mut heard, &keys, &key, issued.record.id).await;
+    of_management(&mut heard, &keys, &key).await;
+    of_decisions(&mut heard, &keys, &key).await;
+    of_layers(&mut heard, &keys, &key).await;
+    of_limits(&mut heard, &key);
+    of_databases(&mut heard, &key).await;
+    say!(heard: issued, issued.key, issued.record, Usage::new(issued.record.id, issued.record.created_at));
+
+    let printed: BTreeSet<_> = heard.text.keys().map(String::as_str).collect();
+    let secret = REGISTER.iter().filter(|(_, holds)| *holds == ASecret).map(|(name, _)| *name);
+    let missing: Vec<_> = secret.filter(|name| !printed.contains(name)).collect();
+    assert!(missing.is_empty(), "not printed: {missing:?}");
+    // The control: what is printed is not nothing.
+    assert!(heard.text.values().all(|text| text.trim().len() > 2), "{:?}", heard.text);
+}
+
+fn of_keys(heard: &mut Heard, key: &str) {
+    let presented = format().parse(key.as_bytes()).unwrap();
+    let imported = ImportedFormat::new("", Alphabet::Hex, 64).unwrap();
+    say!(heard:
+        presented,
+        presented.hash(),
+        format(),
+        imported,
+        AcceptedFormat::from(imported),
+        format().parse(&key.as_bytes()[1..]).unwrap_err(),
+        KeyFormat::new(key).unwrap_err(),
+        key.parse::<KeyHash>().unwrap_err(),
+        RngError::new("no entropy"),
+    );
+}
+
+async fn of_records(heard: &mut Heard, keys: &Keys, key: &str, id: KeyId) {
+    let store = &keys.store.memory;
+    let admission = keys.auth().authenticate(key.as_bytes()).await.unwrap();
+    let consumer = admission.consumer().clone();
+    say!(heard:
+        consumer,
+        consumer.revoked(),
+        key.parse::<KeyAction>().unwrap_err(),
+        key.parse::<KeyId>().unwrap_err(),
+        Scope::new(format!("{key} {key}")).unwrap_err(),
+        Metadata::from_json(key).unwrap_err(),
+        *store,
+        store.begin().await.unwrap(),
+        KeyQuery::new().consumer_id("acme"),
+        EventQuery::new().key_id(id),
+    );
+    let page = store.list(&KeyQuery::new()).await.unwrap();
+    say!(heard: page.keys[0], page);
+    let page = store.events(&EventQuery::new()).await.unwrap();
+    say!(heard: page.events[0], page.events[0].entry, page);
+}
+
+async fn of_management(heard: &mut Heard, keys: &Keys, key: &str) {
+    let store = keys.store.memory.clone();
+    let issuer = KeyIssuer::new(store, format()).clock(keys.clock.clone());
+    let new = || NewKey::new("acme", Expiry::Never).idempotency_key("one");
+    let first = issuer.issue(new()).await.unwrap();
+    let actor = Actor::caller(&Consumer::from(first.record.clone()));
+    let rotated = issuer.rotate(first.record.id, Rotation::new()).await.unwrap();
+    let hash = format().parse(key.as_bytes()).unwrap().hash();
+    let import = KeyImport::new(hash, new());
+    let imported = KeyImport::new(KeyHash::from_bytes([7; 32]), NewKey::new("b", Expiry::Never));
+    say!(heard:
+        issuer,
+        actor,
+        new(),
+        import,
+        rotated,
+        Rotation::new(),
+        KeyUpdate::new().name(Some("n".to_owned())),
+        issuer.import(vec![imported]).await.unwrap(),
+        issuer.issue(new()).await.unwrap_err(),
+        issuer.by(actor.clone()).import(vec![import.clone()]).await.unwrap_err(),
+        issuer.issue(NewKey::new("acme", Expiry::Never).plan(format!("{key} "))).await.unwrap_err(),
+        Admin::new(issuer.clone(), keys.auth()),
+        admin::router(issuer.clone(), keys.auth()),
+        account::Account::new(issuer.clone(), keys.auth()),
+    );
+}
+
+async fn of_decisions(heard: &mut Heard, keys: &Keys, key: &str) {
+    let builder = keys.builder().default_rate_limits(Quota::per_hour(1).unwrap());
+    say!(heard: builder);
+    let (auth, worker) = builder.build();
+    let attempt = auth.attempt(key.as_bytes());
+    say!(heard: attempt);
+    let Attempt::Lookup(lookup) = attempt else { panic!("the key is not cached") };
+    say!(heard: lookup);
+    let admission = lookup.await.unwrap();
+    say!(heard: admission, *admission.standing(), auth, worker);
+    let rejection = auth.authenticate(key.as_bytes()).await.unwrap_err();
+    say!(heard: rejection);
+
+    let failing = unknown_key();
+    let events =
+        std::sync::Arc::new(Mutex::new(Heard { key: failing.clone(), text: BTreeMap::new() }));
+    let observer = {
+        let events = std::sync::Arc::clone(&events);
+        move |event: &Event<'_>| {
+            let mut heard = events.lock().unwrap();
+            say!(heard: *event);
+        }
+    };
+    let store = Leaky(failing.clone());
+    say!(heard: store.error());
+    let (auth, _worker) = Authenticator::builder(store, format()).observer(observer).build();
+    let rejection = auth.authenticate(failing.as_bytes()).await.unwrap_err();
+    let mut events = std::mem::take(&mut events.lock().unwrap().text);
+    assert!(events["Event"].contains("LoadFailed"), "{events:?}");
+    heard.text.append(&mut events);
+    heard.key = failing;
+    say!(heard: rejection);
+    heard.key = key.to_owned();
+}
+
+async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
+    let layer = ApiKeyLayer::new(keys.auth());
+    let mut service = layer.layer(Handler::default());
+    let mut scoped = RequireScope::one("a").unwrap().layer(Handler::default());
+    let class = RateClass::new("search", Quota::per_minute(10).unwrap()).unwrap();
+    let metered = Cost::new(2).of(&keys.auth());
+    let mut metering = metered.layer(Handler::default());
+    let limit = ConcurrencyLimit::per_key(1).unwrap();
+    let mut limited = limit.layer(Handler::default());
+    let (mut parts, _) = with_key(key).into_parts();
+    let consumer = keys.auth().authenticate(key.as_bytes()).await.unwrap().consumer().clone();
+    say!(heard:
+        layer,
+        service,
+        // Looked up, and from the cache.
+        service.call(with_key(key)),
+        service.ready().await.unwrap().call(with_key(key)).await.unwrap(),
+        service.call(with_key(key)),
+        service.call(with_key("junk")),
+        RequireScope::one("a").unwrap(),
+        scoped,
+        scoped.call(with_key(key)),
+        class,
+        metered,
+        metering,
+        metering.call(with_key(key)),
+        limit,
+        limited,
+        limited.call(with_key(key)),
+        limited.call(with_key(key)).await.unwrap().into_body(),
+        UntilRevoked::new(Body::empty(), &consumer),
+        Consumer::from_request_parts(&mut parts, &()).await.unwrap_err(),
+        ClientAddress::forwarded(1),
+        ApiKeyLayer::new(keys.auth()).realm(&format!("{key}\n")).unwrap_err(),
+    );
+}
+
+fn of_limits(heard: &mut Heard, key: &str) {
+    let url = format!("redis://app:{PASSWORD}@127.0.0.1:1");
+    let limiter = RedisRateLimiter::builder(&url).build().unwrap();
+    let invalid = format!("redis://app:{PASSWORD}@[nowhere:1");
+    say!(heard:
+        LocalRateLimiter::new(),
+        Subject::of_key("acme", 1),
+        RedisRateLimiter::builder(&url),
+        limiter,
+        RedisRateLimiter::builder(&invalid).build().unwrap_err(),
+        Quota::per_second(1).unwrap().named(format!("{key} ")).unwrap_err(),
+        Plans::new().plan(format!("{key} "), RateLimits::unlimited()).unwrap_err(),
+    );
+}
+
+async fn of_databases(heard: &mut Heard, key: &str) {
+    let url = format!("postgres://app:{PASSWORD}@127.0.0.1:1/app");
+    let away = PgKeyStore::connect_lazy(&url).unwrap();
+    let findings = away.diagnose(&SystemClock::new()).await;
+    let hash = format().parse(key.as_bytes()).unwrap().hash();
+    say!(heard:
+        PgKeyStore::builder(),
+        away,
+        away.change_feed(),
+        findings[0],
+        away.find(&hash).await.unwrap_err(),
+        PgKeyStore::connect_lazy(&url.replace("postgres", "mysql")).unwrap_err(),
+        PgKeyStore::connect_lazy(&url.replace(":1/", ":many/")).unwrap_err(),
+    );
+    let database = Server::shared().database().await;
+    let there = PgKeyStore::connect(database.url()).await.unwrap();
+    there.migrate().await.unwrap();
+    say!(heard: there.begin().await.unwrap());
+
+    let sqlite = SqliteKeyStore::connect("sqlite::memory:").await.unwrap();
+    sqlite.migrate().await.unwrap();
+    let mut record = Keys::new().issue(NewKey::new("acme", Expiry::Never)).await.record;
+    record.key_hash = hash;
+    sqlite.insert(&record).await.unwrap();
+    let spoil = r#"update api_keys set rate_limits = '[{"limit": "many"}]'"#;
+    sqlx::raw_sql(spoil).execute(sqlite.pool()).await.unwrap();
+    let page = sqlite.list(&KeyQuery::new()).await.unwrap();
+    say!(heard:
+        sqlite,
+        sqlite.begin().await.unwrap(),
+        PollingChangeFeed::new(sqlite.clone()),
+        page.invalid[0],
+        page,
+        // The row cannot be read.
+        sqlite.find(&hash).await.unwrap_err(),
+    );
+    record.consumer_id = String::new();
+    // An error of the database may quote what it was asked.
+    say!(heard: sqlite.insert(&record).await.unwrap_err());
+}
