@@ -170,7 +170,7 @@ async fn a_revocation_during_fault(fault: Fault) {
     let end = async |scene: &Scene| scene.proxy.set(fault).await;
     let mend = async |scene: &Scene| scene.proxy.set(Fault::Pass).await;
     let noticed = match fault {
-        Fault::BlackHole | Fault::Mute => Noticed::ByHeartbeat,
+        Fault::BlackHole | Fault::Unplugged | Fault::Mute => Noticed::ByHeartbeat,
         _ => Noticed::AtOnce,
     };
     a_revocation_during(&format!("{fault:?}"), noticed, Server::shared(), end, mend).await;
@@ -221,25 +221,23 @@ async fn a_server_that_crashes_and_starts_again() {
     a_revocation_during("restarted", Noticed::AtOnce, &server, restart, async |_| {}).await;
 }
 
-/// With a network of its own where the machine allows it, whose link is cut as a cable is; else the
-/// proxy takes its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_drops_everything() {
+    a_revocation_during_fault(Fault::Unplugged).await;
+}
+
+/// In a network of its own, whose link is cut as a cable is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_that_is_cut() {
     let scene = Scene::new().await;
-    let (network, node) = match Network::new().await {
-        Ok(network) => {
-            println!("a link is cut: by taking down an interface of a network namespace");
-            let node = network.start(&scene).await;
-            (Some(network), node)
-        }
-        Err(error) => {
-            println!("a link is cut: by the proxy, as there is no network namespace ({error})");
-            (None, scene.start().await)
-        }
+    let network = Namespace::unless_without(Network::new().await);
+    let node = match &network {
+        Some(network) => network.start(&scene).await,
+        None => scene.start().await,
     };
     match &network {
         Some(network) => network.feeds.cut(),
-        None => scene.proxy.set(Fault::BlackHole).await,
+        None => scene.proxy.set(Fault::Unplugged).await,
     }
     let took = scene.revoke(&node, 1).await;
     println!("a link is cut: refused after {took:.1?}");
