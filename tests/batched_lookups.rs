@@ -10,12 +10,12 @@ use std::{
     future::{Future, ready},
     iter::repeat_n,
     task::{Context, Waker},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::future::{self, join_all};
 use sqlx::{
-    AssertSqlSafe, Connection, PgConnection, PgPool,
+    AssertSqlSafe, Connection, PgConnection, PgPool, Row as _,
     postgres::{PgConnectOptions, PgPoolOptions},
     query_scalar, raw_sql,
 };
@@ -26,9 +26,10 @@ use tokio::{
     time::timeout,
 };
 use tower_api_key::{
-    key::KeyHash,
+    key::{KeyFormat, KeyHash},
+    manage::{Expiry, KeyIssuer, NewKey},
     record::KeyRecord,
-    store::{KeyStore, PgKeyStore, StoreError, StoreErrorKind},
+    store::{EventQuery, KeyQuery, KeyStore, PgKeyStore, StoreError, StoreErrorKind, Usage},
 };
 
 use crate::harness::{
@@ -465,4 +466,53 @@ fn a_runtime_that_stands_still_or_ends_holds_up_no_look_up_of_another() {
     drop(waiting);
     other.block_on(find(&store, 1..=100)).into_iter().for_each(is_right);
     other.block_on(async { drop(database) });
+}
+
+/// How many statements the server has prepared for the one connection of `store`.
+async fn prepared(store: &PgKeyStore) -> i64 {
+    let count = raw_sql("select count(*) from pg_prepared_statements");
+    count.fetch_one(store.pool()).await.unwrap().get(0)
+}
+
+/// Look-ups in batches of every size, and everything else that a service does.
+async fn everything(store: &PgKeyStore) {
+    for keys in 1..=70 {
+        find(store, 1..=keys).await.into_iter().for_each(is_right);
+    }
+    let issuer = KeyIssuer::new(store.clone(), KeyFormat::new("sk_test_").unwrap());
+    let issued = issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap().record;
+    let used = [Usage::new(issued.id, SystemTime::UNIX_EPOCH)];
+    soon(store.record_usage(&used)).await.unwrap();
+    issuer.list(&KeyQuery::new()).await.unwrap();
+    issuer.get(issued.id).await.unwrap();
+    issuer.revoke(issued.id, None).await.unwrap();
+    issuer.events(&EventQuery::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn prepared_statements_do_not_pile_up_with_or_without_pgbouncer() {
+    let database = database().await;
+    let session = PgBouncer::start(Server::shared(), "session", 1);
+    let transaction = PgBouncer::start(Server::shared(), "transaction", 1);
+    for url in
+        [database.url().to_owned(), session.url(database.url()), transaction.url(database.url())]
+    {
+        let store = narrow(&url).await;
+        everything(&store).await;
+        let first = prepared(&store).await;
+        assert!((1..50).contains(&first), "{first} statements");
+        for _ in 0..5 {
+            everything(&store).await;
+            assert_eq!(prepared(&store).await, first, "{url}");
+        }
+    }
+    // That they would be noticed if they did: the advice for old poolers, which the manual warns of.
+    let leaking = format!("{}?statement-cache-capacity=0", database.url());
+    let store = narrow(&leaking).await;
+    find(&store, 1..=10).await.into_iter().for_each(is_right);
+    let first = prepared(&store).await;
+    for key in 1..=20 {
+        find(&store, [key]).await.into_iter().for_each(is_right);
+    }
+    assert!(prepared(&store).await >= first + 20);
 }

@@ -5,6 +5,7 @@
 mod by_hand;
 mod harness;
 mod nodes;
+mod wait;
 
 use std::{
     collections::BTreeMap,

@@ -175,7 +175,7 @@ async fn a_revocation_during_fault(fault: Fault) {
     let end = async |scene: &Scene| scene.proxy.set(fault).await;
     let mend = async |scene: &Scene| scene.proxy.set(Fault::Pass).await;
     let noticed = match fault {
-        Fault::BlackHole | Fault::Mute => Noticed::ByHeartbeat,
+        Fault::BlackHole | Fault::Unplugged | Fault::Mute => Noticed::ByHeartbeat,
         _ => Noticed::AtOnce,
     };
     a_revocation_during(&format!("{fault:?}"), noticed, Server::shared(), end, mend).await;
@@ -224,6 +224,11 @@ async fn a_server_that_crashes_and_starts_again() {
         server.start_again().await;
     };
     a_revocation_during("restarted", Noticed::AtOnce, &server, restart, async |_| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_drops_everything() {
+    a_revocation_during_fault(Fault::Unplugged).await;
 }
 
 /// In a network of its own, whose link is cut as a cable is. That needs root.

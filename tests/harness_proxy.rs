@@ -224,3 +224,32 @@ async fn rewrites_the_host_of_a_url() {
         assert_eq!(proxy.url(url), through);
     }
 }
+
+#[tokio::test]
+async fn what_is_unplugged_neither_accepts_nor_refuses() {
+    const WHILE: Duration = Duration::from_millis(300);
+    let proxy = echo_proxy().await;
+    let mut old = connect(&proxy).await;
+    says_back(&mut old, b"hello").await;
+
+    for _ in 0..2 {
+        proxy.set(Fault::Unplugged).await;
+        old.write_all(b"anybody?").await.unwrap();
+        let mut attempts = Vec::new();
+        for _ in 0..4 {
+            let mut attempt = Box::pin(TcpStream::connect(proxy.addr()));
+            assert!(timeout(WHILE, &mut attempt).await.is_err(), "it is neither one nor the other");
+            attempts.push(attempt);
+        }
+        says_nothing(&old);
+
+        proxy.set(Fault::Pass).await;
+        says_back(&mut connect(&proxy).await, b"hello").await;
+        // Who has tried all the time gets through.
+        for attempt in attempts {
+            let mut late = timeout(SOON, attempt).await.expect("a connection").unwrap();
+            says_back(&mut late, b"late").await;
+        }
+        says_nothing(&old);
+    }
+}

@@ -209,7 +209,7 @@ impl Maker {
 }
 
 /// Without spaces.
-fn text(tokens: TokenStream) -> String {
+fn text(tokens: &TokenStream) -> String {
     tokens.to_string().split_whitespace().collect()
 }
 

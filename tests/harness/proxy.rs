@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex as StdMutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,9 +13,10 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{Mutex, watch},
     task::{JoinHandle, JoinSet},
+    time::timeout,
 };
 
 use super::Port;
@@ -30,6 +31,9 @@ pub enum Fault {
     /// Accepts connections and swallows every byte in both directions, the end included.
     /// A connection that was in the hole never comes out of it.
     BlackHole,
+    /// Does what a cable does that is cut: existing connections are in a black hole, and attempts to
+    /// connect are not even refused. Clients hear nothing at all.
+    Unplugged,
     /// Hands on what the server says this much later.
     Delay(Duration),
     /// Swallows what the server says, the end included; what the client says arrives.
@@ -48,7 +52,11 @@ pub enum Fault {
 
 impl Fault {
     fn ends_forwarding(&self) -> bool {
-        matches!(self, Self::BlackHole) || self.ends_connection()
+        self.swallows() || self.ends_connection()
+    }
+
+    fn swallows(&self) -> bool {
+        matches!(self, Self::BlackHole | Self::Unplugged)
     }
 
     fn ends_connection(&self) -> bool {
@@ -62,7 +70,19 @@ pub struct FaultProxy {
     shared: Shared,
     fault: watch::Sender<Fault>,
     upstream: watch::Sender<SocketAddr>,
-    acceptor: Mutex<Option<JoinHandle<()>>>,
+    listening: Mutex<Listening>,
+}
+
+/// What is on the port.
+enum Listening {
+    /// The port is closed.
+    Closed,
+    Accepting(JoinHandle<()>),
+    /// A listener whose queue is full, so that the system drops what comes.
+    Full {
+        _listener: TcpListener,
+        _queue: Vec<TcpStream>,
+    },
 }
 
 #[derive(Clone)]
@@ -70,6 +90,7 @@ struct Shared {
     upstream: watch::Receiver<SocketAddr>,
     fault: watch::Receiver<Fault>,
     counts: Arc<Counts>,
+    connections: Arc<StdMutex<JoinSet<()>>>,
 }
 
 #[derive(Default)]
@@ -88,8 +109,14 @@ impl FaultProxy {
     pub async fn start_on(port: Port, upstream: SocketAddr) -> Self {
         let (fault, receiver) = watch::channel(Fault::Pass);
         let (upstream, target) = watch::channel(upstream);
-        let shared = Shared { upstream: target, fault: receiver, counts: Arc::default() };
-        let proxy = Self { port, shared, fault, upstream, acceptor: Mutex::new(None) };
+        let shared = Shared {
+            upstream: target,
+            fault: receiver,
+            counts: Arc::default(),
+            connections: Arc::default(),
+        };
+        let listening = Mutex::new(Listening::Closed);
+        let proxy = Self { port, shared, fault, upstream, listening };
         proxy.set(Fault::Pass).await;
         proxy
     }
@@ -108,17 +135,25 @@ impl FaultProxy {
 
     /// From its return on, nothing is forwarded but as `fault` says.
     pub async fn set(&self, fault: Fault) {
-        let mut acceptor = self.acceptor.lock().await;
+        let mut listening = self.listening.lock().await;
         self.fault.send_replace(fault);
-        if fault == Fault::Refuse {
-            if let Some(task) = acceptor.take() {
-                task.abort();
-                // Only the end of the task closes the listener.
-                let _ = task.await;
+        match (fault, &mut *listening) {
+            (Fault::Refuse, _) => {
+                listening.close().await;
+                self.shared.connections().abort_all();
             }
-        } else if acceptor.is_none() {
-            let listener = TcpListener::bind(self.addr()).await.expect("the proxy's own port");
-            *acceptor = Some(tokio::spawn(accept(listener, self.shared.clone())));
+            (Fault::Unplugged, Listening::Full { .. }) => {}
+            (Fault::Unplugged, _) => {
+                listening.close().await;
+                *listening = full(self.addr()).await.expect("a listener with a full queue");
+            }
+            (_, Listening::Accepting(_)) => {}
+            _ => {
+                listening.close().await;
+                let listener = TcpListener::bind(self.addr()).await.expect("the proxy's own port");
+                *listening =
+                    Listening::Accepting(tokio::spawn(accept(listener, self.shared.clone())));
+            }
         }
     }
 
@@ -151,26 +186,53 @@ impl FaultProxy {
 
 impl Drop for FaultProxy {
     fn drop(&mut self) {
-        if let Some(task) = self.acceptor.get_mut() {
+        if let Listening::Accepting(task) = self.listening.get_mut() {
             task.abort();
+        }
+        self.shared.connections().abort_all();
+    }
+}
+
+impl Listening {
+    async fn close(&mut self) {
+        if let Self::Accepting(task) = std::mem::replace(self, Self::Closed) {
+            task.abort();
+            // Only the end of the task closes the listener.
+            let _ = task.await;
         }
     }
 }
 
+impl Shared {
+    fn connections(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// On Linux, a listener whose queue is full answers no attempt to connect.
+async fn full(addr: SocketAddr) -> io::Result<Listening> {
+    const NO_ANSWER: Duration = Duration::from_millis(200);
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    let listener = socket.listen(1)?;
+    let mut queue = Vec::new();
+    while let Ok(connected) = timeout(NO_ANSWER, TcpStream::connect(addr)).await {
+        queue.push(connected?);
+    }
+    Ok(Listening::Full { _listener: listener, _queue: queue })
+}
+
 async fn accept(listener: TcpListener, shared: Shared) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            Ok((client, _)) = listener.accept() => {
-                shared.counts.connections.fetch_add(1, Ordering::SeqCst);
-                let (open, shared) = (Open::new(&shared.counts), shared.clone());
-                connections.spawn(async move {
-                    serve(client, shared).await;
-                    drop(open);
-                });
-            }
-            Some(_) = connections.join_next() => {}
-        }
+    while let Ok((client, _)) = listener.accept().await {
+        shared.counts.connections.fetch_add(1, Ordering::SeqCst);
+        let (open, of_connection) = (Open::new(&shared.counts), shared.clone());
+        let mut connections = shared.connections();
+        while connections.try_join_next().is_some() {}
+        connections.spawn(async move {
+            serve(client, of_connection).await;
+            drop(open);
+        });
     }
 }
 
@@ -205,7 +267,7 @@ async fn serve(mut client: TcpStream, shared: Shared) {
         fault = wait_for(&mut fault, Fault::ends_forwarding) => fault,
         _ = forward(&mut client, &mut server, &shared) => Fault::Fin,
     };
-    if end == Fault::BlackHole {
+    if end.swallows() {
         end = tokio::select! {
             fault = wait_for(&mut fault, Fault::ends_connection) => fault,
             () = swallow(&mut client, &mut server, &shared.counts) => Fault::Fin,

@@ -84,10 +84,16 @@ use crate::{
 ///
 /// # Poolers
 ///
-/// Look-ups keep no state in a session, and management keeps it for one transaction. Behind
-/// PgBouncer in transaction mode it takes version 1.21 or later, which keeps track of
-/// prepared statements. `statement_cache_capacity(0)`, the advice for older ones, leaks statements
-/// in sqlx 0.9.
+/// Look-ups keep no state in a session, and management keeps it for one transaction.
+///
+/// | PgBouncer | mode | |
+/// |---|---|---|
+/// | 1.18 | session | tested |
+/// | 1.18 | transaction | fails where two connections share one to the server: they prepare statements of the same name. `api-key doctor` calls it a problem |
+/// | 1.21 and later | transaction | keeps track of prepared statements, with `max_prepared_statements` above 0. Untested: run `api-key doctor`, which performs every operation, through it |
+///
+/// A connection keeps the same few statements prepared, however much is asked.
+/// `statement_cache_capacity(0)`, the advice for old poolers, leaks statements in sqlx 0.9.
 ///
 /// # Cancellation
 ///
