@@ -126,7 +126,7 @@ impl Grant {
             self.scopes.retain(|scope| caller.has(scope));
         }
         if let Some(end) = caller.expires_at.filter(|_| expiry) {
-            let left = end.duration_since(now).unwrap_or_default().as_secs() / HOUR.as_secs();
+            let left = end.duration_since(now).unwrap_or_default().as_nanos() / HOUR.as_nanos();
             let left = u32::try_from(left).unwrap();
             self.hours = Some(self.hours.map_or(left, |hours| hours.min(left)));
         }
