@@ -486,7 +486,7 @@ mod quotas {
         }
         let interval = window.as_nanos() / limit;
         let is_too_long = |units| interval * units > u128::from(u64::MAX / 4);
-        if interval == 0 || window.subsec_nanos() % 1_000_000 != 0 || is_too_long(limit) {
+        if interval == 0 || !window.subsec_nanos().is_multiple_of(1_000_000) || is_too_long(limit) {
             return Some(InvalidQuota::OutOfRange);
         }
         if burst == 0 {
