@@ -418,17 +418,15 @@ mod frames {
         for text in [name, value] {
             // Without Huffman's code, so the prefix has seven bits.
             let mut length = text.len();
-            if length < 127 {
-                literal.push(length as u8);
-            } else {
+            if length >= 127 {
                 literal.push(127);
                 length -= 127;
                 while length >= 128 {
-                    literal.push((length % 128) as u8 | 128);
+                    literal.push(u8::try_from(length % 128).unwrap() | 128);
                     length /= 128;
                 }
-                literal.push(length as u8);
             }
+            literal.push(u8::try_from(length).unwrap());
             literal.extend(text.as_bytes());
         }
         literal
@@ -478,7 +476,7 @@ mod memory {
     }
 
     /// What a server holds while clients do so, one after the other.
-    fn held(server: Server, attack: impl AsyncFn(&Service)) -> AllocationInfo {
+    fn held(server: Server, attack: &impl AsyncFn(&Service)) -> AllocationInfo {
         let runtime = runtime();
         let service = runtime.block_on(Service::start(server));
         let idle = runtime.metrics().num_alive_tasks();
@@ -507,7 +505,7 @@ mod memory {
     #[test]
     fn a_head_that_does_not_end_takes_half_a_mebibyte_at_most() {
         for server in SERVERS {
-            let info = held(server, async |service| {
+            let info = held(server, &async |service| {
                 let head = format!("GET / HTTP/1.1\r\n{}X: ", service.authorization());
                 let endless = iter::once(head.into_bytes())
                     .chain(iter::repeat_n(vec![b'x'; 16 * 1024], 4_096));
@@ -523,7 +521,7 @@ mod memory {
     #[test]
     fn headers_without_end_take_no_memory() {
         for server in SERVERS {
-            held(server, async |service| {
+            held(server, &async |service| {
                 let head = format!("GET / HTTP/1.1\r\n{}", service.authorization());
                 let lines = (0..1_000).map(|it| format!("X-{it}: y\r\n")).collect::<String>();
                 let endless = [head.as_str()].into_iter().chain(iter::repeat_n(&*lines, 10_000));
@@ -537,7 +535,7 @@ mod memory {
     #[test]
     fn frames_of_headers_without_end_take_no_memory() {
         for server in SERVERS {
-            held(server, async |service| {
+            held(server, &async |service| {
                 let begun = frame(HEADERS, END_STREAM, 1, &get(&service.key));
                 let more = frame(CONTINUATION, 0, 1, &literal(0, "x", &"y".repeat(16_000)));
                 let endless = [opening(), begun].into_iter().chain(iter::repeat_n(more, 10_000));
@@ -551,7 +549,7 @@ mod memory {
     #[test]
     fn headers_that_are_compressed_take_no_more_than_they_may_uncompressed() {
         for server in SERVERS {
-            held(server, async |service| {
+            held(server, &async |service| {
                 for (times, status) in [(1_000, None), (8, Some(431))] {
                     let mut block = get(&service.key);
                     block.extend(literal(0x40, "x", &"y".repeat(4_000)));
