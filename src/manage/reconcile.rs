@@ -132,7 +132,7 @@ impl Past {
             let last = self.rights.get(field).map(|(_, _, value)| value);
             last.zip(now.get(field)).is_some_and(|(last, now)| !is_same(field, last, now))
         };
-        let fields: Vec<_> = RIGHTS.iter().copied().filter(|field| differs(field)).collect();
+        let fields: Vec<_> = RIGHTS.iter().copied().filter(differs).collect();
         (!fields.is_empty()).then_some(ReconcileOutcome::Differs(fields))
     }
 
