@@ -837,9 +837,7 @@ async fn a_caller_that_was_revoked_meanwhile_changes_nothing(store: impl ManageK
     assert_eq!(actions(&issuer).await.iter().filter(denied).count(), 4);
 }
 
-async fn a_caller_that_is_being_revoked_waits_and_changes_nothing(
-    store: impl ManageKeys + Clone + Waits,
-) {
+async fn a_caller_that_is_being_revoked_waits_and_changes_nothing(store: impl Waits + Clone) {
     let issuer = issuer(store.clone());
     let (own, caller) = admin(&issuer).await;
     let mut revoking = store.begin().await.unwrap();

@@ -64,7 +64,7 @@ impl File {
 
     /// Whether it is read and written through a write-ahead log, by its header.
     fn has_log(&self) -> bool {
-        fs::read(self.path("")).unwrap()[18..20] == [2, 2]
+        fs::read(self.path("")).unwrap().get(18..20) == Some(&[2, 2])
     }
 
     fn url(&self) -> String {
