@@ -272,7 +272,13 @@ async fn a_database_that_is_killed_keeps_whole_changes() {
     for _ in 0..4 {
         let mut child = start(database.url());
         let mut of_child = Rounds::of(&mut child);
-        let moment = Duration::from_millis(500 + unique() % 200);
+        let begun = async {
+            while of_child.completed < 8 {
+                assert!(of_child.read().await, "the process ended by itself");
+            }
+        };
+        timeout(PATIENCE, begun).await.unwrap();
+        let moment = Duration::from_millis(unique() % 200);
         let _ = timeout(moment, of_child.read_to_end()).await;
         server.stop_immediate().await;
         child.kill().await.unwrap();
