@@ -673,8 +673,11 @@ mod slow_clients {
 
     /// Lets the time of this runtime pass, and returns how long `event` took by it.
     async fn passes<T>(event: JoinHandle<T>) -> (T, Duration) {
+        let (_waiting, end) = std::sync::mpsc::channel::<()>();
+        let late = spawn_blocking(move || end.recv_timeout(2 * PATIENCE));
         let begun = Instant::now();
         while !event.is_finished() {
+            assert!(!late.is_finished(), "it should have happened by now");
             advance(SECOND).await;
             yield_now().await;
         }
