@@ -106,13 +106,13 @@ impl Tests {
                     if hash.as_char() == '#' && not.as_char() == '!' =>
                 {
                     at += 2;
-                    if !is_there(&[text(group.stream())]) {
+                    if !is_there(&[text(&group.stream())]) {
                         return;
                     }
                 }
                 [TokenTree::Punct(hash), TokenTree::Group(group), ..] if hash.as_char() == '#' => {
                     at += 1;
-                    attributes.push(text(group.stream()));
+                    attributes.push(text(&group.stream()));
                 }
                 [TokenTree::Ident(keyword), TokenTree::Ident(name), ..] if keyword == "fn" => {
                     at += 1;
@@ -181,7 +181,7 @@ impl Maker {
                 (TokenTree::Punct(hash), Some(TokenTree::Group(group)), _)
                     if hash.as_char() == '#' =>
                 {
-                    is_named |= is_test(&text(group.stream()));
+                    is_named |= is_test(&text(&group.stream()));
                 }
                 (TokenTree::Ident(keyword), Some(name), variable)
                     if is_named && keyword == "fn" =>
@@ -202,7 +202,7 @@ impl Maker {
 }
 
 /// Without spaces.
-fn text(tokens: TokenStream) -> String {
+fn text(tokens: &TokenStream) -> String {
     tokens.to_string().split_whitespace().collect()
 }
 
