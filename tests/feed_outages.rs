@@ -347,7 +347,7 @@ async fn revocations_while_feeds_connect_again() {
     let nodes = [scene.start().await, scene.start().await, scene.start().await];
     let mut asking = JoinSet::new();
     for node in &nodes {
-        asking.spawn(refusals(node.client().await, scene.keys.clone()));
+        asking.spawn(last_let_in(node.client().await, scene.keys.clone()));
     }
     scene.proxy.set(Fault::Rst).await;
     eventually("they are cut off", async || scene.proxy.open_connections() == 0).await;
@@ -365,26 +365,29 @@ async fn revocations_while_feeds_connect_again() {
         revoked.push(Instant::now());
     }
     let mut latest = Duration::ZERO;
-    for refused in within(asking.join_all()).await {
-        for (revoked, refused) in revoked.iter().zip(refused) {
-            latest = latest.max(refused.saturating_duration_since(*revoked));
+    for let_in in within(asking.join_all()).await {
+        for (revoked, let_in) in revoked.iter().zip(let_in) {
+            latest = latest.max(let_in.saturating_duration_since(*revoked));
         }
     }
-    println!("while feeds connect again: refused after {latest:.1?} at the latest");
+    println!("while feeds connect again: let in until {latest:.1?} after the revocation");
     assert!(latest < FRESH_DURING_GAP + SLACK, "{latest:?}");
 }
 
-/// When each key was first refused.
-async fn refusals(mut client: Client, keys: Vec<Key>) -> Vec<Instant> {
-    let mut refused = vec![None; keys.len()];
-    while refused.contains(&None) {
-        for (key, refused) in keys.iter().zip(&mut refused) {
-            if refused.is_none() && client.get(&key.text).await.status != StatusCode::OK {
-                *refused = Some(Instant::now());
+/// When the last request was sent with each key that was let in, once all are refused.
+async fn last_let_in(mut client: Client, keys: Vec<Key>) -> Vec<Instant> {
+    let (mut let_in, mut refused) = (vec![Instant::now(); keys.len()], vec![false; keys.len()]);
+    while refused.contains(&false) {
+        for (at, key) in keys.iter().enumerate().filter(|(at, _)| !refused[*at]).collect::<Vec<_>>()
+        {
+            let sent = Instant::now();
+            match client.get(&key.text).await.status {
+                StatusCode::OK => let_in[at] = sent,
+                _ => refused[at] = true,
             }
         }
     }
-    refused.into_iter().flatten().collect()
+    let_in
 }
 
 /// The feed waits longer and longer between attempts to connect. Returns how many connections the

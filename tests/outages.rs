@@ -375,7 +375,7 @@ async fn a_database_that_is_down_is_left_alone() {
     }
     let (connections, queries) = (node.proxy.connections(), node.queries());
     for _ in 0..1_000 {
-        let reply = node.service.get_at_once(&unknown_key());
+        let reply = node.service.get(&unknown_key()).await;
         reply.is_unavailable(RejectionKind::StoreUnavailable);
     }
     assert_eq!((node.proxy.connections(), node.queries()), (connections, queries));
