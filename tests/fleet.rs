@@ -281,9 +281,6 @@ async fn a_database_that_crashes_and_starts_again_under_load_fails_no_known_key(
 }
 
 const USAGE_INTERVAL: Duration = Duration::from_secs(1);
-/// What a flush may take on a busy machine, and the time between two uses of a key: too little for
-/// another interval.
-const FLUSH: Duration = Duration::from_millis(600);
 
 /// A node that is asked 2,000 times a second, for 200 keys by turns. At any time, some key was
 /// last recorded almost an interval ago: what was written of it is as old as it gets.
