@@ -738,7 +738,7 @@ mod slow_clients {
                 Server::Timed => tokio::spawn(timed::serve(listener, app, end)),
             };
             let half = begin(address, b"GET / HTTP/1.1\r\nHost: a\r\n".to_vec()).await;
-            // Whoever comes later is answered: the half was read before.
+            // Later clients are answered: the server read the half before.
             let good = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
             assert_eq!(statuses(address, good).await, [200]);
 

@@ -46,7 +46,7 @@ const PASSWORD: &str = "hunter2canary";
 enum Holds {
     /// A key, its hash, a password, or a text that may be one of them by mistake: it is printed here.
     ASecret,
-    /// Neither text nor bytes that anybody hands in.
+    /// Neither text nor bytes from outside.
     NoText,
     /// Names that the code of the application or its operators make up.
     Names,
