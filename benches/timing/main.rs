@@ -154,7 +154,6 @@ async fn serve(tell: &std::sync::mpsc::Sender<(SocketAddr, Classes)>) -> Result<
     let update = tower_api_key::manage::KeyUpdate::new().is_active(false);
     issuer.update(id, update).await?;
     let (expired, _) = issue(Expiry::In(Duration::from_millis(1))).await?;
-    tokio::time::sleep(Duration::from_millis(10)).await;
     let unknown = format.generate()?.expose_secret().to_owned();
     let leaking = revoked.clone();
 

@@ -50,8 +50,9 @@ impl PgKeyStore {
     /// Performs every operation of a service in transactions that are rolled back, and checks
     /// everything else that look-ups, changes and the feed depend on: the tables, their triggers and
     /// indexes, the rights of the role and of others, row-level security, the search path, the
-    /// clocks, a pooler in between, plain text to another machine. It changes nothing and sends no notification; the sequence of
-    /// `api_key_events` has a gap afterwards. What cannot be checked is a finding, too.
+    /// clocks, a pooler in between, plain text to another machine. It changes nothing and sends no
+    /// notification; the sequence of `api_key_events` has a gap afterwards. What cannot be checked is a
+    /// finding, too.
     ///
     /// No [`Problem`](Severity::Problem) means that keys are looked up and that changes of them are
     /// noticed; no [`Warning`](Severity::Warning) in addition, that keys can be managed.
