@@ -1,5 +1,6 @@
 //! What a key costs that is not cached: look-ups among a million keys in PostgreSQL, a herd of
-//! requests for one of them, the memory each takes once it is cached, and writing its use.
+//! requests for one of them, the memory each takes once it is cached, writing its use, and what a
+//! client with a known key notices of many changes.
 //!
 //! ```text
 //! cargo bench --bench cold -- [--rounds N] [--keys N] [--json FILE]
@@ -9,6 +10,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "what is measured is real time")]
 
+mod changes;
 mod herd;
 mod lookups;
 mod memory;
@@ -88,11 +90,12 @@ fn measure(options: &Options) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let setting = runtime.block_on(Setting::new(options.keys))?;
     versions.insert("postgresql".into(), setting.postgres.clone());
-    let (lookups, herd, usage) = runtime.block_on(async {
+    let (lookups, herd, usage, changes) = runtime.block_on(async {
         let lookups = lookups::measure(&setting, options.rounds).await?;
         let herd = herd::measure(&setting, options.rounds).await?;
         let usage = usage::measure(&setting, options.rounds).await?;
-        Ok::<_, Box<dyn Error>>((lookups, herd, usage))
+        let changes = changes::measure(&setting, options.rounds).await?;
+        Ok::<_, Box<dyn Error>>((lookups, herd, usage, changes))
     })?;
     let memory = memory::measure(&setting, options.keys)?;
     let report = json!({
@@ -105,6 +108,7 @@ fn measure(options: &Options) -> Result<()> {
         "herd": herd,
         "memory": memory,
         "usage": usage,
+        "changes": changes,
     });
     match &options.json {
         Some(file) => Ok(fs::write(file, serde_json::to_string_pretty(&report)? + "\n")?),

@@ -234,6 +234,7 @@ struct Counts {
     feed_lost: AtomicU64,
     feed_junk: AtomicU64,
     feed_attempts: AtomicU64,
+    changes: AtomicU64,
 }
 
 impl Counts {
@@ -252,7 +253,7 @@ impl Counts {
     }
 }
 
-/// Counts attempts to connect.
+/// Counts attempts to connect, and changes of keys.
 struct CountedFeed {
     feed: PgChangeFeed,
     counts: Arc<Counts>,
@@ -265,7 +266,11 @@ impl ChangeFeed for CountedFeed {
     }
 
     async fn next(&mut self) -> Result<Change, StoreError> {
-        self.feed.next().await
+        let change = self.feed.next().await;
+        self.counts
+            .changes
+            .fetch_add(u64::from(matches!(change, Ok(Change::Changed(_)))), Ordering::SeqCst);
+        change
     }
 
     fn staleness(&self) -> Option<Staleness> {

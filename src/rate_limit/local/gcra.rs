@@ -84,19 +84,27 @@ impl Gcra {
         Self { rate, tat: Tat(AtomicU64::new(now)) }
     }
 
-    pub(super) fn take(&self, units: NonZeroU32, now: u64) -> Decision {
+    /// Returns, too, when the bucket was full after this request, for [`undo`](Self::undo).
+    pub(super) fn take(&self, units: NonZeroU32, now: u64) -> (Decision, u64) {
         // Others would overflow: governor multiplies before it looks whether so many ever fit.
         let fits_at_all = units <= self.rate.refill.burst();
         let outcome = fits_at_all
             .then(|| CallersClock::at(now, || self.rate.governor.check_key_n(&self.tat, units)));
         let missing = self.ahead_of(now);
         match outcome {
-            Some(Ok(Ok(state))) => Decision::admit(
-                state.remaining_burst_capacity(),
-                self.rate.refill.next_unit_in(missing),
-            ),
-            _ => self.rate.refill.deny(units, missing),
+            Some(Ok(Ok(state))) => {
+                let left = state.remaining_burst_capacity();
+                (Decision::admit(left, self.rate.refill.next_unit_in(missing)), LAST_TAT.get())
+            }
+            _ => (self.rate.refill.deny(units, missing), 0),
         }
+    }
+
+    /// Takes back what was taken just now, unless other requests have changed the bucket since: the
+    /// units may have come back by themselves meanwhile, and would come back twice.
+    pub(super) fn undo(&self, units: NonZeroU32, full_at: u64) {
+        let before = full_at.saturating_sub(self.rate.refill.needed(units));
+        let _ = self.tat.0.compare_exchange(full_at, before, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     pub(super) fn peek(&self, units: NonZeroU32, now: u64) -> Decision {
@@ -212,7 +220,10 @@ impl StateStore for Carried {
             let (outcome, next) = decide((tat > 0).then(|| tat.into()))?;
             match state.compare_exchange_weak(tat, next.into(), Ordering::AcqRel, Ordering::Acquire)
             {
-                Ok(_) => return Ok(outcome),
+                Ok(_) => {
+                    LAST_TAT.set(next.into());
+                    return Ok(outcome);
+                }
                 Err(changed) => tat = changed,
             }
         }
@@ -226,6 +237,8 @@ struct CallersClock;
 
 thread_local! {
     static CALLERS_TIME: Cell<u64> = const { Cell::new(0) };
+    /// What the last take of this thread made of its bucket: governor does not return it.
+    static LAST_TAT: Cell<u64> = const { Cell::new(0) };
 }
 
 impl CallersClock {
@@ -240,5 +253,44 @@ impl Clock for CallersClock {
 
     fn now(&self) -> Nanos {
         CALLERS_TIME.get().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: u64 = 1_000;
+    const BURST: u64 = 3;
+
+    fn full(now: u64) -> Gcra {
+        let burst = NonZeroU32::new(u32::try_from(BURST).unwrap()).unwrap();
+        Gcra::new(Rates::default().of(burst, INTERVAL), now)
+    }
+
+    fn take_all(bucket: &Gcra, now: u64) -> u64 {
+        let takes = std::iter::from_fn(|| Some(bucket.take(NonZeroU32::MIN, now).0.is_admitted()));
+        takes.take_while(|admitted| *admitted).count().try_into().unwrap()
+    }
+
+    #[test]
+    fn what_is_undone_at_once_is_there_again() {
+        let bucket = full(0);
+        let (decision, full_at) = bucket.take(NonZeroU32::MIN, 0);
+        assert!(decision.is_admitted());
+        bucket.undo(NonZeroU32::MIN, full_at);
+        assert_eq!(take_all(&bucket, 0), BURST);
+    }
+
+    #[test]
+    fn what_came_back_by_itself_does_not_come_back_again_when_it_is_undone() {
+        // The clock goes on by whole intervals and by parts of one.
+        for later in [INTERVAL, 2 * INTERVAL, 5 * INTERVAL, 5 * INTERVAL + 1] {
+            let bucket = full(0);
+            let (_, full_at) = bucket.take(NonZeroU32::MIN, 0);
+            assert_eq!(take_all(&bucket, later), BURST);
+            bucket.undo(NonZeroU32::MIN, full_at);
+            assert_eq!(take_all(&bucket, later), 0, "after {later} ns");
+        }
     }
 }

@@ -160,7 +160,8 @@ impl BucketSet {
     }
 
     /// Looks first: a request that does not fit is in no other's way. Only one that is overtaken
-    /// between looking and taking holds for a moment what it gives back, and what another may miss.
+    /// between looking and taking holds for a moment what it gives back, and what another may miss
+    /// ([`State::undo`]).
     fn take_locked(&self, locked: &mut Cells<'_>, units: NonZeroU32, now: u64) -> Decisions {
         let decisions = self.look_locked(locked, units, now);
         if !decisions.is_admitted() {

@@ -64,15 +64,16 @@ impl State {
     /// Says where it was booked, too, for [`undo`](Self::undo).
     pub(super) fn take(&self, units: NonZeroU32, now: u64) -> (Decision, u64) {
         match &self.counter {
-            Counter::Gcra(gcra) => (gcra.take(units, now), 0),
+            Counter::Gcra(gcra) => gcra.take(units, now),
             Counter::Window(window) => window.take(units, now),
         }
     }
 
-    /// Takes back what was taken just now.
+    /// Takes back what was taken just now. Where others took of an evenly refilling quota meanwhile,
+    /// the units stay counted, and come back with time.
     pub(super) fn undo(&self, units: NonZeroU32, booked: u64) {
         match &self.counter {
-            Counter::Gcra(gcra) => gcra.give_back(units),
+            Counter::Gcra(gcra) => gcra.undo(units, booked),
             Counter::Window(window) => window.undo(units, booked),
         }
     }
