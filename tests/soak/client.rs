@@ -7,6 +7,7 @@ use http::{HeaderMap, Request, header};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::Value;
 use tokio::{
     net::TcpStream,
     sync::{mpsc::UnboundedSender, watch},
@@ -118,7 +119,26 @@ impl Connection {
         self.address.map(|address| address.to_string()).unwrap_or_default()
     }
 
-    pub(crate) async fn send(&mut self, mut request: Request<Full<Bytes>>) -> Option<Response> {
+    /// What an operator asks of the admin router, with the operator's key.
+    pub(crate) async fn manage(
+        &mut self,
+        operator: &str,
+        method: &str,
+        path: &str,
+        body: &Value,
+    ) -> Option<Response> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}/admin/api-keys/{path}", self.host()))
+            .header(header::HOST, self.host())
+            .header(header::AUTHORIZATION, format!("Bearer {operator}"))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body.to_string())))
+            .expect("a request");
+        self.send(request).await
+    }
+
+    async fn send(&mut self, mut request: Request<Full<Bytes>>) -> Option<Response> {
         if matches!(self.sender, Sender::Http1(_)) {
             let path = request.uri().path().to_owned();
             *request.uri_mut() = path.parse().expect("a path");

@@ -3,9 +3,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{Request, header};
-use http_body_util::Full;
 use serde_json::{Value, json};
 use sqlx::{PgConnection, Row as _, query, types::Uuid};
 use tokio::{sync::watch, time::sleep};
@@ -26,6 +23,7 @@ use crate::{
     random::Random,
 };
 
+const PLANS: [&str; 2] = ["free", "pro"];
 const SCOPES: [&[&str]; 4] =
     [&[], &["orders:read"], &["orders:read", "orders:write"], &["orders:write"]];
 
@@ -51,20 +49,20 @@ impl Driver {
         clock: Clock,
         random: Random,
     ) -> Self {
-        let store = PgKeyStore::connect(fleet.database.url()).await.expect("the database");
+        let store = PgKeyStore::connect(&fleet.url()).await.expect("the database");
         let issuer = KeyIssuer::new(store, format());
         let scopes = ["api-keys:read", "api-keys:write", "api-keys:all-consumers"];
         let operator = NewKey::new("operator", Expiry::Never);
         let operator = operator.scopes(Scopes::parse(scopes).expect("scopes"));
         let operator = issuer.issue(operator).await.expect("the operator's key");
-        for name in ["free", "pro"] {
-            let limits = RateLimits::from(Quota::per_second(50).expect("a quota"));
-            issuer.set_plan(name, &limits).await.expect("a plan");
-        }
         let admin = operator.key.expose_secret().to_owned();
         let (fleet, oracle) = (Arc::clone(fleet), oracle.clone());
         let made = BTreeMap::new();
-        Self { fleet, oracle, clock, random, issuer, admin, session: None, made }
+        let mut driver = Self { fleet, oracle, clock, random, issuer, admin, session: None, made };
+        for plan in PLANS {
+            driver.change_plan(plan).await;
+        }
+        driver
     }
 
     pub(crate) async fn issue_many(&mut self, count: usize) {
@@ -76,7 +74,10 @@ impl Driver {
     /// Makes changes until it is stopped, and returns how many of each.
     pub(crate) async fn run(mut self, stopped: watch::Receiver<bool>) -> Changes {
         while !*stopped.borrow() {
-            if self.random.one_in(3) {
+            if self.random.one_in(40) {
+                let plan = *self.random.pick(&PLANS);
+                self.change_plan(plan).await;
+            } else if self.random.one_in(3) {
                 self.issue().await;
             } else {
                 self.change().await;
@@ -99,7 +100,7 @@ impl Driver {
         let scopes = Scopes::parse(self.random.pick(&SCOPES).iter().copied()).expect("scopes");
         let mut new = NewKey::new(consumer, expiry).scopes(scopes).metadata(stamp(0));
         match self.random.below(6) {
-            0 => new = new.plan("free"),
+            0 => new = new.plan(*self.random.pick(&PLANS)),
             1 => new = new.rate_limits(self.quota()),
             _ => {}
         }
@@ -124,6 +125,18 @@ impl Driver {
         let quota = Quota::per(limit, window).expect("a quota").named("small").expect("a name");
         let burst = u32::try_from(self.random.between(1, 5)).expect("a burst");
         quota.burst(burst).expect("a quota")
+    }
+
+    /// All keys on the plan have another quota.
+    async fn change_plan(&mut self, plan: &'static str) {
+        let quota = self.quota();
+        let limits = RateLimits::from(quota.clone());
+        self.oracle.begin_plan(plan, told(&quota));
+        let changed = self.issuer.set_plan(plan, &limits).await;
+        self.note(if changed.is_ok() { "a plan changed" } else { "with an unknown outcome" });
+        if changed.is_ok() {
+            self.oracle.plan_done(plan);
+        }
     }
 
     /// Changes one of the newer keys.
@@ -243,15 +256,9 @@ impl Driver {
         let is_http2 = self.random.one_in(2);
         let address = self.fleet.address(node).ok_or(Unknown)?;
         let mut connection = Connection::open(address, is_http2).await.ok_or(Unknown)?;
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("http://{}/admin/api-keys/{id}{verb}", connection.host()))
-            .header(header::HOST, connection.host())
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.admin))
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body.to_string())))
-            .expect("a request");
-        match connection.send(request).await.map(|response| response.status) {
+        let path = format!("{id}{verb}");
+        let response = connection.manage(&self.admin, method, &path, &body).await;
+        match response.map(|response| response.status) {
             Some(200..300) => Ok(()),
             _ => Err(Unknown),
         }
@@ -325,6 +332,12 @@ async fn read(session: &mut PgConnection, id: &str, clock: Clock) -> sqlx::Resul
         quota: limits.as_deref().and_then(quota),
         metadata: serde_json::from_str(&metadata).expect("JSON"),
     })
+}
+
+/// As the oracle sees it.
+fn told(quota: &Quota) -> oracle::Quota {
+    let (limit, burst) = (quota.limit().into(), quota.burst_size().get().into());
+    oracle::Quota { limit, window: crate::clock::micros(quota.window()), burst }
 }
 
 fn quota(limits: &str) -> Option<oracle::Quota> {

@@ -2,14 +2,24 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use sqlx::{Executor as _, query_scalar};
-use tokio::time::sleep;
+use serde_json::json;
+use sqlx::{Executor as _, query, query_scalar};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tower_api_key::{
+    manage::{Expiry, KeyIssuer, NewKey},
+    record::Scopes,
+    store::PgKeyStore,
+};
 
 use crate::{
-    client,
+    client::{self, Connection},
     clock::{Clock, Micros, micros},
     fleet::Fleet,
     harness::proxy::Fault,
+    node::format,
     oracle::{DisturbanceId, Oracle, Situation},
     random::Random,
 };
@@ -19,7 +29,35 @@ pub(crate) struct Faults {
     oracle: Oracle,
     clock: Clock,
     random: Random,
+    operators: Operators,
     made: Made,
+}
+
+/// Those who fill the pool of a node. No client asks for their keys.
+struct Operators {
+    keys: Vec<String>,
+    /// What they change.
+    locked: String,
+}
+
+impl Operators {
+    /// More than a node has connections.
+    const COUNT: usize = 10;
+
+    async fn issue(fleet: &Fleet) -> Self {
+        let store = PgKeyStore::connect(&fleet.url()).await.expect("the database");
+        let issuer = KeyIssuer::new(store, format());
+        let scopes = ["api-keys:write", "api-keys:all-consumers"];
+        let scopes = Scopes::parse(scopes).expect("scopes");
+        let mut keys = Vec::new();
+        for number in 0..Self::COUNT {
+            let new = NewKey::new(format!("operator-{number}"), Expiry::Never);
+            let issued = issuer.issue(new.scopes(scopes.clone())).await.expect("a key");
+            keys.push(issued.key.expose_secret().to_owned());
+        }
+        let locked = issuer.issue(NewKey::new("locked", Expiry::Never)).await.expect("a key");
+        Self { keys, locked: locked.record.id.to_string() }
+    }
 }
 
 /// How often each fault was made.
@@ -40,12 +78,15 @@ enum Kind {
     NodeTerminated,
     NodeKilled,
     NodeFrozen,
+    NodeReplaced,
+    PostgresPromoted,
+    PoolFilled,
     RowsLocked,
     UsageLocked,
     WallStepped,
 }
 
-const KINDS: [Kind; 16] = [
+const KINDS: [Kind; 19] = [
     Kind::PostgresCrash,
     Kind::PostgresFreeze,
     Kind::ListenersEnded,
@@ -59,15 +100,24 @@ const KINDS: [Kind; 16] = [
     Kind::NodeTerminated,
     Kind::NodeKilled,
     Kind::NodeFrozen,
+    Kind::NodeReplaced,
+    Kind::PostgresPromoted,
+    Kind::PoolFilled,
     Kind::RowsLocked,
     Kind::UsageLocked,
     Kind::WallStepped,
 ];
 
 impl Faults {
-    pub(crate) fn new(fleet: &Arc<Fleet>, oracle: &Oracle, clock: Clock, random: Random) -> Self {
+    pub(crate) async fn new(
+        fleet: &Arc<Fleet>,
+        oracle: &Oracle,
+        clock: Clock,
+        random: Random,
+    ) -> Self {
+        let operators = Operators::issue(fleet).await;
         let (fleet, oracle) = (Arc::clone(fleet), oracle.clone());
-        Self { fleet, oracle, clock, random, made: Made::new() }
+        Self { fleet, oracle, clock, random, operators, made: Made::new() }
     }
 
     pub(crate) async fn run(mut self, length: Duration) -> Made {
@@ -111,9 +161,9 @@ impl Faults {
         match kind {
             Kind::PostgresCrash => {
                 let wrong = self.disturb(None, &[FeedBroken, StoreAway], "PostgreSQL restarts");
-                self.fleet.server.stop_immediate().await;
+                self.fleet.server().stop_immediate().await;
                 self.rest(100, 2_500).await;
-                self.fleet.server.start_again().await;
+                self.fleet.server().start_again().await;
                 self.end(wrong);
             }
             Kind::PostgresFreeze => {
@@ -211,6 +261,23 @@ impl Faults {
                 self.fleet.signal(node, "CONT").await;
                 self.end(wrong);
             }
+            Kind::NodeReplaced => {
+                // Connections end. Nothing else does.
+                let wrong = self.disturb(Some(node), &[Down], "the node is replaced");
+                self.fleet.replace_node(node).await;
+                self.end(wrong);
+            }
+            Kind::PostgresPromoted => {
+                let standby = self.fleet.standby().await;
+                self.rest(100, 1_000).await;
+                let wrong = self.disturb(None, &[FeedBroken, StoreAway], "a standby is promoted");
+                self.fleet.fail_over(standby).await;
+                self.end(wrong);
+            }
+            Kind::PoolFilled => {
+                // No disturbance: look-ups have connections of their own.
+                self.fill_pool(node).await;
+            }
             Kind::RowsLocked => {
                 // No disturbance: only changes of these rows wait, and fail.
                 self.lock("select from api_keys order by id desc limit 20 for update").await;
@@ -274,6 +341,35 @@ impl Faults {
         session.execute(sql).await.expect("a lock");
         self.rest(200, 2_000).await;
         session.execute("rollback").await.expect("the end of the lock");
+    }
+
+    /// Operators change a key that is locked, as many at once as there are connections, and more.
+    async fn fill_pool(&mut self, node: usize) {
+        let mut session = self.fleet.session().await;
+        session.execute("begin").await.expect("a transaction");
+        let lock = "select from api_keys where id = $1::uuid for update";
+        query(lock).bind(&self.operators.locked).execute(&mut session).await.expect("a lock");
+        let Some(address) = self.fleet.address(node) else { return };
+        let mut waiting = JoinSet::new();
+        for operator in self.operators.keys.clone() {
+            let path = self.operators.locked.clone();
+            waiting.spawn(async move {
+                let mut connection = Connection::open(address, false).await?;
+                let patch = json!({ "name": "changed by an operator" });
+                connection.manage(&operator, "PATCH", &path, &patch).await
+            });
+        }
+        let filled = "select count(*) >= 5 from pg_stat_activity where wait_event_type = 'Lock'";
+        let mut other = self.fleet.session().await;
+        let wait = async {
+            while !query_scalar(filled).fetch_one(&mut other).await.unwrap_or(false) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), wait).await.expect("sessions that wait for the lock");
+        self.rest(500, 2_000).await;
+        session.execute("rollback").await.expect("the end of the lock");
+        waiting.join_all().await;
     }
 
     async fn set_wall(&self, node: usize, millis: i64) {

@@ -3,15 +3,16 @@
 use std::{
     env,
     net::SocketAddr,
-    process::Stdio,
+    process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, Executor as _, PgConnection, query_scalar};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
+    process::{Child, ChildStdin, Command},
+    task::spawn_blocking,
     time::timeout,
 };
 use tower_api_key::store::PgKeyStore;
@@ -31,9 +32,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Fleet {
     slots: Vec<Slot>,
     pub(crate) redis: Redis,
-    pub(crate) database: Database,
+    /// For sessions of our own. It goes to whichever server is the primary, and has no faults.
+    own: FaultProxy,
+    database: Database,
     // Ends last.
-    pub(crate) server: Server,
+    server: Mutex<Arc<Server>>,
 }
 
 /// A node's place: its links stay when its process is replaced.
@@ -45,7 +48,18 @@ struct Slot {
 
 struct Process {
     child: Child,
+    /// It ends when this is closed, which waiting for the child would do.
+    stdin: ChildStdin,
     address: SocketAddr,
+}
+
+impl Process {
+    async fn ended(self) -> ExitStatus {
+        let Self { mut child, stdin, .. } = self;
+        let status = timeout(PATIENCE, child.wait()).await.expect("the node ends");
+        drop(stdin);
+        status.expect("its status")
+    }
 }
 
 impl Fleet {
@@ -61,11 +75,23 @@ impl Fleet {
             let feed = FaultProxy::start(server.addr()).await;
             slots.push(Slot { store, feed, process: Mutex::default() });
         }
-        let fleet = Arc::new(Self { slots, redis: Redis::start(), database, server });
+        let own = FaultProxy::start(server.addr()).await;
+        let server = Mutex::new(Arc::new(server));
+        let fleet = Arc::new(Self { slots, redis: Redis::start(), own, database, server });
         for node in 0..NODES {
             fleet.start_node(node).await;
         }
         fleet
+    }
+
+    /// Of the database, for sessions of our own.
+    pub(crate) fn url(&self) -> String {
+        self.own.url(self.database.url())
+    }
+
+    /// The primary.
+    pub(crate) fn server(&self) -> Arc<Server> {
+        Arc::clone(&self.server.lock().expect("the server"))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -89,8 +115,9 @@ impl Fleet {
     /// A session of our own, past all links. It waits until the server is there.
     pub(crate) async fn session(&self) -> PgConnection {
         let connected = async {
+            let url = self.url();
             loop {
-                if let Ok(session) = PgConnection::connect(self.database.url()).await {
+                if let Ok(session) = PgConnection::connect(&url).await {
                     return session;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -99,7 +126,54 @@ impl Fleet {
         timeout(PATIENCE, connected).await.expect("PostgreSQL comes back")
     }
 
+    /// A standby of the primary that has everything whose commit has returned.
+    pub(crate) async fn standby(&self) -> Server {
+        let primary = self.server();
+        let standby = spawn_blocking(move || primary.standby()).await.expect("a standby");
+        let mut session = self.session().await;
+        for setting in
+            ["alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"]
+        {
+            session.execute(setting).await.expect("a setting");
+        }
+        let synchronous = async {
+            let sql = "select exists (select from pg_stat_replication where sync_state = 'sync')";
+            while !query_scalar(sql).fetch_one(&mut session).await.unwrap_or(false) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, synchronous).await.expect("the standby follows");
+        standby
+    }
+
+    /// The primary crashes, the standby becomes the primary, and its address moves there.
+    pub(crate) async fn fail_over(&self, standby: Server) {
+        self.server().stop_immediate().await;
+        standby.promote().await;
+        let links = self.slots.iter().flat_map(|slot| [&slot.store, &slot.feed]);
+        links.chain([&self.own]).for_each(|link| link.redirect(standby.addr()));
+        let old =
+            std::mem::replace(&mut *self.server.lock().expect("the server"), Arc::new(standby));
+        // It waits for its folder to be removed.
+        spawn_blocking(move || drop(old)).await.expect("the end of the old server");
+    }
+
     pub(crate) async fn start_node(&self, node: usize) {
+        let process = self.spawn(node).await;
+        *self.slots[node].process.lock().expect("the node") = Some(process);
+    }
+
+    /// Another process takes the node's place, and the one before ends when it has answered what it was
+    /// asked: a rolling upgrade.
+    pub(crate) async fn replace_node(&self, node: usize) {
+        let process = self.spawn(node).await;
+        let before = self.slots[node].process.lock().expect("the node").replace(process);
+        let before = before.expect("a node that was running");
+        kill("TERM", &before.child.id().expect("a running node").to_string()).await;
+        assert!(before.ended().await.success(), "the node ends well");
+    }
+
+    async fn spawn(&self, node: usize) -> Process {
         let slot = &self.slots[node];
         let settings = Settings {
             database: slot.store.url(self.database.url()),
@@ -126,8 +200,8 @@ impl Fleet {
         };
         let address = timeout(PATIENCE, listening).await.expect("the node starts");
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let process = Process { child, address };
-        *slot.process.lock().expect("the node") = Some(process);
+        let stdin = child.stdin.take().expect("the node's input");
+        Process { child, stdin, address }
     }
 
     /// `TERM`, `KILL`, `STOP` or `CONT`.
@@ -142,8 +216,7 @@ impl Fleet {
     /// Waits for the end of the process.
     pub(crate) async fn ended(&self, node: usize) {
         let process = self.slots[node].process.lock().expect("the node").take();
-        let mut process = process.expect("a node that was running");
-        timeout(PATIENCE, process.child.wait()).await.expect("the node ends").expect("its status");
+        process.expect("a node that was running").ended().await;
     }
 
     /// Has all processes of PostgreSQL stand still, or go on.

@@ -89,7 +89,8 @@ async fn soak(length: Duration, seed: u64) -> report::Report {
     drop(answers);
     let changes = tokio::spawn(driver.run(stopped));
     let watch = tokio::spawn(watch_machine(oracle.clone(), clock));
-    let faults = Faults::new(&fleet, &oracle, clock, random.fork()).run(length).await;
+    let faults = Faults::new(&fleet, &oracle, clock, random.fork()).await;
+    let faults = faults.run(length).await;
     // First the changes, so that the last of them is resolved before the last answer is judged.
     stop.send_replace(true);
     let changes = changes.await.expect("the driver");

@@ -101,6 +101,14 @@ struct Key {
     admitted: VecDeque<(Micros, Micros)>,
 }
 
+/// The quota of a plan, for as long as it may have been in the database.
+struct PlanVersion {
+    quota: Quota,
+    begun: Micros,
+    /// When a later one was known to be there.
+    superseded: Option<Micros>,
+}
+
 /// What is wrong with a node, or with something that it depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(crate) enum Situation {
@@ -192,6 +200,7 @@ pub(crate) struct Oracle {
 #[derive(Default)]
 struct Known {
     keys: Vec<Key>,
+    plans: BTreeMap<&'static str, Vec<PlanVersion>>,
     disturbances: Vec<Disturbance>,
     /// When each change that is under way began.
     pending: BTreeMap<usize, Micros>,
@@ -228,6 +237,23 @@ impl Oracle {
         let versions = &mut known.keys[key].versions;
         if versions.last().is_none_or(|last| last.state != state) {
             versions.push(Version { state, begun, done: Some(now), how: how.into() });
+        }
+    }
+
+    /// A change of the plan begins. It may have this quota from now on.
+    pub(crate) fn begin_plan(&self, plan: &'static str, quota: Quota) {
+        let version = PlanVersion { quota, begun: self.clock.now(), superseded: None };
+        self.known().plans.entry(plan).or_default().push(version);
+    }
+
+    /// The plan has the quota that was told last, and none of those before.
+    pub(crate) fn plan_done(&self, plan: &'static str) {
+        let now = self.clock.now();
+        let mut known = self.known();
+        let versions = known.plans.entry(plan).or_default();
+        let before = versions.len().saturating_sub(1);
+        for version in &mut versions[..before] {
+            version.superseded.get_or_insert(now);
         }
     }
 
@@ -534,7 +560,7 @@ impl Known {
             });
             believed.map(|(_, version)| &version.state)
         };
-        if quotas(from).any(|state| state.quota.is_none()) {
+        if quotas(from).any(|state| state.quota.is_none() && state.plan.is_none()) {
             self.keys[answer.key].admitted.clear();
             return Ok(());
         }
@@ -542,7 +568,14 @@ impl Known {
         for (later, (begun, _)) in key.admitted.iter().rev().enumerate() {
             let passed = later as u64 + 2;
             let time = answer.answered.saturating_sub(*begun);
-            let most = quotas(*begun).filter_map(|state| state.quota);
+            let most = quotas(*begun).flat_map(|state| {
+                let plan = state.plan.as_deref().and_then(|plan| self.plans.get(plan));
+                let of_plan = plan.into_iter().flatten().filter(|version| {
+                    version.begun <= answer.answered
+                        && version.superseded.is_none_or(|at| at + MEMORY >= *begun)
+                });
+                of_plan.map(|version| version.quota).chain(state.quota)
+            });
             let most = most.map(|quota| quota.most_in(time)).max().unwrap_or_default();
             let from = begun.saturating_sub(RECOVERY);
             let mut disturbances = self.during(answer.node, from, answer.answered);

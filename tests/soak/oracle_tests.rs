@@ -180,3 +180,22 @@ fn no_more_passes_than_the_quota_allows() {
     assert_eq!((passed(&mut story), passed(&mut alone)), (3, 12));
     assert!(story.refuses(5_500, 429));
 }
+
+#[test]
+fn no_more_passes_than_the_quotas_that_a_plan_has_had_lately_allow() {
+    let on_plan = State { plan: Some("pro".into()), ..state() };
+    let quota = |burst| Quota { limit: 1, window: SECOND, burst };
+    let passed = |versions: Vec<PlanVersion>| {
+        let mut story = Story::of([(0, on_plan.clone())]);
+        story.known.plans.insert("pro", versions);
+        (0..20).take_while(|at| story.admits(30_000 + at, &on_plan)).count()
+    };
+    let version = |burst, begun, superseded: Option<u64>| PlanVersion {
+        quota: quota(burst),
+        begun: begun * MILLI,
+        superseded: superseded.map(|at| at * MILLI),
+    };
+    assert_eq!(passed(vec![version(3, 0, None)]), 3);
+    assert_eq!(passed(vec![version(5, 0, Some(29_000)), version(3, 28_000, None)]), 5);
+    assert_eq!(passed(vec![version(5, 0, Some(10_000)), version(3, 9_000, None)]), 3);
+}
