@@ -292,6 +292,23 @@ async fn a_key_grants_no_more_than_it_holds() {
 }
 
 #[tokio::test]
+async fn a_caller_that_was_revoked_after_it_was_let_in_gets_a_401_and_makes_nothing() {
+    let desk = desk();
+    let (caller, id) = desk.key("acme", &[READ, WRITE]).await;
+    assert_eq!(desk.send(&caller, "GET", "/api-keys", None).await.status, StatusCode::OK);
+    // The routers' cache does not hear of it.
+    desk.issuer.revoke(id, None).await.unwrap();
+    let new = json!({ "consumer_id": "acme", "expires": "never" });
+    let refused = desk.send(&caller, "POST", "/api-keys", Some(&new)).await;
+    assert_problem(&refused, 401, "invalid_api_key", None);
+    assert!(refused.challenge().unwrap().contains(r#"error="invalid_token""#), "{refused:?}");
+    assert_eq!(desk.denials().await, 1);
+    let (reader, _) = desk.key("ops", &[READ, ALL]).await;
+    let keys = desk.send(&reader, "GET", "/api-keys?consumer_id=acme", None).await;
+    assert_eq!(keys.json()["keys"].as_array().unwrap().len(), 1, "{}", keys.text());
+}
+
+#[tokio::test]
 async fn a_key_is_put_on_a_plan_and_taken_off() {
     let desk = desk();
     let (admin, _) = desk.key("ops", &[READ, WRITE, ALL]).await;

@@ -19,7 +19,10 @@ use std::{
 
 use axum::body::Body;
 use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::Semaphore,
+    task::{LocalSet, spawn_local},
+};
 use tower::{
     BoxError, Layer, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer,
     limit::ConcurrencyLimitLayer, service_fn,
@@ -27,10 +30,12 @@ use tower::{
 use tower_api_key::{
     ApiKeyLayer, Authenticator,
     auth::{CachePolicy, Rejection},
+    clock::Clock,
     key::KeyHash,
+    manage::{Expiry, NewKey},
     rate_limit::Quota,
     record::KeyRecord,
-    store::{KeyStore, MemoryKeyStore, StoreError},
+    store::{KeyStore, ManageKeys as _, MemoryKeyStore, StoreError},
 };
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_test::mock;
@@ -262,6 +267,37 @@ mod failures {
             };
             let (answer, ()) = tokio::join!(answer, respond);
             assert_eq!(answer.unwrap_err().to_string(), "no disk", "{state:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_counts_and_is_recorded_however_the_inner_service_fails() {
+        for path in ["/error", "/panic"] {
+            let keys = Keys::new();
+            let quota = Quota::per_minute(10).unwrap();
+            let (auth, worker) = keys.builder().default_rate_limits(quota).build();
+            let inner = service_fn(async |request: Request<Body>| match request.uri().path() {
+                "/error" => Err(BoxError::from("no disk")),
+                "/panic" => panic!("a handler that panics"),
+                _ => Ok(Response::new(Body::empty())),
+            });
+            let service = ApiKeyLayer::new(auth).layer(inner);
+            let issued = keys.issue(NewKey::new("acme", Expiry::Never)).await;
+            let request = |path: &str| {
+                let mut request = with_key(&support::text(&issued));
+                *request.uri_mut() = path.parse().unwrap();
+                request
+            };
+            let failing = service.clone().oneshot(request(path));
+            let failed = LocalSet::new().run_until(async { spawn_local(failing).await }).await;
+            assert!(failed.is_err() || failed.is_ok_and(|answer| answer.is_err()), "{path}");
+
+            worker.run(ready(())).await;
+            let used = keys.store.memory.last_used_at(issued.record.id).await.unwrap();
+            assert_eq!(used, Some(keys.clock.now()), "{path}");
+            let answer = service.oneshot(request("/")).await.unwrap();
+            let left = answer.headers()["ratelimit"].to_str().unwrap();
+            assert!(left.starts_with(r#""minute";r=8;"#), "{path}: {left}");
         }
     }
 
