@@ -1,13 +1,14 @@
 //! The servers and processes of the test.
 
 use std::{
-    env,
+    env, fs,
     net::SocketAddr,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use serde::Serialize;
 use sqlx::{Connection as _, Executor as _, PgConnection, query_scalar};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -44,6 +45,24 @@ struct Slot {
     store: FaultProxy,
     feed: FaultProxy,
     process: Mutex<Option<Process>>,
+}
+
+/// What a process takes. Of several, the most of each.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Resources {
+    pub(crate) resident_mib: u64,
+    pub(crate) threads: u64,
+    pub(crate) descriptors: u64,
+}
+
+impl Resources {
+    pub(crate) fn or_more(self, other: Self) -> Self {
+        Self {
+            resident_mib: self.resident_mib.max(other.resident_mib),
+            threads: self.threads.max(other.threads),
+            descriptors: self.descriptors.max(other.descriptors),
+        }
+    }
 }
 
 struct Process {
@@ -202,6 +221,24 @@ impl Fleet {
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let stdin = child.stdin.take().expect("the node's input");
         Process { child, stdin, address }
+    }
+
+    /// What the node's process takes; `None` while there is none, or where the system does not tell.
+    pub(crate) fn resources(&self, node: usize) -> Option<Resources> {
+        let id = {
+            let process = self.slots[node].process.lock().expect("the node");
+            process.as_ref()?.child.id()?
+        };
+        let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+        let number = |name: &str| -> Option<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
+        Some(Resources {
+            resident_mib: number("VmRSS:")?.div_ceil(1024),
+            threads: number("Threads:")?,
+            descriptors: fs::read_dir(format!("/proc/{id}/fd")).ok()?.count() as u64,
+        })
     }
 
     /// `TERM`, `KILL`, `STOP` or `CONT`.

@@ -34,7 +34,7 @@ mod oracle;
 mod random;
 mod report;
 
-use std::{env, fs, time::Duration};
+use std::{env, fs, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 
@@ -42,7 +42,7 @@ use self::{
     clock::Clock,
     driver::Driver,
     faults::Faults,
-    fleet::Fleet,
+    fleet::{Fleet, Resources},
     oracle::{Oracle, Situation},
     random::Random,
 };
@@ -89,6 +89,7 @@ async fn soak(length: Duration, seed: u64) -> report::Report {
     drop(answers);
     let changes = tokio::spawn(driver.run(stopped));
     let watch = tokio::spawn(watch_machine(oracle.clone(), clock));
+    let resources = tokio::spawn(watch_nodes(Arc::clone(&fleet), length));
     let faults = Faults::new(&fleet, &oracle, clock, random.fork()).await;
     let faults = faults.run(length).await;
     // First the changes, so that the last of them is resolved before the last answer is judged.
@@ -99,7 +100,20 @@ async fn soak(length: Duration, seed: u64) -> report::Report {
     }
     let judgement = judge.await.expect("the judge");
     watch.abort();
-    report::Report::new(seed, length, changes, faults, judgement)
+    let resources = resources.await.expect("the nodes' resources");
+    report::Report::new(seed, length, changes, faults, resources, judgement)
+}
+
+/// The most that a node takes in this time.
+async fn watch_nodes(fleet: Arc<Fleet>, length: Duration) -> Resources {
+    let mut most = Resources::default();
+    let mut turns = tokio::time::interval(Duration::from_secs(1));
+    for _ in 0..length.as_secs() {
+        turns.tick().await;
+        let taken = (0..fleet.len()).filter_map(|node| fleet.resources(node));
+        most = taken.fold(most, Resources::or_more);
+    }
+    most
 }
 
 /// Tells the oracle when this process got no turn for a while: then the nodes had none, either.

@@ -4,7 +4,11 @@ use std::{fmt, time::Duration};
 
 use serde::Serialize;
 
-use crate::{driver::Changes, faults::Made, oracle::Judgement};
+use crate::{driver::Changes, faults::Made, fleet::Resources, oracle::Judgement};
+
+/// However long it goes on. A node has two pools of connections to PostgreSQL, one to Redis, and a
+/// connection of each client.
+const MOST: Resources = Resources { resident_mib: 128, threads: 16, descriptors: 128 };
 
 #[derive(Serialize)]
 pub(crate) struct Report {
@@ -12,6 +16,8 @@ pub(crate) struct Report {
     seconds: u64,
     changes: Changes,
     faults: Made,
+    /// The most that a node took.
+    resources: Resources,
     #[serde(flatten)]
     judgement: Judgement,
 }
@@ -22,15 +28,19 @@ impl Report {
         length: Duration,
         changes: Changes,
         faults: Made,
+        resources: Resources,
         judgement: Judgement,
     ) -> Self {
-        Self { seed, seconds: length.as_secs(), changes, faults, judgement }
+        Self { seed, seconds: length.as_secs(), changes, faults, resources, judgement }
     }
 
-    /// No answer was wrong, and there was something to judge.
+    /// No answer was wrong, no node took more than it may, and there was something to judge.
     pub(crate) fn is_right(&self) -> bool {
         let total = |counts: &std::collections::BTreeMap<String, u64>| counts.values().sum::<u64>();
         self.judgement.wrong_count == 0
+            && self.resources.resident_mib <= MOST.resident_mib
+            && self.resources.threads <= MOST.threads
+            && self.resources.descriptors <= MOST.descriptors
             && self.judgement.judged > 100
             && total(&self.changes) > 10
             && total(&self.faults) > 0
@@ -49,6 +59,7 @@ impl fmt::Display for Report {
         writeln!(f, "answers: {:?}", judgement.by_status)?;
         writeln!(f, "changes: {:?}", self.changes)?;
         writeln!(f, "faults: {:?}", self.faults)?;
+        writeln!(f, "a node took {:?} at most, of {MOST:?}", self.resources)?;
         for (cause, count) in &judgement.failures_by_cause {
             writeln!(f, "  {count:>6} × {cause}")?;
         }
