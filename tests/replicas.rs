@@ -4,6 +4,7 @@
 
 mod by_hand;
 mod harness;
+mod wait;
 
 use std::{
     future::{Future, pending},
@@ -41,6 +42,7 @@ use crate::{
         proxy::{Fault, FaultProxy},
         unique,
     },
+    wait::eventually,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -410,7 +412,8 @@ async fn issue(pair: &Pair, consumer: &str, scopes: &[&str]) -> (String, KeyId) 
     let issued = issuer.issue(NewKey::new(consumer, Expiry::Never).scopes(scopes)).await.unwrap();
     // Until the standby has it.
     let replica = pair.replica().await;
-    soon(async { while replica.find(&issued.record.key_hash).await.unwrap().is_none() {} }).await;
+    let there = async || replica.find(&issued.record.key_hash).await.unwrap().is_some();
+    eventually("the standby has the key", there).await;
     (issued.key.expose_secret().to_owned(), issued.record.id)
 }
 
@@ -510,11 +513,11 @@ async fn a_service_on_a_standby_that_polls_it_and_manages_keys_on_the_primary_la
     assert_eq!(issued.status, StatusCode::CREATED, "{issued:?}");
     let issued: Value = serde_json::from_str(&issued.body).unwrap();
     let (key, id) = (issued["key"].as_str().unwrap(), issued["id"].as_str().unwrap());
-    soon(async { while service.get(key).await != StatusCode::OK {} }).await;
+    eventually("the key is let in", async || service.get(key).await == StatusCode::OK).await;
     // A key that is revoked elsewhere is told of.
     let store = PgKeyStore::connect(pair.database.url()).await.unwrap();
     store.revoke(id.parse().unwrap(), None).await.unwrap();
-    soon(async { while service.get(key).await == StatusCode::OK {} }).await;
+    eventually("the key is refused", async || service.get(key).await != StatusCode::OK).await;
     assert_eq!(service.get(key).await, StatusCode::UNAUTHORIZED);
     worker.abort();
     let about_uses = |line: &String| line.contains("last uses could not be written");
@@ -557,7 +560,7 @@ async fn a_standby_that_has_not_applied_a_revocation_revives_no_key_that_this_no
 
     pair.resume_replay().await;
     let applied = async || replica.get(cold_id).await.unwrap().unwrap().revoked_at.is_some();
-    soon(async { while !applied().await {} }).await;
+    eventually("the standby has applied the revocation", applied).await;
     for key in [&known, &cold] {
         assert_eq!(service.get(key).await, StatusCode::UNAUTHORIZED);
     }
