@@ -99,7 +99,7 @@ async fn a_black_hole_keeps_what_it_swallowed() {
     proxy.set(Fault::BlackHole).await;
     let mut new = connect(&proxy).await;
     for client in [&mut old, &mut new] {
-        client.write_all(b"anybody?").await.unwrap();
+        client.write_all(b"is it on").await.unwrap();
     }
     proxy.set(Fault::Pass).await;
     says_back(&mut connect(&proxy).await, b"hello").await;
@@ -162,10 +162,10 @@ async fn a_mute_server_still_hears() {
     let (mut server, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
     proxy.set(Fault::Mute).await;
     server.write_all(b"hello").await.unwrap();
-    client.write_all(b"anybody?").await.unwrap();
+    client.write_all(b"is it on").await.unwrap();
     let mut heard = [0; 8];
     timeout(SOON, server.read_exact(&mut heard)).await.expect("the client's words").unwrap();
-    assert_eq!(&heard, b"anybody?");
+    assert_eq!(&heard, b"is it on");
 
     server.write_all(b"and again").await.unwrap();
     proxy.set(Fault::Pass).await;
@@ -234,7 +234,7 @@ async fn what_is_unplugged_neither_accepts_nor_refuses() {
 
     for _ in 0..2 {
         proxy.set(Fault::Unplugged).await;
-        old.write_all(b"anybody?").await.unwrap();
+        old.write_all(b"is it on").await.unwrap();
         let mut attempts = Vec::new();
         for _ in 0..4 {
             let mut attempt = Box::pin(TcpStream::connect(proxy.addr()));

@@ -1,8 +1,9 @@
 //! What a client with a known key notices while ten thousand changes a second are announced.
 
 use std::{
+    cell::Cell,
+    error::Error,
     net::SocketAddr,
-    pin::pin,
     time::{Duration, Instant},
 };
 
@@ -123,16 +124,22 @@ async fn announce(database: &mut PgConnection, statement: &'static str) {
 
 /// Of requests one after another until `phase` is over, in microseconds.
 async fn p99_during(client: &mut Client, phase: impl Future<Output = ()>) -> Result<f64> {
-    let mut times = Vec::new();
-    let mut phase = pin!(phase);
-    loop {
-        let begin = Instant::now();
-        tokio::select! {
-            answered = client.get() => answered?,
-            () = &mut phase => break,
+    let (mut times, is_over) = (Vec::new(), Cell::new(false));
+    // A request that is dropped would take its connection along.
+    let requests = async {
+        while !is_over.get() {
+            let begin = Instant::now();
+            client.get().await?;
+            times.push(begin.elapsed().as_secs_f64() * 1e6);
         }
-        times.push(begin.elapsed().as_secs_f64() * 1e6);
-    }
+        Ok::<_, Box<dyn Error>>(())
+    };
+    let phase = async {
+        phase.await;
+        is_over.set(true);
+    };
+    let (asked, ()) = tokio::join!(requests, phase);
+    asked?;
     times.sort_by(f64::total_cmp);
     Ok(times.get(times.len() * 99 / 100).copied().unwrap_or(f64::NAN))
 }
@@ -179,6 +186,7 @@ impl Client {
         let request = Request::get("/")
             .header("host", "localhost")
             .header(AUTHORIZATION, &self.authorization);
+        self.sender.ready().await?;
         let response = self.sender.send_request(request.body(Empty::new())?).await?;
         let status = response.status();
         response.into_body().collect().await?;
