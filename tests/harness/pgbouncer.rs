@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     io::{BufRead, BufReader},
-    os::unix::{fs::chown, process::CommandExt},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -20,6 +20,8 @@ use super::{
 
 const HELP: &str = "The tests need PgBouncer. Install it (for instance `apt-get install \
     pgbouncer`), or run the tests through `tests/run`";
+/// Where it is set, the program that keeps track of prepared statements.
+const PROGRAM: &str = "PGBOUNCER";
 
 /// Longer than PgBouncer takes for its next line while it starts.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,10 +36,33 @@ pub struct PgBouncer {
 impl PgBouncer {
     /// In this mode (`session`, `transaction`), with so many connections to the server.
     pub fn start(server: &Server, mode: &str, connections: u32) -> Self {
+        let settings = format!("pool_mode = {mode}\ndefault_pool_size = {connections}\n");
+        Self::with(&program(), server, &settings)
+    }
+
+    /// In transaction mode, of a version that keeps track of prepared statements: 1.21 or later.
+    pub fn start_with_prepared_statements(server: &Server, connections: u32) -> Self {
+        let program = env::var_os(PROGRAM).map_or_else(program, PathBuf::from);
+        let version = version(&program);
+        assert!(
+            version >= (1, 21),
+            "PgBouncer 1.21 or later is needed, and {} is {version:?}: `{PROGRAM}` names another",
+            program.display()
+        );
+        let settings = format!(
+            "pool_mode = transaction\ndefault_pool_size = {connections}\n\
+             max_prepared_statements = 100\n"
+        );
+        Self::with(&program, server, &settings)
+    }
+
+    fn with(program: &Path, server: &Server, more_settings: &str) -> Self {
         let (folder, port) = (tempfile::tempdir().expect("a temporary folder"), Port::reserve());
         let settings = folder.path().join("pgbouncer.ini");
         let (user, password) = server.user();
         let password = if password.is_empty() { "" } else { &format!("password={password}") };
+        // PgBouncer refuses to stay root.
+        let own_user = if User::unless_unprivileged().is_some() { "user = nobody\n" } else { "" };
         let (upstream, own) = (server.addr(), port.addr);
         let text = format!(
             "[databases]\n\
@@ -47,8 +72,7 @@ impl PgBouncer {
              listen_port = {}\n\
              unix_socket_dir =\n\
              auth_type = any\n\
-             pool_mode = {mode}\n\
-             default_pool_size = {connections}\n\
+             {own_user}{more_settings}\
              ignore_startup_parameters = extra_float_digits\n",
             upstream.ip(),
             upstream.port(),
@@ -56,7 +80,7 @@ impl PgBouncer {
             own.port(),
         );
         fs::write(&settings, text).expect("PgBouncer's settings");
-        let mut running = run(&settings).spawn().expect("running a shell");
+        let mut running = run(program, &settings).spawn().expect("running a shell");
         let said = BufReader::new(running.stderr.take().expect("a pipe"));
         let (sender, lines) = mpsc::channel();
         // It is read to the end: a full pipe would hold PgBouncer up.
@@ -91,16 +115,10 @@ impl Drop for PgBouncer {
 
 /// It ends with this process, however that ends: the shell reads a pipe that only this process
 /// holds open.
-fn run(settings: &Path) -> Command {
+fn run(program: &Path, settings: &Path) -> Command {
     let mut shell = Command::new("/bin/sh");
-    shell.args(["-c", r#""$1" "$2" & cat; kill -KILL $!"#, "sh"]).arg(program()).arg(settings);
+    shell.args(["-c", r#""$1" "$2" & cat; kill -KILL $!"#, "sh"]).arg(program).arg(settings);
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    if let Some(User { uid, gid }) = User::unless_unprivileged() {
-        for path in settings.ancestors().take(2) {
-            chown(path, Some(uid), Some(gid)).expect("giving the folder to PgBouncer's user");
-        }
-        shell.uid(uid).gid(gid).current_dir("/");
-    }
     shell.process_group(0);
     shell
 }
@@ -110,4 +128,14 @@ fn program() -> PathBuf {
     let folders = env::split_paths(&path).chain(["/usr/sbin".into()]);
     let mut programs = folders.map(|folder| folder.join("pgbouncer"));
     programs.find(|program| program.is_file()).unwrap_or_else(|| panic!("{HELP}"))
+}
+
+/// Of `PgBouncer 1.24.1`, the first two numbers.
+fn version(program: &Path) -> (u32, u32) {
+    let said = Command::new(program).arg("--version").output().expect("running PgBouncer");
+    let said = String::from_utf8_lossy(&said.stdout);
+    let version = said.lines().next().and_then(|line| line.strip_prefix("PgBouncer "));
+    let mut numbers = version.unwrap_or_default().split('.').map_while(|part| part.parse().ok());
+    let version = numbers.next().zip(numbers.next());
+    version.unwrap_or_else(|| panic!("no version of PgBouncer: {said}"))
 }
