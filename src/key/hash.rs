@@ -123,6 +123,17 @@ mod tests {
     }
 
     #[test]
+    fn a_digest_of_parts_tells_apart_where_one_ends() {
+        let parts: [&[&[u8]]; 7] =
+            [&[], &[b""], &[b"", b""], &[b"ab"], &[b"a", b"b"], &[b"", b"ab"], &[b"ab", b""]];
+        let digests: std::collections::HashSet<_> = parts.map(digest).into();
+        assert_eq!(digests.len(), parts.len());
+        // SHA-256 of the length in eight bytes, and "ab".
+        let known = "9caccc24b5d7e06c21c0277b6530d66664273e11f326515c58eaa3691afccfff";
+        assert_eq!(KeyHash(digest(&[b"ab"])), known.parse().unwrap());
+    }
+
+    #[test]
     fn is_read_from_hex_and_from_both_kinds_of_base64() {
         let hash = KeyHash::from_bytes([0xfb; 32]);
         for text in [

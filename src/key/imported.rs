@@ -108,6 +108,18 @@ mod tests {
     }
 
     #[test]
+    fn a_prefix_is_of_the_characters_of_a_bearer_token() {
+        let new = |prefix: &str| ImportedFormat::new(prefix, Alphabet::Hex, 32);
+        assert!(new("Az09-._~+/").is_ok());
+        for byte in 0..=u8::MAX {
+            let prefix = char::from(byte).to_string();
+            let is_symbol = byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
+            let expected = if is_symbol { Ok(()) } else { Err(InvalidFormat::Prefix) };
+            assert_eq!(new(&prefix).map(drop), expected, "{prefix:?}");
+        }
+    }
+
+    #[test]
     fn absurd_lengths_are_refused() {
         let long = ImportedFormat::new("", Alphabet::Hex, usize::MAX);
         assert_eq!(long, Err(InvalidFormat::TooLong));

@@ -144,7 +144,17 @@ mod tests {
 
     #[test]
     fn nothing_and_other_schemes_are_no_credentials_of_ours() {
-        for value in ["", "  ", "Basic dTpw", "Digest a=\"b\", c=d", "Token k", "Bearerk", "k"] {
+        for value in [
+            "",
+            "  ",
+            "Basic dTpw",
+            "Digest a=\"b\", c=d",
+            "Token k",
+            "Bearerk",
+            "k",
+            "Basic dTpw, Bearers k",
+            "Basic dTpw, Digest k",
+        ] {
             assert_eq!(read(value.as_bytes()), Ok(None), "{value:?}");
         }
     }
