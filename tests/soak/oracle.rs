@@ -415,8 +415,9 @@ impl Known {
         judgement: &mut Judgement,
     ) -> Result<(), String> {
         let from = answer.sent.saturating_sub(RECOVERY);
-        let cause = self.during(answer.node, from, answer.answered).max_by_key(|it| it.begun);
-        let Some(cause) = cause.filter(|it| it.situation != Situation::RedisAway) else {
+        let causes = self.during(answer.node, from, answer.answered);
+        let causes = causes.filter(|it| it.situation != Situation::RedisAway);
+        let Some(cause) = causes.max_by_key(|it| it.begun) else {
             return Err(format!("{failure}, and nothing was wrong"));
         };
         let cause = format!("{failure}: {}", cause.what);

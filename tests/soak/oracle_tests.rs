@@ -157,6 +157,9 @@ fn failures_need_a_cause() {
     }
     let mut redis = Story::of([(0, state())]).disturbed(Situation::RedisAway, 19_000, 21_000);
     assert!(!redis.refuses(20_000, 503), "no request fails for a Redis that is away");
+    let mut both = Story::of([(0, state())]).disturbed(Situation::StoreAway, 18_000, 19_000);
+    both = both.disturbed(Situation::RedisAway, 19_900, 21_000);
+    assert!(both.refuses(20_000, 503), "the store was away, whatever came later");
     let mut silent = Story::of([(0, state())]).disturbed(Situation::StoreAway, 19_000, 21_000);
     let response = Response { status: 503, body: None, retry_after: None, remaining: None };
     assert!(!silent.judge(20_000, Route::Read, Some(response)), "without Retry-After");
