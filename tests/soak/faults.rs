@@ -1,6 +1,13 @@
 //! What goes wrong, one thing after another, as the seed decides.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use serde_json::json;
 use sqlx::{Executor as _, query, query_scalar};
@@ -351,12 +358,18 @@ impl Faults {
         query(lock).bind(&self.operators.locked).execute(&mut session).await.expect("a lock");
         let Some(address) = self.fleet.address(node) else { return };
         let mut waiting = JoinSet::new();
+        let is_over = Arc::new(AtomicBool::new(false));
         for operator in self.operators.keys.clone() {
             let path = self.operators.locked.clone();
+            let is_over = Arc::clone(&is_over);
+            // A node gives up on a lock after half a second: operators try again until all wait at once.
             waiting.spawn(async move {
                 let mut connection = Connection::open(address, false).await?;
                 let patch = json!({ "name": "changed by an operator" });
-                connection.manage(&operator, "PATCH", &path, &patch).await
+                while !is_over.load(Ordering::Relaxed) {
+                    connection.manage(&operator, "PATCH", &path, &patch).await?;
+                }
+                Some(())
             });
         }
         let filled = "select count(*) >= 5 from pg_stat_activity where wait_event_type = 'Lock'";
@@ -368,6 +381,7 @@ impl Faults {
         };
         timeout(Duration::from_secs(30), wait).await.expect("sessions that wait for the lock");
         self.rest(500, 2_000).await;
+        is_over.store(true, Ordering::Relaxed);
         session.execute("rollback").await.expect("the end of the lock");
         waiting.join_all().await;
     }

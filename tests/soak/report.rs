@@ -73,3 +73,28 @@ impl fmt::Display for Report {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_of_a_wrong_answer_of_nothing_or_of_a_node_that_took_too_much_is_not_right() {
+        let counts = |count| [("made".to_owned(), count)].into();
+        let report = |resources, judged, wrong_count| {
+            let judgement = Judgement { judged, wrong_count, ..Judgement::default() };
+            let length = Duration::from_secs(1);
+            Report::new(1, length, counts(11), counts(1), resources, judgement).is_right()
+        };
+        assert!(report(MOST, 101, 0));
+        assert!(!report(MOST, 101, 1));
+        assert!(!report(MOST, 100, 0));
+        for too_much in [
+            Resources { resident_mib: MOST.resident_mib + 1, ..MOST },
+            Resources { threads: MOST.threads + 1, ..MOST },
+            Resources { descriptors: MOST.descriptors + 1, ..MOST },
+        ] {
+            assert!(!report(too_much, 101, 0), "{too_much:?}");
+        }
+    }
+}
