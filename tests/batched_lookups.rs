@@ -537,7 +537,7 @@ async fn prepared_by_each(pool: &PgPool, connections: usize) -> Vec<i64> {
 async fn where_pgbouncer_tracks_statements_connections_take_turns_and_nothing_piles_up() {
     const SHARED: usize = 2;
     let database = database().await;
-    let pgbouncer = PgBouncer::start_with_prepared_statements(Server::shared(), SHARED as u32);
+    let pgbouncer = PgBouncer::start_with_prepared_statements(Server::shared(), 2);
     let pool = PgPoolOptions::new().max_connections(8).acquire_timeout(SOON);
     let store = on_one_pool(pool.connect(&pgbouncer.url(database.url())).await.unwrap());
     // Eight connections of ours, all open, that take turns on two to the server.
