@@ -20,7 +20,7 @@ use super::{
 
 const HELP: &str = "The tests need PgBouncer. Install it (for instance `apt-get install \
     pgbouncer`), or run the tests through `tests/run`";
-/// Where it is set, the program that keeps track of prepared statements.
+/// Names the program of PgBouncer 1.21 or later, if it is not the one on the path.
 const PROGRAM: &str = "PGBOUNCER";
 
 /// Longer than PgBouncer takes for its next line while it starts.
@@ -46,7 +46,8 @@ impl PgBouncer {
         let version = version(&program);
         assert!(
             version >= (1, 21),
-            "PgBouncer 1.21 or later is needed, and {} is {version:?}: `{PROGRAM}` names another",
+            "{} is PgBouncer {version:?}, and the test needs 1.21 or later: run it through \
+             `tests/run`, or name another program in {PROGRAM}",
             program.display()
         );
         let settings = format!(
@@ -61,8 +62,8 @@ impl PgBouncer {
         let settings = folder.path().join("pgbouncer.ini");
         let (user, password) = server.user();
         let password = if password.is_empty() { "" } else { &format!("password={password}") };
-        // PgBouncer refuses to stay root.
-        let own_user = if User::unless_unprivileged().is_some() { "user = nobody\n" } else { "" };
+        // PgBouncer refuses to run as root.
+        let run_as = if User::unless_unprivileged().is_some() { "user = nobody\n" } else { "" };
         let (upstream, own) = (server.addr(), port.addr);
         let text = format!(
             "[databases]\n\
@@ -72,7 +73,7 @@ impl PgBouncer {
              listen_port = {}\n\
              unix_socket_dir =\n\
              auth_type = any\n\
-             {own_user}{more_settings}\
+             {run_as}{more_settings}\
              ignore_startup_parameters = extra_float_digits\n",
             upstream.ip(),
             upstream.port(),
@@ -130,7 +131,7 @@ fn program() -> PathBuf {
     programs.find(|program| program.is_file()).unwrap_or_else(|| panic!("{HELP}"))
 }
 
-/// Of `PgBouncer 1.24.1`, the first two numbers.
+/// Major and minor version, from a line such as `PgBouncer 1.24.1`.
 fn version(program: &Path) -> (u32, u32) {
     let said = Command::new(program).arg("--version").output().expect("running PgBouncer");
     let said = String::from_utf8_lossy(&said.stdout);
