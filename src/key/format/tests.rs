@@ -95,7 +95,7 @@ fn a_right_checksum_does_not_make_a_key_of_other_characters() {
         let mut key = b"sk_live_AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE".to_vec();
         key[20] = byte;
         let checksum = URL_SAFE_NO_PAD.encode(crc32fast::hash(&key).to_be_bytes());
-        // A checksum may have a hyphen of its own, for which the key is drawn again.
+        // A checksum with a hyphen is refused, too: `generate` draws again instead.
         let expected = (byte.is_ascii_alphanumeric() || byte == b'_') && !checksum.contains('-');
         key.extend(checksum.as_bytes());
         assert_eq!(format.parse(&key).is_ok(), expected, "{byte}");
