@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, iter,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -68,13 +68,19 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The source of a test binary.
-fn source_of(binary: &str) -> String {
+/// The source of a file of tests: `tests/NAME.rs`, or one of a folder of `tests`.
+fn source_of(name: &str) -> String {
     let folder = root().join("tests");
-    let file = [format!("{binary}.rs"), format!("{binary}/main.rs")];
-    let file: Option<PathBuf> =
-        file.map(|file| folder.join(file)).into_iter().find(|it| it.exists());
-    fs::read_to_string(file.unwrap_or_else(|| panic!("there is no test binary {binary}"))).unwrap()
+    let file = format!("{name}.rs");
+    let entries = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let folders = entries.filter(|path| path.join("main.rs").exists());
+    let found: Vec<PathBuf> = iter::once(folder.clone())
+        .chain(folders)
+        .map(|it| it.join(&file))
+        .filter(|it| it.exists())
+        .collect();
+    let [path] = found.as_slice() else { panic!("files of tests named {file}: {found:?}") };
+    fs::read_to_string(path).unwrap()
 }
 
 /// The tests that a test binary has with all features on this machine, wherever in the file they

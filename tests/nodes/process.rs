@@ -43,8 +43,8 @@ use tower_api_key::{
 
 use crate::by_hand::ByHand as _;
 
-/// The test that is a node where [`SETTINGS`] say so. Each file with a fleet has one of this name.
-pub(super) const TEST: &str = "a_node_comes_up_and_ends";
+/// The test that is a node where [`SETTINGS`] say so.
+pub(super) const TEST: &str = "fleet::a_node_comes_up_and_ends";
 pub(super) const SETTINGS: &str = "NODE_SETTINGS";
 /// What a node says once it listens, before its address.
 pub(super) const LISTENING: &str = "listening on ";

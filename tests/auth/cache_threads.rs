@@ -1,0 +1,145 @@
+//! Requests, look-ups and invalidations on threads of their own: an answer is never older than what
+//! was invalidated before the request began.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use serde_json::json;
+use tokio::task::{JoinSet, yield_now};
+use tower_api_key::{
+    Authenticator,
+    auth::CachePolicy,
+    clock::ManualClock,
+    key::KeyHash,
+    manage::{Expiry, NewKey},
+    record::{KeyRecord, Metadata},
+    store::{KeyStore, StoreError, Usage},
+};
+
+use crate::support::{Keys, SECOND, format, text};
+
+const KEYS: usize = 48;
+const READERS: usize = 16;
+const REQUESTS: usize = 500;
+
+/// The version of a key: as it is in the store, and as caches were told.
+#[derive(Default)]
+struct Version {
+    stored: AtomicU64,
+    told: AtomicU64,
+}
+
+/// Tells the version of a key in its metadata, and takes its time between reading and telling it.
+struct SlowStore {
+    records: HashMap<KeyHash, (KeyRecord, Arc<Version>)>,
+    finds: Arc<AtomicUsize>,
+}
+
+impl KeyStore for SlowStore {
+    async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        let find = self.finds.fetch_add(1, Ordering::SeqCst);
+        let Some((record, version)) = self.records.get(hash) else { return Ok(None) };
+        for _ in 0..find % 7 {
+            yield_now().await;
+        }
+        let version = version.stored.load(Ordering::SeqCst);
+        for _ in 0..find % 23 {
+            yield_now().await;
+        }
+        let metadata = Metadata::new(&json!({ "version": version })).unwrap();
+        let mut record = record.clone();
+        record.metadata = metadata;
+        Ok(Some(record))
+    }
+
+    async fn record_usage(&self, _: &[Usage]) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// Some keys of the table share their places: there are fewer places than keys.
+async fn stale_answers(is_forgetting: bool) -> (usize, usize) {
+    let keys = Keys::new();
+    let finds = Arc::<AtomicUsize>::default();
+    let (mut records, mut issued) = (HashMap::new(), Vec::new());
+    for _ in 0..KEYS {
+        let key = keys.issue(NewKey::new("acme", Expiry::Never)).await;
+        let version = Arc::<Version>::default();
+        records.insert(key.record.key_hash, (key.record.clone(), Arc::clone(&version)));
+        issued.push((text(&key), key.record.key_hash, version));
+    }
+    let store = SlowStore { records, finds: Arc::clone(&finds) };
+    let policy = CachePolicy::default().capacity(32).stranger_queries(u32::MAX);
+    let policy = policy.load_deadline(SECOND * 30).unwrap();
+    let (auth, _worker) =
+        Authenticator::builder(store, format()).clock(ManualClock::default()).cache(policy).build();
+    let issued = Arc::new(issued);
+    let (stale, is_over) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+
+    let mut readers = JoinSet::new();
+    for reader in 0..READERS {
+        let (auth, issued, stale) = (auth.clone(), Arc::clone(&issued), Arc::clone(&stale));
+        readers.spawn(async move {
+            for request in 0..REQUESTS {
+                // A few keys are asked for by all, the others by some.
+                let at = if request % 2 == 0 { request % 4 } else { (request * 7 + reader) % KEYS };
+                let (key, _, version) = &issued[at];
+                let told = version.told.load(Ordering::SeqCst);
+                let admission = auth.authenticate(key.as_bytes()).await.unwrap();
+                let metadata: serde_json::Value = admission.consumer().metadata().parse().unwrap();
+                if metadata["version"].as_u64().unwrap() < told {
+                    stale.fetch_add(1, Ordering::SeqCst);
+                }
+                if request % 16 == 0 {
+                    yield_now().await;
+                }
+            }
+        });
+    }
+    let mut changers = JoinSet::new();
+    for changer in 0..2 {
+        let (auth, issued, is_over) = (auth.clone(), Arc::clone(&issued), Arc::clone(&is_over));
+        changers.spawn(async move {
+            let mut change = changer;
+            while !is_over.load(Ordering::SeqCst) {
+                change += 2;
+                let (_, hash, version) = &issued[change * 5 % KEYS];
+                let now = version.stored.fetch_add(1, Ordering::SeqCst) + 1;
+                match change % 64 {
+                    _ if is_forgetting => {}
+                    0 | 1 => auth.invalidate_all(),
+                    _ => auth.invalidate(hash),
+                }
+                version.told.fetch_max(now, Ordering::SeqCst);
+                yield_now().await;
+            }
+        });
+    }
+    while let Some(ended) = readers.join_next().await {
+        ended.unwrap();
+    }
+    is_over.store(true, Ordering::SeqCst);
+    while let Some(ended) = changers.join_next().await {
+        ended.unwrap();
+    }
+    (stale.load(Ordering::SeqCst), finds.load(Ordering::SeqCst))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_answer_is_older_than_what_was_invalidated_before_its_request() {
+    let (stale, finds) = stale_answers(false).await;
+    assert_eq!(stale, 0);
+    assert!(finds >= 1_000, "only {finds} look-ups met a change");
+}
+
+/// The test would notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn without_invalidations_answers_are_older() {
+    let (stale, _) = stale_answers(true).await;
+    assert!(stale > 0);
+}

@@ -1,0 +1,1026 @@
+//! The command line: the real program on real databases.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, raw_sql};
+use tempfile::TempDir;
+
+use crate::harness::{
+    pgbouncer::PgBouncer,
+    postgres::{Database, Server},
+    unique,
+};
+use crate::wait::{Deadline, eventually};
+
+const NOBODY: &str = "0190d4c0-0000-7000-8000-000000000000";
+
+/// A database, and the folder that the program runs in.
+struct Place {
+    folder: TempDir,
+    url: String,
+    _database: Option<Database>,
+}
+
+/// What the program said.
+#[derive(Debug)]
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Place {
+    fn sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/keys.db", folder.path().display());
+        Self { folder, url, _database: None }
+    }
+
+    async fn postgres() -> Self {
+        let database = Server::shared().database().await;
+        let url = database.url().to_owned();
+        Self { folder: tempfile::tempdir().unwrap(), url, _database: Some(database) }
+    }
+
+    /// One of each kind, with its tables.
+    async fn all() -> Vec<Self> {
+        let all = vec![Self::sqlite(), Self::postgres().await];
+        for place in &all {
+            place.done("migrate");
+        }
+        all
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_api-key"));
+        command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
+        command.env_clear().env("USER", "ann").env("DATABASE_URL", &self.url);
+        command
+    }
+
+    fn run(&self, line: &str) -> Said {
+        self.fed(line, "")
+    }
+
+    /// With `input` on standard input.
+    fn fed(&self, line: &str, input: &str) -> Said {
+        let arguments: Vec<_> = line.split_whitespace().collect();
+        let mut command = self.command(&arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = command.spawn().unwrap();
+        // It may end without having read it.
+        let _ = running.stdin.take().unwrap().write_all(input.as_bytes());
+        said(running.wait_with_output().unwrap())
+    }
+
+    /// Of a command that succeeds.
+    fn done(&self, line: &str) -> Said {
+        let said = self.run(line);
+        assert_eq!(said.code, 0, "{line}: {said:?}");
+        said
+    }
+
+    fn json(&self, line: &str) -> Value {
+        let said = self.done(&format!("{line} --json"));
+        assert_eq!(said.out.lines().count(), 1, "one object in one line: {said:?}");
+        serde_json::from_str(&said.out).unwrap()
+    }
+
+    /// A new key, and its id.
+    fn issue(&self, options: &str) -> (String, String) {
+        let answer = self.json(&format!("issue --consumer acme {options}"));
+        (text(&answer, "key"), text(&answer, "id"))
+    }
+
+    fn verify(&self, key: &str) -> (i32, Value) {
+        let said = self.fed("verify --json", &format!("{key}\n"));
+        assert!(!said.out.contains(key) && !said.err.contains(key), "{said:?}");
+        (said.code, serde_json::from_str(&said.out).unwrap_or_default())
+    }
+
+    async fn sql(&self, sql: &str) {
+        let sql = AssertSqlSafe(sql.to_owned());
+        if self.url.starts_with("sqlite") {
+            let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
+            raw_sql(sql).execute(&mut connection).await.unwrap();
+        } else {
+            let mut connection = PgConnection::connect(&self.url).await.unwrap();
+            raw_sql(sql).execute(&mut connection).await.unwrap();
+        }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.folder.path().join(name), text).unwrap();
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.folder.path().join(name)).unwrap()
+    }
+}
+
+fn said(output: Output) -> Said {
+    let code = output.status.code().unwrap_or(-1);
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(!err.contains('\u{1b}') && !out.contains('\u{1b}'), "colours in a pipe: {err}{out}");
+    Said { code, out, err }
+}
+
+fn text(value: &Value, field: &str) -> String {
+    value[field].as_str().unwrap_or_else(|| panic!("no `{field}` in {value}")).to_owned()
+}
+
+/// The hash of a key of somebody else's.
+fn hash(number: usize) -> String {
+    format!("{number:064x}")
+}
+
+fn import_line(number: usize) -> String {
+    format!("{{\"hash\":\"{}\",\"consumer_id\":\"acme\",\"expires\":\"30d\"}}\n", hash(number))
+}
+
+#[tokio::test]
+async fn a_key_goes_through_its_whole_life() {
+    for place in Place::all().await {
+        let said = place.done(
+            "issue --consumer acme --name ci --scope orders:read --expires 30d \
+             --rate-limit 600/min:20 --rate-limit 1000/day --metadata {\"plan\":\"pro\"} \
+             --key-prefix sk_test_ --reason first",
+        );
+        let key = said.out.strip_suffix('\n').unwrap();
+        assert_eq!(key.len(), "sk_test_".len() + 49, "the key alone: {said:?}");
+        assert!(!said.err.contains(key), "{said:?}");
+
+        let keys = place.json("list --consumer acme");
+        let listed = &keys["keys"][0];
+        let id = text(listed, "id");
+        assert!(said.err.contains(&id), "{said:?}");
+        assert_eq!(listed["name"], "ci");
+        assert_eq!(listed["metadata"]["plan"], "pro");
+        assert_eq!(listed["rate_limits"][0]["burst"], 20);
+        assert_eq!(listed["rate_limits"][1]["name"], "day");
+        assert_eq!(listed["status"], "active");
+        assert_eq!(keys["next"], Value::Null);
+        assert!(place.done("list").out.contains(&id));
+        assert!(place.done(&format!("show {id}")).out.contains("orders:read"));
+
+        let verified = place.fed("verify --key-prefix sk_test_ --scope orders:read --json", key);
+        assert_eq!(verified.code, 0, "{verified:?}");
+        let verdict: Value = serde_json::from_str(&verified.out).unwrap();
+        assert_eq!(
+            (&verdict["admitted"], &verdict["record"]["id"]),
+            (&true.into(), &id.as_str().into())
+        );
+        let verified = place.fed("verify --key-prefix sk_test_ --scope orders:write", key);
+        assert_eq!(verified.code, 5, "{verified:?}");
+        assert!(verified.out.contains("403"), "{verified:?}");
+        let unused = place.json(&format!("show {id}"));
+        assert_eq!(unused["last_used_at"], Value::Null, "a verified key was not used");
+
+        let version = unused["version"].as_u64().unwrap();
+        let changed =
+            place.json(&format!("update {id} --name two --no-scopes --if-version {version}"));
+        assert_eq!((&changed["name"], &changed["scopes"]), (&"two".into(), &Value::Array(vec![])));
+        let outdated = place.run(&format!("update {id} --name three --if-version {version}"));
+        assert_eq!(outdated.code, 4, "{outdated:?}");
+
+        let rotated = place.json(&format!("rotate {id} --grace 1h"));
+        assert_eq!(rotated["rotated_from"], id.as_str());
+        assert_eq!(rotated["key_prefix"], "sk_test_", "the prefix stays");
+        assert_ne!(rotated["previous"]["expires_at"], Value::Null);
+        assert_eq!(place.run(&format!("rotate {id}")).code, 4, "it was rotated before");
+
+        let revoked = place.json(&format!("revoke {id} --reason leaked"));
+        assert_eq!(revoked["revoked_reason"], "leaked");
+        assert_eq!(place.run(&format!("update {id} --name four")).code, 4, "it is revoked");
+
+        let events = place.json(&format!("events {id}"));
+        let actions: Vec<_> =
+            events["events"].as_array().unwrap().iter().map(|e| &e["action"]).collect();
+        assert_eq!(actions, ["revoked", "rotated", "updated", "issued"]);
+        let last = &events["events"][0];
+        assert!(text(last, "actor").starts_with("ann@"), "{last}");
+        assert!(text(last, "origin").starts_with("command line on "), "{last}");
+        let by = place.done(&format!("revoke {} --actor robot", text(&rotated, "id")));
+        assert!(by.out.is_empty(), "{by:?}");
+        assert!(place.done("events").out.contains("robot"));
+
+        // Expired keys cannot be made, so revoked ones show that it deletes.
+        let pruned = place.json("prune --ended-before 0s");
+        assert_eq!(pruned["keys"], 2, "{pruned}");
+        assert_eq!(place.run(&format!("show {id}")).code, 3);
+    }
+}
+
+#[tokio::test]
+async fn verify_says_why() {
+    for place in Place::all().await {
+        let (key, id) = place.issue("--expires 30d");
+        let (code, verdict) = place.verify(&key);
+        assert_eq!((code, &verdict["admitted"]), (0, &true.into()));
+
+        place.done(&format!("update {id} --deactivate"));
+        let (code, verdict) = place.verify(&key);
+        assert_eq!((code, &verdict["reason"]), (5, &"inactive".into()));
+
+        place.done(&format!("revoke {id}"));
+        let (code, verdict) = place.verify(&key);
+        assert_eq!(
+            (code, &verdict["reason"], &verdict["http_status"]),
+            (5, &"revoked".into(), &401.into())
+        );
+        assert_eq!(verdict["key_id"], id.as_str());
+
+        let (expired, id) = place.issue("--expires 30d");
+        place.done(&format!("rotate {id} --grace 0s"));
+        assert_eq!(place.verify(&expired).1["reason"], "expired");
+        let (later, _) = place.issue("--expires 30d --not-before 1d");
+        assert_eq!(place.verify(&later).1["reason"], "not_yet_active");
+
+        let other = Place::sqlite();
+        other.done("migrate");
+        let (unknown, _) = other.issue("--expires never");
+        assert_eq!(place.verify(&unknown).1["reason"], "unknown");
+        assert_eq!(place.verify("sk_live_nonsense").1["reason"], "malformed");
+        assert_eq!(place.fed("verify", "\n").code, 2);
+
+        // A key as an argument is refused, and not repeated.
+        for command in ["verify", "show", "rotate", "import --consumer a --expires 1d --hash"] {
+            let said = place.run(&format!("{command} {unknown}"));
+            assert_eq!(said.code, 2, "{said:?}");
+            assert!(!said.err.contains(&unknown), "{said:?}");
+        }
+        let said = place.run(&format!("show --key={unknown}"));
+        assert!(said.code == 2 && !said.err.contains(&unknown), "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_goes_to_a_file_that_only_its_owner_reads() {
+    for place in Place::all().await {
+        let said = place.done("issue --consumer acme --expires 1d --out acme.key");
+        assert!(said.out.is_empty(), "{said:?}");
+        let key = place.read("acme.key");
+        assert_eq!(key.len(), 58, "{key:?}");
+        let mode = fs::metadata(place.folder.path().join("acme.key")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(place.verify(key.trim()).0, 0);
+
+        let before = count(&place);
+        for out in ["acme.key", "no/such/folder.key"] {
+            let said = place.run(&format!("issue --consumer acme --expires 1d --out {out}"));
+            assert_eq!(said.code, 1, "{said:?}");
+            assert!(said.err.contains(out), "{said:?}");
+        }
+        assert_eq!(place.read("acme.key"), key);
+        assert_eq!(count(&place), before, "no key was issued");
+
+        // Refused, it leaves no file in the way.
+        assert_eq!(place.run(&format!("rotate {NOBODY} --key-prefix a_ --out new.key")).code, 3);
+        assert!(!place.folder.path().join("new.key").exists());
+
+        let answer = place.done("issue --consumer acme --expires 1d --out acme.json --json");
+        assert!(answer.out.is_empty(), "{answer:?}");
+        let answer: Value = serde_json::from_str(&place.read("acme.json")).unwrap();
+        assert_eq!(place.verify(&text(&answer, "key")).0, 0);
+    }
+}
+
+fn count(place: &Place) -> usize {
+    place.json("list --limit 1000")["keys"].as_array().unwrap().len()
+}
+
+#[tokio::test]
+async fn a_key_that_nobody_would_see_is_not_issued() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let issue = ["issue", "--consumer", "acme", "--expires", "1d"];
+    let output = place.command(&issue).stdout(Stdio::null()).stderr(Stdio::piped()).output();
+    let output = said(output.unwrap());
+    assert_eq!(output.code, 1, "{output:?}");
+    let closed = Command::new("/bin/sh")
+        .args(["-c", r#"exec "$@" >&-"#, "sh", env!("CARGO_BIN_EXE_api-key")])
+        .args(issue)
+        .env("DATABASE_URL", &place.url)
+        .output();
+    assert_eq!(closed.unwrap().status.code(), Some(1));
+    assert_eq!(count(&place), 0);
+
+    // That this one is full only writing it tells.
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = place.command(&issue).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    let output = said(output);
+    assert_eq!(output.code, 1, "{output:?}");
+    let id = text(&place.json("list")["keys"][0], "id");
+    assert!(output.err.contains(&format!("api-key revoke {id}")), "{output:?}");
+}
+
+#[tokio::test]
+async fn limits_of_every_kind_are_written_in_one_word() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    place.done(
+        "plan set pro 600/min:20 10/s 1000/day:strict 100/hour:strict,10,name=h \
+         5000/d:sliding:per-consumer:name=team",
+    );
+    let plan = place.json("plan list");
+    assert_eq!(
+        plan["plans"][0]["rate_limits"],
+        serde_json::json!([
+            { "name": "second", "limit": 10, "window_ms": 1_000, "burst": 10 },
+            { "name": "minute", "limit": 600, "window_ms": 60_000, "burst": 20 },
+            { "name": "h", "limit": 100, "window_ms": 3_600_000, "burst": 10, "strict": true },
+            { "name": "day", "limit": 1_000, "window_ms": 86_400_000, "burst": 100, "strict": true },
+            { "name": "team", "limit": 5_000, "window_ms": 86_400_000, "sliding": true,
+              "counted_per": "consumer" },
+        ])
+    );
+    let shown = place.done("plan list").out;
+    for limit in [
+        "10 in 1s; 600 in 60s, 20 at once; 100 in 3600s, 10 at once",
+        "5000 in 86400s, sliding, all keys of the consumer together",
+    ] {
+        assert!(shown.contains(limit), "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_beyond_its_bounds_is_refused_with_the_bound() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let nine: String = (1..=9).map(|at| format!(" --rate-limit {at}/min:name=q{at}")).collect();
+    let metadata = format!("{}1{}", r#"{"a":"#.repeat(33), "}".repeat(33));
+    let (_, id) = place.issue("--expires 1d");
+    for (line, bound) in [
+        (format!("issue --consumer acme --expires 1d{nine}"), "at most 8 quotas"),
+        (format!("update {id}{nine}"), "at most 8 quotas"),
+        (format!("plan set pro{}", nine.replace(" --rate-limit", "")), "at most 8 quotas"),
+        ("issue --consumer acme --expires 1d --rate-limit 1/day:500".to_owned(), "400 days"),
+        (format!("issue --consumer acme --expires 1d --metadata {metadata}"), "32 levels"),
+    ] {
+        let said = place.run(&line);
+        assert_eq!(said.code, 2, "{line}: {said:?}");
+        assert!(said.err.contains(bound), "{line}: {said:?}");
+    }
+    let window = |window: u64, count: usize| {
+        let quota = |at| json!({ "name": format!("q{at}"), "limit": 1, "window_ms": window });
+        (0..count).map(quota).collect::<Value>()
+    };
+    let levels: Value = serde_json::from_str(&metadata).unwrap();
+    for (field, value, bound) in [
+        ("rate_limits", window(1_000, 9), "at most 8 quotas"),
+        ("rate_limits", window(401 * 86_400_000, 1), "400 days"),
+        ("metadata", levels, "32 levels"),
+    ] {
+        let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "1d" });
+        line[field] = value;
+        let said = place.fed("import -", &format!("{line}\n"));
+        assert_eq!(said.code, 2, "{field}: {said:?}");
+        assert!(said.err.contains("line 1") && said.err.contains(bound), "{field}: {said:?}");
+    }
+    let long = json!({ "hash": hash(1), "consumer_id": "x".repeat(300_000), "expires": "1d" });
+    let said = place.fed("import -", &format!("{long}\n"));
+    assert!(said.code == 2 && said.err.contains("longer than 256 KiB"), "{}", said.code);
+    assert_eq!(count(&place), 1);
+}
+
+#[tokio::test]
+async fn rows_that_cannot_be_read_are_told_of_and_shown() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let ids = [0; 3].map(|_| place.issue("--expires 1d").1);
+    let deep = format!("{}1{}", r#"{"a":"#.repeat(40), "}".repeat(40));
+    let mut connection = SqliteConnection::connect(&place.url).await.unwrap();
+    let spoil = format!(
+        "update api_keys set metadata = '{deep}' where id = unhex('{}', '-');
+        insert into api_key_events (action, actor, changes) values ('frozen', 'later', '{{}}')",
+        ids[1]
+    );
+    raw_sql(AssertSqlSafe(spoil)).execute(&mut connection).await.unwrap();
+    for (command, rows, bad) in [("list", "keys", &*ids[1]), ("events", "events", "frozen")] {
+        let said = place.done(command);
+        assert!(said.err.contains("left out of the table"), "{said:?}");
+        let answer = place.json(command);
+        let [row] = &answer["invalid"].as_array().unwrap()[..] else { panic!("{answer}") };
+        assert!(row.to_string().contains(bad), "{row}");
+        let shown = answer[rows].as_array().unwrap().len();
+        // Three were issued, and one was changed in SQL.
+        assert_eq!(shown, if command == "list" { 2 } else { 4 });
+    }
+}
+
+#[tokio::test]
+async fn mistakes_are_named_with_an_example() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    for (line, example) in [
+        ("issue --consumer acme", "--expires"),
+        ("issue --consumer acme --expires soon", "30d"),
+        ("issue --consumer acme --expires 2026-13-31", "2026-12-31"),
+        ("issue --consumer acme --expires 3mo", "90d"),
+        ("issue --consumer acme --expires=-1d", "30d"),
+        ("issue --consumer acme --expires 2020-01-01", "--expires: that is in the past"),
+        ("issue --consumer acme --expires 1d --scope a\"b", "--scope"),
+        ("issue --consumer acme --expires 1d --rate-limit many", "600/min"),
+        ("issue --consumer acme --expires 1d --rate-limit 0/s", "zero"),
+        ("issue --consumer acme --expires 1d --rate-limit 1/s --rate-limit 2/s", "1000/day"),
+        ("issue --consumer acme --expires 1d --rate-limit 9/s:often", "1000/day:sliding"),
+        ("issue --consumer acme --expires 1d --rate-limit 9/s:strict:10", "than it promises"),
+        ("issue --consumer acme --expires 1d --rate-limit 9/s:sliding:8", "no burst other than"),
+        ("issue --consumer acme --expires 1d --rate-limit 9/s:sliding,strict", "sliding or strict"),
+        ("issue --consumer acme --expires 1d --rate-limit 9/s:name=a/b", "1 to 64 letters"),
+        ("issue --consumer acme --expires 1d --metadata []", "plan"),
+        ("issue --consumer acme --expires 1d --plan a/b", "--plan: a plan's name is 1 to 64"),
+        ("plan", "set"),
+        ("plan set pro", "LIMIT"),
+        ("plan set pro many", "600/min"),
+        ("plan set pro 1/s 2/s", "1000/day"),
+        ("plan set pro 1/s unlimited", "\"unlimited\" goes with no other"),
+        ("plan set a/b 1/s", "1 to 64 letters"),
+        ("plan remove", "NAME"),
+        ("issue --consumer acme --expires 1d --key-prefix sk-live", "sk_live_"),
+        ("list --status odd", "active"),
+        ("list --limit 0", "1,000"),
+        ("show 42", "UUID"),
+        ("revoke", "--consumer"),
+        ("revoke --consumer acme", "--yes"),
+        ("update 0190d4c0-0000-7000-8000-000000000000", "--name"),
+        ("prune", "--ended-before"),
+        ("issue --consumer a --expires 1d --database-url mysql://a:geheim@b", "postgres://"),
+    ] {
+        let said = place.run(line);
+        assert_eq!(said.code, 2, "{line}: {said:?}");
+        assert!(said.err.contains(example), "{line}: {said:?}");
+        assert!(said.out.is_empty() && !said.err.contains("geheim"), "{line}: {said:?}");
+    }
+    assert_eq!(place.run(&format!("show {NOBODY}")).code, 3);
+    assert_eq!(place.run("migrate --database-url").code, 2);
+    assert_eq!(count(&place), 0);
+}
+
+#[tokio::test]
+async fn times_are_written_as_people_write_them() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    for (written, meant) in [
+        ("2126-12-31", "2126-12-31T00:00:00Z"),
+        ("2126-12-31T12:00Z", "2126-12-31T12:00:00Z"),
+        ("2126-12-31T12:00+02:00", "2126-12-31T10:00:00Z"),
+        ("2126-12-31T12:00:01", "2126-12-31T12:00:01Z"),
+    ] {
+        let answer = place.json(&format!("issue --consumer acme --expires {written}"));
+        assert_eq!(answer["expires_at"], meant);
+    }
+    for written in ["90days", "12h", "1w", "1d12h", "10m"] {
+        assert_ne!(
+            place.json(&format!("issue --consumer a --expires {written}"))["expires_at"],
+            Value::Null
+        );
+    }
+    assert_eq!(place.json("issue --consumer a --expires never")["expires_at"], Value::Null);
+}
+
+#[tokio::test]
+async fn the_database_is_named_by_option_environment_or_file() {
+    let place = Place::sqlite();
+    let mut bare = place.command(&["list"]);
+    let none = said(bare.env_remove("DATABASE_URL").output().unwrap());
+    assert_eq!(none.code, 2, "{none:?}");
+    assert!(none.err.contains("DATABASE_URL"), "{none:?}");
+
+    place.write(".env", "API_KEY_PREFIX=sk_env_\nDATABASE_URL=sqlite:from-file.db\n");
+    let migrated = place.command(&["migrate"]).env_remove("DATABASE_URL").output().unwrap();
+    assert_eq!(said(migrated).code, 0);
+    assert!(place.folder.path().join("from-file.db").exists());
+    let issued = place
+        .command(&["issue", "--consumer", "a", "--expires", "1d"])
+        .env_remove("DATABASE_URL")
+        .output()
+        .unwrap();
+    assert!(said(issued).out.starts_with("sk_env_"));
+
+    place.write(".env", "DATABASE_URL = postgres://a:geheim@b/c d\n");
+    let said = said(place.command(&["list"]).output().unwrap());
+    assert!(said.code == 1 && !said.err.contains("geheim"), "{said:?}");
+
+    // A password is in no error.
+    place.write(".env", "");
+    let said = place.run("list --database-url postgres://a:geheim@127.0.0.1:1/c");
+    assert!(said.code == 1 && !said.err.contains("geheim"), "{said:?}");
+    assert!(!place.done("--help").out.contains(&place.url), "help shows no URL");
+    // A file that is not there is not made by mistake.
+    assert_eq!(place.run("list --database-url sqlite:typo.db").code, 1);
+    assert!(!place.folder.path().join("typo.db").exists());
+}
+
+#[tokio::test]
+async fn keys_that_the_application_refers_to_are_left_out_and_counted() {
+    for place in Place::all().await {
+        let ids = [0, 1, 2].map(|_| place.issue("--expires 1d").1);
+        place.done("revoke --consumer acme --yes");
+        let key_id = if place.url.starts_with("sqlite") { "blob" } else { "uuid" };
+        let literal = if key_id == "blob" {
+            format!("x'{}'", ids[0].replace('-', ""))
+        } else {
+            format!("'{}'", ids[0])
+        };
+        place
+            .sql(&format!(
+                "create table apps (key_id {key_id} references api_keys (id));
+                insert into apps values ({literal})"
+            ))
+            .await;
+        let said = place.done("prune --ended-before 0s");
+        assert!(said.err.contains("deleted 2 keys"), "{said:?}");
+        assert!(said.err.contains("1 keys that have ended are still there"), "{said:?}");
+        let pruned = place.json("prune --ended-before 0s");
+        assert_eq!((&pruned["keys"], &pruned["skipped"]), (&0.into(), &1.into()), "{pruned}");
+        place.sql("delete from apps").await;
+        let pruned = place.json("prune --ended-before 0s");
+        assert_eq!((&pruned["keys"], &pruned["skipped"]), (&1.into(), &0.into()), "{pruned}");
+    }
+}
+
+#[tokio::test]
+async fn an_import_steps_over_what_the_database_refuses() {
+    for place in Place::all().await {
+        let refuse = if place.url.starts_with("sqlite") {
+            "create trigger decent before insert on api_keys when new.consumer_id = 'bad'
+            begin select raise(abort, 'not that one'); end"
+        } else {
+            "alter table api_keys add constraint not_that_one check (consumer_id <> 'bad')"
+        };
+        place.sql(refuse).await;
+        let lines: Vec<_> = (0..9)
+            .map(|number| match number {
+                3 | 7 => import_line(number).replace("acme", "bad"),
+                _ => import_line(number),
+            })
+            .collect();
+        place.write("keys.ndjson", &lines.concat());
+        let said = place.run("import keys.ndjson");
+        assert_eq!(said.code, 2, "{said:?}");
+        assert!(said.err.contains("line 4: ") && said.err.contains("3 imported"), "{said:?}");
+        let said = place.done("import keys.ndjson --skip-invalid");
+        assert!(said.err.contains("line 8: the database refuses this key"), "{said:?}");
+        assert!(said.err.contains("imported 4 keys"), "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_plan_that_is_changed_is_in_the_audit() {
+    for place in Place::all().await {
+        place.done("plan set pro 60/min");
+        place.done("plan set pro 90/min");
+        place.done("plan remove pro");
+        let events = place.json("events");
+        let actions: Vec<_> =
+            events["events"].as_array().unwrap().iter().map(|e| &e["action"]).collect();
+        assert_eq!(actions, ["plan_removed", "plan_updated", "plan_created"]);
+        assert!(text(&events["events"][0], "actor").starts_with("ann@"), "{events}");
+    }
+}
+
+#[tokio::test]
+async fn many_are_revoked_at_once() {
+    for place in Place::all().await {
+        place.issue("--expires 1d");
+        place.issue("--expires 1d --key-prefix sk_test_");
+        place.done("issue --consumer other --expires 1d");
+        assert_eq!(place.json("revoke --prefix sk_test_ --yes")["revoked"], 1);
+        assert_eq!(place.json("revoke --consumer acme --yes")["revoked"], 1);
+        assert_eq!(place.json("list --status active")["keys"].as_array().unwrap().len(), 1);
+        let page = place.json("list --limit 2");
+        let rest = place.json(&format!("list --limit 2 --after {}", text(&page, "next")));
+        assert_eq!(rest["keys"].as_array().unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_import_stops_at_what_makes_no_sense_and_can_be_begun_again() {
+    for place in Place::all().await {
+        let secret = "old_0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefg";
+        let good: String = (0..2500).map(import_line).collect();
+        let bad = format!("{{\"hash\":\"{secret}\",\"consumer_id\":\"a\",\"expires\":\"1d\"}}\n");
+        place.write("keys", &format!("{good}{bad}{}", import_line(2500)));
+        let said = place.run("import keys");
+        assert_eq!(said.code, 2, "{said:?}");
+        assert!(said.err.contains("line 2501") && said.err.contains("2500 imported"), "{said:?}");
+        assert!(said.err.contains("sha256sum") && !said.err.contains(secret), "{said:?}");
+
+        let rest = place.json("import keys --skip-invalid");
+        assert_eq!(rest, serde_json::json!({ "imported": 1, "known": 2500, "invalid": 1 }));
+
+        for (line, problem) in [
+            ("{\"hash\":\"00\"}", "hash"),
+            ("{\"consumer_id\":\"a\",\"expires\":\"1d\"}", "`hash` is missing"),
+            (
+                &format!("{{\"hash\":\"{}\",\"consumer_id\":\"a\"}}", hash(1)),
+                "`expires` is missing",
+            ),
+            ("{\"color\":1}", "`color`"),
+            (&format!("{{\"{secret}\":1}}"), "one of its fields"),
+            ("nonsense", "column"),
+            (
+                &format!(
+                    "{{\"hash\":\"{}\",\"consumer_id\":\"a\",\"expires\":\"1d\",\"plan\":\"a b\"}}",
+                    hash(9998)
+                ),
+                "plan",
+            ),
+            (
+                &format!("{{\"hash\":\"{}\",\"consumer_id\":\"\",\"expires\":\"1d\"}}", hash(9999)),
+                "consumer_id",
+            ),
+        ] {
+            let said = place.fed("import -", &format!("\n{}{line}\n", import_line(3000)));
+            assert_eq!(said.code, 2, "{said:?}");
+            assert!(said.err.contains("line 3") && said.err.contains(problem), "{said:?}");
+            assert!(!said.err.contains(secret), "{said:?}");
+        }
+        // What was before it is there.
+        assert_eq!(
+            place.fed("import - --json", &import_line(3000)).out,
+            "{\"imported\":0,\"invalid\":0,\"known\":1}\n"
+        );
+
+        let sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let one = format!(
+            "import --hash {sha} --consumer acme --expires never --name old --prefix old_ --last4 wxyz"
+        );
+        assert_eq!(place.json(&one)["imported"], 1);
+        assert_eq!(place.json(&one)["known"], 1);
+        assert_eq!(place.json("list --limit 1")["keys"][0]["key_last4"], "wxyz");
+    }
+}
+
+#[tokio::test]
+async fn a_plan_is_defined_given_changed_and_removed() {
+    for place in Place::all().await {
+        assert_eq!(place.json("plan list"), json!({ "plans": [] }));
+        let free = place.json("plan set free 10/min");
+        let of_free = json!([{ "name": "minute", "limit": 10, "window_ms": 60_000, "burst": 10 }]);
+        assert_eq!(free, json!({ "name": "free", "rate_limits": of_free }));
+        place.done("plan set pro 600/min:20 100000/day");
+        place.done("plan set Staff unlimited");
+        let listed = place.done("plan list").out;
+        let names: Vec<_> =
+            listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        assert_eq!(names, ["NAME", "Staff", "free", "pro"], "{listed}");
+        assert!(listed.contains("unlimited") && listed.contains("20 at once"), "{listed}");
+
+        let (_, id) = place.issue("--expires 1d --plan free");
+        assert_eq!(place.json(&format!("show {id}"))["plan"], "free");
+        let shown = place.done(&format!("show {id}")).out;
+        assert!(shown.contains("free: 10 in 60s"), "{shown}");
+        place.done("plan set free 20/min");
+        let shown = place.done(&format!("show {id}")).out;
+        assert!(shown.contains("free: 20 in 60s"), "{shown}");
+        let listed = place.done("list").out;
+        assert!(listed.contains("PLAN") && listed.contains("free"), "{listed}");
+
+        assert_eq!(place.json(&format!("update {id} --plan other"))["plan"], "other");
+        let shown = place.done(&format!("show {id}")).out;
+        assert!(shown.contains("other: not defined here"), "{shown}");
+        assert_eq!(place.json(&format!("update {id} --name ci"))["plan"], "other");
+        assert_eq!(place.json(&format!("update {id} --no-plan"))["plan"], Value::Null);
+        assert_eq!(place.json(&format!("update {id} --plan pro"))["plan"], "pro");
+        let rotated = place.json(&format!("rotate {id}"));
+        assert_eq!(
+            (&rotated["plan"], &rotated["previous"]["plan"]),
+            (&"pro".into(), &"pro".into())
+        );
+
+        let line = format!(
+            "{{\"hash\":\"{}\",\"consumer_id\":\"old\",\"expires\":\"1d\",\"plan\":\"pro\"}}\n",
+            hash(1)
+        );
+        assert_eq!(place.fed("import -", &line).code, 0);
+        let one = format!("import --hash {} --consumer old --expires 1d --plan free", hash(2));
+        place.done(&one);
+        let imported = place.json("list --consumer old");
+        let plans: Vec<_> =
+            imported["keys"].as_array().unwrap().iter().map(|key| &key["plan"]).collect();
+        assert_eq!(plans, ["free", "pro"]);
+
+        assert_eq!(place.json("plan remove Staff"), json!({ "removed": true }));
+        place.done("plan remove free");
+        let again = place.run("plan remove free");
+        assert_eq!((again.code, again.out.as_str()), (3, ""), "{again:?}");
+        assert!(again.err.contains("no such plan"), "{again:?}");
+        assert_eq!(place.json("plan list")["plans"].as_array().unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_was_imported_is_verified_and_rotated() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    // SHA-256 of 64 times `7`, by another program.
+    let key = "7".repeat(64);
+    let output = Command::new("sh").args(["-c", "printf %s \"$0\" | sha256sum", &key]).output();
+    let hash = String::from_utf8(output.unwrap().stdout).unwrap();
+    let hash = hash.split_whitespace().next().unwrap();
+    place.done(&format!("import --hash {hash} --consumer acme --expires 1d"));
+    assert_eq!(place.fed("verify", &key).code, 5, "not a format that is let in");
+    assert_eq!(place.fed("verify --accept hex:64", &key).code, 0);
+    let id = text(&place.json("list")["keys"][0], "id");
+    assert!(text(&place.json(&format!("rotate {id}")), "key").starts_with("sk_live_"));
+}
+
+#[tokio::test]
+async fn an_import_that_is_killed_is_begun_again() {
+    for place in Place::all().await {
+        let lines = 20_000;
+        place.write("keys", &(0..lines).map(import_line).collect::<String>());
+        // Fed by hand, so that it is in the middle for certain.
+        let mut running = place.command(&["import", "-"]);
+        let mut running = running.stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = running.stdin.take().unwrap();
+        let half: String = (0..5500).map(import_line).collect();
+        stdin.write_all(half.as_bytes()).unwrap();
+        let deadline = Deadline::of("a batch is imported");
+        while count(&place) < 1000 {
+            deadline.check();
+            tokio::task::yield_now().await;
+        }
+        running.kill().unwrap();
+        running.wait().unwrap();
+
+        let rest = place.json("import keys");
+        let (imported, known) =
+            (rest["imported"].as_u64().unwrap(), rest["known"].as_u64().unwrap());
+        assert_eq!(imported + known, lines as u64, "{rest}");
+        assert!(known >= 1000 && known.is_multiple_of(1000), "whole batches: {rest}");
+    }
+}
+
+#[tokio::test]
+async fn an_import_takes_no_more_memory_the_longer_it_is() {
+    let place = Place::postgres().await;
+    place.done("migrate");
+    let mut running = place.command(&["import", "-"]);
+    let mut running = running.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = running.stdin.take().unwrap();
+    let mut progress = BufReader::new(running.stderr.take().unwrap()).lines();
+    let feed = move |numbers: std::ops::Range<usize>, stdin: &mut std::process::ChildStdin| {
+        let mut stdin = std::io::BufWriter::new(stdin);
+        for number in numbers {
+            stdin.write_all(import_line(number).as_bytes()).unwrap();
+        }
+    };
+    feed(0..102_000, &mut stdin);
+    assert!(progress.next().unwrap().unwrap().starts_with("100000 keys"));
+    let early = peak_memory(running.id());
+    feed(102_000..204_000, &mut stdin);
+    assert!(progress.next().unwrap().unwrap().starts_with("200000 keys"));
+    let late = peak_memory(running.id());
+    drop(stdin);
+    assert!(progress.next().unwrap().unwrap().starts_with("imported 204000 keys"));
+    assert!(running.wait().unwrap().success());
+    assert!(late < early + 4096, "{early} KiB at first, {late} KiB in the end");
+    assert!(late < 64 * 1024, "{late} KiB");
+}
+
+/// In KiB.
+fn peak_memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"));
+    let status = status.unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// The severity of each check of the doctor, and its exit code.
+fn doctor(place: &Place) -> (i32, Vec<(String, String, String)>) {
+    let said = place.run("doctor --json");
+    let answer: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("{said:?}"));
+    let findings = answer["findings"].as_array().unwrap().iter();
+    let findings = findings.map(|finding| {
+        assert_eq!(finding["severity"] == "ok", finding["advice"].is_null(), "{finding}");
+        (text(finding, "check"), text(finding, "severity"), text(finding, "detail"))
+    });
+    (said.code, findings.collect())
+}
+
+/// What is not as it should be, in words.
+fn complaints(place: &Place) -> (i32, String) {
+    let (code, findings) = doctor(place);
+    let complaints = findings.into_iter().filter(|(_, severity, _)| severity != "ok");
+    (
+        code,
+        complaints
+            .map(|(check, severity, detail)| format!("{severity} {check} {detail};"))
+            .collect(),
+    )
+}
+
+#[tokio::test]
+async fn the_doctor_finds_what_is_missing() {
+    for place in [Place::sqlite(), Place::postgres().await] {
+        place.write("keys.db", "");
+        let (code, complaint) = complaints(&place);
+        assert_eq!(code, 6);
+        assert!(complaint.contains("problem schema there are no tables"), "{complaint}");
+        place.done("migrate");
+        assert_eq!(complaints(&place), (0, String::new()));
+        assert!(place.done("doctor").out.starts_with("ok: "));
+
+        place.sql("drop index api_keys_by_expiry").await;
+        let (code, complaint) = complaints(&place);
+        assert_eq!(code, 6);
+        assert!(
+            complaint.contains("problem indexes") && complaint.contains("api_keys_by_expiry"),
+            "{complaint}"
+        );
+
+        let sqlite = place.url.starts_with("sqlite");
+        let (trigger, drop) = if sqlite {
+            ("api_keys_tell_delete", "drop trigger api_keys_tell_delete")
+        } else {
+            ("api_keys_tell_truncate", "drop trigger api_keys_tell_truncate on api_keys")
+        };
+        place.sql(drop).await;
+        let (_, complaint) = complaints(&place);
+        assert!(
+            complaint.contains("problem triggers") && complaint.contains(trigger),
+            "{complaint}"
+        );
+
+        place.sql("update _api_key_migrations set checksum = 1 where version = 2").await;
+        let (code, complaint) = complaints(&place);
+        assert_eq!(code, 6);
+        assert!(complaint.contains("was changed"), "{complaint}");
+    }
+}
+
+#[tokio::test]
+async fn the_doctor_knows_every_part_of_the_tables() {
+    for place in Place::all().await {
+        // Without the indexes of keys and other constraints, which are parts of the tables.
+        let found: Vec<String> = if place.url.starts_with("sqlite") {
+            let parts = "select type from sqlite_schema
+                where sql is not null and type in ('trigger', 'index')";
+            let mut connection = SqliteConnection::connect(&place.url).await.unwrap();
+            sqlx::query_scalar(parts).fetch_all(&mut connection).await.unwrap()
+        } else {
+            let parts = "select 'trigger' from pg_trigger where not tgisinternal
+                union all
+                select 'function' from pg_proc where pronamespace = current_schema()::regnamespace
+                union all
+                select 'index' from pg_indexes where schemaname = current_schema()
+                    and indexname not in (select conname from pg_constraint)";
+            let mut connection = PgConnection::connect(&place.url).await.unwrap();
+            sqlx::query_scalar(parts).fetch_all(&mut connection).await.unwrap()
+        };
+        let findings = doctor(&place).1;
+        let checks: &[_] = if place.url.starts_with("sqlite") {
+            &[("triggers", "trigger"), ("indexes", "index")]
+        } else {
+            &[("triggers", "trigger"), ("functions", "function"), ("indexes", "index")]
+        };
+        for (check, part) in checks {
+            let there = found.iter().filter(|it| it == part).count();
+            assert!(there > 0, "no {check} at {}", place.url);
+            let (.., all) = findings.iter().find(|(name, ..)| name == check).unwrap();
+            assert!(all.starts_with(&format!("all {there} ")), "{there} {check}: {all}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_doctor_finds_what_is_switched_off() {
+    let place = Place::postgres().await;
+    place.done("migrate");
+    place.sql("alter table api_key_events disable trigger api_key_events_stay").await;
+    let (code, complaint) = complaints(&place);
+    assert_eq!(code, 6);
+    assert!(complaint.contains("api_key_events_stay"), "{complaint}");
+}
+
+#[tokio::test]
+async fn the_doctor_finds_what_a_role_may_not_do() {
+    let place = Place::postgres().await;
+    place.done("migrate");
+    let role = format!("looks_keys_up_{:016x}", unique());
+    let right =
+        format!("create role {role}; grant select on api_keys, _api_key_migrations to {role}");
+    place.sql(&right).await;
+    let by_role = format!("doctor --database-url {}?options=-crole={role}", place.url);
+    let lacking = place.run(&by_role);
+    place.sql(&format!("grant select on api_key_plans to {role}")).await;
+    let enough = place.run(&by_role);
+    place.sql(&format!("drop owned by {role}; drop role {role}")).await;
+
+    assert!(lacking.out.contains("problem: rights"), "{lacking:?}");
+    let grant = format!("grant select on public.api_key_plans to {role}");
+    assert!(lacking.code == 6 && lacking.out.contains(&grant), "{lacking:?}");
+    assert!(enough.out.contains("warning: rights"), "{enough:?}");
+}
+
+#[tokio::test]
+async fn the_doctor_recognises_a_pooler() {
+    let mut place = Place::postgres().await;
+    place.done("migrate");
+    let direct = place.url.clone();
+    let tracking = PgBouncer::start_with_prepared_statements(Server::shared(), 1);
+    let whichever = PgBouncer::start(Server::shared(), "transaction", 1);
+    for (pooler, tracks_statements) in [(tracking, true), (whichever, false)] {
+        place.url = pooler.url(&direct);
+        let (code, complaint) = complaints(&place);
+        assert!(complaint.contains("warning listener notifications do not arrive"), "{complaint}");
+        if code == 0 {
+            assert!(complaint.contains("warning pooler"), "{complaint}");
+            let (key, id) = place.issue("--expires 1d");
+            assert_eq!(place.verify(&key).0, 0);
+            place.done(&format!("revoke {id}"));
+        } else {
+            // Before 1.21, the two connections of the doctor prepare statements of the same name.
+            assert!(code == 6 && !tracks_statements, "{complaint}");
+            assert!(complaint.contains("problem pooler"), "{complaint}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_list_of_processes_shows_a_key() {
+    let place = Place::postgres().await;
+    place.done("migrate");
+    // It waits for the lock of the table, so that it can be looked at while it has made a key.
+    let mut connection = PgConnection::connect(&place.url).await.unwrap();
+    let mut transaction = connection.begin().await.unwrap();
+    raw_sql("lock table api_keys in access exclusive mode")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    let mut running = place.command(&["issue", "--consumer", "acme", "--expires", "1d"]);
+    let running = running.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let waits = "select count(*) from pg_locks where not granted
+        and relation = 'api_keys'::regclass";
+    eventually("the command waits for the lock of the table", async || {
+        sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut *transaction).await.unwrap() > 0
+    })
+    .await;
+    let process = Path::new("/proc").join(running.id().to_string());
+    let shown =
+        [fs::read(process.join("cmdline")).unwrap(), fs::read(process.join("environ")).unwrap()];
+    transaction.rollback().await.unwrap();
+    let output = said(running.wait_with_output().unwrap());
+    assert_eq!(output.code, 0, "{output:?}");
+    let shown = String::from_utf8_lossy(&shown.concat()).into_owned();
+    assert!(shown.contains("acme") && !shown.contains(output.out.trim()), "{shown}");
+}
+
+#[test]
+fn completions_and_manual_are_made_from_the_same_definitions() {
+    let place = Place::sqlite();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = place.done(&format!("completions {shell}")).out;
+        for word in ["issue", "rotate", "ended-before"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+        if shell == "bash" {
+            place.write("completions", &script);
+            let parsed = Command::new("bash")
+                .arg("-n")
+                .arg("completions")
+                .current_dir(place.folder.path())
+                .status();
+            assert!(parsed.unwrap().success());
+        }
+    }
+    let page = place.done("man").out;
+    for part in [".TH", "API\\-KEY ISSUE", "DATABASE_URL", "Exit codes", "grace"] {
+        assert!(page.contains(part) || page.contains(&part.replace("\\-", "-")), "{part}: {page}");
+    }
+    let help = place.done("--help").out;
+    for code in ["  3  ", "  4  ", "  5  ", "  6  "] {
+        assert!(help.contains(code), "{help}");
+    }
+    for command in [
+        "migrate",
+        "issue",
+        "list",
+        "show",
+        "update",
+        "rotate",
+        "revoke",
+        "reconcile",
+        "import",
+        "plan",
+        "prune",
+        "verify",
+        "doctor",
+        "events",
+        "completions",
+        "man",
+    ] {
+        assert!(help.contains(command), "{command}");
+        assert!(!place.done(&format!("{command} --help")).out.is_empty());
+    }
+}

@@ -1,0 +1,479 @@
+//! No sequence of requests makes a key that holds more than the key it was asked for with.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use proptest::{
+    collection::vec,
+    option,
+    prelude::*,
+    sample::{Index, select, subsequence},
+    test_runner::TestRunner,
+};
+use tower_api_key::{
+    Consumer,
+    clock::{Clock, ManualClock},
+    key::KeyFormat,
+    manage::{Actor, Expiry, KeyIssuer, KeyUpdate, ManageErrorKind, NewKey, Rotation},
+    rate_limit::{Quota, RateLimits},
+    record::{KeyRecord, Scope, Scopes},
+    store::{KeyQuery, MemoryKeyStore},
+};
+
+const SCOPES: [&str; 5] = ["api-keys:write", "api-keys:all-consumers", "a", "b", "c"];
+/// The store defines the first two, the service the third, and nobody the last.
+const PLANS: [&str; 4] = ["free", "pro", "team", "lost"];
+const CONSUMERS: [&str; 2] = ["acme", "other"];
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What can be asked for in a key.
+#[derive(Clone, Debug)]
+struct Grant {
+    consumer: &'static str,
+    scopes: Vec<&'static str>,
+    /// In hours; `None` is never.
+    hours: Option<u32>,
+    limits: Option<RateLimits>,
+    plan: Option<&'static str>,
+    /// Where no more is asked for than the caller has: consumer, scopes, expiry, limits and plan.
+    /// At random most requests would be denied, and nothing learned from them.
+    modest: [bool; 4],
+}
+
+#[derive(Clone, Debug)]
+enum Request {
+    Issue(Grant),
+    Rotate { expiry: Option<Option<u32>>, grace_hours: u32 },
+    Update { grant: Grant, fields: [bool; 4], is_active: Option<bool> },
+    Revoke,
+}
+
+fn limits() -> impl Strategy<Value = RateLimits> {
+    let quota = (1..4_u32, 0..3_usize, 1..6_u32).prop_map(|(limit, window, burst)| {
+        let window = [1, 60, 3600][window];
+        let quota = Quota::per(limit * 10, Duration::from_secs(window)).unwrap();
+        quota.burst(burst * 5).unwrap().named(format!("{window}")).unwrap()
+    });
+    vec(quota, 0..3).prop_map(|mut quotas| {
+        quotas.dedup_by(|a, b| a.name() == b.name());
+        RateLimits::new(quotas).unwrap_or_default()
+    })
+}
+
+fn grant() -> impl Strategy<Value = Grant> {
+    (
+        prop_oneof![3 => Just(CONSUMERS[0]), 1 => Just(CONSUMERS[1])],
+        subsequence(SCOPES.to_vec(), 0..=SCOPES.len()),
+        option::of(1..50_u32),
+        option::of(limits()),
+        option::of(select(PLANS.to_vec())),
+        prop_oneof![Just([true; 4]), any::<[bool; 4]>()],
+    )
+        .prop_map(|(consumer, scopes, hours, limits, plan, modest)| Grant {
+            consumer,
+            scopes,
+            hours,
+            limits,
+            plan,
+            modest,
+        })
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        4 => grant().prop_map(Request::Issue),
+        2 => (option::of(option::of(1..60_u32)), 0..30_u32)
+            .prop_map(|(expiry, grace_hours)| Request::Rotate { expiry, grace_hours }),
+        4 => (grant(), any::<[bool; 4]>(), any::<Option<bool>>())
+            .prop_map(|(grant, fields, is_active)| Request::Update { grant, fields, is_active }),
+        1 => Just(Request::Revoke),
+    ]
+}
+
+fn expiry(hours: Option<u32>) -> Expiry {
+    hours.map_or(Expiry::Never, |hours| Expiry::In(HOUR * hours))
+}
+
+fn scopes(scopes: &[&'static str]) -> Scopes {
+    Scopes::parse(scopes.iter().copied()).unwrap()
+}
+
+impl Request {
+    fn modest(self, caller: &KeyRecord, now: SystemTime) -> Self {
+        match self {
+            Self::Issue(grant) => Self::Issue(grant.modest(caller, now)),
+            Self::Update { grant, fields, is_active } => {
+                Self::Update { grant: grant.modest(caller, now), fields, is_active }
+            }
+            other => other,
+        }
+    }
+}
+
+impl Grant {
+    fn modest(mut self, caller: &KeyRecord, now: SystemTime) -> Self {
+        let [consumer, scopes, expiry, limits] = self.modest;
+        if consumer {
+            let is_callers = |name: &&&str| **name == &*caller.consumer_id;
+            self.consumer = CONSUMERS.iter().find(is_callers).unwrap();
+        }
+        if scopes {
+            self.scopes.retain(|scope| caller.has(scope));
+        }
+        if let Some(end) = caller.expires_at.filter(|_| expiry) {
+            let left = end.duration_since(now).unwrap_or_default().as_nanos() / HOUR.as_nanos();
+            let left = u32::try_from(left).unwrap();
+            self.hours = Some(self.hours.map_or(left, |hours| hours.min(left)));
+        }
+        if limits {
+            let is_callers = |name: &&&str| caller.plan.as_deref() == Some(**name);
+            self.limits = caller.rate_limits.clone();
+            self.plan = PLANS.iter().find(is_callers).copied();
+        }
+        self
+    }
+
+    fn new_key(&self) -> NewKey {
+        let new = NewKey::new(self.consumer, expiry(self.hours)).scopes(scopes(&self.scopes));
+        let new = match self.plan {
+            Some(plan) => new.plan(plan),
+            None => new,
+        };
+        match &self.limits {
+            Some(limits) => new.rate_limits(limits.clone()),
+            None => new,
+        }
+    }
+}
+
+/// What a key is worth, in words of its own: not as the library compares keys.
+struct Worth<'a> {
+    key: &'a KeyRecord,
+    world: &'a World,
+}
+
+impl Worth<'_> {
+    /// Its own and its plan's, or those of all.
+    fn quotas(&self) -> Vec<&Quota> {
+        let own = self.key.rate_limits.as_ref();
+        let plan = self.key.plan.as_ref().and_then(|plan| self.world.plans.get(&**plan));
+        if own.is_none() && plan.is_none() {
+            return self.world.default_limits.iter().collect();
+        }
+        let mut quotas = BTreeMap::new();
+        for limits in [plan, own].into_iter().flatten() {
+            quotas.extend(limits.iter().map(|quota| (quota.name(), quota)));
+        }
+        quotas.into_values().collect()
+    }
+
+    fn admits(&self, window: Duration) -> u64 {
+        self.quotas().iter().map(|quota| quota.most_in(window)).min().unwrap_or(u64::MAX)
+    }
+
+    fn ends(&self) -> SystemTime {
+        self.key.expires_at.unwrap_or(SystemTime::UNIX_EPOCH + HOUR * 1_000_000)
+    }
+
+    /// Where it exceeds `bound`.
+    fn beyond(&self, bound: &Self) -> Option<String> {
+        for scope in self.key.scopes.iter() {
+            if !bound.key.has(scope.as_str()) {
+                return Some(format!("the scope {scope}"));
+            }
+        }
+        let is_free = bound.key.plan.is_none() && bound.quotas().is_empty();
+        if self.key.plan != bound.key.plan && !is_free {
+            return Some(format!("the plan {:?}", self.key.plan));
+        }
+        if self.ends() > bound.ends() {
+            return Some(format!("{:?} is after {:?}", self.ends(), bound.ends()));
+        }
+        for secs in [0, 1, 2, 7, 59, 60, 61, 600, 3600, 86_400] {
+            let window = Duration::from_secs(secs);
+            let (here, there) = (self.admits(window), bound.admits(window));
+            if here > there {
+                return Some(format!("{here} requests in {secs} s instead of {there}"));
+            }
+        }
+        None
+    }
+}
+
+trait Has {
+    fn has(&self, scope: &str) -> bool;
+}
+
+impl Has for KeyRecord {
+    fn has(&self, scope: &str) -> bool {
+        self.scopes.contains(scope)
+    }
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Issue,
+    IssueForAnotherConsumer,
+    IssueWithScopes,
+    IssueForEver,
+    IssueWithLimits,
+    IssueWithAPlan,
+    Rotate,
+    RotateToAnotherExpiry,
+    ChangeScopes,
+    ChangeExpiry,
+    ChangeLimits,
+    ChangePlan,
+    SwitchOff,
+    SwitchOn,
+    ChangeAnotherConsumers,
+    Revoke,
+    RevokeAnotherConsumers,
+}
+
+impl Kind {
+    const ALL: [Self; 17] = [
+        Self::Issue,
+        Self::IssueForAnotherConsumer,
+        Self::IssueWithScopes,
+        Self::IssueForEver,
+        Self::IssueWithLimits,
+        Self::IssueWithAPlan,
+        Self::Rotate,
+        Self::RotateToAnotherExpiry,
+        Self::ChangeScopes,
+        Self::ChangeExpiry,
+        Self::ChangeLimits,
+        Self::ChangePlan,
+        Self::SwitchOff,
+        Self::SwitchOn,
+        Self::ChangeAnotherConsumers,
+        Self::Revoke,
+        Self::RevokeAnotherConsumers,
+    ];
+
+    /// All that `request` is, as `caller` makes it.
+    fn of(request: &Request, caller: &KeyRecord, target: &KeyRecord) -> Vec<Self> {
+        let is_foreign = target.consumer_id != caller.consumer_id;
+        let kinds = match request {
+            Request::Issue(grant) => vec![
+                (Self::Issue, true),
+                (Self::IssueForAnotherConsumer, *caller.consumer_id != *grant.consumer),
+                (Self::IssueWithScopes, !grant.scopes.is_empty()),
+                (Self::IssueForEver, grant.hours.is_none()),
+                (Self::IssueWithLimits, grant.limits.is_some()),
+                (Self::IssueWithAPlan, grant.plan.is_some()),
+            ],
+            Request::Rotate { expiry, .. } => {
+                vec![(Self::Rotate, true), (Self::RotateToAnotherExpiry, expiry.is_some())]
+            }
+            Request::Update { fields: [scopes, expiry, limits, plan], is_active, .. } => vec![
+                (Self::ChangeScopes, *scopes),
+                (Self::ChangeExpiry, *expiry),
+                (Self::ChangeLimits, *limits),
+                (Self::ChangePlan, *plan),
+                (Self::SwitchOff, *is_active == Some(false)),
+                (Self::SwitchOn, *is_active == Some(true)),
+                (Self::ChangeAnotherConsumers, is_foreign),
+            ],
+            Request::Revoke => {
+                vec![(Self::Revoke, true), (Self::RevokeAnotherConsumers, is_foreign)]
+            }
+        };
+        kinds.into_iter().filter_map(|(kind, is_so)| is_so.then_some(kind)).collect()
+    }
+}
+
+/// How many requests were granted and denied.
+#[derive(Default)]
+struct Tally {
+    granted: u32,
+    denied: u32,
+    by_kind: BTreeMap<Kind, [u32; 2]>,
+}
+
+impl Tally {
+    fn count(&mut self, kinds: Vec<Kind>, is_granted: bool) {
+        *if is_granted { &mut self.granted } else { &mut self.denied } += 1;
+        for kind in kinds {
+            self.by_kind.entry(kind).or_default()[usize::from(!is_granted)] += 1;
+        }
+    }
+}
+
+struct World {
+    clock: ManualClock,
+    operator: KeyIssuer,
+    tally: Arc<Mutex<Tally>>,
+    default_limits: RateLimits,
+    /// Whoever defines them.
+    plans: HashMap<&'static str, RateLimits>,
+}
+
+impl World {
+    async fn keys(&self) -> Vec<KeyRecord> {
+        let query = KeyQuery::new().limit(1000);
+        let page = self.operator.list(&query).await.unwrap();
+        let mut keys: Vec<_> = page.keys.into_iter().map(|key| key.record).collect();
+        keys.reverse();
+        keys
+    }
+
+    fn worth<'a>(&'a self, key: &'a KeyRecord) -> Worth<'a> {
+        Worth { key, world: self }
+    }
+
+    /// `caller` asks, concerning `target`. Whatever it gets is held against what it held.
+    async fn ask(&self, caller: &KeyRecord, target: &KeyRecord, request: Request) {
+        let scope = |scope: &str| Scope::new(scope).unwrap();
+        let actor = Actor::caller(&Consumer::from(caller.clone()))
+            .requires(scope(SCOPES[0]))
+            .everywhere_with(scope(SCOPES[1]))
+            .default_rate_limits(self.default_limits.clone());
+        let issuer = self.operator.by(actor);
+        let request = request.modest(caller, self.clock.now());
+        let kinds = Kind::of(&request, caller, target);
+        let minted = match request {
+            Request::Issue(grant) => {
+                issuer.issue(grant.new_key()).await.map(|issued| Some(issued.record))
+            }
+            Request::Rotate { expiry: new, grace_hours } => {
+                let rotation = Rotation::new().grace(HOUR * grace_hours);
+                let rotation = match new {
+                    Some(hours) => rotation.expiry(expiry(hours)),
+                    None => rotation,
+                };
+                issuer.rotate(target.id, rotation).await.map(|rotated| Some(rotated.record))
+            }
+            Request::Update { grant, fields, is_active } => {
+                let mut update = KeyUpdate::new();
+                if fields[0] {
+                    update = update.scopes(scopes(&grant.scopes));
+                }
+                if fields[1] {
+                    update = update.expiry(expiry(grant.hours));
+                }
+                if fields[2] {
+                    update = update.rate_limits(grant.limits);
+                }
+                if fields[3] {
+                    update = update.plan(grant.plan.map(Into::into));
+                }
+                if let Some(is_active) = is_active {
+                    update = update.is_active(is_active);
+                }
+                issuer.update(target.id, update).await.map(|_| None)
+            }
+            Request::Revoke => issuer.revoke(target.id, None).await.map(|_| None),
+        };
+        self.tally.lock().unwrap().count(kinds, minted.is_ok());
+        let is_alive = caller.status(self.clock.now()) == tower_api_key::record::KeyStatus::Active;
+        match minted {
+            Ok(minted) => {
+                assert!(is_alive && caller.has(SCOPES[0]), "{caller:?} may change nothing");
+                let reach = |key: &KeyRecord| {
+                    assert!(
+                        key.consumer_id == caller.consumer_id || caller.has(SCOPES[1]),
+                        "{key:?} is none of its business"
+                    );
+                };
+                match minted {
+                    Some(minted) => {
+                        reach(&minted);
+                        let beyond = self.worth(&minted).beyond(&self.worth(caller));
+                        assert_eq!(beyond, None, "{minted:?} by {caller:?}");
+                    }
+                    None => reach(target),
+                }
+            }
+            Err(error) => assert!(
+                !matches!(error.kind(), ManageErrorKind::Store | ManageErrorKind::Rng),
+                "{error}"
+            ),
+        }
+        // Nothing but what was minted is worth more than it was, unless the caller holds that.
+        for after in self.keys().await {
+            if after.id == target.id {
+                let grown = self.worth(&after).beyond(&self.worth(target));
+                let woken = !target.is_active && after.is_active;
+                let moved = after.plan != target.plan;
+                if grown.is_some() || woken || moved {
+                    let beyond = self.worth(&after).beyond(&self.worth(caller));
+                    assert_eq!(beyond, None, "{after:?} of {target:?} by {caller:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nobody_makes_a_key_that_holds_more() {
+    const STORIES: u32 = 512;
+    let parts = (
+        (limits(), [limits(), limits(), limits()]),
+        (grant(), vec(grant(), 0..3)),
+        vec((any::<Index>(), any::<Index>(), 0..4_u32, request()), 1..12),
+    );
+    let config =
+        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(STORIES) };
+    let tally = Arc::<Mutex<Tally>>::default();
+    let outcome = TestRunner::new(config).run(&parts, |parts| {
+        let ((default_limits, plans), (root, strangers), requests) = parts;
+        let tally = Arc::clone(&tally);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let clock = ManualClock::default();
+            let store = MemoryKeyStore::with_clock(clock.clone());
+            let format = KeyFormat::new("sk_test_").unwrap();
+            let operator = KeyIssuer::new(store, format).clock(clock.clone());
+            let plans: HashMap<_, _> = PLANS.into_iter().zip(plans).collect();
+            for name in &PLANS[..2] {
+                operator.set_plan(name, &plans[name]).await.unwrap();
+            }
+            let world = World { clock, operator, tally, default_limits, plans };
+            for stranger in strangers {
+                world.operator.issue(stranger.new_key()).await.unwrap();
+            }
+            let mut root = root;
+            root.scopes.push(SCOPES[0]);
+            let root = world.operator.issue(root.new_key()).await.unwrap().record;
+            let mut offspring = vec![root.id];
+            for (by, to, hours, request) in requests {
+                world.clock.advance(HOUR * hours + Duration::from_secs(1));
+                let before = world.keys().await;
+                let callers: Vec<_> =
+                    before.iter().filter(|key| offspring.contains(&key.id)).collect();
+                let (caller, target) = (by.get(&callers), to.get(&before));
+                world.ask(caller, target, request).await;
+                let known = |key: &KeyRecord| before.iter().any(|old| old.id == key.id);
+                let after = world.keys().await;
+                offspring.extend(after.iter().filter(|key| !known(key)).map(|key| key.id));
+                // Whatever came of it, over any number of steps.
+                for key in after.iter().filter(|key| offspring.contains(&key.id)) {
+                    prop_assert!(
+                        key.consumer_id == root.consumer_id || root.has(SCOPES[1]),
+                        "{key:?} is out of reach"
+                    );
+                    prop_assert_eq!(world.worth(key).beyond(&world.worth(&root)), None);
+                }
+            }
+            Ok(())
+        })
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+
+    // If everything were denied, or nothing asked for that must be, all of this would hold.
+    let Tally { granted, denied, by_kind } = &*tally.lock().unwrap();
+    println!("{granted} granted, {denied} denied: {by_kind:#?}");
+    assert!(*granted * 5 >= granted + denied, "{granted} granted, {denied} denied");
+    assert!(*denied * 5 >= granted + denied, "{granted} granted, {denied} denied");
+    for kind in Kind::ALL {
+        let [granted, denied] = by_kind.get(&kind).copied().unwrap_or_default();
+        assert!(granted >= 5, "{kind:?}: {granted} granted, {denied} denied");
+        assert!(denied >= 5, "{kind:?}: {granted} granted, {denied} denied");
+    }
+}

@@ -1,0 +1,129 @@
+//! The documents that the routers serve are those that are checked in, and hold what they promise.
+
+use serde_json::Value;
+use tower_api_key::{account, admin};
+
+use crate::desk::Desk;
+
+/// Writes the documents instead of comparing them, where it is set.
+const UPDATE: &str = "UPDATE_OPENAPI";
+
+#[tokio::test]
+async fn the_documents_are_those_that_are_checked_in() {
+    for (name, desk) in desks() {
+        let served = format!("{:#}\n", desk.document().await);
+        let file = format!("{}/tests/openapi/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os(UPDATE).is_some() {
+            std::fs::write(&file, &served).unwrap();
+        }
+        let checked_in = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(
+            checked_in == served,
+            "{file} is not what is served. If the change is meant: {UPDATE}=1 cargo test \
+             --features openapi,test-util --test openapi, look at the difference, and commit it"
+        );
+    }
+}
+
+#[tokio::test]
+async fn they_are_valid_where_they_refer_to_themselves() {
+    for (_, desk) in desks() {
+        let document = desk.document().await;
+        assert!(document["openapi"].as_str().unwrap() >= "3.1");
+        let mut references = Vec::new();
+        collect(&document, &mut references);
+        assert!(!references.is_empty());
+        for reference in references {
+            let pointer = reference.strip_prefix('#').unwrap();
+            assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+        }
+    }
+}
+
+/// Every operation says what a client gets that is turned away, and every body is closed.
+#[tokio::test]
+async fn they_tell_of_refusals_and_leave_no_body_open() {
+    for (_, desk) in desks() {
+        let document = desk.document().await;
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let responses = operation["responses"].as_object().unwrap();
+                for status in ["400", "401", "403", "503"] {
+                    assert!(responses.contains_key(status), "{method} {path}: {status}");
+                }
+                for (status, response) in responses {
+                    let is_problem = response["content"]["application/problem+json"].is_object();
+                    assert_eq!(
+                        is_problem,
+                        status >= &"400".to_owned(),
+                        "{method} {path}: {status}"
+                    );
+                }
+            }
+        }
+        for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+            let one_of =
+                schema["oneOf"].as_array().cloned().unwrap_or_else(|| vec![schema.clone()]);
+            for schema in one_of {
+                assert_eq!(schema["additionalProperties"], Value::Bool(false), "{name}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_page_loads_nothing_and_runs_nothing() {
+    for (_, desk) in desks() {
+        let (key, _) = desk.key("acme", &[]).await;
+        let page = desk.send(&key, "GET", "/docs", None).await;
+        assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
+        let policy = page.header("content-security-policy").unwrap();
+        assert!(policy.starts_with("default-src 'none'"), "{policy}");
+        for foreign in [
+            "<script", "<link", "<img", "<iframe", "src=", "http://", "https://", "@import", "url(",
+        ] {
+            assert!(!page.text().contains(foreign), "{foreign}");
+        }
+        let document = desk.document().await;
+        let mut headings = 0;
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for method in item.as_object().unwrap().keys() {
+                headings += 1;
+                let heading = format!("<code>{} {path}</code>", method.to_uppercase());
+                assert!(page.text().contains(&heading), "{heading}");
+            }
+        }
+        assert!(headings > 0);
+    }
+}
+
+/// A scanner for secrets would fire at an example that looks like a key.
+#[tokio::test]
+async fn nothing_in_them_looks_like_a_key() {
+    let like_a_key = regex::Regex::new(r"\b[a-z]{2,}_[a-z]+_[A-Za-z0-9_-]{8,}").unwrap();
+    assert!(like_a_key.is_match("sk_live_0123456789abcdef"));
+    for (_, desk) in desks() {
+        let document = desk.document().await.to_string();
+        assert_eq!(like_a_key.find(&document), None);
+    }
+}
+
+fn desks() -> [(&'static str, Desk); 2] {
+    [
+        ("admin", Desk::new("/admin", admin::router)),
+        ("account", Desk::new("/account", account::router)),
+    ]
+}
+
+fn collect(value: &Value, references: &mut Vec<String>) {
+    match value {
+        Value::Object(members) => {
+            if let Some(Value::String(reference)) = members.get("$ref") {
+                references.push(reference.clone());
+            }
+            members.values().for_each(|value| collect(value, references));
+        }
+        Value::Array(values) => values.iter().for_each(|value| collect(value, references)),
+        _ => {}
+    }
+}
