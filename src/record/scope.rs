@@ -7,8 +7,8 @@ const MAX_LEN: usize = 128;
 /// One permission, such as `reports:read`.
 ///
 /// Opaque and case-sensitive: `reports:*` is not a wildcard. The allowed characters are those of an
-/// OAuth scope token, so a scope can appear in `WWW-Authenticate` unescaped ([RFC 6750
-/// §3](https://www.rfc-editor.org/rfc/rfc6750#section-3)).
+/// OAuth scope token, so a scope can appear in `WWW-Authenticate` unescaped
+/// ([RFC 6750 §3](https://www.rfc-editor.org/rfc/rfc6750#section-3)).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Scope(Box<str>);
