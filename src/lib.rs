@@ -15,7 +15,7 @@
 //! | [`rate_limit`] | quotas and buckets |
 //! | [`key`] | the format of keys, secrets and hashes |
 //! | [`clock`] | time as a dependency |
-//! | [`manual`] | guarantees of the whole: [who may grant what](manual::keys), [how much a key holder can make](manual::bounds), [how long a revoked key can go on working](manual::freshness), [what a server in front of it takes](manual::deployment) |
+//! | [`manual`] | guarantees that span modules: [who may grant what](manual::keys), [how much a key holder can create](manual::bounds), [how long a revoked key may keep working](manual::freshness), [HTTP servers and database connections](manual::deployment) |
 //!
 //! ```
 //! use axum::{Router, routing::get};

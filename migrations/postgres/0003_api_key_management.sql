@@ -29,8 +29,8 @@ create table api_key_scopes (
     primary key (scope, key_id)
 );
 
--- Keeps scopes and recorded use in step with the keys, whoever changes them. Runs with its owner's
--- rights and in its table's schema, like `api_keys_tell`.
+-- Keeps scopes and recorded use in step with every change to the keys. Runs with its owner's rights
+-- and in its table's schema, like `api_keys_tell`.
 --
 -- Once per statement, so that a batch costs little more than a single key.
 create function api_keys_follow() returns trigger

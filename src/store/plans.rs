@@ -12,8 +12,8 @@ use crate::{
 /// so a change applies to all of them. Plans not defined here may be defined elsewhere.
 /// [`KeyIssuer`](crate::manage::KeyIssuer) builds on this trait and invalidates caches.
 pub trait ManagePlans: Send + Sync + 'static {
-    /// Gives a plan these limits, whether it was there before or not.
     /// Creates a plan with these limits, or replaces its limits.
+    ///
     /// # Errors
     ///
     /// [`Other`](StoreErrorKind::Other) if the name is not 1 to 64 letters, digits, `-`, `_` or
