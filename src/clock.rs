@@ -1,4 +1,4 @@
-//! Time as an argument: everything that asks what time it is asks a [`Clock`].
+//! Time as a dependency: all code that needs the time asks a [`Clock`].
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 use std::time::Instant;
@@ -10,18 +10,18 @@ use std::{
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use rustix::time::{ClockId, clock_gettime};
 
-/// The two readings of time the library needs.
+/// The library's two time sources.
 ///
-/// Deadlines and buckets run on [`monotonic`](Self::monotonic), so that a step of the wall clock
-/// neither prolongs a key nor refills a quota. [`now`](Self::now) dates what people read, and shows
-/// when the monotonic clock has stood still: where the wall clock runs ahead of it by more than a
-/// second, everything cached is [confirmed](crate::manual::freshness#clocks).
+/// Deadlines and buckets use [`monotonic`](Self::monotonic), so a step of the wall clock neither
+/// extends a key's life nor refills a quota. [`now`](Self::now) provides timestamps for people. It
+/// also detects that the monotonic clock stopped: if the wall clock advances more than a second
+/// further, all cached keys are [confirmed](crate::manual::freshness#clocks).
 pub trait Clock: Send + Sync + 'static {
-    /// The wall clock.
+    /// The wall-clock time.
     fn now(&self) -> SystemTime;
 
-    /// Time since an origin of the clock's own choosing. It never goes backwards, and should go on
-    /// while the machine sleeps.
+    /// Time since an arbitrary origin. It never goes backwards, and should keep running while the
+    /// machine sleeps.
     fn monotonic(&self) -> Duration;
 }
 
@@ -35,15 +35,15 @@ impl<C: Clock + ?Sized> Clock for std::sync::Arc<C> {
     }
 }
 
-/// A monotonic reading in nanoseconds, which fits into an atomic. It stands still after 584 years.
+/// A monotonic reading as nanoseconds, to fit into an atomic. Saturates after 584 years.
 pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The operating system's clocks. The default.
+/// The operating system's clocks; the default.
 ///
-/// On Linux and Android the monotonic reading is `CLOCK_BOOTTIME`, which goes on while the machine
-/// sleeps; elsewhere it is that of [`Instant`](std::time::Instant), which may stand still then.
+/// On Linux and Android the monotonic reading is `CLOCK_BOOTTIME`, which keeps running while the
+/// machine sleeps; elsewhere it is [`Instant`](std::time::Instant), which may stop.
 #[derive(Clone)]
 pub struct SystemClock {
     origin: Origin,
@@ -66,7 +66,7 @@ impl SystemClock {
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn origin() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
-    // Neither is negative: it is the time since the machine started.
+    // Time since boot, so neither field is negative.
     let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
     Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
 }
@@ -110,9 +110,9 @@ impl fmt::Debug for SystemClock {
     }
 }
 
-/// A clock that stands still until a test moves it.
+/// A clock that only advances when a test tells it to.
 ///
-/// Clones share one time.
+/// Clones share the same time.
 ///
 /// ```
 /// use std::time::Duration;
@@ -131,20 +131,20 @@ pub struct ManualClock {
 
 #[cfg(feature = "test-util")]
 impl ManualClock {
-    /// A clock whose wall reads `now`.
+    /// A clock whose wall-clock time is `now`.
     #[must_use]
     pub fn at(now: SystemTime) -> Self {
         Self { time: std::sync::Arc::new(std::sync::Mutex::new((now, Duration::ZERO))) }
     }
 
-    /// Lets time pass, on the wall and monotonically.
+    /// Advances both the wall clock and the monotonic clock.
     pub fn advance(&self, by: Duration) {
         let mut time = self.lock();
         time.0 += by;
         time.1 += by;
     }
 
-    /// Steps the wall clock alone, as an administrator or NTP does.
+    /// Steps only the wall clock, as an administrator or NTP might.
     pub fn set_wall(&self, now: SystemTime) {
         self.lock().0 = now;
     }

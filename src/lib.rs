@@ -1,21 +1,21 @@
 //! API keys for any tower HTTP service: issued, hashed, cached, rate-limited, revoked.
 //!
-//! *A **key** is hashed; its **record** is found in a **store**; its **rate limit** is taken;
-//! **auth** decides; the **layer** speaks HTTP; keys are **managed**.* The modules are called
-//! after that sentence, and each explains itself:
+//! *A **key** is hashed; its **record** is found in a **store**; its **rate limit** is charged;
+//! **auth** decides; the **layer** speaks HTTP; keys are **managed**.* The modules are named after
+//! this sentence:
 //!
-//! | module | what |
+//! | module | contents |
 //! |---|---|
-//! | `admin`, `account` | routers to manage keys with: for operators, and for consumers (feature `admin`) |
-//! | [`layer`] | [`ApiKeyLayer`], [`RequireScope`], what each request is answered and why |
+//! | `admin`, `account` | HTTP routers for managing keys: for operators, and for consumers (feature `admin`) |
+//! | [`layer`] | [`ApiKeyLayer`], [`RequireScope`], responses to rejected requests |
 //! | [`auth`] | [`Authenticator`]: the decision, its cache, its worker |
-//! | [`manage`] | the life of a key: issuing, changing, rotating, revoking, the audit |
+//! | [`manage`] | key life cycle: issue, update, rotate, revoke, audit |
 //! | [`store`] | PostgreSQL, SQLite, memory, or your own |
-//! | [`record`] | what is known of a key, [`Consumer`] |
+//! | [`record`] | stored facts about a key, [`Consumer`] |
 //! | [`rate_limit`] | quotas and buckets |
 //! | [`key`] | the format of keys, secrets and hashes |
-//! | [`clock`] | time as an argument |
-//! | [`manual`] | what the parts promise together: [who may grant what](manual::keys), [how much a key holder can make](manual::bounds), [how long a revoked key can go on working](manual::freshness), [what a server in front of it takes](manual::deployment) |
+//! | [`clock`] | time as a dependency |
+//! | [`manual`] | guarantees that span modules: [who may grant what](manual::keys), [how much a key holder can create](manual::bounds), [how long a revoked key may keep working](manual::freshness), [HTTP servers and database connections](manual::deployment) |
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -56,8 +56,9 @@
 //!
 //! # Features
 //!
-//! `postgres`, `axum` and `tracing` are on by default; `sqlite`, `redis`, `redis-tls`, `ws`, `admin`,
-//! `openapi`, `cli` and `test-util` are not. Each adds one thing; none changes what is there without it.
+//! `postgres`, `axum` and `tracing` are on by default; `sqlite`, `redis`, `redis-tls`, `ws`,
+//! `admin`, `openapi`, `cli` and `test-util` are not. Features are additive: none changes existing
+//! behaviour.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

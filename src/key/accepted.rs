@@ -1,6 +1,6 @@
 use super::{ImportedFormat, KeyFormat, MalformedKey, PresentedKey};
 
-/// A format whose keys are let in: issued here, or imported.
+/// An accepted key format: keys issued here, or imported ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcceptedFormat(Kind);
 
@@ -11,11 +11,11 @@ enum Kind {
 }
 
 impl AcceptedFormat {
-    /// Recognises a key of this format, without copying or hashing it.
+    /// Parses a key of this format without copying or hashing it.
     ///
     /// # Errors
     ///
-    /// When the bytes are not of this format.
+    /// When the bytes do not match this format.
     pub fn parse<'h>(&self, bytes: &'h [u8]) -> Result<PresentedKey<'h>, MalformedKey> {
         match &self.0 {
             Kind::Issued(format) => format.parse(bytes),

@@ -4,11 +4,11 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::KeyHash;
 
-/// A key in the clear, as its owner gets to see it exactly once.
+/// A plaintext key, shown to its owner exactly once.
 ///
-/// The memory is wiped when the value is dropped. There is no `Display`, no `Clone`, no comparison
-/// and no serialisation; [`expose_secret`](Self::expose_secret) is the only way in. See the
-/// [module](crate::key) for the format.
+/// Its memory is wiped on drop. There is no `Display`, `Clone`, comparison or serialisation;
+/// [`expose_secret`](Self::expose_secret) is the only access. See the [module](crate::key) for the
+/// format.
 pub struct ApiKey(SecretString);
 
 impl ApiKey {
@@ -16,17 +16,18 @@ impl ApiKey {
         Self(SecretString::from(key))
     }
 
-    /// The key in the clear.
+    /// The plaintext key.
     ///
     /// # Security
     ///
-    /// Hand it to its owner and forget it: what is logged, stored or put into a URL is lost.
+    /// Give it to its owner and drop it. A key that is logged, stored or put into a URL is
+    /// compromised.
     #[must_use]
     pub fn expose_secret(&self) -> &str {
         self.0.expose_secret()
     }
 
-    /// What a store keeps instead of the key.
+    /// The hash that a store keeps instead of the key.
     #[must_use]
     pub fn hash(&self) -> KeyHash {
         KeyHash::of(self.expose_secret().as_bytes())
@@ -39,7 +40,7 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// A key as a request carries it: well-formed, borrowed, not yet trusted.
+/// A well-formed key from a request: borrowed and not yet verified.
 #[derive(Clone, Copy)]
 pub struct PresentedKey<'h>(&'h [u8]);
 
@@ -48,7 +49,7 @@ impl<'h> PresentedKey<'h> {
         Self(key)
     }
 
-    /// SHA-256 of the whole key, under which a store may know it.
+    /// SHA-256 of the whole key, for look-up in a store.
     #[must_use]
     pub fn hash(&self) -> KeyHash {
         KeyHash::of(self.0)
@@ -61,10 +62,10 @@ impl fmt::Debug for PresentedKey<'_> {
     }
 }
 
-/// The bytes are no key of the accepted formats: wrong prefix, length, alphabet or checksum.
+/// The bytes do not match an accepted format: wrong prefix, length, alphabet or checksum.
 ///
-/// It does not say which, nor keep a copy: whoever holds a key knows what it looks like, and
-/// nobody else should learn it.
+/// The error does not say which check failed and keeps no copy of the bytes: only a legitimate key
+/// holder should know what a key looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MalformedKey;

@@ -2,22 +2,22 @@ use std::{error::Error, fmt};
 
 use rand::{TryRng, rngs::SysRng};
 
-/// Where the randomness of new keys comes from.
+/// Source of randomness for new keys.
 ///
-/// The default, [`SystemEntropy`], is right for everybody but tests.
+/// The default, [`SystemEntropy`], is right for everything except tests.
 pub trait EntropySource: Send + Sync + 'static {
     /// Fills `buffer` with cryptographically secure random bytes.
     ///
     /// # Errors
     ///
-    /// When the source fails. No key is made then.
+    /// When the source fails. No key is generated then.
     fn fill(&self, buffer: &mut [u8]) -> Result<(), RngError>;
 }
 
 /// The operating system's random number generator.
 ///
-/// It is asked directly for each key: a generator in user space would save a microsecond and could
-/// be copied by a fork.
+/// Called directly for each key: a user-space generator would save a microsecond, but a fork could
+/// duplicate its state.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemEntropy;
 
@@ -27,14 +27,14 @@ impl EntropySource for SystemEntropy {
     }
 }
 
-/// The random number generator failed, so no key was made and nothing was stored.
+/// The random number generator failed; no key was generated and nothing was stored.
 #[derive(Debug)]
 pub struct RngError {
     source: Box<dyn Error + Send + Sync>,
 }
 
 impl RngError {
-    /// Wraps the failure of an [`EntropySource`].
+    /// Wraps an error of an [`EntropySource`].
     pub fn new(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { source: source.into() }
     }

@@ -8,22 +8,22 @@ const RANDOM_BYTES: usize = 32;
 const BODY_LEN: usize = 43;
 const CHECKSUM_LEN: usize = 6;
 const MAX_PREFIX_LEN: usize = 64;
-/// A working generator needs about two draws; the chance of needing 100 is below 2⁻⁹⁰.
+/// Key generation needs two draws on average; the chance of needing 100 is below 2⁻⁹⁰.
 const MAX_DRAWS: usize = 100;
 
-/// How keys of one kind and environment look: `sk_live_…`, `acme_test_…`.
+/// The format of keys of one kind and environment: `sk_live_…`, `acme_test_…`.
 ///
-/// See the [module](crate::key) for the format and its reasons.
+/// See the [module](crate::key) for the format and the reasons for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyFormat {
     prefix: Box<str>,
 }
 
 impl KeyFormat {
-    /// Keys that begin with `prefix`: letters and digits in segments that each end in `_`.
+    /// A format whose keys begin with `prefix`: segments of letters and digits, each ending in `_`.
     ///
-    /// Two or three segments read well: service, kind, environment. Keys of another environment
-    /// are then refused without a look-up.
+    /// Two or three segments read well: service, kind, environment. Keys of another environment are
+    /// then refused without a look-up.
     ///
     /// # Errors
     ///
@@ -46,13 +46,13 @@ impl KeyFormat {
         if well_formed { Ok(Self { prefix: prefix.into() }) } else { Err(InvalidFormat::Prefix) }
     }
 
-    /// The prefix.
+    /// The prefix that keys begin with.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Makes a new key from the operating system's random numbers.
+    /// Generates a key from the operating system's random numbers.
     ///
     /// # Errors
     ///
@@ -61,12 +61,12 @@ impl KeyFormat {
         self.generate_from(&SystemEntropy)
     }
 
-    /// Makes a new key from another source of randomness.
+    /// Generates a key from another source of randomness.
     ///
     /// # Errors
     ///
-    /// When the source fails, or plainly is not random: nothing but zeros, or a hundred draws
-    /// without a key.
+    /// When the source fails or is clearly not random: it returned all zeros, or a hundred draws
+    /// produced no key.
     pub fn generate_from(
         &self,
         entropy: &(impl EntropySource + ?Sized),
@@ -76,9 +76,10 @@ impl KeyFormat {
             let random = secrecy::ExposeSecretMut::expose_secret_mut(&mut random);
             entropy.fill(random)?;
             if random.iter().all(|&byte| byte == 0) {
-                return Err(RngError::new("it returned nothing but zeros"));
+                return Err(RngError::new("the entropy source returned only zeros"));
             }
-            // The full capacity at once: a growing `String` would leave copies of the key behind.
+            // Allocate the full capacity up front: a growing `String` would leave copies of the key
+            // behind.
             let mut key = String::with_capacity(self.len());
             key.push_str(&self.prefix);
             URL_SAFE_NO_PAD.encode_string(random, &mut key);
@@ -88,10 +89,10 @@ impl KeyFormat {
                 return Ok(key);
             }
         }
-        Err(RngError::new("it did not return random bytes"))
+        Err(RngError::new("the entropy source did not return random bytes"))
     }
 
-    /// Recognises a key of this format, without copying or hashing it.
+    /// Parses a key of this format without copying or hashing it.
     ///
     /// # Errors
     ///
@@ -101,7 +102,7 @@ impl KeyFormat {
             return Err(MalformedKey);
         }
         let (payload, checksum) = bytes.split_last_chunk::<CHECKSUM_LEN>().ok_or(MalformedKey)?;
-        // Most that is not a key ends here, before anything is computed of it.
+        // Most malformed input is refused here, before computing the CRC.
         if !is_word(bytes) {
             return Err(MalformedKey);
         }
@@ -111,10 +112,10 @@ impl KeyFormat {
         if *checksum == expected { Ok(PresentedKey::new(bytes)) } else { Err(MalformedKey) }
     }
 
-    /// The regular expression under which secret scanners find keys of this format.
+    /// A regular expression for secret scanners that matches keys of this format.
     ///
-    /// It is understood by RE2, Hyperscan, PCRE and the `regex` crate. What it finds can be checked
-    /// with [`parse`](Self::parse): of four billion look-alikes one has the right checksum.
+    /// It works with RE2, Hyperscan, PCRE and the `regex` crate. Verify matches with
+    /// [`parse`](Self::parse): only one look-alike in four billion has a valid checksum.
     ///
     /// ```
     /// # use tower_api_key::key::KeyFormat;
@@ -131,7 +132,7 @@ impl KeyFormat {
     }
 }
 
-/// Whether all of it is letters, digits and `_`. Without a branch, so that the compiler looks at
+/// Whether all bytes are letters, digits or `_`. Branch-free so that the compiler vectorises it,
 /// sixteen bytes at a time.
 fn is_word(bytes: &[u8]) -> bool {
     let is_word = |byte: u8| {
@@ -142,23 +143,23 @@ fn is_word(bytes: &[u8]) -> bool {
     bytes.iter().fold(true, |all, &byte| all & is_word(byte))
 }
 
-/// Why a format was refused.
+/// Why a key format is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InvalidFormat {
-    /// The prefix has characters it may not have, or does not end in `_`.
+    /// The prefix has characters other than those allowed, or does not end in `_`.
     Prefix,
     /// The prefix is longer than 64 characters, or the whole key longer than 256.
     TooLong,
-    /// The keys hold fewer than 128 bits.
+    /// Keys of this format hold fewer than 128 bits.
     TooWeak,
 }
 
 impl fmt::Display for InvalidFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Prefix => "a key prefix is letters and digits in segments that each end in `_`, such as `sk_live_`",
-            Self::TooLong => "a key prefix has at most 64 characters, and a key at most 256",
+            Self::Prefix => "a key prefix must be segments of letters and digits that each end in `_`, such as `sk_live_`",
+            Self::TooLong => "a key prefix must have at most 64 characters, and a key at most 256",
             Self::TooWeak => "keys of this format hold fewer than 128 bits and could be guessed",
         })
     }

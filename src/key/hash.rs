@@ -11,12 +11,12 @@ const LENIENT: GeneralPurposeConfig =
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
-/// SHA-256 of a whole key: what stores keep, caches look up and feeds announce.
+/// SHA-256 of a whole key: stored in key stores, looked up in caches, announced by feeds.
 ///
-/// A plain hash is enough because a key holds at least 128 bits of randomness: there is no
-/// dictionary to try, and NIST SP 800-63B asks for salt and stretching only below 112 bits.
-/// Comparing two hashes in variable time gives nothing away either: whoever can choose a hash's
-/// leading bytes would have to invert SHA-256 to profit.
+/// A plain hash is enough because a key holds at least 128 bits of randomness: a dictionary attack
+/// is impossible, and NIST SP 800-63B requires salt and stretching only below 112 bits. Comparing
+/// hashes in variable time leaks nothing useful: to exploit it, an attacker would have to invert
+/// SHA-256.
 ///
 /// `Debug` shows four bytes, enough to tell two keys apart in a log.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,7 +27,7 @@ impl KeyHash {
         Self(Sha256::digest(key).into())
     }
 
-    /// A hash computed elsewhere, as a store reads it.
+    /// A hash computed elsewhere, as read by a store.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
@@ -48,7 +48,7 @@ impl TryFrom<&[u8]> for KeyHash {
     }
 }
 
-/// SHA-256 of `parts`, told apart whatever is in them.
+/// SHA-256 of `parts`, each prefixed with its length so that no two lists collide.
 pub(crate) fn digest(parts: &[&[u8]]) -> [u8; 32] {
     let mut sha = Sha256::new();
     for part in parts {
@@ -58,7 +58,7 @@ pub(crate) fn digest(parts: &[&[u8]]) -> [u8; 32] {
     sha.finalize().into()
 }
 
-/// 64 hexadecimal digits, or base64 of either alphabet, with or without padding.
+/// Accepts 64 hexadecimal digits, or base64 in either alphabet, with or without padding.
 impl FromStr for KeyHash {
     type Err = InvalidHash;
 
@@ -98,14 +98,14 @@ impl fmt::Debug for KeyHash {
     }
 }
 
-/// Not 32 bytes, or neither hexadecimal digits nor base64 of them.
+/// The text or bytes are not a 32-byte hash in hexadecimal or base64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InvalidHash;
 
 impl fmt::Display for InvalidHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key hash is 32 bytes: 64 hexadecimal digits, or 43 characters of base64")
+        f.write_str("a key hash must be 32 bytes: 64 hexadecimal digits or 43 base64 characters")
     }
 }
 
@@ -128,7 +128,7 @@ mod tests {
             [&[], &[b""], &[b"", b""], &[b"ab"], &[b"a", b"b"], &[b"", b"ab"], &[b"ab", b""]];
         let digests: std::collections::HashSet<_> = parts.map(digest).into();
         assert_eq!(digests.len(), parts.len());
-        // SHA-256 of the length in eight bytes, and "ab".
+        // SHA-256 of the length as eight bytes, followed by "ab".
         let known = "9caccc24b5d7e06c21c0277b6530d66664273e11f326515c58eaa3691afccfff";
         assert_eq!(KeyHash(digest(&[b"ab"])), known.parse().unwrap());
     }

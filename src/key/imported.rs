@@ -1,10 +1,10 @@
 use super::{InvalidFormat, MalformedKey, PresentedKey};
 
-/// The shape of keys that were issued by something else: a fixed length, no checksum.
+/// The format of keys issued by another system: a fixed length, no checksum.
 ///
-/// It lets a service move to this crate without telling its users. Junk is told apart by prefix,
-/// length and alphabet alone, so a well-formed unknown key costs a look-up; issue new keys in a
-/// [`KeyFormat`](super::KeyFormat) of your own.
+/// It lets a service adopt this crate without reissuing its users' keys. Invalid input is
+/// recognised only by prefix, length and alphabet, so a well-formed unknown key costs a look-up.
+/// Issue new keys in a [`KeyFormat`](super::KeyFormat) of your own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportedFormat {
     prefix: Box<str>,
@@ -13,13 +13,13 @@ pub struct ImportedFormat {
 }
 
 impl ImportedFormat {
-    /// Keys of `prefix` (which may be empty) followed by `body_len` characters of `alphabet`.
+    /// Keys made of `prefix` (may be empty) and `body_len` characters of `alphabet`.
     ///
     /// # Errors
     ///
-    /// When the body can hold fewer than 128 bits (OWASP ASVS 7.2.3: such keys can be guessed),
-    /// when a key would be longer than 256 characters, or when the prefix has characters a bearer
-    /// token may not have.
+    /// When the body holds fewer than 128 bits (OWASP ASVS 7.2.3: such keys can be guessed), when a
+    /// key would exceed 256 characters, or when the prefix has characters that a bearer token may
+    /// not have.
     pub fn new(prefix: &str, alphabet: Alphabet, body_len: usize) -> Result<Self, InvalidFormat> {
         if !prefix.bytes().all(is_bearer_symbol) {
             return Err(InvalidFormat::Prefix);
@@ -34,7 +34,7 @@ impl ImportedFormat {
         Ok(Self { prefix: prefix.into(), alphabet, body_len })
     }
 
-    /// Recognises a key of this shape, without copying or hashing it.
+    /// Parses a key of this format without copying or hashing it.
     ///
     /// # Errors
     ///
@@ -50,11 +50,11 @@ impl ImportedFormat {
 const MIN_BITS: f64 = 128.0;
 const MAX_LEN: usize = 256;
 
-/// The characters of an imported key's body.
+/// The alphabet of an imported key's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Alphabet {
-    /// `0-9a-f`: 4 bits a character.
+    /// `0-9a-f`: 4 bits per character.
     Hex,
     /// `A-Z2-7` ([RFC 4648 §6](https://www.rfc-editor.org/rfc/rfc4648#section-6)): 5 bits.
     Base32,
@@ -84,7 +84,7 @@ impl Alphabet {
     }
 }
 
-/// RFC 6750 §2.1, without the padding that can only come last.
+/// RFC 6750 §2.1, without the padding, which may only come last.
 fn is_bearer_symbol(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte)
 }

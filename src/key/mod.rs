@@ -1,4 +1,4 @@
-//! The key itself: what it looks like, how it is made, read and hashed.
+//! The key itself: its format, generation, parsing and hashing.
 //!
 //! A key is `prefix + body + checksum`, for instance
 //!
@@ -7,16 +7,16 @@
 //! prefix   32 random bytes        CRC-32 of everything before it
 //! ```
 //!
-//! 1. The **prefix** names the service and the environment. It is public: it tells people and
-//!    secret scanners what they have found.
+//! 1. The **prefix** names the service and the environment. It is public and lets people and secret
+//!    scanners identify the key.
 //! 2. The **body** is 32 bytes of the operating system's random numbers in unpadded base64url
 //!    ([RFC 4648 §5](https://www.rfc-editor.org/rfc/rfc4648#section-5)): 43 characters.
 //! 3. The **checksum** is the big-endian CRC-32 of prefix and body in base64url: 6 characters. It
-//!    turns typing errors, truncated pastes and scanners' false positives away without a hash or a
-//!    query. It is not a secret and authenticates nobody.
+//!    rejects typing errors, truncated pastes and scanners' false positives without a hash or a
+//!    query. It is not a secret and does not authenticate.
 //!
-//! Keys are drawn again until no `-` occurs in them (two draws on average), so that a double click
-//! selects the whole key. That costs about one bit: 254.9 of 256 remain.
+//! Keys that contain a `-` are discarded and drawn again (two draws on average), so that a double
+//! click selects the whole key. This costs about one bit: 254.9 of 256 remain.
 //!
 //! Only the SHA-256 of the whole key is stored ([`KeyHash`]).
 //!
@@ -32,7 +32,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Keys that were issued before this crate came keep working through an [`ImportedFormat`]:
+//! Keys issued before adopting this crate keep working with an [`ImportedFormat`]:
 //!
 //! ```
 //! use tower_api_key::key::{Alphabet, ImportedFormat};

@@ -9,19 +9,19 @@ use std::{
 use super::{KeyId, KeyRecord, Metadata, Retirement, Scope, Scopes};
 use crate::rate_limit::{Meter, RateLimits, Subject};
 
-/// Who is asking: what a handler gets to know of the key that let the request in.
+/// The authenticated caller: what a handler can see of the key that admitted the request.
 ///
-/// Found in the request's extensions behind an [`ApiKeyLayer`](crate::ApiKeyLayer), and an axum
-/// extractor. Cloning it is cheap; it holds no secret.
+/// [`ApiKeyLayer`](crate::ApiKeyLayer) puts it into the request's extensions; it is also an axum
+/// extractor. Cloning is cheap. It holds no secret.
 ///
-/// The extractor and the layers, such as [`RequireScope`](crate::RequireScope), only trust a
-/// consumer that an [`Authenticator`](crate::Authenticator) made. One made from a [`KeyRecord`] is
-/// for [`Actor::caller`](crate::manage::Actor::caller) and the like; for tests of handlers there is
-/// `Consumer::for_test`, behind the feature `test-util`.
+/// The extractor and layers such as [`RequireScope`](crate::RequireScope) only trust a consumer
+/// that an [`Authenticator`](crate::Authenticator) made. A consumer made from a [`KeyRecord`] is
+/// meant for [`Actor::caller`](crate::manage::Actor::caller) and similar; for handler tests there
+/// is `Consumer::for_test`, behind the feature `test-util`.
 #[derive(Clone)]
 pub struct Consumer(Arc<Known>);
 
-/// A key that was looked up: what a handler gets to know of it, and what it is to whoever did that.
+/// A looked-up key: the part that handlers see, and `live`, the part that only its owner uses.
 pub(crate) struct Known<L: ?Sized = dyn Live> {
     id: Box<str>,
     key_id: KeyId,
@@ -29,26 +29,26 @@ pub(crate) struct Known<L: ?Sized = dyn Live> {
     scopes: Scopes,
     plan: Option<Box<str>>,
     metadata: Metadata,
-    /// In a box, as few keys have it.
+    /// Boxed because few keys have it.
     retirement: Option<Box<Retirement>>,
     root_id: KeyId,
     pub(crate) live: L,
 }
 
-/// What ties a consumer to the authenticator that made it.
+/// Connects a consumer to the authenticator that made it.
 pub(crate) trait Live: Send + Sync {
-    /// The limits of the key.
+    /// The key's limits.
     fn meter(&self) -> Option<&Meter>;
 
     /// Resolves when the key with this id no longer works.
     fn ended(&self, key_id: KeyId) -> BoxFuture;
 
-    /// The authenticator that looked the key up; `None` for a consumer that none did.
+    /// The authenticator that looked the key up; `None` if the consumer was not made by one.
     fn origin(&self) -> Option<Origin>;
 }
 
-/// Tells authenticators apart: the address of an allocation that belongs to one of them. It is
-/// unique for as long as a `Weak` to that allocation exists.
+/// Identifies an authenticator by the address of an allocation it owns. The address is unique for
+/// as long as a `Weak` to that allocation exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Origin(usize);
 
@@ -60,7 +60,7 @@ impl Origin {
 
 type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Of a consumer that no authenticator made.
+/// For a consumer that was not made by an authenticator.
 struct Unbound;
 
 impl Live for Unbound {
@@ -77,7 +77,7 @@ impl Live for Unbound {
     }
 }
 
-/// Of a consumer that a test made in place of an authenticator.
+/// For a consumer made by a test.
 #[cfg(feature = "test-util")]
 struct ForTest;
 
@@ -92,7 +92,7 @@ impl Live for ForTest {
     }
 
     fn origin(&self) -> Option<Origin> {
-        // No allocation has this address.
+        // No allocation has address 0.
         Some(Origin(0))
     }
 }
@@ -123,8 +123,8 @@ impl Consumer {
         Self(known)
     }
 
-    /// A consumer that the extractor and the layers trust like one that an authenticator made: for
-    /// tests that put it into the extensions of a request in place of an
+    /// A consumer that the extractor and the layers trust as if an authenticator had made it. For
+    /// tests that put it into a request's extensions in place of an
     /// [`ApiKeyLayer`](crate::ApiKeyLayer). It has no quotas, and its key never ends.
     ///
     /// A layer that names [its authenticator](crate::RequireScope::of) does not trust it.
@@ -134,7 +134,7 @@ impl Consumer {
         Self(Arc::new(Known::new(record, ForTest)))
     }
 
-    /// The authenticator that made it, if one did.
+    /// The authenticator that made it, if any.
     pub(crate) fn origin(&self) -> Option<Origin> {
         self.0.live.origin()
     }
@@ -151,13 +151,13 @@ impl Consumer {
         self.0.key_id
     }
 
-    /// What the owner calls the key.
+    /// The owner's name for the key.
     #[must_use]
     pub fn key_name(&self) -> Option<&str> {
         self.0.key_name.as_deref()
     }
 
-    /// What the key may do.
+    /// The key's scopes.
     #[must_use]
     pub fn scopes(&self) -> &Scopes {
         &self.0.scopes
@@ -169,24 +169,24 @@ impl Consumer {
         self.0.scopes.contains(scope)
     }
 
-    /// The name of the plan the key is on, whoever defines it.
+    /// The name of the key's plan, whether the store or the application defines it.
     #[must_use]
     pub fn plan(&self) -> Option<&str> {
         self.0.plan.as_deref()
     }
 
-    /// What the application stored with the key.
+    /// The application's metadata for the key.
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
         &self.0.metadata
     }
 
-    /// Whether the key was rotated and is on its way out.
+    /// Set if the key was rotated and is being phased out.
     pub(crate) fn retirement(&self) -> Option<Retirement> {
         self.0.retirement.as_deref().copied()
     }
 
-    /// The limits of the key; none for a consumer that no authenticator made.
+    /// The key's limits; none if the consumer was not made by an authenticator.
     pub(crate) fn meter(&self) -> Option<&Meter> {
         self.0.live.meter()
     }
@@ -198,31 +198,31 @@ impl Consumer {
         }
     }
 
-    /// Whose requests are counted.
+    /// The subject whose requests are counted.
     pub(crate) fn subject(&self) -> Subject<'_> {
         Subject::of_key(self.id(), self.0.root_id.as_u128())
     }
 
-    /// Resolves when the key stops working: revoked, switched off, deleted or expired. For answers
-    /// that go on for long; the layer judges a key only when a request begins.
+    /// Resolves when the key stops working: revoked, switched off, deleted or expired. For
+    /// long-lived responses; the layer checks a key only when a request begins.
     ///
-    /// It learns of that as fast as requests do: within milliseconds where the authenticator has a
-    /// [change feed](crate::auth::Builder::change_feed) and its worker runs, else within
-    /// [`fresh`](crate::auth::CachePolicy::fresh). It resolves too when the key could not be confirmed
-    /// for as long as a cached one is believed
-    /// ([`stale_if_error`](crate::auth::CachePolicy::stale_if_error)), or when the key was changed and
-    /// the store does not answer. A look-up that finds no room is tried again, and ends nothing. What
-    /// it returns keeps the authenticator's cache alive; called after that is gone, it resolves at
-    /// once.
+    /// It learns of changes as fast as requests do: within milliseconds if the authenticator has a
+    /// [change feed](crate::auth::Builder::change_feed) and its worker runs, otherwise within
+    /// [`fresh`](crate::auth::CachePolicy::fresh). It also resolves if the key could not be
+    /// confirmed for [`stale_if_error`](crate::auth::CachePolicy::stale_if_error), or if the key
+    /// was changed and the store does not answer. A look-up refused for lack of capacity is retried
+    /// and does not resolve it.
     ///
-    /// Keys are only watched for those who ask. For a consumer that no authenticator made it never
-    /// resolves. It needs a tokio runtime with its timer.
+    /// The returned future keeps the authenticator's cache alive; if the cache is already gone, it
+    /// resolves at once. Keys are watched only while such a future exists. For a consumer that was
+    /// not made by an authenticator it never resolves. Requires a tokio runtime with its timer
+    /// enabled.
     pub fn revoked(&self) -> Revoked {
         Revoked(self.0.live.ended(self.0.key_id))
     }
 }
 
-/// Resolves when a key no longer works: see [`Consumer::revoked`].
+/// Resolves when a key stops working: see [`Consumer::revoked`].
 #[must_use = "futures do nothing unless polled"]
 pub struct Revoked(BoxFuture);
 

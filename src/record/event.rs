@@ -2,51 +2,51 @@ use std::{error::Error, fmt, str::FromStr, time::SystemTime};
 
 use super::KeyId;
 
-/// A line of the audit: what was done to a key, or was tried.
+/// An audit event: an action on a key or a plan, or a denied attempt.
 ///
-/// Stores write it in the transaction of the change, number it, and take its time from their own
-/// clock. Databases refuse to change or delete it.
+/// Stores write it in the same transaction as the change, number it, and take its time from their
+/// own clock. Databases refuse to change or delete it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyEvent {
-    /// Counts up, with gaps.
+    /// Increasing, with gaps.
     pub id: u64,
-    /// When, by the store's clock.
+    /// When it happened, by the store's clock.
     pub at: SystemTime,
-    /// What.
+    /// What happened.
     pub entry: AuditEntry,
 }
 
 impl KeyEvent {
-    /// The event as a store read it.
+    /// An event as read by a store.
     #[must_use]
     pub const fn new(id: u64, at: SystemTime, entry: AuditEntry) -> Self {
         Self { id, at, entry }
     }
 }
 
-/// What is written down of a change: who, what, to which key, from where and why.
+/// The content of an audit event: who did what to which key, from where and why.
 ///
-/// It never holds a key, nor the hash of one.
+/// It never holds a key or a key's hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AuditEntry {
-    /// What was done.
+    /// The action.
     pub action: KeyAction,
-    /// To which key. A [denied](KeyAction::Denied) attempt is filed under the key that made it;
-    /// what it was aimed at is the `target` in [`changes`](Self::changes). `None` for plans.
+    /// The key concerned. A [denied](KeyAction::Denied) attempt is filed under the key that made
+    /// it; its target is the `target` in [`changes`](Self::changes). `None` for plans.
     pub key_id: Option<KeyId>,
-    /// Whose key that is.
+    /// The consumer of that key.
     pub consumer_id: Option<String>,
-    /// Who did it: `key:` and the id of a key, `sql:` and a user of the database for a change in SQL
-    /// (in SQLite `sql`), or whatever the application calls its operators.
+    /// Who did it: `key:` and a key id, `sql:` and a database user for a change made in SQL (`sql`
+    /// alone in SQLite), or the application's name for an operator.
     pub actor: String,
-    /// From where: an address, a host.
+    /// Where the request came from: an address or a host.
     pub origin: Option<String>,
-    /// Why.
+    /// The stated reason.
     pub reason: Option<String>,
-    /// What changed: a JSON object of fields, each with its values `from` and `to`. Of a denied
-    /// attempt, what was attempted and, where the reader may see it, its `target`.
+    /// What changed: a JSON object of fields, each with its values `from` and `to`. For a denied
+    /// attempt, what was attempted and, if the reader may see it, its `target`.
     pub changes: Option<String>,
 }
 
@@ -66,29 +66,29 @@ impl AuditEntry {
     }
 }
 
-/// What can be done to a key, or a plan.
+/// An action on a key or a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeyAction {
-    /// It was made.
+    /// A key was issued.
     Issued,
-    /// Its hash was brought from elsewhere.
+    /// A key's hash was imported.
     Imported,
-    /// It was changed.
+    /// A key was updated.
     Updated,
-    /// It was replaced by another key.
+    /// A key was replaced by another key.
     Rotated,
-    /// It was revoked.
+    /// A key was revoked.
     Revoked,
-    /// It was deleted, some time after it had ended.
+    /// A key was deleted by pruning, some time after it had ended.
     Pruned,
-    /// A key tried what it may not.
+    /// A key attempted something it has no permission for.
     Denied,
-    /// It was deleted in SQL: by hand, by a cascade, by `truncate`.
+    /// A key was deleted in SQL: by hand, by a cascade or by `truncate`.
     Deleted,
-    /// A plan was defined.
+    /// A plan was created.
     PlanCreated,
-    /// A plan was given other limits.
+    /// A plan's limits were changed.
     PlanUpdated,
     /// A plan was removed.
     PlanRemoved,
@@ -109,7 +109,7 @@ impl KeyAction {
         Self::PlanRemoved,
     ];
 
-    /// Its name, such as `issued`.
+    /// The action's name, such as `issued`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -142,14 +142,14 @@ impl FromStr for KeyAction {
     }
 }
 
-/// The text names no [`KeyAction`].
+/// The text does not name a [`KeyAction`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InvalidAction;
 
 impl fmt::Display for InvalidAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not an action of the audit")
+        f.write_str("unknown audit action")
     }
 }
 

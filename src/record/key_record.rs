@@ -8,14 +8,14 @@ use crate::{
     rate_limit::RateLimits,
 };
 
-/// The public name of a key: a UUID of version 7.
+/// The public id of a key: a version 7 UUID.
 ///
-/// Safe to log and to show; it opens nothing. Its order is roughly that of creation.
+/// Safe to log and show; it grants no access. Ids sort roughly by creation time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(Uuid);
 
 impl KeyId {
-    /// A new id, made at `now`.
+    /// Generates an id with the timestamp `now`.
     ///
     /// # Errors
     ///
@@ -31,14 +31,14 @@ impl KeyId {
         Ok(Self(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()))
     }
 
-    /// The first of the ids that are made at `at`.
+    /// The lowest possible id with the timestamp `at`.
     pub(crate) fn first_of(at: SystemTime) -> Self {
         let millis = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
         let millis = u64::try_from(millis).unwrap_or(u64::MAX);
         Self(Uuid::from_u128(u128::from(millis) << 80))
     }
 
-    /// An id as a store reads it.
+    /// An id as read by a store.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(Uuid::from_bytes(bytes))
@@ -50,7 +50,7 @@ impl KeyId {
         self.0.as_bytes()
     }
 
-    /// The id as a number, for instance of a [`Subject`](crate::rate_limit::Subject).
+    /// The id as a number, for example for a [`Subject`](crate::rate_limit::Subject).
     #[must_use]
     pub const fn as_u128(&self) -> u128 {
         self.0.as_u128()
@@ -77,85 +77,85 @@ impl FromStr for KeyId {
     }
 }
 
-/// The text is no key id.
+/// The text is not a UUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InvalidKeyId;
 
 impl fmt::Display for InvalidKeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key id is a UUID")
+        f.write_str("a key id must be a UUID")
     }
 }
 
 impl Error for InvalidKeyId {}
 
-/// All a store knows of one key, whatever its state.
+/// The stored record of a key, in any state.
 ///
-/// Made with [`new`](Self::new), then filled in field by field.
+/// Create it with [`new`](Self::new), then set individual fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyRecord {
-    /// The public name of the key.
+    /// The public id of the key.
     pub id: KeyId,
     /// SHA-256 of the key.
     pub key_hash: KeyHash,
-    /// The prefix of the key, for people.
+    /// The prefix of the key, for display.
     pub key_prefix: String,
-    /// The last four characters of the key, for people.
+    /// The last four characters of the key, for display.
     pub key_last4: String,
-    /// Whom the key stands for.
+    /// The consumer the key was issued to.
     pub consumer_id: String,
-    /// What its owner calls it.
+    /// The owner's name for the key.
     pub name: Option<String>,
-    /// What it may do.
+    /// The key's scopes.
     pub scopes: Scopes,
-    /// How often it may be used, beside what its plan says: `None` is the default of the
-    /// [`Authenticator`](crate::auth::Authenticator) where it has no plan,
-    /// [`RateLimits::unlimited`] no limit.
+    /// The key's own rate limits, in addition to those of its plan. With `None` and no plan, the
+    /// default of the [`Authenticator`](crate::auth::Authenticator) applies;
+    /// [`RateLimits::unlimited`] means no limit.
     pub rate_limits: Option<RateLimits>,
-    /// The name of the plan it is on: limits that many keys share.
+    /// The name of the key's plan: limits shared by many keys.
     pub plan: Option<String>,
-    /// What the store says of that plan, as of when the record was read; `None` where it does not
-    /// define it, and in a record that was not read.
+    /// The limits of that plan, as of when the record was read. `None` if the store does not define
+    /// the plan, or if the record was not read from a store.
     pub plan_limits: Option<RateLimits>,
-    /// What the application wants to know of it.
+    /// The application's metadata.
     pub metadata: Metadata,
-    /// Whether it is switched on. Unlike a revocation this can be undone.
+    /// Whether the key is switched on. Unlike a revocation, switching off can be undone.
     pub is_active: bool,
     /// When it was issued.
     pub created_at: SystemTime,
-    /// Who issued it.
+    /// The actor who issued it.
     pub created_by: Option<String>,
-    /// When it begins to work; from the start where `None`.
+    /// When it starts to work; `None` means from the start.
     pub not_before: Option<SystemTime>,
-    /// When it stops working: at this instant it no longer does. Never where `None`.
+    /// When it stops working: at this instant it is already expired. `None` means never.
     pub expires_at: Option<SystemTime>,
-    /// When it was revoked. For good.
+    /// When it was revoked. Revocations are permanent.
     pub revoked_at: Option<SystemTime>,
     /// Why it was revoked.
     pub revoked_reason: Option<String>,
     /// The key it replaces.
     pub rotated_from: Option<KeyId>,
-    /// When another key was issued to replace this one. It goes on working until it expires, and
-    /// answers to it say so.
+    /// When its replacement was issued. The key keeps working until it expires, and responses to it
+    /// say that it is being phased out.
     pub rotated_at: Option<SystemTime>,
-    /// The first key of the chain of rotations that it belongs to; itself where there is none.
-    /// Rate limits are counted by it, so that a rotated key goes on where the old one was. Keys of
-    /// one chain should have the same limits: quotas of one name share a bucket, and it is as of
-    /// the key that was loaded last.
+    /// The first key in its chain of rotations; its own id if it was not rotated from another key.
+    /// Rate limits are counted by this id, so a rotated key continues with the quota of the old
+    /// one. Keys in a chain should have the same limits: quotas with the same name share a bucket,
+    /// which takes the limits of the key loaded last.
     pub root_id: KeyId,
-    /// Counts the changes of this record, from 1.
+    /// The number of the record's revision, starting at 1.
     pub version: u64,
     /// The store's clock when the record was read.
     ///
-    /// Deadlines are measured from here, not from the clock of the node that judges them: a node
-    /// whose clock is wrong lets in the same keys as its neighbours.
+    /// Deadlines are measured from here, not from the clock of the node that checks them: a node
+    /// whose clock is wrong admits the same keys as the other nodes.
     pub read_at: SystemTime,
 }
 
 impl KeyRecord {
-    /// An active key of `consumer_id` without scopes, expiry and limits of its own, as of `now`.
+    /// An active key of `consumer_id` at `now`, without scopes, expiry or limits of its own.
     #[must_use]
     pub fn new(
         id: KeyId,
@@ -190,20 +190,20 @@ impl KeyRecord {
         }
     }
 
-    /// Whether the key may be used at `now` of the store's clock.
+    /// Whether the key may be used at `now` by the store's clock.
     ///
-    /// A revocation outweighs all else, then expiry: what is final is said first.
+    /// Permanent states take precedence: revoked, then expired.
     #[must_use]
     pub fn status(&self, now: SystemTime) -> KeyStatus {
         self.validity().status(&now)
     }
 
-    /// Since when another key replaces it, and until when it goes on working.
+    /// When its replacement was issued, and when it stops working.
     pub(crate) fn retirement(&self) -> Option<Retirement> {
         Some(Retirement { since: self.rotated_at?, ends_at: self.expires_at })
     }
 
-    /// The facts that [`status`](Self::status) is judged from.
+    /// The facts that [`status`](Self::status) evaluates.
     pub(crate) fn validity(&self) -> Validity {
         Validity {
             is_revoked: self.revoked_at.is_some(),
@@ -214,18 +214,19 @@ impl KeyRecord {
     }
 }
 
-/// A key is on its way out: it was rotated, and works until its owner has taken the new one into
-/// service.
+/// A key that was rotated. It keeps working for a while so that its owner can switch to the new
+/// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Retirement {
-    /// When the key that replaces it was issued.
+    /// When the replacement was issued.
     pub since: SystemTime,
     /// When it stops working.
     pub ends_at: Option<SystemTime>,
 }
 
-/// When a key may be used: the part of its record that is asked on every request, by whatever clock.
+/// When a key may be used: the part of its record that every request evaluates, generic over the
+/// clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Validity<T = SystemTime> {
     is_revoked: bool,
@@ -235,7 +236,7 @@ pub(crate) struct Validity<T = SystemTime> {
 }
 
 impl<T: Ord> Validity<T> {
-    /// The same on another clock.
+    /// Converts the times to those of another clock.
     pub(crate) fn on<U>(self, not_before: Option<U>, expires_at: Option<U>) -> Validity<U> {
         let Self { is_revoked, is_active, .. } = self;
         Validity { is_revoked, is_active, not_before, expires_at }
@@ -256,19 +257,19 @@ impl<T: Ord> Validity<T> {
     }
 }
 
-/// Whether a key may be used, and why not.
+/// Whether a key may be used, and if not, why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeyStatus {
-    /// It may.
+    /// Usable.
     Active,
     /// Switched off for now.
     Inactive,
-    /// Its `not_before` is yet to come.
+    /// Its `not_before` is in the future.
     NotYetActive,
-    /// Its `expires_at` has come.
+    /// Its `expires_at` has passed.
     Expired,
-    /// Revoked for good.
+    /// Permanently revoked.
     Revoked,
 }
 

@@ -5,11 +5,11 @@ use serde_json::{Number, Value};
 
 const EMPTY: &str = "{}";
 
-/// A JSON object of the application's own, carried along with a key: a plan, a region, a tenant.
+/// Application-defined JSON object stored with a key: a plan, a region, a tenant.
 ///
-/// It is handed to handlers as it was stored and means nothing to this crate. It is cached with each
-/// key and shown in lists and in the audit, so its [size](Self::MAX_LEN) and its
-/// [depth](Self::MAX_DEPTH) are bounded.
+/// Handlers receive it as stored; this crate does not interpret it. Its [size](Self::MAX_LEN) and
+/// [depth](Self::MAX_DEPTH) are limited because it is cached with each key and shown in lists and
+/// the audit.
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
@@ -29,27 +29,27 @@ const EMPTY: &str = "{}";
 pub struct Metadata(Option<Box<str>>);
 
 impl Metadata {
-    /// The most bytes of metadata: 16 KiB as compact JSON, in which numbers count as databases write
-    /// them, without an exponent (`1e300` is 301 digits).
+    /// Maximum size: 16 KiB as compact JSON. Numbers count as databases write them, without an
+    /// exponent (`1e300` is 301 digits).
     pub const MAX_LEN: usize = 16 * 1024;
 
-    /// The most objects and arrays within each other, the outermost included: 32. Common JSON parsers
-    /// refuse 64 to 128 levels, and metadata are shown inside of other JSON.
+    /// Maximum nesting of objects and arrays, including the outermost: 32. Common JSON parsers
+    /// refuse 64 to 128 levels, and metadata is embedded in other JSON.
     pub const MAX_DEPTH: usize = 32;
 
     /// Serialises `value`.
     ///
     /// # Errors
     ///
-    /// When it does not make a JSON object, one beyond [`MAX_LEN`](Self::MAX_LEN) or
-    /// [`MAX_DEPTH`](Self::MAX_DEPTH), or one with the character U+0000, which not every database
-    /// can store.
+    /// When it does not serialise to a JSON object, exceeds [`MAX_LEN`](Self::MAX_LEN) or
+    /// [`MAX_DEPTH`](Self::MAX_DEPTH), or contains U+0000, which not every database can store.
     pub fn new(value: &impl Serialize) -> Result<Self, InvalidMetadata> {
         let value = serde_json::to_value(value).map_err(InvalidMetadata::json)?;
         Self::from_value(&value)
     }
 
-    /// Checks and compacts a JSON text. Numbers beyond 64 bits lose precision, as in most JSON.
+    /// Validates and compacts JSON text. Numbers beyond 64 bits lose precision, as in most JSON
+    /// parsers.
     ///
     /// # Errors
     ///
@@ -64,7 +64,7 @@ impl Metadata {
         if object.is_empty() {
             return Ok(Self(None));
         }
-        // First: what else looks at the value goes as deep as it is.
+        // Check the depth first: the other checks and the serialiser recurse.
         if is_deeper_than(value, Self::MAX_DEPTH) {
             return Err(InvalidMetadata(Problem::TooDeep));
         }
@@ -78,19 +78,19 @@ impl Metadata {
         Ok(Self(Some(json.into())))
     }
 
-    /// The JSON text; `{}` where nothing was stored.
+    /// The JSON text; `{}` if empty.
     #[must_use]
     pub fn as_json(&self) -> &str {
         self.0.as_deref().unwrap_or(EMPTY)
     }
 
-    /// The JSON as a value, for answers and the audit. Text that cannot be parsed would be shown as a
-    /// string rather than left out.
+    /// The JSON as a value, for responses and the audit. Text that cannot be parsed becomes a
+    /// string.
     pub(crate) fn to_value(&self) -> Value {
         shown(self.as_json())
     }
 
-    /// Reads it as a type of the application's.
+    /// Deserialises it as `T`.
     ///
     /// # Errors
     ///
@@ -100,11 +100,11 @@ impl Metadata {
     }
 }
 
-/// The deepest JSON that is shown as such: with what it is wrapped in, every common parser reads it.
+/// Maximum depth of embedded JSON: together with its envelope, every common parser can read it.
 const MAX_SHOWN_DEPTH: usize = 48;
 
-/// Stored JSON as it is shown inside of other JSON: text that is not JSON, or is nested too deep for
-/// the parsers of those who read it, is shown as a string.
+/// Stored JSON for embedding in other JSON. Invalid JSON, or JSON too deep for common parsers,
+/// becomes a string.
 pub(crate) fn shown(json: &str) -> Value {
     match serde_json::from_str(json) {
         Ok(value) if !is_deeper_than(&value, MAX_SHOWN_DEPTH) => value,
@@ -112,7 +112,7 @@ pub(crate) fn shown(json: &str) -> Value {
     }
 }
 
-/// Goes no deeper than `depth` itself.
+/// Recurses no deeper than `depth`.
 fn is_deeper_than(value: &Value, depth: usize) -> bool {
     match value {
         Value::Array(_) | Value::Object(_) if depth == 0 => true,
@@ -133,8 +133,8 @@ fn has_nul(value: &Value) -> bool {
     }
 }
 
-/// The digits that exponents stand for. PostgreSQL writes them all out: `1e308` comes back as 309
-/// digits, and `1e16` as an integer that stays one.
+/// The extra digits that exponents expand to. PostgreSQL writes them out: `1e308` comes back as 309
+/// digits, and `1e16` as an integer.
 fn exponents(value: &Value) -> usize {
     match value {
         Value::Number(number) => digits_of_exponent(number),
@@ -153,7 +153,7 @@ fn digits_of_exponent(number: &Number) -> usize {
     exponent.map_or(0, |exponent| exponent.unsigned_abs() as usize)
 }
 
-/// Metadata that are not a JSON object within the bounds, or not of the type asked for.
+/// The metadata is not a JSON object within the limits, or does not match the requested type.
 #[derive(Debug)]
 pub struct InvalidMetadata(Problem);
 
@@ -171,7 +171,7 @@ impl InvalidMetadata {
         Self(Problem::Json(source))
     }
 
-    /// What was wrong, without a word of what was there.
+    /// Describes the problem without revealing the content.
     #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(crate) fn bound(&self) -> &'static str {
         match self.0 {
@@ -179,7 +179,7 @@ impl InvalidMetadata {
             Problem::NoObject => "not an object",
             Problem::TooLong => "longer than 16 KiB",
             Problem::TooDeep => "nested deeper than 32 levels",
-            Problem::Nul => "with the character U+0000",
+            Problem::Nul => "contains U+0000",
         }
     }
 }
@@ -187,13 +187,13 @@ impl InvalidMetadata {
 impl fmt::Display for InvalidMetadata {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
-            Problem::Json(_) => "the metadata is not the JSON that was expected",
+            Problem::Json(_) => "metadata is not valid JSON or does not match the requested type",
             Problem::NoObject => "metadata must be a JSON object",
             Problem::TooLong => {
-                "metadata must have at most 16 KiB as JSON, in which numbers count without exponents"
+                "metadata must be at most 16 KiB as JSON, counting numbers without exponents"
             }
             Problem::TooDeep => "metadata must not be nested deeper than 32 levels",
-            Problem::Nul => "metadata must not have the character U+0000",
+            Problem::Nul => "metadata must not contain U+0000",
         })
     }
 }
@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(Metadata::from_json(" { } ").unwrap(), Metadata::default());
     }
 
-    /// An object with as many levels, of objects or of arrays.
+    /// An object with this many levels of objects or arrays.
     fn nested(levels: usize, open: &str, close: &str) -> String {
         let inside = levels - 1;
         format!("{{\"a\":{}1{}}}", open.repeat(inside), close.repeat(inside))
@@ -236,7 +236,7 @@ mod tests {
             }
             assert!(Metadata::from_json(&nested(100_000, open, close)).is_err());
         }
-        // Brackets in a text are no levels.
+        // Brackets inside a string do not count as levels.
         let text = format!(r#"{{"a":"{}"}}"#, "[".repeat(100));
         assert!(Metadata::from_json(&text).is_ok());
     }

@@ -1,8 +1,8 @@
-//! What is known of a key: its [`KeyRecord`] in the store, the [`KeyEvent`]s of its life, and the
-//! [`Consumer`] a handler sees.
+//! Stored facts about keys: the [`KeyRecord`], its audit trail of [`KeyEvent`]s, and the
+//! [`Consumer`] that handlers see.
 //!
-//! A record is facts. Whether the key may be used is judged from them on every request
-//! ([`KeyRecord::status`]), so that a key expires on time however long its record was cached.
+//! A record holds only facts. [`KeyRecord::status`] evaluates them on every request, so a key
+//! expires on time no matter how long its record has been cached.
 
 mod consumer;
 mod event;

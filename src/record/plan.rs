@@ -1,12 +1,12 @@
-/// The most bytes of a text that is stored with a key: ids of consumers, names, reasons, prefixes.
+/// Maximum bytes of a text stored with a key: consumer ids, names, reasons, prefixes.
 pub(crate) const MAX_TEXT: usize = 1024;
 
-/// What the name of a plan can be, for who has given another one.
-pub(crate) const PLAN_NAMES: &str = "a plan's name is 1 to 64 letters, digits, `-`, `_` or `.`";
+/// Error text for an invalid plan name.
+pub(crate) const PLAN_NAMES: &str = "a plan name must be 1 to 64 letters, digits, `-`, `_` or `.`";
 
 const MAX_LEN: usize = 64;
 
-/// As the name of a [`Quota`](crate::rate_limit::Quota).
+/// The same rule as for the name of a [`Quota`](crate::rate_limit::Quota).
 pub(crate) fn is_plan_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=MAX_LEN).contains(&name.len()) && name.bytes().all(allowed)

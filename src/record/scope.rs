@@ -6,15 +6,15 @@ const MAX_LEN: usize = 128;
 
 /// One permission, such as `reports:read`.
 ///
-/// Opaque and case-sensitive: `reports:*` is a name like any other. The characters are those of an
-/// OAuth scope token, so that a scope can be named in `WWW-Authenticate` as it is
+/// Opaque and case-sensitive: `reports:*` is not a wildcard. The allowed characters are those of an
+/// OAuth scope token, so a scope can appear in `WWW-Authenticate` unescaped
 /// ([RFC 6750 §3](https://www.rfc-editor.org/rfc/rfc6750#section-3)).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Scope(Box<str>);
 
 impl Scope {
-    /// Checks `scope`.
+    /// Validates `scope`.
     ///
     /// # Errors
     ///
@@ -70,15 +70,16 @@ impl From<Scope> for String {
 pub struct Scopes(Arc<[Scope]>);
 
 impl Scopes {
-    /// The most scopes of a key: 128, which is 16 KiB of the longest there are. They are cached with
-    /// each key and compared on every route that asks for one.
+    /// Maximum scopes per key: 128, up to 16 KiB. They are cached with each key and searched on
+    /// every route that requires a scope.
     pub const MAX_SCOPES: usize = 128;
 
-    /// Parses each of `scopes`.
+    /// Parses and validates each of `scopes`.
     ///
     /// # Errors
     ///
-    /// When one of them is no [`Scope`], or there are more than [`MAX_SCOPES`](Self::MAX_SCOPES).
+    /// When one of them is not a valid [`Scope`], or there are more than
+    /// [`MAX_SCOPES`](Self::MAX_SCOPES).
     pub fn parse<S: Into<String>>(
         scopes: impl IntoIterator<Item = S>,
     ) -> Result<Self, InvalidScope> {
@@ -86,12 +87,12 @@ impl Scopes {
         if scopes.is_within_bounds() { Ok(scopes) } else { Err(InvalidScope) }
     }
 
-    /// Whether a key may have so many.
+    /// Whether there are no more than [`MAX_SCOPES`](Self::MAX_SCOPES).
     pub(crate) fn is_within_bounds(&self) -> bool {
         self.0.len() <= Self::MAX_SCOPES
     }
 
-    /// Whether `scope` is among them.
+    /// Whether `scope` is in the set.
     #[must_use]
     pub fn contains(&self, scope: &str) -> bool {
         self.0.iter().any(|held| held.as_str() == scope)
@@ -103,14 +104,15 @@ impl Scopes {
         self.0.iter()
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// However many there are: a key is refused more than [`MAX_SCOPES`](Scopes::MAX_SCOPES).
+/// Does not limit the number of scopes; issuing a key with more than
+/// [`MAX_SCOPES`](Scopes::MAX_SCOPES) fails.
 impl FromIterator<Scope> for Scopes {
     fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
         let mut scopes: Vec<_> = scopes.into_iter().collect();
@@ -135,7 +137,7 @@ impl From<Scopes> for Vec<Scope> {
     }
 }
 
-/// The text is no scope, or there are too many for one key.
+/// The text is not a valid scope, or there are too many scopes for one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InvalidScope;
@@ -143,8 +145,8 @@ pub struct InvalidScope;
 impl fmt::Display for InvalidScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "a scope is 1 to 128 printable ASCII characters without spaces, quotes and backslashes, \
-             and a key has at most 128 scopes",
+            "a scope must be 1 to 128 printable ASCII characters without spaces, quotes and \
+             backslashes, and a key must have at most 128 scopes",
         )
     }
 }
@@ -175,7 +177,7 @@ mod tests {
         assert_eq!(Scopes::parse(names(129)), Err(InvalidScope));
         let json = serde_json::to_string(&names(129).collect::<Vec<_>>()).unwrap();
         assert!(serde_json::from_str::<Scopes>(&json).is_err());
-        // The same one again is not one more.
+        // Duplicates do not count.
         assert!(Scopes::parse(names(128).chain(names(128))).is_ok());
     }
 

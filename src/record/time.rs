@@ -1,4 +1,4 @@
-//! Instants as text.
+//! Times as text.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,9 +7,9 @@ use jiff::Timestamp;
 const SECONDS_PER_DAY: i128 = 86_400;
 const NANOS_PER_SECOND: i128 = 1_000_000_000;
 
-/// RFC 3339 in UTC. A year beyond 9999, which only a change by hand brings into a database, has a sign
-/// and six digits or more, as in ECMAScript and ISO 8601: a time that cannot be written must not look
-/// like no time, as that of a key which never expires.
+/// RFC 3339 in UTC. A year beyond 9999, which only an edit by hand puts into a database, is written
+/// with a sign and at least six digits, as in ECMAScript and ISO 8601. Writing nothing instead
+/// would make the key look as if it never expired.
 pub(crate) fn rfc3339(at: SystemTime) -> String {
     match Timestamp::try_from(at) {
         Ok(at) => at.to_string(),
@@ -33,7 +33,7 @@ fn expanded(nanos: i128) -> String {
     format!("{year:+07}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-/// The date in the proleptic Gregorian calendar so many days after 1970-01-01: Howard Hinnant's
+/// Converts days since 1970-01-01 to a proleptic Gregorian date: Howard Hinnant's
 /// `civil_from_days`, in which years begin in March.
 fn date(days: i128) -> (i128, i128, i128) {
     let days = days + 719_468;
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn every_time_of_a_store_is_written() {
-        // Of which jiff knows the first three.
+        // jiff supports only the first three.
         for (seconds, text) in [
             (0, "1970-01-01T00:00:00Z"),
             (1_767_225_599, "2025-12-31T23:59:59Z"),

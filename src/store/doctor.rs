@@ -1,4 +1,4 @@
-//! What a diagnosis of a store finds.
+//! Findings of the store diagnosis.
 
 use std::{borrow::Cow, collections::BTreeSet, error::Error, fmt, time::Duration};
 
@@ -9,29 +9,29 @@ use super::{
     trial::{Failure, Need, Operation},
 };
 
-/// Something that a diagnosis has looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
-    /// What was looked at, such as `triggers`.
+    /// The name of the check, such as `triggers`.
     pub check: &'static str,
-    /// Whether it is as it should be.
+    /// How serious the finding is.
     pub severity: Severity,
     /// What was found.
     pub detail: String,
-    /// What to do.
+    /// How to fix it.
     pub advice: Option<Cow<'static, str>>,
 }
 
-/// How bad a [`Finding`] is.
+/// The severity of a [`Finding`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Severity {
-    /// As it should be.
+    /// As expected.
     Ok,
-    /// It works, but not as well as it could, or not everything does.
+    /// Degraded: something does not work, or not as well as it could.
     Warning,
-    /// Keys are not looked up, or changes of them go unnoticed.
+    /// Keys cannot be looked up, or changes to them go unnoticed.
     Problem,
 }
 
@@ -70,23 +70,23 @@ impl Finding {
         Self { check, severity: Severity::Problem, detail: detail.into(), advice }
     }
 
-    /// One that no check could be made for.
+    /// The check itself could not be made.
     pub(super) fn blocked(check: &'static str, error: &dyn Error) -> Self {
-        let advice = "is the database running, and may this role read its tables? What was not \
-            checked may be wrong, too";
+        let advice = "check that the database is running and that this role can read its tables; \
+            the remaining checks were not made";
         Self::problem(check, error.to_string(), advice)
     }
 
-    /// The examination took too long.
+    /// The diagnosis timed out.
     pub(super) fn late() -> Self {
-        let advice = "does another session keep the tables locked? What was not checked may be \
-            wrong, too";
+        let advice = "check whether another session keeps the tables locked; the remaining checks \
+            were not made";
         let detail = format!("the checks took longer than {PATIENCE:?}");
         Self::problem("database", detail, advice)
     }
 
-    /// What the operations of a trial say. `advise` says what to do about the error of a statement;
-    /// without polling, a service `hears` of changes or not.
+    /// The findings of a trial. `advise` returns what to do about the error of a statement.
+    /// `hears`: whether a service learns of changes without polling.
     pub(super) fn of_trial(
         failures: &[Failure],
         hears: bool,
@@ -95,7 +95,7 @@ impl Finding {
         let mut findings: Vec<(Self, Vec<&'static str>)> = Vec::new();
         for Failure { operation, error } in failures {
             let severity = match operation.need() {
-                // A key of such a row is not let in either.
+                // The key of such a row is refused, too.
                 _ if error.kind() == StoreErrorKind::Corrupt => Severity::Problem,
                 Need::LookUps => Severity::Problem,
                 Need::Feed if !hears => Severity::Problem,
@@ -118,7 +118,7 @@ impl Finding {
         }
         if findings.is_empty() {
             let names: Vec<_> = Operation::ALL.iter().map(|it| it.name()).collect();
-            let detail = format!("all work, tried and rolled back: {}", names.join(", "));
+            let detail = format!("all work (tried, then rolled back): {}", names.join(", "));
             return vec![Self::ok(OPERATIONS, detail)];
         }
         findings.sort_by_key(|(finding, _)| std::cmp::Reverse(finding.severity));
@@ -132,7 +132,7 @@ impl Finding {
             .collect()
     }
 
-    /// What became of the parts of `kinds`, given those that differ from `expected`.
+    /// The finding for the parts of these `kinds`, given the differences from `expected`.
     pub(super) fn of_parts(
         check: &'static str,
         kinds: &[&str],
@@ -144,50 +144,50 @@ impl Finding {
             differences.iter().filter(|it| kinds.contains(&&*it.part.kind)).collect();
         let Some(severity) = ours.iter().map(|it| it.severity).max() else {
             let number = expected.iter().filter(|part| kinds.contains(&&*part.kind)).count();
-            return Self::ok(check, format!("all {number} are there and in order"));
+            return Self::ok(check, format!("all {number} are present and correct"));
         };
         let said: Vec<_> = ours.iter().map(ToString::to_string).collect();
-        let detail = format!("gone or out of order: {}", said.join("; "));
+        let detail = format!("missing or different: {}", said.join("; "));
         Self { check, severity, detail, advice: Some(advice.into()) }
     }
 }
 
-/// What the history of the tables says.
+/// The state of the migration history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum History {
-    /// Every migration has been applied.
+    /// All migrations have been applied.
     Complete,
-    /// A newer release has applied more.
+    /// A newer release has applied more migrations.
     Newer,
     /// There are no tables.
     Missing,
-    /// There are tables, which something else made.
+    /// There are tables that another program created.
     Foreign,
-    /// Migrations are missing, or were changed.
+    /// Migrations are missing or were changed.
     Broken,
 }
 
 impl History {
-    /// `has_tables`: there is a table named as ours.
+    /// `has_tables`: whether a table with one of our names exists.
     pub(super) fn of(
         migrations: &[Migration],
         applied: &[Applied],
         has_tables: bool,
     ) -> (Self, Finding) {
         const CHECK: &str = "schema";
-        let migrate = "migrate: `api-key migrate`, or `migrate()` in the service that may";
+        let migrate = "run `api-key migrate`, or call `migrate()` from a service with the rights";
         let last = applied.iter().map(|(version, _)| *version).max().unwrap_or_default();
         let known = migrations.iter().map(|migration| migration.version).max().unwrap_or_default();
         match super::migrate::missing(migrations, applied) {
             Err(error) => {
                 let advice = "restore the tables from a backup, or find out who changed the \
-                    migration: nothing is known of what they look like";
+                    migration: the state of the tables is unknown";
                 (Self::Broken, Finding::problem(CHECK, cause(&error), advice))
             }
             Ok(missing) if missing.is_empty() && last > known => {
                 let detail = format!("at version {last}; this release knows {known}");
-                let advice = "upgrade this program: what it finds different may be as the newer \
-                    release has made it";
+                let advice = "upgrade this program: the differences it reports may be changes made \
+                    by the newer release";
                 (Self::Newer, Finding::warning(CHECK, detail, advice))
             }
             Ok(missing) if missing.is_empty() => {
@@ -196,9 +196,9 @@ impl History {
             Ok(missing) if missing.len() == migrations.len() && has_tables => {
                 let detail = "there are tables, but not their history, `_api_key_migrations`: \
                     another program made them";
-                let advice = "if another migration tool made them from the library's migrations, \
-                    go on with that one and never call `migrate`. If they belong to something \
-                    else, give keys a schema or a file of their own";
+                let advice = "if another migration tool created them from the library's \
+                    migrations, keep using that tool and never call `migrate`. If they belong to \
+                    something else, keep keys in a schema or a file of their own";
                 (Self::Foreign, Finding::warning(CHECK, detail, advice))
             }
             Ok(missing) if missing.len() == migrations.len() => (
@@ -214,34 +214,34 @@ impl History {
     }
 }
 
-/// A part of the tables: a column, a constraint, an index, a trigger, a function.
+/// A part of the schema: a column, a constraint, an index, a trigger or a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Part {
     pub(super) kind: String,
-    /// The table it is of, where it is of one.
+    /// The table it belongs to, if any.
     pub(super) relation: String,
     pub(super) name: String,
     pub(super) definition: String,
 }
 
-/// A part that is not as the migrations make it.
+/// A part that differs from the migrations.
 #[derive(Clone, Debug)]
 pub(super) struct Difference {
     part: Part,
-    /// What is there instead.
+    /// The definition found instead, if any.
     found: Option<String>,
     pub(super) severity: Severity,
 }
 
 impl Difference {
-    /// Whether statements of ours cannot work on the table.
+    /// Whether our statements cannot work on the table.
     pub(super) fn is_of_a_table(&self) -> bool {
         self.part.kind == "column" && self.severity == Severity::Problem
     }
 }
 
-/// Which of the `expected` parts are not `found`, or not as they should be. What else is there is
-/// the application's own.
+/// The `expected` parts that are missing from `found` or different. Additional parts belong to the
+/// application.
 pub(super) fn differences(expected: &[Part], found: &[Part]) -> Vec<Difference> {
     let differs = |part: &Part| {
         let same = |other: &&Part| other.kind == part.kind && other.relation == part.relation;
@@ -250,7 +250,7 @@ pub(super) fn differences(expected: &[Part], found: &[Part]) -> Vec<Difference> 
         let found = match there {
             Some(there) if there.definition == definition => return None,
             Some(there) => Some(there.definition.clone()),
-            // Another tool may have named it differently.
+            // Another tool may have given the constraint a different name.
             None if part.kind == "constraint"
                 && found.iter().filter(same).any(|other| other.definition == definition) =>
             {
@@ -264,8 +264,8 @@ pub(super) fn differences(expected: &[Part], found: &[Part]) -> Vec<Difference> 
     expected.iter().filter_map(differs).collect()
 }
 
-/// A check that is not made lets nobody in and keeps nobody out; the rest is what statements, the
-/// feed or the audit depend on.
+/// A missing check constraint affects no request; statements, the feed and the audit depend on
+/// everything else.
 fn severity(part: &Part, found: Option<&str>) -> Severity {
     let base = |definition: &str| {
         let end = [" not null", " default "].iter().filter_map(|it| definition.find(it)).min();
@@ -293,7 +293,7 @@ impl fmt::Display for Difference {
             None => f.write_str(" is missing"),
             Some(found) if kind == "column" => write!(f, " is {found}, not {definition}"),
             Some(found) => match found.strip_prefix(definition.as_str()) {
-                // Such as `(disabled)`.
+                // For example `(disabled)`.
                 Some(state) => write!(f, " is {}", state.trim().trim_matches(['(', ')'])),
                 None => f.write_str(" is not as the migrations make it"),
             },
@@ -301,38 +301,38 @@ impl fmt::Display for Difference {
     }
 }
 
-/// How long an examination may take.
+/// Deadline of the diagnosis.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 const OPERATIONS: &str = "operations";
 
-/// What an error says of its cause.
+/// The text of the error's cause.
 fn cause(error: &StoreError) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// The code and the message of the database, where it refused a statement.
+/// The database's code and message, if it refused a statement.
 pub(super) fn refusal(error: &StoreError) -> Option<&Refusal> {
     error.source()?.downcast_ref()
 }
 
-pub(super) const NO_EFFECT: &str = "the statement succeeded without effect: a trigger, a rule or a \
-    policy of the application's changes what it does; take that away";
+pub(super) const NO_EFFECT: &str = "the statement succeeded without effect: a trigger, rule or \
+    policy of the application changes what it does; remove it";
 
-pub(super) const UNREADABLE: &str = "the key of that row is not let in: set the column right, or \
-    delete the row";
+pub(super) const UNREADABLE: &str = "the key of that row is refused: correct the column, or delete \
+    the row";
 
-pub(super) const TRIGGERS_GONE: &str = "without them changes of keys go unnoticed by services, or \
-    the audit and revocations can be undone: create them again as in the library's migrations, or \
+pub(super) const TRIGGERS_GONE: &str = "without them services miss changes to keys, or the audit \
+    is incomplete and revocations can be undone: recreate them from the library's migrations, or \
     enable them (`alter table … enable trigger …`)";
 
-pub(super) const INDEXES_GONE: &str = "without them look-ups and lists read every key: create them \
-    again as in the library's migrations (`reindex index concurrently …` where one is invalid)";
+pub(super) const INDEXES_GONE: &str = "without them look-ups and lists scan all keys: recreate \
+    them from the library's migrations (`reindex index concurrently …` for an invalid one)";
 
-pub(super) const TABLES_DIFFER: &str = "bring the tables to what the library's migrations make. \
-    Tables of another program take a schema or a file of their own for keys";
+pub(super) const TABLES_DIFFER: &str = "change the tables to match the library's migrations. If \
+    they belong to another program, keep keys in a schema or a file of their own";
 
-/// The names of the `kind` ("trigger", "index") of things that `migrations` leave behind.
+/// The names of the objects of this `kind` ("trigger", "index") that exist after all `migrations`.
 pub(super) fn made_by(migrations: &'static [Migration], kind: &str) -> BTreeSet<&'static str> {
     let mut made = BTreeSet::new();
     for line in migrations.iter().flat_map(|migration| migration.sql.lines()) {

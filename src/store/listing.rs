@@ -1,4 +1,4 @@
-//! How the stores that speak SQL read a page of keys: along one index, and never too far.
+//! Page queries of the SQL stores: each reads one index, over a bounded range.
 
 use super::{
     InvalidRow, KeyPage, KeyQuery, ListedKey,
@@ -6,12 +6,12 @@ use super::{
 };
 use crate::record::{KeyId, KeyStatus};
 
-/// How many keys a page looks at. What else is asked of a key is asked of each of these; where too
-/// few match, the page is short, and the next one goes on behind them. So no question takes longer
-/// than a few milliseconds, wherever the keys lie that answer it.
+/// Maximum keys that one page query examines. Further filters apply only to these keys. If few
+/// match, the page is short and the next one continues after them. This bounds every query to a few
+/// milliseconds, wherever the matching keys are.
 pub(super) const WINDOW: usize = 1_500;
 
-/// An index that has keys in the order of their ids.
+/// An index that is ordered by key id.
 #[derive(Clone, Copy)]
 pub(super) enum Index<'q> {
     All,
@@ -27,11 +27,11 @@ pub(super) enum Index<'q> {
 }
 
 impl<'q> Index<'q> {
-    /// The index in which the fewest keys are in vain: a consumer has few keys, a scope more, and
-    /// states that are exceptions have an index each. Most keys have the same few prefixes.
+    /// Chooses the index with the fewest non-matching keys: a consumer has few keys, a scope more,
+    /// and uncommon states have an index each. Most keys share the same few prefixes.
     ///
-    /// Expiry and use have none: in the order of ids no index can find them, and one of uses would
-    /// be written on each use.
+    /// Expiry and last use have no index: one in id order could not find them, and an index on uses
+    /// would be written on every use.
     pub(super) fn of(query: &'q KeyQuery) -> Self {
         let live = query.status.is_some_and(|status| status != KeyStatus::Revoked);
         if let Some(consumer_id) = &query.consumer_id {
@@ -56,19 +56,19 @@ impl<'q> Index<'q> {
     }
 }
 
-/// How many keys a page may have.
+/// Maximum keys on a page.
 pub(super) fn size(query: &KeyQuery) -> usize {
     query.limit.min(WINDOW)
 }
 
-/// A page of keys while it is filled.
+/// Collects the keys of a page.
 pub(super) struct KeyRows {
     filling: Filling,
     page: KeyPage,
     last: Option<KeyId>,
 }
 
-/// A row of a page: a key, or what is there in its place.
+/// A row of a page: a key, or a row that could not be parsed.
 pub(super) type Listed = Result<ListedKey, InvalidRow>;
 
 impl KeyRows {
@@ -76,7 +76,7 @@ impl KeyRows {
         Self { filling: Filling::new(size), page: KeyPage::default(), last: None }
     }
 
-    /// Adds the row of the key `id`, or returns false: it belongs to the next page.
+    /// Adds the row of key `id`. Returns false if it belongs to the next page.
     pub(super) fn add(&mut self, id: KeyId, row: Listed) -> bool {
         let bytes = row.as_ref().map_or_else(InvalidRow::bytes, |key| key_bytes(&key.record));
         if !self.filling.takes(bytes) {
@@ -90,14 +90,14 @@ impl KeyRows {
         true
     }
 
-    /// The last key that was added.
+    /// The last key added.
     #[cfg(feature = "sqlite")]
     pub(super) fn last(&self) -> Option<KeyId> {
         self.last
     }
 
-    /// The page. Where it has room left, `edge` is the last key that was looked at, if there may be
-    /// more behind it.
+    /// Finishes the page. If the page is not full, `edge` is the last key examined, provided more
+    /// may follow.
     pub(super) fn finish(self, edge: Option<KeyId>) -> KeyPage {
         let next = if self.filling.is_full() { self.last } else { edge };
         KeyPage { next, ..self.page }

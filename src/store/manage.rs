@@ -10,10 +10,10 @@ use crate::{
 
 /// Lists keys, and changes them in transactions.
 ///
-/// None of this is on a request's path. [`KeyIssuer`](crate::manage::KeyIssuer) is built on it, and
-/// has the rules; a store only keeps its word.
+/// Not used on the request path. [`KeyIssuer`](crate::manage::KeyIssuer) builds on it and
+/// implements the rules; a store only has to keep the guarantees documented here.
 pub trait ManageKeys: KeyStore + ManagePlans {
-    /// What [`begin`](Self::begin) begins.
+    /// The type of transaction that [`begin`](Self::begin) starts.
     type Transaction: KeyTransaction;
 
     /// Begins a transaction.
@@ -30,17 +30,17 @@ pub trait ManageKeys: KeyStore + ManagePlans {
     /// When the store cannot answer.
     fn get(&self, id: KeyId) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send;
 
-    /// A page of keys, the newest first.
+    /// A page of keys, newest first.
     ///
-    /// It ends where the next key would make it longer than 1 MiB, so that no page takes more memory
-    /// than that, whatever is stored with keys. What cannot be read is in [`KeyPage::invalid`].
+    /// It ends before the key that would make it larger than 1 MiB, which bounds memory regardless
+    /// of what is stored with keys. Rows that cannot be parsed are in [`KeyPage::invalid`].
     ///
     /// # Errors
     ///
     /// When the store cannot answer.
     fn list(&self, query: &KeyQuery) -> impl Future<Output = Result<KeyPage, StoreError>> + Send;
 
-    /// A page of the audit, the newest first. Bounded as that of [keys](Self::list).
+    /// A page of the audit, newest first. Bounded like a page of [keys](Self::list).
     ///
     /// # Errors
     ///
@@ -50,7 +50,7 @@ pub trait ManageKeys: KeyStore + ManagePlans {
         query: &EventQuery,
     ) -> impl Future<Output = Result<EventPage, StoreError>> + Send;
 
-    /// When the key was last used, as far as it has been recorded.
+    /// When the key was last used, as far as recorded.
     ///
     /// # Errors
     ///
@@ -61,16 +61,17 @@ pub trait ManageKeys: KeyStore + ManagePlans {
     ) -> impl Future<Output = Result<Option<SystemTime>, StoreError>> + Send;
 }
 
-/// Changes that are made together or not at all.
+/// Changes that are applied together or not at all.
 ///
-/// A caller that changes keys through it also [writes](Self::record) the lines of the audit: the
-/// triggers that write lines for changes in SQL are silent in its transactions.
+/// A caller that changes keys through it also has to [write](Self::record) the audit events: the
+/// triggers that audit changes made in SQL are silent in its transactions.
 ///
-/// Dropped before [`commit`](Self::commit), it leaves nothing behind. It sees what others committed
-/// before it asked, whatever isolation is the database's default.
+/// Dropping it before [`commit`](Self::commit) rolls it back. Each statement sees what was
+/// committed before it, whatever the database's default isolation level.
 pub trait KeyTransaction: Send + 'static {
-    /// The records of those of `ids` that exist, ordered by id. Nobody changes them before this
-    /// transaction ends, and all who lock several do so in that order.
+    /// Locks the keys in `ids` that exist and returns their records, ordered by id. They cannot be
+    /// changed elsewhere until this transaction ends. Every transaction that locks several keys
+    /// does so in this order.
     ///
     /// # Errors
     ///
@@ -80,7 +81,7 @@ pub trait KeyTransaction: Send + 'static {
         ids: &[KeyId],
     ) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
 
-    /// At most `limit` of `keys` other than `except`, locked as by [`lock`](Self::lock).
+    /// Locks at most `limit` of `keys`, except those in `except`, as [`lock`](Self::lock) does.
     ///
     /// # Errors
     ///
@@ -92,8 +93,8 @@ pub trait KeyTransaction: Send + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
 
-    /// The ids of the keys that [`lock_some`](Self::lock_some) would lock, those included whose
-    /// records cannot be read.
+    /// The ids of the keys that [`lock_some`](Self::lock_some) would lock, including those whose
+    /// records cannot be parsed.
     ///
     /// # Errors
     ///
@@ -105,33 +106,33 @@ pub trait KeyTransaction: Send + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<KeyId>, StoreError>> + Send;
 
-    /// Stores new keys, and says which. One whose id or hash is known already is left out, and what
-    /// is stored of that stays as it is.
+    /// Stores new keys and returns the ids of those inserted. A key whose id or hash already exists
+    /// is skipped, and the stored key is left unchanged.
     ///
     /// # Errors
     ///
-    /// [`Refused`](StoreErrorKind::Refused) when a rule of the database refuses one of them, or when
-    /// the store cannot.
+    /// [`Refused`](StoreErrorKind::Refused) when a constraint or trigger of the database refuses
+    /// one of them, or when the store cannot.
     fn insert(
         &mut self,
         records: &[KeyRecord],
     ) -> impl Future<Output = Result<Vec<KeyId>, StoreError>> + Send;
 
-    /// Replaces what may change of a key: name, scopes, rate limits, plan, metadata, `is_active`,
-    /// `not_before`, `expires_at` and `rotated_at`. Returns the record as it is now, one
-    /// [`version`](KeyRecord::version) on.
+    /// Replaces the mutable fields of a key: name, scopes, rate limits, plan, metadata,
+    /// `is_active`, `not_before`, `expires_at` and `rotated_at`. Returns the updated record, whose
+    /// [`version`](KeyRecord::version) is one higher.
     ///
     /// # Errors
     ///
-    /// [`Conflict`](StoreErrorKind::Conflict) when the key is gone or its version is no longer
-    /// that of `record`: somebody else changed it.
+    /// [`Conflict`](StoreErrorKind::Conflict) when the key is gone or its version differs from that
+    /// of `record`, because it was changed concurrently.
     fn update(
         &mut self,
         record: &KeyRecord,
     ) -> impl Future<Output = Result<KeyRecord, StoreError>> + Send;
 
-    /// Revokes keys for good, as of the store's clock, and returns the records of those that were
-    /// not revoked before, ordered by id.
+    /// Revokes keys permanently, at the current time of the store's clock. Returns the records of
+    /// those that were not revoked before, ordered by id.
     ///
     /// # Errors
     ///
@@ -142,9 +143,9 @@ pub trait KeyTransaction: Send + 'static {
         reason: Option<&str>,
     ) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
 
-    /// Counts keys of a consumer, for bounds on how many it may have. Until this transaction ends,
-    /// no other one gets an answer to this for the same consumer, so two of them cannot both add the
-    /// last key there is room for. It sees what this transaction has changed.
+    /// Counts a consumer's keys, to enforce limits on their number. Until this transaction ends,
+    /// other transactions wait for their count of the same consumer, so two of them cannot both add
+    /// the last permitted key. It sees the changes of this transaction.
     ///
     /// # Errors
     ///
@@ -154,8 +155,8 @@ pub trait KeyTransaction: Send + 'static {
         query: &KeyCountQuery,
     ) -> impl Future<Output = Result<KeyCounts, StoreError>> + Send;
 
-    /// When the `nth` newest of the keys was issued that replaced others in the chain of rotations
-    /// of `root`, counted from 1; `None` where there are fewer.
+    /// When the `nth` newest replacement key in the rotation chain of `root` was issued, counted
+    /// from 1; `None` if there are fewer.
     ///
     /// # Errors
     ///
@@ -166,26 +167,25 @@ pub trait KeyTransaction: Send + 'static {
         nth: usize,
     ) -> impl Future<Output = Result<Option<SystemTime>, StoreError>> + Send;
 
-    /// Deletes keys, and what was recorded of their use. The audit stays.
+    /// Deletes keys and their recorded use. The audit is kept.
     ///
     /// # Errors
     ///
-    /// [`Refused`](StoreErrorKind::Refused) when a rule of the database refuses one of them, such as a
-    /// foreign key of the application, or when the store cannot.
+    /// [`Refused`](StoreErrorKind::Refused) when a constraint or trigger of the database refuses
+    /// one of them, such as a foreign key of the application, or when the store cannot.
     fn delete(&mut self, ids: &[KeyId]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Writes entries of the audit, in this order.
+    /// Appends audit entries, in this order.
     ///
     /// # Errors
     ///
-    /// When the store cannot; nothing else of this transaction may happen then.
+    /// When the store cannot; the transaction must then not be committed.
     fn record(
         &mut self,
         entries: &[AuditEntry],
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Gives a plan these limits. Returns the limits that it had, as JSON; `None` if it was not
-    /// there.
+    /// Sets a plan's limits. Returns its previous limits as JSON; `None` if it did not exist.
     ///
     /// # Errors
     ///
@@ -196,7 +196,7 @@ pub trait KeyTransaction: Send + 'static {
         limits: &RateLimits,
     ) -> impl Future<Output = Result<Option<String>, StoreError>> + Send;
 
-    /// Removes a plan. Returns the limits that it had, as JSON; `None` if it was not there.
+    /// Removes a plan. Returns its limits as JSON; `None` if it did not exist.
     ///
     /// # Errors
     ///
@@ -206,8 +206,8 @@ pub trait KeyTransaction: Send + 'static {
         name: &str,
     ) -> impl Future<Output = Result<Option<String>, StoreError>> + Send;
 
-    /// Notes that a request is being carried out, or returns what was noted when it came first.
-    /// Whoever asks for a request that another transaction has noted waits for that to end.
+    /// Records an idempotency key, or returns the earlier record of the same request. If another
+    /// transaction has recorded it and is still open, waits for that transaction to end.
     ///
     /// # Errors
     ///
@@ -217,8 +217,8 @@ pub trait KeyTransaction: Send + 'static {
         claim: &Claim,
     ) -> impl Future<Output = Result<Option<Claim>, StoreError>> + Send;
 
-    /// Deletes at most `limit` of what is no longer needed: claims made before `before`, and uses
-    /// of keys that are gone. Returns how much it was.
+    /// Deletes at most `limit` obsolete rows: idempotency records made before `before`, and
+    /// recorded uses of deleted keys. Returns the number of rows deleted.
     ///
     /// # Errors
     ///
@@ -229,39 +229,39 @@ pub trait KeyTransaction: Send + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<usize, StoreError>> + Send;
 
-    /// Makes it all so.
+    /// Commits the transaction.
     ///
     /// # Errors
     ///
-    /// When the store cannot. Where the connection was lost on the way it may have happened.
+    /// When the store cannot. If the connection was lost, the transaction may have been committed.
     fn commit(self) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
-/// Which keys, and which page of them.
+/// Filters for keys, and the page to return.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[must_use]
 pub struct KeyQuery {
-    /// Of this consumer.
+    /// Keys of this consumer.
     pub consumer_id: Option<String>,
-    /// In this state at the time of the query, by the store's clock.
+    /// Keys in this state at the time of the query, by the store's clock.
     pub status: Option<KeyStatus>,
-    /// With this scope.
+    /// Keys with this scope.
     pub scope: Option<Scope>,
-    /// With exactly this prefix.
+    /// Keys with exactly this prefix.
     pub key_prefix: Option<String>,
-    /// Issued and, if ever, last used before this.
+    /// Keys issued before this and not used since.
     pub unused_since: Option<SystemTime>,
-    /// Expiring before this, or expired.
+    /// Keys that expire or expired before this.
     pub expires_before: Option<SystemTime>,
-    /// After this key of an earlier page: what that called [`next`](KeyPage::next).
+    /// Cursor: the [`next`](KeyPage::next) of the previous page.
     pub after: Option<KeyId>,
-    /// At most this many. Default: 50.
+    /// Page size. Default: 50.
     pub limit: usize,
 }
 
 impl KeyQuery {
-    /// The newest of all keys.
+    /// The newest keys, without filters.
     pub const fn new() -> Self {
         Self {
             consumer_id: None,
@@ -324,17 +324,17 @@ impl Default for KeyQuery {
 
 const DEFAULT_LIMIT: usize = 50;
 
-/// Some of the keys that were asked for.
+/// A page of keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyPage {
-    /// The newest first. They may be fewer than were asked for, even none, though there are more:
-    /// a store looks at so many keys for each page and no further, and a page has 1 MiB at most.
+    /// Newest first. There may be fewer than requested, even none, although more follow: a store
+    /// examines a limited number of keys per page, and a page has at most 1 MiB.
     pub keys: Vec<ListedKey>,
-    /// Rows among them that are beyond the [bounds](crate::manual::bounds) of a key, as a change by
-    /// hand may make them, the newest first. Such a key is not let in.
+    /// Rows of this page that violate the [bounds](crate::manual::bounds) of a key, for instance
+    /// after an edit by hand; newest first. Such a key is refused.
     pub invalid: Vec<InvalidRow>,
-    /// Where the next page begins; `None` on the last.
+    /// Cursor for the next page; `None` on the last.
     pub next: Option<KeyId>,
 }
 
@@ -346,41 +346,41 @@ impl KeyPage {
     }
 }
 
-/// A key, and its use.
+/// A key and its last use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListedKey {
-    /// What is known of it.
+    /// The key's record.
     pub record: KeyRecord,
-    /// When it was last used, as far as it has been recorded.
+    /// When it was last used, as far as recorded.
     pub last_used_at: Option<SystemTime>,
 }
 
 impl ListedKey {
-    /// A key, and its use.
+    /// A key and its last use.
     #[must_use]
     pub const fn new(record: KeyRecord, last_used_at: Option<SystemTime>) -> Self {
         Self { record, last_used_at }
     }
 }
 
-/// Which events, and which page of them.
+/// Filters for audit events, and the page to return.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[must_use]
 pub struct EventQuery {
-    /// Of this key.
+    /// Events of this key.
     pub key_id: Option<KeyId>,
-    /// Of keys of this consumer.
+    /// Events of this consumer's keys.
     pub consumer_id: Option<String>,
-    /// After this event of an earlier page: what that called [`next`](EventPage::next).
+    /// Cursor: the [`next`](EventPage::next) of the previous page.
     pub after: Option<u64>,
-    /// At most this many. Default: 50.
+    /// Page size. Default: 50.
     pub limit: usize,
 }
 
 impl EventQuery {
-    /// The newest of all events.
+    /// The newest events, without filters.
     pub const fn new() -> Self {
         Self { key_id: None, consumer_id: None, after: None, limit: DEFAULT_LIMIT }
     }
@@ -412,17 +412,17 @@ impl Default for EventQuery {
     }
 }
 
-/// Some of the events that were asked for.
+/// A page of audit events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EventPage {
-    /// The newest first. They may be fewer than were asked for though there are more: a page has
-    /// 1 MiB at most.
+    /// Newest first. There may be fewer than requested although more follow: a page has at most 1
+    /// MiB.
     pub events: Vec<KeyEvent>,
-    /// Rows among them that this version does not understand, such as those of an action that a
-    /// later one writes down, the newest first.
+    /// Rows of this page that this version cannot parse, such as an action added by a newer
+    /// version; newest first.
     pub invalid: Vec<InvalidRow>,
-    /// Where the next page begins; `None` on the last.
+    /// Cursor for the next page; `None` on the last.
     pub next: Option<u64>,
 }
 
@@ -434,79 +434,79 @@ impl EventPage {
     }
 }
 
-/// Which keys are [counted](KeyTransaction::count_keys).
+/// Which keys to [count](KeyTransaction::count_keys).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyCountQuery {
-    /// Of this consumer.
+    /// Keys of this consumer.
     pub consumer_id: String,
-    /// As recent are those with an id that is not below this.
+    /// Keys whose id is at least this count as recent.
     pub recent_from: KeyId,
-    /// Counted no further than this.
+    /// Counting stops here.
     pub limit: usize,
 }
 
 impl KeyCountQuery {
-    /// Keys of `consumer_id`, recent from the id `recent_from` on, no further than `limit`.
+    /// Counts keys of `consumer_id` up to `limit`; keys from the id `recent_from` on are recent.
     #[must_use]
     pub const fn new(consumer_id: String, recent_from: KeyId, limit: usize) -> Self {
         Self { consumer_id, recent_from, limit }
     }
 }
 
-/// How many keys a consumer has, counted no further than was [asked](KeyCountQuery::limit).
+/// How many keys a consumer has, up to the [limit](KeyCountQuery::limit).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyCounts {
-    /// Neither revoked nor expired. One that is switched off counts.
+    /// Keys that are neither revoked nor expired. Inactive keys count.
     pub live: usize,
-    /// Made recently, those that have ended included.
+    /// Keys made recently, including those that have ended.
     pub recent: usize,
 }
 
 impl KeyCounts {
-    /// What was counted.
+    /// These counts.
     #[must_use]
     pub const fn new(live: usize, recent: usize) -> Self {
         Self { live, recent }
     }
 }
 
-/// Keys that are changed together.
+/// A set of keys to change together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Selection {
-    /// Those of a consumer that are not revoked.
+    /// The keys of a consumer that are not revoked.
     Consumer(String),
-    /// Those with exactly this prefix that are not revoked.
+    /// The keys with exactly this prefix that are not revoked.
     Prefix(String),
-    /// Those of a consumer with exactly this prefix that are not revoked.
+    /// The keys of a consumer with exactly this prefix that are not revoked.
     ConsumerPrefix {
         /// The consumer.
         consumer_id: String,
         /// The prefix.
         key_prefix: String,
     },
-    /// Those that were revoked or expired before this. One that somebody else has locked is left
-    /// out.
+    /// The keys that were revoked or expired before this. Keys locked by another transaction are
+    /// skipped.
     EndedBefore(SystemTime),
 }
 
-/// A request that is carried out once, however often it is sent.
+/// The idempotency record of a request, which is executed once no matter how often it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Claim {
-    /// Which: a digest of who asks and of what they call it.
+    /// Identifies the request: a digest of the caller and its idempotency key.
     pub request: [u8; 32],
-    /// A digest of what was asked for, so that another request of the same name is not taken for
-    /// this one.
+    /// A digest of the request's content, to detect a different request with the same idempotency
+    /// key.
     pub fingerprint: [u8; 32],
-    /// The key it makes.
+    /// The key that the request creates.
     pub key_id: KeyId,
 }
 
 impl Claim {
-    /// `request` makes `key_id`.
+    /// The request `request` creates `key_id`.
     #[must_use]
     pub const fn new(request: [u8; 32], fingerprint: [u8; 32], key_id: KeyId) -> Self {
         Self { request, fingerprint, key_id }

@@ -22,9 +22,9 @@ use crate::{
     record::{AuditEntry, KeyEvent, KeyId, KeyRecord},
 };
 
-/// Keys in memory, gone with the process. For tests and for a few static keys.
+/// In-memory key store, lost when the process ends. For tests and a few static keys.
 ///
-/// Clones share the keys. Transactions wait for each other.
+/// Clones share their keys. Transactions are serialised.
 #[derive(Clone)]
 pub struct MemoryKeyStore {
     keys: Arc<Mutex<Keys>>,
@@ -43,7 +43,7 @@ struct Keys {
 }
 
 impl Keys {
-    /// `record` as it reads at `now`.
+    /// `record` as read at `now`.
     fn read(&self, record: &KeyRecord, now: SystemTime) -> KeyRecord {
         let plan_limits = record.plan.as_ref().and_then(|plan| self.plans.get(plan)).cloned();
         KeyRecord { plan_limits, read_at: now, ..record.clone() }
@@ -51,13 +51,13 @@ impl Keys {
 }
 
 impl MemoryKeyStore {
-    /// A store without keys, on the system's clock.
+    /// An empty store on the system clock.
     #[must_use]
     pub fn new() -> Self {
         Self::with_clock(SystemClock::new())
     }
 
-    /// A store without keys, on a clock of the caller's.
+    /// An empty store on the given clock.
     #[must_use]
     pub fn with_clock(clock: impl Clock) -> Self {
         Self { keys: Arc::default(), writer: Arc::default(), clock: Arc::new(clock) }
@@ -191,9 +191,9 @@ fn matches(
 /// A transaction of [`MemoryKeyStore`].
 pub struct MemoryTransaction {
     store: MemoryKeyStore,
-    /// `None` for a key that is deleted.
+    /// `None` marks a deleted key.
     changed: BTreeMap<KeyId, Option<KeyRecord>>,
-    /// `None` for a plan that is removed.
+    /// `None` marks a removed plan.
     plans: BTreeMap<String, Option<RateLimits>>,
     entries: Vec<AuditEntry>,
     claims: Vec<Claim>,
@@ -211,7 +211,7 @@ impl MemoryTransaction {
         record.map(|record| keys.read(record, self.store.clock.now()))
     }
 
-    /// The limits of a plan, as JSON.
+    /// The plan's limits, as JSON.
     fn plan(&self, name: &str) -> Result<Option<String>, StoreError> {
         let keys = self.store.keys();
         let limits = match self.plans.get(name) {
@@ -333,7 +333,7 @@ impl KeyTransaction for MemoryTransaction {
         Ok(revoked)
     }
 
-    /// Writers take turns, which is all the locking that takes.
+    /// Transactions are serialised, so no lock is needed.
     async fn count_keys(&mut self, query: &KeyCountQuery) -> Result<KeyCounts, StoreError> {
         let now = self.store.clock.now();
         let mut counts = KeyCounts::default();

@@ -1,13 +1,13 @@
-//! The tables' history: which migrations there are, and which a database still lacks.
+//! Migrations, and which of them a database still lacks.
 //!
 //! Not sqlx's migrator: its table, `_sqlx_migrations`, belongs to the application, and its session
-//! lock outlives a migration that failed.
+//! lock outlives a failed migration.
 
 use std::fmt;
 
 use super::{StoreError, StoreErrorKind};
 
-/// One step of the tables' history. A step that was released is never changed again.
+/// A migration. Never changed once released.
 pub(super) struct Migration {
     pub(super) version: i64,
     pub(super) description: &'static str,
@@ -87,13 +87,13 @@ pub(super) const SQLITE: &[Migration] = &[
     },
 ];
 
-/// A row of the history: a version, and the checksum it had when it was applied.
+/// A row of the migration history: the version, and its checksum when it was applied.
 pub(super) type Applied = (i64, i64);
 
-/// Those of `migrations` that a database with this history lacks, in order.
+/// The `migrations` that a database with this history lacks, in order.
 ///
-/// What a newer release of this crate has applied is none of our business: during a rolling upgrade
-/// the old release keeps starting.
+/// Migrations applied by a newer release are ignored, so that the old release keeps starting during
+/// a rolling upgrade.
 pub(super) fn missing<'m>(
     migrations: &'m [Migration],
     history: &[Applied],
@@ -104,7 +104,7 @@ pub(super) fn missing<'m>(
             None => missing.push(migration),
             Some((_, checksum)) if *checksum == migration.checksum() => {}
             Some(_) => {
-                let problem = format!("{migration} was changed after it had been applied");
+                let problem = format!("{migration} was changed after it was applied");
                 return Err(StoreError::new(StoreErrorKind::Migration).because(problem));
             }
         }
@@ -112,7 +112,7 @@ pub(super) fn missing<'m>(
     Ok(missing)
 }
 
-/// What went wrong while migrating is a failed migration, unless there was just no connection.
+/// Turns an error during migration into a migration error, unless the store was just unavailable.
 pub(super) fn failed(error: StoreError) -> StoreError {
     match error.kind {
         StoreErrorKind::Unavailable | StoreErrorKind::Overloaded => error,
@@ -120,15 +120,15 @@ pub(super) fn failed(error: StoreError) -> StoreError {
     }
 }
 
-/// There is no log to read changes from, and no trigger that tells them.
+/// Neither a change log nor a notifying trigger exists.
 pub(super) fn no_changes() -> StoreError {
-    let problem = "nothing here tells of changes: `migrate` has not been run, or the triggers of \
-        `api_keys` are gone";
+    let problem = "no source of changes: `migrate` has not been run, or the triggers of \
+        `api_keys` are missing";
     StoreError::new(StoreErrorKind::Migration).because(problem)
 }
 
 impl Migration {
-    /// Tells edits, which are accidents. Line ends do not count: some checkouts rewrite them.
+    /// Detects accidental edits. Line endings are ignored because some checkouts rewrite them.
     pub(super) fn checksum(&self) -> i64 {
         let mut crc = crc32fast::Hasher::new();
         for line in self.sql.lines() {
@@ -138,7 +138,7 @@ impl Migration {
         crc.finalize().into()
     }
 
-    /// Says in which migration `error` happened.
+    /// Prefixes `error` with this migration.
     pub(super) fn blame(&self, error: StoreError) -> StoreError {
         match error.source {
             Some(source) => StoreError::new(error.kind).because(format!("{self}: {source}")),

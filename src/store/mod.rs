@@ -1,10 +1,11 @@
-//! Where keys are kept: the ports, and their implementations.
+//! Key stores: the traits, and implementations for memory, PostgreSQL and SQLite.
 //!
-//! [`KeyStore`] is all that serving requests needs; [`ManageKeys`] is what issuing, listing and
-//! revoking need on top, and [`ManagePlans`] keeps limits that many keys share. [`MemoryKeyStore`] is for tests and static keys, [`PgKeyStore`] and
-//! [`SqliteKeyStore`] are persistent. All pass one contract suite.
+//! [`KeyStore`] is all that serving requests needs. [`ManageKeys`] adds issuing, listing and
+//! revoking; [`ManagePlans`] keeps limits shared by many keys. [`MemoryKeyStore`] is for tests and
+//! static keys; [`PgKeyStore`] and [`SqliteKeyStore`] are persistent. All pass the same contract
+//! tests.
 //!
-//! A store of your own is plain `async fn`s:
+//! A custom store needs only plain `async fn`s:
 //!
 //! ```
 //! use tower_api_key::{
@@ -22,28 +23,28 @@
 //! }
 //! ```
 //!
-//! Rules an implementation keeps:
+//! An implementation must follow these rules:
 //!
-//! 1. [`find`](KeyStore::find) returns the record **in every state**. Revoked and expired keys are
-//!    told from unknown ones by the caller, which can then count their use.
-//! 2. Absence is `Ok(None)`. A store that cannot answer returns an error, never `None`: absence is
-//!    remembered and answered with 401, an error with 503.
-//! 3. [`read_at`](KeyRecord::read_at) is the store's own clock, where it has one.
+//! 1. [`find`](KeyStore::find) returns the record **in every state**. The caller distinguishes
+//!    revoked and expired keys from unknown ones and can count their use.
+//! 2. A missing key is `Ok(None)`. A store that cannot answer returns an error, never `None`:
+//!    `None` is cached and answered with 401, an error with 503.
+//! 3. [`read_at`](KeyRecord::read_at) comes from the store's own clock, if it has one.
 //!
-//! What others change in the store, a [`ChangeFeed`] tells:
+//! A [`ChangeFeed`] reports changes made to the store by other processes:
 //!
-//! | keys are in | feed | told after |
+//! | keys are in | feed | delay |
 //! |---|---|---|
 //! | PostgreSQL | `PgChangeFeed` | milliseconds |
 //! | PostgreSQL, a standby | [`PollingChangeFeed`] | its interval, 1 s |
 //! | PostgreSQL, behind PgBouncer in transaction mode | the same | the same |
-//! | a SQLite file that several processes share | the same | the same |
-//! | anything that one process alone uses | none: [`Invalidate`] is enough | |
+//! | a SQLite file shared by several processes | the same | the same |
+//! | any store used by a single process | none: [`Invalidate`] is enough | |
 //!
-//! Both read what triggers on `api_keys` write down, so that whatever changes a key is told:
-//! another node, a script, a person at the database's prompt. A column that no request depends on,
-//! as `revoked_reason`, is not told, nor is a key's use. A change of a plan, in `api_key_plans`, is
-//! told as one of everything.
+//! Both read what triggers on `api_keys` record, so they report every change to a key, whether
+//! another node, a script or a person at the database prompt made it. They do not report a key's
+//! use or changes to columns that no request depends on, such as `revoked_reason`. A changed plan
+//! in `api_key_plans` is reported as a change of everything.
 
 mod change;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -90,9 +91,9 @@ use crate::{
     record::{KeyId, KeyRecord},
 };
 
-/// Finds keys, and remembers when they were used.
+/// Looks up keys, and records when they were last used.
 pub trait KeyStore: Send + Sync + 'static {
-    /// The record of the key with this hash, in whatever state it is.
+    /// The record of the key with this hash, in any state.
     ///
     /// The future may be dropped at any time.
     ///
@@ -104,43 +105,43 @@ pub trait KeyStore: Send + Sync + 'static {
         hash: &KeyHash,
     ) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send;
 
-    /// Stores when keys were last used, never moving a time backwards and ignoring unknown keys.
+    /// Stores when keys were last used. Never moves a time backwards; ignores unknown keys.
     ///
-    /// `batch` is sorted by key and names each key once. The default keeps nothing.
+    /// `batch` is sorted by key and contains each key once. The default discards it.
     ///
     /// # Errors
     ///
-    /// When the store cannot; the batch is then offered again.
+    /// When the store cannot; the caller retries the batch.
     fn record_usage(&self, batch: &[Usage]) -> impl Future<Output = Result<(), StoreError>> + Send {
         let _ = batch;
         async { Ok(()) }
     }
 }
 
-/// Whoever remembers what a store said, and must be told when it no longer holds.
+/// A cache of a store's answers that must be invalidated when keys change.
 pub trait Invalidate: Send + Sync {
-    /// Forgets everything about the key with this hash, that it is unknown included.
+    /// Drops everything cached for the key with this hash, including that it is unknown.
     fn invalidate(&self, hash: &KeyHash);
 
-    /// Forgets everything about a key that was revoked, as this record of it says. Revocations are for
-    /// good: an [`Authenticator`](crate::Authenticator) refuses the key even where the store that it asks
-    /// is a replica that has not applied the revocation yet. Default: [`invalidate`](Self::invalidate).
+    /// Drops everything cached for a key that this record shows as revoked. Revocations are
+    /// permanent: an [`Authenticator`](crate::Authenticator) refuses the key even if its store is a
+    /// replica that has not applied the revocation yet. Default: [`invalidate`](Self::invalidate).
     fn revoked(&self, record: &KeyRecord) {
         self.invalidate(&record.key_hash);
     }
 
-    /// Forgets everything about every key: a plan was changed, and with it the limits of keys that
-    /// nobody has counted.
+    /// Drops everything cached for every key. Called when a plan was changed, since it affects the
+    /// limits of an unknown set of keys.
     fn invalidate_all(&self);
 }
 
-/// A key was used.
+/// When a key was last used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Which.
+    /// The key.
     pub key_id: KeyId,
-    /// When, by the wall clock of the node it was used on.
+    /// The time of use, by the wall clock of the node that served the request.
     pub last_used_at: SystemTime,
 }
 
@@ -152,10 +153,10 @@ impl Usage {
     }
 }
 
-/// A store did not do what it was asked.
+/// A store operation failed.
 ///
-/// Neither `Display` nor `Debug` shows values of the record; the driver's own error is the
-/// [`source`](Error::source), which clones share.
+/// Neither `Display` nor `Debug` shows values of the record. The driver's own error is the
+/// [`source`](Error::source), shared by clones.
 #[derive(Clone)]
 pub struct StoreError {
     kind: StoreErrorKind,
@@ -169,7 +170,7 @@ impl StoreError {
         Self { kind, source: None }
     }
 
-    /// Adds what caused it.
+    /// Adds the cause.
     #[must_use]
     pub fn because(self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { source: Some(source.into().into()), ..self }
@@ -185,12 +186,12 @@ impl StoreError {
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
-            StoreErrorKind::Unavailable => "the key store is not available",
-            StoreErrorKind::Overloaded => "the key store has too much to do at once",
-            StoreErrorKind::Conflict => "the key exists already, or was changed by somebody else",
-            StoreErrorKind::Corrupt => "the key store holds a record that makes no sense",
-            StoreErrorKind::Refused => "the key store refuses the change by a rule of its own",
-            StoreErrorKind::Migration => "the key store's tables could not be brought up to date",
+            StoreErrorKind::Unavailable => "key store unavailable",
+            StoreErrorKind::Overloaded => "key store overloaded: too many concurrent operations",
+            StoreErrorKind::Conflict => "the key already exists, or was changed concurrently",
+            StoreErrorKind::Corrupt => "the key store returned an invalid record",
+            StoreErrorKind::Refused => "a key store constraint or trigger refused the change",
+            StoreErrorKind::Migration => "the tables of the key store could not be migrated",
             StoreErrorKind::Other => "the key store failed",
         })
     }
@@ -201,7 +202,7 @@ impl fmt::Debug for StoreError {
         let mut debug = f.debug_struct("StoreError");
         debug.field("kind", &self.kind);
         if let Some(source) = &self.source {
-            // A driver's `Debug` may print the row's values.
+            // A driver's `Debug` may print values of the row.
             debug.field("source", &format_args!("{source}"));
         }
         debug.finish()
@@ -214,24 +215,24 @@ impl Error for StoreError {
     }
 }
 
-/// What went wrong in a store.
+/// The kind of a [`StoreError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
-    /// No connection, no answer in time, shutting down. Trying again may help.
+    /// No connection, no answer in time, or shutting down. Retrying may help.
     Unavailable,
-    /// The store can be reached, and all that this process may ask of it at once is under way.
-    /// Trying again will help. It is not an outage: nothing stale is served because of it.
+    /// The store is reachable, but this process already uses all the capacity it may. Retrying will
+    /// help. It is not an outage: stale records are not served because of it.
     Overloaded,
-    /// A key of this id or hash exists, or the record was changed by somebody else.
+    /// A key with this id or hash exists, or the record was changed concurrently.
     Conflict,
-    /// A row that this version cannot understand. The key is not let in, not even by an earlier
-    /// record.
+    /// This version cannot parse a row. The key is refused, even if an earlier record of it is
+    /// cached.
     Corrupt,
-    /// A rule of the database refuses this row: a constraint or a trigger, often one that the
-    /// application added, such as a foreign key. Other rows are not concerned.
+    /// A constraint or trigger of the database refused this row, often one added by the
+    /// application, such as a foreign key. Other rows are not affected.
     Refused,
-    /// The tables could not be brought up to date.
+    /// Migrating the tables failed.
     Migration,
     /// Anything else.
     Other,

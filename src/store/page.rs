@@ -1,4 +1,4 @@
-//! How much a page has: so many rows, and so many bytes.
+//! Page limits, in rows and bytes.
 
 use std::collections::BTreeMap;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -8,24 +8,24 @@ use std::fmt;
 use super::StoreError;
 use crate::record::{KeyEvent, KeyRecord};
 
-/// A page of keys or events ends before a row that would make it longer: 1 MiB, which is what a server
-/// holds in memory for each client that reads slowly. The first row of a page is always there.
+/// Maximum size of a page of keys or events: 1 MiB, which a server holds in memory for each slow
+/// client. The page ends before the row that would exceed it, but always contains at least one row.
 pub(super) const MAX_PAGE_BYTES: usize = 1024 * 1024;
 
-/// How many rows stores read at a time for a page.
+/// Rows that stores fetch at a time to fill a page.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) const CHUNK: usize = 16;
 
-/// How many rows stores decode before other tasks have their turn: rows have up to 16 KiB of JSON.
+/// Rows that stores decode before yielding to other tasks: a row has up to 16 KiB of JSON.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) const ROWS_PER_TURN: usize = 8;
 
-/// What a row takes beside its texts: names of fields, ids, times.
+/// Size of a row without its texts: field names, ids, times.
 const ROW_BYTES: usize = 768;
-/// What a quota takes beside its name.
+/// Size of a quota without its name.
 const QUOTA_BYTES: usize = 128;
 
-/// Counts what a page has.
+/// Tracks how full a page is.
 pub(super) struct Filling {
     limit: usize,
     rows: usize,
@@ -38,7 +38,7 @@ impl Filling {
         Self { limit, rows: 0, bytes: 0, is_full: false }
     }
 
-    /// Whether the next row, of so many bytes, belongs to this page; if not, the page is full.
+    /// Whether the next row, of `bytes` bytes, still fits; if not, the page is full.
     pub(super) fn takes(&mut self, bytes: usize) -> bool {
         let bytes = self.bytes.saturating_add(bytes);
         self.is_full |= self.rows >= self.limit || (self.rows > 0 && bytes > MAX_PAGE_BYTES);
@@ -49,13 +49,13 @@ impl Filling {
         !self.is_full
     }
 
-    /// Whether there is a row that belongs to the next page.
+    /// Whether a row did not fit and belongs to the next page.
     pub(super) fn is_full(&self) -> bool {
         self.is_full
     }
 }
 
-/// About as much as the key takes in an answer.
+/// Approximate size of the key in a response.
 pub(super) fn key_bytes(record: &KeyRecord) -> usize {
     let texts = [&record.name, &record.plan, &record.created_by, &record.revoked_reason];
     let texts = texts.into_iter().flatten().map(String::len).sum::<usize>();
@@ -73,7 +73,7 @@ pub(super) fn key_bytes(record: &KeyRecord) -> usize {
         + record.key_last4.len()
 }
 
-/// About as much as the event takes in an answer.
+/// Approximate size of the event in a response.
 pub(super) fn event_bytes(event: &KeyEvent) -> usize {
     let entry = &event.entry;
     let texts = [&entry.consumer_id, &entry.origin, &entry.reason, &entry.changes];
@@ -81,22 +81,21 @@ pub(super) fn event_bytes(event: &KeyEvent) -> usize {
     ROW_BYTES + texts + entry.actor.len()
 }
 
-/// A row that does not keep the bounds of what it should be, or that this version does not know: shown
-/// as text, so that it is neither hidden nor in the way of the other rows of its page.
+/// A row that violates a bound, or that this version cannot parse. Shown as text, so that it is
+/// neither hidden nor blocks the rest of its page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InvalidRow {
-    /// Of the key, or the number of the event.
+    /// The id of the key, or the number of the event.
     pub id: String,
-    /// What is wrong, and in which column. Never a value.
+    /// What is wrong, and in which column. Never contains a value.
     pub problem: String,
-    /// The columns as text, each cut after 16 KiB; without those that are null, and without the hash
-    /// of the key.
+    /// The columns as text, each truncated to 16 KiB, without nulls and without the key's hash.
     pub values: BTreeMap<&'static str, String>,
 }
 
 impl InvalidRow {
-    /// The row as a store read it.
+    /// The row as read by a store.
     #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(super) fn new(
         id: impl fmt::Display,
@@ -109,7 +108,7 @@ impl InvalidRow {
         Self { id: id.to_string(), problem, values: values.collect() }
     }
 
-    /// As much as it takes in an answer, where quotes are escaped.
+    /// Approximate size in a response, in which quotes are escaped.
     #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(super) fn bytes(&self) -> usize {
         ROW_BYTES + self.values.values().map(|value| 2 * value.len()).sum::<usize>()

@@ -6,17 +6,17 @@ use crate::{
     record::{PLAN_NAMES, is_plan_name},
 };
 
-/// Keeps plans: limits with a name, which keys refer to.
+/// Stores plans: named limits that keys refer to.
 ///
-/// What is defined here is read with each key that [names](crate::record::KeyRecord::plan) it, and a
-/// change counts for all of them. Whatever is not defined here may be elsewhere.
-/// [`KeyIssuer`](crate::manage::KeyIssuer) is built on it, and tells caches.
+/// A plan's limits are read together with each key that [names](crate::record::KeyRecord::plan) it,
+/// so a change applies to all of them. Plans not defined here may be defined elsewhere.
+/// [`KeyIssuer`](crate::manage::KeyIssuer) builds on this trait and invalidates caches.
 pub trait ManagePlans: Send + Sync + 'static {
-    /// Gives a plan these limits, whether it was there before or not.
+    /// Creates a plan with these limits, or replaces its limits.
     ///
     /// # Errors
     ///
-    /// [`Other`](StoreErrorKind::Other) for a name other than 1 to 64 letters, digits, `-`, `_` or
+    /// [`Other`](StoreErrorKind::Other) if the name is not 1 to 64 letters, digits, `-`, `_` or
     /// `.`, or when the store cannot.
     fn set_plan(
         &self,
@@ -24,14 +24,14 @@ pub trait ManagePlans: Send + Sync + 'static {
         limits: &RateLimits,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Removes a plan, and says whether it was there. Keys go on naming it.
+    /// Removes a plan, and returns whether it existed. Keys keep naming it.
     ///
     /// # Errors
     ///
     /// When the store cannot.
     fn remove_plan(&self, name: &str) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// All plans, ordered by name as by its bytes.
+    /// All plans, in byte order of their names.
     ///
     /// # Errors
     ///
@@ -39,7 +39,7 @@ pub trait ManagePlans: Send + Sync + 'static {
     fn plans(&self) -> impl Future<Output = Result<Vec<(String, RateLimits)>, StoreError>> + Send;
 }
 
-/// A name that stores agree on.
+/// Enforces the same rule for plan names in every store.
 pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
     if is_plan_name(name) {
         return Ok(());

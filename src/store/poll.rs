@@ -10,15 +10,15 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{Change, ChangeFeed, Staleness, StoreError, StoreErrorKind};
 use crate::record::KeyId;
 
-/// A log of changes that can be asked, for where nobody tells them.
+/// A change log that can be polled, for stores that cannot send notifications.
 ///
-/// `PgKeyStore` and `SqliteKeyStore` are one; [`PollingChangeFeed`] asks it.
+/// `PgKeyStore` and `SqliteKeyStore` implement it; [`PollingChangeFeed`] polls it.
 pub trait ChangeLog: Send + Sync + 'static {
-    /// Which keys were changed since the log said `horizon`, and what to ask it with the next time.
+    /// Returns the keys changed since `horizon`, and the horizon for the next call.
     ///
-    /// Whatever is committed after a horizon was read is among the changes since that horizon, for
-    /// as long as it is the last change of its key. What was committed before may be among them:
-    /// that much is all it says without a horizon.
+    /// Every change committed after a horizon was read is returned by later calls with that
+    /// horizon, as long as it is the last change of its key. Changes committed earlier may be
+    /// returned as well; a call without a horizon returns only such changes.
     ///
     /// The future may be dropped at any time.
     ///
@@ -30,47 +30,48 @@ pub trait ChangeLog: Send + Sync + 'static {
         horizon: Option<Horizon>,
     ) -> impl Future<Output = Result<Changes, StoreError>> + Send;
 
-    /// The position up to which the log has been written, of a log that is not a replica. What has
-    /// been committed before is below it.
+    /// The log's current write position, if it is not a replica. Everything committed before is
+    /// below it.
     ///
     /// The future may be dropped at any time.
     ///
     /// # Errors
     ///
-    /// When the log has no positions, which is the default; when it cannot be read, or is a replica.
+    /// When the log has no positions, which is the default; when it cannot be read; or when it is a
+    /// replica.
     fn end(&self) -> impl Future<Output = Result<u64, StoreError>> + Send {
-        let problem = "this log has no positions";
+        let problem = "this change log has no positions";
         async move { Err(StoreError::new(StoreErrorKind::Other).because(problem)) }
     }
 }
 
-/// What a [`ChangeLog`] says.
+/// The result of polling a [`ChangeLog`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Changes {
-    /// What to ask with the next time.
+    /// The horizon for the next poll.
     pub horizon: Horizon,
-    /// The last change of each key that was changed.
+    /// The last change of each changed key.
     pub keys: Vec<ChangedKey>,
-    /// How far a replica has come; `None` where the log itself was read.
+    /// A replica's progress; `None` if the log was read directly.
     pub replica: Option<Replica>,
 }
 
-/// How far a replica of a log has come.
+/// A replica's progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Replica {
     /// The position up to which it has applied the log.
     pub applied: u64,
-    /// The position that it knows the log to have; `None` while it is not connected to its source.
+    /// The log's end as far as the replica knows; `None` while it is disconnected from its source.
     pub known: Option<u64>,
-    /// How long ago what it applied last was committed, by clocks that may differ; `None` where
-    /// that is unknown.
+    /// Time since the last applied change was committed, measured by two clocks that may differ;
+    /// `None` if unknown.
     pub age: Option<Duration>,
 }
 
 impl Replica {
-    /// A replica that has applied the log up to a position, of one that it knows of.
+    /// A replica that has applied the log up to `applied`, out of `known`.
     #[must_use]
     pub const fn new(applied: u64, known: Option<u64>, age: Option<Duration>) -> Self {
         Self { applied, known, age }
@@ -78,21 +79,21 @@ impl Replica {
 }
 
 impl Changes {
-    /// No changes until `horizon`.
+    /// No changes up to `horizon`.
     #[must_use]
     pub const fn new(horizon: Horizon) -> Self {
         Self { horizon, keys: Vec::new(), replica: None }
     }
 }
 
-/// How far a [`ChangeLog`] was read.
+/// A read position in a [`ChangeLog`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Horizon {
-    /// Every transaction of a lower number had ended by then. It never decreases.
+    /// All transactions with lower numbers had ended. Never decreases.
     pub from: u64,
-    /// Differs between servers, and before and after a restart or a crash of one: numbers of the one
-    /// mean nothing to the other. 0 where there is no server.
+    /// Identifies a run of a server: differs between servers, and changes with a restart or crash,
+    /// because transaction numbers of one run mean nothing to another. 0 if there is no server.
     pub server: i64,
 }
 
@@ -108,11 +109,11 @@ impl Horizon {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct ChangedKey {
-    /// Which. The id of 16 zeros stands for every key.
+    /// The changed key. The all-zero id means every key.
     pub key_id: KeyId,
-    /// The transaction that inserted it, or gave it a new hash; 0 where nobody knows any more.
+    /// The transaction that inserted the key or gave it a new hash; 0 if unknown.
     pub created_in: u64,
-    /// The transaction that changed it, or deleted it.
+    /// The transaction that last changed or deleted the key.
     pub changed_in: u64,
 }
 
@@ -129,59 +130,60 @@ const EVERY_KEY: KeyId = KeyId::from_bytes([0; 16]);
 const INTERVAL: Duration = Duration::from_secs(1);
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
-/// Beyond this many changes, confirming every key is less work than going through them.
+/// With more changes than this, confirming every key is cheaper than processing each one.
 const MOST_UNTOLD: usize = 10_000;
-/// How long one poll may take. A network that swallows everything would keep it for a quarter of an
-/// hour.
+/// Deadline of one poll. Without it, a network that drops packets would block the poll for a
+/// quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// How long the primary may take to say how far it is. Changes that have been read wait for it.
+/// Deadline for asking the primary for its position. Changes already read wait for it.
 const PRIMARY_DEADLINE: Duration = Duration::from_secs(1);
 const MAX_LAG: Duration = Duration::from_secs(5);
 const MIN_MAX_LAG: Duration = Duration::from_millis(100);
 const MAX_MAX_LAG: Duration = Duration::from_secs(300);
-/// Positions that are remembered until a replica has applied them.
+/// Maximum number of positions remembered until a replica has applied them.
 const MOST_MARKS: usize = 64;
 
-/// Asks a store for changes, again and again: for PostgreSQL behind PgBouncer in transaction mode,
-/// for its standbys, and for SQLite files that several processes share.
+/// Polls a store for changes: for PostgreSQL behind PgBouncer in transaction mode, for standbys,
+/// and for SQLite files shared by several processes.
 ///
-/// A poll is one statement, and reads one range of an index: what was changed since the oldest
-/// transaction that was running at the last poll. Transactions may commit in any order, and nothing
-/// is told twice. One that writes for hours, in whichever database of the server, makes the range
-/// grow with every change made meanwhile.
+/// A poll is one statement that reads one index range: everything changed since the oldest
+/// transaction that was running at the previous poll. Transactions may commit in any order, and no
+/// change is reported twice. A transaction that writes for hours, in any database of the server,
+/// makes the range grow with every change made meanwhile.
 ///
-/// In PostgreSQL it takes the right to read `api_key_changes`.
+/// In PostgreSQL it needs the right to read `api_key_changes`.
 ///
-/// A new key is told as [`Changed`](Change::Changed) and then as [`Created`](Change::Created): the
-/// log does not tell a new key from one that has a new hash.
+/// A new key is reported as [`Changed`](Change::Changed), then as [`Created`](Change::Created): the
+/// log does not distinguish a new key from one with a new hash.
 ///
-/// All polls have to reach one server: [`next`](ChangeFeed::next) fails when another one answers, or
-/// the same one after a restart or a crash.
+/// All polls must reach the same server: [`next`](ChangeFeed::next) fails when another server
+/// answers, or the same one after a restart or crash.
 ///
 /// # Standbys
 ///
-/// A standby tells changes once it has applied them, and is polled only by those who look keys up
-/// there as well. Each poll asks how far it is behind. If that is longer than
-/// [`max_lag`](Self::max_lag), the feed counts as [behind](crate::auth::FeedHealth::Behind), and
-/// what the standby says of keys no longer confirms them. It is behind
+/// A standby reports changes once it has applied them. Poll it only where keys are looked up on it
+/// as well. Each poll asks how far it is behind. Beyond [`max_lag`](Self::max_lag), the feed counts
+/// as [behind](crate::auth::FeedHealth::Behind), and answers of the standby no longer confirm
+/// cached keys. It is behind
 ///
-/// 1. when it has received changes that it has not applied: its replay is paused, delayed, waits for
-///    a query, or is slow;
-/// 2. when it is not connected to its source. PostgreSQL notices a dead connection after
-///    `wal_receiver_timeout` (60 s by default). With a setting of 0 it never does;
+/// 1. when it has received changes that it has not applied: its replay is paused, delayed, slow, or
+///    waiting for a query;
+/// 2. when it is disconnected from its source. PostgreSQL notices a dead connection after
+///    `wal_receiver_timeout` (60 s by default), or never if that is 0;
 /// 3. when it knows that its source has more than it has received. Only members of
-///    `pg_read_all_stats` see that;
-/// 4. when its [`primary`](Self::primary) has written what it has not applied. This covers all of
-///    the above, and a standby of a standby that is cut off: nothing else does.
+///    `pg_read_all_stats` can see that;
+/// 4. when its [`primary`](Self::primary) has written something that it has not applied. This
+///    covers all of the above, and is the only way to detect a standby of a standby that is cut
+///    off.
 ///
-/// A SQLite file that was replaced by another one, or deleted, is a replica without a source: processes
-/// that have it open read it until they are restarted.
+/// A SQLite file that was replaced or deleted counts as a replica without a source: processes that
+/// have it open keep reading it until they are restarted.
 ///
-/// A standby whose primary is idle has applied all there is, and is not behind.
+/// A standby whose primary is idle has applied everything, and is not behind.
 ///
-/// Polls use the connections of look-ups, which management cannot take.
+/// Polls use the look-up connections, which management cannot take.
 ///
-/// A poll that brings more than 10,000 changes is told as [`Everything`](Change::Everything).
+/// A poll that returns more than 10,000 changes is reported as [`Everything`](Change::Everything).
 ///
 /// ```no_run
 /// # #[cfg(feature = "postgres")]
@@ -200,12 +202,12 @@ pub struct PollingChangeFeed<L> {
     interval: Duration,
     max_lag: Duration,
     position: Option<Position>,
-    /// Also kept while it is not connected: a server that was behind still is.
+    /// Kept while disconnected: a server that was behind still is.
     progress: Option<Progress>,
 }
 
 impl<L: ChangeLog> PollingChangeFeed<L> {
-    /// Changes of `log`.
+    /// A feed of the changes in `log`.
     #[must_use]
     pub fn new(log: L) -> Self {
         Self {
@@ -218,39 +220,38 @@ impl<L: ChangeLog> PollingChangeFeed<L> {
         }
     }
 
-    /// The pause between two polls. Default: 1 s, so that a revocation counts within about a
-    /// second, for one cheap statement a second and node; at least 10 ms, which no database should
-    /// be asked to go below, and at most 60 s, beyond which it tells little that a cache does not
-    /// find out by itself.
+    /// The pause between polls. Default: 1 s, so that a revocation takes effect within about a
+    /// second, at the cost of one cheap statement per second and node. Clamped to at least 10 ms,
+    /// to limit the load on the database, and at most 60 s, beyond which the cache would notice
+    /// most changes by itself.
     #[must_use]
     pub fn interval(self, interval: Duration) -> Self {
         Self { interval: interval.clamp(MIN_INTERVAL, MAX_INTERVAL), ..self }
     }
 
-    /// How far behind a standby may be. Default: 5 s, as long as a standby waits before it connects
-    /// to its primary again, so that a primary which restarts is no gap; at least 100 ms, and at most
-    /// 5 min.
+    /// How far behind a standby may be. Default: 5 s, the time a standby waits before it reconnects
+    /// to its primary, so a restart of the primary is not a gap. Clamped to 100 ms to 5 min.
     ///
-    /// A change counts within this and an [`interval`](Self::interval), or what was read of the key
-    /// is no longer fresh. Beyond it, keys are let in by what is known of them as during an outage of
-    /// the store, for [`stale_if_error`](crate::auth::CachePolicy::stale_if_error).
+    /// A change takes effect within this plus an [`interval`](Self::interval), or the cached record
+    /// is no longer fresh. Beyond it, cached records are used as during an outage of the store, for
+    /// [`stale_if_error`](crate::auth::CachePolicy::stale_if_error).
     #[must_use]
     pub fn max_lag(self, max_lag: Duration) -> Self {
         Self { max_lag: max_lag.clamp(MIN_MAX_LAG, MAX_MAX_LAG), ..self }
     }
 
-    /// Where what is polled is replicated from. Default: none, and a standby is asked what it knows
-    /// of its source.
+    /// The source of the replica that is polled. Default: none; a standby is then asked what it
+    /// knows about its source.
     ///
-    /// Each poll then asks the primary how far it has written, which takes no right and reads no
-    /// table. While the primary does not say, nobody knows whether the standby is current, and it
-    /// counts as behind after [`max_lag`](Self::max_lag).
+    /// Each poll then also asks the primary for its write position, which needs no rights and reads
+    /// no table. While the primary does not answer, the standby counts as behind after
+    /// [`max_lag`](Self::max_lag), because it may not be current.
     #[must_use]
     pub fn primary(self, primary: L) -> Self {
         Self { primary: Some(primary), ..self }
     }
 
-    /// What has changed, and how far a replica should be.
+    /// The changes, and the position that a replica should have reached.
     async fn read(&self, horizon: Option<Horizon>) -> Result<(Changes, Option<u64>), StoreError> {
         let reading = timeout(DEADLINE, self.log.changes_since(horizon));
         let (changes, end) = tokio::join!(reading, self.end());
@@ -272,8 +273,8 @@ impl<L: ChangeLog> PollingChangeFeed<L> {
         self.progress = Some(progress.go_on(asked, changes.replica, end, self.max_lag));
     }
 
-    /// A replica that has not applied what was there at an earlier poll is asked again before it has
-    /// been behind for too long. To be a moment behind is usual.
+    /// If a replica has not applied the position of an earlier poll, poll again before it exceeds
+    /// the maximum lag. Lagging by a single poll is normal.
     fn pause(&self) -> Duration {
         match &self.progress {
             Some(progress) if progress.ahead.len() > 1 => self.interval.min(self.max_lag / 5),
@@ -294,8 +295,8 @@ impl<L: ChangeLog> ChangeFeed for PollingChangeFeed<L> {
 
     #[expect(clippy::disallowed_methods, reason = "nothing tells that there is something to read")]
     async fn next(&mut self) -> Result<Change, StoreError> {
-        // Put back when all went well: after an error, `connect` comes first.
-        let mut position = self.position.take().ok_or_else(|| lost("`connect` comes first"))?;
+        // Put back only on success: after an error, `connect` must be called first.
+        let mut position = self.position.take().ok_or_else(|| lost("call `connect` first"))?;
         let waited = Instant::now();
         if position.untold.is_empty() {
             sleep(self.pause()).await;
@@ -304,7 +305,7 @@ impl<L: ChangeLog> ChangeFeed for PollingChangeFeed<L> {
             self.observe(asked, &changes, end);
             position.advance(changes)?;
         }
-        // What was changed right after the last poll is heard of now, by a replica even later.
+        // A change made right after the last poll is seen only now, and on a replica even later.
         let lag = waited.elapsed() + self.staleness().map_or(Duration::ZERO, |stale| stale.age);
         let change = position.untold.pop_front().unwrap_or(Change::Nothing { lag });
         self.position = Some(position);
@@ -317,7 +318,7 @@ impl<L: ChangeLog> ChangeFeed for PollingChangeFeed<L> {
     }
 }
 
-/// An instant that may lie before all that the clock can say.
+/// An instant that may be earlier than `Instant` can represent.
 #[derive(Clone, Copy)]
 struct Past {
     at: Instant,
@@ -330,21 +331,22 @@ impl Past {
     }
 }
 
-/// How far a replica is behind, by the clock of who asks: the end of its log as it was at some time
-/// is a mark, and what has applied up to there is as new as that time.
+/// How far a replica is behind, by our own clock. Each end position of the log is stored with the
+/// time it was read; once the replica has applied that position, its data is at least as new as
+/// that time.
 struct Progress {
     server: i64,
     is_replica: bool,
-    /// All that was committed before has been applied.
+    /// Everything committed before this has been applied.
     current: Past,
-    /// Later ends that have not been applied. `None` is one that nobody could tell.
+    /// Later end positions that have not been applied yet. `None` if the position was unavailable.
     ahead: VecDeque<(Past, Option<u64>)>,
-    /// The first of these has been ahead for too long.
+    /// Whether the first of these has been unapplied for too long.
     is_too_late: bool,
 }
 
 impl Progress {
-    /// Of what was before the first question, only clocks tell.
+    /// Before the first poll, the age is only known from the replica's clocks.
     fn begin(asked: Instant, changes: &Changes, end: Option<u64>) -> Self {
         let mut current = Past { at: asked, before: Duration::ZERO };
         let mut ahead = VecDeque::new();
@@ -396,10 +398,10 @@ impl<L> fmt::Debug for PollingChangeFeed<L> {
     }
 }
 
-/// How far a log was read.
+/// Read position in a log.
 struct Position {
     horizon: Horizon,
-    /// The last changes taken from beyond the horizon, where they will be found again.
+    /// The last changes already taken from beyond the horizon, which later polls return again.
     taken: HashMap<KeyId, ChangedKey>,
     untold: VecDeque<Change>,
 }
@@ -412,10 +414,10 @@ impl Position {
 
     fn advance(&mut self, Changes { horizon, keys, .. }: Changes) -> Result<(), StoreError> {
         if horizon.server != self.horizon.server {
-            return Err(lost("another server answers, or the same one after a restart"));
+            return Err(lost("answered by another server, or by the same one after a restart"));
         }
         if horizon.from < self.horizon.from {
-            return Err(lost("the log went backwards"));
+            return Err(lost("the change log went backwards"));
         }
         for key in keys {
             let before = self.taken.insert(key.key_id, key);

@@ -1,4 +1,4 @@
-//! What the stores that speak SQL share: a record as columns, and what a database may say of itself.
+//! Shared by the SQL stores: a record as columns, and error details that are safe to show.
 
 use std::{
     error::Error,
@@ -24,7 +24,7 @@ use crate::{
 
 const NANOS_PER_MICRO: u128 = 1000;
 
-/// A [`KeyRecord`] in types any database has: times are microseconds since 1970, JSON is text.
+/// A [`KeyRecord`] in portable types: times are microseconds since 1970, JSON is text.
 pub(super) struct Row {
     pub(super) id: [u8; 16],
     pub(super) key_hash: Vec<u8>,
@@ -35,7 +35,7 @@ pub(super) struct Row {
     pub(super) scopes: Vec<String>,
     pub(super) rate_limits: Option<String>,
     pub(super) plan: Option<String>,
-    /// Of the plan, and nothing that is written with a key.
+    /// Read from the plan; never written with a key.
     pub(super) plan_limits: Option<String>,
     pub(super) metadata: String,
     pub(super) is_active: bool,
@@ -53,7 +53,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// The columns of `record`. Times lose what is below a microsecond.
+    /// The columns of `record`. Times are truncated to microseconds.
     pub(super) fn of(record: &KeyRecord) -> Result<Self, StoreError> {
         Ok(Self {
             id: *record.id.as_bytes(),
@@ -82,7 +82,7 @@ impl Row {
         })
     }
 
-    /// The record, once every column has been found to make sense and to keep its bounds.
+    /// Parses the record, checking every column against its bounds.
     pub(super) fn into_record(self) -> Result<KeyRecord, StoreError> {
         let id = KeyId::from_bytes(self.id);
         self.parse().map_err(|Misfit { column, problem }| {
@@ -114,7 +114,7 @@ impl Row {
         }
         let scopes = Scopes::parse(self.scopes).map_err(|_| Misfit {
             column: "scopes",
-            problem: "more than 128, or one that is not a scope",
+            problem: "more than 128 scopes, or an invalid scope",
         })?;
         let metadata = Metadata::from_json(&self.metadata)
             .map_err(|error| Misfit { column: "metadata", problem: error.bound() })?;
@@ -148,7 +148,7 @@ impl Row {
         })
     }
 
-    /// The row as text, for a page that shows what cannot be read: all of it but the hash.
+    /// The row as text, without the hash, for listing rows that cannot be parsed.
     pub(super) fn as_text(&self, error: &StoreError) -> InvalidRow {
         let at = |micros: i64| time(micros).map_or_else(|| micros.to_string(), rfc3339);
         let texts = [
@@ -173,7 +173,7 @@ impl Row {
     }
 }
 
-/// The columns of a key that are texts in every database.
+/// The key columns that are text in every database.
 pub(super) const TEXTS: [&str; 10] = [
     "consumer_id",
     "name",
@@ -187,7 +187,7 @@ pub(super) const TEXTS: [&str; 10] = [
     "revoked_reason",
 ];
 
-/// A column that makes no sense, and why; never what is in it.
+/// An invalid column and the reason, without its value.
 struct Misfit {
     column: &'static str,
     problem: &'static str,
@@ -201,25 +201,25 @@ fn limits(json: &str) -> Result<RateLimits, &'static str> {
     })
 }
 
-/// A record that was asked for by its hash has it: whatever a connection mixed up, nobody is let in
-/// on the record of somebody else.
+/// Checks that the record has the requested hash, so that a mixed-up connection cannot admit a key
+/// under another key's record.
 pub(super) fn answering(
     hash: &KeyHash,
     record: Option<KeyRecord>,
 ) -> Result<Option<KeyRecord>, StoreError> {
     match record {
-        Some(record) if record.key_hash != *hash => Err(corrupt("the answer to another look-up")),
+        Some(record) if record.key_hash != *hash => Err(corrupt("answer to a different look-up")),
         answer => Ok(answer),
     }
 }
 
-/// A row of a poll: first what makes a [`Horizon`], then a [`ChangedKey`], where there is one.
+/// A row of a poll: the fields of a [`Horizon`], then those of a [`ChangedKey`], if any.
 pub(super) type Polled = (i64, i64, Option<Uuid>, Option<i64>, Option<i64>);
 
-/// What a poll found. It has at least one row.
+/// The result of a poll, which has at least one row.
 pub(super) fn changes(rows: &[Polled]) -> Result<Changes, StoreError> {
     let number = |number| u64::try_from(number).map_err(|_| corrupt("table `api_key_changes`"));
-    let &(from, server, ..) = rows.first().ok_or_else(|| corrupt("the answer to a poll"))?;
+    let &(from, server, ..) = rows.first().ok_or_else(|| corrupt("empty answer to a poll"))?;
     let mut changes = Changes::new(Horizon::new(number(from)?, server));
     for &(.., id, created_in, changed_in) in rows {
         if let (Some(id), Some(created), Some(changed)) = (id, created_in, changed_in) {
@@ -229,17 +229,17 @@ pub(super) fn changes(rows: &[Polled]) -> Result<Changes, StoreError> {
     Ok(changes)
 }
 
-/// Where to go on polling, as a parameter.
+/// The horizon as a query parameter.
 pub(super) fn from(horizon: Option<Horizon>) -> Result<Option<i64>, StoreError> {
     horizon.map(|horizon| i64::try_from(horizon.from).map_err(unstorable)).transpose()
 }
 
-/// At most so many, as a parameter.
+/// The limit as a query parameter.
 pub(super) fn bounded(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-/// What was noted when this request came first.
+/// The record of an earlier request with the same idempotency key.
 pub(super) fn claimed(
     request: [u8; 32],
     fingerprint: &[u8],
@@ -250,7 +250,7 @@ pub(super) fn claimed(
     Ok(Claim::new(request, fingerprint, self::key_id(key_id)))
 }
 
-/// What was counted of keys, those that are live and those that are recent.
+/// Counts of live and of recent keys.
 pub(super) fn counts((live, recent): (i64, i64), limit: usize) -> KeyCounts {
     let count = |count| usize::try_from(count).unwrap_or(usize::MAX).min(limit);
     KeyCounts::new(count(live), count(recent))
@@ -263,7 +263,7 @@ pub(super) fn key_id(id: Uuid) -> KeyId {
 /// A row of `api_key_plans`.
 pub(super) type Plan = (String, String);
 
-/// The plans of these rows.
+/// Parses the rows of `api_key_plans`.
 pub(super) fn plans(rows: Vec<Plan>) -> Result<Vec<(String, RateLimits)>, StoreError> {
     let plan = |(name, limits): Plan| match self::limits(&limits) {
         Ok(limits) => Ok((name, limits)),
@@ -274,7 +274,7 @@ pub(super) fn plans(rows: Vec<Plan>) -> Result<Vec<(String, RateLimits)>, StoreE
     rows.into_iter().map(plan).collect()
 }
 
-/// A [`KeyEvent`] in types any database has, as a [`Row`].
+/// A [`KeyEvent`] in portable types, like [`Row`].
 pub(super) struct Event {
     pub(super) id: i64,
     pub(super) at: i64,
@@ -288,7 +288,7 @@ pub(super) struct Event {
 }
 
 impl Event {
-    /// The event; or the row as text, where this version does not understand it.
+    /// The event, or the row as text if this version cannot parse it.
     fn into_event(self) -> Result<KeyEvent, InvalidRow> {
         let bad = |column: &str, problem: &str| {
             corrupt(&format_args!("column `{column}` of event {}: {problem}", self.id))
@@ -298,7 +298,7 @@ impl Event {
             .and_then(|id| Ok((id, time(self.at).ok_or_else(|| bad("at", "not a time"))?)))
             .and_then(|(id, at)| {
                 let action = self.action.parse();
-                Ok((id, at, action.map_err(|_| bad("action", "not known to this version"))?))
+                Ok((id, at, action.map_err(|_| bad("action", "unknown to this version"))?))
             });
         let (id, at, action) = match parsed {
             Ok(parsed) => parsed,
@@ -330,7 +330,7 @@ impl Event {
     }
 }
 
-/// A page of events while it is filled.
+/// Collects the events of a page.
 pub(super) struct EventRows {
     filling: Filling,
     page: EventPage,
@@ -342,7 +342,7 @@ impl EventRows {
         Self { filling: Filling::new(limit), page: EventPage::default(), last: None }
     }
 
-    /// Adds rows, and returns where the next ones begin; `None` where the page is full.
+    /// Adds rows. Returns the cursor for the next ones; `None` if the page is full.
     pub(super) fn add(&mut self, events: Vec<Event>) -> Option<i64> {
         for event in events {
             let id = event.id;
@@ -368,9 +368,9 @@ impl EventRows {
     }
 }
 
-/// A transaction of which a statement has failed, or was dropped, can do nothing any more.
+/// The transaction is unusable because an earlier statement failed or was cancelled.
 pub(super) fn ended() -> StoreError {
-    StoreError::new(StoreErrorKind::Other).because("the transaction has failed before")
+    StoreError::new(StoreErrorKind::Other).because("the transaction already failed")
 }
 
 /// Microseconds since 1970, rounded down.
@@ -384,15 +384,15 @@ pub(super) fn micros(time: SystemTime) -> Result<i64, StoreError> {
     }
 }
 
-/// Microseconds since 1970, rounded up: of times that were [rounded down](micros), the same are
-/// before it as before `time`.
+/// Microseconds since 1970, rounded up: comparing stored times, which were [rounded down](micros),
+/// with `<` then gives the same result as comparing with `time`.
 pub(super) fn micros_up(time: SystemTime) -> Result<i64, StoreError> {
     let down = micros(time)?;
     let is_whole = self::time(down) == Some(time);
     Ok(if is_whole { down } else { down.saturating_add(1) })
 }
 
-/// The time this many microseconds after 1970, where there is one.
+/// The time this many microseconds after 1970, if representable.
 pub(super) fn time(micros: i64) -> Option<SystemTime> {
     let distance = Duration::from_micros(micros.unsigned_abs());
     if micros < 0 {
@@ -407,7 +407,7 @@ pub(super) fn json(value: &impl serde::Serialize) -> Result<String, StoreError> 
     serde_json::to_string(value).map_err(unstorable)
 }
 
-/// Says where something makes no sense, never what was found there.
+/// An error that names an invalid place without its value.
 pub(super) fn corrupt(place: &(impl fmt::Display + ?Sized)) -> StoreError {
     StoreError::new(StoreErrorKind::Corrupt).because(place.to_string())
 }
@@ -416,14 +416,14 @@ fn unstorable(error: impl Error + Send + Sync + 'static) -> StoreError {
     StoreError::new(StoreErrorKind::Other).because(error)
 }
 
-/// What a database said when it refused a statement: its code and message.
+/// The code and message of a database error.
 ///
-/// Drivers' own errors carry more, and print it: which values were in the row.
+/// The driver's own error also carries, and prints, the values of the row.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) code: String,
     pub(super) message: String,
-    /// What to do.
+    /// How to fix it.
     pub(super) advice: Option<&'static str>,
 }
 

@@ -1,6 +1,6 @@
-//! A trial of a store: the operations of a service, in transactions that are rolled back.
+//! Trial of a store: performs a service's operations in transactions that are rolled back.
 //!
-//! An operation is performed by the functions that serve it, so a trial cannot succeed where the
+//! Each operation runs the same functions as the service, so a trial cannot succeed where the
 //! service would fail.
 
 use std::time::{Duration, SystemTime};
@@ -17,7 +17,7 @@ use crate::{
     record::{AuditEntry, KeyAction, KeyId, KeyRecord, KeyStatus, Scope, Scopes},
 };
 
-/// A transaction in which everything can be tried, also what a service does outside of one.
+/// A transaction for trials: it can also do what a service does outside of transactions.
 pub(super) trait Rehearse: KeyTransaction {
     async fn find(&mut self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError>;
 
@@ -35,11 +35,11 @@ pub(super) trait Rehearse: KeyTransaction {
 
     async fn changes_since(&mut self, horizon: Option<Horizon>) -> Result<Changes, StoreError>;
 
-    /// Checks what is otherwise checked at the commit.
+    /// Checks deferred constraints now instead of at commit.
     async fn settle(&mut self) -> Result<(), StoreError>;
 }
 
-/// What a service does.
+/// An operation of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     LookUp,
@@ -59,19 +59,19 @@ pub(super) enum Operation {
     Plans,
 }
 
-/// What fails with an operation.
+/// What depends on an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
-    /// No key is let in.
+    /// Look-ups: without them every key is refused.
     LookUps,
-    /// A service that polls does not notice changes.
+    /// Polling: without it a polling service misses changes.
     Feed,
-    /// A service that only looks keys up does without.
+    /// Management: a service that only looks keys up does not need it.
     Management,
 }
 
 impl Operation {
-    /// In the order in which they are tried.
+    /// In the order of the trial.
     pub(super) const ALL: [Self; 15] = [
         Self::Issue,
         Self::LookUp,
@@ -130,8 +130,7 @@ pub(super) struct Failure {
     pub(super) error: StoreError,
 }
 
-/// Performs every operation, and returns those that fail. Where the store `is_standby`, what writes
-/// is left out.
+/// Performs every operation and returns those that fail. On a standby (`is_standby`), skips writes.
 pub(super) async fn rehearse<S>(store: &S, is_standby: bool) -> Vec<Failure>
 where
     S: ManageKeys + ChangeLog,
@@ -142,7 +141,7 @@ where
         Err(error) => return vec![Failure { operation: Operation::Issue, error }],
     };
     let mut failures = Vec::new();
-    // The others build on a key that was issued, where that is possible.
+    // Later operations use the issued key, if issuing worked.
     let mut begins = true;
     let mut with_key = false;
     for operation in Operation::ALL {
@@ -161,8 +160,8 @@ where
             outcome
         };
         let Ok(outcome) = timeout(PATIENCE, performed).await else {
-            // The others would take as long.
-            let late = format!("no answer within {PATIENCE:?}; what follows was not tried");
+            // The remaining ones would time out as well.
+            let late = format!("no answer within {PATIENCE:?}; later operations were not tried");
             let error = StoreError::new(StoreErrorKind::Unavailable).because(late);
             failures.push(Failure { operation, error });
             return failures;
@@ -175,17 +174,17 @@ where
     failures
 }
 
-/// More than it takes a database to give up a lock by itself.
+/// Longer than a database's own lock timeouts.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An attempt that failed.
 struct Attempt {
     error: StoreError,
-    /// Whether there was a transaction at all.
+    /// Whether the transaction could be started.
     begun: bool,
 }
 
-/// Performs `operation` in a transaction of its own, which is rolled back.
+/// Performs `operation` in its own transaction, which is rolled back.
 async fn attempt<S>(
     store: &S,
     operation: Operation,
@@ -208,7 +207,7 @@ where
     performed.await.map_err(|error| Attempt { error, begun: true })
 }
 
-/// Reads as the service does, outside of a transaction.
+/// Reads outside of a transaction, as the service does.
 async fn read<S>(store: &S, operation: Operation, sample: &Sample) -> Result<(), StoreError>
 where
     S: ManageKeys + ChangeLog,
@@ -244,7 +243,7 @@ where
     }
 }
 
-/// Fails on the first row of a page that the store could not read.
+/// Fails on the first row of a page that could not be parsed.
 fn readable(invalid: &[InvalidRow]) -> Result<(), StoreError> {
     match invalid.first() {
         None => Ok(()),
@@ -252,8 +251,8 @@ fn readable(invalid: &[InvalidRow]) -> Result<(), StoreError> {
     }
 }
 
-/// `with_key`: the sample's key has been inserted. Without it, statements find nothing, but the
-/// database says whether they are allowed.
+/// `with_key`: the sample key has been inserted. Without it, statements match nothing, but still
+/// show whether the database permits them.
 async fn perform<T: Rehearse>(
     tx: &mut T,
     operation: Operation,
@@ -264,11 +263,11 @@ async fn perform<T: Rehearse>(
     match operation {
         Operation::LookUp => {
             let found = tx.find(&key.key_hash).await?;
-            expect(!with_key || is(found.as_ref(), key), "a key is not found as it was written")
+            expect(!with_key || is(found.as_ref(), key), "a key is not read back as written")
         }
         Operation::Get => {
             let found = tx.get(key.id).await?;
-            expect(!with_key || is(found.as_ref(), key), "a key is not found as it was written")
+            expect(!with_key || is(found.as_ref(), key), "a key is not read back as written")
         }
         Operation::Poll => {
             let changes = tx.changes_since(None).await?;
@@ -329,20 +328,20 @@ async fn perform<T: Rehearse>(
             tx.record(&[sample.entry(KeyAction::Revoked)]).await
         }
         Operation::Prune => {
-            // Older than any key but the sample's.
+            // Only the sample key is this old.
             let ended = tx.lock_some(&Selection::EndedBefore(at(EXPIRY + 1)), &[], 1).await?;
-            expect(!with_key || ended.iter().any(|it| it.id == key.id), "an ended key is kept")?;
+            expect(!with_key || ended.iter().any(|it| it.id == key.id), "ended key not found")?;
             tx.delete(&[key.id]).await?;
             expect(tx.lock(&[key.id]).await?.is_empty(), "a deleted key is still there")?;
             tx.record(&[sample.entry(KeyAction::Pruned)]).await?;
             tx.sweep(at(0), 1).await.map(drop)
         }
         Operation::Import => {
-            // Of two with one hash, the second is known by then.
+            // The second record has the hash of the first, which exists by then.
             let mut known = sample.imported.clone();
             known.id = sample.successor.id;
             let inserted = tx.insert(&[sample.imported.clone(), known]).await?;
-            expect(inserted == [sample.imported.id], "a batch is not stored as it should be")?;
+            expect(inserted == [sample.imported.id], "a batch is not stored as written")?;
             tx.record(&[sample.entry(KeyAction::Imported)]).await
         }
         Operation::Usage => {
@@ -371,7 +370,7 @@ async fn update<T: Rehearse>(
     with_key: bool,
 ) -> Result<(), StoreError> {
     match tx.update(changed).await {
-        // There is no such key.
+        // The key was not inserted.
         Err(error) if !with_key && error.kind() == StoreErrorKind::Conflict => Ok(()),
         Err(error) => Err(error),
         Ok(updated) => {
@@ -383,7 +382,7 @@ async fn update<T: Rehearse>(
     }
 }
 
-/// The statement succeeded, and was of no effect: a trigger, rule or policy changes what it does.
+/// Fails if a statement succeeded without effect, because a trigger, rule or policy changes it.
 fn expect(holds: bool, otherwise: &'static str) -> Result<(), StoreError> {
     if holds {
         return Ok(());
@@ -410,7 +409,7 @@ const STATUSES: [KeyStatus; 5] = [
     KeyStatus::Revoked,
 ];
 
-/// When the sample's key expired, in seconds since 1970: before any other.
+/// When the sample key expired, in seconds since 1970: earlier than any real key.
 const EXPIRY: u64 = 2;
 
 fn at(seconds: u64) -> SystemTime {
@@ -423,7 +422,7 @@ struct Sample {
     successor: KeyRecord,
     imported: KeyRecord,
     request: Claim,
-    /// The key's consumer, prefix, scope and plan.
+    /// The key's consumer, prefix, scope and plan name.
     word: String,
     scope: Scope,
     limits: RateLimits,
@@ -462,7 +461,7 @@ impl Sample {
         }
     }
 
-    /// Each filter of a list, and each index that one is read along.
+    /// One query for each list filter, and for each index that only a filter reads.
     fn queries(&self) -> Vec<KeyQuery> {
         let of_consumer = || KeyQuery::new().consumer_id(self.word.clone());
         let of_prefix = || KeyQuery::new().key_prefix(self.word.clone());

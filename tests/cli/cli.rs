@@ -436,7 +436,7 @@ async fn mistakes_are_named_with_an_example() {
         ("issue --consumer acme --expires 1d --rate-limit 9/s:sliding,strict", "sliding or strict"),
         ("issue --consumer acme --expires 1d --rate-limit 9/s:name=a/b", "1 to 64 letters"),
         ("issue --consumer acme --expires 1d --metadata []", "plan"),
-        ("issue --consumer acme --expires 1d --plan a/b", "--plan: a plan's name is 1 to 64"),
+        ("issue --consumer acme --expires 1d --plan a/b", "--plan: a plan name must be 1 to 64"),
         ("plan", "set"),
         ("plan set pro", "LIMIT"),
         ("plan set pro many", "600/min"),

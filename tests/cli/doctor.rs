@@ -531,7 +531,7 @@ const STATES: &[State] = &[
         "a column of the application's that must be filled",
         "alter table api_keys add column tenant text not null default 'acme';
         alter table api_keys alter tenant drop default",
-        &["issue", "\"tenant\" of relation \"api_keys\"", "a constraint of the application's"],
+        &["issue", "\"tenant\" of relation \"api_keys\"", "a constraint of the application"],
     )
     .that_breaks(),
     warning(

@@ -481,7 +481,7 @@ async fn a_service_on_a_standby_lets_keys_in_refuses_changes_with_503_and_logs_e
     worker.abort();
     let lines = log.lines();
     for (message, advice) in [
-        ("key management failed", "a store of its own that connects to the primary"),
+        ("key management failed", "a separate store that connects to the primary"),
         ("last uses could not be written", "standby"),
         ("not heard of", "LISTEN"),
     ] {

@@ -976,7 +976,7 @@ async fn a_time_of_last_use_that_cannot_be_written_holds_up_no_other() {
     batch[7].last_used_at = long_ago;
     let (log, _guard) = logged();
     store.record_usage(&batch).await.unwrap();
-    let lines = log.lines_with("times of last use skipped");
+    let lines = log.lines_with("last-use times skipped");
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("keys=4"), "{lines:?}");
     for (number, key) in keys.iter().enumerate() {

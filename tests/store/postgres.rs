@@ -349,7 +349,7 @@ async fn a_database_without_the_tables_says_so() {
     let store = PgKeyStore::connect(database.url()).await.unwrap();
     let error = store.find(&HASH).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Other);
-    assert!(format!("{error:?}").contains("\"api_keys\" does not exist"), "{error:?}");
+    assert!(format!("{error:?}").contains("\"api_keys\" is not on the search path"), "{error:?}");
 }
 
 #[tokio::test]
@@ -486,7 +486,7 @@ async fn a_url_that_leads_nowhere_is_an_error_that_says_why() {
 
     let error = PgKeyStore::connect("mysql://localhost/app").await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Other);
-    assert!(format!("{error:?}").contains("begins with `postgres://`"), "{error:?}");
+    assert!(format!("{error:?}").contains("begin with `postgres://`"), "{error:?}");
 }
 
 #[tokio::test]

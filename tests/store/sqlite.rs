@@ -369,12 +369,12 @@ async fn the_tables_refuse_what_makes_no_sense() {
 #[tokio::test]
 async fn a_url_of_something_else_is_an_error_that_says_so() {
     for (url, problem) in [
-        ("keys.db", "begins with `sqlite:`"),
-        ("mysql://localhost/app", "begins with `sqlite:`"),
-        ("", "begins with `sqlite:`"),
-        ("sqlite:", "names a file"),
-        ("sqlite://", "names a file"),
-        ("sqlite:?mode=rwc", "names a file"),
+        ("keys.db", "begin with `sqlite:`"),
+        ("mysql://localhost/app", "begin with `sqlite:`"),
+        ("", "begin with `sqlite:`"),
+        ("sqlite:", "name a file"),
+        ("sqlite://", "name a file"),
+        ("sqlite:?mode=rwc", "name a file"),
     ] {
         let error = SqliteKeyStore::connect(url).await.unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Other);

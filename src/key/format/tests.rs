@@ -8,7 +8,7 @@ fn format() -> KeyFormat {
     KeyFormat::new("sk_live_").unwrap()
 }
 
-/// Fills with a byte that counts up, so that each draw differs.
+/// Fills with an incrementing byte, so that each draw differs.
 struct Counting(AtomicU8);
 
 impl EntropySource for Counting {
@@ -131,7 +131,7 @@ proptest! {
 
     #[test]
     fn junk_of_the_right_shape_is_refused(body in "[A-Za-z0-9_]{49}") {
-        // One in four billion passes by chance.
+        // One in four billion has a valid checksum by chance.
         let junk = format!("sk_live_{body}");
         prop_assert!(format().parse(junk.as_bytes()).is_err());
     }

@@ -1,4 +1,4 @@
-//! Look-ups that come while others are under way are asked together.
+//! Batches concurrent look-ups into shared queries.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,17 +31,18 @@ use crate::{
     },
 };
 
-/// Keys in one query. Beyond, its first would wait for its last.
+/// Maximum keys per query. In a larger batch, the first key would wait for the last.
 const MAX_KEYS: usize = 64;
-/// Queries in a row on one connection, which spares it two pings each. Then others may have it.
+/// Consecutive queries on one connection, which saves two pings each, before releasing it.
 const QUERIES_PER_LEASE: u32 = 16;
 
-/// Looks keys up: at once while few queries are under way, else together with whoever else waits
-/// for one of them to end, as databases commit in groups. Nobody waits for company, and nobody is
-/// answered by a query that was sent before they asked.
+/// Looks keys up: at once while few queries are running; otherwise the look-up joins the batch that
+/// the next free query takes, as in group commit. A look-up never waits for a batch to fill, and is
+/// never answered by a query that was sent before it began.
 ///
-/// Queries run in tasks, so that those who began them may go, and each goes on until all who wait
-/// for it have gone. Runtimes have queues of their own: one that stands still holds up no other.
+/// Queries run in spawned tasks, so the caller that started one may be dropped; a query runs until
+/// all its waiters are gone. Each runtime has its own queue, so a blocked runtime does not delay
+/// the others.
 pub(super) struct Batcher {
     pool: LookupPool,
     schema: Arc<SchemaCell>,
@@ -66,12 +67,12 @@ impl Batcher {
         Self { pool, schema, queues: Mutex::default() }
     }
 
-    /// Connections that management cannot take, for who authenticates.
+    /// The look-up connections, which management cannot take.
     pub(super) fn pool(&self) -> &LookupPool {
         &self.pool
     }
 
-    /// Waits no longer than the pool has patience for.
+    /// Waits at most for the pool's acquire timeout.
     pub(super) async fn find(self: &Arc<Self>, hash: &KeyHash) -> Answer {
         let Ok(runtime) = Handle::try_current() else {
             return Err(StoreError::new(StoreErrorKind::Other).because("no tokio runtime"));
@@ -88,7 +89,7 @@ impl Batcher {
         answering(hash, answer.await.unwrap_or_else(late)?)
     }
 
-    /// After a query that others had a part in ended without an answer.
+    /// Used when a shared query ended without an answer.
     async fn find_alone(&self, hash: &KeyHash) -> Answer {
         let mut lease = None;
         let mut found = self.ask(&[*hash], &mut lease).await?;
@@ -98,7 +99,7 @@ impl Batcher {
         found.remove(hash).unwrap_or(Ok(None))
     }
 
-    /// Asks at once, or queues up.
+    /// Starts a query, or queues if enough are running.
     fn begin(self: &Arc<Self>, waiting: Waiting, runtime: &Handle) {
         let mut queues = self.queues();
         let queue = queues.entry(runtime.id()).or_default();
@@ -107,7 +108,7 @@ impl Batcher {
             return;
         }
         queue.queries += 1;
-        // A runtime that has ended drops the task at once, and its turn takes the lock.
+        // A runtime that has shut down drops the task at once, and dropping `turn` takes the lock.
         drop(queues);
         let turn = Turn { batcher: Arc::clone(self), runtime: runtime.id(), is_over: false };
         runtime.spawn(turn.take(vec![waiting]));
@@ -117,7 +118,7 @@ impl Batcher {
         let hashes = batch.iter().map(|waiting| waiting.hash).collect::<Vec<_>>();
         let asked = async {
             match self.ask(&hashes, lease).await {
-                // One connection was lost, which is not to look like so many failures.
+                // Retry once, so that one lost connection does not count as many failures.
                 Err(error) if hashes.len() > 1 && error.kind() == StoreErrorKind::Unavailable => {
                     self.ask(&hashes, lease).await
                 }
@@ -129,7 +130,8 @@ impl Batcher {
             found = asked => found,
             () = deserted(&mut batch) => return,
         };
-        // What the server or the driver says of all may be about one of them: each asks for itself.
+        // An error of the server or the driver may concern just one of the keys: each waiter
+        // retries on its own.
         if batch.len() > 1
             && let Err(error) = &found
             && !matches!(error.kind(), StoreErrorKind::Unavailable | StoreErrorKind::Overloaded)
@@ -143,7 +145,7 @@ impl Batcher {
         }
     }
 
-    /// What there is of each of these, and of nothing else.
+    /// The result for each of these hashes.
     async fn ask(
         &self,
         hashes: &[KeyHash],
@@ -158,7 +160,7 @@ impl Batcher {
         self.pool.query_ended();
         let found = found?;
         self.schema.confirm(&statements);
-        // A connection that has brought what makes no sense may be the reason.
+        // Do not reuse a connection that returned an invalid row: it may be the cause.
         *kept = found.values().all(Result::is_ok).then_some(lease);
         Ok(found)
     }
@@ -168,7 +170,7 @@ impl Batcher {
     }
 }
 
-/// What is known of each key, by one statement.
+/// Looks up all hashes with one statement.
 pub(super) async fn find_on(
     connection: &mut PgConnection,
     statements: &Statements,
@@ -183,12 +185,12 @@ pub(super) async fn find_on(
         }
     };
     let rows = find.fetch_all(connection).await.map_err(failed)?;
-    let first = rows.first().ok_or_else(|| corrupt("the answer to a look-up"))?;
+    let first = rows.first().ok_or_else(|| corrupt("empty answer to a look-up"))?;
     for row in &rows {
         let hash: Option<[u8; 32]> = row.try_get("key_hash").map_err(failed)?;
         let Some(hash) = hash.map(KeyHash::from_bytes) else { continue };
-        // A key that it should have been the record of is not to count as unknown.
-        let other = || corrupt("the answer to another look-up");
+        // Fail rather than report the key as unknown: this row may have been meant for it.
+        let other = || corrupt("answer to a different look-up");
         *found.get_mut(&hash).ok_or_else(other)? = found_in(row);
     }
     let role: Option<String> = first.try_get("keys_hidden_from").map_err(failed)?;
@@ -199,7 +201,7 @@ pub(super) async fn find_on(
     Ok(found)
 }
 
-/// The key of a row, with the limits of its plan.
+/// The key in a row, with its plan's limits.
 fn found_in(row: &PgRow) -> Answer {
     let record = record_of(row)?;
     let role: Option<String> = row.try_get("plans_hidden_from").map_err(failed)?;
@@ -211,14 +213,14 @@ fn found_in(row: &PgRow) -> Answer {
     }
 }
 
-/// When nobody waits any more.
+/// Resolves when all waiters are gone.
 async fn deserted(batch: &mut [Waiting]) {
     for waiting in batch {
         waiting.answer.closed().await;
     }
 }
 
-/// One of [`MAX_QUERIES`], for as long as somebody waits.
+/// A permit for one of [`MAX_QUERIES`] concurrent queries.
 struct Turn {
     batcher: Arc<Batcher>,
     runtime: Id,
@@ -226,14 +228,14 @@ struct Turn {
 }
 
 impl Turn {
-    /// Asks for these, and then for those who have queued up meanwhile, until there are none.
+    /// Answers these, then batches that queued up meanwhile, until the queue is empty.
     async fn take(mut self, first: Vec<Waiting>) {
         let mut lease = None;
         let mut batch = first;
         let mut queries = 0;
         while !batch.is_empty() {
             self.batcher.answer(batch, &mut lease).await;
-            // Those who have been answered may have more to ask for.
+            // Callers just answered may start further look-ups.
             yield_now().await;
             batch = self.next();
             queries += 1;
@@ -245,7 +247,7 @@ impl Turn {
         }
     }
 
-    /// Where there are none, whoever comes next asks at once.
+    /// The next batch. If it is empty, the permit is released, so the next look-up starts at once.
     fn next(&mut self) -> Vec<Waiting> {
         let mut queues = self.batcher.queues();
         let Some(Queue { waiting, .. }) = queues.get_mut(&self.runtime) else { return Vec::new() };
@@ -261,8 +263,8 @@ impl Turn {
 }
 
 impl Drop for Turn {
-    /// Also when the driver panicked, or the runtime has ended. Those that no turn is left for ask
-    /// for themselves.
+    /// Also runs when the driver panicked or the runtime shut down. Waiters left without a query
+    /// retry on their own.
     fn drop(&mut self) {
         if !self.is_over {
             give_back(&mut self.batcher.queues(), self.runtime);

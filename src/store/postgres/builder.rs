@@ -17,7 +17,7 @@ use super::{
 use crate::store::{StoreError, StoreErrorKind};
 
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a program that comes and goes waits for a connection.
+/// How long a short-lived program waits for a connection.
 const BRIEF_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Settings of a [`PgKeyStore`].
@@ -45,53 +45,51 @@ impl PgKeyStoreBuilder {
         Self { schema: None, lookup_pool: None, max_management: None, timeouts }
     }
 
-    /// The schema of the tables, whatever the `search_path` is. [`migrate`](PgKeyStore::migrate)
-    /// creates it where it is missing.
+    /// The schema of the tables, independent of the `search_path`. [`migrate`](PgKeyStore::migrate)
+    /// creates it if missing.
     ///
-    /// Default: where the tables are found along the `search_path`, which is decided once. A
-    /// schema that nothing else uses keeps the tables apart from the application's own.
+    /// Default: the schema on the `search_path` that has the tables, determined once. A dedicated
+    /// schema keeps the tables apart from the application's own.
     pub fn schema(self, name: impl Into<String>) -> Self {
         Self { schema: Some(name.into()), ..self }
     }
 
-    /// The pool that keys are looked up and changes are polled on. What else uses it can keep keys
-    /// from being looked up.
+    /// The pool for key look-ups and polling. Other uses of this pool can delay look-ups.
     ///
     /// Default: a pool of at most 3 connections with the options of the store's pool.
     pub fn lookup_pool(self, pool: PgPool) -> Self {
         Self { lookup_pool: Some(pool), ..self }
     }
 
-    /// How many changes, lists and questions of management may be under way at once, each of which
-    /// takes a connection of the pool; at least one. More wait for a second, and are then
-    /// [`Overloaded`](StoreErrorKind::Overloaded).
+    /// Maximum concurrent management operations (changes, lists and other queries), each of which
+    /// takes a connection of the pool; at least one. Further ones wait for a second and then fail
+    /// as [`Overloaded`](StoreErrorKind::Overloaded).
     ///
-    /// Default: one less than the pool has connections, and at most 8.
+    /// Default: one less than the pool's connections, at most 8.
     pub fn max_management(self, max: usize) -> Self {
         Self { max_management: Some(max), ..self }
     }
 
-    /// How long a statement of management waits for a lock, in whole milliseconds; 0 is without
-    /// end.
+    /// How long a management statement waits for a lock, in whole milliseconds; 0 means no limit.
     ///
-    /// Default: 500 ms, as a row that a person at the database's prompt has locked otherwise keeps
-    /// all who want it waiting, each with a connection.
+    /// Default: 500 ms. Otherwise a row that a person at the database prompt has locked keeps every
+    /// operation on it waiting, each with a connection.
     pub fn lock_timeout(self, timeout: Duration) -> Self {
         Self { timeouts: Timeouts { lock: timeout, ..self.timeouts }, ..self }
     }
 
-    /// How long a statement of management may take, in whole milliseconds; 0 is without end.
+    /// How long a management statement may take, in whole milliseconds; 0 means no limit.
     ///
     /// Default: 5 s.
     pub fn statement_timeout(self, timeout: Duration) -> Self {
         Self { timeouts: Timeouts { statement: timeout, ..self.timeouts }, ..self }
     }
 
-    /// Keys in the database behind `pool`, as [`PgKeyStore::new`] has it.
+    /// A store in the database behind `pool`, like [`PgKeyStore::new`].
     ///
     /// # Errors
     ///
-    /// When the name of the schema is one that no schema can have.
+    /// When the schema name is invalid.
     pub fn build(self, pool: PgPool) -> Result<PgKeyStore, StoreError> {
         let schema = self.schema.as_deref().map(Schema::new).transpose()?;
         Ok(self.around(pool, schema))
@@ -106,31 +104,30 @@ impl PgKeyStoreBuilder {
         }
     }
 
-    /// Keys in the database at `url`, as [`PgKeyStore::connect`] has it.
+    /// A store in the database at `url`, like [`PgKeyStore::connect`].
     ///
     /// # Errors
     ///
-    /// As [`PgKeyStore::connect`], and when the name of the schema is one that no schema can have.
+    /// As [`PgKeyStore::connect`], and when the schema name is invalid.
     pub async fn connect(self, url: &str) -> Result<PgKeyStore, StoreError> {
         let store = self.connect_lazy(url)?;
-        // By itself first: all that a pool says of a failure is that time was up.
+        // Connect without the pool first: a pool reports any failure as a timeout.
         try_to_connect(&store.pool().connect_options(), ACQUIRE_TIMEOUT).await?;
         Ok(store)
     }
 
-    /// As [`connect`](Self::connect), without trying to: see [`PgKeyStore::connect_lazy`].
+    /// Like [`connect`](Self::connect), but does not connect yet: see [`PgKeyStore::connect_lazy`].
     ///
     /// # Errors
     ///
-    /// When the URL makes no sense, or the name of the schema is one that no schema can have.
+    /// When the URL or the schema name is invalid.
     pub fn connect_lazy(self, url: &str) -> Result<PgKeyStore, StoreError> {
         let options = options(url)?.options([("statement_timeout", "5s")]);
         let pool = PgPoolOptions::new().max_connections(5).acquire_timeout(ACQUIRE_TIMEOUT);
         self.build(pool.connect_lazy_with(options))
     }
 
-    /// As [`PgKeyStore::connect_briefly`]. Statements may take as long as they do, and wait 5 s for
-    /// a lock.
+    /// Like [`PgKeyStore::connect_briefly`]. Statements have no time limit and wait 5 s for a lock.
     ///
     /// # Errors
     ///
@@ -157,7 +154,7 @@ impl fmt::Debug for PgKeyStoreBuilder {
 
 fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
     if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
-        let problem = "a PostgreSQL URL begins with `postgres://`";
+        let problem = "a PostgreSQL URL must begin with `postgres://`";
         return Err(StoreError::new(StoreErrorKind::Other).because(problem));
     }
     url.parse().map_err(failed)

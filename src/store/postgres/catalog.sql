@@ -1,5 +1,6 @@
--- The parts of the schema $1, one a row: kind, table, name and definition. Names of that schema are
--- left out of definitions, so that two schemas compare. It takes a search path of pg_catalog alone.
+-- The parts of schema $1, one per row: kind, table, name and definition. Definitions omit the
+-- schema's name, so that two schemas can be compared. Requires the search path to be pg_catalog
+-- alone.
 select kind, relation, name, definition
 from (
     select

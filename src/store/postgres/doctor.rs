@@ -30,15 +30,15 @@ use crate::{
     },
 };
 
-/// Beyond this, keys that begin at once do so late, and people who compare logs are led astray.
+/// With a larger skew, `not_before` takes effect noticeably late, and logs are hard to compare.
 const SKEW: Duration = Duration::from_secs(1);
 
 impl PgKeyStore {
-    /// Keys in the database at `url`, for a program that comes and goes, such as a command line.
+    /// A store in the database at `url`, for a short-lived program such as a command line.
     ///
-    /// As [`connect`](Self::connect), but with at most 2 connections, and without startup options
-    /// and statement timeouts: it works through poolers that reject those, and a long piece of work
-    /// may be long.
+    /// Like [`connect`](Self::connect), but with at most 2 connections, and without startup options
+    /// and statement timeouts: it works through poolers that reject those, and statements may take
+    /// long.
     ///
     /// # Errors
     ///
@@ -48,16 +48,16 @@ impl PgKeyStore {
     }
 
     /// Performs every operation of a service in transactions that are rolled back, and checks
-    /// everything else that look-ups, changes and the feed depend on: the tables, their triggers and
-    /// indexes, the rights of the role and of others, row-level security, the search path, the
-    /// clocks, a pooler in between, plain text to another machine. It changes nothing and sends no
-    /// notification; the sequence of `api_key_events` has a gap afterwards. What cannot be checked is a
-    /// finding, too.
+    /// everything else that look-ups, changes and the feed depend on: the tables, their triggers
+    /// and indexes, the rights of this role and of others, row-level security, the search path, the
+    /// clocks, poolers, and unencrypted connections to other machines. It changes nothing and sends
+    /// no notification; the sequence of `api_key_events` has a gap afterwards. A check that cannot
+    /// be made is a finding, too.
     ///
-    /// No [`Problem`](Severity::Problem) means that keys are looked up and that changes of them are
-    /// noticed; no [`Warning`](Severity::Warning) in addition, that keys can be managed.
+    /// Without a [`Problem`](Severity::Problem), keys can be looked up and changes to them are
+    /// noticed; without a [`Warning`](Severity::Warning) either, keys can be managed.
     ///
-    /// `clock` is this machine's, to be compared with the database's.
+    /// `clock` is this machine's clock, to compare with the database's.
     pub async fn diagnose(&self, clock: &impl Clock) -> Vec<Finding> {
         let mut findings = Vec::new();
         match timeout(PATIENCE, self.examine(clock, &mut findings)).await {
@@ -98,7 +98,7 @@ impl PgKeyStore {
         let listener = self.listener().await;
         let hears = listener.severity == Severity::Ok;
         findings.push(listener);
-        // Tables that are not ours would fail every operation.
+        // On tables that are not ours, every operation would fail.
         let is_unusable = differences.iter().any(Difference::is_of_a_table);
         if is_unusable {
             findings.extend(lacking.findings(true));
@@ -117,8 +117,8 @@ impl PgKeyStore {
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 let detail = cause.unwrap_or_else(|| error.to_string());
-                let advice = "a service that connects like this takes a `PollingChangeFeed`, or for \
-                    its `PgChangeFeed` a pool that goes straight to the primary";
+                let advice = "services that connect like this need a `PollingChangeFeed`, or a pool \
+                    that connects directly to the primary for their `PgChangeFeed`";
                 let detail = format!("notifications do not arrive: {detail}");
                 Finding::warning("listener", detail, advice)
             }
@@ -126,7 +126,7 @@ impl PgKeyStore {
     }
 }
 
-/// Whether it is a standby.
+/// Whether the server is a standby.
 async fn server(connection: &mut PgConnection, findings: &mut Vec<Finding>) -> sqlx::Result<bool> {
     let asked = "select current_setting('server_version_num')::int, pg_is_in_recovery()";
     let row = raw_sql(asked).fetch_one(connection).await?;
@@ -134,10 +134,10 @@ async fn server(connection: &mut PgConnection, findings: &mut Vec<Finding>) -> s
     let (major, minor) = (version / 10_000, version % 10_000);
     findings.push(if major < 14 {
         let detail = format!("PostgreSQL {major}.{minor}");
-        Finding::problem("server", detail, "PostgreSQL 14 or later is needed")
+        Finding::problem("server", detail, "upgrade to PostgreSQL 14 or later")
     } else if standby {
-        let advice = "a standby serves look-ups; keys are changed on the primary, and changes are \
-            heard by a `PollingChangeFeed`";
+        let advice = "a standby serves only look-ups: change keys on the primary, and use a \
+            `PollingChangeFeed` to learn of changes";
         Finding::warning("server", "this is a standby", advice)
     } else {
         Finding::ok("server", format!("PostgreSQL {major}.{minor}"))
@@ -152,7 +152,7 @@ async fn skew(connection: &mut PgConnection, clock: &impl Clock) -> sqlx::Result
     let after = clock.now();
     let theirs =
         SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or_default());
-    // It was read at some time in between.
+    // The database's clock was read at some time in between.
     let behind = before.duration_since(theirs).unwrap_or_default();
     let ahead = theirs.duration_since(after).unwrap_or_default();
     let (skew, which) = if behind > ahead { (behind, "behind") } else { (ahead, "ahead of") };
@@ -160,13 +160,13 @@ async fn skew(connection: &mut PgConnection, clock: &impl Clock) -> sqlx::Result
     if skew <= SKEW {
         return Ok(Finding::ok("clock", "the database's clock agrees with this machine's"));
     }
-    let advice = "synchronise both with NTP. Keys are judged by the database's clock, but issued \
-        by the one of the service";
+    let advice = "synchronise both with NTP: the service's clock dates new keys, and the \
+        database's clock decides whether they are valid";
     Ok(Finding::warning("clock", detail, advice))
 }
 
-/// Two connections of ours that are open at once and one to the server are proof of a pooler that
-/// hands its own round.
+/// Two open client connections with the same backend prove that a pooler shares its server
+/// connections.
 async fn pooler(
     connection: &mut PgConnection,
     options: &PgConnectOptions,
@@ -179,29 +179,29 @@ async fn pooler(
     }
     if !shared {
         second.close().await?;
-        return Ok(Finding::ok(CHECK, "connections are sessions of their own"));
+        return Ok(Finding::ok(CHECK, "each connection has its own session"));
     }
-    // Of one name, as the first of each connection.
+    // The first statement of each connection has the same name.
     let first: sqlx::Result<i32> = query_scalar("select 1").fetch_one(&mut *connection).await;
     let other: sqlx::Result<i32> = query_scalar("select 2").fetch_one(&mut second).await;
     if let Err(error) = first.and(other) {
-        let detail = format!("a pooler in transaction mode mixes statements up: {error}");
-        let advice = "take PgBouncer 1.21 or later with `max_prepared_statements` above 0, or its \
+        let detail = format!("a pooler in transaction mode mixes up statements: {error}");
+        let advice = "use PgBouncer 1.21 or later with `max_prepared_statements` above 0, or its \
             session mode";
         return Ok(Finding::problem(CHECK, detail, advice));
     }
     second.close().await?;
     let advice = "fine with PgBouncer 1.21 or later, except that LISTEN does not work";
-    Ok(Finding::warning(CHECK, "connections are handed round after each transaction", advice))
+    Ok(Finding::warning(CHECK, "a pooler reassigns connections after each transaction", advice))
 }
 
 async fn backend(connection: &mut PgConnection) -> sqlx::Result<i32> {
     raw_sql("select pg_backend_pid()").fetch_one(connection).await?.try_get(0)
 }
 
-/// Where the tables are, as names are resolved without a schema.
+/// Where unqualified names of our tables resolve to.
 struct Place {
-    /// The tables of our names that anything in the database has.
+    /// All tables in the database with our names.
     tables: Vec<Table>,
     role: String,
 }
@@ -209,7 +209,7 @@ struct Place {
 struct Table {
     name: String,
     schema: String,
-    /// Whether its name alone means this one.
+    /// Whether its unqualified name resolves to this table.
     is_visible: bool,
     /// Whether its schema is on the search path.
     is_on_path: bool,
@@ -218,7 +218,7 @@ struct Table {
 const HISTORY: &str = "_api_key_migrations";
 
 impl Place {
-    /// With a `setting`, no other schema matters.
+    /// With a `setting`, only that schema matters.
     async fn find(connection: &mut PgConnection, setting: Option<&Schema>) -> sqlx::Result<Self> {
         let role = query_scalar("select current_user::text").fetch_one(&mut *connection).await?;
         let rows: Vec<(String, String, bool, bool)> =
@@ -232,7 +232,7 @@ impl Place {
         Ok(Self { tables: rows.into_iter().map(table).collect(), role })
     }
 
-    /// The one place that says which schema is examined: that of the history, else of the keys.
+    /// The schema to examine: the one of the history, otherwise the one of the keys.
     fn schema(&self) -> Option<&str> {
         let of = |name| self.tables.iter().find(|it| it.is_visible && it.name == name);
         of(HISTORY).or_else(|| of("api_keys")).map(|table| table.schema.as_str())
@@ -242,7 +242,7 @@ impl Place {
         self.tables.iter().any(|table| table.is_visible && table.name == "api_keys")
     }
 
-    /// One set of tables is fine, and two that are told apart by the search path.
+    /// Several sets of tables are fine only if the search path distinguishes them.
     fn findings(&self) -> Option<Finding> {
         const CHECK: &str = "search path";
         let schemas = |keep: fn(&Table) -> bool| {
@@ -253,7 +253,7 @@ impl Place {
         let on_path = schemas(|table| table.is_on_path);
         let list =
             |schemas: &BTreeSet<&str>| schemas.iter().copied().collect::<Vec<_>>().join(", ");
-        let advice = "name the schema (`--schema`, `API_KEY_SCHEMA`, or `schema` of the store's \
+        let advice = "set the schema (`--schema`, `API_KEY_SCHEMA`, or `schema` of the store's \
             builder), and move the tables there or drop those that are not used: `alter table … set \
             schema …`";
         let is_whole = |schema: &str| {
@@ -264,7 +264,7 @@ impl Place {
             let tables = self.tables.iter().filter(|it| it.is_visible && it.schema != used);
             let tables: Vec<_> = tables.map(|it| format!("{}.{}", it.schema, it.name)).collect();
             let detail = format!(
-                "the tables in {used} are used; tables of other schemas are in front on the search \
+                "the tables in {used} are used; tables of other schemas come first on the search \
                 path: {}",
                 tables.join(", ")
             );
@@ -292,9 +292,9 @@ impl Place {
                 return None;
             }
             let elsewhere = list(&elsewhere);
-            let detail = format!("there are tables in {elsewhere}, out of this role's sight");
+            let detail = format!("there are tables in {elsewhere}, not visible to this role");
             let advice = format!(
-                "name that schema (`--schema`, `API_KEY_SCHEMA`, or `schema` of the store's \
+                "set that schema (`--schema`, `API_KEY_SCHEMA`, or `schema` of the store's \
                 builder), and grant usage on it: `grant usage on schema {elsewhere} to {}`",
                 self.role
             );
@@ -314,7 +314,7 @@ where relname = any($1) and relkind in ('r', 'p', 'v', 'm', 'f')
     and not starts_with(nspname, 'pg_temp_')
 order by nspname, relname";
 
-/// Our tables, and their history.
+/// Our tables, and the migration history.
 fn tables() -> Vec<&'static str> {
     made_by(POSTGRES, "table").into_iter().chain([HISTORY]).collect()
 }
@@ -334,7 +334,7 @@ async fn history(
         match query_as(asked).fetch_all(&mut *connection).await {
             Ok(rows) => applied = rows,
             Err(error) if error.as_database_error().is_some() => {
-                let detail = format!("the history of the tables is not readable: {error}");
+                let detail = format!("the migration history is not readable: {error}");
                 let advice = format!("grant select on {HISTORY} to {}", place.role);
                 findings.push(Finding::warning("schema", detail, advice));
                 return Ok(History::Foreign);
@@ -347,10 +347,10 @@ async fn history(
     Ok(history)
 }
 
-/// Compares the tables, and what hangs on them, with what the migrations make.
+/// Compares the tables and their triggers, indexes and functions with those of the migrations.
 ///
-/// What that is was read from a database, and a test holds it against the migrations: most roles may
-/// not make a schema to compare with.
+/// The expected parts were read from a database, and a test checks them against the migrations:
+/// most roles may not create a schema to compare with.
 async fn structure(
     connection: &mut PgConnection,
     schema: &str,
@@ -372,7 +372,7 @@ async fn structure(
     let found: Vec<_> = rows.into_iter().map(part).collect();
     let mut expected = expected();
     if history == History::Foreign {
-        // Said by another finding.
+        // Reported by another finding.
         expected.retain(|part| part.relation != HISTORY);
     }
     let mut differences = differences(&expected, &found);
@@ -395,7 +395,7 @@ type Parts = Vec<(String, String, String, String)>;
 
 async fn parts(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Parts> {
     let mut transaction = connection.begin().await?;
-    // To write a definition out takes a lock, too.
+    // Reading definitions takes locks, too.
     let settings = "set local search_path = pg_catalog; set local lock_timeout = '2s'";
     raw_sql(settings).execute(&mut *transaction).await?;
     let parts = query_as(include_str!("catalog.sql")).bind(schema);
@@ -404,7 +404,7 @@ async fn parts(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Part
     Ok(parts)
 }
 
-/// The parts that the migrations make.
+/// The parts that the migrations create.
 fn expected() -> Vec<Part> {
     let part = |line: &str| {
         let mut fields = line.splitn(4, '\t').map(str::to_owned);
@@ -418,7 +418,7 @@ fn expected() -> Vec<Part> {
     include_str!("catalog.txt").lines().filter_map(part).collect()
 }
 
-/// Row-level security leaves rows out and says nothing: a key that is left out is an unknown one.
+/// Row-level security hides rows without an error, which makes a hidden key look unknown.
 async fn row_security(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Finding> {
     const CHECK: &str = "row security";
     let asked = query_as(ROW_SECURITY).bind(schema).bind(tables());
@@ -439,14 +439,14 @@ async fn row_security(connection: &mut PgConnection, schema: &str) -> sqlx::Resu
         })
         .collect();
     let advice = format!(
-        "a hidden key is turned away as an unknown one. Switch it off: {}. Or let the role see all \
+        "a hidden key is rejected as unknown. Disable row-level security: {}. Or let the role see all \
         rows: `alter role … bypassrls`",
         disable.join("; ")
     );
     Ok(Finding::problem(CHECK, detail, advice))
 }
 
-// Triggers read and write with the rights of the owner of their functions.
+// Triggers read and write with the rights of their functions' owner.
 const ROW_SECURITY: &str = "
 select relname::text, rolname::text
 from pg_class
@@ -466,7 +466,7 @@ where relnamespace = (select oid from pg_namespace where nspname = $1) and relna
     and (relforcerowsecurity or not pg_has_role(reader.oid, relowner, 'USAGE'))
 order by relname, rolname";
 
-/// The rights that managing keys takes and this role lacks, by table.
+/// The privileges for managing keys that this role lacks, by table.
 struct Lacking {
     rights: BTreeMap<String, Vec<String>>,
     role: String,
@@ -486,7 +486,7 @@ impl Lacking {
         Ok(Self { rights, role, schema: schema.to_owned() })
     }
 
-    /// `matters`: something does not work.
+    /// `matters`: whether something does not work.
     fn findings(&self, matters: bool) -> Vec<Finding> {
         const CHECK: &str = "rights";
         if self.rights.is_empty() || !matters {
@@ -502,7 +502,7 @@ impl Lacking {
             let detail = format!("this role lacks: select on {}", blind.join(", select on "));
             let grants: Vec<_> =
                 blind.iter().filter_map(|table| self.grant(table, Need::LookUps)).collect();
-            let advice = format!("without it no key is let in: {}", grants.join("; "));
+            let advice = format!("without it every key is rejected: {}", grants.join("; "));
             findings.push(Finding::problem(CHECK, detail, advice));
         }
         let lacking: Vec<_> = self
@@ -523,7 +523,7 @@ impl Lacking {
         findings
     }
 
-    /// The statement that grants what is lacking. Look-ups and polling only read.
+    /// The statement that grants the missing privileges. Look-ups and polling only read.
     fn grant(&self, table: &str, need: Need) -> Option<String> {
         let rights = self.rights.get(table)?;
         let rights = match need {
@@ -533,13 +533,13 @@ impl Lacking {
         Some(format!("grant {rights} on {}.{table} to {}", self.schema, self.role))
     }
 
-    /// What to do about an error of a statement.
+    /// How to fix an error of a statement.
     fn advise(&self, need: Need, error: &StoreError) -> String {
         let Some(refusal) = refusal(error) else {
             return match error.kind() {
                 StoreErrorKind::Corrupt => UNREADABLE,
                 StoreErrorKind::Unavailable => {
-                    "is the database running, and does it answer in time?"
+                    "check that the database is running and answers in time"
                 }
                 _ => NO_EFFECT,
             }
@@ -549,48 +549,48 @@ impl Lacking {
         let denied = message.strip_prefix("permission denied for table ");
         match refusal.code.as_str() {
             "42501" if message.contains("row-level security") => {
-                "switch row-level security off for this table, or let the role see all rows \
+                "disable row-level security for this table, or let the role see all rows \
                 (`alter role … bypassrls`)"
                     .to_owned()
             }
             "42501" => denied.and_then(|table| self.grant(table, need)).unwrap_or_else(|| {
                 format!(
-                    "grant the right that the message names to {}, or to the owner of the \
-                    function whose trigger was denied",
+                    "grant the privilege named in the message to {}, or to the owner of the \
+                    trigger function that was denied",
                     self.role
                 )
             }),
             "25006" => format!(
-                "connect to the primary; where this is one, look for \
+                "connect to the primary; if this is the primary, check \
                 `default_transaction_read_only` (`alter role {} reset …`, `alter database … reset \
                 …`, the URL's options, postgresql.conf)",
                 self.role
             ),
             "42P01" | "42703" | "42883" | "42P10" => {
-                "bring the tables to what the library's migrations make, in the first schema of the \
+                "change the tables to match the library's migrations, in the first schema of the \
                 search path: `api-key migrate`"
                     .to_owned()
             }
             code if code.starts_with("53") => {
-                "make room: on the disk, in memory or among the connections".to_owned()
+                "free the exhausted resource: disk space, memory or connections".to_owned()
             }
             code if code.starts_with("55") || code.starts_with("57") => {
                 "another session keeps rows or tables locked: see `pg_locks` and `pg_stat_activity`"
                     .to_owned()
             }
             code if code.starts_with("23") => {
-                "a constraint of the application's refuses what the library writes: drop it, or \
-                make it fit"
+                "a constraint of the application refuses what the library writes: drop it, or \
+                change it"
                     .to_owned()
             }
-            _ => "the message is the database's own, of a statement that the library needs: change \
-                what it names"
+            _ => "the message comes from the database, for a statement that the library needs: \
+                correct what it names"
                 .to_owned(),
         }
     }
 }
 
-// To lock a row, as sweeping does, takes the right to update it.
+// Locking a row, as pruning does, requires the right to update it.
 const RIGHTS: &str = "
 select relname::text, needed
 from (values
@@ -609,8 +609,8 @@ join pg_class on relname = name
 where relnamespace = (select oid from pg_namespace where nspname = $1)
     and not has_table_privilege(pg_class.oid, needed)";
 
-/// Others than the owner and this role that may write to the tables: one that may write to
-/// `api_keys` can make itself a key with every scope.
+/// Roles other than the owner and this one that may write to the tables. A role that may write to
+/// `api_keys` can create itself a key with every scope.
 async fn others(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Finding> {
     const CHECK: &str = "grants";
     let asked = query_as(GRANTEES).bind(schema).bind(tables());
@@ -618,7 +618,7 @@ async fn others(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Fin
     let asked = query_as(OWNERS).bind(schema).bind(tables());
     let owned: Vec<(String, String)> = asked.fetch_all(connection).await?;
 
-    // Grantee and how it came by the right; rights; tables.
+    // Grantee and whether the right was granted directly; rights; tables.
     let mut granted = BTreeMap::<(String, bool), (BTreeSet<String>, BTreeSet<String>)>::new();
     let mut everybody = false;
     for (grantee, directly, table, right) in rows {
@@ -628,7 +628,7 @@ async fn others(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Fin
         tables.insert(table);
     }
     if granted.is_empty() && owned.is_empty() {
-        let detail = "nobody but the owner and this role may write to the tables";
+        let detail = "only the owner and this role may write to the tables";
         return Ok(Finding::ok(CHECK, detail));
     }
     let list = |of: &BTreeSet<String>| of.iter().cloned().collect::<Vec<_>>().join(", ");
@@ -648,10 +648,10 @@ async fn others(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Fin
         said.push(format!("{owner} owns {part}"));
         revoke.push(format!("alter {part} owner to the owner of api_keys"));
     }
-    let detail = format!("others than the owner and this role: {}", said.join("; "));
+    let detail = format!("roles other than the owner and this role: {}", said.join("; "));
     let advice = format!(
-        "a role that may write to the keys can make itself one with every scope. Unless it is a \
-        service of yours: {}",
+        "a role that may write to the keys can create itself a key with every scope. Unless it is \
+        your own service: {}",
         revoke.join("; ")
     );
     if everybody {
@@ -660,8 +660,8 @@ async fn others(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Fin
     Ok(Finding::warning(CHECK, detail, advice))
 }
 
-// A superuser is a member of every role, and may do everything anyway. What a grant to PUBLIC gives
-// to a role is not said of each of them.
+// Superusers are members of every role and may do everything, so they are left out. Grants to
+// PUBLIC are not repeated for each role.
 const GRANTEES: &str = "
 with tables as (
     select oid, relname, relowner, coalesce(relacl, acldefault('r', relowner)) as acl
@@ -726,11 +726,11 @@ join pg_roles on pg_roles.oid = owner
 where owner <> (select relowner from home) and not rolsuper and rolname <> current_user
 order by part";
 
-/// Look-ups and changes in one transaction.
+/// Performs look-ups and changes in one transaction.
 impl Rehearse for PgTransaction {
     async fn find(&mut self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
         let (connection, statements) = self.parts()?;
-        // In the statement for several keys, too. What is under no key's hash is not there.
+        // Also runs the statement for several keys. No key has the second hash.
         let other = KeyHash::from_bytes([0; 32]);
         batch::find_on(connection, &statements, &[*hash, other]).await?;
         let mut found = batch::find_on(connection, &statements, &[*hash]).await?;
@@ -743,7 +743,7 @@ impl Rehearse for PgTransaction {
 
     async fn list(&mut self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
         let page = list::keys(self.parts()?.0, query).await?;
-        // The transaction of a list ends with it, and the cursor with that.
+        // The cursor of a list otherwise ends with its transaction.
         raw_sql("close all").execute(self.parts()?.0).await.map_err(failed)?;
         Ok(page)
     }

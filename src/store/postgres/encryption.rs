@@ -1,4 +1,4 @@
-//! What a network between this process and the database can read and change.
+//! Whether the network between this process and the database can read or change traffic.
 
 use std::net::IpAddr;
 
@@ -10,19 +10,19 @@ use sqlx::{
 use crate::store::doctor::Finding;
 
 const CHECK: &str = "encryption";
-const ADVICE: &str = "append `sslmode=verify-full` to the URL, and `sslrootcert=FILE` where the \
-    server's certificate is from an authority of your own";
+const ADVICE: &str = "append `sslmode=verify-full` to the URL, and `sslrootcert=FILE` if a private \
+    CA issued the server's certificate";
 
-/// Loopback and Unix sockets need no TLS. Of any other host the server itself cannot say whether a
-/// connection is encrypted: a proxy in between would answer in its place.
+/// Loopback and Unix sockets need no TLS. For any other host, the server cannot tell whether this
+/// end of the connection is encrypted: a proxy in between would answer for itself.
 pub(super) async fn encryption(options: &PgConnectOptions) -> sqlx::Result<Finding> {
     if !is_remote(options) {
-        return Ok(Finding::ok(CHECK, "the database is reached without a network"));
+        return Ok(Finding::ok(CHECK, "the database is on this machine"));
     }
     let host = options.get_host();
     let plain = format!(
-        "connections to {host} are in plain text: passwords, hashes of keys, scopes and limits can \
-        be read and changed on the way"
+        "connections to {host} are in plain text: passwords, key hashes, scopes and limits can be \
+        read and changed in transit"
     );
     Ok(match options.get_ssl_mode() {
         PgSslMode::VerifyFull => {
@@ -31,18 +31,18 @@ pub(super) async fn encryption(options: &PgConnectOptions) -> sqlx::Result<Findi
         PgSslMode::VerifyCa | PgSslMode::Require => {
             let detail = format!(
                 "connections to {host} are encrypted, but its name is not checked: \
-                `sslmode=verify-full` does"
+                use `sslmode=verify-full`"
             );
             Finding::ok(CHECK, detail)
         }
         PgSslMode::Prefer if takes_tls(options).await? => {
             let detail = format!(
-                "encryption of connections to {host} is optional: they go on in plain text if \
-                anything in between answers that there is no TLS"
+                "encryption of connections to {host} is optional: they fall back to plain \
+                text if anything in between claims that the server has no TLS"
             );
             Finding::warning(CHECK, detail, ADVICE)
         }
-        // sqlx treats `allow` as `disable`.
+        // sqlx treats `allow` like `disable`.
         PgSslMode::Prefer | PgSslMode::Allow | PgSslMode::Disable => {
             Finding::warning(CHECK, plain, ADVICE)
         }
@@ -65,7 +65,7 @@ fn is_remote(options: &PgConnectOptions) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
     match bare.parse::<IpAddr>() {
         Ok(address) => !address.to_canonical().is_loopback(),
-        // All of `.localhost` is this machine (RFC 6761).
+        // All of `.localhost` is loopback (RFC 6761).
         Err(_) => bare.rsplit('.').next().is_none_or(|it| !it.eq_ignore_ascii_case("localhost")),
     }
 }

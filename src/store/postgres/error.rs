@@ -22,7 +22,7 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// Rows may be missing where an error would be right.
+/// An error for row-level security, which would otherwise make rows look missing.
 pub(super) fn hidden(table: &str, role: &str) -> StoreError {
     let problem = format!(
         "row-level security hides rows of {table} from role {role:?}: {HIDDEN_ROWS_ADVICE}"
@@ -33,17 +33,17 @@ pub(super) fn hidden(table: &str, role: &str) -> StoreError {
 const HIDDEN_ROWS_ADVICE: &str = "grant the role BYPASSRLS, make it the owner of the table, or \
     disable row-level security on the table";
 
-/// What an SQLSTATE means for whoever asked.
+/// Maps an SQLSTATE to a kind.
 fn kind(code: &str) -> StoreErrorKind {
     match code {
         UNIQUE_VIOLATION | REVOKED_FOR_GOOD => StoreErrorKind::Conflict,
-        // A standby, or a primary that is no more; the next connection may find the new one.
+        // A standby, or a former primary; the next connection may reach the new one.
         READ_ONLY | LOCK_NOT_AVAILABLE | IDLE_IN_TRANSACTION => StoreErrorKind::Unavailable,
         _ => match code.get(..2) {
-            // Connection, rollback (deadlocks included), resources, operator's intervention
-            // (timeouts included).
+            // Connection, rollback (including deadlocks), resources, operator intervention
+            // (including timeouts).
             Some("08" | "40" | "53" | "57") => StoreErrorKind::Unavailable,
-            // Constraints (foreign keys included), values, `with check option`, `raise exception`.
+            // Constraints (including foreign keys), values, `with check option`, `raise exception`.
             Some("22" | "23" | "44" | "P0") => StoreErrorKind::Refused,
             _ => StoreErrorKind::Other,
         },
@@ -53,32 +53,32 @@ fn kind(code: &str) -> StoreErrorKind {
 fn advice(code: &str, message: &str) -> Option<&'static str> {
     Some(match code {
         NO_RIGHT if message.contains("row-level security") => HIDDEN_ROWS_ADVICE,
-        NO_RIGHT => "grant the role what it lacks; `api-key doctor` lists it",
+        NO_RIGHT => "grant the role the missing privileges; `api-key doctor` lists them",
         LOCK_NOT_AVAILABLE => {
             "another session keeps the rows or the table locked; \
-            `select * from pg_locks where not granted` and `pg_blocking_pids(pid)` say which"
+            `select * from pg_locks where not granted` and `pg_blocking_pids(pid)` show which"
         }
         READ_ONLY => {
-            "the server is a standby, or may only be read: keys are changed on the primary, so give what \
-            manages keys a store of its own that connects to the primary"
+            "the server is a standby or read-only: keys are changed on the primary, so \
+            manage them through a separate store that connects to the primary"
         }
         CANCELED => "the statement took longer than its `statement_timeout`, or was cancelled",
         UNDEFINED_COLUMN => {
-            "`migrate` brings the tables up to date; if the table is another application's, give \
-            this library a schema of its own"
+            "run `migrate` to update the tables; if the table belongs to another application, \
+            use a separate schema for this library"
         }
         UNDEFINED_TABLE | UNDEFINED_SCHEMA => {
-            "`migrate` makes the tables; if they are in another schema, name that"
+            "run `migrate` to create the tables; if they are in another schema, name it"
         }
         _ => return None,
     })
 }
 
-/// Whether the error is about rows of the statement rather than about the database: another batch
-/// without them can succeed.
+/// Whether the error concerns rows of the statement rather than the database: a batch without those
+/// rows can succeed.
 pub(super) fn is_of_a_row(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
-    // Data that makes no sense, a constraint, an exception that a trigger raised.
+    // Invalid data, a constraint, or an exception raised by a trigger.
     code.is_some_and(|code| matches!(code.get(..2), Some("22" | "23" | "P0" | "TK")))
 }
 
@@ -87,7 +87,7 @@ pub(super) fn is_locked(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| code == LOCK_NOT_AVAILABLE)
 }
 
-/// Whether a transaction of another user of the connection was left open on it.
+/// Whether another user of the connection left a transaction open on it.
 pub(super) fn is_left_open(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| matches!(&*code, "25001" | "25P02"))
@@ -102,5 +102,5 @@ const READ_ONLY: &str = "25006";
 const IDLE_IN_TRANSACTION: &str = "25P03";
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 const CANCELED: &str = "57014";
-/// What the trigger on `api_keys` says of a change to a revocation.
+/// Raised by the trigger on `api_keys` when a revocation would be changed.
 const REVOKED_FOR_GOOD: &str = "TK001";

@@ -6,18 +6,18 @@ use std::{
 use sqlx::{PgConnection, Postgres, pool::PoolConnection, raw_sql};
 use tokio::{runtime::Handle, sync::OwnedSemaphorePermit, time::timeout};
 
-/// A connection of the pool for one piece of work.
+/// A pooled connection for one piece of work.
 ///
-/// [`release`](Self::release) gives it back. Dropped before that, because of an error or because
-/// nobody waits any more, it is closed: it may be in the middle of a query or of a transaction, or
-/// behind a network that swallows everything, and whoever got it next would wait with it.
+/// [`release`](Self::release) returns it to the pool. If it is dropped before, because of an error
+/// or a cancelled caller, it is closed: it may be in the middle of a query or a transaction, or on
+/// a network that drops packets, and would block its next user.
 pub(super) struct Lease {
     connection: PoolConnection<Postgres>,
-    /// One of the turns of management, if it is for that.
+    /// The permit of a management operation, if it is one.
     turn: Option<OwnedSemaphorePermit>,
 }
 
-/// How long giving a connection back may take. A ping that takes longer is not worth the wait.
+/// How long returning a connection may take. A slower ping is not worth the wait.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Lease {
@@ -26,14 +26,14 @@ impl Lease {
         Self { connection, turn: None }
     }
 
-    /// The same, which holds `turn` until it is given back.
+    /// Holds the permit `turn` until the connection is returned.
     pub(super) fn during(self, turn: OwnedSemaphorePermit) -> Self {
         Self { turn: Some(turn), ..self }
     }
 
-    /// What sqlx does when a connection is dropped, with a deadline. The pool takes a connection
-    /// back once it has answered a ping; without the deadline it waits for that until TCP gives up,
-    /// a quarter of an hour, and is a connection short meanwhile.
+    /// Returns the connection to the pool like sqlx does on drop, but with a deadline. The pool
+    /// waits for a ping; without the deadline it waits until TCP gives up, a quarter of an hour,
+    /// and is one connection short meanwhile.
     pub(super) fn release(mut self) {
         let returned = timeout(PATIENCE, self.connection.return_to_pool());
         let turn = self.turn.take();
@@ -43,8 +43,8 @@ impl Lease {
         });
     }
 
-    /// Ends a transaction in which no statement is running, and gives the connection back; where
-    /// that fails, or nothing runs that could do it, it is closed.
+    /// Rolls back a transaction in which no statement is running, and returns the connection;
+    /// closes it if that fails or no runtime is available.
     pub(super) fn roll_back(mut self) {
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(timeout(PATIENCE, async move {

@@ -1,5 +1,5 @@
-//! Pages of keys and of the audit. Their statements are put together for each question and are not
-//! kept: a plan that is to serve every consumer would not serve the one that has all the keys.
+//! Pages of keys and audit events. Their statements are built per query and not cached: a generic
+//! plan for all consumers would not suit the one that has most of the keys.
 
 use std::time::SystemTime;
 
@@ -24,7 +24,7 @@ use crate::{
 
 type Sql = QueryBuilder<Postgres>;
 
-/// Reads a page in a transaction that was begun for it.
+/// Reads a page, in a transaction begun for it.
 pub(super) async fn keys(
     connection: &mut PgConnection,
     asked: &KeyQuery,
@@ -60,11 +60,11 @@ pub(super) async fn keys(
             break;
         }
     }
-    // The end of the transaction closes the cursor.
+    // Ending the transaction closes the cursor.
     Ok(page.finish(edge))
 }
 
-// A page ends where it has bytes enough. Rows behind that are not read, on either side.
+// A page ends at its byte limit; a cursor avoids reading rows beyond it.
 const FETCH: &str = "fetch 16 from api_key_page";
 const _: () = assert!(CHUNK == 16, "as many as are fetched");
 
@@ -84,7 +84,7 @@ fn key(row: &PgRow) -> Result<ListedKey, StoreError> {
 fn as_text(row: &PgRow, error: &StoreError) -> Result<InvalidRow, StoreError> {
     match read(row) {
         Ok(columns) => Ok(columns.as_text(error)),
-        // A column of another type: the others are shown.
+        // A column has another type: show the remaining ones.
         Err(_) => {
             let id = key_id(row.try_get("id").map_err(failed)?);
             let text = |column| row.try_get::<Option<String>, _>(column).unwrap_or(None);
@@ -93,7 +93,7 @@ fn as_text(row: &PgRow, error: &StoreError) -> Result<InvalidRow, StoreError> {
     }
 }
 
-/// Asks for the last key of the window that begins after `after`, where the window is full.
+/// Selects the last key of the window after `after`, if the window is full.
 fn edge(index: Index<'_>, after: Option<KeyId>) -> Sql {
     let mut sql = Sql::new(match index {
         Index::Scope(_) => "select key_id",
@@ -104,10 +104,10 @@ fn edge(index: Index<'_>, after: Option<KeyId>) -> Sql {
     sql
 }
 
-/// Asks for the keys of the window that answer the question.
+/// Selects the matching keys of the window.
 ///
-/// Its limit also keeps the planner from mixing the one with the other: what it believes of how
-/// common an answer is might take it to another index, and through all of that.
+/// The inner limit also separates the window from the filters: otherwise the planner's estimate of
+/// how common matches are might lead it to scan another index from end to end.
 fn keys_of(index: Index<'_>, query: &KeyQuery) -> Result<Sql, StoreError> {
     let mut sql = Sql::new(concat!(
         "declare api_key_page no scroll cursor for select ",
@@ -131,9 +131,9 @@ fn keys_of(index: Index<'_>, query: &KeyQuery) -> Result<Sql, StoreError> {
     Ok(sql)
 }
 
-/// The part of the index behind a key.
+/// The part of the index after a key.
 ///
-/// Pairs are compared, so that no other index than that of both gives the order.
+/// Comparing pairs makes the planner use the composite index for the order.
 fn window(sql: &mut Sql, index: Index<'_>, after: Option<KeyId>) {
     let (from, first) = match index {
         Index::All => (" from api_keys where id", None),
@@ -206,7 +206,7 @@ fn filter(sql: &mut Sql, query: &KeyQuery) -> Result<(), StoreError> {
     }
     if let Some(since) = query.unused_since {
         sql.push(" and created_at < ").push_bind(before(since)?);
-        // Asked key by key: a join might read all uses there are.
+        // A subselect per key: a join might read all uses.
         sql.push(
             " and coalesce(
                 (select last_used_at from api_key_usage where key_id = listed.id), '-infinity'
@@ -260,7 +260,7 @@ pub(super) async fn events(
     }
 }
 
-/// As many events as are read at a time.
+/// The next chunk of events.
 fn events_before(query: &EventQuery, last: i64) -> Sql {
     let mut sql = Sql::new(
         "select id, at, action, key_id, consumer_id, actor, origin, reason, \

@@ -25,45 +25,45 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(15);
 const MIN_HEARTBEAT: Duration = Duration::from_millis(10);
 const MAX_HEARTBEAT: Duration = Duration::from_secs(300);
-/// How long connecting may take in all.
+/// Deadline for connecting as a whole.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// How long the first notification may take. Where nothing is in between, it takes a millisecond.
+/// Deadline for the first notification. On a direct connection it takes a millisecond.
 const HELLO_DEADLINE: Duration = Duration::from_secs(2);
-/// Ours are shorter.
+/// Our payloads are shorter.
 const MAX_PAYLOAD: usize = 256;
 /// Hexadecimal digits of the digest in a payload: 128 bits.
 const DIGEST_LEN: usize = 32;
-/// Transactions with changes between two heartbeats whose announcements are remembered. Beyond
-/// these, connecting again is less work: some 4 MB.
+/// Maximum transactions between two heartbeats whose announcements are remembered, some 4 MB.
+/// Beyond that, reconnecting is cheaper.
 const MAX_TAKEN: usize = 100_000;
 
-/// Listens to PostgreSQL: the triggers on `api_keys` tell each change, whoever makes it, as soon as
-/// it is committed.
+/// Change feed over PostgreSQL notifications: triggers on `api_keys` announce every change, from
+/// any client, as soon as it is committed.
 ///
-/// It takes a connection of its own to the database of `pool`, which it leaves alone: a pool of one
-/// connection still serves look-ups, and closing the pool ends the feed. One feed for each process
-/// is enough, and what PostgreSQL should be asked for: each commit of a change wakes all who
-/// listen.
+/// It opens its own connection to the database of `pool` and takes none from the pool: a pool of
+/// one connection can still serve look-ups. Closing the pool ends the feed. Use one feed per
+/// process: each commit of a change wakes every listener.
 ///
-/// Where notifications do not arrive, it fails to connect rather than stay silent. Take a
-/// [`PollingChangeFeed`](crate::store::PollingChangeFeed) there:
+/// If notifications do not arrive, connecting fails instead of leaving the feed silent. Use a
+/// [`PollingChangeFeed`](crate::store::PollingChangeFeed) in these cases:
 ///
-/// 1. behind PgBouncer in transaction mode, where connections take turns on those to the server. A
-///    pool that bypasses it, just for the feed, does as well;
-/// 2. on a standby, which cannot LISTEN.
+/// 1. behind PgBouncer in transaction mode, where clients share server connections. A pool that
+///    bypasses PgBouncer, just for the feed, works as well;
+/// 2. on a standby, which does not support LISTEN.
 ///
-/// Triggers cost what they do: a transaction that changes keys cannot be prepared for two-phase
-/// commit, and what logical replication brings is not told.
+/// Announcing triggers have limitations: a transaction that changes keys cannot be prepared for
+/// two-phase commit, and changes applied by logical replication are not announced.
 ///
-/// It takes the right to read `api_key_feed`, the table that names the channel and holds the secret
-/// that announcements are signed with. Roles without it can neither hear announcements nor forge
-/// them: their notifications do not arrive here, or are [ignored](Change::Junk) for the price of a
-/// SHA-256.
+/// The feed needs the right to read `api_key_feed`, the table with the name of the channel and the
+/// secret that signs announcements. Roles without it can neither receive nor forge announcements:
+/// their notifications do not arrive here, or are [ignored](Change::Junk) at the cost of a SHA-256.
 ///
-/// Look-ups have to go to the server that it listens to. A replica may not have applied a change yet
-/// when it is announced: poll the replica instead.
+/// Look-ups must use the server that the feed listens to. A replica may not have applied a change
+/// yet when it is announced: poll the replica instead.
 ///
 /// # Cancellation
+///
+/// Both futures, and the feed itself, may be dropped at any time, even outside of the runtime.
 ///
 /// Both futures, and the feed itself, may be dropped at any time, outside of the runtime as well.
 pub struct PgChangeFeed {
@@ -74,11 +74,12 @@ pub struct PgChangeFeed {
 }
 
 impl PgChangeFeed {
-    /// Changes in the database behind `pool`, with the options that the pool then has: a password
-    /// that was replaced by `set_connect_options` is taken up.
+    /// Changes in the database behind `pool`. Connects with the pool's current options, so a
+    /// password replaced with `set_connect_options` is picked up.
     ///
-    /// The tables are found along the `search_path`.
-    /// [`PgKeyStore::change_feed`](super::PgKeyStore::change_feed) listens to the schema of a store.
+    /// The tables are found on the `search_path`.
+    /// [`PgKeyStore::change_feed`](super::PgKeyStore::change_feed) listens to the schema of a
+    /// store.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
         Self::of(pool, Arc::new(SchemaCell::new(None, Timeouts::default())))
@@ -88,13 +89,13 @@ impl PgChangeFeed {
         Self { pool, schema, heartbeat: HEARTBEAT, listening: None }
     }
 
-    /// How often the connection is tried, and whether the triggers are still in place. A connection
-    /// that went dead without a word, which looks idle, is noticed within two intervals; a trigger
-    /// that is gone, within one.
+    /// How often to check the connection and that the triggers are still in place. A connection
+    /// that died silently is detected within two intervals, a missing trigger within one.
     ///
-    /// Default: 15 s, so that it takes half a minute at most, for one statement that reads catalogs
-    /// every 15 s and node, and a notification where there were changes; at least 10 ms, which no database should be asked to go below, and at most 5 min,
-    /// after which many a network forgets a connection that nobody uses.
+    /// Default: 15 s, so detection takes at most half a minute. The cost is one catalog query per
+    /// interval and node, plus a notification if there were changes. Clamped to at least 10 ms, to
+    /// limit the load on the database, and at most 5 min, after which many networks drop idle
+    /// connections.
     #[must_use]
     pub fn heartbeat(self, interval: Duration) -> Self {
         Self { heartbeat: interval.clamp(MIN_HEARTBEAT, MAX_HEARTBEAT), ..self }
@@ -113,10 +114,10 @@ impl ChangeFeed for PgChangeFeed {
     }
 
     async fn next(&mut self) -> Result<Change, StoreError> {
-        // Put back when all went well: used after an error, sqlx's listener reconnects without a
-        // word, and tells nothing any more if that is interrupted.
+        // Put back only on success: after an error, sqlx's listener reconnects silently, and if
+        // that is interrupted, it never reports another notification.
         let listening = self.listening.take();
-        let mut listening = listening.ok_or_else(|| unavailable("`connect` comes first"))?;
+        let mut listening = listening.ok_or_else(|| unavailable("call `connect` first"))?;
         let next = self.pool.close_event().do_until(listening.next(self.heartbeat)).await;
         let change = next.map_err(failed)??;
         self.listening = Some(listening);
@@ -134,16 +135,16 @@ impl fmt::Debug for PgChangeFeed {
     }
 }
 
-/// A connection that notifications have been seen to arrive on.
+/// A connection on which notifications are known to arrive.
 struct Listening {
     listener: Option<PgListener>,
-    /// sqlx's listener spawns a task when it is dropped, and panics where it cannot.
+    /// sqlx's listener spawns a task on drop, and panics outside of a runtime.
     runtime: Handle,
     heartbeat_at: Instant,
     announcer: Announcer,
     guard: Guard,
     statements: Arc<Statements>,
-    /// A notification of our own that has not arrived yet.
+    /// Our own announcement that has not arrived yet.
     hello: Option<Hello>,
 }
 
@@ -154,10 +155,10 @@ impl Listening {
         heartbeat: Duration,
     ) -> Result<Self, StoreError> {
         let runtime = Handle::try_current().map_err(unavailable)?;
-        // The name of the channel is no business of a log.
+        // The channel's name must not be logged.
         let options = options.clone().disable_statement_logging();
-        // Says hello, and is gone. By itself first: all that a pool says of a failure is that time
-        // was up.
+        // A short-lived connection that announces the hello. Connect it without the pool first: a
+        // pool reports any failure as a timeout.
         let mut herald = options.connect().await.map_err(failed)?;
         let statements = schema.statements(&mut herald).await.map_err(migrate::failed)?;
         let pool = PgPoolOptions::new()
@@ -166,7 +167,7 @@ impl Listening {
             .idle_timeout(None)
             .acquire_timeout(DEADLINE)
             .connect_lazy_with(options);
-        // Nothing is awaited before it is in the hands of who may drop it anywhere.
+        // Nothing may be awaited until the listener is in `Self`, whose drop works anywhere.
         let mut listener = PgListener::connect_with(&pool).await.map_err(failed)?;
         listener.eager_reconnect(false);
         let mut listening = Self {
@@ -198,7 +199,8 @@ impl Listening {
         Ok(listening)
     }
 
-    /// Until `hello` arrives. Whatever else does is confirmed once this is connected.
+    /// Waits for `hello`. Other notifications are dropped: cached keys are confirmed after
+    /// connecting.
     async fn hear(&mut self, hello: &str) -> Result<(), StoreError> {
         loop {
             let notification = self.notification().await?;
@@ -210,10 +212,11 @@ impl Listening {
 
     async fn next(&mut self, heartbeat: Duration) -> Result<Change, StoreError> {
         let mut is_idle = false;
-        // Before what has arrived meanwhile: with a backlog, the answer tells how long it is.
+        // Checked before pending notifications: with a backlog, the answer's delay shows how long
+        // it is.
         while Instant::now() < self.heartbeat_at {
             let heartbeat_at = self.heartbeat_at;
-            // Given up while it merely waits, a listener loses nothing.
+            // Cancelling a listener that is merely waiting loses nothing.
             let Ok(notification) = timeout_at(heartbeat_at, self.notification()).await else {
                 is_idle = true;
                 break;
@@ -230,19 +233,19 @@ impl Listening {
                 }
             }
         }
-        // It was to arrive with the answer to the last heartbeat.
+        // It should have arrived with the answer to the last heartbeat.
         if is_idle && self.hello.is_some() {
-            return Err(unavailable("a notification of our own did not arrive"));
+            return Err(unavailable("our own notification did not arrive"));
         }
         self.beat(heartbeat).await
     }
 
-    /// Tries the connection, and whether changes are still announced. A dead connection may look as
-    /// an idle one does, for ever.
+    /// Checks the connection, and that changes are still announced. A dead connection can look idle
+    /// forever.
     async fn beat(&mut self, interval: Duration) -> Result<Change, StoreError> {
         let asked = Instant::now();
         let answer = timeout(interval, self.check()).await;
-        answer.map_err(|_| unavailable("a heartbeat was not answered"))??;
+        answer.map_err(|_| unavailable("heartbeat not answered"))??;
         self.heartbeat_at = asked + interval;
         Ok(Change::Nothing { lag: asked.elapsed() })
     }
@@ -250,12 +253,12 @@ impl Listening {
     async fn check(&mut self) -> Result<(), StoreError> {
         let statements = Arc::clone(&self.statements);
         if Guard::read(self.listener()?, &statements).await? != self.guard {
-            return Err(unavailable("changes are announced on another channel by now"));
+            return Err(unavailable("changes are now announced on another channel"));
         }
         if self.announcer.taken.len() > MAX_TAKEN {
-            return Err(unavailable("too many changes at once"));
+            return Err(unavailable("too many changes between two heartbeats"));
         }
-        // Where nothing was taken there is nothing to forget, and nobody else need be woken.
+        // If nothing was taken, there is nothing to forget, and no need to wake other listeners.
         if self.hello.is_none() && !self.announcer.taken.is_empty() {
             self.hello = Some(Hello::say(self.listener()?, &statements).await?);
         }
@@ -263,19 +266,19 @@ impl Listening {
     }
 
     fn message<'n>(&mut self, notification: &'n PgNotification) -> Option<Message<'n>> {
-        // sqlx panics where it is not UTF-8. PostgreSQL rather ends the connection than send that,
-        // from a database that holds any bytes.
+        // sqlx panics if the payload is not UTF-8. PostgreSQL would end the connection rather than
+        // send one, except from a database with encoding SQL_ASCII.
         let payload = catch_unwind(|| notification.payload()).unwrap_or_default();
         self.announcer.open(payload, notification.process_id()).map(parse)
     }
 
     async fn notification(&mut self) -> Result<PgNotification, StoreError> {
         let notification = self.listener()?.try_recv().await.map_err(failed)?;
-        notification.ok_or_else(|| unavailable("the connection was lost"))
+        notification.ok_or_else(|| unavailable("connection lost"))
     }
 
     fn listener(&mut self) -> Result<&mut PgListener, StoreError> {
-        self.listener.as_mut().ok_or_else(|| unavailable("the connection was lost"))
+        self.listener.as_mut().ok_or_else(|| unavailable("connection lost"))
     }
 }
 
@@ -286,20 +289,20 @@ impl Drop for Listening {
     }
 }
 
-// None of these have parameters: a pooler that mixes up prepared statements is to be found out.
+// These have no parameters, so that a pooler that mixes up prepared statements is detected.
 //
-// Two connections that share a backend take turns on it, and a LISTEN would be left behind there,
-// for its notifications to arrive in the middle of somebody else's query.
+// Clients that share a backend take turns on it. A LISTEN would stay behind on it, and its
+// notifications would arrive in the middle of another client's query.
 const BACKEND: &str = "select pg_backend_pid() as backend";
 
 const SHARED: &str = "two connections share a backend, as behind PgBouncer in transaction mode: \
-    take a `PollingChangeFeed` there";
+    use a `PollingChangeFeed` there";
 
 const UNHEARD: &str = "notifications do not arrive, as behind PgBouncer in transaction mode: \
-    take a `PollingChangeFeed` there";
+    use a `PollingChangeFeed` there";
 
 const HIDDEN: &str =
-    "table `api_key_feed` shows no row to this role: does row-level security hide it?";
+    "table `api_key_feed` has no row visible to this role: check row-level security";
 
 /// What announcements depend on.
 #[derive(Default, PartialEq, Eq)]
@@ -309,7 +312,7 @@ struct Guard {
 }
 
 impl Guard {
-    /// Fails where changes are not announced.
+    /// Fails if changes are not announced.
     async fn read<'c>(
         connection: impl PgExecutor<'c>,
         statements: &Statements,
@@ -321,7 +324,7 @@ impl Guard {
         let row = row.ok_or_else(|| StoreError::new(StoreErrorKind::Other).because(HIDDEN))?;
         if let Some(silent) = row.try_get::<Option<String>, _>("silent").map_err(failed)? {
             let problem = format!(
-                "changes are not announced: these triggers are missing, disabled or not ours: \
+                "changes are not announced: these triggers are missing, disabled or replaced: \
                  {silent}. Run `migrate`, or enable them"
             );
             return Err(StoreError::new(StoreErrorKind::Migration).because(problem));
@@ -339,10 +342,10 @@ fn unreadable(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// An announcement of our own, which shows how far others have arrived.
+/// Our own announcement; when it arrives, earlier ones have arrived as well.
 struct Hello {
     message: String,
-    /// What had ended before.
+    /// The transactions that had ended before it.
     ended: Snapshot,
 }
 
@@ -353,12 +356,13 @@ impl Hello {
     ) -> Result<Self, StoreError> {
         let row = raw_sql(statements.hello.clone()).fetch_one(connection).await.map_err(astray)?;
         let ended: String = row.try_get("ended").map_err(failed)?;
-        let ended = Snapshot::parse(&ended).ok_or_else(|| unavailable("an unknown snapshot"))?;
+        let ended = Snapshot::parse(&ended).ok_or_else(|| unavailable("invalid snapshot"))?;
         Ok(Self { message: row.try_get("message").map_err(failed)?, ended })
     }
 }
 
-/// sqlx cannot make sense of a notification that somebody else has listened for.
+/// sqlx reports a protocol error for a notification that another client of the connection listens
+/// for.
 fn astray(error: sqlx::Error) -> StoreError {
     match error {
         sqlx::Error::Protocol(_) => pooled(UNHEARD),
@@ -366,7 +370,7 @@ fn astray(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// Trying again will not help.
+/// Retrying will not help.
 fn pooled(problem: &'static str) -> StoreError {
     StoreError::new(StoreErrorKind::Other).because(problem)
 }
@@ -374,14 +378,14 @@ fn pooled(problem: &'static str) -> StoreError {
 /// Which transactions had ended at some time.
 #[derive(Default)]
 struct Snapshot {
-    /// None from this number on.
+    /// No transaction from this number on had ended.
     end: u64,
-    /// And these had not. In order.
+    /// These had not ended either. Sorted.
     running: Vec<u64>,
 }
 
 impl Snapshot {
-    /// A `pg_snapshot` as PostgreSQL writes it: `first_running:end:running,running`.
+    /// Parses a `pg_snapshot` in PostgreSQL's text format: `first_running:end:running,running`.
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':').skip(1);
         let end = parts.next()?.parse().ok()?;
@@ -396,24 +400,23 @@ impl Snapshot {
     }
 }
 
-/// Tells announcements of the triggers from forgeries, and from announcements that were overheard
-/// and sent again.
+/// Distinguishes the triggers' announcements from forged and replayed ones.
 ///
-/// PostgreSQL delivers notifications in the order of commits, and those of a transaction in a row
-/// (writers hold a lock from queueing them to the end of their commit). So the announcements of a
-/// transaction are taken as long as nothing else comes in between, from the process that sent the
-/// first, whose number the server adds. After that, whatever claims to be of that transaction is a
-/// copy: who makes it has to have heard the original.
+/// PostgreSQL delivers notifications in commit order, and those of one transaction consecutively
+/// (writers hold a lock from queueing them to the end of the commit). So a transaction's
+/// announcements are accepted only in one uninterrupted run, from the process that sent the first;
+/// the server adds the process number. Anything later that claims to be of that transaction is a
+/// replay, whose sender must have received the original.
 ///
-/// Nothing that is refused costs more than a SHA-256 of 100 bytes, or changes anything.
+/// A rejected message costs at most a SHA-256 of 100 bytes and changes nothing.
 #[derive(Default)]
 struct Announcer {
     secret: Vec<u8>,
-    /// What ended before this has been announced, and delivered.
+    /// The announcements of these transactions have been delivered.
     ended: Snapshot,
-    /// Transactions that were taken since, at least in part.
+    /// Transactions accepted since then, at least in part.
     taken: HashSet<u64>,
-    /// The one whose announcements are being delivered, and the process that sends them.
+    /// The transaction whose announcements are being delivered, and the process sending them.
     current: Option<(u64, u32)>,
 }
 
@@ -422,7 +425,7 @@ impl Announcer {
         Self { secret: secret.to_vec(), ended, ..Self::default() }
     }
 
-    /// What an announcement says, if it is a genuine one.
+    /// The message of an announcement, if it is genuine.
     fn open<'p>(&mut self, payload: &'p str, sender: u32) -> Option<&'p str> {
         let current = self.current.take();
         if payload.len() > MAX_PAYLOAD {
@@ -447,7 +450,7 @@ impl Announcer {
         let digest = digest(&[&self.secret, signed.as_bytes()]);
         let digits = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
         let digits = digits.map(|digit| char::from_digit(u32::from(digit), 16));
-        // All of it, so that how long it takes tells nothing.
+        // Compares all digits, so that the time taken reveals nothing.
         signature.len() == DIGEST_LEN
             && signature
                 .chars()
@@ -455,7 +458,8 @@ impl Announcer {
                 .fold(true, |is_same, (given, expected)| is_same & (Some(given) == expected))
     }
 
-    /// All that had ended before a notification that has arrived was delivered before it.
+    /// Forgets the transactions that had ended before a notification that has arrived: theirs were
+    /// delivered before it.
     fn forget(&mut self, ended: Snapshot) {
         self.taken.retain(|transaction| !ended.has_ended(*transaction));
         self.ended = ended;
@@ -463,15 +467,15 @@ impl Announcer {
     }
 }
 
-/// What a genuine announcement says.
+/// The content of a genuine announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Message<'m> {
     Told(Change),
-    /// A node tries whether notifications arrive.
+    /// A node checks whether notifications arrive.
     Hello(&'m str),
 }
 
-/// What this version does not know may be anything that a later one announces.
+/// A message unknown to this version may announce anything, so it counts as a change of everything.
 fn parse(message: &str) -> Message<'_> {
     let known = || {
         let message = message.strip_prefix("v2:")?;
@@ -486,7 +490,7 @@ fn parse(message: &str) -> Message<'_> {
     known().unwrap_or(Message::Told(Change::Everything))
 }
 
-/// An id as PostgreSQL writes it.
+/// Parses an id in PostgreSQL's spelling.
 fn key_id(text: &str) -> Option<KeyId> {
     let id: KeyId = text.parse().ok()?;
     (id.to_string() == text).then_some(id)
@@ -510,7 +514,7 @@ mod tests {
         ID.parse().unwrap()
     }
 
-    /// As `api_key_announce` signs.
+    /// Signs like `api_key_announce`.
     fn signed(secret: &[u8], message: &str, transaction: u64) -> String {
         let signed = format!("v2:{message}:{transaction}");
         let digest = digest(&[secret, signed.as_bytes()]);
@@ -518,7 +522,7 @@ mod tests {
         format!("{signed}:{}", &digits[..DIGEST_LEN])
     }
 
-    /// Transactions before 100 had ended, but for 90 and 95.
+    /// All transactions before 100 had ended, except 90 and 95.
     fn announcer() -> Announcer {
         Announcer::new(SECRET, Snapshot::parse("90:100:90,95").unwrap())
     }
@@ -582,7 +586,7 @@ mod tests {
                 let payload = signed(SECRET, message, transaction);
                 assert!(announcer.open(&payload, SENDER).is_some(), "{payload}");
             }
-            // What has begun ends with the first thing in between.
+            // Any other message ends the run of a transaction.
             assert_eq!(announcer.open("junk", SENDER), None);
             assert_eq!(announcer.open(&signed(SECRET, &created, transaction), SENDER), None);
         }

@@ -1,4 +1,4 @@
-//! Connections that management cannot take, and what it means that there is none.
+//! Connections reserved for look-ups, and what it means when none is free.
 
 use std::{
     pin::pin,
@@ -15,28 +15,26 @@ use tokio::{select, time::timeout};
 use super::{error::failed, lease::Lease};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Queries of look-ups that may be under way at once: the server works on one while the answers to
-/// another are read.
+/// Concurrent look-up queries: the server works on one while the other's answers are read.
 pub(super) const MAX_QUERIES: u32 = 2;
 /// For polls, and while a connection is being replaced.
 const SPARE: u32 = 1;
-/// How long to wait for a connection before asking whether the server can be reached at all.
+/// How long to wait for a connection before probing whether the server is reachable.
 const BUSY_AFTER: Duration = Duration::from_millis(250);
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The pool that keys are looked up on: one that was handed in for that, else one made after the
-/// pool that management uses.
+/// The pool for look-ups: the one supplied, or one created from the management pool.
 pub(super) struct LookupPool {
     main: PgPool,
     given: Option<PgPool>,
     made: OnceLock<Made>,
-    /// Queries that have ended: while these go on, who waits has a turn soon.
+    /// Number of queries that ended. While it grows, waiting callers will get a connection soon.
     ended: AtomicU64,
 }
 
 struct Made {
     pool: PgPool,
-    /// Those of the main pool that it was made with, or was last given.
+    /// The main pool's options when this pool was created or last updated.
     options: Mutex<Arc<PgConnectOptions>>,
 }
 
@@ -59,12 +57,12 @@ impl LookupPool {
         lease_of(self.pool()?, || self.ended.load(Ordering::Relaxed)).await
     }
 
-    /// A query has ended, whatever it brought.
+    /// Counts a query that ended, successfully or not.
     pub(super) fn query_ended(&self) {
         self.ended.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Made at the first look-up, inside of a runtime.
+    /// Created at the first look-up, inside of a runtime.
     fn pool(&self) -> Result<&PgPool, StoreError> {
         if let Some(given) = &self.given {
             return Ok(given);
@@ -83,12 +81,12 @@ impl LookupPool {
     }
 
     fn make(&self, options: Arc<PgConnectOptions>) -> Made {
-        // With the hooks of the main pool.
+        // Keeps the hooks of the main pool.
         let settings = self.main.options().clone().min_connections(0);
         let pool = settings
             .max_connections(self.max_queries() + SPARE)
             .connect_lazy_with((*options).clone());
-        // Connections of a closed pool are not to linger at the server.
+        // Close this pool with the main one, so that no connections linger at the server.
         let (main_closed, made_closed, closing) =
             (self.main.close_event(), pool.close_event(), pool.clone());
         tokio::spawn(async move {
@@ -105,16 +103,16 @@ impl LookupPool {
 impl Drop for LookupPool {
     fn drop(&mut self) {
         if let Some(made) = self.made.get() {
-            // Marks it closed; the task above does the rest.
+            // Marks the pool closed; the task above does the rest.
             drop(made.pool.close());
         }
     }
 }
 
-/// A connection of `pool`. Where all of them are busy although the server can be reached, that is
+/// A connection of `pool`. If all are busy although the server is reachable, the error is
 /// [`Overloaded`](StoreErrorKind::Overloaded), which is not an outage.
 ///
-/// `ended` counts what has been done on its connections: while that goes on, a turn comes.
+/// `ended` counts finished queries on the pool: while it grows, keep waiting.
 pub(super) async fn lease_of(pool: &PgPool, ended: impl Fn() -> u64) -> Result<Lease, StoreError> {
     let mut acquire = pin!(pool.acquire());
     let acquired = loop {
@@ -123,7 +121,7 @@ pub(super) async fn lease_of(pool: &PgPool, ended: impl Fn() -> u64) -> Result<L
             break acquired;
         }
         if ended() == before {
-            // Goes on waiting meanwhile: it may be connecting, which takes as long as the probe.
+            // Keep waiting meanwhile: the pool may be connecting, which takes as long as the probe.
             break select! {
                 biased;
                 acquired = &mut acquire => acquired,
@@ -134,8 +132,8 @@ pub(super) async fn lease_of(pool: &PgPool, ended: impl Fn() -> u64) -> Result<L
     Ok(Lease::new(acquired.map_err(failed)?))
 }
 
-/// Whether all connections are taken, by others than those that try what is left of dead ones, and
-/// the server can be reached.
+/// Whether all connections are in use, rather than being checked after an outage, and the server is
+/// reachable.
 async fn is_busy(pool: &PgPool) -> bool {
     let is_taken = || pool.num_idle() == 0 && pool.size() >= pool.options().get_max_connections();
     if !is_taken() {

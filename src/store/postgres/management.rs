@@ -1,5 +1,5 @@
-//! Connections of management: bounded in number and in time, each in a transaction that says where
-//! the tables are.
+//! Management connections: limited in number and time, each in a transaction that sets the search
+//! path.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,9 +14,9 @@ use super::{
 };
 use crate::store::{StoreError, StoreErrorKind};
 
-/// What a pool of an application's own gives away at most.
+/// Maximum concurrent operations on a pool supplied by the application.
 const MAX_TURNS: usize = 8;
-/// How long management waits for one of its turns.
+/// How long a management operation waits for a permit.
 const WAIT: Duration = Duration::from_secs(1);
 
 pub(super) struct Management {
@@ -26,7 +26,8 @@ pub(super) struct Management {
 }
 
 impl Management {
-    /// At most `turns` at once; by default one less than there are connections, and at most 8.
+    /// Permits `turns` concurrent operations; by default one less than the pool's connections, at
+    /// most 8.
     pub(super) fn new(pool: PgPool, turns: Option<usize>, schema: Arc<SchemaCell>) -> Self {
         let connections = usize::try_from(pool.options().get_max_connections()).unwrap_or(1);
         let turns = turns.unwrap_or_else(|| connections.saturating_sub(1).min(MAX_TURNS)).max(1);
@@ -42,20 +43,20 @@ impl Management {
         &self.schema
     }
 
-    /// A connection without a transaction.
+    /// A connection outside of a transaction.
     pub(super) async fn lease(&self) -> Result<Lease, StoreError> {
         let turn = match Arc::clone(&self.turns).try_acquire_owned() {
             Ok(turn) => turn,
             Err(_) => {
                 let turn = timeout(WAIT, Arc::clone(&self.turns).acquire_owned()).await;
-                let busy = || overloaded("too many changes and lists are under way at once");
+                let busy = || overloaded("too many concurrent management operations");
                 turn.map_err(|_| busy())?.map_err(|_| busy())?
             }
         };
         Ok(lease_of(&self.pool, || 0).await?.during(turn))
     }
 
-    /// A connection in a transaction that one of the statements has begun.
+    /// A connection in a transaction started by one of the statements.
     pub(super) async fn begin(
         &self,
         begin: impl Fn(&Statements) -> &SqlStr,
@@ -63,7 +64,7 @@ impl Management {
         self.begin_bounded(true, begin).await
     }
 
-    /// The same, however much of management is under way.
+    /// Like `begin`, without the limit on concurrent management.
     pub(super) async fn begin_unbounded(
         &self,
         begin: impl Fn(&Statements) -> &SqlStr,
@@ -76,7 +77,7 @@ impl Management {
         is_bounded: bool,
         begin: impl Fn(&Statements) -> &SqlStr,
     ) -> Result<Lease, StoreError> {
-        // Each that another user of the pool has left in a transaction is closed.
+        // Closes connections that another user of the pool left in a transaction.
         for _ in 0..self.pool.options().get_max_connections() {
             let lease =
                 if is_bounded { self.lease().await } else { lease_of(&self.pool, || 0).await };
@@ -87,12 +88,12 @@ impl Management {
                 Err(error) => return Err(failed(error)),
             }
         }
-        let problem = "every connection of the pool was left in a transaction: end each that your \
-            own code begins";
+        let problem = "every connection of the pool was left in a transaction: end the \
+            transactions that your own code begins";
         Err(StoreError::new(StoreErrorKind::Other).because(problem))
     }
 
-    /// Begins a transaction on a connection that is in none.
+    /// Begins a transaction on a connection outside of one.
     pub(super) async fn begin_on(
         &self,
         connection: &mut PgConnection,
@@ -110,7 +111,7 @@ impl Management {
         Ok(raw_sql(begin(&statements).clone()).execute(connection).await.map(drop))
     }
 
-    /// Commits, and gives the connection back.
+    /// Commits and releases the connection.
     pub(super) async fn commit(&self, mut lease: Lease) -> Result<(), StoreError> {
         raw_sql("commit").execute(&mut *lease).await.map_err(failed)?;
         lease.release();

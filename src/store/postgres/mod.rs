@@ -46,60 +46,60 @@ use crate::{
     record::{KeyId, KeyRecord},
 };
 
-/// Keys in PostgreSQL 14 or later.
+/// Key store in PostgreSQL 14 or later.
 ///
 /// # Schema
 ///
-/// All tables are in one schema, which is decided once: the one that
-/// [`schema`](PgKeyStoreBuilder::schema) names, else where the history of the tables,
-/// `_api_key_migrations`, is found along the `search_path`. Nothing is created or read anywhere
-/// else, whatever else is on the path.
+/// All tables are in one schema, which is determined once: the one set by
+/// [`schema`](PgKeyStoreBuilder::schema), otherwise the one on the `search_path` that has the
+/// migration history, `_api_key_migrations`. Nothing is created or read in other schemas.
 ///
 /// # Connections
 ///
-/// Authentication has connections that management cannot take. Of each process that has one store:
+/// Authentication has connections that management cannot take. Per process with one store:
 ///
 /// | for | at most |
 /// |---|---|
-/// | look-ups of keys and polls for changes | 3: two look-ups and one to spare |
-/// | changes, lists, the audit, plans, times of last use | those of the pool: 5 by [`connect`](Self::connect) |
-/// | a [`PgChangeFeed`], where there is one | 1, and one more for a moment while it connects |
+/// | key look-ups and polling for changes | 3: two look-ups and one spare |
+/// | changes, lists, audit, plans, last-use times | those of the pool: 5 with [`connect`](Self::connect) |
+/// | a [`PgChangeFeed`], if used | 1, plus one briefly while connecting |
 ///
-/// The pool of the look-ups is made after the one that is handed in, with its options and hooks,
-/// unless [`lookup_pool`](PgKeyStoreBuilder::lookup_pool) says which. After a pool of a single
-/// connection, it has two.
+/// Unless set with [`lookup_pool`](PgKeyStoreBuilder::lookup_pool), the look-up pool is created
+/// from the supplied pool, with its options and hooks. If that has a single connection, the look-up
+/// pool has two.
 ///
-/// Two look-ups at a time are queries of their own; those that come meanwhile are asked for
-/// together, up to 64 in one query, as soon as one of the two has ended.
+/// Two look-ups at a time run as separate queries; those that arrive meanwhile are batched, up to
+/// 64 in one query, as soon as one of the two has ended.
 ///
-/// Management takes at most one connection less than its pool has, and at most 8. Where these are
-/// busy for a second, it is [`Overloaded`](StoreErrorKind::Overloaded). Its transactions wait
+/// Management takes at most 8 connections, and at most one less than its pool has. If these stay
+/// busy for a second, it fails as [`Overloaded`](StoreErrorKind::Overloaded). Its transactions wait
 /// at most half a second for a lock, and a statement takes at most 5 seconds.
 ///
 /// # Row-level security
 ///
-/// Rows that row-level security hides are an error, never a key that is unknown: look-ups answer
-/// 503 while it is active for the role on `api_keys` or, for keys with a plan, on `api_key_plans`.
-/// The role takes BYPASSRLS, or to be the owner of the tables.
+/// Rows hidden by row-level security cause an error; the key never looks unknown. Look-ups answer
+/// 503 while row-level security is active for the role on `api_keys` or, for keys with a plan, on
+/// `api_key_plans`. The role needs BYPASSRLS or ownership of the tables.
 ///
 /// # Poolers
 ///
-/// Look-ups keep no state in a session, and management keeps it for one transaction.
+/// Look-ups keep no session state; management keeps it within one transaction.
 ///
 /// | PgBouncer | mode | |
 /// |---|---|---|
 /// | 1.18 | session | tested |
-/// | 1.18 | transaction | fails where two connections share one to the server: they prepare statements of the same name. `api-key doctor` calls it a problem |
-/// | 1.21 and later | transaction | keeps track of prepared statements, with `max_prepared_statements` above 0: tested at 1.24 |
+/// | 1.18 | transaction | fails when two connections share a server connection, because they prepare statements with the same name. `api-key doctor` reports a problem |
+/// | 1.21 and later | transaction | tracks prepared statements if `max_prepared_statements` is above 0: tested with 1.24 |
 ///
-/// A connection keeps the same few statements prepared, however much is asked.
-/// `statement_cache_capacity(0)`, the advice for old poolers, leaks statements in sqlx 0.9.
+/// Each connection prepares a small fixed set of statements. `statement_cache_capacity(0)`, the
+/// usual advice for old poolers, leaks statements in sqlx 0.9.
 ///
 /// # Cancellation
 ///
-/// Every future may be dropped at any time, and a query ends when nobody waits for it. A connection in the middle of a query is then closed
-/// and replaced rather than handed to somebody else, so a database that hangs costs a query its
-/// connection, and never the pool its capacity. A transaction that is dropped is rolled back.
+/// Every future may be dropped at any time, and a query ends when its last waiter is gone. A
+/// connection in the middle of a query is then closed and replaced instead of being reused, so a
+/// hanging database costs a query its connection but never the pool its capacity. A dropped
+/// transaction is rolled back.
 #[derive(Clone)]
 pub struct PgKeyStore {
     batcher: Arc<Batcher>,
@@ -107,91 +107,90 @@ pub struct PgKeyStore {
 }
 
 impl PgKeyStore {
-    /// A store with other than default settings, such as the schema of its tables.
+    /// Builds a store with other settings, such as the schema of its tables.
     pub fn builder() -> PgKeyStoreBuilder {
         PgKeyStoreBuilder::new()
     }
 
-    /// Keys in the database behind `pool`, which management takes connections of. Look-ups have a
-    /// pool of their own with the same options.
+    /// A store in the database behind `pool`, which management uses. Look-ups use a separate pool
+    /// with the same options.
     ///
-    /// The pool's `acquire_timeout` (30 seconds by default) is what a look-up waits at most when
-    /// the database is gone, unless its caller has less patience.
+    /// When the database is gone, a look-up waits at most for the pool's `acquire_timeout` (30
+    /// seconds by default), unless its caller gives up earlier.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
         Self::builder().around(pool, None)
     }
 
-    /// Keys in the database at `url`, over pools of its own. For applications that use another
+    /// A store in the database at `url`, with pools of its own. For applications that use another
     /// version of sqlx, or none.
     ///
-    /// The pool that management uses has
+    /// The management pool has
     ///
-    /// 1. at most 5 connections, and that of look-ups at most 3: look-ups are the misses of a cache
-    ///    and take a millisecond, so that is thousands a second, and every node of a fleet takes
-    ///    its share of the server;
-    /// 2. an acquire timeout of 2 seconds: nobody waits longer for an answer;
-    /// 3. a `statement_timeout` of 5 seconds: what nobody waits for any more ends on the server, too.
+    /// 1. at most 5 connections, and the look-up pool at most 3: look-ups are cache misses and take
+    ///    a millisecond, so that is thousands per second, and every node of a fleet takes its share
+    ///    of the server;
+    /// 2. an acquire timeout of 2 seconds;
+    /// 3. a `statement_timeout` of 5 seconds, so that abandoned statements end on the server, too.
     ///
-    /// TLS is as the URL says, and **optional where it says nothing**: a network that is not yours
-    /// takes `sslmode=verify-full`, see [the manual](crate::manual::deployment). A pooler that rejects startup options wants a pool
-    /// of your own and [`new`](Self::new).
+    /// TLS follows the URL, and is **optional by default**: on a network that you do not control,
+    /// add `sslmode=verify-full`, see [the manual](crate::manual::deployment). For a pooler that
+    /// rejects startup options, create a pool yourself and use [`new`](Self::new).
     ///
     /// # Errors
     ///
-    /// When the URL makes no sense, or the database cannot be reached.
+    /// When the URL is invalid, or the database cannot be reached.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         Self::builder().connect(url).await
     }
 
-    /// As [`connect`](Self::connect), without trying to. For a service that has to start before its
-    /// database; [`migrate`](Self::migrate) then belongs to whatever deploys it.
+    /// Like [`connect`](Self::connect), but does not connect yet. For a service that has to start
+    /// before its database; run [`migrate`](Self::migrate) when deploying instead.
     ///
-    /// It answers 503 until the database is there, and
-    /// [`health`](crate::Authenticator::health) says that it is not ready.
+    /// The store answers 503 until the database is reachable, and
+    /// [`health`](crate::Authenticator::health) reports that it is not ready.
     ///
     /// # Errors
     ///
-    /// When the URL makes no sense.
+    /// When the URL is invalid.
     pub fn connect_lazy(url: &str) -> Result<Self, StoreError> {
         Self::builder().connect_lazy(url)
     }
 
-    /// A feed of the changes in this store's database and schema, over a connection of its own with
-    /// the options of its [pool](Self::pool).
+    /// A feed of changes in this store's schema, over its own connection with the options of the
+    /// store's [pool](Self::pool).
     #[must_use]
     pub fn change_feed(&self) -> PgChangeFeed {
         PgChangeFeed::of(self.pool().clone(), Arc::clone(self.management.schema()))
     }
 
-    /// The pool that management uses, for the application's own queries. Look-ups take none of its
-    /// connections.
+    /// The management pool, for the application's own queries. Look-ups do not use its connections.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         self.management.pool()
     }
 
-    /// Brings the tables up to date.
+    /// Migrates the tables.
     ///
-    /// Any number of processes may do so at once: one works, in one transaction and under the
-    /// advisory lock 7021227462866860403 ("api-keys"), and the others wait for it. A process that
-    /// is killed or fails leaves neither changes nor the lock behind. When nothing is missing,
+    /// Any number of processes may call this concurrently: one migrates, in one transaction under
+    /// the advisory lock 7021227462866860403 ("api-keys"), and the others wait. A process that is
+    /// killed or fails leaves neither changes nor the lock behind. If no migration is missing,
     /// nothing is locked, and the right to read the history, `_api_key_migrations`, is enough.
     ///
-    /// Tables are created in the schema that the [setting](PgKeyStoreBuilder::schema) names, which
-    /// is created where it is missing; else where the history is; else in the first schema of the
-    /// `search_path`.
+    /// Tables are created in the schema set by [`schema`](PgKeyStoreBuilder::schema), which is
+    /// created if missing; otherwise in the schema that has the history; otherwise in the first
+    /// schema of the `search_path`.
     ///
-    /// A history newer than this release is fine: releases only add, so an old node goes on working
-    /// through a rolling upgrade.
+    /// A history newer than this release is accepted: releases only add, so an old node keeps
+    /// working during a rolling upgrade.
     ///
     /// # Errors
     ///
-    /// [`Migration`](StoreErrorKind::Migration) when a statement fails, when a migration was
-    /// changed after it had been applied, when the tables are in a schema that neither the setting
-    /// nor the `search_path` names, or when a table `api_keys` of the application is in the way;
-    /// [`Unavailable`](StoreErrorKind::Unavailable) when the database is, when it may only be read,
-    /// or when others keep a table locked for 5 seconds. It may be tried again.
+    /// [`Migration`](StoreErrorKind::Migration) when a statement fails, when an applied migration
+    /// was changed, when the tables are in a schema that neither the setting nor the `search_path`
+    /// names, or when a table `api_keys` of the application is in the way;
+    /// [`Unavailable`](StoreErrorKind::Unavailable) when the database is unavailable or read-only,
+    /// or when another session keeps a table locked for 5 seconds. It may be retried.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let mut lease = self.management.lease().await?;
         let setting = self.management.schema().setting();
@@ -281,7 +280,7 @@ async fn last_used_at(
     at.map(|at| read_time("last_used_at", at)).transpose()
 }
 
-/// [`Polled`], the role that rows are hidden from, and how far a standby is.
+/// [`Polled`], the role that rows are hidden from, and a standby's position.
 type PolledBy = (
     i64,
     i64,
@@ -295,7 +294,7 @@ type PolledBy = (
 );
 
 impl ChangeLog for PgKeyStore {
-    /// Over the connections of look-ups, which management cannot take.
+    /// Uses look-up connections, which management cannot take.
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
         let mut lease = self.batcher.pool().lease().await?;
         let statements = self.management.schema().statements(&mut lease).await;
@@ -310,11 +309,11 @@ impl ChangeLog for PgKeyStore {
         let mut lease = self.batcher.pool().lease().await?;
         let end: i64 = query_scalar(END).fetch_one(&mut *lease).await.map_err(failed)?;
         lease.release();
-        u64::try_from(end).map_err(|_| corrupt("the position of the write-ahead log"))
+        u64::try_from(end).map_err(|_| corrupt("invalid write-ahead log position"))
     }
 }
 
-// What is flushed is what standbys are sent.
+// Standbys are sent only what has been flushed.
 const END: &str = "select (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint";
 
 async fn changes_since(
@@ -329,7 +328,7 @@ async fn changes_since(
     }
     let replica = rows.first().and_then(|(.., applied, known, age)| {
         let known = known.and_then(|known| u64::try_from(known).ok());
-        // By two clocks: what was committed in the future is not old.
+        // Measured by two clocks: a commit in the future has age zero.
         let age = age.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0)));
         Some(Replica::new(u64::try_from((*applied)?).ok()?, known, age))
     });
@@ -355,7 +354,8 @@ async fn bring_up_to_date(
     if migrate::missing(migrate::POSTGRES, &history)?.is_empty() {
         return Ok(());
     }
-    // What those did who had the lock before us must be seen, whatever isolation is the default.
+    // Later statements must see what earlier lock holders committed, whatever the default isolation
+    // level.
     raw_sql("begin isolation level read committed")
         .execute(&mut *connection)
         .await
@@ -392,8 +392,8 @@ async fn bring_up_to_date(
     Ok(())
 }
 
-/// Where tables of our names are, and the history of those in the schema of the setting, else of
-/// those along the search path.
+/// Where tables with our names are, and the migration history in the configured schema, or else on
+/// the search path.
 async fn history(
     connection: &mut PgConnection,
     setting: Option<&Schema>,
@@ -416,8 +416,8 @@ async fn exists(connection: &mut PgConnection, schema: &Schema) -> Result<bool, 
     exists.bind(schema.name()).fetch_one(connection).await.map_err(failed)
 }
 
-// Whoever migrates first may take a while. A table is waited for briefly only: until this
-// transaction gets it, all look-ups queue up behind.
+// The first to migrate may take a while. Table locks have a short timeout, because look-ups queue
+// up behind a waiting lock request.
 const LOCK: &str = "
 set local statement_timeout = 0;
 set local lock_timeout = '5min';

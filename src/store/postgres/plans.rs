@@ -17,7 +17,7 @@ returning true";
 
 const LOCK: &str = "select rate_limits::text from api_key_plans where name = $1 for update";
 
-// What changes nothing is told to nobody.
+// An update that changes nothing is not announced.
 const CHANGE: &str = "
 update api_key_plans set rate_limits = $2::jsonb, updated_at = clock_timestamp()
 where name = $1 and rate_limits <> $2::jsonb";
@@ -26,13 +26,13 @@ const REMOVE: &str = "delete from api_key_plans where name = $1 returning rate_l
 
 const ALL: &str = r#"select name, rate_limits::text from api_key_plans order by name collate "C""#;
 
-/// A plan that conflicts may be removed before it is read. Where none is ever kept, because of a
-/// trigger of the application's, it ends.
+/// A conflicting plan may be removed before it is read. The limit ends the loop when a trigger of
+/// the application never keeps plans.
 const SET_ATTEMPTS: usize = 5;
 
-/// Gives a plan these limits, and returns those it had.
+/// Sets a plan's limits and returns the previous ones.
 ///
-/// In a transaction, which makes what is returned true.
+/// Must run in a transaction, so that the returned limits are accurate.
 pub(super) async fn set(
     connection: &mut PgConnection,
     name: &str,
@@ -48,7 +48,7 @@ pub(super) async fn set(
             return Ok(None);
         }
         let lock = query_scalar(LOCK).bind(name).fetch_optional(&mut *connection);
-        // None: it has been removed in between.
+        // `None`: removed in between.
         if let Some(before) = lock.await.map_err(failed)? {
             let change = query(CHANGE).bind(name).bind(&limits);
             change.execute(&mut *connection).await.map_err(failed)?;

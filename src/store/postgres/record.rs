@@ -13,10 +13,11 @@ use crate::{
     },
 };
 
-/// What [`record`] reads. The time of reading comes from the clock itself: a transaction that waited
-/// for a lock began earlier. Plans are looked up key by key: a join might read them all for one key.
+/// The columns that [`record`] reads. `read_at` is the current clock rather than the transaction's
+/// start, which may precede a wait for a lock. Plans are subselects because a join might read all
+/// of them for one key.
 ///
-/// With the schema in front of the plans, followed by a dot, where the search path does not say it.
+/// `$schema`, with a trailing dot, qualifies the plans where no search path is set.
 macro_rules! columns {
     () => {
         columns!("")

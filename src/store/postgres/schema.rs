@@ -1,7 +1,7 @@
-//! Which schema the tables are in: decided once per store, and said in every statement.
+//! The schema of the tables: determined once per store, and named in every statement.
 //!
 //! Look-ups keep no session state, so that they work through poolers in transaction mode: their
-//! statements name the schema. Management sets it for one transaction at a time.
+//! statements name the schema. Management sets the search path for each transaction.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _, SqlSafeStr as _, SqlStr, raw_s
 use super::{error::failed, sql};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// The name of a schema, checked and quoted.
+/// A schema name, validated and quoted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Schema {
     name: String,
@@ -35,15 +35,15 @@ impl Schema {
             let quoted = format!("\"{}\"", name.replace('"', "\"\""));
             return Ok(Self { name: name.to_owned(), quoted });
         };
-        Err(StoreError::new(StoreErrorKind::Other).because(format!("the schema's name {problem}")))
+        Err(StoreError::new(StoreErrorKind::Other).because(format!("the schema name {problem}")))
     }
 
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// `template` with `{schema}` replaced by the identifier, and `{literal}`, inside of `E''`, by
-    /// the same as text.
+    /// Replaces `{schema}` in `template` by the identifier, and `{literal}`, inside of `E''`, by
+    /// the identifier as text.
     pub(super) fn fill(&self, template: &str) -> SqlStr {
         let literal = self.quoted.replace('\\', "\\\\").replace('\'', "''");
         let mut sql = String::with_capacity(template.len() + 4 * literal.len());
@@ -63,7 +63,7 @@ impl Schema {
     }
 }
 
-/// How long a transaction of management may keep others waiting.
+/// Timeouts of management transactions.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
     pub(super) lock: Duration,
@@ -86,24 +86,24 @@ pub(super) struct Statements {
     pub(super) find: SqlStr,
     pub(super) find_many: SqlStr,
     pub(super) changes: SqlStr,
-    /// What the feed depends on.
+    /// Checks what the feed depends on.
     pub(super) guard: SqlStr,
-    /// Announces that the feed listens.
+    /// Announces that the feed is listening.
     pub(super) hello: SqlStr,
-    /// Begins a transaction of management: one round trip.
+    /// Begins a management transaction in one round trip.
     pub(super) begin: SqlStr,
-    /// Begins one whose audit the triggers write, as they do for changes in SQL.
+    /// Begins one in which the triggers write the audit, as for changes made in SQL.
     pub(super) begin_unaudited: SqlStr,
-    /// Begins one that only reads.
+    /// Begins a read-only one.
     pub(super) begin_read: SqlStr,
     /// Begins one that reads a page of keys.
     pub(super) begin_list: SqlStr,
-    /// Begins one that writes times of last use.
+    /// Begins one that writes last-use times.
     pub(super) begin_usage: SqlStr,
 }
 
-/// Marks a transaction whose audit the library writes, for the triggers that write the audit of
-/// changes in SQL. The mark is worth nothing outside of this transaction.
+/// Marks a transaction in which the library writes the audit, so that the triggers that audit
+/// changes made in SQL stay silent. The mark has no effect outside of this transaction.
 const AUDITED: &str = ";
     select set_config(
         'tower_api_key.audited', extract(epoch from transaction_timestamp())::text, true
@@ -111,8 +111,8 @@ const AUDITED: &str = ";
 
 impl Statements {
     fn new(schema: &Schema, timeouts: Timeouts) -> Self {
-        // Hidden rows are an error (42501) rather than missing. The schema comes before pg_temp,
-        // where another role's table cannot take the place of one of ours.
+        // With `row_security` off, hidden rows cause an error (42501). The schema precedes pg_temp,
+        // so that another role's temporary table cannot replace one of ours.
         let begin = |mode: &str, Timeouts { lock, statement, idle }: Timeouts, rest: &str| {
             let text = format!(
                 "begin {mode};
@@ -127,8 +127,7 @@ impl Statements {
             );
             schema.fill(&text)
         };
-        // What others committed before a statement is seen by it, whatever isolation is the
-        // default.
+        // Each statement sees what was committed before it, whatever the default isolation level.
         let write = begin("isolation level read committed", timeouts, AUDITED);
         let unaudited = begin("isolation level read committed", timeouts, "");
         let read = begin("isolation level read committed read only", timeouts, "");
@@ -150,7 +149,7 @@ impl Statements {
     }
 }
 
-/// The schema of one store: the setting, else where its tables are found.
+/// The schema of a store: the configured one, or where its tables are found.
 pub(super) struct SchemaCell {
     setting: Option<Schema>,
     timeouts: Timeouts,
@@ -166,8 +165,7 @@ impl SchemaCell {
         self.setting.as_ref()
     }
 
-    /// The statements to use on `connection`, which is asked where the tables are if that is not
-    /// known yet.
+    /// The statements to use on `connection`. Queries the tables' location if it is not known yet.
     pub(super) async fn statements(
         &self,
         connection: &mut PgConnection,
@@ -183,9 +181,9 @@ impl SchemaCell {
         Ok(Arc::new(Statements::new(&schema, self.timeouts)))
     }
 
-    /// One of `statements` has succeeded: the schema is decided for good.
+    /// Fixes the schema after one of `statements` succeeded.
     ///
-    /// Not earlier: an answer that a broken network mixed up must not decide it.
+    /// Not before: an answer mixed up by a broken network must not fix it.
     pub(super) fn confirm(&self, statements: &Arc<Statements>) {
         if self.statements.get().is_none() {
             let _ = self.statements.set(Arc::clone(statements));
@@ -193,9 +191,9 @@ impl SchemaCell {
     }
 }
 
-/// Where tables of these names are in a database.
+/// The schemas of a database that have tables with our names.
 pub(super) struct Places {
-    /// The first schema of the search path, where new tables are created.
+    /// The first existing schema on the search path, where new tables are created.
     current: Option<String>,
     path: Vec<String>,
     found: Vec<Place>,
@@ -204,12 +202,12 @@ pub(super) struct Places {
 struct Place {
     schema: String,
     is_history: bool,
-    /// In the search path.
+    /// Position in the search path.
     position: Option<i32>,
 }
 
-// A simple query: an old pooler mixes prepared statements up. What another session keeps in its
-// temporary tables is none of ours.
+// A simple query, because an old pooler mixes up prepared statements. Temporary tables of other
+// sessions are ignored.
 const PLACES: &str = "
 select
     current_schema()::text as current,
@@ -247,7 +245,7 @@ impl Places {
         found.find(|place| place.is_history == is_history && place.position.is_some())
     }
 
-    /// A history that is not along the search path, beside tables.
+    /// A schema outside the search path that has a history and tables.
     fn elsewhere(&self) -> Option<&str> {
         let has_tables = |schema: &str| {
             self.found.iter().any(|place| !place.is_history && place.schema == schema)
@@ -262,7 +260,7 @@ impl Places {
         found.any(|place| place.is_history == is_history && place.schema == schema.name)
     }
 
-    /// Whether the history is in `schema`.
+    /// Whether `schema` has the history.
     pub(super) fn has_history(&self, schema: &Schema) -> bool {
         self.has(schema, true)
     }
@@ -272,12 +270,12 @@ impl Places {
         self.has(schema, false) && !self.has(schema, true)
     }
 
-    /// Where the history is, along the search path.
+    /// The schema on the search path that has the history.
     pub(super) fn of_history(&self) -> Result<Option<Schema>, StoreError> {
         self.on_path(true).map(|place| Schema::new(&place.schema)).transpose()
     }
 
-    /// Where the tables are: the history, else `api_keys`, along the search path.
+    /// The schema on the search path that has the history, or else `api_keys`.
     fn of_tables(&self) -> Result<Schema, StoreError> {
         if let Some(place) = self.on_path(true).or_else(|| self.on_path(false)) {
             return Schema::new(&place.schema);
@@ -285,33 +283,33 @@ impl Places {
         let path = self.path.join(", ");
         let problem = match self.elsewhere() {
             Some(schema) => format!(
-                "table \"api_keys\" does not exist along the search path ({path}), but in schema \
+                "table \"api_keys\" is not on the search path ({path}), but in schema \
                  \"{schema}\": {}",
                 setting(schema)
             ),
             None => format!(
-                "table \"api_keys\" does not exist along the search path ({path}): run `migrate`, \
-                 or name the schema that has it"
+                "table \"api_keys\" is not on the search path ({path}): run `migrate`, or set the \
+                 schema that has it"
             ),
         };
         Err(StoreError::new(StoreErrorKind::Other).because(problem))
     }
 
-    /// Where to create the tables of a database that has none along its search path.
+    /// The schema for new tables when none are on the search path.
     pub(super) fn of_new_tables(&self) -> Result<Schema, StoreError> {
         let refused = |problem| Err(StoreError::new(StoreErrorKind::Migration).because(problem));
         let Some(current) = &self.current else {
             return refused(format!(
-                "no schema of the search path ({}) exists: {}",
+                "no schema on the search path ({}) exists: {}",
                 self.path.join(", "),
                 setting("api_keys")
             ));
         };
         if let Some(schema) = self.elsewhere() {
             return refused(format!(
-                "the tables are in schema \"{schema}\", which is not on the search path; a second \
-                 set in schema \"{current}\" would hide them: {}. To have a second set on \
-                 purpose, name \"{current}\" instead",
+                "the tables are in schema \"{schema}\", which is not on the search path; another \
+                 set in schema \"{current}\" would hide them: {}. To create another set on \
+                 purpose, set \"{current}\" instead",
                 setting(schema)
             ));
         }
@@ -319,18 +317,18 @@ impl Places {
     }
 }
 
-/// How to name `schema`.
+/// How to set `schema`.
 fn setting(schema: &str) -> String {
     format!(
-        "name the schema, by `PgKeyStore::builder().schema(\"{schema}\")`, `--schema {schema}` or \
+        "set the schema with `PgKeyStore::builder().schema(\"{schema}\")`, `--schema {schema}` or \
          API_KEY_SCHEMA={schema}"
     )
 }
 
-/// A table of the application is where ours would be.
+/// An application's table occupies the name of ours.
 pub(super) fn foreign(schema: &Schema) -> StoreError {
     let problem = format!(
-        "schema \"{}\" has a table \"api_keys\" that these migrations have not made: give this \
+        "schema \"{}\" has a table \"api_keys\" that these migrations did not create: give this \
          library a schema of its own, such as \"keys\": {}",
         schema.name,
         setting("keys")
@@ -358,7 +356,7 @@ mod tests {
         for name in ["", "a\0b", "pg_temp", "pg_catalog", "information_schema", &"x".repeat(64)] {
             let error = Schema::new(name).unwrap_err();
             assert_eq!(error.kind(), StoreErrorKind::Other, "{name:?}");
-            assert!(format!("{error:?}").contains("the schema's name must not"), "{error:?}");
+            assert!(format!("{error:?}").contains("the schema name must not"), "{error:?}");
         }
     }
 }

@@ -1,12 +1,12 @@
-//! Templates of the statements that name the schema: `{schema}` is its identifier, and `{literal}`,
-//! inside of `E''`, the same as text.
+//! Templates of statements that name the schema: `{schema}` is its identifier; `{literal}`, inside
+//! of `E''`, is the identifier as text.
 
 use std::time::Duration;
 
 use super::record::columns;
 
-// "No row" means "no such key" only where row-level security hides none, which is judged in the same
-// statement: it has a row at least. The same goes for the limits of a plan.
+// A missing row means an unknown key only if row-level security hides none. The same statement
+// checks that, so it always returns at least one row. The same goes for the plan's limits.
 macro_rules! find {
     ($condition:literal) => {
         concat!(
@@ -28,20 +28,21 @@ macro_rules! find {
 
 pub(super) const FIND: &str = find!("key_hash = $1");
 
-// Behind a select, the array has no length to plan for: else each query of a few keys is planned
-// anew, which takes longer than the query.
+// Inside a subselect, the planner does not see the array's length. Otherwise PostgreSQL plans each
+// query of a few keys anew, which takes longer than the query.
 pub(super) const FIND_MANY: &str = find!("key_hash = any((select $1)::bytea[])");
 
-// One statement, so that the horizon is that of the snapshot that the rows were read in. Nothing
-// lies beyond its end but what another server has numbered, before its tables were restored here.
+// One statement, so that the horizon matches the snapshot in which the rows were read. Rows beyond
+// the snapshot's end were numbered by another server before its tables were restored here.
 //
-// A standby does not know which transactions are running, but where they begin.
+// A standby knows where running transactions begin, but not which they are.
 //
-// How far a standby is, everybody may ask, and whether it receives anything; of what its source has,
-// only those learn who may read all statistics.
+// Any role may read a standby's position and whether it receives anything; the source's position is
+// visible only to roles that may read all statistics.
 //
-// Numbers that no disk has seen are drawn again once a server has recovered from a crash. It may do so
-// without ending, as when one of its processes was killed; its statistics begin anew then.
+// After a crash, transaction numbers that never reached a disk are assigned again. A server may
+// recover without restarting, for instance after one of its processes was killed; its statistics
+// are then reset.
 pub(super) const CHANGES: &str = "
 select
     pg_snapshot_xmin(snapshot)::text::bigint,
@@ -70,9 +71,9 @@ left join {schema}.api_key_changes
     on changed_in >= coalesce($1::bigint::text::xid8, pg_snapshot_xmin(snapshot))
     and changed_in < pg_snapshot_xmax(snapshot)";
 
-// The triggers that announce, on the tables that are read and in their schema, enabled, for the same
-// statements, and calling the function beside the table. What has one of their names elsewhere
-// announces nothing.
+// The announcing triggers: on the tables that are read, in their schema, enabled, for these
+// statements, and calling the function in the same schema. A trigger or function of the same name
+// elsewhere announces nothing.
 pub(super) const GUARD: &str = "
 select channel, secret, (
     select string_agg(name || ' on ' || place, ', ')
@@ -98,8 +99,8 @@ select channel, secret, (
 ) as silent
 from {schema}.api_key_feed";
 
-// What had ended when the snapshot was taken was announced before this is. Nobody else's hello has
-// the same number. It changes nothing that a standby would have to confirm.
+// Everything that had ended when the snapshot was taken was announced before this. The message is
+// unique. It changes nothing that a standby would have to confirm.
 pub(super) const SAY_HELLO: &str = "
 select
     message,
@@ -108,10 +109,10 @@ select
     {schema}.api_key_announce(message)
 from (select 'hello:' || gen_random_uuid()) as hello (message)";
 
-/// Settings of the transaction that a page is read in.
+/// Settings of the transaction that reads a page.
 ///
-/// Both statements see the same keys. And they walk along an index, one key after the other: what
-/// takes all of them first only looks cheaper where statistics are old.
+/// Both statements see the same keys, and scan an index one key at a time: plans that read all keys
+/// first only look cheaper when statistics are outdated.
 pub(super) const LIST_SETTINGS: &str = ";
 set local cursor_tuple_fraction = 1;
 set local enable_seqscan = off;
@@ -119,5 +120,5 @@ set local enable_bitmapscan = off;
 set local max_parallel_workers_per_gather = 0;
 set local jit = off";
 
-/// How long a flush waits for rows that another node writes.
+/// How long a usage flush waits for rows locked by another node.
 pub(super) const USAGE_LOCK_TIMEOUT: Duration = Duration::from_secs(2);

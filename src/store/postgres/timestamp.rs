@@ -5,13 +5,13 @@ use sqlx::{
     postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef, types::Oid},
 };
 
-/// A `timestamptz` as the server sends it, read without `time`, whose arithmetic panics on
-/// `infinity`. In microseconds since 1970.
+/// A `timestamptz` in microseconds since 1970. Decoded without `time`, whose arithmetic panics on
+/// `infinity`.
 #[derive(Clone, Copy)]
 pub(super) struct Timestamp(pub(super) i64);
 
 impl Timestamp {
-    /// Whether PostgreSQL has such a time: from 4714 BC until 294276 AD.
+    /// Whether PostgreSQL can store this time: from 4714 BC to 294276 AD.
     pub(super) fn is_storable(self) -> bool {
         const FIRST: i64 = -211_813_488_000_000_000;
         const END: i64 = 9_223_371_331_200_000_000;
@@ -37,7 +37,7 @@ impl PgHasArrayType for Timestamp {
 
 impl Encode<'_, Postgres> for Timestamp {
     fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-        let micros = self.0.checked_sub(MICROS_1970_TO_2000).ok_or("a time out of range")?;
+        let micros = self.0.checked_sub(MICROS_1970_TO_2000).ok_or("time out of range")?;
         buffer.extend(&micros.to_be_bytes());
         Ok(IsNull::No)
     }
@@ -46,10 +46,10 @@ impl Encode<'_, Postgres> for Timestamp {
 impl Decode<'_, Postgres> for Timestamp {
     fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
         let micros = i64::from_be_bytes(value.as_bytes()?.try_into()?);
-        // The ends of the range are the infinities.
+        // PostgreSQL represents the infinities as the ends of the range.
         if matches!(micros, i64::MIN | i64::MAX) {
-            return Err("an infinite time".into());
+            return Err("infinite time".into());
         }
-        Ok(Self(micros.checked_add(MICROS_1970_TO_2000).ok_or("a time out of range")?))
+        Ok(Self(micros.checked_add(MICROS_1970_TO_2000).ok_or("time out of range")?))
     }
 }

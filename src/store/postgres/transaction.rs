@@ -23,21 +23,21 @@ use crate::{
 
 /// A transaction of [`PgKeyStore`](super::PgKeyStore).
 ///
-/// It holds a connection of the pool. A statement that fails ends it, and so does dropping a future
-/// of it half-way: the connection is closed then, and nothing is left.
+/// It holds a connection of the pool. A failed statement ends it, and so does dropping one of its
+/// futures half-way: the connection is then closed and the transaction rolled back.
 pub struct PgTransaction {
-    /// `None` while a statement runs, and from its failure on.
+    /// `None` while a statement runs, and after one failed.
     lease: Option<Lease>,
     statements: Arc<Statements>,
 }
 
 impl PgTransaction {
-    /// One that was begun on `lease`.
+    /// Wraps a transaction that was begun on `lease`.
     pub(super) fn new(lease: Lease, statements: Arc<Statements>) -> Self {
         Self { lease: Some(lease), statements }
     }
 
-    /// The rows that `sql` finds of `keys`.
+    /// The rows of `keys` that `sql` selects.
     async fn selected(
         &mut self,
         sql: &'static str,
@@ -62,15 +62,15 @@ impl PgTransaction {
         Ok(rows)
     }
 
-    /// The connection, for a statement of a trial, and the statements that name the schema. One that
-    /// fails leaves the transaction open and of no use.
+    /// The connection for a statement of a trial, and the statements that name the schema. A failed
+    /// statement leaves the transaction open but unusable.
     pub(super) fn parts(&mut self) -> Result<(&mut PgConnection, Arc<Statements>), StoreError> {
         let statements = Arc::clone(&self.statements);
         let connection = self.lease.as_deref_mut().ok_or_else(ended)?;
         Ok((connection, statements))
     }
 
-    /// The connection, for one statement. It is put back when that has succeeded.
+    /// Takes the connection for one statement; put back when it succeeds.
     fn take(&mut self) -> Result<Lease, StoreError> {
         self.lease.take().ok_or_else(ended)
     }
@@ -90,8 +90,7 @@ impl fmt::Debug for PgTransaction {
     }
 }
 
-// Rows are locked in the order of their ids. The outer select dates them when they are locked, not
-// when they were asked for.
+// Rows are locked in id order. The outer select sets `read_at` after they are locked.
 const LOCK: &str = concat!(
     "with locked as materialized (
         select * from api_keys where id = any($1) order by id for no key update
@@ -101,8 +100,8 @@ const LOCK: &str = concat!(
     " from locked order by id"
 );
 
-// Pairs are compared, so that no other index than that of both gives the order: that of the ids
-// alone would be searched to its end for keys that all lie there.
+// Comparing pairs makes the planner use the composite index for the order. Scanning the index on
+// ids alone could read all of it before it finds the keys.
 macro_rules! of_consumer {
     ($and:literal, $lock:literal) => {
         concat!(
@@ -130,8 +129,7 @@ macro_rules! of_prefix {
     };
 }
 
-// Two questions, as each has its index. Whoever prunes waits for nobody, so that the order in which
-// rows are locked does not matter.
+// Two queries, one per index. Pruning skips locked rows, so the locking order does not matter.
 macro_rules! ended {
     ($lock:literal) => {
         concat!(
@@ -181,8 +179,7 @@ const SELECT_CONSUMER_PREFIX: &str =
 const SELECT_PREFIX: &str = concat!("select id from (", of_prefix!(""), ") as selected");
 const SELECT_ENDED: &str = concat!(ended!(""), " select id from ended");
 
-// In the order of the hashes, so that two imports of the same keys queue up instead of waiting for
-// each other.
+// Inserted in hash order, so that two imports of the same keys queue up instead of deadlocking.
 const INSERT: &str = "
 insert into api_keys (
     id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
@@ -229,12 +226,12 @@ const REVOKE: &str = concat!(
     select * from revoked order by id"
 );
 
-// Held until the transaction ends. Another consumer may have the same number, and then waits.
+// Held until the transaction ends. A hash collision makes another consumer wait.
 const LOCK_COUNT: &str =
     "select pg_advisory_xact_lock(hashtextextended('api-keys of ' || $1, 7021227462866860403))";
 
-// Each part is a range of an index, and ends where enough is counted. Its own statement, so that it
-// sees what those have committed who had the lock before.
+// Each part scans an index range and stops at the limit. A separate statement from the lock, so
+// that it sees what earlier lock holders committed.
 const COUNT: &str = "
 select
     (select count(*) from (
@@ -257,7 +254,7 @@ const NTH_ROTATION: &str = "
 select created_at from api_keys where root_id = $1 and rotated_from is not null
 order by created_at desc limit 1 offset $2";
 
-// What was recorded of their use goes with them: a trigger deletes it.
+// A trigger deletes their recorded use as well.
 const DELETE: &str = "delete from api_keys where id = any($1)";
 
 const RECORD: &str = "
@@ -273,8 +270,8 @@ insert into api_key_requests (request, fingerprint, key_id) values ($1, $2, $3)
 on conflict do nothing
 returning true";
 
-/// A record that conflicts may be swept before it is read. Where none is ever kept, because of a
-/// trigger of the application's, it ends.
+/// A conflicting row may be deleted before it is read. The limit ends the loop when a trigger of
+/// the application never keeps rows.
 const CLAIM_ATTEMPTS: usize = 5;
 
 const CLAIMED: &str = "select fingerprint, key_id from api_key_requests where request = $1";
@@ -286,8 +283,8 @@ delete from api_key_requests where request = any(array(
     for update skip locked
 ))";
 
-// A use that was being recorded while its key was deleted stays behind: it is found among the keys
-// that were changed last, rather than by comparing all uses with all keys.
+// A use written while its key was being deleted is left behind. It is searched for among recently
+// changed keys instead of comparing all uses with all keys.
 const SWEEP_USAGE: &str = "
 delete from api_key_usage where key_id = any(array(
     select key_id
@@ -492,7 +489,7 @@ impl KeyTransaction for PgTransaction {
             let earlier = query_as(CLAIMED).bind(claim.request.as_slice());
             let earlier: Option<(Vec<u8>, Uuid)> =
                 earlier.fetch_optional(&mut *lease).await.map_err(failed)?;
-            // None: it has been swept in between.
+            // `None`: deleted in between.
             if let Some((fingerprint, key_id)) = earlier {
                 self.lease = Some(lease);
                 return claimed(claim.request, &fingerprint, key_id).map(Some);
@@ -525,7 +522,7 @@ fn uuids(ids: &[KeyId]) -> Vec<Uuid> {
     ids.iter().copied().map(uuid).collect()
 }
 
-/// One value of each row, as an array.
+/// One column of all rows, as an array.
 fn column<R, T>(rows: &[R], value: impl Fn(&R) -> T) -> Vec<T> {
     rows.iter().map(value).collect()
 }

@@ -1,4 +1,4 @@
-//! Writes times of last use, however bad one of them is.
+//! Writes last-use times; a row that the database refuses does not block the others.
 
 use sqlx::{PgConnection, query, raw_sql, types::Uuid};
 
@@ -14,17 +14,17 @@ use crate::{
     trace,
 };
 
-/// Keys in one statement: so many are written, or none of them.
+/// Keys per statement, which writes all of them or none.
 const CHUNK: usize = 5000;
-/// Statements in which rows that cannot be written are searched for. Two rows of a chunk take at
-/// most 50.
+/// Maximum statements spent searching for rows that cannot be written. Two such rows in a chunk
+/// take at most 50.
 const MAX_SEARCH: usize = 200;
 
-// The search is for a row that stays locked, not for one that another node is about to let go.
+// The search is for rows that stay locked, not for those that another node releases soon.
 const SEARCH: &str = "set local lock_timeout = '50ms'";
 
-// Rows are locked in the order of their ids, so two nodes that record the same keys queue up
-// instead of waiting for each other. A time that is not news is not written.
+// Rows are locked in id order, so two nodes that write the same keys queue up instead of
+// deadlocking. Times that are not newer are not written.
 const RECORD_USAGE: &str = "
 insert into api_key_usage as stored (key_id, last_used_at)
 select used.id, used.at
@@ -38,12 +38,12 @@ type Row = (Uuid, Timestamp);
 
 enum Written {
     Yes,
-    /// None of them, because of one.
+    /// None, because of this error in one row.
     No(sqlx::Error),
 }
 
-/// Writes all of `batch` that can be written. What another session keeps locked is an error at the
-/// end, and is offered again; what makes no sense is skipped.
+/// Writes all rows of `batch` that can be written. Rows locked by another session cause an error at
+/// the end, so the caller retries them; invalid rows are skipped.
 pub(super) async fn record(management: &Management, batch: &[Usage]) -> Result<(), StoreError> {
     let row =
         |usage: &Usage| Some((uuid(usage.key_id), Timestamp(micros(usage.last_used_at).ok()?)));
@@ -65,7 +65,7 @@ pub(super) async fn record(management: &Management, batch: &[Usage]) -> Result<(
         } else if is_locked(&error) {
             locked = Some(error);
         } else {
-            trace::debug!(?error, keys = part.len(), "times of last use cannot be written");
+            trace::debug!(?error, keys = part.len(), "last-use times refused");
             skipped += part.len();
         }
     }
@@ -73,12 +73,12 @@ pub(super) async fn record(management: &Management, batch: &[Usage]) -> Result<(
         lease.release();
     }
     if skipped > 0 {
-        trace::warn!(keys = skipped, "times of last use skipped: the database does not take them");
+        trace::warn!(keys = skipped, "last-use times skipped");
     }
     locked.map_or(Ok(()), |error| Err(failed(error)))
 }
 
-/// Writes all of `batch` in one statement, in a transaction that the caller has begun.
+/// Writes all of `batch` with one statement, in the caller's transaction.
 pub(super) async fn record_on(
     connection: &mut PgConnection,
     batch: &[Usage],
@@ -90,7 +90,7 @@ pub(super) async fn record_on(
     Ok(())
 }
 
-/// In a transaction of its own. The connection is kept for the next one.
+/// Uses a transaction of its own. Keeps the connection for the next call.
 async fn write(
     management: &Management,
     kept: &mut Option<Lease>,
@@ -102,7 +102,7 @@ async fn write(
             management.begin_on(&mut lease, |statements| &statements.begin_usage).await?;
             lease
         }
-        // Not one of management's turns: a flush is one statement, whatever management does.
+        // Not counted as management: a flush is one statement and must not wait for management.
         None => management.begin_unbounded(|statements| &statements.begin_usage).await?,
     };
     if is_search {
@@ -117,7 +117,7 @@ async fn write(
     };
     match raw_sql(end).execute(&mut *lease).await {
         Ok(_) => {}
-        // A constraint that is checked at commit, which ends the transaction.
+        // A deferred constraint failed at commit, which ended the transaction.
         Err(error) if is_of_a_row(&error) => {
             *kept = Some(lease);
             return Ok(Written::No(error));

@@ -29,11 +29,11 @@ use crate::{
 impl SqliteKeyStore {
     /// Performs every operation of a service in transactions that are rolled back, and checks
     /// everything else that look-ups, changes and the feed depend on: the file, the tables, their
-    /// triggers and indexes, and whether there is room to write. It changes nothing. What cannot be
-    /// checked is a finding, too.
+    /// triggers and indexes, and free space. It changes nothing. A check that cannot be made is a
+    /// finding, too.
     ///
-    /// No [`Problem`](Severity::Problem) means that keys are looked up and that changes of them are
-    /// noticed; no [`Warning`](Severity::Warning) in addition, that keys can be managed.
+    /// Without a [`Problem`](Severity::Problem), keys can be looked up and changes to them are
+    /// noticed; without a [`Warning`](Severity::Warning) either, keys can be managed.
     pub async fn diagnose(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         match timeout(PATIENCE, self.examine(&mut findings)).await {
@@ -66,7 +66,7 @@ impl SqliteKeyStore {
     async fn soundness(&self) -> sqlx::Result<Finding> {
         let said: String = query_scalar("pragma quick_check(1)").fetch_one(self.pool()).await?;
         if said == "ok" {
-            return Ok(Finding::ok("file", "the file is sound"));
+            return Ok(Finding::ok("file", "the file is intact"));
         }
         Ok(Finding::problem("file", said, "restore the file from a backup"))
     }
@@ -80,7 +80,7 @@ impl SqliteKeyStore {
             ));
         }
         let detail = format!("the journal is `{mode}`: look-ups wait for writers");
-        let advice = "`pragma journal_mode = wal`, which `SqliteKeyStore::connect` does by itself";
+        let advice = "`pragma journal_mode = wal`, as `SqliteKeyStore::connect` does";
         Ok(Finding::warning("journal", detail, advice))
     }
 
@@ -97,7 +97,7 @@ impl SqliteKeyStore {
         Ok(history)
     }
 
-    /// Compares the tables, and what hangs on them, with those of a new database.
+    /// Compares the tables and their triggers and indexes with those of a new database.
     async fn structure(
         &self,
         history: History,
@@ -120,8 +120,8 @@ impl SqliteKeyStore {
         Ok(differences)
     }
 
-    /// Whether there is room. A transaction that is rolled back reaches the disk only when it is
-    /// larger than the cache, so the cache of this one holds nothing.
+    /// Checks for free space. A transaction that is rolled back reaches the disk only if it exceeds
+    /// the cache, so this one has a minimal cache.
     async fn room(&self) -> Finding {
         const CHECK: &str = "rights";
         match self.fill().await {
@@ -153,13 +153,13 @@ impl SqliteKeyStore {
 const HAS_KEYS: &str =
     "select exists (select 1 from sqlite_schema where type = 'table' and name = 'api_keys')";
 
-// More pages than any cache keeps that was asked to keep one.
+// More pages than the minimal cache holds.
 const FILL: &str = "
 create table _api_key_room (filling blob);
 with recursive counter (n) as (select 1 union all select n + 1 from counter where n < 100)
 insert into _api_key_room select zeroblob(4000) from counter";
 
-/// What the migrations make, of a database in memory.
+/// The parts that the migrations create in an in-memory database.
 async fn parts_made() -> sqlx::Result<Vec<Part>> {
     let options = SqliteConnectOptions::new().in_memory(true);
     let mut connection = sqlx::ConnectOptions::connect(&options).await?;
@@ -183,7 +183,7 @@ async fn parts(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Part>> {
     Ok(rows.into_iter().map(part).filter(ours).collect())
 }
 
-/// Without comments, quotes, and the spelling of spaces and keywords.
+/// Removes comments and quotes, and normalises spaces and case.
 fn plain(sql: &str) -> String {
     let lines = sql.lines().map(|line| line.split_once("--").map_or(line, |(code, _)| code));
     let words: Vec<_> = lines.flat_map(str::split_whitespace).collect();
@@ -209,7 +209,7 @@ union all
 select type, tbl_name, name, sql from sqlite_schema
 where type in ('index', 'trigger') and sql is not null";
 
-/// What to do about an error of a statement.
+/// How to fix an error of a statement.
 fn advise(error: &StoreError) -> String {
     let Some(refusal) = refusal(error) else {
         return match error.kind() {
@@ -221,22 +221,22 @@ fn advise(error: &StoreError) -> String {
     };
     let message = refusal.message.as_str();
     if message.contains("readonly") || message.contains("unable to open") {
-        "let this user write to the file, to the files beside it that end in -wal and -shm, and to \
-        their folder; a URL with `mode=ro` only reads"
+        "give this user write access to the file, to the files beside it that end in -wal and -shm, \
+        and to their folder; a URL with `mode=ro` is read-only"
     } else if message.contains("full") || message.contains("I/O error") {
-        "make room on the disk; `pragma max_page_count` may limit the file, too"
+        "make room on the disk; `pragma max_page_count` may also limit the file"
     } else if message.contains("locked") || message.contains("busy") {
         "another program keeps the file locked"
     } else if message.contains("no such") {
         TABLES_DIFFER
     } else {
-        "may this user write to the file and its folder? A trigger of the application's may refuse \
-        the statement, too"
+        "check that this user may write to the file and its folder; a trigger of the application \
+        may also have refused the statement"
     }
     .to_owned()
 }
 
-/// Look-ups and changes in one transaction.
+/// Performs look-ups and changes in one transaction.
 impl Rehearse for SqliteTransaction {
     async fn find(&mut self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
         find(self.connection()?, hash).await

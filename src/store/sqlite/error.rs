@@ -11,13 +11,13 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
             let unique = error.is_unique_violation();
             let kind = if unique { StoreErrorKind::Conflict } else { kind(&code) };
             let kind = StoreError::new(kind);
-            // The code tells "no space left" from other failures to write; the message does not.
+            // Only the code distinguishes "no space left" from other write errors.
             let advice =
-                (primary(&code) == FULL).then_some("make room in the file system of the database");
+                (primary(&code) == FULL).then_some("free space in the file system of the database");
             kind.because(Refusal { code, message, advice })
         }
         sqlx::Error::ColumnDecode { index, .. } => corrupt(&format_args!("column {index}")),
-        // There is no server that could be gone: all connections are in use.
+        // There is no server to be unavailable: all connections are in use.
         sqlx::Error::PoolTimedOut => StoreError::new(StoreErrorKind::Overloaded).because(error),
         sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed | sqlx::Error::PoolClosed => {
             StoreError::new(StoreErrorKind::Unavailable).because(error)
@@ -31,25 +31,25 @@ pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| primary(&code) == BUSY)
 }
 
-/// Whether the error is about rows of the statement rather than about the database.
+/// Whether the error concerns rows of the statement rather than the database.
 pub(super) fn is_of_a_row(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| matches!(primary(&code), CONSTRAINT | MISMATCH))
 }
 
-/// What one of SQLite's result codes means for whoever asked.
+/// Maps a SQLite result code to a kind.
 fn kind(code: &str) -> StoreErrorKind {
     match primary(code) {
         BUSY | LOCKED | OUT_OF_MEMORY | IO | FULL | CANNOT_OPEN | PROTOCOL => {
             StoreErrorKind::Unavailable
         }
-        // Foreign keys and `raise` included.
+        // Includes foreign keys and `raise`.
         CONSTRAINT => StoreErrorKind::Refused,
         _ => StoreErrorKind::Other,
     }
 }
 
-/// A result code without the details that its upper bytes carry.
+/// The result code without the details in its upper bytes.
 fn primary(code: &str) -> u32 {
     code.parse::<u32>().unwrap_or_default() & 0xff
 }
@@ -62,5 +62,5 @@ const FULL: u32 = 13;
 const CANNOT_OPEN: u32 = 14;
 const CONSTRAINT: u32 = 19;
 const MISMATCH: u32 = 20;
-/// The locks of a write-ahead log are contended.
+/// Contention on the locks of the write-ahead log.
 const PROTOCOL: u32 = 15;

@@ -1,14 +1,14 @@
-//! Whether the file that is read is still the one that others write.
+//! Detects that the open database file was replaced.
 
 use std::{
     path::{Path, PathBuf},
     sync::OnceLock,
 };
 
-/// A database's file as it was when it was first seen.
+/// The identity of the database file when first seen.
 ///
-/// Connections stay with the file they have opened. When another one takes its name, as when a backup
-/// is moved into its place, or when it is deleted, they go on reading what nobody writes any more.
+/// Connections keep the file they opened. If it is deleted or another file takes its name, for
+/// instance when a backup is restored, they keep reading a file that is no longer written.
 pub(super) struct File {
     path: PathBuf,
     opened: OnceLock<Identity>,
@@ -24,7 +24,7 @@ impl File {
         file
     }
 
-    /// Never where there is no such file, as of a database in memory.
+    /// Always false for a path without a file, such as a database in memory.
     pub(super) fn is_replaced(&self) -> bool {
         match identity(&self.path) {
             Some(now) => *self.opened.get_or_init(|| now) != now,
@@ -41,7 +41,7 @@ fn identity(path: &Path) -> Option<Identity> {
     Some((file.dev(), file.ino()))
 }
 
-/// Other systems keep a file that is open from being replaced.
+/// Other systems prevent an open file from being replaced.
 #[cfg(not(unix))]
 fn identity(_: &Path) -> Option<Identity> {
     None

@@ -6,20 +6,20 @@ use tokio::{runtime::Handle, sync::OwnedMutexGuard};
 use super::error::failed;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// A connection of the pool in a transaction.
+/// A pooled connection in a transaction.
 ///
-/// It goes back into the pool only once it is known to be in none. Dropped before that it is closed:
-/// whoever got the connection next would be in a transaction of which nothing is known.
+/// It returns to the pool only once it is known to be outside of a transaction. If it is dropped
+/// before, it is closed, so that the next user does not continue in an unknown transaction.
 ///
-/// Not sqlx's own transaction: SQLite ends one by itself when the disk is full, and sqlx, which
-/// counts them, then refuses every later one on that connection.
+/// Not sqlx's own transaction: SQLite ends a transaction by itself when the disk is full. sqlx
+/// counts transactions, and then refuses all later ones on that connection.
 pub(super) struct Lease(PoolConnection<Sqlite>);
 
 impl Lease {
-    /// Begins a transaction with this statement.
+    /// Begins a transaction with the statement `begin`.
     pub(super) async fn begin(pool: &SqlitePool, begin: &'static str) -> Result<Self, StoreError> {
-        // One that another user of the pool has left in a transaction is rolled back, or closed where
-        // that fails.
+        // Rolls back a transaction that another user of the pool left open, or closes the
+        // connection if that fails.
         for _ in 0..pool.options().get_max_connections() {
             let mut connection = pool.acquire().await.map_err(failed)?;
             connection.close_on_drop();
@@ -35,8 +35,8 @@ impl Lease {
                 Err(error) => return Err(failed(error)),
             }
         }
-        let problem = "every connection of the pool was left in a transaction: end each that your \
-            own code begins";
+        let problem = "every connection of the pool was left in a transaction: end the \
+            transactions that your own code begins";
         Err(StoreError::new(StoreErrorKind::Other).because(problem))
     }
 
@@ -52,7 +52,7 @@ impl Lease {
         ended
     }
 
-    /// SQLite ends a transaction by itself when the disk is full: then there is none to roll back.
+    /// SQLite ends a transaction by itself when the disk is full; the rollback then finds none.
     async fn is_rolled_back(&mut self) -> bool {
         match raw_sql("rollback").execute(&mut **self).await {
             Ok(_) => true,
@@ -62,8 +62,8 @@ impl Lease {
         }
     }
 
-    /// What a statement brought, and the connection; where it failed, the transaction is rolled
-    /// back and the connection given back.
+    /// Returns the result of a statement and the connection. If the statement failed, rolls back
+    /// and returns the connection to the pool.
     pub(super) fn after<T>(self, outcome: sqlx::Result<T>) -> Result<(T, Self), StoreError> {
         match outcome {
             Ok(done) => Ok((done, self)),
@@ -74,8 +74,8 @@ impl Lease {
         }
     }
 
-    /// Ends a transaction in which no statement is running, and gives the connection back; where
-    /// that fails, or nothing runs that could do it, it is closed. `turn` is held until then.
+    /// Rolls back a transaction in which no statement is running, and returns the connection;
+    /// closes it if that fails or no runtime is available. `turn` is held until then.
     pub(super) fn roll_back(mut self, turn: Option<OwnedMutexGuard<()>>) {
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {

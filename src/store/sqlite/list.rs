@@ -1,5 +1,5 @@
-//! Pages of keys and of the audit. Which index a page is read along is said to SQLite, which knows
-//! little of how common a value is.
+//! Pages of keys and audit events. Queries name their index, because SQLite knows little about how
+//! common a value is.
 
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow, types::Uuid};
 use tokio::task::yield_now;
@@ -35,7 +35,7 @@ pub(super) async fn keys(
     let edge = row.map(|row| row.try_get::<Uuid, _>(0)).transpose().map_err(failed)?;
     let edge = edge.map(key_id);
 
-    // A few at a time: a page ends where it has bytes enough.
+    // Read in small chunks: a page ends at its byte limit.
     let mut page = KeyRows::new(size);
     let mut after = query.after;
     loop {
@@ -68,7 +68,7 @@ fn listed(row: &SqliteRow) -> Result<Listed, StoreError> {
 fn as_text(row: &SqliteRow, error: &StoreError) -> Result<InvalidRow, StoreError> {
     match read(row) {
         Ok(columns) => Ok(columns.as_text(error)),
-        // A column of another type: the others are shown.
+        // A column has another type: show the remaining ones.
         Err(_) => {
             let id = key_id(row.try_get("id").map_err(failed)?);
             let text = |column| row.try_get::<Option<String>, _>(column).unwrap_or(None);
@@ -83,7 +83,7 @@ fn key(row: &SqliteRow) -> Result<ListedKey, StoreError> {
     Ok(ListedKey::new(record_of(row)?, at))
 }
 
-/// Asks for the last key of the window that begins after `after`, where the window is full.
+/// Selects the last key of the window after `after`, if the window is full.
 fn edge(index: Index<'_>, after: Option<KeyId>) -> Sql {
     let id = id_of(index);
     let mut sql = Sql::new("select ");
@@ -94,7 +94,7 @@ fn edge(index: Index<'_>, after: Option<KeyId>) -> Sql {
     sql
 }
 
-/// Asks for the keys from `edge` on that answer the question.
+/// Selects the matching keys from `edge` on.
 fn keys_between(
     index: Index<'_>,
     query: &KeyQuery,
@@ -119,7 +119,7 @@ const fn id_of(index: Index<'_>) -> &'static str {
     }
 }
 
-/// The part of the index between two keys, the older of which is included.
+/// The part of the index between two keys, excluding `after` and including `edge`.
 fn window(sql: &mut Sql, index: Index<'_>, after: Option<KeyId>, edge: Option<KeyId>) {
     let (from, value) = match index {
         Index::All => (" from api_keys as listed where true", None),
@@ -158,7 +158,7 @@ fn window(sql: &mut Sql, index: Index<'_>, after: Option<KeyId>, edge: Option<Ke
              where revoked_at is null and key_prefix = ",
             Some(key_prefix),
         ),
-        // A cross join keeps its order.
+        // SQLite does not reorder a cross join.
         Index::Scope(scope) => (
             " from api_key_scopes as scoped cross join api_keys as listed \
              on listed.id = scoped.key_id where scoped.scope = ",
@@ -247,7 +247,7 @@ pub(super) async fn events(
     }
 }
 
-/// As many events as are read at a time.
+/// The next chunk of events.
 fn events_before(query: &EventQuery, last: Option<i64>) -> Sql {
     let mut sql = Sql::new(
         "select id, at, action, key_id, consumer_id, actor, origin, reason, changes \

@@ -1,4 +1,4 @@
-//! Connections that management cannot take.
+//! Connections reserved for look-ups.
 
 use std::sync::OnceLock;
 
@@ -8,11 +8,10 @@ use tokio::select;
 use super::error::failed;
 use crate::store::StoreError;
 
-/// Look-ups that may be under way at once, and a poll.
+/// For concurrent look-ups, and a poll.
 const MAX_CONNECTIONS: u32 = 3;
 
-/// The pool that keys are looked up and changes are polled on, made after the one that management
-/// uses.
+/// The pool for look-ups and polling, created from the management pool.
 pub(super) struct LookupPool {
     main: SqlitePool,
     made: OnceLock<SqlitePool>,
@@ -29,7 +28,7 @@ impl LookupPool {
         }
         let options = self.main.connect_options();
         if options.get_filename().as_os_str() == ":memory:" {
-            // Each connection is a database of its own.
+            // Each connection has its own database.
             return Ok(&self.main);
         }
         Ok(self.made.get_or_init(|| {
@@ -53,7 +52,7 @@ impl LookupPool {
 impl Drop for LookupPool {
     fn drop(&mut self) {
         if let Some(made) = self.made.get() {
-            // Marks it closed; the task above does the rest.
+            // Marks the pool closed; the task above does the rest.
             drop(made.close());
         }
     }

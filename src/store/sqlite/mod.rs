@@ -48,29 +48,29 @@ use crate::{
     trace,
 };
 
-/// Keys in an embedded SQLite database: one file, for services of one machine.
+/// Key store in an embedded SQLite database: one file, for services on one machine.
 ///
-/// Any number of processes may share the file. Clones share their pools: look-ups of keys, and
-/// polls for changes, have at most 3 connections of their own, which management cannot take. Every future may be dropped
-/// at any time: a statement that has begun ends by itself, and one transaction is one future.
+/// Any number of processes may share the file. Clones share their pools. Look-ups and polling have
+/// at most 3 connections of their own, which management cannot take. Every future may be dropped at
+/// any time: a running statement ends by itself, and a dropped transaction is rolled back.
 #[derive(Clone)]
 pub struct SqliteKeyStore {
     pool: SqlitePool,
     lookups: Arc<LookupPool>,
-    /// Transactions take turns before they take a connection: those that wait for the file would
-    /// leave none to look-ups.
+    /// Transactions are serialised before they take a connection: otherwise those waiting for the
+    /// file would leave none for other operations.
     writer: Arc<Mutex<()>>,
     file: Arc<File>,
-    /// A database in memory lasts as long as somebody is connected to it. The pool's own
+    /// Keeps a database in memory alive, which would end with its last connection. The pool's own
     /// connections come and go.
     _anchor: Option<Arc<SqliteConnection>>,
 }
 
 impl SqliteKeyStore {
-    /// Keys in the database behind `pool`.
+    /// A store in the database behind `pool`.
     ///
-    /// A pool of `sqlite::memory:` loses its keys with its connections: take
-    /// [`in_memory`](Self::in_memory) for that.
+    /// A pool of `sqlite::memory:` loses its keys with its connections: use
+    /// [`in_memory`](Self::in_memory) instead.
     #[must_use]
     pub fn new(pool: SqlitePool) -> Self {
         let lookups = Arc::new(LookupPool::new(pool.clone()));
@@ -78,31 +78,33 @@ impl SqliteKeyStore {
         Self { pool, lookups, writer: Arc::default(), file, _anchor: None }
     }
 
-    /// Keys in the file at `url`, for instance `sqlite:keys.db` or `sqlite:///var/lib/app/keys.db`,
-    /// over a pool of its own. The file is made where there is none, unless the URL has a `mode` other than `rwc`.
-    /// `sqlite::memory:` is [`in_memory`](Self::in_memory).
+    /// A store in the file at `url`, for example `sqlite:keys.db` or
+    /// `sqlite:///var/lib/app/keys.db`, with a pool of its own. The file is created if missing,
+    /// unless the URL has a `mode` other than `rwc`. `sqlite::memory:` is the same as
+    /// [`in_memory`](Self::in_memory).
     ///
     /// The pool has
     ///
     /// 1. a write-ahead log, so that look-ups do not wait for writers;
     /// 2. a busy timeout of 5 seconds: writers of several processes take turns instead of failing;
-    /// 3. `synchronous = full`: what was committed survives a power cut. With `normal`, usual beside
-    ///    a write-ahead log, a key that was revoked just before would work again after it;
+    /// 3. `synchronous = full`: committed changes survive a power cut. With `normal`, which is
+    ///    usual with a write-ahead log, a key revoked just before a power cut would work again
+    ///    after it;
     /// 4. at most 4 connections, each a thread, and an acquire timeout of 2 seconds; look-ups have
-    ///    a pool of at most 3 of their own.
+    ///    a pool of their own with at most 3.
     ///
     /// # Errors
     ///
-    /// When the URL makes no sense, or the file cannot be opened.
+    /// When the URL is invalid, or the file cannot be opened.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         if !url.starts_with("sqlite:") {
-            let problem = "a SQLite URL begins with `sqlite:`";
+            let problem = "a SQLite URL must begin with `sqlite:`";
             return Err(StoreError::new(StoreErrorKind::Other).because(problem));
         }
         let (path, parameters) = url.split_once('?').unwrap_or((url, ""));
         if path.trim_start_matches("sqlite:").trim_start_matches('/').is_empty() {
-            // To SQLite, no name is a temporary database, and another one for each connection.
-            let problem = "a SQLite URL names a file, or `sqlite::memory:`";
+            // SQLite treats an empty name as a temporary database, separate for each connection.
+            let problem = "a SQLite URL must name a file, or be `sqlite::memory:`";
             return Err(StoreError::new(StoreErrorKind::Other).because(problem));
         }
         let mode = parameters.split('&').find_map(|parameter| parameter.strip_prefix("mode="));
@@ -120,15 +122,17 @@ impl SqliteKeyStore {
         Ok(Self::new(pool_options().connect_with(options).await.map_err(failed)?))
     }
 
-    /// Keys in memory, gone with the last clone. For tests that want SQL, and for demonstrations.
+    /// A store in memory, lost with its last clone. For tests that need SQL, and for
+    /// demonstrations.
     ///
     /// # Errors
     ///
     /// When SQLite cannot be started.
     pub async fn in_memory() -> Result<Self, StoreError> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        // Connections share a database of this VFS by its name, and take turns as on a file. The
-        // shared cache of `sqlite::memory:` would answer SQLITE_LOCKED instead of waiting.
+        // Connections share a database of this VFS by its name and wait for each other as on a
+        // file. The shared cache of `sqlite::memory:` would return SQLITE_LOCKED instead of
+        // waiting.
         let name = format!("/tower-api-key-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let options = SqliteConnectOptions::new()
             .filename(name)
@@ -140,26 +144,26 @@ impl SqliteKeyStore {
         Ok(Self { _anchor: Some(Arc::new(anchor)), ..Self::new(pool) })
     }
 
-    /// The pool that management uses, for the application's own queries. Look-ups take none of its
-    /// connections, unless it is of `sqlite::memory:`.
+    /// The management pool, for the application's own queries. Look-ups do not use its connections,
+    /// unless it is a pool of `sqlite::memory:`.
     #[must_use]
     pub fn pool(&self) -> &SqlitePool {
         &self.pool
     }
 
-    /// Brings the tables up to date.
+    /// Migrates the tables.
     ///
-    /// Any number of processes may do so at once: one writes, in one transaction, and the others
-    /// wait for it. A process that is killed or fails leaves no changes behind. When nothing is
+    /// Any number of processes may call this concurrently: one writes, in one transaction, and the
+    /// others wait. A process that is killed or fails leaves no changes behind. If no migration is
     /// missing from the history, `_api_key_migrations`, nothing is written.
     ///
-    /// A history newer than this release is fine: releases only add.
+    /// A history newer than this release is accepted: releases only add.
     ///
     /// # Errors
     ///
-    /// [`Migration`](StoreErrorKind::Migration) when a statement fails, or when a migration was
-    /// changed after it had been applied; [`Unavailable`](StoreErrorKind::Unavailable) when the
-    /// file stays locked. It may be tried again.
+    /// [`Migration`](StoreErrorKind::Migration) when a statement fails, or when an applied
+    /// migration was changed; [`Unavailable`](StoreErrorKind::Unavailable) when the file stays
+    /// locked. It may be retried.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         bring_up_to_date(&self.pool).await.map_err(migrate::failed)
     }
@@ -170,7 +174,7 @@ impl SqliteKeyStore {
     }
 }
 
-/// Begun as a reader, it could not become a writer after somebody else has been one.
+/// A transaction begun as a reader cannot become a writer after another writer committed.
 const WRITE: &str = "begin immediate";
 const READ: &str = "begin";
 
@@ -180,11 +184,10 @@ fn pool_options() -> SqlitePoolOptions {
     SqlitePoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(2))
 }
 
-/// Gives the file its write-ahead log, for good.
+/// Switches the file to a write-ahead log, which persists.
 ///
-/// SQLite reads the journal's kind first and changes it then. To become a writer in between it does
-/// not wait, whatever the busy timeout is, so of two processes that open a new file at once one may
-/// fail.
+/// SQLite reads the journal mode before it changes it, and ignores the busy timeout when upgrading
+/// its lock in between. If two processes open a new file at once, one may fail.
 #[expect(clippy::disallowed_methods, reason = "SQLite does not tell when the lock is free")]
 async fn write_ahead(options: &SqliteConnectOptions) -> Result<(), StoreError> {
     let options = options.clone().journal_mode(SqliteJournalMode::Wal);
@@ -213,7 +216,8 @@ const FIND: &str = concat!("select ", columns!(), " from api_keys where key_hash
 
 const GET: &str = concat!("select ", columns!(), " from api_keys where id = ?1");
 
-// The batch is one parameter: pairs of id and time in JSON. A time that is not news is not written.
+// The batch is one parameter: pairs of id and time in JSON. Times that are not newer are not
+// written.
 const RECORD_USAGE: &str = "
 insert into api_key_usage as stored (key_id, last_used_at)
 select unhex(used.value ->> 0, '-') as id, used.value ->> 1
@@ -231,7 +235,7 @@ impl KeyStore for SqliteKeyStore {
     }
 
     async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
-        // A time that no database has is stepped over.
+        // Times out of range are skipped.
         let pair =
             |usage: &Usage| Some((usage.key_id.to_string(), micros(usage.last_used_at).ok()?));
         let pairs: Vec<_> = batch.iter().filter_map(pair).collect();
@@ -260,13 +264,13 @@ impl KeyStore for SqliteKeyStore {
             }
         }
         if skipped > 0 {
-            trace::warn!(keys = skipped, "times of last use skipped: the database refuses them");
+            trace::warn!(keys = skipped, "last-use times skipped");
         }
         Ok(())
     }
 }
 
-/// Statements in which rows that cannot be written are searched for.
+/// Maximum statements spent searching for rows that cannot be written.
 const MAX_SEARCH: usize = 200;
 
 impl ManageKeys for SqliteKeyStore {
@@ -331,7 +335,7 @@ async fn last_used_at(
     at.map(|at| read_time("last_used_at", at)).transpose()
 }
 
-/// Writes all of `batch` in one statement, in a transaction that the caller has begun.
+/// Writes all of `batch` with one statement, in the caller's transaction.
 async fn flush_usage(connection: &mut SqliteConnection, batch: &[Usage]) -> Result<(), StoreError> {
     let pair = |usage: &Usage| Ok((usage.key_id.to_string(), micros(usage.last_used_at)?));
     let pairs = batch.iter().map(pair).collect::<Result<Vec<_>, StoreError>>()?;
@@ -348,8 +352,8 @@ async fn changes_since(
     row::changes(&rows)
 }
 
-// One statement, so that the horizon is that of the snapshot that the rows were read in. A file has
-// no server that could be another one.
+// One statement, so that the horizon matches the snapshot in which the rows were read. A file has
+// no server, so the server is always 0.
 const CHANGES: &str = "
 select horizon.changed_in, 0, key_id, created_in, api_key_changes.changed_in
 from (select coalesce(max(changed_in), 0) + 1 as changed_in from api_key_changes) as horizon
@@ -359,7 +363,7 @@ impl ChangeLog for SqliteKeyStore {
     async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
         let mut connection = self.lookups.pool()?.acquire().await.map_err(failed)?;
         let changes = changes_since(&mut connection, horizon).await?;
-        // What nobody writes any more is a copy that has lost its source.
+        // A file that was replaced is no longer written: treat it as a replica without a source.
         let replica = self.file.is_replaced().then(|| Replica::new(0, None, None));
         Ok(Changes { replica, ..changes })
     }

@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-// What changes nothing is told to nobody.
+// An update that changes nothing is not recorded as a change.
 const SET: &str = concat!(
     "insert into api_key_plans as stored (name, rate_limits) values (?1, ?2)
     on conflict (name) do update
@@ -25,9 +25,9 @@ const REMOVE: &str = "delete from api_key_plans where name = ?1 returning rate_l
 
 const ALL: &str = "select name, rate_limits from api_key_plans order by name";
 
-/// Gives a plan these limits, and returns those it had.
+/// Sets a plan's limits and returns the previous ones.
 ///
-/// In a transaction, which makes what is returned true.
+/// Must run in a transaction, so that the returned limits are accurate.
 pub(super) async fn set(
     connection: &mut SqliteConnection,
     name: &str,

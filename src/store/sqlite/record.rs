@@ -13,14 +13,14 @@ use crate::{
     },
 };
 
-/// SQLite reads its clock in milliseconds.
+/// SQLite's clock has a resolution of milliseconds.
 macro_rules! now {
     () => {
         "cast(round(unixepoch('now', 'subsec') * 1000) as integer) * 1000"
     };
 }
 
-/// What [`record`] reads.
+/// The columns that [`record`] reads.
 macro_rules! columns {
     () => {
         concat!(

@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Runs a statement on a lease, which it gives up where the statement fails.
+/// Runs a statement on a lease, which is consumed if the statement fails.
 macro_rules! run {
     ($lease:ident, $statement:expr) => {{
         let outcome = $statement.await;
@@ -34,18 +34,17 @@ macro_rules! run {
 
 /// A transaction of [`SqliteKeyStore`](super::SqliteKeyStore).
 ///
-/// It is the only one that writes, from its beginning to its end, and holds a connection of the
-/// pool. A statement that fails ends it, and so does dropping a future of it half-way: nothing is
-/// left then, and the connection is closed. Beside one in a file look-ups go on; a database in
-/// memory makes them wait for it.
+/// It is the only writer for its whole duration, and holds a connection of the pool. A failed
+/// statement rolls it back. Dropping one of its futures half-way rolls it back and closes the
+/// connection. Look-ups in a file continue meanwhile; in a database in memory they wait.
 pub struct SqliteTransaction {
-    /// `None` while a statement runs, and from its failure on.
+    /// `None` while a statement runs, and after one failed.
     open: Option<Lease>,
     turn: Option<OwnedMutexGuard<()>>,
 }
 
 impl SqliteTransaction {
-    /// One that was begun on `lease`.
+    /// Wraps a transaction that was begun on `lease`.
     pub(super) async fn new(
         mut lease: Lease,
         turn: OwnedMutexGuard<()>,
@@ -54,7 +53,7 @@ impl SqliteTransaction {
         Ok(Self { open: Some(lease), turn: Some(turn) })
     }
 
-    /// The rows that `sql` finds of `keys`.
+    /// The rows of `keys` that `sql` selects.
     async fn selected(
         &mut self,
         sql: &'static str,
@@ -84,7 +83,7 @@ impl SqliteTransaction {
         self.open.as_deref_mut().ok_or_else(ended)
     }
 
-    /// The connection, for one statement. It is put back when that has succeeded.
+    /// Takes the connection for one statement; put back when it succeeds.
     fn take(&mut self) -> Result<Lease, StoreError> {
         self.open.take().ok_or_else(ended)
     }
@@ -104,14 +103,14 @@ impl fmt::Debug for SqliteTransaction {
     }
 }
 
-// The audit of what follows is written by the library: the mark is for the triggers that write that of
-// changes in SQL, and is gone before others can see it.
+// The library writes the audit of this transaction. The mark silences the triggers that audit
+// changes made in SQL, and is removed before other connections can see it.
 const MARK: &str = "insert into api_key_audited (transaction_is) values (1)";
 const UNMARK: &str = "delete from api_key_audited";
 
-// Batches are one parameter each, in JSON.
+// Batches are passed as one JSON parameter.
 
-// Whoever writes is alone: reading is locking.
+// There is only one writer, so reading is enough to lock.
 const LOCK: &str = concat!(
     "select ",
     columns!(),
@@ -147,7 +146,7 @@ macro_rules! of_prefix {
     };
 }
 
-// Two questions, as each has its index.
+// Two queries, one per index.
 macro_rules! ended {
     () => {
         concat!(
@@ -185,8 +184,8 @@ const SELECT_CONSUMER_PREFIX: &str = concat!("select id ", of_consumer!(" and ke
 const SELECT_PREFIX: &str = concat!("select id ", of_prefix!());
 const SELECT_ENDED: &str = concat!(ended!(), " limit ?2");
 
-// What is known is left out before triggers see it: they take an insertion that comes upon a known
-// key for one that replaces it.
+// Existing keys are filtered out before triggers run: the triggers would treat inserting an
+// existing key as replacing it.
 const INSERT: &str = "
 insert into api_keys (
     id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
@@ -219,7 +218,7 @@ const REVOKE: &str = concat!(
     columns!()
 );
 
-// Each part is a range of an index, and ends where enough is counted.
+// Each part scans an index range and stops at the limit.
 const COUNT: &str = concat!(
     "select
     (select count(*) from (
@@ -242,7 +241,7 @@ select created_at from api_keys indexed by api_keys_of_root
 where root_id = ?1 and rotated_from is not null
 order by created_at desc limit 1 offset ?2";
 
-// What was recorded of their use goes with them: a trigger deletes it.
+// A trigger deletes their recorded use as well.
 const DELETE: &str =
     "delete from api_keys where id in (select unhex(value, '-') from json_each(?1))";
 
@@ -265,8 +264,9 @@ delete from api_key_requests where request in (
     select request from api_key_requests where at < ?1 order by at limit ?2
 )";
 
-// A trigger deletes uses with their keys. `insert or replace` deletes a key without firing it: such
-// are found among the keys that were changed last, rather than by comparing all uses with all keys.
+// A trigger deletes uses with their keys, but `insert or replace` deletes a key without firing it.
+// The uses left behind are searched for among recently changed keys instead of comparing all uses
+// with all keys.
 const SWEEP_USAGE: &str = "
 delete from api_key_usage where key_id in (
     select key_id
@@ -363,7 +363,7 @@ impl KeyTransaction for SqliteTransaction {
         Ok(revoked)
     }
 
-    /// Writers take turns, which is all the locking that takes.
+    /// There is only one writer, so no lock is needed.
     async fn count_keys(&mut self, asked: &KeyCountQuery) -> Result<KeyCounts, StoreError> {
         let count = query_as(COUNT)
             .bind(asked.consumer_id.clone())
@@ -506,7 +506,7 @@ fn hex(bytes: &[u8]) -> String {
 
     let mut hex = String::with_capacity(2 * bytes.len());
     for byte in bytes {
-        // Writing to a String does not fail.
+        // Writing to a `String` cannot fail.
         let _ = write!(hex, "{byte:02x}");
     }
     hex
