@@ -1,29 +1,29 @@
--- When each key was last changed, for caches: one row per key, replaced by each change, so nothing
--- has to be purged. Deleted keys keep theirs.
+-- When a key was last changed, for those who cache it: one row per key, which each change replaces,
+-- so there is nothing to purge. Deleted keys keep theirs.
 --
--- A time or a sequence would not work for polling: transactions do not commit in the order in which
--- they draw numbers. The transaction id is compared with those that a snapshot sees instead.
+-- A time or a sequence would not do for who polls: transactions do not commit in the order in which
+-- they draw numbers. The transaction itself is compared with those that a snapshot sees.
 create table api_key_changes (
     -- The zero UUID stands for every key.
     key_id uuid primary key,
 
-    -- The transaction that inserted the key or gave it a new hash. 0: before this table existed.
+    -- Which transaction inserted the key, or gave it a new hash. 0: one before this table was.
     created_in xid8 not null,
 
-    -- The last transaction that changed it. Not the highest: a lower number may commit later.
+    -- Which transaction changed it last. Not the greatest of them: a lower number may commit later.
     changed_in xid8 not null
 );
 
--- Serves polling: everything from a transaction on.
+-- Serves who polls: everything from a transaction on.
 create index api_key_changes_by_transaction on api_key_changes (changed_in);
 
--- Writes the log and notifies listeners, at commit.
+-- Writes the log, and tells those who listen. At commit, and only if there is one.
 --
--- Every role may listen: the payload contains only the key's id, which is public.
+-- Every role may listen: the payload names the id, which is public, and nothing else of the key.
 --
--- Runs with its owner's rights, so that roles that write keys need no rights on the log. It uses
--- the log in the table's schema, whatever the session's search_path is and even if the schema is
--- renamed. pg_temp comes last, so that no temporary table can take the place of the log.
+-- With the rights of its owner, so that a role that may write keys need not be told of the log. The
+-- log is the one beside the table, whatever the search_path of the session is, and whatever the
+-- schema is called by then; pg_temp comes last, where nobody can put another one in its place.
 create function api_keys_tell() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -63,14 +63,14 @@ begin
 end
 $$;
 
--- A role that could create a trigger with this function could make its owner write to the role's
--- own table, and so run that table's triggers. Firing an existing trigger requires no right.
+-- Whoever could make a trigger of it could have its owner write to a table of theirs, and run what
+-- hangs on that. Firing a trigger takes no right.
 revoke all on function api_keys_tell() from public;
 
 create trigger api_keys_tell after insert or delete on api_keys
 for each row execute function api_keys_tell();
 
--- Columns that affect requests. The others are only for display.
+-- What matters to a request that presents the key. The rest is for people.
 create trigger api_keys_tell_update after update on api_keys
 for each row when (
     (old.id, old.key_hash, old.consumer_id, old.name, old.scopes, old.rate_limits, old.metadata,

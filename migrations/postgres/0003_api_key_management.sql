@@ -1,38 +1,38 @@
--- For listing, changing and auditing keys. Look-ups continue while the indexes are built; the table
--- itself is only locked briefly at the end.
+-- What listing, changing and auditing keys takes. Look-ups go on while the indexes are built; the
+-- table itself is locked at the end, for a moment.
 --
--- Pages of keys are read along an index in id order. Each index serves one query, so that a table
--- of a million keys is never scanned from end to end.
+-- Pages of keys are read along an index in the order of their ids. Each of these is for one
+-- question, and a table of a million keys is never searched from end to end.
 drop index api_keys_live_of_consumer;
 create index api_keys_of_consumer on api_keys (consumer_id, id);
 create index api_keys_of_prefix on api_keys (key_prefix, id);
 
--- Keys that are not revoked: those that people list, and revoke by the thousand. Revoked keys
--- accumulate over the years and are left out.
+-- What is not revoked, which is what people ask for, and revoke by the thousand. Revoked keys pile
+-- up over the years and stay out of it.
 create index api_keys_live on api_keys (id) where revoked_at is null;
 create index api_keys_live_of_consumer on api_keys (consumer_id, id) where revoked_at is null;
 create index api_keys_live_of_prefix on api_keys (key_prefix, id) where revoked_at is null;
 
--- Uncommon states.
+-- Exceptions, wherever they hide among the others.
 create index api_keys_revoked on api_keys (id) where revoked_at is not null;
 create index api_keys_inactive on api_keys (id) where revoked_at is null and not is_active;
 create index api_keys_beginning on api_keys (id) where revoked_at is null and not_before is not null;
 
--- Serves pruning, and listing keys that expire soon.
+-- Serves pruning, and what expires soon.
 create index api_keys_by_revocation on api_keys (revoked_at) where revoked_at is not null;
 create index api_keys_by_expiry on api_keys (expires_at) where expires_at is not null;
 
--- The keys with each scope, in id order: an index on the array has no order.
+-- Which keys have a scope, in the order of their ids: an index of the array has no order.
 create table api_key_scopes (
     scope text not null,
     key_id uuid not null,
     primary key (scope, key_id)
 );
 
--- Keeps scopes and recorded use in step with every change to the keys. Runs with its owner's rights
--- and in its table's schema, like `api_keys_tell`.
+-- Keeps what hangs on keys in step with them, whoever changes them: their scopes, and their use,
+-- which ends with them. With the rights of its owner and beside its table, as `api_keys_tell`.
 --
--- Once per statement, so that a batch costs little more than a single key.
+-- Once for each statement, so that a batch costs little more than a key.
 create function api_keys_follow() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -109,12 +109,11 @@ select distinct scope, id from api_keys, unnest(scopes) as scope where scope is 
 delete from api_key_usage
 where not exists (select from api_keys where api_keys.id = api_key_usage.key_id);
 
--- The audit: who did what to which key, written in the transaction of the change. It may name
--- deleted keys.
+-- Who did what to which key, in the transaction that did it. It names keys that may be deleted.
 create table api_key_events (
     id bigint generated always as identity primary key,
 
-    -- The current clock: a transaction that waited for a lock began earlier.
+    -- The clock itself: a transaction that waited for a lock began earlier.
     at timestamptz not null default clock_timestamp(),
 
     action text not null,
@@ -130,8 +129,8 @@ create table api_key_events (
 create index api_key_events_of_key on api_key_events (key_id, id);
 create index api_key_events_of_consumer on api_key_events (consumer_id, id);
 
--- An audit that can be edited proves nothing. The table's owner can still drop the trigger, but
--- that is a schema change, not an accident, and services should not have such rights.
+-- An audit that could be edited would prove nothing. Whoever owns the table can take the trigger
+-- away: that is a change of the schema, not a slip, and such rights are what services should lack.
 create function api_key_events_stay() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -147,9 +146,9 @@ for each row execute function api_key_events_stay();
 create trigger api_key_events_stay_truncate before truncate on api_key_events
 for each statement execute function api_key_events_stay();
 
--- Idempotency records: a request that is sent again is not executed again.
+-- Requests that were carried out, so that one which is sent again is not carried out again.
 create table api_key_requests (
-    -- A digest of the client's idempotency key.
+    -- A digest: what clients call their requests is theirs.
     request bytea primary key
         constraint api_key_requests_request_is_sha256 check (octet_length(request) = 32),
     fingerprint bytea not null
@@ -158,11 +157,11 @@ create table api_key_requests (
     at timestamptz not null default clock_timestamp()
 );
 
--- Serves deleting old records.
+-- Serves who sweeps.
 create index api_key_requests_by_time on api_key_requests (at);
 
--- Deleting a revoked key is allowed, reactivating it is not. An after trigger, so that no other
--- trigger can still change the row.
+-- Deleting a key is one thing, bringing it back to life another. After the update, when no other
+-- trigger can change its mind.
 create function api_keys_stay_revoked() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -177,11 +176,11 @@ for each row when (
     old.revoked_at is not null and new.revoked_at is distinct from old.revoked_at
 ) execute function api_keys_stay_revoked();
 
--- When the key was replaced by another. It keeps working until it expires.
+-- When a key was replaced by another. It goes on working until it expires.
 alter table api_keys add column rotated_at timestamptz
     constraint api_keys_rotated_at_is_finite check (isfinite(rotated_at));
 
--- Responses to a rotated key say so, so caches must be told.
+-- Answers to a key that was rotated say so: whoever caches it is told.
 drop trigger api_keys_tell_update on api_keys;
 create trigger api_keys_tell_update after update on api_keys
 for each row when (

@@ -1,10 +1,10 @@
--- Plans: limits shared by many keys, each of which names its plan. Changing a plan changes one row.
+-- Limits that many keys share: a key names its plan. To change a plan is to change one row here.
 create table api_key_plans (
-    -- The same characters as in the name of a quota.
+    -- Of the same characters as the name of a quota.
     name text primary key
         constraint api_key_plans_name_is_plain check (name ~ '^[A-Za-z0-9._-]{1,64}$'),
 
-    -- As for a key. An empty list: explicitly unlimited.
+    -- As those of a key. An empty list: no limit, on purpose.
     rate_limits jsonb not null
         constraint api_key_plans_rate_limits_are_a_list
             check (jsonb_typeof(rate_limits) = 'array'),
@@ -12,8 +12,8 @@ create table api_key_plans (
     updated_at timestamptz not null default clock_timestamp()
 );
 
--- Look-ups also read the key's plan: roles that may read keys must be able to read plans, or every
--- key would be refused.
+-- Every look-up of a key reads its plan as well: whoever may do the one has to be able to do the
+-- other, or no key would be let in any more.
 do $$
 declare
     reader text;
@@ -32,9 +32,9 @@ begin
 end
 $$;
 
--- It is not known which keys have the plan, so a change is announced as a change of everything,
--- which the log represents as the zero UUID. Runs with its owner's rights and in its table's
--- schema, like `api_keys_tell`.
+-- Nobody knows which keys have a plan, nor wants to tell them one by one: everything is told. In
+-- the log that is the zero UUID. With the rights of its owner and beside its table, as
+-- `api_keys_tell`.
 create function api_key_plans_tell() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -63,15 +63,15 @@ for each row when (
 create trigger api_key_plans_tell_truncate after truncate on api_key_plans
 for each statement execute function api_key_plans_tell();
 
--- null: no plan. Not a foreign key: services may define their own plans.
+-- null: none. Not a foreign key: services may define plans of their own.
 alter table api_keys add column plan text;
 
--- Not valid, so that look-ups do not wait while a million keys are checked: none of them has a plan
--- yet. The constraint applies to every row written from now on.
+-- Not valid, so that it is not held against a million keys while look-ups wait: none of them has a
+-- plan. It holds for every row that is written from here on.
 alter table api_keys
     add constraint api_keys_plan_is_plain check (plan ~ '^[A-Za-z0-9._-]{1,64}$') not valid;
 
--- A changed plan means other limits, so caches must be told.
+-- A key of another plan has other limits: whoever caches it is told.
 drop trigger api_keys_tell_update on api_keys;
 create trigger api_keys_tell_update after update on api_keys
 for each row when (

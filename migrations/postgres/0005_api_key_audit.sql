@@ -1,13 +1,13 @@
--- The audit of changes made in SQL, and fewer rights for PUBLIC.
+-- The audit of changes that are made in SQL, and fewer rights for PUBLIC.
 --
--- The library writes its own events in the transaction of the change, and marks that transaction at
--- its beginning: the setting `tower_api_key.audited`, local to the transaction, holds its start
--- time. A value set by accident, or for a session, matches no transaction and silences nothing. It
--- is a mark, not a protection: a role that may write the tables may also set it.
+-- The library writes its own lines in the transaction of the change, and marks that transaction
+-- when it begins: the setting `tower_api_key.audited`, local to the transaction, holds the time at
+-- which it began. A value that was set by accident, or for a session, is the time of no transaction
+-- and silences nothing. It is a mark, not a lock: a role that may write the tables may set it.
 --
--- Once per statement, so that the library's own batches cost one comparison. Runs with its owner's
--- rights and in its table's schema, like `api_keys_tell`. Every changed key gets an event with the
--- changed columns, from what to what; of the hash it only says that it changed.
+-- Once for each statement, so that the library's own batches cost one comparison. With the rights of
+-- its owner and beside its table, as `api_keys_tell`. Every key that a statement changes gets its line:
+-- what was different, from what to what, and of the hash only that it is another one.
 create function api_keys_audit() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp set timezone = 'UTC'
 as $$
@@ -100,7 +100,7 @@ for each statement execute function api_keys_audit();
 create trigger api_keys_audit_truncate after truncate on api_keys
 for each statement execute function api_keys_audit();
 
--- The same for plans, of which there are few: once per row.
+-- The same for plans, of which there are few: row by row.
 create function api_key_plans_audit() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -152,8 +152,8 @@ for each row when (
 create trigger api_key_plans_audit_truncate after truncate on api_key_plans
 for each statement execute function api_key_plans_audit();
 
--- Default privileges may have given every role the contents of these tables, and the right to
--- insert an administrator's key. Grants to named roles are kept: `api-key doctor` reports them.
+-- Default privileges may have given every role what these tables hold, and the right to write an
+-- administrator's key into them. What named roles were given stays: `api-key doctor` tells of it.
 revoke all on
     _api_key_migrations, api_keys, api_key_usage, api_key_changes, api_key_scopes, api_key_events,
     api_key_requests, api_key_plans

@@ -1,13 +1,13 @@
--- The channel for announcing changes, and the secret for signing announcements.
+-- Where changes are announced, and how an announcement is told from a forgery.
 --
--- Every role that may connect may NOTIFY and LISTEN on any channel whose name it knows.
+-- Every role that may connect may NOTIFY, and LISTEN, on any channel whose name it knows.
 --
--- 1. The channel's name is random: a role that may not read this table can neither flood the
---    listeners nor listen.
--- 2. Announcements end with a digest over the secret. Channel names appear in logs and statement
---    statistics, but knowing the name is not enough to forge.
--- 3. Announcements carry the number of their transaction. Listeners accept those of a transaction
---    once, so replaying one has no effect.
+-- 1. The name of the channel is random: a role that may not read this table can neither flood those
+--    who listen nor hear them.
+-- 2. An announcement ends with a digest over the secret. Names of channels are found in logs and
+--    statistics of statements, and a name that became known does not let its finder forge.
+-- 3. It carries the number of its transaction. Listeners take the announcements of a transaction
+--    once, so one that was overheard is worth nothing.
 --
 -- To replace both: `update api_key_feed set channel = default, secret = default`. Listeners notice
 -- at their next heartbeat.
@@ -22,7 +22,7 @@ create table api_key_feed (
 
 insert into api_key_feed default values;
 
--- Services that may read keys or their changes may listen. Not PUBLIC: that is every role.
+-- Services that may read keys, or their changes, may listen. Not PUBLIC: that is every role.
 revoke all on api_key_feed from public;
 do $$
 declare
@@ -41,7 +41,7 @@ begin
 end
 $$;
 
--- Without its row, no change to a key could be announced, so none could be made.
+-- Without the row no change of a key could be announced, and so none could be made.
 create function api_key_feed_stay() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -61,10 +61,10 @@ create trigger api_key_feed_stay_truncate before truncate on api_key_feed
 for each statement execute function api_key_feed_stay();
 
 -- Announces at commit: 'changed:' or 'created:' and an id, or 'everything'. A role that may read
--- api_key_feed may call it, for example after restoring a table.
+-- api_key_feed may call it, for instance after a table was restored.
 --
--- Each part of the digest is preceded by its length, so nothing can be appended. The table is bound
--- when the function is created, so neither search_path nor the schema's name matters.
+-- The parts of the digest are preceded by their lengths, so nothing can be appended. The table is
+-- bound when the function is created: neither search_path nor the name of the schema matters.
 create function api_key_announce(message text) returns void
 language sql
 begin atomic
@@ -86,7 +86,7 @@ begin atomic
     from (select 'v2:' || message || ':' || pg_current_xact_id()::text as text) as signed;
 end;
 
--- As before, except for how it announces.
+-- As before, but for how it announces.
 create or replace function api_keys_tell() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$

@@ -1,18 +1,18 @@
--- When each key was last changed, for caches: one row per key, replaced by each change, so nothing
--- has to be purged. Deleted keys keep theirs.
+-- When a key was last changed, for those who cache it: one row per key, which each change replaces,
+-- so there is nothing to purge. Deleted keys keep theirs.
 --
--- Changes are numbered. Writers are serialised, so numbers are committed in order.
+-- Changes are numbered. Writers take turns, so numbers are committed in order.
 create table api_key_changes (
     key_id blob not null primary key check (length(key_id) = 16),
 
-    -- The change that inserted the key or gave it a new hash. 0: before this table existed.
+    -- Which change inserted the key, or gave it a new hash. 0: one before this table was.
     created_in integer not null,
 
-    -- The last change.
+    -- Which change was the last.
     changed_in integer not null
 ) strict, without rowid;
 
--- Serves polling: everything from a change on. Its end is the latest number.
+-- Serves who polls: everything from a change on. And its end is the latest number.
 create index api_key_changes_by_number on api_key_changes (changed_in);
 
 create trigger api_keys_tell_insert after insert on api_keys begin
@@ -23,7 +23,7 @@ create trigger api_keys_tell_insert after insert on api_keys begin
     set created_in = excluded.created_in, changed_in = excluded.changed_in;
 end;
 
--- `insert or replace` deletes the key that has the hash without firing a delete trigger.
+-- `insert or replace` deletes the key that has the hash without firing a trigger for it.
 create trigger api_keys_tell_replace before insert on api_keys begin
     insert into api_key_changes (key_id, created_in, changed_in)
     select id, 0, latest + 1
@@ -48,7 +48,7 @@ create trigger api_keys_tell_delete after delete on api_keys begin
     on conflict (key_id) do update set changed_in = excluded.changed_in;
 end;
 
--- Columns that affect requests. The others are only for display.
+-- What matters to a request that presents the key. The rest is for people.
 create trigger api_keys_tell_update after update on api_keys
 when old.id is not new.id
     or old.key_hash is not new.key_hash
@@ -69,7 +69,7 @@ begin
     on conflict (key_id) do update set changed_in = excluded.changed_in;
 end;
 
--- A row with a new id or hash is a different key.
+-- A key of another id or hash is another key.
 create trigger api_keys_tell_rename after update of id, key_hash on api_keys
 when old.id is not new.id or old.key_hash is not new.key_hash
 begin

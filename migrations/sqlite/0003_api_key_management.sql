@@ -1,30 +1,31 @@
--- For listing, changing and auditing keys.
+-- What listing, changing and auditing keys takes.
 
--- When the key was replaced by another. It keeps working until it expires.
+-- When a key was replaced by another. It goes on working until it expires.
 alter table api_keys add column rotated_at integer;
 
--- Pages of keys are read along an index in id order. Each index serves one query.
+-- Pages of keys are read along an index in the order of their ids. Each of these is for one
+-- question.
 drop index api_keys_live_of_consumer;
 create index api_keys_of_consumer on api_keys (consumer_id, id);
 create index api_keys_of_prefix on api_keys (key_prefix, id);
 
--- Keys that are not revoked: those that people list, and revoke by the thousand. Revoked keys
--- accumulate over the years and are left out.
+-- What is not revoked, which is what people ask for, and revoke by the thousand. Revoked keys pile
+-- up over the years and stay out of it.
 create index api_keys_live on api_keys (id) where revoked_at is null;
 create index api_keys_live_of_consumer on api_keys (consumer_id, id) where revoked_at is null;
 create index api_keys_live_of_prefix on api_keys (key_prefix, id) where revoked_at is null;
 
--- Uncommon states.
+-- Exceptions, wherever they hide among the others.
 create index api_keys_revoked on api_keys (id) where revoked_at is not null;
 create index api_keys_inactive on api_keys (id) where revoked_at is null and not is_active;
 create index api_keys_beginning on api_keys (id) where revoked_at is null and not_before is not null;
 
--- Serves pruning, and listing keys that expire soon.
+-- Serves pruning, and what expires soon.
 create index api_keys_by_revocation on api_keys (revoked_at) where revoked_at is not null;
 create index api_keys_by_expiry on api_keys (expires_at) where expires_at is not null;
 
--- The keys with each scope, in id order. `insert or replace` leaves stale rows behind, so readers
--- also check the key itself.
+-- Which keys have a scope, in the order of their ids. `insert or replace` leaves rows behind here:
+-- whoever reads it asks the key as well.
 create table api_key_scopes (
     scope text not null,
     key_id blob not null check (length(key_id) = 16),
@@ -54,7 +55,7 @@ begin
     on conflict do nothing;
 end;
 
--- The use of a deleted key is deleted as well.
+-- The use of a key ends with it.
 create trigger api_keys_follow_delete after delete on api_keys begin
     delete from api_key_scopes
     where key_id = old.id and scope in (
@@ -66,8 +67,8 @@ end;
 delete from api_key_usage
 where not exists (select 1 from api_keys where api_keys.id = api_key_usage.key_id);
 
--- The audit: who did what to which key, written in the transaction of the change. It may name
--- deleted keys. AUTOINCREMENT, so that no number is reused.
+-- Who did what to which key, in the transaction that did it. It names keys that may be deleted.
+-- AUTOINCREMENT, so that no number is given twice.
 create table api_key_events (
     id integer primary key autoincrement,
     at integer not null
@@ -84,7 +85,7 @@ create table api_key_events (
 create index api_key_events_of_key on api_key_events (key_id, id);
 create index api_key_events_of_consumer on api_key_events (consumer_id, id);
 
--- An audit that can be edited proves nothing.
+-- An audit that could be edited would prove nothing.
 create trigger api_key_events_stay_update before update on api_key_events begin
     select raise(abort, 'update of api_key_events is refused: the audit is append-only');
 end;
@@ -93,16 +94,16 @@ create trigger api_key_events_stay_delete before delete on api_key_events begin
     select raise(abort, 'delete of api_key_events is refused: the audit is append-only');
 end;
 
--- `insert or replace` deletes without firing a delete trigger.
+-- `insert or replace` deletes without firing a trigger for it.
 create trigger api_key_events_stay_replace before insert on api_key_events
 when exists (select 1 from api_key_events where id = new.id)
 begin
     select raise(abort, 'replacement in api_key_events is refused: the audit is append-only');
 end;
 
--- Idempotency records: a request that is sent again is not executed again.
+-- Requests that were carried out, so that one which is sent again is not carried out again.
 create table api_key_requests (
-    -- A digest of the client's idempotency key.
+    -- A digest: what clients call their requests is theirs.
     request blob not null primary key check (length(request) = 32),
     fingerprint blob not null check (length(fingerprint) = 32),
     key_id blob not null check (length(key_id) = 16),
@@ -110,17 +111,17 @@ create table api_key_requests (
         default (cast(round(unixepoch('now', 'subsec') * 1000) as integer) * 1000)
 ) strict, without rowid;
 
--- Serves deleting old records.
+-- Serves who sweeps.
 create index api_key_requests_by_time on api_key_requests (at);
 
--- Deleting a revoked key is allowed, reactivating it is not.
+-- Deleting a key is one thing, bringing it back to life another.
 create trigger api_keys_stay_revoked before update of revoked_at on api_keys
 when old.revoked_at is not null and new.revoked_at is not old.revoked_at
 begin
     select raise(abort, 'the key is revoked, and a revocation is for good: issue another key');
 end;
 
--- `insert or replace` and `update or replace` would replace a revoked key with another one.
+-- `insert or replace` and `update or replace` would put another key in the place of a revoked one.
 create trigger api_keys_stay_revoked_on_insert before insert on api_keys
 when exists (
     select 1 from api_keys
@@ -145,7 +146,7 @@ begin
     select raise(abort, 'the key is revoked, and a revocation is for good: issue another key');
 end;
 
--- Responses to a rotated key say so, so caches must be told.
+-- Answers to a key that was rotated say so: whoever caches it is told.
 drop trigger api_keys_tell_update;
 create trigger api_keys_tell_update after update on api_keys
 when old.id is not new.id

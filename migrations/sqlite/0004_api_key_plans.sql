@@ -1,18 +1,18 @@
--- Plans: limits shared by many keys, each of which names its plan. Changing a plan changes one row.
+-- Limits that many keys share: a key names its plan. To change a plan is to change one row here.
 create table api_key_plans (
-    -- The same characters as in the name of a quota.
+    -- Of the same characters as the name of a quota.
     name text not null primary key
         check (length(name) between 1 and 64 and name not glob '*[^A-Za-z0-9._-]*'),
 
-    -- As for a key. An empty list: explicitly unlimited.
+    -- As those of a key. An empty list: no limit, on purpose.
     rate_limits text not null check (json_valid(rate_limits) and json_type(rate_limits) = 'array'),
 
     updated_at integer not null
         default (cast(round(unixepoch('now', 'subsec') * 1000) as integer) * 1000)
 ) strict, without rowid;
 
--- It is not known which keys have the plan, so a change is recorded as a change of everything,
--- which the log represents as the all-zero id.
+-- Nobody knows which keys have a plan, nor wants to tell them one by one: everything is told, which
+-- in the log is the id of 16 zeros.
 create trigger api_key_plans_tell_insert after insert on api_key_plans begin
     insert into api_key_changes (key_id, created_in, changed_in)
     select zeroblob(16), 0, latest + 1
@@ -36,11 +36,11 @@ create trigger api_key_plans_tell_delete after delete on api_key_plans begin
     on conflict (key_id) do update set changed_in = excluded.changed_in;
 end;
 
--- null: no plan. Not a foreign key: services may define their own plans.
+-- null: none. Not a foreign key: services may define plans of their own.
 alter table api_keys add column plan text
     check (length(plan) between 1 and 64 and plan not glob '*[^A-Za-z0-9._-]*');
 
--- A changed plan means other limits, so caches must be told.
+-- A key of another plan has other limits: whoever caches it is told.
 drop trigger api_keys_tell_update;
 create trigger api_keys_tell_update after update on api_keys
 when old.id is not new.id

@@ -1,15 +1,15 @@
--- The audit of changes made in SQL.
+-- The audit of changes that are made in SQL.
 --
--- The library writes its own events in the transaction of the change, and marks that transaction:
--- it inserts a row here at the beginning and deletes it before committing, so that no reader ever
--- sees it and a transaction that ends early leaves none. A row inserted by hand silences the audit
--- of SQL until the library's next transaction, which deletes it.
+-- The library writes its own lines in the transaction of the change, and marks that transaction: it
+-- writes a row here when it begins and takes it out before it commits, so that no reader ever sees one
+-- and a transaction that ends early leaves none. A row that was put here by hand silences the audit of
+-- SQL until the library's next transaction, which takes that out, too.
 create table api_key_audited (
     transaction_is integer not null
 ) strict;
 
--- Every changed key gets an event with the changed columns, from what to what; of the hash it only
--- says that it changed. SQLite has no users: the actor is `sql`.
+-- Every key that is changed gets its line: what was different, from what to what, and of the hash only
+-- that it is another one. SQLite knows no users: the actor is `sql`.
 create trigger api_keys_audit_insert after insert on api_keys
 when not exists (select 1 from api_key_audited)
 begin
@@ -122,7 +122,7 @@ begin
     )
     having count(*) > 0;
 
-    -- A row with a new id is a different key.
+    -- A key of another id is another key.
     insert into api_key_events (action, key_id, consumer_id, actor, changes)
     select 'imported', new.id, new.consumer_id, 'sql', '{"id":{"from":"another id"}}'
     where old.id is not new.id;
@@ -135,9 +135,9 @@ begin
     values ('deleted', old.id, old.consumer_id, 'sql');
 end;
 
--- `insert or replace` and `update or replace` delete keys without firing a delete trigger. A before
--- trigger cannot tell whether a key will be replaced: `or ignore` and `on conflict` look the same.
--- Candidates are noted before, and audited after.
+-- `insert or replace` and `update or replace` delete keys without firing a trigger for it, and a
+-- trigger before them does not know whether it will come to that: `or ignore` and `on conflict` look the
+-- same. What would be replaced is noted before, and written down after.
 create table api_key_replaced (
     id blob not null,
     consumer_id text not null

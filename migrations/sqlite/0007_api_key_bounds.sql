@@ -1,6 +1,6 @@
--- For limits on a consumer's keys: how many are live, and how often one was rotated.
+-- What bounds on the keys of a consumer take: how many are live, and how often one was rotated.
 
--- Keys without expiry, and keys whose expiry lies in the future, are one range each.
+-- Keys without an expiry, and those whose expiry is still to come, are a range each.
 create index api_keys_live_by_expiry on api_keys (consumer_id, expires_at) where revoked_at is null;
 
 -- Few keys replace another one.
