@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output;
 
-/// Reports progress: on a terminal as a bar, otherwise as a line every [`STEP`] keys.
+/// Reports progress: on a terminal as a bar, otherwise as a line every 100,000 keys.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     keys: Cell<u64>,

@@ -170,7 +170,7 @@ impl Taken {
         let rejection = response.extensions().get::<Rejection>();
         let is_limited = rejection.is_some_and(|r| r.kind() == RejectionKind::RateLimited);
         let Self { mut tally, units } = self;
-        // An inner layer rejected the request: refund the units.
+        // An inner limit rejected the request: refund the units.
         if is_limited && let Some((buckets, units, consumer)) = units {
             if let Some(meter) = consumer.meter() {
                 let _ = catch_request_panic(|| buckets.give_back(units, meter.now()));
