@@ -1,4 +1,4 @@
-//! Which consumer of a request counts.
+//! Which consumer in a request's extensions is trusted.
 
 use http::Extensions;
 
@@ -7,13 +7,13 @@ use crate::{
     record::Consumer,
 };
 
-/// In the extensions of a request that was let through without a key, as
-/// [`optional`](super::ApiKeyLayer::optional) allows: it tells "no key was sent" from "no layer
-/// looked for one". What is found beside it was put there by other code and does not count.
+/// Marks, in its extensions, a request admitted without a key (see
+/// [`optional`](super::ApiKeyLayer::optional)): it tells "no key was sent" from "no layer looked
+/// for one". A consumer beside this marker was put there by other code and is ignored.
 #[derive(Clone, Copy)]
 struct Anonymous;
 
-/// Replaces what a layer further out has found.
+/// Replaces the consumer of an outer layer.
 pub(super) fn admit(
     extensions: &mut Extensions,
     consumer: &Consumer,
@@ -31,14 +31,14 @@ pub(super) fn admit(
     }
 }
 
-/// Removes what a layer further out has found.
+/// Removes the consumer of an outer layer.
 pub(super) fn admit_anonymous(extensions: &mut Extensions) {
     extensions.remove::<Consumer>();
     extensions.remove::<Standing>();
     extensions.insert(Anonymous);
 }
 
-/// Which consumers a layer trusts: those of any authenticator, or of one.
+/// Which consumers a layer trusts: those of any authenticator, or of a single one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Trusted(Option<AuthenticatorId>);
 
@@ -47,7 +47,7 @@ impl Trusted {
         Self(Some(authenticator))
     }
 
-    /// `None` for a request that needs no key.
+    /// The trusted consumer; `None` for a request admitted without a key.
     pub(super) fn caller<'a>(
         &self,
         extensions: &'a Extensions,
@@ -63,8 +63,8 @@ impl Trusted {
         consumer.map(Some).ok_or(RejectionKind::LayerMissing)
     }
 
-    /// As [`caller`](Self::caller); `None` too where the [layer
-    /// around](super::ApiKeyLayer::charge) does not charge.
+    /// As [`caller`](Self::caller); also `None` if the [outer layer](super::ApiKeyLayer::charge)
+    /// does not charge.
     pub(super) fn charged_caller<'a>(
         &self,
         extensions: &'a Extensions,

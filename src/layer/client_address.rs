@@ -10,12 +10,13 @@ use crate::auth::ClientNetwork;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Where requests come from, for [`throttle_failures`](super::ApiKeyLayer::throttle_failures).
+/// How to find a client's address, for
+/// [`throttle_failures`](super::ApiKeyLayer::throttle_failures).
 ///
-/// Clients can write into headers what they like, and proxies add to the right of it. So addresses
-/// are counted from the right, over as many proxies as you trust: the address is the one that the
-/// outermost of these saw. What stands to the left of it is never read. Where there are fewer
-/// addresses than proxies, or something else in their place, no address is known.
+/// Clients can write anything into a forwarding header, and proxies append to it. So addresses are
+/// counted from the right, one for each trusted proxy: the client's address is the one that the
+/// outermost trusted proxy saw. Anything to the left of it is never read. If the header has fewer
+/// addresses than there are proxies, or anything else in that place, the address is unknown.
 ///
 /// ```
 /// use tower_api_key::{ApiKeyLayer, layer::ClientAddress};
@@ -31,15 +32,15 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 ///
 /// # Security
 ///
-/// The number of proxies has to be right. If it is too high, or the service can be reached past a
-/// proxy, clients say themselves where they come from; if it is too low, all clients are the proxy.
+/// The number of proxies must be exact. If it is too high, or if clients can bypass a proxy, they
+/// can forge their address; if it is too low, all clients appear to be the proxy.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientAddress(Source);
 
 #[derive(Clone, Copy, Debug)]
 enum Source {
     Peer,
-    /// The header, and how many proxies add to it.
+    /// The header, and how many trusted proxies append to it.
     Header(Header, usize),
 }
 
@@ -50,27 +51,28 @@ enum Header {
 }
 
 impl ClientAddress {
-    /// The other end of the connection: where there is no proxy.
+    /// The peer of the connection, for services without a proxy.
     ///
-    /// It is found in the extensions of the request: as axum's `ConnectInfo<SocketAddr>` (feature
-    /// `axum`), which `Router::into_make_service_with_connect_info` puts there, or as
-    /// [`PeerAddr`](super::PeerAddr). If it is in neither, a warning is logged once.
+    /// It is read from the request's extensions: from axum's `ConnectInfo<SocketAddr>` (feature
+    /// `axum`), which `Router::into_make_service_with_connect_info` inserts, or from
+    /// [`PeerAddr`](super::PeerAddr). If both are missing, a warning is logged once.
     #[must_use]
     pub const fn peer() -> Self {
         Self(Source::Peer)
     }
 
     /// `for=` of [`Forwarded`](https://www.rfc-editor.org/rfc/rfc7239#section-4), to which each of
-    /// so many proxies adds an element; [`peer`](Self::peer) for none.
+    /// `trusted_proxies` appends an element. With 0 proxies, the same as [`peer`](Self::peer).
     ///
-    /// An identifier that is no address, such as `unknown` or `_hidden`, is no network.
+    /// An identifier that is not an address, such as `unknown` or `_hidden`, makes the address
+    /// unknown.
     #[must_use]
     pub const fn forwarded(trusted_proxies: usize) -> Self {
         Self::header(Header::Forwarded, trusted_proxies)
     }
 
-    /// `X-Forwarded-For`, to which each of so many proxies adds an address, with or without a port;
-    /// [`peer`](Self::peer) for none.
+    /// `X-Forwarded-For`, to which each of `trusted_proxies` appends an address, with or without a
+    /// port. With 0 proxies, the same as [`peer`](Self::peer).
     #[must_use]
     pub const fn x_forwarded_for(trusted_proxies: usize) -> Self {
         Self::header(Header::XForwardedFor, trusted_proxies)
@@ -101,15 +103,15 @@ impl ClientAddress {
     }
 }
 
-/// Several lines are one list (RFC 9110 §5.3), whose empty elements do not count (§5.6.1.2).
+/// Several lines form one list (RFC 9110 §5.3); empty elements do not count (§5.6.1.2).
 fn nth_from_right<'h>(headers: &'h HeaderMap, name: &HeaderName, n: usize) -> Option<&'h [u8]> {
     let lines = headers.get_all(name).iter().rev();
     let elements = lines.flat_map(|line| split_from_right(line.as_bytes(), b','));
     elements.map(<[u8]>::trim_ascii).filter(|element| !element.is_empty()).nth(n.checked_sub(1)?)
 }
 
-/// Splits at separators outside of quotes, beginning on the right: read from the left, a quote that
-/// a client opens would swallow what proxies have added.
+/// Splits at separators outside of quotes, from right to left: in the other direction, a quote
+/// opened by the client would swallow the elements added by proxies.
 fn split_from_right(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(text);
     iter::from_fn(move || {
@@ -129,13 +131,13 @@ fn split_from_right(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Within a quoted string, backslashes come in pairs but for one that escapes.
+/// An odd number of preceding backslashes escapes the byte: even ones escape each other.
 fn is_escaped(text: &[u8], at: usize) -> bool {
     let before = text.iter().take(at).rev();
     before.take_while(|&&byte| byte == b'\\').count() % 2 == 1
 }
 
-/// The one `for` parameter of an element (RFC 7239 §4), without its quotes.
+/// The `for` parameter of an element (RFC 7239 §4), without quotes; `None` if there are several.
 fn for_of(element: &[u8]) -> Option<&[u8]> {
     let mut values = split_from_right(element, b';').filter_map(|pair| {
         let equals = pair.iter().position(|&byte| byte == b'=')?;
@@ -147,7 +149,7 @@ fn for_of(element: &[u8]) -> Option<&[u8]> {
     Some(unquoted.unwrap_or(value))
 }
 
-/// A node (RFC 7239 §6) that is an address; IPv6 without brackets too, as `X-Forwarded-For` has it.
+/// The address of a node (RFC 7239 §6). IPv6 may lack brackets, as it does in `X-Forwarded-For`.
 fn node(node: &[u8]) -> Option<IpAddr> {
     let node = str::from_utf8(node).ok()?;
     if let Some(bracketed) = node.strip_prefix('[') {
@@ -164,7 +166,7 @@ fn node(node: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// A number, or an obfuscated one.
+/// A numeric or an obfuscated port (RFC 7239 §6.2).
 fn is_port(port: &str) -> bool {
     let is_number = || (1..=5).contains(&port.len()) && port.bytes().all(|b| b.is_ascii_digit());
     port.starts_with('_') || is_number()

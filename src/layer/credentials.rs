@@ -2,7 +2,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 
 const SCHEME: &[u8] = b"Bearer";
 
-/// Where a request's key is looked for.
+/// The headers in which a request's key is looked for.
 #[derive(Clone, Debug)]
 pub(super) struct Credentials {
     authorization: bool,
@@ -15,7 +15,7 @@ pub(super) struct Found<'h, 'c> {
     pub(super) header: &'c HeaderName,
 }
 
-/// More than one credential, or none that makes sense.
+/// More than one credential, or a malformed one.
 #[derive(Debug, PartialEq)]
 pub(super) struct Ambiguous;
 
@@ -36,9 +36,9 @@ impl Credentials {
         }
     }
 
-    /// The one key of a request; `None` where it has no credentials of ours.
+    /// The key of a request; `None` if it has no credentials for this layer.
     ///
-    /// The first of two is never taken: a proxy may have looked at the other.
+    /// Of two keys, neither is used: a proxy may have checked the other one.
     pub(super) fn find<'h, 'c>(
         &'c self,
         headers: &'h HeaderMap,
@@ -60,7 +60,7 @@ impl Credentials {
         Ok(found)
     }
 
-    /// The names of the headers that a response depends on.
+    /// The names of the headers that a response varies by.
     pub(super) fn headers(&self) -> impl Iterator<Item = &HeaderName> {
         self.authorization.then_some(&AUTHORIZATION).into_iter().chain(&self.headers)
     }
@@ -77,9 +77,9 @@ fn single<'h>(
     }
 }
 
-/// What follows `Bearer` and spaces (RFC 6750 §2.1); `None` for nothing or another scheme.
+/// The token after `Bearer` and spaces (RFC 6750 §2.1); `None` if empty or of another scheme.
 fn bearer(value: &HeaderValue) -> Result<Option<&[u8]>, Ambiguous> {
-    // As nearly everybody writes it.
+    // The common spelling, without a case-insensitive search.
     if let Some(key @ [first, .., last]) = value.as_bytes().strip_prefix(b"Bearer ")
         && first.is_ascii_graphic()
         && last.is_ascii_graphic()
@@ -100,7 +100,7 @@ fn bearer(value: &HeaderValue) -> Result<Option<&[u8]>, Ambiguous> {
     if is_another_scheme { Ok(None) } else { Err(Ambiguous) }
 }
 
-/// Whether a proxy has joined our scheme to the credentials of another.
+/// Whether a proxy has appended a bearer token to the credentials of another scheme.
 fn hides_a_key(credentials: &[u8]) -> bool {
     credentials.split(|&byte| byte == b',').skip(1).any(|joined| {
         let joined = joined.trim_ascii();
@@ -109,12 +109,12 @@ fn hides_a_key(credentials: &[u8]) -> bool {
     })
 }
 
-/// RFC 9110 §5.6.2.
+/// `tchar` (RFC 9110 §5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// RFC 6750 §2.1: `b64token`, which every key's format is a part of.
+/// `b64token` (RFC 6750 §2.1); every key format is a subset of it.
 pub(super) fn is_b64token(bytes: &[u8]) -> bool {
     let padding = bytes.iter().rev().take_while(|&&byte| byte == b'=').count();
     let symbol = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);

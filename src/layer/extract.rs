@@ -20,8 +20,8 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
     }
 }
 
-/// `None` for a request without a key, where [`optional`](super::ApiKeyLayer::optional) lets it
-/// through.
+/// `None` for a request without a key, admitted by an
+/// [`optional`](super::ApiKeyLayer::optional) layer.
 impl<S: Sync> OptionalFromRequestParts<S> for Consumer {
     type Rejection = ConsumerRejection;
 
@@ -38,7 +38,7 @@ fn find(parts: &Parts) -> Result<Option<Consumer>, ConsumerRejection> {
     caller.map(Option::<&Consumer>::cloned).map_err(ConsumerRejection)
 }
 
-/// What the request has cost after all.
+/// Sets the actual cost of the request.
 impl IntoResponseParts for Cost {
     type Error = Infallible;
 
@@ -48,8 +48,9 @@ impl IntoResponseParts for Cost {
     }
 }
 
-/// A handler asked for a [`Consumer`] and there is none: 401 where the request has no key and needs
-/// none to get this far, 500 where no [`ApiKeyLayer`](super::ApiKeyLayer) guards the route.
+/// A handler extracted a [`Consumer`] and there is none: 401 if the request has no key and an
+/// optional layer admitted it, 500 if no [`ApiKeyLayer`](super::ApiKeyLayer) is applied to the
+/// route.
 #[derive(Clone, Copy, Debug)]
 pub struct ConsumerRejection(RejectionKind);
 

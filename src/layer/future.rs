@@ -33,7 +33,7 @@ pin_project! {
     }
 }
 
-/// What waits for a look-up. In a box, so that requests that need none do not carry the room.
+/// A request that waits for a look-up. Boxed, so that futures without a look-up stay small.
 struct Parked<S, B, R> {
     ready: S,
     request: Request<B>,
@@ -85,7 +85,7 @@ where
                 }
                 StateProj::LookingUp { lookup, parked } => {
                     let outcome = ready!(Pin::new(lookup).poll(cx));
-                    // Taken once: this state is left below.
+                    // Always `Some`: this state is replaced below.
                     let Some(parked) = parked.take() else { return Poll::Pending };
                     let Parked { mut ready, mut request, gate } = *parked;
                     match outcome {
@@ -100,7 +100,7 @@ where
                     }
                 }
                 StateProj::Rejected { response } => {
-                    // Polled again after it was ready, it never is.
+                    // Pending for ever if polled again after completion.
                     return response
                         .take()
                         .map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));

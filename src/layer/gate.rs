@@ -21,8 +21,7 @@ use crate::{
     rate_limit::Decision,
 };
 
-/// What stands at the door: how requests are read and answered. All services of one layer share
-/// it.
+/// The layer's settings and its renderer, shared by all of its services.
 #[derive(Clone)]
 pub(super) struct Gate<R> {
     pub(super) settings: Settings,
@@ -64,7 +63,8 @@ impl<R> fmt::Debug for Gate<R> {
 }
 
 impl Settings {
-    /// Judges the key of a request and takes it out; `None` for a request that may pass without.
+    /// Checks the key of a request and removes it from there; `None` for a request that may pass
+    /// without a key.
     pub(super) fn attempt<B>(&self, request: &mut Request<B>) -> Option<Attempt> {
         let carries = |name| request.headers().contains_key(name);
         if self.pass_preflight && is_preflight(request) && !self.credentials.headers().any(carries)
@@ -82,7 +82,7 @@ impl Settings {
         let charge = if self.charge { Charge::One } else { Charge::Nothing };
         let network = || self.client_address?.network(request.headers(), request.extensions());
         let mut attempt = self.auth.judge(found.key, charge, network);
-        // Only now: a key that could be read needs no second look at its bytes.
+        // Only for malformed keys: a well-formed key is always a `b64token`.
         if let Attempt::Reject(rejection) = &attempt
             && rejection.kind() == RejectionKind::Malformed
             && !is_b64token(found.key)
@@ -98,17 +98,17 @@ impl Settings {
         Some(attempt)
     }
 
-    /// Tells the inner service who asks.
+    /// Puts the consumer into the request's extensions.
     pub(super) fn introduce<B>(&self, request: &mut Request<B>, admission: &Admission) {
         let uncharged = (!self.charge).then(|| admission.standing());
         caller::admit(request.extensions_mut(), admission.consumer(), uncharged);
     }
 
-    /// Adds what a response from inside lacks.
+    /// Adds the layer's headers to a response of the inner service.
     pub(super) fn finish<B>(&self, response: &mut Response<B>, admission: Option<&Admission>) {
         let standing = admission.map(Admission::standing);
         if response.extensions().is_empty() {
-            // Nobody inside has anything to say of quotas, as usual.
+            // The usual case: no inner layer reports quotas, a cost or a rejection.
             if let Some(standing) = standing {
                 self.tell_standing(response, standing, &[]);
             }
@@ -116,7 +116,7 @@ impl Settings {
             if let Some(standing) = standing {
                 self.settle(response, standing);
             }
-            // `RequireScope` and the extractor turn requests away too, but know no realm.
+            // `RequireScope` and the extractor reject requests too, but do not know the realm.
             if let Some(rejection) = response.extensions().get::<Rejection>().cloned() {
                 self.answer_for(response, &rejection);
             }
@@ -124,10 +124,10 @@ impl Settings {
         self.vary(response);
     }
 
-    /// Takes what the request has cost after all, and tells of that and of the policies of layers
-    /// inside.
+    /// Charges or refunds the difference to the actual cost, then writes the headers, including the
+    /// policies of inner layers.
     fn settle<B>(&self, response: &mut Response<B>, standing: &Standing) {
-        // What a limiter that panics did not take is not taken; the answer is the handler's.
+        // If the limiter panics, the units are not charged and the handler's response stands.
         let _ = catch_request_panic(|| self.settle_or_panic(response, standing));
     }
 
@@ -138,7 +138,7 @@ impl Settings {
         let rejection = response.extensions().get::<Rejection>();
         let is_limited = rejection.is_some_and(|r| r.kind() == RejectionKind::RateLimited);
         let wanted = match response.extensions().get::<Cost>() {
-            // Who is turned away by one quota takes from none.
+            // A request rejected by one quota takes from none.
             _ if is_limited => 0,
             Some(cost) => cost.units(),
             None => wanted.unwrap_or(taken),
@@ -161,13 +161,13 @@ impl Settings {
             write_retirement(response.headers_mut(), retirement);
         }
         let wall = || self.auth.wall();
-        // A clock that panics costs the headers.
+        // If the clock panics, only the headers are missing.
         let _ = catch_request_panic(|| {
             self.rate_limit_headers.write(response.headers_mut(), standing, more, wall);
         });
     }
 
-    /// Once: around another layer's answer there is nothing left to say.
+    /// Observes a rejection and adds its challenge, once: an inner `ApiKeyLayer` may have done so.
     fn answer_for<B>(&self, response: &mut Response<B>, rejection: &Rejection) {
         if response.extensions_mut().insert(Answered).is_some() {
             return;
@@ -183,7 +183,7 @@ impl Settings {
     }
 }
 
-/// In the extensions of a response whose rejection has been observed and has its challenge.
+/// Marks, in its extensions, a response whose rejection was observed and has its challenge.
 #[derive(Clone, Copy)]
 struct Answered;
 

@@ -25,19 +25,19 @@ const X_RATE_LIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limi
 const X_RATE_LIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const X_RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
-/// The most a structured field's integer can be (RFC 9651 §3.3.1).
+/// The largest integer in a structured field (RFC 9651 §3.3.1).
 const MAX_INTEGER: u64 = 999_999_999_999_999;
 
-/// Which headers tell a client where it stands.
+/// Which headers report a key's remaining quota.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RateLimitHeaders {
     /// `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers-10. The default:
-    /// they name every quota and are on their way to become the standard.
+    /// they name every quota and are becoming the standard.
     #[default]
     Standard,
-    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` (Unix seconds), of the quota with the least
-    /// left. What most clients know; seven implementations disagree on `Reset`.
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` (Unix seconds), for the quota with the least
+    /// left. Most clients know these, but seven implementations disagree on `Reset`.
     Legacy,
     /// Both.
     Both,
@@ -67,7 +67,7 @@ impl RateLimitHeaders {
 
 /// `RateLimit-Policy: "minute";q=600;w=60` and `RateLimit: "minute";r=599;t=1`.
 ///
-/// With GCRA the quota is the burst, and the window the time in which it refills.
+/// With GCRA, `q` is the burst and `w` the time in which it refills.
 fn write_standard(headers: &mut HeaderMap, standing: &Standing, more: &[(Arc<Policy>, Decision)]) {
     let own = standing.limits().rendered(Rendered::of);
     let own_states = own.map_or(&[][..], |own| &own.states).iter();
@@ -89,10 +89,10 @@ fn write_standard(headers: &mut HeaderMap, standing: &Standing, more: &[(Arc<Pol
     }
 }
 
-/// What is the same in every answer to a key.
+/// The parts of the headers that are the same in every response for given limits.
 struct Rendered {
     policy: Option<HeaderValue>,
-    /// What the item of each quota in `RateLimit` begins with.
+    /// The beginning of each quota's item in `RateLimit`.
     states: Box<[Bytes]>,
 }
 
@@ -105,24 +105,24 @@ impl Rendered {
     }
 }
 
-/// What `RateLimit-Policy` says of a quota.
+/// A quota's item in `RateLimit-Policy`.
 pub(super) fn policy_item(quota: &Quota) -> Bytes {
     let window = match quota.algorithm() {
         Algorithm::SlidingWindow => quota.window(),
-        // In which the whole burst comes back.
+        // The time in which the whole burst refills.
         _ => quota.refill_time(),
     };
     let (name, most, window) = (quota.name(), quota.burst_size(), ceil_secs(window).max(1));
     format!("\"{name}\";q={most};w={}", window.min(MAX_INTEGER)).into()
 }
 
-/// What `RateLimit` says of a policy, up to the number. Names have no characters to escape.
+/// A policy's item in `RateLimit`, up to the number. Names have no characters to escape.
 pub(super) fn state_begin(name: &str) -> Bytes {
     format!("\"{name}\";r=").into()
 }
 
-/// A list (RFC 9651 §3.1) of what each quota's item begins with and where it stands, and whether
-/// units of it come back. In exactly the room that it takes, which becomes the header as it is.
+/// The `RateLimit` list (RFC 9651 §3.1). An item is the beginning of a quota's text, its state, and
+/// whether it refills. The exact capacity lets the buffer become the header without a copy.
 fn state_value<'a>(items: impl Iterator<Item = (&'a Bytes, Decision, bool)> + Clone) -> Vec<u8> {
     let wait = |decision: Decision| ceil_secs(decision.next_unit_in()).min(MAX_INTEGER);
     let digits = |number: u64| number.checked_ilog10().unwrap_or_default() as usize + 1;
@@ -162,8 +162,8 @@ fn write_legacy(headers: &mut HeaderMap, standing: &Standing, now: SystemTime) {
     headers.insert(X_RATE_LIMIT_RESET, HeaderValue::from(ceil_secs(reset)));
 }
 
-/// `Deprecation: @1767225600` (RFC 9745) and `Sunset: Thu, 01 Jan 2026 00:00:00 GMT` (RFC 8594) of
-/// a key, where the answer has none of its own.
+/// Adds a key's `Deprecation: @1767225600` (RFC 9745) and
+/// `Sunset: Thu, 01 Jan 2026 00:00:00 GMT` (RFC 8594), unless the response has its own.
 pub(super) fn write_retirement(headers: &mut HeaderMap, retirement: Retirement) {
     if let Ok(since) = Timestamp::try_from(retirement.since)
         && let Ok(value) = HeaderValue::try_from(format!("@{}", since.as_second()))
@@ -178,7 +178,7 @@ pub(super) fn write_retirement(headers: &mut HeaderMap, retirement: Retirement) 
     }
 }
 
-/// `Retry-After`: whole seconds, never 0, which clients take for "at once".
+/// `Retry-After` in whole seconds, never 0, which clients take for "at once".
 pub(crate) fn retry_after(wait: Duration) -> (HeaderName, HeaderValue) {
     (RETRY_AFTER, HeaderValue::from(ceil_secs(wait).clamp(1, MAX_INTEGER)))
 }
@@ -188,7 +188,7 @@ fn ceil_secs(duration: Duration) -> u64 {
     duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
 }
 
-/// Adds `name` to `Vary`, unless it is there or everything is.
+/// Adds `name` to `Vary`, unless `Vary` has it already or is `*`.
 pub(super) fn vary_by(headers: &mut HeaderMap, name: &HeaderName) {
     let value = || match *name {
         AUTHORIZATION => HeaderValue::from_static("Authorization"),

@@ -1,4 +1,4 @@
-//! The tower layer: reads the key out of the request, answers for it, hands on the [`Consumer`].
+//! The tower layer: reads the key from the request, checks it and passes on the [`Consumer`].
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -25,7 +25,7 @@
 //! # }
 //! ```
 //!
-//! Everything about it can be changed:
+//! Every default can be changed:
 //!
 //! ```
 //! use http::{HeaderName, Response, StatusCode};
@@ -53,43 +53,44 @@
 //!
 //! # Rules
 //!
-//! 1. The key is what follows `Authorization: Bearer`, whose scheme is case-insensitive
-//!    ([RFC 9110 §11.1](https://www.rfc-editor.org/rfc/rfc9110#section-11.1)). It is never taken
+//! 1. The key is the token after `Authorization: Bearer`; the scheme is case-insensitive
+//!    ([RFC 9110 §11.1](https://www.rfc-editor.org/rfc/rfc9110#section-11.1)). A key is never read
 //!    from the URL.
-//! 2. A request without credentials, or with those of another scheme, gets 401 with a bare
+//! 2. A request without credentials, or with credentials of another scheme, gets 401 with a bare
 //!    challenge ([RFC 6750 §3.1](https://www.rfc-editor.org/rfc/rfc6750#section-3.1)), unless the
 //!    layer is [optional](ApiKeyLayer::optional).
-//! 3. More than one credential, or bytes no bearer token can have, get 400 `invalid_request`. Two
-//!    `Authorization` headers that a proxy joined with a comma are two credentials.
+//! 3. More than one credential, or bytes that no bearer token can have, get 400 `invalid_request`.
+//!    Two `Authorization` headers that a proxy joined with a comma are two credentials.
 //! 4. A key that is malformed, unknown, revoked, expired, inactive or not yet active gets 401
-//!    `invalid_token`: the same bytes for each, as the difference is nobody's business.
+//!    `invalid_token`, with the same bytes in each case, so that clients cannot tell them apart.
 //! 5. A key beyond its quota gets 429 with `Retry-After`, in whole seconds, rounded up, at least 1.
-//! 6. A key that cannot be judged gets 503 with `Retry-After: 1`, never 401: clients throw keys
-//!    away that are called invalid.
+//! 6. A key that cannot be checked gets 503 with `Retry-After: 1`, never 401: clients discard keys
+//!    that are called invalid.
 //! 7. A key that lacks a scope gets 403 `insufficient_scope` from [`RequireScope`].
 //! 8. All of these are `application/problem+json`
 //!    ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) with `Cache-Control: no-store`. Another
-//!    [renderer](RejectionResponse) may change that; what it leaves out of the headers named here
-//!    is added.
-//! 9. A request let in carries the [`Consumer`] in its extensions, and no longer carries the key. A
-//!    layer replaces the consumer that a layer further out has found; behind an
-//!    [optional](ApiKeyLayer::optional) one, a request without credentials carries none.
-//! 10. Answers to keys with a quota carry `RateLimit-Policy` and `RateLimit`
+//!    [renderer](RejectionResponse) may change that; the layer adds any header named here that the
+//!    renderer leaves out.
+//! 9. An admitted request carries the [`Consumer`] in its extensions, and no longer carries the
+//!    key. An inner layer replaces the consumer of an outer one. Behind an
+//!    [optional](ApiKeyLayer::optional) layer, a request without credentials carries no consumer.
+//! 10. Responses for keys with a quota carry `RateLimit-Policy` and `RateLimit`
 //!     ([draft-ietf-httpapi-ratelimit-headers-10](https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/10/)).
-//!     Answers to keys that were not let in never do: they would tell a stranger of a key's use.
-//! 11. Whatever passed the layer says `Vary: Authorization`.
-//! 12. Answers to a key that was [rotated](crate::manage::KeyIssuer::rotate) carry `Deprecation`
-//!     ([RFC 9745](https://www.rfc-editor.org/rfc/rfc9745)), since when there is another one, and
-//!     `Sunset` ([RFC 8594](https://www.rfc-editor.org/rfc/rfc8594)), when this one stops working.
-//! 13. Where [failures are throttled](ApiKeyLayer::throttle_failures), a key that is not in the
-//!     cache gets 429 with `Retry-After` while too many unknown ones came from its network: no
-//!     challenge, as it may be valid, and no `RateLimit`, as that is not about keys. A key in the
-//!     cache gets in as ever. Malformed keys cost nothing, and do not count.
+//!     Responses for invalid keys never do: they would disclose how much a key is used.
+//! 11. Every response that passes the layer says `Vary: Authorization`.
+//! 12. Responses for a key that was [rotated](crate::manage::KeyIssuer::rotate) carry `Deprecation`
+//!     ([RFC 9745](https://www.rfc-editor.org/rfc/rfc9745)), the time of the rotation, and
+//!     `Sunset` ([RFC 8594](https://www.rfc-editor.org/rfc/rfc8594)), the time this key stops
+//!     working.
+//! 13. With [failure throttling](ApiKeyLayer::throttle_failures), a key that is not in the cache
+//!     gets 429 with `Retry-After` after too many unknown keys came from its network. There is no
+//!     challenge, as the key may be valid, and no `RateLimit`, as the limit is not a quota of the
+//!     key. Cached keys are admitted as usual. Malformed keys cost nothing and do not count.
 //!
-//! # Answers that go on
+//! # Long-lived responses
 //!
-//! A key is judged when its request begins, and an answer may go on for hours. Wrapped in
-//! [`UntilRevoked`], it ends when the key does:
+//! A key is checked when its request begins, and the response may go on for hours. Wrapped in
+//! [`UntilRevoked`], the response ends when the key does:
 //!
 //! ```
 //! use axum::response::{IntoResponse, Sse, sse::Event};
@@ -106,32 +107,34 @@
 //! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(live_orders));
 //! ```
 //!
-//! `websocket::until_revoked`, behind the feature `ws`, does so for the WebSockets of axum, and
-//! [`Consumer::revoked`] is there for anything else. An answer that asks none of them costs nothing
-//! more, and goes on.
+//! `websocket::until_revoked` (feature `ws`) does the same for axum's WebSockets, and
+//! [`Consumer::revoked`] for anything else. A response that uses none of them has no extra cost and
+//! outlives its key.
 //!
-//! # Among other layers
+//! # Order of layers
 //!
-//! Outermost first, with those of `tower_http`:
+//! Outermost first, with the layers of `tower_http`:
 //!
-//! 1. `SetSensitiveRequestHeadersLayer` for `Authorization`, and for a header of your own: whatever
-//!    logs a request further in shows `Sensitive` instead of the key.
-//! 2. `TraceLayer`: it sees rejections too. Outside of 1 and told to include headers, it logs keys.
+//! 1. `SetSensitiveRequestHeadersLayer` for `Authorization` and any header of your own: inner
+//!    layers that log the request then show `Sensitive` instead of the key.
+//! 2. `TraceLayer`: it sees rejections too. Placed outside of 1 and configured to include headers,
+//!    it logs keys.
 //! 3. `CorsLayer`: a preflight carries no key, and a browser may read a 401 only if it has CORS
 //!    headers.
-//! 4. [`ApiKeyLayer`]. From here on the request has no key.
-//! 5. [`RequireScope`], and what limits or buffers the handler: a request that is turned away gives
-//!    back what it took of it.
+//! 4. [`ApiKeyLayer`]. From here on, the request has no key.
+//! 5. [`RequireScope`], and layers that limit or buffer the handler: a rejected request releases
+//!    what it reserved in them.
 //!
-//! `examples/postgres.rs` is such a service.
+//! See `examples/postgres.rs` for a complete service.
 //!
 //! # Deployment caveats
 //!
-//! `Router::layer` wraps only the routes that were added before it. A handler of a route added
-//! afterwards that asks for a [`Consumer`] answers 500 and says so; one that does not ask is open.
+//! `Router::layer` wraps only the routes that were added before it. On a route added afterwards, a
+//! handler that extracts a [`Consumer`] answers 500 with an explanation; a handler that does not is
+//! open to everyone.
 //!
-//! On an [optional](ApiKeyLayer::optional) route, credentials of another scheme are the
-//! application's: a key sent as `Token …` by mistake stays in the request.
+//! On an [optional](ApiKeyLayer::optional) route, credentials of another scheme belong to the
+//! application: a key sent as `Token …` by mistake stays in the request.
 
 mod caller;
 mod client_address;

@@ -8,11 +8,11 @@ use http::Extensions;
 
 use crate::trace;
 
-/// The address at the other end of the connection, as a server knows it that is not axum's: put it
-/// into the extensions of its requests.
+/// The address of the connection's peer, for servers other than axum's: insert it into the
+/// extensions of each request.
 ///
-/// It counts before axum's `ConnectInfo`, so that whoever finds out addresses in a way of their own
-/// can say so.
+/// It takes precedence over axum's `ConnectInfo`, so that a service that determines addresses
+/// itself can override it.
 ///
 /// ```
 /// # use std::net::SocketAddr;
@@ -29,7 +29,7 @@ pub struct PeerAddr(
     pub IpAddr,
 );
 
-/// `None` if the server told nobody, of which the operator is told once.
+/// `None`, with a warning the first time, if the request carries no peer address.
 pub(super) fn peer(extensions: &Extensions) -> Option<IpAddr> {
     static TOLD: Once = Once::new();
 
@@ -37,8 +37,9 @@ pub(super) fn peer(extensions: &Extensions) -> Option<IpAddr> {
     if peer.is_none() {
         TOLD.call_once(|| {
             trace::warn!(
-                "failures are not throttled: requests have neither a `ConnectInfo<SocketAddr>` \
-                 (see `Router::into_make_service_with_connect_info`) nor a `PeerAddr`"
+                "client address unknown, failures not throttled: the request carries neither \
+                 `ConnectInfo<SocketAddr>` (see `Router::into_make_service_with_connect_info`) nor \
+                 `PeerAddr`"
             );
         });
     }

@@ -17,10 +17,10 @@ use crate::{
     record::{InvalidScope, Scope, Scopes},
 };
 
-/// Lets only keys with certain scopes through; others get 403 `insufficient_scope`, which names
-/// what is asked for.
+/// Requires certain scopes of the key; other keys get 403 `insufficient_scope`, which names the
+/// required scopes.
 ///
-/// Goes inside an [`ApiKeyLayer`](super::ApiKeyLayer), around the routes it is for:
+/// Apply it inside an [`ApiKeyLayer`](super::ApiKeyLayer), around the routes to protect:
 ///
 /// ```
 /// # use axum::{Router, routing::get};
@@ -35,8 +35,8 @@ use crate::{
 /// # }
 /// ```
 ///
-/// Where there is no `ApiKeyLayer` it answers 500: an unguarded route is a mistake. Where there are
-/// several around the route, the innermost one's consumer counts.
+/// Without an `ApiKeyLayer` it answers 500, because an unguarded route is a mistake. With several
+/// around the route, the consumer of the innermost one counts.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RequireScope<R = ProblemJson> {
@@ -56,25 +56,25 @@ impl RequireScope {
     ///
     /// # Errors
     ///
-    /// When that is no scope.
+    /// If `scope` is not a valid scope.
     pub fn one(scope: impl Into<String>) -> Result<Self, InvalidScope> {
         Self::all([scope])
     }
 
-    /// The key must have each of `scopes`.
+    /// The key must have all of `scopes`.
     ///
     /// # Errors
     ///
-    /// When one of them is no scope, or there are none.
+    /// If one of them is not a valid scope, or if there are none.
     pub fn all<S: Into<String>>(scopes: impl IntoIterator<Item = S>) -> Result<Self, InvalidScope> {
         Self::new(scopes, true)
     }
 
-    /// The key must have one of `scopes`.
+    /// The key must have at least one of `scopes`.
     ///
     /// # Errors
     ///
-    /// When one of them is no scope, or there are none.
+    /// If one of them is not a valid scope, or if there are none.
     pub fn any<S: Into<String>>(scopes: impl IntoIterator<Item = S>) -> Result<Self, InvalidScope> {
         Self::new(scopes, false)
     }
@@ -93,15 +93,15 @@ impl RequireScope {
 }
 
 impl<R> RequireScope<R> {
-    /// Only trusts consumers of `auth`, for routes with several [`ApiKeyLayer`](super::ApiKeyLayer)s
-    /// around them: whichever of these is the innermost, a scope that another authenticator's key
-    /// has does not count. Such a request gets 500, as one without any layer does.
+    /// Trusts only consumers of `auth`, for routes inside several
+    /// [`ApiKeyLayer`](super::ApiKeyLayer)s: scopes of another authenticator's key do not count. If
+    /// the innermost layer uses another authenticator, the request gets 500, as without any layer.
     pub fn of(mut self, auth: &Authenticator) -> Self {
         Arc::make_mut(&mut self.required).trusted = Trusted::only(auth.id());
         self
     }
 
-    /// Renders rejections in another way. Default: [`ProblemJson`].
+    /// Renders rejections with `renderer`. Default: [`ProblemJson`].
     pub fn render_rejections<R2>(self, renderer: R2) -> RequireScope<R2> {
         RequireScope { required: self.required, renderer }
     }
@@ -144,7 +144,7 @@ where
         let state = match self.required.judge(&request) {
             Ok(()) => State::Inner { future: self.inner.call(request) },
             Err(rejection) => {
-                // Gives back what the inner service holds since it said it was ready.
+                // Releases what the inner service reserved in `poll_ready`.
                 self.inner = self.inner.clone();
                 let response = complete(self.renderer.response(&rejection), rejection);
                 State::Rejected { response: Some(response) }
@@ -203,7 +203,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             StateProj::Inner { future } => future.poll(cx),
-            // Polled again after it was ready, it never is.
+            // Pending for ever if polled again after completion.
             StateProj::Rejected { response } => {
                 response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)))
             }

@@ -17,11 +17,11 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// Turns a rejection into a response.
 ///
-/// [`ProblemJson`] is the default, [`StatusOnly`] has no body, and a closure
-/// `Fn(&Rejection) -> Response<B>` does as it likes. The service adds the headers that the protocol
-/// asks for and the response lacks, and puts the [`Rejection`] into its extensions.
+/// Implementations: [`ProblemJson`] (the default), [`StatusOnly`] (no body), and any closure
+/// `Fn(&Rejection) -> Response<B>`. The service adds the headers that the protocol requires and the
+/// response lacks, and puts the [`Rejection`] into the response's extensions.
 pub trait RejectionResponse<B> {
-    /// The response to a request that was turned away.
+    /// The response to a rejected request.
     fn response(&self, rejection: &Rejection) -> Response<B>;
 }
 
@@ -34,7 +34,7 @@ where
     }
 }
 
-/// The status alone, for bodies that cannot be made from text.
+/// The status alone, for body types that cannot be made from text.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StatusOnly;
 
@@ -53,7 +53,7 @@ impl<B: Default> RejectionResponse<B> for StatusOnly {
 /// |---|---|---|
 /// | 400 | `invalid_request` | |
 /// | 401 | `missing_api_key`, `invalid_api_key` | |
-/// | 403 | `insufficient_scope` | `scope`: what the route asks for |
+/// | 403 | `insufficient_scope` | `scope`: the scopes that the route requires |
 /// | 429 | `rate_limit_exceeded` | `violated-policies` |
 /// | 429 | `too_many_failures` | |
 /// | 500 | `internal_error` | |
@@ -69,8 +69,8 @@ impl ProblemJson {
     ///
     /// # Security
     ///
-    /// Whoever finds an old key learns that it was one. It is meant for services whose clients are
-    /// all known.
+    /// An attacker with an old key learns that it was valid once. Use this only for services that
+    /// know all of their clients.
     #[must_use]
     pub fn danger_disclose_reason(self) -> Self {
         Self { disclose: true }
@@ -91,7 +91,7 @@ impl<B: From<Cow<'static, str>>> RejectionResponse<B> for ProblemJson {
     }
 }
 
-/// What a response says of an error.
+/// A problem document (RFC 9457).
 #[derive(Serialize)]
 pub(crate) struct Problem<'a> {
     #[serde(rename = "type")]
@@ -101,10 +101,10 @@ pub(crate) struct Problem<'a> {
     status: StatusCode,
     detail: &'a str,
     code: &'static str,
-    /// Which part of the request was wrong.
+    /// The field of the request that was wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) field: Option<&'a str>,
-    /// The key that was made when the request came first.
+    /// The key that the first request with this idempotency key created.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) key_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,7 +132,7 @@ impl<'a> Problem<'a> {
     }
 
     pub(crate) fn response<B: From<Cow<'static, str>>>(&self) -> Response<B> {
-        // The derived serialisation of strings and numbers does not fail.
+        // Serialising strings and numbers cannot fail.
         response(self.status, Cow::Owned(serde_json::to_string(self).unwrap_or_default()))
     }
 
@@ -156,7 +156,7 @@ impl<'a> Problem<'a> {
                 ..Self::new(
                     status,
                     "insufficient_scope",
-                    "The API key lacks a scope that this needs.",
+                    "The API key lacks a scope that this route requires.",
                 )
             },
             RejectionKind::RateLimited => Self {
@@ -166,7 +166,7 @@ impl<'a> Problem<'a> {
                 ..Self::new(
                     status,
                     "rate_limit_exceeded",
-                    "Wait for as many seconds as `Retry-After` says.",
+                    "Retry after the number of seconds in `Retry-After`.",
                 )
             },
             RejectionKind::TooManyFailures => Self {
@@ -176,7 +176,7 @@ impl<'a> Problem<'a> {
                     status,
                     "too_many_failures",
                     "Too many unknown API keys came from your network. If yours is valid, keep it \
-                     and try again after as many seconds as `Retry-After` says.",
+                     and retry after the number of seconds in `Retry-After`.",
                 )
             },
             RejectionKind::StoreUnavailable | RejectionKind::Overloaded => Self {
@@ -191,7 +191,7 @@ impl<'a> Problem<'a> {
             RejectionKind::LayerMissing => Self::new(
                 status,
                 "internal_error",
-                "No consumer is known. Is `ApiKeyLayer` applied to this route?",
+                "The request has no consumer. Is `ApiKeyLayer` applied to this route?",
             ),
             RejectionKind::Internal => Self::new(
                 status,
@@ -212,7 +212,7 @@ fn response<B: From<Cow<'static, str>>>(
     response
 }
 
-/// The body of a rejection that is the same each time: made once, as a flood asks for many.
+/// The body of rejections that never differ. Cached, because a flood of bad keys needs many.
 fn body_without_particulars(kind: RejectionKind) -> Option<&'static str> {
     const KINDS: [RejectionKind; 5] = [
         RejectionKind::Missing,
@@ -275,7 +275,8 @@ fn reason(kind: RejectionKind) -> Option<&'static str> {
     })
 }
 
-/// Adds what every rejection says, where its renderer did not, and the rejection itself.
+/// Adds the headers common to all rejections, unless the renderer set them, and the [`Rejection`]
+/// to the extensions.
 pub(crate) fn complete<B>(mut response: Response<B>, rejection: Rejection) -> Response<B> {
     let headers = response.headers_mut();
     headers.entry(CACHE_CONTROL).or_insert(NO_STORE);
@@ -297,7 +298,7 @@ pub(super) struct Challenges {
 }
 
 impl Challenges {
-    /// `None` for a realm that does not fit between quotes.
+    /// `None` for a realm that cannot be written as a quoted string.
     pub(super) fn new(realm: &str) -> Option<Self> {
         let printable = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
         if !realm.bytes().all(printable) {
@@ -317,7 +318,7 @@ impl Challenges {
         })
     }
 
-    /// Adds the challenge that goes with `rejection`, where its renderer did not.
+    /// Adds the challenge for `rejection`, unless the renderer set one.
     pub(super) fn add(&self, headers: &mut HeaderMap, rejection: &Rejection) {
         let challenge = match rejection.kind() {
             RejectionKind::Missing => Some(self.missing.clone()),
@@ -365,7 +366,7 @@ impl Default for Challenges {
     }
 }
 
-/// RFC 6750 §3: scopes separated by single spaces.
+/// Scopes separated by single spaces (RFC 6750 §3).
 fn scope_list(scopes: &[Scope]) -> String {
     scopes.iter().map(Scope::as_str).collect::<Vec<_>>().join(" ")
 }

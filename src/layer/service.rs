@@ -12,8 +12,8 @@ use crate::auth::Attempt;
 
 /// The service of [`ApiKeyLayer`](super::ApiKeyLayer).
 ///
-/// A key in the cache is judged within `call`, and the inner service is called at once. Only
-/// behind a look-up does it wait in the response future.
+/// A cached key is checked within `call`, which then calls the inner service directly. Only a
+/// look-up makes the request wait, in the response future.
 #[derive(Debug)]
 pub struct ApiKeyService<S, R = ProblemJson> {
     inner: S,
@@ -53,14 +53,13 @@ where
                 ResponseFuture::inner(self.inner.call(request), gate, Some(admission))
             }
             Some(Attempt::Reject(rejection)) => {
-                // What the inner service holds since it said it was ready, such as a permit of a
-                // concurrency limit, goes back: on a kept-alive connection the next call may never
-                // come.
+                // Dropping the ready service releases what `poll_ready` reserved, such as a
+                // concurrency permit: on a kept-alive connection the next call may never come.
                 self.inner = self.inner.clone();
                 ResponseFuture::rejected(self.gate.reject(&rejection))
             }
             Some(Attempt::Lookup(lookup)) => {
-                // The clone is not ready, so it stays here and the ready service goes along:
+                // The clone is not ready, so it stays here and the future takes the ready service:
                 // https://docs.rs/tower/latest/tower/trait.Service.html#be-careful-when-cloning-inner-services
                 let clone = self.inner.clone();
                 let ready = mem::replace(&mut self.inner, clone);

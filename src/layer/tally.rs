@@ -6,17 +6,17 @@ use smallvec::SmallVec;
 
 use crate::rate_limit::{Decision, Decisions};
 
-/// In the extensions of a response: what the layers inside have done with quotas, for the
-/// [`ApiKeyLayer`](super::ApiKeyLayer) around them to tell.
+/// What inner layers took from quotas, in a response's extensions. The outer
+/// [`ApiKeyLayer`](super::ApiKeyLayer) reports it in the headers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
-    /// Units taken of each quota of the key, beyond the first.
+    /// Units taken from each quota of the key, beyond the first.
     pub(super) units: u32,
-    /// What it is to be after all, where the response has no [`Cost`](super::Cost).
+    /// The actual cost, if the response has no [`Cost`](super::Cost).
     pub(super) wanted: Option<u32>,
-    /// Where those stand, if anything was taken.
+    /// The state of those quotas, if anything was taken.
     pub(super) own: Option<Decisions>,
-    /// Policies beside those of the key.
+    /// Policies other than the key's own.
     pub(super) more: SmallVec<[(Arc<Policy>, Decision); 1]>,
 }
 
@@ -25,7 +25,7 @@ impl Tally {
         Self { more: SmallVec::from([(policy, decision)]), ..Self::default() }
     }
 
-    /// Adds this to what a response says already.
+    /// Merges this with the report that the response already carries.
     pub(super) fn write<B>(self, response: &mut Response<B>) {
         let extensions = response.extensions_mut();
         let inside = extensions.remove::<Self>().unwrap_or_default();
@@ -38,13 +38,14 @@ impl Tally {
     }
 }
 
-/// The name of a policy, and the item of `RateLimit-Policy` that it is.
+/// A policy's name, and its items in the headers.
 #[derive(Debug)]
 pub(super) struct Policy {
     pub(super) name: Arc<str>,
+    /// Its item in `RateLimit-Policy`.
     pub(super) item: Bytes,
-    /// What `RateLimit` says of it, up to the number that is left.
+    /// Its item in `RateLimit`, up to the number of remaining units.
     pub(super) state: Bytes,
-    /// Whether units of it come back with time.
+    /// Whether its units refill with time.
     pub(super) refills: bool,
 }

@@ -16,28 +16,28 @@ pin_project! {
     /// A body that ends when the key of its consumer does: revoked, switched off, deleted or
     /// expired, as soon as [`Consumer::revoked`] knows.
     ///
-    /// It then ends with an error, [`KeyRevoked`], not as if it were complete, so that nobody takes
-    /// a part for the whole: over HTTP/1.1 the connection closes without a last chunk, over HTTP/2
-    /// the stream is reset. What was sent at the very last may be lost with it. A client of events
-    /// connects again, and is then turned away by the layer.
+    /// It ends with an error, [`KeyRevoked`], so that a client cannot take the truncated body for a
+    /// complete one: over HTTP/1.1 the connection closes without a last chunk, over HTTP/2 the
+    /// stream is reset. The last data sent before that may be lost. An event-stream client
+    /// reconnects, and the layer then rejects it.
     ///
-    /// The body within is dropped at once, with all it holds. But a server asks for nothing of a
-    /// body while its client does not read: such a client is cut off when it reads on, and until
-    /// then keeps the body alive. How long it may stall is the server's to limit.
+    /// The inner body is dropped at once, with everything it holds. But a server does not poll a
+    /// body while its client does not read: a stalled client is cut off only when it reads on, and
+    /// keeps the body alive until then. Limiting how long a client may stall is up to the server.
     #[derive(Debug)]
     pub struct UntilRevoked<B> {
         // `None` after the end.
         #[pin]
         body: Option<B>,
-        // `None` once there is nothing left to cut off: the key is no longer watched.
+        // `None` after the end: the key is no longer watched.
         revoked: Option<Revoked>,
     }
 }
 
 impl<B: Body> UntilRevoked<B> {
-    /// Ends `body` when the key of `consumer` ends. For an empty body nothing is watched.
+    /// Ends `body` when the key of `consumer` ends. An empty body does not watch its key.
     ///
-    /// Within a tokio runtime with its timer, as [`Consumer::revoked`] says.
+    /// Needs a tokio runtime with its timer enabled; see [`Consumer::revoked`].
     #[must_use]
     pub fn new(body: B, consumer: &Consumer) -> Self {
         let revoked = (!body.is_end_stream()).then(|| consumer.revoked());
@@ -58,7 +58,7 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     type Data = B::Data;
-    /// [`KeyRevoked`], or the error of the body within.
+    /// [`KeyRevoked`], or the inner body's error.
     type Error = Box<dyn Error + Send + Sync>;
 
     fn poll_frame(
@@ -67,7 +67,7 @@ where
     ) -> Poll<Option<Result<Frame<B::Data>, Self::Error>>> {
         let mut this = self.project();
         let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
-        // First, as a body that always has more would never let it have its turn.
+        // Polled first: a body that is always ready would starve it.
         let revoked =
             this.revoked.as_mut().is_some_and(|revoked| Pin::new(revoked).poll(cx).is_ready());
         let frame = if revoked {
@@ -91,14 +91,14 @@ where
     }
 }
 
-/// The key ended before the answer did: the error of an [`UntilRevoked`].
+/// The key ended before the response did: the error of an [`UntilRevoked`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyRevoked;
 
 impl fmt::Display for KeyRevoked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the API key ended before the answer did")
+        f.write_str("the API key ended before the response was complete")
     }
 }
 
@@ -126,7 +126,7 @@ mod tests {
         record::{KeyId, KeyRecord, Known, Live, Origin},
     };
 
-    /// A key that ends when the test says so.
+    /// A key that the test can end.
     #[derive(Default)]
     struct Key(watch::Sender<bool>);
 
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(body.size_hint().exact(), Some(0));
     }
 
-    /// Never has anything, and holds something.
+    /// A body that is never ready and holds a resource.
     struct Waiting(#[expect(dead_code, reason = "held")] Arc<()>);
 
     impl Body for Waiting {

@@ -1,4 +1,4 @@
-//! WebSockets of axum that end when the key does.
+//! axum WebSockets that end when the key does.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use tokio::time::timeout;
 
 use crate::record::Consumer;
 
-/// The client's time to read why. One that has not by then is not going to, or reads nothing.
+/// How long the client has to read the close frame and close its side.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Runs `session` until it is over, or the key of `consumer` ends: revoked, switched off, deleted
-/// or expired, as soon as [`Consumer::revoked`] knows. Returns what the session does, `None` if the
-/// key ended first.
+/// Runs `session` until it completes or the key of `consumer` ends: revoked, switched off, deleted
+/// or expired, as soon as [`Consumer::revoked`] knows. Returns the session's result, or `None` if
+/// the key ended first.
 ///
 /// ```
 /// use axum::{Router, extract::ws::WebSocketUpgrade, response::Response, routing::any};
@@ -41,24 +41,24 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// # }
 /// ```
 ///
-/// When the key ends, the session is dropped wherever it waits: for a message, for a client that
-/// does not read, or for something else altogether. Tasks it has spawned are its own to end. The
-/// client is sent a close frame with code 1008, a violation of policy
-/// ([RFC 6455 §7.4.1](https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1)), which does not say
-/// whether the key is invalid or can no longer be checked: the answer to its next request does.
-/// The connection is gone when the client has closed its side, or after a second.
+/// When the key ends, the session is dropped wherever it awaits: a message, a client that does not
+/// read, or anything else. Tasks that it has spawned are not aborted. The client gets a close frame
+/// with code 1008, policy violation
+/// ([RFC 6455 §7.4.1](https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1)). It does not say
+/// whether the key is invalid or can no longer be checked: the response to the next request does.
+/// The connection closes once the client has closed its side, or after a second.
 pub async fn until_revoked<T>(
     mut socket: WebSocket,
     consumer: &Consumer,
     session: impl AsyncFnOnce(&mut WebSocket) -> T,
 ) -> Option<T> {
     tokio::select! {
-        // In this order, as a session that is always busy would never let the key have its turn.
+        // In this order: a session that is always ready would starve the key's end.
         biased;
         () = consumer.revoked() => {}
         result = session(&mut socket) => return Some(result),
     }
-    // Late or not, the connection ends here.
+    // The connection ends here even if the client has not closed its side.
     let _ = timeout(FAREWELL, close(&mut socket)).await;
     None
 }
@@ -66,8 +66,8 @@ pub async fn until_revoked<T>(
 async fn close(socket: &mut WebSocket) {
     let reason = Utf8Bytes::from_static("authorization ended");
     let frame = CloseFrame { code: close_code::POLICY, reason };
-    // If the session was closing already, the client has its frame.
+    // Fails if the session has already sent a close frame, which is enough.
     let _ = socket.send(Message::Close(Some(frame))).await;
-    // A connection closed with something unread is reset, and the client might lose the frame.
+    // Closing a socket with unread data resets the connection, and the client may lose the frame.
     while let Some(Ok(_)) = socket.recv().await {}
 }

@@ -1,4 +1,4 @@
-//! What no single item can say: what its parts promise together.
+//! The guide: guarantees that involve several parts of the library, each with its tests.
 
 #[doc = include_str!("bounds.md")]
 pub mod bounds {}

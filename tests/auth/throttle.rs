@@ -703,7 +703,7 @@ async fn a_client_hears_how_long_to_wait_in_whole_seconds_and_nothing_else() {
                  \"title\":\"Request not satisfied due to detection of abnormal request pattern\",\
                  \"status\":429,\
                  \"detail\":\"Too many unknown API keys came from your network. If yours is valid, \
-                 keep it and try again after as many seconds as `Retry-After` says.\",\
+                 keep it and retry after the number of seconds in `Retry-After`.\",\
                  \"code\":\"too_many_failures\"}}"
             )
         );

@@ -441,7 +441,7 @@ async fn mistakes_are_named_with_an_example() {
         ("plan set pro", "LIMIT"),
         ("plan set pro many", "600/min"),
         ("plan set pro 1/s 2/s", "1000/day"),
-        ("plan set pro 1/s unlimited", "\"unlimited\" goes with no other"),
+        ("plan set pro 1/s unlimited", "\"unlimited\" excludes other limits"),
         ("plan set a/b 1/s", "1 to 64 letters"),
         ("plan remove", "NAME"),
         ("issue --consumer acme --expires 1d --key-prefix sk-live", "sk_live_"),
@@ -538,7 +538,7 @@ async fn keys_that_the_application_refers_to_are_left_out_and_counted() {
             .await;
         let said = place.done("prune --ended-before 0s");
         assert!(said.err.contains("deleted 2 keys"), "{said:?}");
-        assert!(said.err.contains("1 keys that have ended are still there"), "{said:?}");
+        assert!(said.err.contains("1 ended keys were not deleted"), "{said:?}");
         let pruned = place.json("prune --ended-before 0s");
         assert_eq!((&pruned["keys"], &pruned["skipped"]), (&0.into(), &1.into()), "{pruned}");
         place.sql("delete from apps").await;

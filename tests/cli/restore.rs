@@ -360,10 +360,10 @@ async fn an_export_that_makes_no_sense_revokes_nothing_and_is_told_of() {
     let event = |action: &str| json!({ "id": 1, "at": "2026-01-01T00:00:00Z", "action": action, "key_id": key.id });
     for (input, complaint) in [
         (String::new(), "has no event"),
-        ("{}".to_owned(), "make no sense"),
+        ("{}".to_owned(), "cannot be read"),
         ("sk_live_secret".to_owned(), "api-key events --json"),
         (format!("{}\n{{\"id\":", event("revoked")), "api-key events --json"),
-        (event("frozen").to_string(), "1 events of the export make no sense"),
+        (event("frozen").to_string(), "1 events of the export cannot be read"),
         (json!({ "events": [], "invalid": [{}] }).to_string(), "1 events of the export"),
     ] {
         let (_, _, err) = place.run("reconcile - --yes", &input);

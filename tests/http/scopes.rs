@@ -90,7 +90,7 @@ async fn a_key_without_the_scope_gets_403_and_learns_which_it_needs() {
          vary: Authorization\n\
          \n\
          {\"type\":\"about:blank\",\"title\":\"Forbidden\",\"status\":403,\
-         \"detail\":\"The API key lacks a scope that this needs.\",\
+         \"detail\":\"The API key lacks a scope that this route requires.\",\
          \"code\":\"insufficient_scope\",\"scope\":\"export reports:read\"}"
     );
     let rejection = answer.rejection.unwrap();

@@ -70,7 +70,7 @@ mod denial {
              {\"type\":\"https://iana.org/assignments/http-problem-types#quota-exceeded\",\
              \"title\":\"Request cannot be satisfied as assigned quota has been exceeded\",\
              \"status\":429,\
-             \"detail\":\"Wait for as many seconds as `Retry-After` says.\",\
+             \"detail\":\"Retry after the number of seconds in `Retry-After`.\",\
              \"code\":\"rate_limit_exceeded\",\"violated-policies\":[\"minute\"]}"
         );
         assert_eq!(answer.challenge(), None);

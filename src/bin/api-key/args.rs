@@ -14,32 +14,32 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  failed: the database, a file, a stream
-  2  what was asked for makes no sense: an option, a line of an import
-  3  there is no such key, or plan
-  4  the key is in a state in which this cannot be done, or somebody else changed it
-  5  verify: the key is turned away
-  6  doctor: something is wrong with the database
+  2  invalid input: an option, a line of an import
+  3  no such key or plan
+  4  conflict: the key's state does not allow this, or another process changed the key
+  5  verify: the key is rejected
+  6  doctor: the database has a problem
 
 Environment:
   DATABASE_URL    the database, as --database-url
   API_KEY_PREFIX  the prefix of new keys, as --key-prefix
-  NO_COLOR        no colours, on a terminal either
+  NO_COLOR        disables colours, even on a terminal
 
-Both variables are also read from a file .env in this folder or one above it. What is set
-in the environment wins.
+Variables are also read from a file .env in this folder or a parent folder. The environment
+takes precedence over the file.
 
-Streams: standard output has the answer, and of `issue` and `rotate` the key alone, once.
-Everything else is on standard error. With --json the answer is one JSON object in one line.
+Streams: the answer goes to standard output; for `issue` and `rotate` it is the key alone, once.
+Everything else goes to standard error. With --json the answer is one JSON object on one line.
 
-Times: a duration is written as 30d, 12h, 1w or \"90 days\", and a day has 24 hours. A date is
-written as 2026-12-31, which is its first instant, or as 2026-12-31T12:00Z. Both are in UTC.";
+Times: write a duration as 30d, 12h, 1w or \"90 days\"; a day has 24 hours. Write a date as
+2026-12-31, which is its first instant, or as 2026-12-31T12:00Z. Both are in UTC.";
 
 const FIRST_STEPS: &str = "\
 Issues, lists, changes, rotates, revokes, imports and verifies API keys.
 
-The keys are in PostgreSQL or in a file of SQLite, as hashes: nobody can read a key there, and a
-key that was lost cannot be shown again. Every change of a key is written down in the audit, in the
-same transaction: who, what, when, from where, why. Triggers write down what is changed in SQL.
+The database, PostgreSQL or a SQLite file, stores only hashes of keys: a key cannot be read from it,
+and a lost key cannot be shown again. Every change of a key is recorded in the audit, in the same
+transaction: who, what, when, from where, why. Triggers record changes made in SQL.
 
 The first key of a new installation:
 
@@ -54,7 +54,7 @@ The first key of a new installation:
     version,
     long_about = FIRST_STEPS,
     after_long_help = EXIT_CODES,
-    after_help = "`api-key --help` has exit codes, environment and how times are written.",
+    after_help = "`api-key --help` lists exit codes, environment variables and time formats.",
     max_term_width = 100
 )]
 pub(crate) struct Cli {
@@ -66,10 +66,10 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Bring the database's tables up to date
+    /// Create the database's tables or bring them up to date
     ///
-    /// Any number of processes may do so at once. When nothing is missing, nothing is locked. A file
-    /// of SQLite is made where there is none, by this command alone.
+    /// Any number of processes may do so at once. If the tables are up to date, nothing is locked.
+    /// Only this command creates a missing SQLite file.
     Migrate,
     Issue(Issue),
     List(list::List),
@@ -89,26 +89,26 @@ pub(crate) enum Command {
     Man,
 }
 
-/// The arguments of the program. Where they make no sense, the program ends here.
+/// Parses the program's arguments. Exits if they are invalid.
 pub(crate) fn parse() -> Cli {
     Cli::try_parse().unwrap_or_else(|error| {
         if !error.use_stderr() {
             error.exit();
         }
-        // The error shows what was given, which may be a key that somebody gave as an argument.
+        // The error quotes the arguments, one of which may be a key given by mistake.
         let mut text = error.render().ansi().to_string();
         let given = env::args()
             .skip(1)
             .flat_map(|argument| argument.split('=').map(str::to_owned).collect::<Vec<_>>());
         for secret in given.filter(|part| may_be_key(part)) {
-            text = text.replace(&secret, "[hidden: it may be a key]");
+            text = text.replace(&secret, "[hidden: may be a key]");
         }
         let _ = write!(anstream::stderr(), "{text}");
         process::exit(error.exit_code());
     })
 }
 
-/// Whether it is as long as keys are. Ids are not.
+/// Whether `part` is as long as a key and not an id.
 fn may_be_key(part: &str) -> bool {
     part.len() >= 20 && !part.starts_with("--") && part.parse::<KeyId>().is_err()
 }

@@ -12,40 +12,40 @@ use super::{
     values::{self, Limit},
 };
 
-/// Change a key: what is not given stays
+/// Change a key; options that are not given leave their setting as it is
 ///
-/// Services that listen for changes know within milliseconds.
+/// Services that listen for changes apply the change within milliseconds.
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("change").required(true).multiple(true))]
 pub(crate) struct Update {
     /// The id of the key
     id: KeyId,
 
-    /// What its owner calls it
+    /// Its name, chosen by its owner
     #[arg(long, group = "change")]
     name: Option<String>,
 
-    /// Take its name away
+    /// Remove its name
     #[arg(long, group = "change", conflicts_with = "name")]
     no_name: bool,
 
-    /// What it may do, instead of what it could do; may be repeated
+    /// A scope; all given scopes replace its present ones; may be repeated
     #[arg(long = "scope", value_name = "SCOPE", group = "change")]
     scopes: Vec<Scope>,
 
-    /// Take all of its scopes away
+    /// Remove all of its scopes
     #[arg(long, group = "change", conflicts_with = "scopes")]
     no_scopes: bool,
 
-    /// How often it may be used: 600/min, 1000/day:sliding, "unlimited"; may be repeated
+    /// A rate limit: 600/min, 1000/day:sliding, "unlimited"; may be repeated
     #[arg(long = "rate-limit", value_name = "LIMIT", value_parser = values::limit, group = "change")]
     rate_limits: Vec<Limit>,
 
-    /// Let the limits apply that its plan has, or the service for all
+    /// Remove its own limits: those of its plan apply, or else the service's default
     #[arg(long, group = "change", conflicts_with = "rate_limits")]
     default_rate_limits: bool,
 
-    /// The plan it is on: limits that many keys share
+    /// Its plan: limits that many keys share
     #[arg(long, value_name = "NAME", group = "change")]
     plan: Option<String>,
 
@@ -53,7 +53,7 @@ pub(crate) struct Update {
     #[arg(long, group = "change", conflicts_with = "plan")]
     no_plan: bool,
 
-    /// What the application wants to know of it: a JSON object
+    /// Data for the application: a JSON object
     #[arg(long, value_name = "JSON", value_parser = values::metadata, group = "change")]
     metadata: Option<Metadata>,
 
@@ -65,15 +65,15 @@ pub(crate) struct Update {
     #[arg(long, group = "change")]
     activate: bool,
 
-    /// Switch it off, which unlike a revocation can be undone
+    /// Switch it off; unlike a revocation, this can be undone
     #[arg(long, group = "change", conflicts_with = "activate")]
     deactivate: bool,
 
-    /// Only if it still has this version, as `show` said
+    /// Change it only if it still has this version, as printed by `show`
     #[arg(long, value_name = "VERSION")]
     if_version: Option<u64>,
 
-    /// Why, for the audit
+    /// The reason, for the audit
     #[arg(long)]
     reason: Option<String>,
 }

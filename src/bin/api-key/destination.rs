@@ -1,4 +1,4 @@
-//! Where a new key goes: once, and to nobody else.
+//! Where a new key is written, once.
 
 use std::{
     fs::{File, OpenOptions, remove_file},
@@ -17,31 +17,31 @@ use super::{failure::Failure, output};
 
 #[derive(Args, Debug)]
 pub(crate) struct Out {
-    /// Write the key into this new file, which only you may read, instead of to standard output
+    /// Write the key to this new file, readable only by you, instead of to standard output
     ///
-    /// With --json the whole answer goes there. The file is made before the key: where it cannot be,
-    /// or exists, no key is issued.
+    /// With --json the whole answer goes there. The file is created before the key: if it exists or
+    /// cannot be created, no key is issued.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
-/// What is written into the file beforehand, so that a disk that is full is found out in time. An
-/// answer is hardly longer.
+/// Written to the file beforehand, so that a full disk is noticed before a key is issued. Answers
+/// are rarely longer.
 const ROOM: &[u8] = &[b'\n'; 32 * 1024];
 
-/// A place that has been seen to be there.
+/// A destination that was checked to be writable.
 pub(crate) enum Destination {
     Stdout,
     File(File, PathBuf),
 }
 
 impl Out {
-    /// Makes ready for a key, before there is one.
+    /// Checks or creates the destination before a key is issued.
     pub(crate) fn prepare(&self) -> Result<Destination, Failure> {
         let Some(path) = &self.out else {
             if leads_nowhere() {
-                let problem = "standard output is closed or /dev/null, and nobody would see the \
-                    key: no key was issued. Leave it open, or give --out FILE";
+                let problem = "no key was issued: standard output is closed or /dev/null, where \
+                    the key would be lost. Leave it open, or give --out FILE";
                 return Err(Failure::new(problem));
             }
             return Ok(Destination::Stdout);
@@ -66,7 +66,7 @@ impl Out {
 }
 
 impl Destination {
-    /// Hands the key over. `answer` is the JSON of it all, without the key.
+    /// Writes the key. `answer` is the whole answer in JSON, without the key.
     pub(crate) fn hand_over(
         self,
         key: &ApiKey,
@@ -100,7 +100,7 @@ impl Destination {
         }
     }
 
-    /// There is no key to hand over.
+    /// Removes the file: no key was issued.
     pub(crate) fn abandon(self) {
         if let Self::File(_, path) = self {
             discard(&path);
@@ -109,18 +109,17 @@ impl Destination {
 }
 
 fn discard(path: &Path) {
-    // An empty file that stays is in the way of the next attempt, which says so.
+    // If the file stays, the next attempt reports that it exists.
     let _ = remove_file(path);
 }
 
 fn lost(id: KeyId, error: &io::Error) -> Failure {
-    let problem = format!("key {id} was issued, but could not be handed over");
-    let advice = format!("Nobody has it: `api-key revoke {id}`, and issue another one");
+    let problem = format!("key {id} was issued, but could not be written");
+    let advice = format!("The key is lost: run `api-key revoke {id}` and issue another one");
     Failure::new(problem).because(error).advise(&advice)
 }
 
-/// Whether standard output is `/dev/null`, which is also what a closed one becomes when a program
-/// starts.
+/// Whether standard output is `/dev/null`. Rust opens it in place of a closed stream at start.
 #[cfg(unix)]
 fn leads_nowhere() -> bool {
     use std::os::{fd::AsFd as _, unix::fs::MetadataExt as _};

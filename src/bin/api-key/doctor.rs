@@ -12,14 +12,14 @@ use super::{
     session::Store,
 };
 
-/// Say what is wrong with the database, and what to do
+/// Diagnose the database and say how to fix it
 ///
-/// Performs what a service does, in transactions that are rolled back, and checks the tables, their
-/// triggers and indexes, the rights of this role and of others, row-level security, the search path,
-/// the clocks, whether notifications arrive, what a pooler in between does, and whether connections to
-/// another machine are in plain text. It changes nothing.
-/// Exit code 6 is a problem: keys are not let in, or changes of them go unnoticed. Warnings are 0:
-/// keys are let in, but something else does not work.
+/// Performs the operations of a service, in transactions that are rolled back, and checks the
+/// tables, their triggers and indexes, the rights of this role and of others, row-level security,
+/// the search path, the clocks, the delivery of notifications, the effects of a connection pooler,
+/// and whether connections to another machine are in plain text. It changes nothing.
+/// Exit code 6 is a problem: keys are not admitted, or changes of them go unnoticed. With warnings
+/// alone it is 0: keys are admitted, but something else does not work.
 #[derive(Args, Debug)]
 pub(crate) struct Doctor {}
 

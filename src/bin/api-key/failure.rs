@@ -5,7 +5,7 @@ use tower_api_key::{
     store::{StoreError, StoreErrorKind},
 };
 
-/// Why a command ends early: one line for whoever called it, and an exit code.
+/// Why a command failed: a one-line message and an exit code.
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: u8,
@@ -24,22 +24,22 @@ impl Failure {
         Self { code: 1, message: message.into() }
     }
 
-    /// What was asked for makes no sense.
+    /// The input is invalid.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self { code: USAGE, message: message.into() }
     }
 
-    /// What it was asked for is not there.
+    /// There is no such key or plan.
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
         Self { code: NOT_FOUND, message: message.into() }
     }
 
-    /// Adds what caused it, and what caused that.
+    /// Appends the error's text and those of its sources.
     pub(crate) fn because(mut self, error: &(dyn Error + 'static)) -> Self {
         let mut cause = Some(error);
         while let Some(error) = cause {
             let text = error.to_string();
-            // Some errors repeat their source.
+            // Some errors include the text of their source.
             if !self.message.ends_with(&text) {
                 self.message = format!("{}: {text}", self.message);
             }
@@ -48,16 +48,16 @@ impl Failure {
         self
     }
 
-    /// Says what to do.
+    /// Appends what to do.
     pub(crate) fn advise(self, advice: &str) -> Self {
         Self { message: format!("{}. {advice}", self.message), ..self }
     }
 
     pub(crate) fn report(&self) -> ExitCode {
-        // One line, whatever a database put into its message.
+        // Messages of a database may span lines.
         let message = self.message.replace(['\n', '\r'], " ");
         let style = anstyle::AnsiColor::Red.on_default().bold();
-        // Where standard error is gone there is nobody to tell.
+        // If standard error is closed, the message is lost.
         let _ = writeln!(anstream::stderr(), "{style}api-key:{style:#} {message}");
         ExitCode::from(self.code)
     }
@@ -83,15 +83,15 @@ impl From<ManageError> for Failure {
         let failure = Self { code, message };
         match error.source() {
             Some(source) if code == 1 => failure.because(source).advise(
-                "`api-key doctor` says what is wrong with the database, `api-key migrate` brings \
-                its tables up to date",
+                "`api-key doctor` diagnoses the database, `api-key migrate` brings its tables up \
+                to date",
             ),
             _ => failure,
         }
     }
 }
 
-/// The option that a field of a request comes from.
+/// The option that sets a field.
 fn option(field: &str) -> Option<&'static str> {
     Some(match field {
         "consumer_id" => "--consumer",
@@ -113,10 +113,10 @@ fn option(field: &str) -> Option<&'static str> {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let advice = match error.kind() {
-            StoreErrorKind::Unavailable => "Is the database running, and --database-url its URL?",
-            StoreErrorKind::Overloaded => "Other sessions have too much under way; try again",
-            StoreErrorKind::Migration => "Nothing was changed; it may be tried again",
-            _ => "`api-key doctor` says more",
+            StoreErrorKind::Unavailable => "Is the database running, and is --database-url right?",
+            StoreErrorKind::Overloaded => "The database is busy with other sessions; try again",
+            StoreErrorKind::Migration => "Nothing was changed; try again",
+            _ => "Run `api-key doctor` for details",
         };
         Self::new("the database").because(&error).advise(advice)
     }

@@ -17,15 +17,15 @@ use super::{
 
 /// Issue a key
 ///
-/// The key is written to standard output, once; only its hash is stored. Its id is on standard
-/// error, or with --json in the answer:
+/// The key is written to standard output, once; only its hash is stored. Its id is written to
+/// standard error, or with --json is part of the answer:
 ///
 ///   api-key issue --consumer acme --name ci --scope orders:read --expires 30d
 ///   api-key issue --consumer acme --expires never --out acme.key
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Issue {
-    /// Whom the key stands for
+    /// The consumer that the key belongs to
     #[arg(long, value_name = "ID")]
     consumer: String,
 
@@ -34,17 +34,17 @@ pub(crate) struct Issue {
 
     /// When it stops working: 30d, 2026-12-31, "never"
     ///
-    /// There is no default: a key that never expires is a decision. 30 to 90 days suit a service, a
-    /// day a build.
+    /// There is no default, so that a key that never expires is a deliberate choice. 30 to 90 days
+    /// suit a service, a day suits a build.
     #[arg(long, value_name = "WHEN", value_parser = values::expiry)]
     expires: Expiry,
 
-    /// What the key begins with
+    /// The prefix of the key
     #[arg(long, value_name = "PREFIX", env = "API_KEY_PREFIX", default_value = "sk_live_",
         value_parser = values::format)]
     key_prefix: KeyFormat,
 
-    /// Why, for the audit
+    /// The reason, for the audit
     #[arg(long)]
     reason: Option<String>,
 
@@ -52,33 +52,33 @@ pub(crate) struct Issue {
     out: Out,
 }
 
-/// What a new key shall be, but for whose it is and how long.
+/// The properties of a new key other than its consumer and expiry.
 #[derive(Args, Debug)]
 #[group(id = "description")]
 pub(crate) struct Description {
-    /// What its owner calls it
+    /// Its name, chosen by its owner
     #[arg(long)]
     name: Option<String>,
 
-    /// What it may do, such as orders:read; may be repeated
+    /// A scope, such as orders:read; may be repeated
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<Scope>,
 
-    /// How often it may be used: 600/min, 10/s, 600/min:20 for 20 at once, 1000/day:sliding or :strict
-    /// for never more in any day, 50000/day:per-consumer for all keys of the consumer together,
-    /// "unlimited"; may be repeated [default: its plan alone, or what the service has for all]
+    /// A rate limit: 600/min, 10/s, 600/min:20 for a burst of 20, 1000/day:sliding or :strict for
+    /// never more in any day, 50000/day:per-consumer for all keys of the consumer together,
+    /// "unlimited"; may be repeated [default: those of its plan, or else the service's default]
     #[arg(long = "rate-limit", value_name = "LIMIT", value_parser = values::limit)]
     rate_limits: Vec<Limit>,
 
-    /// The plan it is on: limits that many keys share, see `api-key plan --help`
+    /// Its plan: limits that many keys share, see `api-key plan --help`
     #[arg(long, value_name = "NAME")]
     plan: Option<String>,
 
-    /// What the application wants to know of it: a JSON object
+    /// Data for the application: a JSON object
     #[arg(long, value_name = "JSON", value_parser = values::metadata)]
     metadata: Option<Metadata>,
 
-    /// When it begins to work: a date, or so long from now [default: at once]
+    /// When it starts to work: a date, or a duration from now [default: at once]
     #[arg(long, value_name = "WHEN", value_parser = values::future)]
     not_before: Option<SystemTime>,
 

@@ -9,41 +9,41 @@ use tower_api_key::{
 
 use super::{failure::Failure, output, session::Session, values};
 
-/// List keys, the newest first
+/// List keys, newest first
 ///
-/// With --json the answer is {"keys": [...], "next": ...}, where `next` is an id for --after, or null
-/// on the last page.
+/// With --json the answer is {"keys": [...], "next": ...}, where `next` is an id for --after, or
+/// null on the last page.
 #[derive(Args, Debug)]
 pub(crate) struct List {
-    /// Of this consumer
+    /// Only keys of this consumer
     #[arg(long, value_name = "ID")]
     consumer: Option<String>,
 
-    /// In this state: active, inactive, not-yet-active, expired, revoked
+    /// Only keys in this state: active, inactive, not-yet-active, expired, revoked
     #[arg(long, value_name = "STATE", value_parser = values::status)]
     status: Option<KeyStatus>,
 
-    /// With this scope
+    /// Only keys with this scope
     #[arg(long)]
     scope: Option<Scope>,
 
-    /// With exactly this prefix
+    /// Only keys with exactly this prefix
     #[arg(long)]
     prefix: Option<String>,
 
-    /// Issued, and if ever last used, before a date or so long ago: 90d
+    /// Only keys issued, and last used if ever, before a date or a duration ago: 90d
     #[arg(long, value_name = "WHEN", value_parser = values::past)]
     unused_since: Option<SystemTime>,
 
-    /// Expiring before a date, or within so long: 14d
+    /// Only keys that expire before a date, or within a duration: 14d
     #[arg(long, value_name = "WHEN", value_parser = values::future)]
     expires_before: Option<SystemTime>,
 
-    /// After this key, the `next` of an earlier page
+    /// Start after this key, the `next` of an earlier page
     #[arg(long, value_name = "ID")]
     after: Option<KeyId>,
 
-    /// At most so many, from 1 to 1000
+    /// The maximum number of keys, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: usize,
 }
@@ -51,30 +51,30 @@ pub(crate) struct List {
 /// Show a key
 #[derive(Args, Debug)]
 pub(crate) struct Show {
-    /// Its id
+    /// The id of the key
     id: KeyId,
 }
 
-/// Show the audit: who did what to which key or plan, when and why, the newest first
+/// Show the audit, newest first: who did what to which key or plan, when and why
 ///
-/// A denied attempt is a line of the key that tried it; CHANGES has what it was aimed at. WHO is
-/// `sql:` and a user of the database for what was changed in SQL.
+/// A denied attempt is listed under the key that made it; CHANGES names its target. For changes
+/// made in SQL, WHO is `sql:` and the database user.
 ///
 /// With --json the answer is {"events": [...], "next": ...}, where `next` is a number for --after.
 #[derive(Args, Debug)]
 pub(crate) struct Events {
-    /// Of the key with this id [default: of all]
+    /// Only events of the key with this id [default: all keys]
     id: Option<KeyId>,
 
-    /// Of keys of this consumer
+    /// Only events of keys of this consumer
     #[arg(long, value_name = "ID")]
     consumer: Option<String>,
 
-    /// After this event, the `next` of an earlier page
+    /// Start after this event, the `next` of an earlier page
     #[arg(long, value_name = "NUMBER")]
     after: Option<u64>,
 
-    /// At most so many, from 1 to 1000
+    /// The maximum number of events, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: usize,
 }
@@ -110,12 +110,12 @@ pub(crate) async fn keys(list: List, session: &Session) -> Result<(), Failure> {
         ["ID", "CONSUMER", "NAME", "KEY", "STATE", "SCOPES", "PLAN", "EXPIRES", "LAST USED"];
     output::line(&output::table(&headings, rows))?;
     if let Some(next) = next {
-        output::note(&format!("there are more: --after {next}"));
+        output::note(&format!("more keys: --after {next}"));
     }
     Ok(())
 }
 
-/// As many keys as are asked for, where there are: a page of a store may have fewer.
+/// Collects pages until the limit is reached: a store's page may be shorter than the limit.
 async fn pages(mut query: KeyQuery, session: &Session) -> Result<KeyPage, Failure> {
     let issuer = session.issuer()?;
     let wanted = query.limit;
@@ -133,7 +133,7 @@ async fn pages(mut query: KeyQuery, session: &Session) -> Result<KeyPage, Failur
     }
 }
 
-/// As many events as are asked for: a page of a store ends where it is too long.
+/// Collects pages until the limit is reached: a store's page may be shorter than the limit.
 async fn event_pages(mut query: EventQuery, session: &Session) -> Result<EventPage, Failure> {
     let issuer = session.issuer()?;
     let wanted = query.limit;
@@ -205,7 +205,7 @@ pub(crate) async fn events(events: Events, session: &Session) -> Result<(), Fail
     let headings = ["AT", "ACTION", "KEY", "WHO", "FROM", "WHY", "CHANGES"];
     output::line(&output::table(&headings, rows))?;
     if let Some(next) = page.next {
-        output::note(&format!("there are more: --after {next}"));
+        output::note(&format!("more events: --after {next}"));
     }
     Ok(())
 }

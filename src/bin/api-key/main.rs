@@ -47,7 +47,7 @@ fn on_a_store(cli: Cli) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::new("the program could not be started").because(&error))?;
+        .map_err(|error| Failure::new("the runtime could not be started").because(&error))?;
     runtime.block_on(async {
         let Cli { global, command } = cli;
         if let Command::Doctor(doctor) = &command {

@@ -1,4 +1,4 @@
-//! The manual in other forms, from the same definitions.
+//! Shell completions and the man page, generated from the definitions of the arguments.
 
 use std::{
     io::{self, Write as _},
@@ -19,7 +19,7 @@ use super::{failure::Failure, output};
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Completions {
-    /// Which
+    /// The shell
     shell: Shell,
 }
 
@@ -32,7 +32,7 @@ pub(crate) fn completions(
     print(&script)
 }
 
-/// One page: the program, and a section for each command.
+/// Prints one page: the program, and a section for each command.
 pub(crate) fn man(mut command: Command) -> Result<ExitCode, Failure> {
     command.build();
     let mut page = Vec::new();

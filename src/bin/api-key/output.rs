@@ -15,17 +15,17 @@ use tower_api_key::{
 
 use super::{failure::Failure, values::status_name};
 
-/// Writes a line of the answer.
+/// Writes a line to standard output.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
     let mut stdout = anstream::stdout().lock();
     writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(|error| unwritten(&error))
 }
 
 pub(crate) fn unwritten(error: &io::Error) -> Failure {
-    Failure::new("standard output cannot be written").because(error)
+    Failure::new("cannot write to standard output").because(error)
 }
 
-/// Says something beside the answer. Where standard error is gone there is nobody to tell.
+/// Writes a line to standard error. If that is closed, the message is lost.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(anstream::stderr(), "{text}");
 }
@@ -35,7 +35,7 @@ pub(crate) fn warn(text: &str) {
     note(&format!("{style}warning:{style:#} {text}"));
 }
 
-/// A record as it is printed: all but the hash, which is of no use to people.
+/// A record as JSON, without the hash.
 pub(crate) fn record(record: &KeyRecord) -> Value {
     json!({
         "id": record.id.to_string(),
@@ -61,17 +61,17 @@ pub(crate) fn record(record: &KeyRecord) -> Value {
     })
 }
 
-/// What is stored as JSON; as a string where it cannot be read as such.
+/// A stored JSON text as a value; as a string if it cannot be parsed.
 fn json_or_text(json: &str) -> Value {
     serde_json::from_str(json).unwrap_or_else(|_| json.into())
 }
 
-/// A row that is shown as it is, as it cannot be read.
+/// A row that cannot be read as a record, as it is stored.
 pub(crate) fn invalid(row: &InvalidRow) -> Value {
     json!({ "id": row.id, "problem": row.problem, "values": row.values })
 }
 
-/// Says of each of these what is wrong, where a table has no place for them.
+/// Warns of rows that a table leaves out.
 pub(crate) fn warn_of_invalid(rows: &[InvalidRow]) {
     for row in rows {
         warn(&format!("left out of the table: {}; --json shows the row", printable(&row.problem)));
@@ -105,13 +105,13 @@ pub(crate) fn event(event: &KeyEvent) -> Value {
     })
 }
 
-/// For people: the second it is in, in UTC.
+/// A time for display: whole seconds, in UTC.
 pub(crate) fn time(at: SystemTime) -> String {
     let second = Timestamp::try_from(at).and_then(|at| Timestamp::from_second(at.as_second()));
-    second.map_or_else(|_| "beyond all time".to_owned(), |at| at.to_string())
+    second.map_or_else(|_| "out of range".to_owned(), |at| at.to_string())
 }
 
-/// For programs: as exact as it is known.
+/// A time for programs, in full precision.
 fn exact(at: SystemTime) -> Option<String> {
     Timestamp::try_from(at).ok().map(|at| at.to_string())
 }
@@ -125,7 +125,7 @@ pub(crate) fn scopes(scopes: &Scopes) -> String {
     if scopes.is_empty() { "-".to_owned() } else { scopes.join(" ") }
 }
 
-/// Services may define plans of their own.
+/// The plan and its limits. A plan missing in the database may be defined by the service.
 fn plan_of(record: &KeyRecord) -> String {
     match (&record.plan, &record.plan_limits) {
         (None, _) => "-".to_owned(),
@@ -161,12 +161,12 @@ fn quota(quota: &Quota) -> String {
     text
 }
 
-/// Colours are taken away again where the stream is no terminal.
+/// Styles a text. `anstream` strips the style if the stream is not a terminal.
 pub(crate) fn painted(text: &str, style: Style) -> String {
     format!("{style}{text}{style:#}")
 }
 
-/// Rows under headings, or of a name and a value each where there are none.
+/// Rows under headings, or rows of a name and a value if `headings` is empty.
 pub(crate) fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING);
@@ -179,12 +179,12 @@ pub(crate) fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String
     table.trim_fmt()
 }
 
-/// What others stored may hold what moves a terminal's cursor.
+/// Replaces control characters: stored text could contain terminal escape sequences.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// All of a key, line by line.
+/// All properties of a key, one per line.
 pub(crate) fn details(key: &ListedKey) -> String {
     let record = &key.record;
     let row = |name: &str, value: String| vec![name.to_owned(), value];
@@ -220,7 +220,7 @@ pub(crate) fn details(key: &ListedKey) -> String {
     table(&[], rows)
 }
 
-/// What a key is known by.
+/// The prefix and the last characters of a key.
 pub(crate) fn hint(record: &KeyRecord) -> String {
     format!("{}…{}", record.key_prefix, record.key_last4)
 }

@@ -14,9 +14,9 @@ use super::{
 
 /// Define plans: limits that many keys share
 ///
-/// A key is put on a plan with --plan of `issue`, `import` and `update`. It has the limits of its plan
-/// and those of its own; of two for the same window, its own. Services that listen for changes heed
-/// a changed plan within a second.
+/// Put a key on a plan with --plan of `issue`, `import` and `update`. A key has the limits of its
+/// plan and its own; of two limits with the same name, its own applies. Services that listen for
+/// changes apply a changed plan within a second.
 #[derive(Args, Debug)]
 pub(crate) struct Plan {
     #[command(subcommand)]
@@ -39,7 +39,7 @@ struct Set {
     /// Its name: letters, digits, `-`, `_` and `.`
     name: String,
 
-    /// How often each of its keys may be used: 600/min, 10/s, 600/min:20 for 20 at once,
+    /// A rate limit of each of its keys: 600/min, 10/s, 600/min:20 for a burst of 20,
     /// 1000/day:sliding or :strict for never more in any day, 50000/day:per-consumer for all keys of
     /// a consumer together, "unlimited"
     #[arg(required = true, value_name = "LIMIT", value_parser = values::limit)]
@@ -48,14 +48,14 @@ struct Set {
 
 /// List plans
 ///
-/// With --json the answer is {"plans": [...]}. Those that services define themselves are not among
-/// them.
+/// With --json the answer is {"plans": [...]}. Plans that services define in code are not listed.
 #[derive(Args, Debug)]
 struct List {}
 
 /// Remove a plan
 ///
-/// Keys go on naming it: they have the limits that the service itself defines for it, if any.
+/// Its keys keep its name: they get the limits that the service defines for this plan in code, if
+/// any.
 #[derive(Args, Debug)]
 struct Remove {
     /// Its name
@@ -92,12 +92,12 @@ async fn list(session: &Session) -> Result<(), Failure> {
 
 async fn remove(remove: &Remove, session: &Session) -> Result<(), Failure> {
     if !session.issuer()?.remove_plan(&remove.name).await? {
-        return Err(Failure::not_found("there is no such plan"));
+        return Err(Failure::not_found("no such plan"));
     }
     if session.global.json {
         return output::line(r#"{"removed":true}"#);
     }
-    output::note(&format!("removed the plan {}", remove.name));
+    output::note(&format!("removed plan {}", remove.name));
     Ok(())
 }
 
@@ -105,7 +105,7 @@ fn as_json(name: &str, limits: &RateLimits) -> serde_json::Value {
     json!({ "name": name, "rate_limits": limits })
 }
 
-/// Its name is no option here.
+/// Reports errors without an option: the plan's name is a positional argument here.
 fn failed(error: ManageError) -> Failure {
     match error.kind() {
         ManageErrorKind::Invalid => Failure::usage(error.detail()),

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output;
 
-/// Tells how far it is: on a terminal as a bar, else as a line now and then.
+/// Reports progress: on a terminal as a bar, otherwise as a line every 100,000 keys.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     keys: Cell<u64>,
@@ -15,11 +15,11 @@ pub(crate) struct Progress {
     verb: &'static str,
 }
 
-/// So many keys a line.
+/// Keys per line of progress.
 const STEP: u64 = 100_000;
 
 impl Progress {
-    /// `len` are the bytes there are, where that is known.
+    /// `len` is the total number of bytes, if known.
     pub(crate) fn begin(len: Option<u64>, verb: &'static str) -> Self {
         let bar = io::stderr().is_terminal().then(|| match len {
             Some(len) => {
@@ -31,12 +31,12 @@ impl Progress {
         Self { bar, keys: Cell::new(0), told: Cell::new(0), verb }
     }
 
-    /// So many more keys.
+    /// Adds `keys` to the count.
     pub(crate) fn add(&self, keys: u64) {
         self.set(self.keys.get() + keys, 0);
     }
 
-    /// So many keys in all, and so many bytes.
+    /// Sets the total number of keys, and of bytes read.
     pub(crate) fn set(&self, keys: u64, offset: u64) {
         self.keys.set(keys);
         let message = format!("{keys} keys {}", self.verb);

@@ -5,22 +5,22 @@ use serde_json::json;
 
 use super::{failure::Failure, output, progress::Progress, session::Session, values};
 
-/// So many keys are deleted in one transaction, which others wait for.
+/// Keys per transaction. Small, because other transactions wait for its locks.
 const BATCH: usize = 500;
 
 /// Delete keys that ended long ago
 ///
-/// Keys that were revoked or expired before a date are deleted in small batches, and what hangs on
-/// them. The audit stays. Interrupted, it can be begun again.
+/// Deletes keys that were revoked or expired before a date, with their dependent rows, in small
+/// batches. The audit stays. If interrupted, run it again.
 ///
-/// Keys that the database refuses to delete, as rows of the application refer to them by a foreign key,
-/// are left out and counted.
+/// Keys that the database refuses to delete, because rows of the application refer to them by a
+/// foreign key, are skipped and counted.
 ///
-/// A key that was pruned is unknown: if its hash is imported again it works again, revoked or not.
-/// So keep keys for as long as an old list of them may be imported.
+/// A pruned key is unknown: if its hash is imported again, the key works again, even if it was
+/// revoked. So keep ended keys for as long as an old list of keys may be imported.
 #[derive(Args, Debug)]
 pub(crate) struct Prune {
-    /// Keys that were revoked or expired before a date, or so long ago: 90d
+    /// Keys that were revoked or expired before a date, or a duration ago: 90d
     #[arg(long, value_name = "WHEN", value_parser = values::past)]
     ended_before: SystemTime,
 }
@@ -45,11 +45,11 @@ pub(crate) async fn run(prune: Prune, session: &Session) -> Result<(), Failure> 
         let pruned = json!({ "keys": keys, "leftovers": leftovers, "skipped": skipped });
         return output::line(&pruned.to_string());
     }
-    output::note(&format!("deleted {keys} keys, and {leftovers} rows that hung on such"));
+    output::note(&format!("deleted {keys} keys and {leftovers} leftover rows of keys"));
     if skipped > 0 {
         output::warn(&format!(
-            "{skipped} keys that have ended are still there: the database refuses to delete them, \
-            most often as rows of the application refer to them by a foreign key. They are not accepted"
+            "{skipped} ended keys were not deleted: the database refuses it, most often because \
+            rows of the application refer to them by a foreign key. They remain rejected"
         ));
     }
     Ok(())

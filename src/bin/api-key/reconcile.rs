@@ -16,22 +16,22 @@ use super::{failure::Failure, output, revoke::confirm, session::Session};
 
 /// Revoke again what an exported audit says was revoked
 ///
-/// For a database that was restored to an earlier time, in which keys that were revoked since are live
-/// again. FILE has what `events --json` printed before, in any order and as many pages as there are, or
-/// one event in each line:
+/// For a database that was restored to an earlier time, where keys that were revoked since work
+/// again. FILE is the earlier output of `events --json`, any number of pages in any order, or one
+/// event per line:
 ///
 ///   api-key reconcile audit.jsonl --dry-run
 ///   api-key reconcile audit.jsonl --yes
 ///
-/// It deletes nothing and changes nothing else. Keys that differ from the audit in what they may do are
-/// named. It may be repeated: a key that is revoked stays as it is.
+/// It deletes nothing and changes nothing else. It reports keys that differ from the audit in what
+/// they may do. It may be repeated: revoked keys stay as they are.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Reconcile {
-    /// The export; `-` is standard input
+    /// The export, or - for standard input
     file: String,
 
-    /// Say what would be done, and do nothing
+    /// Print what would be done, without doing it
     #[arg(long)]
     dry_run: bool,
 
@@ -46,7 +46,7 @@ pub(crate) async fn run(reconcile: Reconcile, session: &Session) -> Result<(), F
     let keys = if reconcile.dry_run {
         issuer.compare(&export.history).await?
     } else {
-        let which = format!("all keys that {} says were revoked", reconcile.file);
+        let which = format!("all keys that were revoked according to {}", reconcile.file);
         confirm(&which, reconcile.yes)?;
         issuer.reconcile(&export.history).await?
     };
@@ -59,20 +59,20 @@ pub(crate) async fn run(reconcile: Reconcile, session: &Session) -> Result<(), F
         let revoked = count(&keys, &ReconcileOutcome::Revoked);
         let verb = if reconcile.dry_run { "would revoke" } else { "revoked" };
         let known = export.history.len();
-        output::note(&format!("{verb} {revoked} keys of {known} that the audit tells of"));
+        output::note(&format!("{verb} {revoked} of {known} keys in the exported audit"));
     }
     if export.invalid > 0 {
         output::warn(&format!(
-            "{} events of the export make no sense to this version of api-key, and may be revocations: \
-            use the version that exported them, or look at them",
+            "{} events of the export cannot be read by this version of api-key and may be \
+            revocations: use the version that exported them, or inspect them",
             export.invalid
         ));
     }
     let skipped = count(&keys, &ReconcileOutcome::Skipped);
     if skipped > 0 {
         return Err(Failure::new(format!(
-            "{skipped} keys are not revoked, as a constraint or trigger of the database refuses it, or as \
-            their rows cannot be read; `api-key revoke ID` says why"
+            "{skipped} keys are not revoked: a constraint or trigger of the database refuses it, \
+            or their rows cannot be read; `api-key revoke ID` says why"
         )));
     }
     Ok(())
@@ -86,11 +86,11 @@ fn text(outcome: &ReconcileOutcome, is_dry_run: bool) -> String {
     match outcome {
         ReconcileOutcome::Revoked if is_dry_run => "would be revoked".to_owned(),
         ReconcileOutcome::AlreadyRevoked => "already revoked".to_owned(),
-        ReconcileOutcome::Deleted => "was deleted, and is there: left as it is".to_owned(),
+        ReconcileOutcome::Deleted => "was deleted, exists again: unchanged".to_owned(),
         ReconcileOutcome::Differs(fields) => {
-            format!("differs in {}: left as it is", fields.join(", "))
+            format!("differs in {}: unchanged", fields.join(", "))
         }
-        ReconcileOutcome::Missing => "missing: refused as unknown".to_owned(),
+        ReconcileOutcome::Missing => "missing: rejected as unknown".to_owned(),
         other => other.as_str().to_owned(),
     }
 }
@@ -119,7 +119,7 @@ fn as_json(keys: &[ReconciledKey], export: &Export, is_dry_run: bool) -> Value {
     })
 }
 
-/// What was read of a file.
+/// The contents of an exported file.
 struct Export {
     history: AuditHistory,
     /// Events that this version does not understand.
@@ -138,13 +138,13 @@ impl Export {
         for value in values.into_iter::<Map<String, Value>>() {
             let value = value.map_err(|error| {
                 let failure = if error.is_io() { Failure::new(name) } else { Failure::usage(name) };
-                failure.because(&error).advise("Give what `api-key events --json` printed")
+                failure.because(&error).advise("Give output of `api-key events --json`")
             })?;
             export.add(&value);
         }
         if export.history.is_empty() && export.invalid == 0 {
             let problem = format!("{name} has no event of a key");
-            return Err(Failure::usage(problem).advise("Give what `api-key events --json` printed"));
+            return Err(Failure::usage(problem).advise("Give output of `api-key events --json`"));
         }
         Ok(export)
     }

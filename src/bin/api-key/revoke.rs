@@ -9,14 +9,14 @@ use tower_api_key::{manage::RevocationFilter, record::KeyId};
 
 use super::{failure::Failure, output, session::Session, values};
 
-/// Revoke a key, or many, for good
+/// Revoke one or many keys, permanently
 ///
 ///   api-key revoke ID --reason leaked
 ///   api-key revoke --consumer acme --yes
 ///   api-key revoke --created-before 2026-11-28T12:00Z --used-since 2026-11-28T14:00Z --dry-run
 ///
-/// With several conditions, a key has to match all of them. A revocation cannot be undone: the
-/// database refuses it. `update --deactivate` can.
+/// With several conditions, a key must match all of them. A revocation cannot be undone: the
+/// database refuses it. To switch a key off temporarily, use `update --deactivate`.
 #[derive(Args, Debug)]
 #[command(
     verbatim_doc_comment,
@@ -36,23 +36,23 @@ pub(crate) struct Revoke {
     #[arg(long, groups = ["which", "many"])]
     prefix: Option<String>,
 
-    /// All keys that were issued or imported before a date, or so long ago: 30d
+    /// All keys that were issued or imported before a date, or a duration ago: 30d
     ///
-    /// After a backup was restored: the time of the backup.
+    /// After restoring a backup, give the time of the backup.
     #[arg(long, value_name = "WHEN", value_parser = values::past, groups = ["which", "many"])]
     created_before: Option<SystemTime>,
 
-    /// All keys whose last use is at this date, or so long ago, or later: 2h
+    /// All keys last used at or after a date, or a duration ago: 2h
     ///
-    /// Services record uses with a delay, of ten seconds by default.
+    /// Services record uses with a delay, ten seconds by default.
     #[arg(long, value_name = "WHEN", value_parser = values::past, groups = ["which", "many"])]
     used_since: Option<SystemTime>,
 
-    /// Say which keys would be revoked, and revoke none
+    /// Print the keys that would be revoked, without revoking them
     #[arg(long, requires = "many", conflicts_with = "id")]
     dry_run: bool,
 
-    /// Why, for the audit
+    /// The reason, for the audit
     #[arg(long)]
     reason: Option<String>,
 
@@ -70,7 +70,7 @@ pub(crate) async fn run(revoke: Revoke, session: &Session) -> Result<(), Failure
             return output::line(&output::record(&record).to_string());
         }
         let at = output::maybe_time(record.revoked_at, "now");
-        output::note(&format!("{id} is revoked since {at}"));
+        output::note(&format!("{id} revoked at {at}"));
         return Ok(());
     }
     let filter = revoke.filter();
@@ -79,7 +79,7 @@ pub(crate) async fn run(revoke: Revoke, session: &Session) -> Result<(), Failure
     }
     confirm(&revoke.which(), revoke.yes)?;
     let revoked = match (&revoke.consumer, &revoke.prefix) {
-        // Rows that cannot be read are revoked, too, or said to be skipped.
+        // Unlike the others, these two also revoke rows that cannot be read, or report them.
         (Some(consumer), None) if filter == RevocationFilter::new().consumer_id(consumer) => {
             issuer.revoke_consumer(consumer, reason).await?
         }
@@ -97,8 +97,8 @@ pub(crate) async fn run(revoke: Revoke, session: &Session) -> Result<(), Failure
     if skipped > 0 {
         let ids: Vec<_> = revoked.skipped.iter().take(10).map(ToString::to_string).collect();
         return Err(Failure::new(format!(
-            "{skipped} keys are not revoked, as a constraint or trigger of the database refuses it, or \
-            as their rows cannot be read; `api-key revoke` says why: {}{}",
+            "{skipped} keys are not revoked: a constraint or trigger of the database refuses it, \
+            or their rows cannot be read; `api-key revoke` says why: {}{}",
             ids.join(", "),
             if skipped > ids.len() { ", …" } else { "" }
         )));
@@ -114,7 +114,7 @@ fn would_revoke(ids: &[KeyId], session: &Session) -> Result<(), Failure> {
     for id in &ids {
         output::line(id)?;
     }
-    output::note(&format!("would revoke {} keys; --yes in place of --dry-run does", ids.len()));
+    output::note(&format!("would revoke {} keys; give --yes in place of --dry-run", ids.len()));
     Ok(())
 }
 
@@ -128,7 +128,7 @@ impl Revoke {
         filter
     }
 
-    /// The keys that are to be revoked, for the question.
+    /// Describes the keys to revoke, for the confirmation.
     fn which(&self) -> String {
         let mut which = "all keys".to_owned();
         if let Some(consumer) = &self.consumer {
@@ -147,15 +147,15 @@ impl Revoke {
     }
 }
 
-/// Asks whether keys are to be revoked, unless `yes` says so.
+/// Asks for confirmation, unless `yes` is set.
 pub(crate) fn confirm(which: &str, yes: bool) -> Result<(), Failure> {
     if yes {
         return Ok(());
     }
     if !io::stdin().is_terminal() {
-        return Err(Failure::usage(format!("to revoke {which} for good, give --yes")));
+        return Err(Failure::usage(format!("to revoke {which} permanently, give --yes")));
     }
-    let _ = write!(io::stderr(), "Revoke {which} for good? [y/N] ");
+    let _ = write!(io::stderr(), "Permanently revoke {which}? [y/N] ");
     let mut answer = String::new();
     let read = io::stdin().lock().read_line(&mut answer);
     read.map_err(|error| Failure::new("standard input").because(&error))?;

@@ -10,28 +10,28 @@ use tower_api_key::{
 
 use super::{destination::Out, failure::Failure, output, session::Session, values};
 
-/// Issue a key to replace another one, which goes on working for a while
+/// Issue a key that replaces another one, which keeps working for a grace period
 ///
-/// The new key has the same consumer, name, scopes, limits and metadata, and lasts as long as the
-/// old one was meant to. It is written to standard output, once.
+/// The new key has the same consumer, name, scopes, limits and metadata as the old one, and the
+/// same lifetime from issue to expiry. It is written to standard output, once.
 #[derive(Args, Debug)]
 pub(crate) struct Rotate {
-    /// The id of the key that is replaced
+    /// The id of the key to replace
     id: KeyId,
 
-    /// How long the old key goes on working, but never past its own expiry; 0s ends it at once
+    /// How long the old key keeps working, but never past its own expiry; 0s ends it at once
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = values::duration)]
     grace: Duration,
 
-    /// When the new key expires [default: it lasts as long as the old one was meant to]
+    /// When the new key expires [default: after the same lifetime as the old one]
     #[arg(long, value_name = "WHEN", value_parser = values::expiry)]
     expires: Option<Expiry>,
 
-    /// What the new key begins with [default: as the old one]
+    /// The prefix of the new key [default: that of the old one]
     #[arg(long, value_name = "PREFIX", value_parser = values::format)]
     key_prefix: Option<KeyFormat>,
 
-    /// Why, for the audit
+    /// The reason, for the audit
     #[arg(long)]
     reason: Option<String>,
 
@@ -75,15 +75,14 @@ pub(crate) async fn run(rotate: Rotate, session: &Session) -> Result<(), Failure
     Ok(())
 }
 
-/// The format of a key that was issued here. One that was imported may have no prefix that new keys
-/// can have.
+/// The format for a successor. An imported key may have a prefix that issued keys cannot have.
 fn format_of(record: &KeyRecord) -> Result<KeyFormat, Failure> {
     if let Ok(format) = KeyFormat::new(&record.key_prefix) {
         return Ok(format);
     }
     let prefix = env::var("API_KEY_PREFIX").unwrap_or_else(|_| "sk_live_".to_owned());
     output::warn(&format!(
-        "new keys cannot begin as this one does; the new one begins with {prefix}"
+        "the old key's prefix is not valid for new keys; the new key begins with {prefix}"
     ));
     values::format(&prefix).map_err(|problem| Failure::usage(format!("API_KEY_PREFIX: {problem}")))
 }

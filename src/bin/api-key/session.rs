@@ -8,24 +8,24 @@ use tower_api_key::{
 
 use super::{failure::Failure, global::Global, output};
 
-/// Sets what a file `.env` of this folder, or of one above it, says and the environment does not.
+/// Reads `.env` in this folder or a parent folder. The environment takes precedence.
 pub(crate) fn load_dot_env() -> Result<(), Failure> {
     match dotenvy::dotenv() {
         Ok(_) => Ok(()),
         Err(dotenvy::Error::Io(error)) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(dotenvy::Error::Io(error)) => {
-            Err(Failure::new("the file .env cannot be read").because(&error))
+            Err(Failure::new("cannot read the file .env").because(&error))
         }
-        // The error shows the line, which may hold a password.
+        // The error quotes the line, which may hold a password.
         Err(_) => {
-            let problem = "the file .env makes no sense: its lines are NAME=value, with quotes \
+            let problem = "the file .env is invalid: write each line as NAME=value, with quotes \
                 around a value that has spaces";
             Err(Failure::new(problem))
         }
     }
 }
 
-/// A database that is connected to, and whoever asks.
+/// A connected store and the global options.
 pub(crate) struct Session {
     pub(crate) global: Global,
     pub(crate) store: Store,
@@ -55,9 +55,9 @@ impl Session {
         Ok(())
     }
 
-    /// Keys of this store, for who calls the program.
+    /// An issuer on this store that acts as the program's user.
     pub(crate) fn issuer(&self) -> Result<KeyIssuer, Failure> {
-        // Commands that issue keys say which; to the others it makes no difference.
+        // The format matters only to commands that issue keys, and these give their own.
         self.issuer_of(super::values::format("sk_live_").map_err(Failure::usage)?)
     }
 
@@ -74,8 +74,8 @@ impl Session {
 
 impl Store {
     pub(crate) async fn connect(global: &Global, may_create: bool) -> Result<Self, Failure> {
-        let missing = "no database is named: give --database-url, set DATABASE_URL, or put it into \
-            a file .env, such as DATABASE_URL=postgres://app@localhost/app or sqlite:keys.db";
+        let missing = "no database given: give --database-url, set DATABASE_URL, or put it into a \
+            file .env, such as DATABASE_URL=postgres://app@localhost/app or sqlite:keys.db";
         let url = global
             .database_url
             .as_deref()
@@ -83,23 +83,23 @@ impl Store {
             .ok_or_else(|| Failure::usage(missing))?;
         if url.starts_with("postgres:") || url.starts_with("postgresql:") {
             let mut builder = PgKeyStore::builder();
-            // An empty variable of the environment is none.
+            // An empty environment variable counts as unset.
             if let Some(schema) = global.schema.as_deref().filter(|schema| !schema.is_empty()) {
                 builder = builder.schema(schema);
             }
             return Ok(Self::Postgres(builder.connect_briefly(url).await?));
         }
         if !url.starts_with("sqlite:") {
-            let problem = "--database-url: a URL of PostgreSQL begins with `postgres://`, one of \
-                SQLite with `sqlite:`, such as postgres://app@localhost/app or sqlite:keys.db";
+            let problem = "--database-url: must begin with `postgres://` for PostgreSQL or with \
+                `sqlite:` for SQLite, such as postgres://app@localhost/app or sqlite:keys.db";
             return Err(Failure::usage(problem));
         }
-        // A file that is made by mistake would have no keys and no tables.
+        // Creating a file because of a typo would yield a database without tables.
         let existing =
             if url.contains('?') { format!("{url}&mode=rw") } else { format!("{url}?mode=rw") };
         let chosen = may_create || url.contains("mode=");
         let store = SqliteKeyStore::connect(if chosen { url } else { &existing }).await;
-        let advice = "`api-key migrate` makes the file where there is none";
+        let advice = "`api-key migrate` creates the file if it is missing";
         Ok(Self::Sqlite(
             store.map_err(|error| Failure::new("the database").because(&error).advise(advice))?,
         ))
@@ -122,7 +122,7 @@ fn user() -> String {
 #[cfg(unix)]
 fn uid() -> Option<String> {
     use std::os::unix::fs::MetadataExt as _;
-    // The folder of a process belongs to its user.
+    // The owner of a process's folder is its user.
     let own = fs::metadata("/proc/self").ok()?;
     Some(format!("uid{}", own.uid()))
 }
@@ -147,7 +147,7 @@ fn fit(text: &str) -> Option<String> {
     super::values::text(text.trim()).ok()
 }
 
-/// A store that [`Authenticator`](tower_api_key::Authenticator) asks.
+/// For the [`Authenticator`](tower_api_key::Authenticator) of `verify`.
 impl KeyStore for Store {
     async fn find(
         &self,

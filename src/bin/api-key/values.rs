@@ -1,4 +1,4 @@
-//! How people write times, limits and the like.
+//! Parsers of option values: times, limits, states and the like.
 
 use std::time::{Duration, SystemTime};
 
@@ -32,7 +32,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if length == SignedDuration::ZERO && !text.trim().starts_with('0') {
         return Err(advice());
     }
-    length.try_into().map_err(|_| format!("a duration is not negative; {}", advice()))
+    length.try_into().map_err(|_| format!("a duration must not be negative; {}", advice()))
 }
 
 pub(crate) fn instant(text: &str) -> Result<SystemTime, String> {
@@ -41,14 +41,14 @@ pub(crate) fn instant(text: &str) -> Result<SystemTime, String> {
     let at = if let Ok(at) = text.parse::<Timestamp>() {
         Ok(at)
     } else if has_zone(text) {
-        return Err(format!("that is no time; {TIMES}"));
+        return Err(format!("not a time; {TIMES}"));
     } else {
         text.parse::<civil::DateTime>().and_then(in_utc)
     };
-    at.and_then(SystemTime::try_from).map_err(|_| format!("that is no time; {TIMES}"))
+    at.and_then(SystemTime::try_from).map_err(|_| format!("not a valid time; {TIMES}"))
 }
 
-/// An offset or the name of a zone after the time. A date has `-` before it.
+/// Whether an offset or a zone name follows the time. The `-` of the date does not count.
 fn has_zone(text: &str) -> bool {
     let time = text.split_once(['T', 't', ' ']).map_or("", |(_, time)| time);
     time.contains(['+', '-', 'Z', 'z', '['])
@@ -59,17 +59,17 @@ pub(crate) fn expiry(text: &str) -> Result<Expiry, String> {
         return Ok(Expiry::Never);
     }
     moment(text, Expiry::At, Expiry::In)
-        .map_err(|problem| format!("{problem}; or write \"never\" for a key that is not to expire"))
+        .map_err(|problem| format!("{problem}; or write \"never\" for a key without an expiry"))
 }
 
-/// A date, or so long from now on.
+/// A date, or a duration from now.
 pub(crate) fn future(text: &str) -> Result<SystemTime, String> {
-    moment(text, Some, |ahead| now().checked_add(ahead))?.ok_or_else(|| "that is too far".into())
+    moment(text, Some, |ahead| now().checked_add(ahead))?.ok_or_else(|| "too far ahead".into())
 }
 
-/// A date, or so long ago.
+/// A date, or a duration ago.
 pub(crate) fn past(text: &str) -> Result<SystemTime, String> {
-    moment(text, Some, |ago| now().checked_sub(ago))?.ok_or_else(|| "that is too long ago".into())
+    moment(text, Some, |ago| now().checked_sub(ago))?.ok_or_else(|| "too long ago".into())
 }
 
 fn moment<T>(
@@ -83,20 +83,20 @@ fn moment<T>(
         // Dates begin with a year.
         (Err(problem), _) if text.contains('-') => Err(problem),
         (_, Err(problem)) if problem.starts_with("months") => Err(problem),
-        _ => Err(format!("that is no time; {TIMES}")),
+        _ => Err(format!("not a time; {TIMES}")),
     }
 }
 
-/// Some limits of `--rate-limit`: one quota, or none at all.
+/// A value of `--rate-limit`: a quota, or no limit.
 #[derive(Clone, Debug)]
 pub(crate) enum Limit {
     Quota(Quota),
     Unlimited,
 }
 
-const LIMITS: &str = "write a limit as 600/min, 10/s or 1000/day; what else it is after a colon, as \
-    600/min:20 for 20 at once, 1000/day:sliding or 1000/day:strict for never more in any day, \
-    1000/day:sliding,per-consumer,name=team for all keys of a consumer together and under a name; or \
+const LIMITS: &str = "write a limit as 600/min, 10/s or 1000/day; options follow a colon: \
+    600/min:20 for a burst of 20, 1000/day:sliding or 1000/day:strict for never more in any day, \
+    1000/day:sliding,per-consumer,name=team for all keys of a consumer together, with a name; or \
     \"unlimited\"";
 
 pub(crate) fn limit(text: &str) -> Result<Limit, String> {
@@ -121,7 +121,7 @@ fn quota(text: &str) -> Result<Quota, String> {
     };
     let words: Vec<_> = words.collect();
     let new = match (words.contains(&"sliding"), words.contains(&"strict")) {
-        (true, true) => return Err(format!("a limit is sliding or strict; {LIMITS}")),
+        (true, true) => return Err(format!("a limit is sliding or strict, not both; {LIMITS}")),
         (true, false) => Quota::sliding,
         (false, true) => Quota::at_most,
         (false, false) => Quota::per,
@@ -140,7 +140,7 @@ fn quota(text: &str) -> Result<Quota, String> {
     })
 }
 
-/// All limits of one key together.
+/// The limits of one key, combined.
 pub(crate) fn limits(limits: &[Limit]) -> Result<RateLimits, String> {
     let quotas: Vec<_> = limits
         .iter()
@@ -150,10 +150,10 @@ pub(crate) fn limits(limits: &[Limit]) -> Result<RateLimits, String> {
         })
         .collect();
     if quotas.len() != limits.len() && limits.len() > 1 {
-        return Err("\"unlimited\" goes with no other limit".into());
+        return Err("\"unlimited\" excludes other limits".into());
     }
-    let twice = "two limits of the same window: give one for each, such as 10/s and 1000/day, or \
-        names, as 60/min and 600/min:per-consumer,name=team";
+    let twice = "two limits have the same window: give one per window, such as 10/s and 1000/day, \
+        or different names, such as 60/min and 600/min:per-consumer,name=team";
     let limits = RateLimits::new(quotas).map_err(|error| match error {
         InvalidQuota::TooMany => error.to_string(),
         _ => twice.into(),
@@ -161,8 +161,8 @@ pub(crate) fn limits(limits: &[Limit]) -> Result<RateLimits, String> {
     limits.and_then(bounded)
 }
 
-/// Refuses quotas that take longer than 400 days to come back: what was used of them is kept in memory
-/// for as long.
+/// Rejects quotas that take longer than 400 days to refill: their state is kept in memory for that
+/// long.
 pub(crate) fn bounded(limits: RateLimits) -> Result<RateLimits, String> {
     const MOST: Duration = Duration::from_secs(400 * 86_400);
     let refills = |quota: &Quota| {
@@ -170,7 +170,7 @@ pub(crate) fn bounded(limits: RateLimits) -> Result<RateLimits, String> {
     };
     if limits.iter().any(|quota| quota.window() > MOST || !refills(quota)) {
         return Err(
-            "a window, and the time in which a burst comes back, is at most 400 days".into()
+            "a window, and the time in which a burst refills, must be at most 400 days".into()
         );
     }
     Ok(limits)
@@ -191,7 +191,7 @@ pub(crate) fn status(text: &str) -> Result<KeyStatus, String> {
     ]
     .into_iter()
     .find(|status| status_name(*status) == text)
-    .ok_or_else(|| "a state is active, inactive, not-yet-active, expired or revoked".into())
+    .ok_or_else(|| "must be active, inactive, not-yet-active, expired or revoked".into())
 }
 
 pub(crate) const fn status_name(status: KeyStatus) -> &'static str {
@@ -209,10 +209,10 @@ pub(crate) fn format(prefix: &str) -> Result<KeyFormat, String> {
     KeyFormat::new(prefix).map_err(|error| error.to_string())
 }
 
-/// A line that is fit for the audit.
+/// A text for the audit, on one line.
 pub(crate) fn text(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > 256 || text.chars().any(char::is_control) {
-        return Err("1 to 256 bytes in one line are needed".into());
+        return Err("must be 1 to 256 bytes on one line".into());
     }
     Ok(text.to_owned())
 }

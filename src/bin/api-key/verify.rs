@@ -19,35 +19,35 @@ use super::{
     values,
 };
 
-/// Say whether a key is let in, and why not
+/// Tell whether a key is accepted, and if not, why
 ///
-/// The key is read from standard input, so that it is in no list of processes and no history:
+/// The key is read from standard input, to keep it out of process lists and the shell's history:
 ///
 ///   api-key verify < acme.key
 ///
-/// It is judged by the same code as in a service, but its use is not recorded, and how much of its
-/// quota is left is known to the services alone. Exit code 5 is a key that is turned away.
+/// It is checked by the same code as in a service, but its use is not recorded, and its remaining
+/// quota is known only to the services. Exit code 5 means that the key is rejected.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Verify {
-    /// Whether it may do this; may be repeated
+    /// A scope that the key must have; may be repeated
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<Scope>,
 
-    /// What keys of the service begin with; may be repeated
+    /// A prefix of the service's keys; may be repeated
     #[arg(long = "key-prefix", value_name = "PREFIX", env = "API_KEY_PREFIX",
         default_value = "sk_live_", value_parser = values::format)]
     formats: Vec<KeyFormat>,
 
-    /// Imported keys that the service lets in: hex:64, base62:32 or base64url:43, with what they begin
-    /// with as in hex:64:old-; may be repeated
+    /// A format of imported keys that the service accepts: hex:64, base62:32 or base64url:43, with
+    /// a prefix as in hex:64:old-; may be repeated
     #[arg(long = "accept", value_name = "FORMAT", value_parser = imported)]
     imported: Vec<ImportedFormat>,
 }
 
 fn imported(text: &str) -> Result<ImportedFormat, String> {
     let advice = "write a format as hex:64, base32:32, base62:32 or base64url:43, with a prefix \
-        as hex:64:old-";
+        as in hex:64:old-";
     let (alphabet, rest) = text.split_once(':').ok_or(advice)?;
     let (len, prefix) = rest.split_once(':').unwrap_or((rest, ""));
     let alphabet = match alphabet {
@@ -76,7 +76,7 @@ pub(crate) async fn run(verify: Verify, session: &Session) -> Result<ExitCode, F
     for format in verify.imported {
         builder = builder.accept(format);
     }
-    // What would record its use is not run.
+    // The worker, which would record the use, is not run.
     let (auth, _) = builder.build();
     let admission = match auth.authenticate(key).await {
         Ok(admission) => admission,
@@ -97,9 +97,9 @@ pub(crate) async fn run(verify: Verify, session: &Session) -> Result<ExitCode, F
         output::line(&answer.to_string())?;
     } else {
         match lacking.first() {
-            None => output::line(&verdict.headline("the key is let in"))?,
+            None => output::line(&verdict.headline("the key is accepted"))?,
             Some(scope) => {
-                let why = format!("the key is turned away with 403: it lacks the scope {scope}");
+                let why = format!("the key is rejected with 403: it lacks the scope {scope}");
                 output::line(&verdict.headline(&why))?;
             }
         }
@@ -116,7 +116,7 @@ fn rejected(rejection: &Rejection, session: &Session) -> Result<ExitCode, Failur
         RejectionKind::Expired => ("expired", 401),
         RejectionKind::Inactive => ("inactive", 401),
         RejectionKind::NotYetActive => ("not_yet_active", 401),
-        // Nothing is known of the key then.
+        // The look-up failed, which says nothing about the key.
         _ => return Err(Failure::new("the key could not be looked up").because(rejection)),
     };
     let verdict = Verdict { admitted: false, reason: Some(reason), status };
@@ -127,7 +127,7 @@ fn rejected(rejection: &Rejection, session: &Session) -> Result<ExitCode, Failur
         output::line(&answer.to_string())?;
     } else {
         let which = key_id.map_or_else(String::new, |id| format!(" ({id})"));
-        let why = format!("the key is turned away with {status}: {rejection}{which}");
+        let why = format!("the key is rejected with {status}: {rejection}{which}");
         output::line(&verdict.headline(&why))?;
     }
     Ok(verdict.exit_code())
@@ -136,7 +136,7 @@ fn rejected(rejection: &Rejection, session: &Session) -> Result<ExitCode, Failur
 struct Verdict {
     admitted: bool,
     reason: Option<&'static str>,
-    /// Of HTTP, as the layer answers.
+    /// The HTTP status with which the layer answers.
     status: u16,
 }
 
@@ -159,14 +159,14 @@ impl Verdict {
 fn read_key() -> Result<secrecy::SecretSlice<u8>, Failure> {
     let stdin = io::stdin();
     if stdin.is_terminal() {
-        let _ = write!(io::stderr(), "Key, and Control-D: ");
+        let _ = write!(io::stderr(), "Enter the key, then Control-D: ");
     }
     let mut key = Vec::with_capacity(MAX_LEN);
     let read = stdin.lock().take(MAX_LEN as u64).read_to_end(&mut key);
     let key = secrecy::SecretSlice::from(key);
     read.map_err(|error| Failure::new("standard input").because(&error))?;
     if secrecy::ExposeSecret::expose_secret(&key).trim_ascii().is_empty() {
-        return Err(Failure::usage("no key on standard input: api-key verify < FILE"));
+        return Err(Failure::usage("no key on standard input: run `api-key verify < FILE`"));
     }
     Ok(key)
 }

@@ -57,7 +57,7 @@ fn only_the_header_that_was_named_is_read() {
     assert_eq!(seen(ClientAddress::peer(), &X_FORWARDED_FOR, &[line]), None);
 }
 
-/// RFC 7239 §§4, 6 and 7.4 among others.
+/// Includes the examples of RFC 7239 §§4, 6 and 7.4.
 #[test]
 fn an_element_says_for_whom() {
     for (element, network) in [
@@ -148,7 +148,7 @@ fn address() -> impl Strategy<Value = IpAddr> {
     prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)]
 }
 
-/// What HTTP lets a client write, with what matters here more often than by chance.
+/// Any header value that HTTP allows, with the relevant bytes over-represented.
 fn anything() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         vec(prop_oneof![Just(b'\t'), 0x20..0x7f_u8, 0x80..=0xff_u8], 0..8),
@@ -162,7 +162,7 @@ fn anything() -> impl Strategy<Value = Vec<u8>> {
     vec(piece, 0..12).prop_map(|pieces| pieces.concat())
 }
 
-/// As a proxy of a certain make writes it.
+/// An element in the style of one of several proxies.
 fn element(address: IpAddr, make: u8) -> String {
     let with_port = make & 1 == 1;
     let node = match address {
@@ -178,8 +178,8 @@ fn element(address: IpAddr, make: u8) -> String {
     }
 }
 
-/// What arrives when proxies have each added to what a client wrote: to its last line, or as a line
-/// of their own.
+/// The lines that arrive after each proxy has appended its element to the last line, or added a new
+/// line.
 fn arrives(written: &[Vec<u8>], added: &[(String, bool)]) -> Vec<Vec<u8>> {
     let mut lines = written.to_vec();
     for (element, is_new_line) in added {

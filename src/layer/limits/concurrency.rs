@@ -28,14 +28,15 @@ use crate::{
     record::Consumer,
 };
 
-/// When a request that waits for another to end may try again. Nobody knows when that will be.
+/// `Retry-After` of a rejected request. When another request will end is unknown.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How many requests of one key may be under way at once. What is more gets 429.
+/// Limits how many requests of one key or consumer may be in flight at once. Further requests get
+/// 429.
 ///
-/// A request is under way until the body of its response has ended or is dropped, so that
-/// downloads and streams count for as long as they go on. One that is upgraded, to a WebSocket for
-/// instance, ends for this when its handshake does.
+/// A request is in flight until the body of its response has ended or is dropped, so downloads and
+/// streams count for as long as they last. An upgraded request, such as a WebSocket, counts only
+/// until its handshake is done.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -51,10 +52,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// # }
 /// ```
 ///
-/// It goes inside an [`ApiKeyLayer`](crate::ApiKeyLayer), around the routes that share it: clones
-/// count together. It counts in this process; a fleet of `n` admits up to `n` times as many.
-/// `RateLimit-Policy` names it `concurrent`, with `qu="concurrent-requests"`. Requests without a key,
-/// where that is allowed, are not counted.
+/// Apply it inside an [`ApiKeyLayer`](crate::ApiKeyLayer), around the routes that share the limit:
+/// clones count together. It counts per process, so a fleet of `n` nodes admits up to `n` times as
+/// many. `RateLimit-Policy` names it `concurrent`, with `qu="concurrent-requests"`. Requests
+/// admitted without a key are not counted.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ConcurrencyLimit<R = ProblemJson> {
@@ -79,20 +80,20 @@ struct Limit {
 }
 
 impl ConcurrencyLimit {
-    /// So many requests of each key, and of those that it was rotated to, at once.
+    /// At most `limit` requests at once of each key together with its successors by rotation.
     ///
     /// # Errors
     ///
-    /// When `limit` is zero.
+    /// If `limit` is zero.
     pub fn per_key(limit: u32) -> Result<Self, InvalidQuota> {
         Self::new(CountedPer::Key, limit)
     }
 
-    /// So many requests of all keys of a consumer together at once.
+    /// At most `limit` requests at once of all keys of a consumer together.
     ///
     /// # Errors
     ///
-    /// When `limit` is zero.
+    /// If `limit` is zero.
     pub fn per_consumer(limit: u32) -> Result<Self, InvalidQuota> {
         Self::new(CountedPer::Consumer, limit)
     }
@@ -110,18 +111,18 @@ impl ConcurrencyLimit {
 }
 
 impl<R> ConcurrencyLimit<R> {
-    /// Another limit for keys of the plan `plan`.
+    /// A different limit for keys on the plan `plan`.
     ///
     /// # Errors
     ///
-    /// When `limit` is zero.
+    /// If `limit` is zero.
     pub fn for_plan(mut self, plan: impl Into<String>, limit: u32) -> Result<Self, InvalidQuota> {
         let terms = Arc::make_mut(&mut self.terms);
         terms.of_plans.insert(plan.into(), Limit::new(&terms.name, limit)?);
         Ok(self)
     }
 
-    /// Names the policy, where a request passes more than one of these. Default: `concurrent`.
+    /// Names the policy, for requests that pass several of these layers. Default: `concurrent`.
     ///
     /// # Errors
     ///
@@ -137,13 +138,13 @@ impl<R> ConcurrencyLimit<R> {
         Ok(self)
     }
 
-    /// Renders rejections in another way. Default: [`ProblemJson`].
+    /// Renders rejections with `renderer`. Default: [`ProblemJson`].
     pub fn render_rejections<R2>(self, renderer: R2) -> ConcurrencyLimit<R2> {
         let Self { terms, in_flight, trusted, .. } = self;
         ConcurrencyLimit { terms, in_flight, trusted, renderer }
     }
 
-    /// Only counts consumers of `auth`; see [`RequireScope::of`](crate::RequireScope::of).
+    /// Counts only consumers of `auth`; see [`RequireScope::of`](crate::RequireScope::of).
     pub fn of(self, auth: &Authenticator) -> Self {
         Self { trusted: Trusted::only(auth.id()), ..self }
     }
@@ -161,7 +162,7 @@ impl Limit {
 }
 
 impl Terms {
-    /// Lets one more in, and says how it stands then.
+    /// Admits one more request and reports the remaining limit, or denies it.
     fn enter(
         &self,
         in_flight: &Arc<InFlight>,
@@ -237,7 +238,7 @@ where
         let state = match entered {
             Ok(entered) => State::Inner { future: self.inner.call(request), entered },
             Err(denied) => {
-                // Gives back what the inner service holds since it said it was ready.
+                // Releases what the inner service reserved in `poll_ready`.
                 self.inner = self.inner.clone();
                 let Denied { rejection, tally } = *denied;
                 let mut response = complete(renderer.response(&rejection), rejection);
@@ -281,7 +282,7 @@ where
                 });
                 Poll::Ready(Ok(response.map(|body| ConcurrencyLimitBody { body, permit })))
             }
-            // Polled again after it was ready, it never is.
+            // Pending for ever if polled again after completion.
             StateProj::Rejected { response } => match response.take() {
                 Some(response) => {
                     let free = |body| ConcurrencyLimitBody { body, permit: None };
@@ -300,7 +301,7 @@ impl<F, B> fmt::Debug for ConcurrencyLimitFuture<F, B> {
 }
 
 pin_project! {
-    /// A body whose request is under way until it has ended.
+    /// A body that keeps its request in flight until it ends or is dropped.
     pub struct ConcurrencyLimitBody<B> {
         #[pin]
         body: B,

@@ -13,12 +13,12 @@ use crate::{
     record::Consumer,
 };
 
-/// What a request costs: so many units of each quota of its key. Default: one.
+/// What a request costs, in units of each quota of its key. Default: one unit.
 ///
-/// As a layer it is what the routes inside cost, taken before they begin; a key that has fewer
-/// left gets 429, and nothing is taken. In a response (its extensions, or with axum as a part of it) it
-/// is what the request has cost after all: what is missing is taken even where it is not there any
-/// more, and what was too much is given back.
+/// As a layer, it sets the cost of the inner routes, charged before they run; a key with fewer
+/// units left gets 429, and nothing is charged. In a response (in its extensions, or with axum as a
+/// response part), it sets the actual cost: a shortfall is charged even if the quota is exhausted
+/// (it becomes debt); an excess is refunded.
 ///
 /// ```
 /// use axum::{Router, response::IntoResponse, routing::post};
@@ -35,23 +35,22 @@ use crate::{
 ///     .route("/summaries", post(summarise));
 /// ```
 ///
-/// It goes inside an [`ApiKeyLayer`](crate::ApiKeyLayer), which takes the first unit; a key with
-/// nothing left is turned away there, on a free route as well. Requests without a key, where that
-/// is allowed, cost nothing.
+/// Apply it inside an [`ApiKeyLayer`](crate::ApiKeyLayer), which charges the first unit and rejects
+/// a key with nothing left, on free routes too. Requests admitted without a key cost nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Cost(u32);
 
 impl Cost {
-    /// Nothing: the unit that was taken is given back.
+    /// No units: the unit that was charged is refunded.
     pub const FREE: Self = Self(0);
 
-    /// So many units of each quota.
+    /// `units` units of each quota.
     pub const fn new(units: u32) -> Self {
         Self(units)
     }
 
-    /// The units.
+    /// The number of units.
     #[must_use]
     pub const fn units(self) -> u32 {
         self.0
@@ -59,12 +58,13 @@ impl Cost {
 }
 
 impl Cost {
-    /// As a layer, renders rejections in another way. Default: [`ProblemJson`](crate::layer::ProblemJson).
+    /// As a layer, renders rejections with `renderer`. Default:
+    /// [`ProblemJson`](crate::layer::ProblemJson).
     pub fn render_rejections<R>(self, renderer: R) -> MeteredLayer<R> {
         MeteredLayer::new(self, renderer)
     }
 
-    /// As a layer, only charges consumers of `auth`; see
+    /// As a layer, charges only consumers of `auth`; see
     /// [`RequireScope::of`](crate::RequireScope::of).
     pub fn of(self, auth: &Authenticator) -> MeteredLayer {
         MeteredLayer::new(self, ProblemJson::default()).of(auth)
@@ -72,7 +72,7 @@ impl Cost {
 }
 
 impl Toll for Cost {
-    /// Takes what the route costs beyond the unit that was taken outside.
+    /// Charges the route's cost beyond the unit that the `ApiKeyLayer` charged.
     fn ask(&self, consumer: &Consumer) -> Verdict {
         let Some(more) = self.0.checked_sub(1) else {
             let tally = Tally { wanted: Some(self.0), ..Tally::default() };

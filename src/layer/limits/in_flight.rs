@@ -5,14 +5,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// How many requests are under way, of those that have any.
+/// The number of requests in flight of each holder that has any.
 #[derive(Default)]
 pub(super) struct InFlight {
     shards: [Mutex<HashMap<Holder, u32>>; SHARDS],
     hasher: RandomState,
 }
 
-/// Enough that two cores seldom want the same one.
+/// Enough that two cores rarely contend for the same one.
 const SHARDS: usize = 16;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -21,14 +21,14 @@ pub(super) enum Holder {
     Consumer(Box<str>),
 }
 
-/// One request that is under way.
+/// One request in flight.
 pub(super) struct Permit {
     in_flight: Arc<InFlight>,
     holder: Holder,
 }
 
 impl InFlight {
-    /// A permit, and how many more there are.
+    /// A permit, and how many more are left; `None` if all `most` are taken.
     pub(super) fn enter(self: &Arc<Self>, holder: Holder, most: u32) -> Option<(Permit, u32)> {
         let mut shard = self.shard(&holder)?;
         let under_way = shard.get_mut(&holder);
@@ -53,7 +53,7 @@ impl InFlight {
     }
 
     fn shard(&self, holder: &Holder) -> Option<MutexGuard<'_, HashMap<Holder, u32>>> {
-        // The top bits, as the map inside uses the others.
+        // The top bits: the map uses the others.
         let at = self.hasher.hash_one(holder) >> (u64::BITS - SHARDS.trailing_zeros());
         let shard = usize::try_from(at).ok().and_then(|at| self.shards.get(at))?;
         Some(shard.lock().unwrap_or_else(PoisonError::into_inner))

@@ -20,8 +20,8 @@ use crate::{
     record::Consumer,
 };
 
-/// A [`Cost`](super::Cost) or a [`RateClass`](super::RateClass) that renders rejections in its own
-/// way, or names the authenticator whose consumers it charges.
+/// A [`Cost`](super::Cost) or a [`RateClass`](super::RateClass) with its own renderer of
+/// rejections, or with the authenticator whose consumers it charges.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct MeteredLayer<R = ProblemJson> {
@@ -35,13 +35,13 @@ impl<R> MeteredLayer<R> {
         Self { toll: Arc::new(toll), trusted: Trusted::default(), renderer }
     }
 
-    /// Only charges consumers of `auth`; see [`RequireScope::of`](crate::RequireScope::of).
+    /// Charges only consumers of `auth`; see [`RequireScope::of`](crate::RequireScope::of).
     pub fn of(self, auth: &Authenticator) -> Self {
         Self { trusted: Trusted::only(auth.id()), ..self }
     }
 }
 
-/// What is taken of a request on its way in.
+/// Charges a request before the inner service is called.
 pub(super) trait Toll: fmt::Debug + Send + Sync {
     fn ask(&self, consumer: &Consumer) -> Verdict;
 }
@@ -88,12 +88,12 @@ where
         let state = match verdict {
             Verdict::Pass(taken) => State::Inner { future: self.inner.call(request), taken },
             Verdict::Reject(denied) => {
-                // Gives back what the inner service holds since it said it was ready.
+                // Releases what the inner service reserved in `poll_ready`.
                 self.inner = self.inner.clone();
                 State::Rejected { response: Some(denied.response(&self.renderer)) }
             }
             Verdict::Wait(verdict) => {
-                // The clone is not ready, so it stays here and the ready service goes along.
+                // The clone is not ready, so it stays here and the future takes the ready service.
                 let clone = self.inner.clone();
                 let ready = mem::replace(&mut self.inner, clone);
                 let renderer = self.renderer.clone();
@@ -104,7 +104,7 @@ where
     }
 }
 
-/// How a request goes on.
+/// The outcome of charging a request: pass, reject, or wait for the limiter.
 pub(super) enum Verdict {
     Pass(Taken),
     Reject(Box<Denied>),
@@ -119,7 +119,7 @@ impl Verdict {
 
 type Waiting = Pin<Box<dyn Future<Output = Result<Taken, Box<Denied>>> + Send>>;
 
-/// What was taken of a request on its way in.
+/// What a request was charged before the inner service was called.
 #[derive(Default)]
 pub(super) struct Taken {
     tally: Tally,
@@ -131,7 +131,7 @@ pub(super) struct Denied {
     tally: Tally,
 }
 
-/// Takes `units` of each of `buckets`; what that comes to, `conclude` knows.
+/// Takes `units` from each of `buckets`. `conclude` turns the decisions into a report or a denial.
 pub(super) fn take(
     consumer: &Consumer,
     buckets: Arc<dyn Buckets>,
@@ -170,7 +170,7 @@ impl Taken {
         let rejection = response.extensions().get::<Rejection>();
         let is_limited = rejection.is_some_and(|r| r.kind() == RejectionKind::RateLimited);
         let Self { mut tally, units } = self;
-        // A layer further in has turned it away: then nobody takes anything.
+        // An inner limit rejected the request: refund the units.
         if is_limited && let Some((buckets, units, consumer)) = units {
             if let Some(meter) = consumer.meter() {
                 let _ = catch_request_panic(|| buckets.give_back(units, meter.now()));
@@ -186,7 +186,7 @@ impl Denied {
         Box::new(Self { rejection, tally })
     }
 
-    /// Code of a limiter or a clock did.
+    /// A limiter or a clock panicked.
     fn panicked() -> Box<Self> {
         Self::of(Rejection::new(RejectionKind::Internal), Tally::default())
     }
@@ -242,7 +242,7 @@ where
                 }
                 StateProj::Waiting { verdict, parked } => {
                     let verdict = ready!(verdict.as_mut().poll(cx));
-                    // Taken once: this state is left below.
+                    // Always `Some`: this state is replaced below.
                     let Some(parked) = parked.take() else { return Poll::Pending };
                     let Parked { mut ready, request, renderer } = parked;
                     match verdict {
@@ -253,7 +253,7 @@ where
                     }
                 }
                 StateProj::Rejected { response } => {
-                    // Polled again after it was ready, it never is.
+                    // Pending for ever if polled again after completion.
                     return response
                         .take()
                         .map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));

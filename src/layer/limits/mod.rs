@@ -1,5 +1,5 @@
-//! Layers inside an [`ApiKeyLayer`](super::ApiKeyLayer), around the routes they are for: what costs
-//! more, what has quotas of its own, and how much may be under way at once.
+//! Layers that limit single routes, inside an [`ApiKeyLayer`](super::ApiKeyLayer): the cost of a
+//! request, quotas for a class of routes, and concurrency.
 
 mod concurrency;
 mod cost;

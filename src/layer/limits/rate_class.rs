@@ -17,8 +17,8 @@ use crate::{
     record::Consumer,
 };
 
-/// Routes with quotas of their own, such as a search that is dearer than the rest: each key may call
-/// them so often, beside what its own quotas say.
+/// A class of routes with quotas of their own, such as an expensive search. These quotas apply to
+/// each key in addition to its own.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -34,13 +34,13 @@ use crate::{
 /// # }
 /// ```
 ///
-/// All routes of one class share its buckets, in this process or, with a limiter for it, in the
+/// All routes of a class share its buckets: in this process or, with a shared limiter, across the
 /// fleet. A request takes from the quotas of its key *and* of the class, from all or from none. The
-/// headers name the policies of a class after it: `search`, or `search-minute` and `search-day`
-/// where it has several.
+/// headers name the policies after the class: `search`, or `search-minute` and `search-day` if it
+/// has several.
 ///
-/// It goes inside an [`ApiKeyLayer`](crate::ApiKeyLayer). Requests without a key, where that is
-/// allowed, have no class.
+/// Apply it inside an [`ApiKeyLayer`](crate::ApiKeyLayer). Requests admitted without a key are not
+/// limited by a class.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RateClass(Arc<Class>);
@@ -52,7 +52,7 @@ struct Class {
     of_plans: BTreeMap<String, Quotas>,
 }
 
-/// Quotas named after their class, and how the headers tell of them.
+/// Quotas named after their class, and their items in the headers.
 #[derive(Clone, Debug)]
 struct Quotas {
     limits: RateLimits,
@@ -64,20 +64,20 @@ impl RateClass {
     ///
     /// # Errors
     ///
-    /// When the name is empty, has other characters than letters, digits, `-`, `_` and `.`, or is too
-    /// long: with the names of its quotas it has 64 at most.
+    /// If the name is empty, contains anything but letters, digits, `-`, `_` and `.`, or is too
+    /// long: joined with the name of a quota, it may have at most 64 characters.
     pub fn new(
         name: impl Into<String>,
         limits: impl Into<RateLimits>,
     ) -> Result<Self, InvalidQuota> {
         let name = name.into();
         let default = Quotas::new(&name, &limits.into())?;
-        // One that may be none at all has not been looked at above.
+        // Without quotas, nothing above has validated the name.
         Quota::per_second(1)?.named(&*name)?;
         Ok(Self(Arc::new(Class { name, default, of_plans: BTreeMap::new() })))
     }
 
-    /// Other quotas for keys of the plan `plan`.
+    /// Different quotas for keys on the plan `plan`.
     ///
     /// # Errors
     ///
@@ -92,12 +92,12 @@ impl RateClass {
         Ok(Self(Arc::new(class)))
     }
 
-    /// Renders rejections in another way. Default: [`ProblemJson`].
+    /// Renders rejections with `renderer`. Default: [`ProblemJson`].
     pub fn render_rejections<R>(self, renderer: R) -> MeteredLayer<R> {
         MeteredLayer::new(self, renderer)
     }
 
-    /// Only charges consumers of `auth`; see [`RequireScope::of`](crate::RequireScope::of).
+    /// Charges only consumers of `auth`; see [`RequireScope::of`](crate::RequireScope::of).
     pub fn of(self, auth: &Authenticator) -> MeteredLayer {
         MeteredLayer::new(self, ProblemJson::default()).of(auth)
     }

@@ -1,5 +1,4 @@
-//! A line of an import. What is wrong with it is said without showing values: one of them may be a
-//! key.
+//! Parses a line of an import. Errors never quote values: one of them may be a key.
 
 use serde_json::{Map, Value};
 use tower_api_key::{
@@ -26,7 +25,7 @@ const FIELDS: [&str; 12] = [
     "last4",
 ];
 
-/// The key that a line describes; `None` of an empty line.
+/// The key that a line describes; `None` for an empty line.
 pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport>, String> {
     if line.is_empty() {
         return Ok(None);
@@ -34,16 +33,16 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
     let object: Map<String, Value> = serde_json::from_str(line).map_err(|error| {
         let at = error.column();
         format!(
-            "that is no JSON object in one line (column {at}), such as \
+            "not a JSON object on one line (column {at}), such as \
             {{\"hash\": \"9f86…\", \"consumer_id\": \"acme\", \"expires\": \"90d\"}}"
         )
     })?;
     if let Some(unknown) = object.keys().find(|name| !FIELDS.contains(&name.as_str())) {
-        return Err(format!("{} is not known; there are {}", named(unknown), FIELDS.join(", ")));
+        return Err(format!("{} is unknown; known fields: {}", named(unknown), FIELDS.join(", ")));
     }
     let hash = required(&object, "hash", "the key's SHA-256")?;
     let hash = self::hash(hash).map_err(|problem| format!("hash: {problem}"))?;
-    let consumer = required(&object, "consumer_id", "whom the key stands for")?;
+    let consumer = required(&object, "consumer_id", "the key's consumer")?;
     let expires = required(&object, "expires", "\"never\", \"2026-12-31\" or \"90d\"")?;
     let expiry = values::expiry(expires).map_err(|problem| format!("expires: {problem}"))?;
 
@@ -53,10 +52,9 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
     }
     if let Some(scopes) = present(&object, "scopes") {
         let scopes = serde_json::from_value::<Scopes>(scopes.clone());
-        new =
-            new.scopes(scopes.map_err(
-                |_| "scopes: a list of at most 128 is needed, such as [\"orders:read\"]",
-            )?);
+        new = new.scopes(scopes.map_err(
+            |_| "scopes: must be a list of up to 128 scopes, such as [\"orders:read\"]",
+        )?);
     }
     if let Some(limits) = present(&object, "rate_limits") {
         new = new.rate_limits(rate_limits(limits).map_err(|e| format!("rate_limits: {e}"))?);
@@ -83,12 +81,12 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
 
 pub(super) fn hash(text: &str) -> Result<KeyHash, &'static str> {
     text.parse().map_err(|_| {
-        "that is no SHA-256: 64 hexadecimal digits, or 43 characters of base64. If it is the key \
+        "not a SHA-256: 64 hexadecimal digits, or 43 characters of base64. If it is the key \
             itself, hash it first: printf %s \"$KEY\" | sha256sum"
     })
 }
 
-/// The name of a field, unless it may be something else.
+/// The name of a field, unless it may be a secret.
 fn named(field: &str) -> String {
     let is_name = field.len() <= 24
         && field.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'_' || byte == b'-');
@@ -101,7 +99,7 @@ fn present<'o>(object: &'o Map<String, Value>, field: &str) -> Option<&'o Value>
 
 fn text<'o>(object: &'o Map<String, Value>, field: &str) -> Result<Option<&'o str>, String> {
     let Some(value) = present(object, field) else { return Ok(None) };
-    value.as_str().map(Some).ok_or_else(|| format!("{field}: a text is needed, in quotes"))
+    value.as_str().map(Some).ok_or_else(|| format!("{field}: must be a string, in quotes"))
 }
 
 fn required<'o>(
@@ -112,9 +110,9 @@ fn required<'o>(
     text(object, field)?.ok_or_else(|| format!("`{field}` is missing: {what}"))
 }
 
-/// As on the command line, or as this program prints them.
+/// Limits as written on the command line, or as printed by `show --json`.
 fn rate_limits(value: &Value) -> Result<RateLimits, String> {
-    let advice = "a list is needed, such as [\"600/min\"] or [\"unlimited\"]";
+    let advice = "must be a list, such as [\"600/min\"] or [\"unlimited\"]";
     let list = value.as_array().ok_or(advice)?;
     if list.iter().all(Value::is_string) {
         let limits: Result<Vec<_>, _> =

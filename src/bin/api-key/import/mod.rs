@@ -10,26 +10,25 @@ use super::{
     failure::Failure, issue::Description, output, progress::Progress, session::Session, values,
 };
 
-/// Keys of one transaction: it takes a fraction of a second.
+/// Keys per transaction, which takes a fraction of a second.
 const BATCH: usize = 1000;
 
 /// Import keys that were issued elsewhere, by their hashes
 ///
-/// Their owners go on using them and notice nothing. The file has one JSON object in each line:
+/// Their owners can keep using them unchanged. The file has one JSON object per line:
 ///
 ///   {"hash": "9f86d0…", "consumer_id": "acme", "expires": "90d", "scopes": ["orders:read"]}
 ///
 ///   hash         SHA-256 of the whole key, in hex or base64
-///   consumer_id  whom the key stands for
+///   consumer_id  the consumer that the key belongs to
 ///   expires      "never", "2026-12-31", "90d"
-///   name, scopes, rate_limits, plan, metadata, not_before, created_by, prefix, last4: may be left
-///   out.
-///   rate_limits is a list such as ["600/min"], or as `show --json` has it.
+///   name, scopes, rate_limits, plan, metadata, not_before, created_by, prefix, last4: optional.
+///   rate_limits is a list such as ["600/min"], or as printed by `show --json`.
 ///
-/// It is read as a stream, and stored 1,000 keys at a time, each batch in one transaction. Keys that
-/// are known stay as they are and are counted: an import that was interrupted is just begun again.
+/// The file is read as a stream and stored in batches of 1,000 keys, one transaction each. Known
+/// keys are counted and left unchanged: run an interrupted import again from the start.
 ///
-/// A service has to accept the format of such keys: see Builder::accept of the library.
+/// Services must accept the format of such keys: see Builder::accept of the library.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Import {
@@ -37,7 +36,7 @@ pub(crate) struct Import {
     #[arg(required_unless_present = "hash", conflicts_with_all = ["hash", "description"])]
     file: Option<String>,
 
-    /// Report lines that make no sense and go on; without, the first one ends it
+    /// Report invalid lines and go on [default: stop at the first one]
     #[arg(long, conflicts_with = "hash")]
     skip_invalid: bool,
 
@@ -45,7 +44,7 @@ pub(crate) struct Import {
     #[arg(long, value_name = "SHA256", requires = "consumer", requires = "expires")]
     hash: Option<String>,
 
-    /// Whom the one key stands for
+    /// The consumer of the one key
     #[arg(long, value_name = "ID", requires = "hash")]
     consumer: Option<String>,
 
@@ -53,18 +52,18 @@ pub(crate) struct Import {
     #[arg(long, value_name = "WHEN", value_parser = values::expiry, requires = "hash")]
     expires: Option<Expiry>,
 
-    /// What the one key begins with, for people
+    /// The prefix of the one key, for display
     #[arg(long, requires = "hash", default_value = "", hide_default_value = true)]
     prefix: String,
 
-    /// The last four characters of the one key, for people
+    /// The last four characters of the one key, for display
     #[arg(long, requires = "hash", default_value = "", hide_default_value = true)]
     last4: String,
 
     #[command(flatten)]
     what: Description,
 
-    /// Why, for the audit
+    /// The reason, for the audit
     #[arg(long)]
     reason: Option<String>,
 }
@@ -86,7 +85,7 @@ pub(crate) async fn run(import: Import, session: &Session) -> Result<(), Failure
                 Run { issuer, reason: import.reason, skip_invalid, report: Report::default() };
             run.all(source).await?
         }
-        // clap has seen to it.
+        // clap rejects all other combinations.
         _ => return Err(Failure::usage("name a file, or give --hash, --consumer and --expires")),
     };
     if session.global.json {
@@ -111,12 +110,12 @@ impl Report {
     fn text(self) -> String {
         let Self { imported, known, invalid } = self;
         format!(
-            "imported {imported} keys, left out {known} that are known and {invalid} invalid lines"
+            "imported {imported} keys, skipped {known} already known and {invalid} invalid lines"
         )
     }
 }
 
-/// An import under way.
+/// An import in progress.
 struct Run {
     issuer: KeyIssuer,
     reason: Option<String>,
@@ -124,7 +123,7 @@ struct Run {
     report: Report,
 }
 
-/// Keys to be imported together, each with the line it came from.
+/// Keys to import together, each with its line number.
 type Batch = Vec<(u64, KeyImport)>;
 
 impl Run {
@@ -153,7 +152,7 @@ impl Run {
         Ok(self.report)
     }
 
-    /// Stores a batch. Keys that make no sense are found out one by one.
+    /// Stores a batch. The issuer reports invalid keys one at a time.
     async fn store(&mut self, mut batch: Batch) -> Result<(), Failure> {
         while !batch.is_empty() {
             let keys = batch.iter().map(|(_, key)| key.clone()).collect();
@@ -174,7 +173,7 @@ impl Run {
                 self.invalid(line, &error.to_string())?;
                 batch.extend(after);
             } else {
-                // What is before it is known to make sense.
+                // The keys before it passed validation.
                 Box::pin(self.store(batch)).await?;
                 return self.invalid(line, &error.to_string());
             }
@@ -194,9 +193,9 @@ impl Run {
     fn interrupted(&self, failure: Failure) -> Failure {
         let Report { imported, known, .. } = self.report;
         failure.advise(&format!(
-            "All before it is stored ({imported} imported, {known} known). Mend it and run the \
-            same again, which leaves out what is known; --skip-invalid goes on over lines that \
-            make no sense"
+            "Everything before it is stored ({imported} imported, {known} known). Fix it and run \
+            the import again, which skips known keys; --skip-invalid reports invalid lines and \
+            continues"
         ))
     }
 }

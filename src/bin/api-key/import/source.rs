@@ -5,10 +5,10 @@ use std::{
 
 use super::super::failure::Failure;
 
-/// The longest line: metadata are 16 KiB at most.
+/// The longest line. Metadata has at most 16 KiB.
 const MAX_LINE: u64 = 256 * 1024;
 
-/// The lines of a file or of a stream, of which one is in memory.
+/// The lines of a file or a stream. Only one is in memory at a time.
 pub(super) struct Source {
     reader: Box<dyn BufRead>,
     len: Option<u64>,
@@ -43,35 +43,35 @@ impl Source {
         if bytes.len() as u64 == MAX_LINE && !bytes.ends_with(b"\n") {
             let skipped = self.skip_line()?;
             self.offset += skipped;
-            return Ok(Some(Err("it is longer than 256 KiB".to_owned())));
+            return Ok(Some(Err("longer than 256 KiB".to_owned())));
         }
         match String::from_utf8(bytes) {
             Ok(text) => {
                 self.text = text;
                 Ok(Some(Ok(self.text.trim())))
             }
-            Err(_) => Ok(Some(Err("it is not in UTF-8".to_owned()))),
+            Err(_) => Ok(Some(Err("not valid UTF-8".to_owned()))),
         }
     }
 
-    /// Reads to the end of a line that does not fit.
+    /// Skips the rest of a line that is too long.
     fn skip_line(&mut self) -> Result<u64, Failure> {
         let skipped = self.reader.skip_until(b'\n');
         let skipped = skipped.map_err(|error| Failure::new("reading the keys").because(&error))?;
         Ok(skipped as u64)
     }
 
-    /// The number of the line that was read last, from 1.
+    /// The number of the last line that was read, starting at 1.
     pub(super) fn line(&self) -> u64 {
         self.line
     }
 
-    /// How many bytes were read.
+    /// The number of bytes read so far.
     pub(super) fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// How many there are, where that is known.
+    /// The total number of bytes, if known.
     pub(super) fn len(&self) -> Option<u64> {
         self.len
     }
