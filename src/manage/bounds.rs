@@ -53,8 +53,8 @@ impl Change {
         let counts = self.tx.count_keys(&query).await?;
         if counts.live > most {
             let detail = format!(
-                "a consumer cannot have more than {most} keys that are neither revoked nor expired: \
-                revoke some"
+                "a consumer cannot have more than {most} keys that are neither revoked nor \
+                expired: revoke some"
             );
             return Err(ManageError::too_many_keys(detail));
         }

@@ -213,7 +213,7 @@ mod tests {
             summed[0].reason.as_deref(),
             Some("and 11405 more denied attempts since 1970-01-01T00:16:40Z")
         );
-        assert_eq!(admit(&denials, 1, START + WINDOW), Some(Vec::new()), "the count is written once");
+        assert_eq!(admit(&denials, 1, START + WINDOW), Some(Vec::new()), "written once");
     }
 
     #[test]

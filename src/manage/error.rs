@@ -92,7 +92,8 @@ impl ManageError {
     }
 
     pub(super) fn own_keys_only() -> Self {
-        let detail = "the calling key can only change itself and the keys of its own rotation chain";
+        let detail =
+            "the calling key can only change itself and the keys of its own rotation chain";
         Self::new(ManageErrorKind::Denied, detail)
     }
 
@@ -140,7 +141,8 @@ impl ManageError {
 
     /// The caller's consumer has too many requests in progress.
     pub(super) fn too_many_at_once() -> Self {
-        let detail = "too many concurrent requests of this consumer: wait for some of them to finish";
+        let detail =
+            "too many concurrent requests of this consumer: wait for some of them to finish";
         Self::new(ManageErrorKind::TooManyAtOnce, detail)
     }
 
@@ -219,7 +221,7 @@ impl From<StoreError> for ManageError {
         let (kind, detail) = match error.kind() {
             StoreErrorKind::Conflict => (
                 ManageErrorKind::Outdated,
-                "the key was changed by another request: read it again",
+                "the key was changed by another request: read it and try again",
             ),
             StoreErrorKind::Overloaded => (
                 ManageErrorKind::Overloaded,
