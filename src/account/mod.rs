@@ -23,7 +23,7 @@
 //! | `POST /api-keys/{id}/revoke` | revokes the calling key permanently |
 //! | `GET /api-keys/{id}/usage` | shows when a key was last used |
 //! | `GET /rate-limit` | shows the remaining quota of the calling key; free, even with none left |
-//! | `GET /openapi.json`, `GET /docs` | describes the routes, with the feature `openapi` |
+//! | `GET /openapi.json`, `GET /docs` | describe the routes, with the feature `openapi` |
 //!
 //! The [rules](crate::admin) of the admin router apply, except for the scopes: none is needed
 //! unless you [require one](Account::required_scope). A key can read all keys of its consumer. It

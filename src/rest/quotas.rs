@@ -13,7 +13,7 @@ use crate::{
 
 /// The longest window that a client can set: 400 days, somewhat more than a year. The usage of a
 /// quota is kept for its window, so with longer ones a key could fill the memory of a node by
-/// changing its quotas. Operators can set longer windows.
+/// changing its quotas. The command line has the same limit; code can set longer windows.
 pub(super) const MAX_WINDOW: Duration = Duration::from_secs(400 * 86_400);
 
 /// The limits in the body of a request.

@@ -19,7 +19,7 @@ use crate::{auth::Authenticator, layer::ApiKeyLayer};
 
 /// Authenticated routes as a service, to be mounted with `Router::nest_service`.
 ///
-/// Deliberately not a [`Router`]: a route added to one later would not be authenticated:
+/// Deliberately not a [`Router`]. A route added to one later would not be authenticated:
 ///
 /// ```compile_fail,E0599
 /// # use axum::{Router, routing::get};
