@@ -1,4 +1,4 @@
-//! A router with which consumers look after their own keys, and see what they have left.
+//! A router for consumers to manage their own keys and read their remaining quota.
 //!
 //! ```
 //! use axum::Router;
@@ -18,24 +18,25 @@
 //!
 //! | | |
 //! |---|---|
-//! | `GET /api-keys`, `GET /api-keys/{id}` | the keys of the caller's consumer |
+//! | `GET /api-keys`, `GET /api-keys/{id}` | lists or shows keys of the caller's consumer |
 //! | `POST /api-keys/{id}/rotate` | issues a key to replace the calling key |
-//! | `POST /api-keys/{id}/revoke` | ends the calling key for good |
-//! | `GET /api-keys/{id}/usage` | when one of them was last used |
-//! | `GET /rate-limit` | what the calling key has left; asking spends nothing, and works when there is nothing left |
-//! | `GET /openapi.json`, `GET /docs` | all of this in detail, with the feature `openapi` |
+//! | `POST /api-keys/{id}/revoke` | revokes the calling key permanently |
+//! | `GET /api-keys/{id}/usage` | shows when a key was last used |
+//! | `GET /rate-limit` | shows the remaining quota of the calling key; free, even with none left |
+//! | `GET /openapi.json`, `GET /docs` | describe the routes, with the feature `openapi` |
 //!
-//! The [rules](crate::admin) are those of the admin router, but for the scopes: none is needed,
-//! unless you [say so](Account::required_scope). A key looks at all keys of its consumer. It rotates and
-//! revokes itself, and the keys that it was rotated to as long as it works; a new key has its metadata.
-//! Other keys of the consumer take a [scope](Account::other_keys_scope), `api-keys:write` by default.
+//! The [rules](crate::admin) of the admin router apply, except for the scopes: none is needed
+//! unless you [require one](Account::required_scope). A key can read all keys of its consumer. It
+//! can rotate and revoke itself and the other keys of its rotation chain; a new key inherits its
+//! metadata. Other keys of the consumer need a [scope](Account::other_keys_scope), `api-keys:write`
+//! by default.
 //!
 //! # Security
 //!
-//! Mount it only if you want it. Whoever has found a key can rotate it with this router: they then
-//! hold a key that its owner does not know, and the owner's ends after the grace period. The owner
-//! sees both in the list, and can revoke them as long as the old one works. A
-//! [scope](Account::required_scope) that only keys in good hands have makes that harder.
+//! Mount this router only if you need it. A thief can rotate a stolen key with it: the thief then
+//! holds a key that its owner does not know, and the owner's key ends after the grace period. The
+//! owner sees both in the list, and can revoke them while the old one works. To make that harder,
+//! require a [scope](Account::required_scope) that only well-protected keys have.
 
 pub use crate::rest::GuardedRoutes;
 use crate::{
@@ -54,8 +55,7 @@ const OPERATIONS: &[Operation] = &[
     Operation::GetRateLimit,
 ];
 
-/// The routes, for keys of `auth`, with everything else at its default. See the
-/// [module](crate::account).
+/// The routes with default settings, for keys of `auth`. See the [module](crate::account).
 #[must_use]
 pub fn router(issuer: KeyIssuer, auth: Authenticator) -> GuardedRoutes {
     Account::new(issuer, auth).router()
@@ -71,19 +71,18 @@ pub struct Account {
 }
 
 impl Account {
-    /// The routes, for keys of `auth`, with everything else at its default.
+    /// Default settings, for keys of `auth`.
     pub fn new(issuer: KeyIssuer, auth: Authenticator) -> Self {
         let mut desk = Desk::new(issuer, &auth);
         desk.others = Scope::new("api-keys:write").ok();
         Self { desk, auth, is_open: false }
     }
 
-    /// The scope to look at keys and to change them. What is left is told to every key. Default:
-    /// none is needed.
+    /// The scope to read and change keys. `GET /rate-limit` never needs one. Default: none.
     ///
     /// # Errors
     ///
-    /// When it is no scope.
+    /// When it is not a valid scope.
     pub fn required_scope(mut self, scope: impl Into<String>) -> Result<Self, InvalidScope> {
         let scope = Scope::new(scope)?;
         self.desk.read = Some(scope.clone());
@@ -91,23 +90,23 @@ impl Account {
         Ok(self)
     }
 
-    /// The scope to rotate and revoke keys of the consumer other than the calling key and those that it
-    /// was rotated to. Default: `api-keys:write`.
+    /// The scope to rotate and revoke keys of the consumer outside the rotation chain of the
+    /// calling key. Default: `api-keys:write`.
     ///
     /// # Security
     ///
-    /// A key with this scope can end any key of its consumer, and get one with the metadata of any that
-    /// holds no more scopes, limits and time than itself.
+    /// A key with this scope can revoke any key of its consumer. By rotation it can obtain the
+    /// metadata of any key that holds no more scopes, limits and time than itself.
     ///
     /// # Errors
     ///
-    /// When it is no scope.
+    /// When it is not a valid scope.
     pub fn other_keys_scope(mut self, scope: impl Into<String>) -> Result<Self, InvalidScope> {
         self.desk.others = Some(Scope::new(scope)?);
         Ok(self)
     }
 
-    /// As of the [admin router](crate::admin::Admin::open_document).
+    /// As for the [admin router](crate::admin::Admin::open_document).
     pub fn open_document(self, is_open: bool) -> Self {
         Self { is_open, ..self }
     }

@@ -1,4 +1,4 @@
-//! A router to manage keys with: JSON over HTTP, behind keys with certain scopes.
+//! A router to manage keys: JSON over HTTP, for keys with the required scopes.
 //!
 //! ```
 //! use axum::Router;
@@ -16,7 +16,7 @@
 //! # }
 //! ```
 //!
-//! There is no router without saying who may use it. This does not compile:
+//! The router cannot be made without authentication. This does not compile:
 //!
 //! ```compile_fail,E0061
 //! # fn open(issuer: tower_api_key::manage::KeyIssuer, auth: tower_api_key::Authenticator) {
@@ -24,7 +24,7 @@
 //! # }
 //! ```
 //!
-//! and this does:
+//! This does:
 //!
 //! ```
 //! # fn open(issuer: tower_api_key::manage::KeyIssuer, auth: tower_api_key::Authenticator) {
@@ -36,47 +36,50 @@
 //! |---|---|---|
 //! | `POST /api-keys` | issues a key | `api-keys:write` |
 //! | `GET /api-keys` | lists keys | `api-keys:read` |
-//! | `GET /api-keys/{id}` | a key | `api-keys:read` |
+//! | `GET /api-keys/{id}` | shows a key | `api-keys:read` |
 //! | `PATCH /api-keys/{id}` | changes a key | `api-keys:write` |
 //! | `POST /api-keys/{id}/rotate` | issues a key to replace another | `api-keys:write` |
-//! | `POST /api-keys/{id}/revoke` | ends a key for good | `api-keys:write` |
-//! | `POST /api-keys/revoke` | ends all keys of a consumer or with a prefix | `api-keys:write` |
-//! | `GET /api-keys/{id}/events` | the audit of a key | `api-keys:read` |
-//! | `GET /api-keys/{id}/usage` | when a key was last used | `api-keys:read` |
-//! | `GET /openapi.json`, `GET /docs` | all of this in detail, with the feature `openapi` | any key |
+//! | `POST /api-keys/{id}/revoke` | revokes a key permanently | `api-keys:write` |
+//! | `POST /api-keys/revoke` | revokes all keys of a consumer or with a prefix | `api-keys:write` |
+//! | `GET /api-keys/{id}/events` | lists the audit of a key | `api-keys:read` |
+//! | `GET /api-keys/{id}/usage` | shows when a key was last used | `api-keys:read` |
+//! | `GET /openapi.json`, `GET /docs` | describe the routes, with the feature `openapi` | any key |
 //!
 //! # Rules
 //!
-//! 1. All of it is behind an [`ApiKeyLayer`](crate::ApiKeyLayer): what does not exist too. The
-//!    document can be [opened](Admin::open_document).
-//! 2. A key manages those of its own consumer. One with `api-keys:all-consumers` manages them all.
-//!    To others, foreign keys do not exist.
-//! 3. No key can grant more than it holds: scopes, expiry, limits, its plan. The write scope, and what the
-//!    calling key holds, are judged in the transaction of the change (the scope before it, too). What is
-//!    denied is in the audit, under the calling key; beyond five lines a minute it is summed up.
-//! 4. A new key is shown once, in the answer to the request that made it. No answer has its hash.
-//! 5. When a key expires is a decision: `expires` is `"never"`, a date and time (RFC 3339), or a
-//!    duration, a number and one of `s`, `m`, `h`, `d`, `w`, such as `"30d"`. A day is 24 hours.
-//! 6. A change is a merge patch ([RFC 7396](https://www.rfc-editor.org/rfc/rfc7396)): what is left
-//!    out stays; `null` takes away name, limits, plan or metadata. Metadata is merged, the rest replaced.
-//! 7. `ETag` is the key's version. It does not tell of what time alone changes: `status`,
-//!    `last_used_at`. `PATCH` heeds `If-Match`, `GET` heeds `If-None-Match`.
-//! 8. The two requests that make keys take an `Idempotency-Key`. Sent again they make no second key,
-//!    but get 409 with the `key_id` of the first.
+//! 1. All paths are behind an [`ApiKeyLayer`](crate::ApiKeyLayer), including those that do not
+//!    exist. Only the document can be [opened](Admin::open_document).
+//! 2. A key manages the keys of its own consumer; with `api-keys:all-consumers`, those of all
+//!    consumers. A key outside its reach gets the same answer as one that does not exist.
+//! 3. A key can grant no more than it holds: scopes, expiry, limits, its plan. The write scope is
+//!    checked before the transaction of a change and again in it, where what the calling key holds
+//!    is checked too. Denied attempts are in the audit under the calling key; beyond five entries a
+//!    minute they are only counted.
+//! 4. A new key is shown once, in the response to the request that made it. Responses never contain
+//!    its hash.
+//! 5. `expires` is required for a new key: `"never"`, a date and time (RFC 3339), or a duration: a
+//!    number and one of `s`, `m`, `h`, `d`, `w`, such as `"30d"`. A day is 24 hours.
+//! 6. An update is a merge patch ([RFC 7396](https://www.rfc-editor.org/rfc/rfc7396)): absent
+//!    members stay the same; `null` removes name, limits, plan or metadata. Metadata is merged,
+//!    other members are replaced.
+//! 7. `ETag` is the key's version. It does not change with `last_used_at`, nor with a `status` that
+//!    changes by time alone. `PATCH` supports `If-Match`, `GET` supports `If-None-Match`.
+//! 8. The two requests that make keys accept an `Idempotency-Key`. A repeated request makes no
+//!    second key, but gets 409 with the `key_id` of the first.
 //! 9. Every error is `application/problem+json` with a stable `code`, and with the `field` that was
-//!    wrong: a JSON pointer into the body, or the name of a parameter or header. 400 is for what
-//!    has the wrong shape, 422 for what has the right one and makes no sense.
-//! 10. No answer may be stored by caches.
-//! 11. What a key can ask for is [bounded](crate::manual::bounds): 8 quotas with windows of at most 400
-//!     days, 128 scopes, metadata of 16 KiB and 32 levels, 1,000 keys of a consumer (409
+//!    wrong: a JSON pointer into the body, or the name of a parameter or header. 400 means a
+//!    malformed request, 422 a well-formed request with an invalid value.
+//! 10. Responses are sent with `Cache-Control: no-store`.
+//! 11. The requests of a key are [bounded](crate::manual::bounds): 8 quotas with windows of at most
+//!     400 days, 128 scopes, metadata of 16 KiB and 32 levels, 1,000 keys of a consumer (409
 //!     `too_many_keys`) and as many new ones an hour, 10 rotations of a key an hour (429
 //!     `too_many_changes` with `Retry-After`). A page ends at 1 MiB, with a `next`.
 //!
 //! # Deployment caveats
 //!
-//! The audit names the address of the peer where the server tells it
-//! (`into_make_service_with_connect_info`), and never what a header claims. Behind a proxy that is
-//! the proxy's: [`origin`](Admin::origin) is for who knows which header to believe.
+//! The audit records the address of the peer if the server provides it
+//! (`into_make_service_with_connect_info`), never a header. Behind a proxy, that is the address of
+//! the proxy: use [`origin`](Admin::origin) to read the header that your proxy sets.
 
 use std::sync::Arc;
 
@@ -102,10 +105,9 @@ const OPERATIONS: &[Operation] = &[
     Operation::GetUsage,
 ];
 
-/// The routes, for keys of `auth`, with everything else at its default. See the
-/// [module](crate::admin).
+/// The routes with default settings, for keys of `auth`. See the [module](crate::admin).
 ///
-/// Changes are told to `auth` at once.
+/// Changed keys are invalidated in `auth` at once.
 #[must_use]
 pub fn router(issuer: KeyIssuer, auth: Authenticator) -> GuardedRoutes {
     Admin::new(issuer, auth).router()
@@ -121,7 +123,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// The routes, for keys of `auth`, with everything else at its default.
+    /// Default settings, for keys of `auth`.
     pub fn new(issuer: KeyIssuer, auth: Authenticator) -> Self {
         let mut desk = Desk::new(issuer, &auth);
         desk.read = Scope::new("api-keys:read").ok();
@@ -130,12 +132,12 @@ impl Admin {
         Self { desk, auth, is_open: false }
     }
 
-    /// The scopes to look at keys, to change them, and to do so with those of all consumers.
-    /// Default: `api-keys:read`, `api-keys:write` and `api-keys:all-consumers`.
+    /// The scopes to read keys, to change keys, and to do so for all consumers. Default:
+    /// `api-keys:read`, `api-keys:write` and `api-keys:all-consumers`.
     ///
     /// # Errors
     ///
-    /// When one of them is no scope.
+    /// When one of them is not a valid scope.
     pub fn scopes(
         mut self,
         read: impl Into<String>,
@@ -148,13 +150,13 @@ impl Admin {
         Ok(self)
     }
 
-    /// Where a request came from, for the audit. Default: the address of the peer, where the server
-    /// tells it.
+    /// Where a request came from, for the audit. Default: the address of the peer, if the server
+    /// provides it.
     ///
     /// # Security
     ///
-    /// Whoever sends a request can write what they like into its headers. Take only one that your own
-    /// proxy sets, and the part of it that the proxy added.
+    /// Clients can send any headers. Use only a header that your own proxy sets, and only the part
+    /// of it that the proxy added.
     pub fn origin(
         mut self,
         origin: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static,
@@ -163,8 +165,8 @@ impl Admin {
         self
     }
 
-    /// Whether `/openapi.json` and `/docs` are there for everybody. They tell what can be asked for,
-    /// and nothing of any key. Default: false, and it takes a key, which browsers do not send.
+    /// Whether `/openapi.json` and `/docs` are served without a key. They describe the routes and
+    /// contain nothing about keys. Default: false; they need a key, which browsers do not send.
     pub fn open_document(self, is_open: bool) -> Self {
         Self { is_open, ..self }
     }

@@ -6,15 +6,15 @@ use crate::{
     record::{Consumer, KeyId, KeyRecord, KeyStatus, Scope},
 };
 
-/// Who changes keys: what the audit says, and what is beyond them.
+/// Who changes keys: an operator or a calling key. Sets the name in the audit and what is allowed.
 ///
 /// ```
 /// use tower_api_key::{Consumer, manage::Actor, record::Scope};
 ///
-/// // Whoever may run this program may do anything.
+/// // An operator may do anything.
 /// let operator = Actor::operator("root@db1").from("command line");
 ///
-/// // The key behind a request, which can grant no more than it holds.
+/// // The key behind a request can grant no more than it holds.
 /// fn caller(consumer: &Consumer, write: Scope) -> Actor {
 ///     Actor::caller(consumer).requires(write)
 /// }
@@ -27,7 +27,7 @@ pub struct Actor {
     pub(super) caller: Option<Caller>,
 }
 
-/// A key that asks for a change, and what that takes.
+/// A calling key, and the scopes it needs.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) key_id: KeyId,
@@ -39,32 +39,34 @@ pub(super) struct Caller {
 }
 
 impl Actor {
-    /// Somebody whom nothing is denied, as they have the database at hand anyway. `name` is for the
-    /// audit.
+    /// An operator, to whom nothing is denied: operators have access to the database anyway. `name`
+    /// is for the audit.
     pub fn operator(name: impl Into<String>) -> Self {
         Self { name: name.into(), origin: None, caller: None }
     }
 
-    /// The key behind a request. It sees and changes the keys of its own consumer only, and can
-    /// grant nothing that it does not hold. In the audit it is `key:` and its id.
+    /// The key behind a request. It sees and changes only the keys of its own consumer, and can
+    /// grant nothing that it does not hold. The audit names it `key:` followed by its id.
     ///
-    /// The keys that it makes are on its own plan, or on none as it is. What a plan means may be
-    /// something else tomorrow, and more than limits to the application, so plans are not compared
-    /// by their limits, and nobody leaves one to be free. Only a key that nothing limits, neither a
-    /// plan nor a quota, can grant any plan or none. On one plan, limits are compared as they are
-    /// with those of the plan. Where the store does not define it, a key can be given the limits
-    /// that its maker has beside the plan, or narrower ones of the same names.
+    /// New keys are on the plan of the calling key, or on none if it has none. Plans are compared
+    /// by name, not by limits: a plan's limits may change, and a plan may mean more than limits to
+    /// the application. A key cannot move a key off its own plan. Only an unlimited key, with
+    /// neither a plan nor a quota, can grant any plan or none. Between keys on one plan, the limits
+    /// are compared after they are merged with those of the plan. If the store does not define the
+    /// plan, a key can only be given the calling key's own quotas, or narrower ones of the same
+    /// names.
     ///
-    /// By itself it changes only itself, and the keys of its own chain of rotations. Other keys of its
-    /// consumer take a scope: the one that it [requires](Self::requires) for everything, or one
-    /// [for that](Self::other_keys_scope). Without the scope, [metadata](crate::record::Metadata) counts
-    /// as something held: to rotate a key is to get a key with its metadata, so it has to be the
-    /// caller's own. With the scope it is not compared: a key that may write keys may write their metadata, too. Metadata
-    /// that the application itself puts into a new key or a change is not compared.
+    /// Without a further scope, it changes only itself and the keys of its own rotation chain.
+    /// Other keys of its consumer need a scope: the one [required](Self::requires) for everything,
+    /// or [a separate one](Self::other_keys_scope). Without that scope, a key that is rotated must
+    /// have the same [metadata](crate::record::Metadata) as the calling key, because the new key
+    /// inherits it. With the scope, metadata is not compared: a key that may write keys may write
+    /// their metadata too. Metadata that the application itself puts into a new key or a change is
+    /// not compared.
     ///
-    /// What it holds is read again in the transaction of each change: a key that was revoked after
-    /// it had been let in changes nothing. A required scope that it did not have when it was let in is
-    /// denied without a transaction.
+    /// What the calling key holds is read again in the transaction of each change: a key that was
+    /// revoked after it was authenticated changes nothing. If it lacked a required scope when it
+    /// was authenticated, the change is denied without a transaction.
     pub fn caller(consumer: &Consumer) -> Self {
         let caller = Caller {
             key_id: consumer.key_id(),
@@ -83,25 +85,26 @@ impl Actor {
         self.with(|caller| caller.required = Some(scope))
     }
 
-    /// A [caller](Self::caller) needs `scope` to change, revoke or rotate keys of its consumer other
-    /// than itself and those of its own chain of rotations. Default: what it
-    /// [requires](Self::requires) for everything; without that, none may.
+    /// A [caller](Self::caller) needs `scope` to change, revoke or rotate keys of its consumer
+    /// outside its own rotation chain. Default: the scope that is [required](Self::requires) for
+    /// everything; without either, it cannot.
     pub fn other_keys_scope(self, scope: Scope) -> Self {
         self.with(|caller| caller.others = Some(scope))
     }
 
-    /// A [caller](Self::caller) with `scope` manages the keys of every consumer. Default: none does.
+    /// A [caller](Self::caller) with `scope` manages the keys of all consumers. Default: no scope
+    /// allows it.
     pub fn everywhere_with(self, scope: Scope) -> Self {
         self.with(|caller| caller.everywhere = Some(scope))
     }
 
-    /// The limits of keys that have neither their own nor a plan, as the authenticator has them: they count
-    /// when the limits of two keys are compared. Default: unlimited.
+    /// The limits of keys with neither quotas nor a plan, for comparing the limits of two keys. Set
+    /// what the authenticator uses. Default: unlimited.
     pub fn default_rate_limits(self, limits: RateLimits) -> Self {
         self.with(|caller| caller.default_limits = limits)
     }
 
-    /// Where the request came from, for the audit: an address, a host.
+    /// Where the request came from, such as an address or a host, for the audit.
     pub fn from(self, origin: impl Into<String>) -> Self {
         Self { origin: Some(origin.into()), ..self }
     }
@@ -113,7 +116,7 @@ impl Actor {
         self
     }
 
-    /// Whether the actor may change anything, by what the layer knows of the caller.
+    /// Checks the required scope against the consumer that the layer authenticated.
     pub(super) fn check_known(&self) -> Result<(), ManageError> {
         match self.caller.as_ref().and_then(|caller| Some((caller, caller.required.as_ref()?))) {
             Some((caller, scope)) if !caller.consumer.has_scope(scope.as_str()) => {
@@ -123,8 +126,8 @@ impl Actor {
         }
     }
 
-    /// The one consumer whose keys are to be seen, by what the layer knows of the caller; `None` for
-    /// all.
+    /// The only consumer whose keys are visible, judged by the consumer that the layer
+    /// authenticated; `None` for all.
     pub(super) fn tenant(&self) -> Option<&str> {
         let caller = self.caller.as_ref()?;
         let everywhere = caller.everywhere.as_ref();
@@ -134,7 +137,7 @@ impl Actor {
 }
 
 impl Caller {
-    /// Whether the caller, whose record is `held`, may change anything at all.
+    /// Checks that the caller is still active and has the required scope; `held` is its record.
     pub(super) fn check(&self, held: &KeyRecord) -> Result<(), ManageError> {
         if held.status(held.read_at) != KeyStatus::Active {
             return Err(ManageError::caller_ended());
@@ -147,12 +150,12 @@ impl Caller {
         }
     }
 
-    /// The consumer that the key was let in for.
+    /// The consumer that the layer authenticated.
     pub(super) fn consumer_id(&self) -> &str {
         self.consumer.id()
     }
 
-    /// Whether it may change keys other than its own. It holds what it is required to.
+    /// Whether it may change keys outside its rotation chain. Assumes that `check` has passed.
     pub(super) fn check_others(&self, held: &KeyRecord) -> Result<(), ManageError> {
         match (&self.others, &self.required) {
             (Some(scope), _) if !held.scopes.contains(scope.as_str()) => {
@@ -163,7 +166,7 @@ impl Caller {
         }
     }
 
-    /// Whether it may change `target`, which is within its reach.
+    /// Whether it may change `target`. Assumes that `reaches` holds.
     pub(super) fn check_target(
         &self,
         held: &KeyRecord,
@@ -173,7 +176,7 @@ impl Caller {
         if is_own { Ok(()) } else { self.check_others(held) }
     }
 
-    /// Whether it may have a key with the metadata of `old`.
+    /// Whether it may rotate `old`, whose metadata the new key inherits.
     pub(super) fn check_takeover(
         &self,
         held: &KeyRecord,
@@ -182,17 +185,17 @@ impl Caller {
         if held.metadata == old.metadata || self.check_others(held).is_ok() {
             return Ok(());
         }
-        let detail = "a key cannot take over metadata that it does not have itself";
+        let detail = "the calling key cannot rotate a key whose metadata differs from its own";
         Err(ManageError::denied("metadata", detail))
     }
 
-    /// Whether it may touch keys of `consumer_id`.
+    /// Whether it may manage keys of `consumer_id` at all.
     pub(super) fn reaches(&self, held: &KeyRecord, consumer_id: &str) -> bool {
         let roams = |scope: &Scope| held.scopes.contains(scope.as_str());
         held.consumer_id == consumer_id || self.everywhere.as_ref().is_some_and(roams)
     }
 
-    /// Whether `granted` is something that the caller holds itself.
+    /// Whether the caller holds everything that `granted` does.
     pub(super) fn check_grant(
         &self,
         held: &KeyRecord,
@@ -201,7 +204,8 @@ impl Caller {
         self.check_within(held, granted)
     }
 
-    /// Whether `after` is something that the caller holds, or no more than the key was `before`.
+    /// Whether the change only takes away, or the caller holds everything that `after` does.
+    /// Reactivating a key or changing its plan always counts as granting.
     pub(super) fn check_change(
         &self,
         held: &KeyRecord,
@@ -225,7 +229,7 @@ impl Caller {
         let lasts_longer =
             |end: SystemTime| key.expires_at.is_none_or(|expires_at| expires_at > end);
         if bound.expires_at.is_some_and(lasts_longer) {
-            let detail = "a key cannot be made to outlive the key that asks for it";
+            let detail = "a key must not expire later than the calling key";
             return Err(ManageError::denied("expires_at", detail));
         }
         if self.is_free(bound) {
@@ -234,27 +238,27 @@ impl Caller {
         if key.plan != bound.plan {
             let detail = match &bound.plan {
                 Some(plan) => {
-                    format!("a key has to be on the plan of the key that asks for it: {plan}")
+                    format!("a key must be on the plan of the calling key: {plan}")
                 }
                 None => {
-                    "a key that is on no plan cannot grant one, unless nothing limits it".into()
+                    "a calling key without a plan cannot grant one, unless it is unlimited".into()
                 }
             };
             return Err(ManageError::denied("plan", detail));
         }
         if !self.is_limited_within(bound, key) {
-            let detail = "a key cannot be given more than the quota of the key that asks for it";
+            let detail = "the limits of a key must not exceed those of the calling key";
             return Err(ManageError::denied("rate_limits", detail));
         }
         Ok(())
     }
 
-    /// Whether nothing limits the key.
+    /// Whether the key has neither a plan nor a quota.
     fn is_free(&self, key: &KeyRecord) -> bool {
         key.plan.is_none() && self.limits_without_plan(key).is_unlimited()
     }
 
-    /// Whether `key` is limited no less than `bound`, which is on the same plan.
+    /// Whether the limits of `key` are within those of `bound`, which is on the same plan.
     fn is_limited_within(&self, bound: &KeyRecord, key: &KeyRecord) -> bool {
         let (own, asked) = (&bound.rate_limits, &key.rate_limits);
         if own == asked {
@@ -262,10 +266,10 @@ impl Caller {
         }
         match (&bound.plan, &bound.plan_limits) {
             (None, _) => self.limits_without_plan(key).is_within(self.limits_without_plan(bound)),
-            // Unlimited beside a plan is unlimited on the day on which the plan is gone.
+            // The key would be unlimited once the plan is removed.
             (Some(_), Some(_)) if asked.as_ref().is_some_and(RateLimits::is_unlimited) => false,
             (Some(_), Some(plan)) => beside(asked, plan).is_within(&beside(own, plan)),
-            // It may be defined in code, as anything.
+            // The application may define the plan in code, so its limits are unknown.
             (Some(_), None) => match (own, asked) {
                 (Some(own), Some(asked)) => asked.is_within(own) && replaces_no_more(asked, own),
                 _ => false,
@@ -278,12 +282,12 @@ impl Caller {
     }
 }
 
-/// What a key has on a plan: a quota of its own stands for one of the same name.
+/// The limits of a key on a plan: its own quotas replace those of the plan by name.
 fn beside(own: &Option<RateLimits>, plan: &RateLimits) -> RateLimits {
     own.as_ref().map_or_else(|| plan.clone(), |own| own.and(plan))
 }
 
-/// Whether each quota of a plan that `asked` stands for is one that `own` stands for.
+/// Whether `asked` replaces only quotas of the plan that `own` replaces too.
 fn replaces_no_more(asked: &RateLimits, own: &RateLimits) -> bool {
     asked.iter().all(|asked| own.iter().any(|own| own.name() == asked.name()))
 }

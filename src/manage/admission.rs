@@ -9,11 +9,11 @@ use tokio::{
     time::timeout,
 };
 
-/// How many pieces of work each consumer may have under way at once, so that one of them cannot
-/// take all that there is for everybody.
+/// Admission control: a concurrency limit for each consumer, so that one consumer cannot take the
+/// capacity of all.
 ///
-/// More wait in line, as a page in a browser asks for several things at once, and are refused when
-/// the wait is over. Consumers without work cost no memory.
+/// Requests over the limit queue, because a page in a browser sends several at once, and are
+/// refused when their wait is over. Idle consumers cost no memory.
 pub(crate) struct PerConsumer {
     max: usize,
     wait: Duration,
@@ -26,7 +26,7 @@ struct Turns {
     sweep_at: usize,
 }
 
-/// Held while the work is under way.
+/// A permit, held while the work is in progress.
 pub(crate) type Turn = OwnedSemaphorePermit;
 
 const MIN_SWEEP: usize = 256;
@@ -36,10 +36,10 @@ impl PerConsumer {
         Self { max, wait, turns: Mutex::default() }
     }
 
-    /// `None`: the consumer has too much under way.
+    /// `None` if no permit became free within the wait.
     pub(crate) async fn take(&self, consumer_id: &str) -> Option<Turn> {
         let turns = self.turns_of(consumer_id);
-        // At once where that is possible: the wait takes a runtime with a clock.
+        // Without a timer if possible: `timeout` needs a runtime with time enabled.
         match Arc::clone(&turns).try_acquire_owned() {
             Ok(turn) => Some(turn),
             Err(_) => timeout(self.wait, turns.acquire_owned()).await.ok()?.ok(),
@@ -53,7 +53,7 @@ impl PerConsumer {
             return Arc::clone(turns);
         }
         if of.len() >= *sweep_at {
-            // A permit, and who waits for one, holds its semaphore.
+            // Permits and waiters hold a reference to their semaphore.
             of.retain(|_, turns| Arc::strong_count(turns) > 1);
             *sweep_at = MIN_SWEEP.max(of.len() * 2);
         }
@@ -75,7 +75,7 @@ mod tests {
         assert!(turns.take("other").await.is_some());
         let (first, second) = held;
         let (third, ()) = tokio::join!(turns.take("acme"), async { drop(first) });
-        assert!(third.is_some(), "who waits has the turn that becomes free");
+        assert!(third.is_some(), "a waiter gets the permit that becomes free");
         drop(second);
     }
 
@@ -87,7 +87,7 @@ mod tests {
             drop(turns.take(&number.to_string()).await.unwrap());
         }
         assert!(turns.turns.lock().unwrap().of.len() <= 2 * MIN_SWEEP);
-        assert!(turns.take("kept").await.is_none(), "what is under way still counts");
+        assert!(turns.take("kept").await.is_none(), "work in progress still counts");
         drop(held);
     }
 }

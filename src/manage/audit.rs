@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::record::{KeyRecord, Scope, rfc3339};
 
-/// What is different in `after`, as a JSON object of fields; of a new key all that is set.
+/// The changed fields as a JSON object; for a new key all fields that are set.
 pub(super) fn changes(before: Option<&KeyRecord>, after: &KeyRecord) -> Option<String> {
     let mut changes = Map::new();
     let before = before.map(fields);
@@ -21,7 +21,7 @@ pub(super) fn changes(before: Option<&KeyRecord>, after: &KeyRecord) -> Option<S
     (!changes.is_empty()).then(|| Value::Object(changes).to_string())
 }
 
-/// What the audit shows of a key: all but its hash, and what never changes.
+/// The fields of a key that the audit shows: all except its hash and the fields that never change.
 pub(super) fn fields(record: &KeyRecord) -> [(&'static str, Value); 12] {
     let scopes: Vec<_> = record.scopes.iter().map(Scope::as_str).collect();
     [
@@ -40,21 +40,21 @@ pub(super) fn fields(record: &KeyRecord) -> [(&'static str, Value); 12] {
     ]
 }
 
-/// What became of a plan; limits are JSON, `None` where there is no plan.
+/// The change of a plan, as JSON. Limits are JSON, `None` without a plan.
 pub(super) fn plan_changes(name: &str, before: Option<&str>, after: Option<&str>) -> String {
     let (mut names, mut limits) = (Map::new(), Map::new());
     for (side, json) in [("from", before), ("to", after)] {
         let Some(json) = json else { continue };
         names.insert(side.to_owned(), json!(name));
-        // What cannot be read is shown as it is.
+        // Limits that are not JSON are shown as text.
         let value = serde_json::from_str(json).unwrap_or_else(|_| json!(json));
         limits.insert(side.to_owned(), value);
     }
     json!({ "name": names, "rate_limits": limits }).to_string()
 }
 
-/// The changes of a denied attempt, as they are shown to a caller that sees the keys of `consumer_id`
-/// alone: without its target, unless that is one of these keys.
+/// The changes of a denied attempt, as shown to a caller that sees only keys of `consumer_id`: the
+/// target is removed unless it is one of these keys.
 pub(super) fn shown_to(consumer_id: &str, changes: &str) -> Option<String> {
     let Ok(Value::Object(mut changes)) = serde_json::from_str(changes) else { return None };
     let target = changes.get("target").and_then(|target| target.get("consumer_id"));

@@ -1,4 +1,4 @@
-//! Batches that go on without the keys that a database refuses.
+//! Batches that skip the keys that a database refuses.
 
 use super::{KeyIssuer, ManageError};
 use crate::{
@@ -7,17 +7,17 @@ use crate::{
     trace::warn,
 };
 
-/// What became of a batch.
+/// The result of a batch.
 #[derive(Default)]
 pub(super) struct Outcome {
     pub(super) done: u64,
-    /// Keys that the database refused to change, or that cannot be read.
+    /// Keys that the database refused to change, or whose rows cannot be read.
     pub(super) skipped: Vec<KeyId>,
 }
 
 impl KeyIssuer {
-    /// Runs `work` for all of `ids` together. Where one of them is the reason that it fails, for the
-    /// halves of them, down to that one.
+    /// Runs `work` for all `ids` together. If it fails because of a key, bisects the batch until
+    /// that key is found and skipped.
     pub(super) async fn each<F>(
         ids: Vec<KeyId>,
         work: impl Fn(Vec<KeyId>) -> F,
@@ -35,8 +35,8 @@ impl KeyIssuer {
                     match (&ids[..], &half[..]) {
                         ([], [id]) => {
                             outcome.skipped.push(*id);
-                            // Never what is in the row.
-                            warn!(key_id = %id, ?error, "key skipped: the database refuses it");
+                            // The error never contains values of the row.
+                            warn!(key_id = %id, ?error, "key skipped: refused by the database");
                         }
                         ([], _) => return Err(error),
                         _ => parts.extend([half, ids]),
@@ -48,7 +48,8 @@ impl KeyIssuer {
         Ok(outcome)
     }
 
-    /// The ids of some of `keys` other than `except`, those included that cannot be read.
+    /// The ids of up to `limit` of `keys` other than `except`, including keys whose rows cannot be
+    /// read.
     pub(super) async fn select_some(
         &self,
         keys: &Selection,
@@ -59,12 +60,12 @@ impl KeyIssuer {
         Ok(tx.select_some(keys, except, limit).await?)
     }
 
-    /// The place of the first of `records` that the database refuses. Nothing of this is committed.
+    /// The index of the first of `records` that the database refuses. Commits nothing.
     pub(super) async fn first_refused(
         &self,
         records: &[KeyRecord],
     ) -> Result<Option<usize>, ManageError> {
-        // Those before `good` are fine, one of those up to `bad` is not.
+        // Inserting the first `good` records succeeds, inserting the first `bad` fails.
         let (mut good, mut bad) = (0, records.len() + 1);
         while good + 1 < bad {
             let middle = good + (bad - good) / 2;

@@ -1,4 +1,4 @@
-//! How many keys those who act by a key may make.
+//! How many keys a calling key may make.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,22 +9,23 @@ use crate::{
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// How long to wait where keys made in the past hour leave it one by one.
+/// `Retry-After` of the limit on new keys: they leave the past hour one by one, so the exact wait
+/// is unknown.
 const A_WHILE: Duration = Duration::from_secs(60);
 
 impl Change {
-    /// Refuses a caller that has made a new key too many for its consumer. Asked after the key was
-    /// inserted and after everything else is locked.
+    /// Refuses a new key that exceeds the bounds of its consumer. Call it last, after the key was
+    /// inserted and everything else is locked.
     pub(super) async fn check_new_key(&mut self, new: &KeyRecord) -> Result<(), ManageError> {
         let Some(bounds) = self.bounds() else { return Ok(()) };
         self.check_keys(new, bounds.keys_per_consumer).await
     }
 
-    /// Refuses a caller that rotates too often. Asked after the new key was inserted and the old one
-    /// was changed.
+    /// Refuses a caller that rotates too often. Call it after the new key was inserted and the old
+    /// one was changed.
     pub(super) async fn check_rotation(&mut self, new: &KeyRecord) -> Result<(), ManageError> {
         let Some(bounds) = self.bounds() else { return Ok(()) };
-        // That of the new key is the newest.
+        // One more, because the new key's rotation counts as the newest.
         let most = bounds.rotations_per_hour;
         let earlier = self.tx.nth_rotation(new.root_id, most.saturating_add(1)).await?;
         if let Some(earlier) = earlier {
@@ -33,12 +34,12 @@ impl Change {
                 && !wait.is_zero()
             {
                 let detail = format!(
-                    "a key is rotated at most {most} times an hour, its successors included"
+                    "a key can be rotated at most {most} times an hour, including its successors"
                 );
                 return Err(ManageError::too_many_changes(detail, wait));
             }
         }
-        // Each of the keys that there may be can be replaced, and work on beside the new one.
+        // Twice as many, so that every key can be replaced while the old one still works.
         self.check_keys(new, bounds.keys_per_consumer.saturating_mul(2)).await
     }
 
@@ -52,20 +53,20 @@ impl Change {
         let counts = self.tx.count_keys(&query).await?;
         if counts.live > most {
             let detail = format!(
-                "the consumer would have more than {most} keys that are neither revoked nor expired: \
-                revoke some"
+                "a consumer cannot have more than {most} keys that are neither revoked nor \
+                expired: revoke some"
             );
             return Err(ManageError::too_many_keys(detail));
         }
         if counts.recent > most {
-            let detail = format!("more than {most} keys of the consumer would be made in an hour");
+            let detail = format!("a consumer cannot get more than {most} new keys in an hour");
             return Err(ManageError::too_many_changes(detail, A_WHILE));
         }
         Ok(())
     }
 
-    /// Refuses keys that have more quotas than the layer lets in. What a plan means is known once they
-    /// are stored.
+    /// Refuses keys with more quotas than the layer accepts. The limits of their plans are only
+    /// known once they are stored.
     pub(super) async fn check_quotas(&mut self, new: &[KeyRecord]) -> Result<(), ManageError> {
         let has_both = |record: &&KeyRecord| record.plan.is_some() && record.rate_limits.is_some();
         let ids: Vec<_> = new.iter().filter(has_both).map(|record| record.id).collect();

@@ -9,8 +9,8 @@ use crate::{
     store::Claim,
 };
 
-/// A change under way: a transaction, the caller's record as it is in it, and what is to be told
-/// when it is done.
+/// A change in progress: its transaction, the caller's record as locked in it, and the audit
+/// entries and invalidations that follow.
 pub(super) struct Change {
     pub(super) tx: Box<dyn ErasedTransaction>,
     issuer: KeyIssuer,
@@ -20,8 +20,8 @@ pub(super) struct Change {
     attempt: Attempt,
 }
 
-/// What the audit says of a change that is denied. It is filed under the key that asked for it: the
-/// owner of the key that it was aimed at does not learn of the attempts of others.
+/// What the audit shows of a denied change. It is filed under the calling key, so that the owner of
+/// the target does not see attempts by others.
 pub(super) struct Attempt {
     action: &'static str,
     key_id: Option<KeyId>,
@@ -35,11 +35,10 @@ impl Attempt {
 }
 
 impl KeyIssuer {
-    /// Makes a change in a transaction of its own: all of what `work` did is committed with its
-    /// audit, or nothing.
+    /// Runs `work` in a transaction and commits it together with its audit entries, or not at all.
     ///
-    /// The caller's record is locked together with those of `targets`, which are handed to `work`.
-    /// `action` is what the audit calls the attempt, if it is denied.
+    /// Locks the caller's record together with those of `targets`, which are passed to `work`.
+    /// `action` names the attempt in the audit if it is denied.
     pub(super) async fn change<T, W>(
         self,
         action: &'static str,
@@ -53,7 +52,7 @@ impl KeyIssuer {
         if let [id] = targets[..] {
             attempt.key_id = Some(id);
         }
-        // What the layer knows is judged first: an attempt without a scope costs no transaction.
+        // Checked before the transaction, so that an attempt without the scope costs none.
         if let Err(error) = self.actor.check_known() {
             return Err(self.deny(error, attempt).await?);
         }
@@ -71,7 +70,8 @@ impl KeyIssuer {
         }
     }
 
-    /// Writes a denial down, unless there were many of late, and returns what the caller is told.
+    /// Writes a denial to the audit, unless the key has had too many, and returns the error for the
+    /// caller.
     pub(super) async fn deny(
         &self,
         error: ManageError,
@@ -131,7 +131,7 @@ impl Change {
         Ok((Self { tx, issuer, held, entries, changed, attempt }, locked))
     }
 
-    /// The bounds on what a caller makes; `None` for an operator.
+    /// The bounds on new keys of a caller; `None` for an operator.
     pub(super) fn bounds(&self) -> Option<Bounds> {
         self.actor().caller.as_ref().map(|_| self.issuer.bounds)
     }
@@ -140,7 +140,7 @@ impl Change {
         &self.issuer.actor
     }
 
-    /// `None` for an operator.
+    /// The caller and its record; `None` for an operator.
     fn caller(&self) -> Result<Option<(&super::actor::Caller, &KeyRecord)>, ManageError> {
         match (&self.actor().caller, &self.held) {
             (None, _) => Ok(None),
@@ -156,7 +156,7 @@ impl Change {
         }
     }
 
-    /// Whether keys of `consumer_id` are the actor's business.
+    /// Whether the actor may manage keys of `consumer_id`.
     pub(super) fn check_reach(&mut self, consumer_id: &str) -> Result<(), ManageError> {
         match self.caller()? {
             Some((caller, held)) if !caller.reaches(held, consumer_id) => {
@@ -175,7 +175,7 @@ impl Change {
         }
     }
 
-    /// Whether the actor may have a key with what the application says of `old`.
+    /// Whether the actor may rotate `old`, whose metadata the new key inherits.
     pub(super) fn check_takeover(&self, old: &KeyRecord) -> Result<(), ManageError> {
         match self.caller()? {
             Some((caller, held)) => caller.check_takeover(held, old),
@@ -201,14 +201,14 @@ impl Change {
         }
     }
 
-    /// When the caller's own key ends.
+    /// When the calling key expires.
     pub(super) fn caller_expires_at(&self) -> Option<std::time::SystemTime> {
         self.actor().caller.as_ref()?;
         self.held.as_ref()?.expires_at
     }
 
-    /// The one target of the change. To a caller, a key out of its reach and none at all are the
-    /// same, in the answer and in the audit.
+    /// The one target of the change. A caller cannot tell a key out of its reach from one that does
+    /// not exist, neither by the answer nor in the audit.
     pub(super) fn target(&mut self, locked: Vec<KeyRecord>) -> Result<KeyRecord, ManageError> {
         let Some(target) = locked.into_iter().next() else {
             return Err(match self.caller()? {
@@ -223,7 +223,7 @@ impl Change {
         Ok(target)
     }
 
-    /// Carries a request out once: an error where it was before.
+    /// Claims the idempotency key; an error if it was used before.
     pub(super) async fn claim(&mut self, claim: Option<Claim>) -> Result<(), ManageError> {
         let Some(claim) = claim else { return Ok(()) };
         match self.tx.claim(&claim).await? {
@@ -235,7 +235,7 @@ impl Change {
         }
     }
 
-    /// Notes for audit and caches that `after` was made of `before`.
+    /// Queues an audit entry and a cache invalidation for the change from `before` to `after`.
     pub(super) fn note(
         &mut self,
         action: KeyAction,
@@ -255,7 +255,7 @@ impl Change {
         self.changed.push(after.clone());
     }
 
-    /// Notes for the audit what became of a plan; limits are JSON, `None` where there is no plan.
+    /// Queues an audit entry for the change of a plan. Limits are JSON, `None` without a plan.
     pub(super) fn note_plan(
         &mut self,
         action: KeyAction,
@@ -282,7 +282,7 @@ impl Change {
         };
         let committed = match self.tx.record(&self.entries).await {
             Ok(()) => self.tx.commit().await.map_err(ManageError::from),
-            // Whatever was wrong with the line, it was no key's fault.
+            // An audit entry that fails is not the fault of a key, so no key is skipped for it.
             Err(error) => Err(ManageError::failed(error)),
         };
         if let (Err(_), Some(overdue)) = (&committed, overdue) {
@@ -290,13 +290,13 @@ impl Change {
         }
         match committed {
             Ok(()) => self.issuer.tell(&self.changed),
-            // A connection that is lost then may have been lost after the commit.
+            // The connection may have been lost after the commit took effect.
             Err(_) => self.issuer.invalidate(&self.changed),
         }
         committed
     }
 
-    /// Leaves nothing of the change, and writes a denial down.
+    /// Rolls back, and writes a denial to the audit.
     async fn abandon(self, error: ManageError) -> Result<ManageError, ManageError> {
         let Self { tx, issuer, attempt, .. } = self;
         drop(tx);

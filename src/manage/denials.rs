@@ -1,5 +1,5 @@
-//! Denied attempts on their way to the audit, which nothing deletes: a few lines a minute for each
-//! key, and a count of the rest.
+//! Limits how many denied attempts go into the audit, from which nothing is ever deleted: a few
+//! entries a minute for each key, and a count of the rest.
 
 use std::{
     collections::HashMap,
@@ -16,31 +16,31 @@ use crate::{
     trace::warn,
 };
 
-/// Lines that the denials of one key get in a [`WINDOW`]. Enough to see what was tried, too few to
-/// fill a disk.
+/// Audit entries for the denials of one key in a [`WINDOW`]. Enough to see what was tried, too few
+/// to fill a disk.
 const LINES: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(60);
-/// Keys that are told apart. Beyond this, in one minute, they are counted together.
+/// Keys that are counted separately. Further ones in the same minute are counted together.
 const KEYS: usize = 1024;
 
-/// The denials of a minute, counted. In memory only: what is counted here is lost when the process
-/// ends, and logged then.
+/// Counts the denials of each minute, in memory only: counts are lost, and logged, when the process
+/// ends.
 #[derive(Default)]
 pub(super) struct Denials(Mutex<Windows>);
 
 #[derive(Default)]
 struct Windows {
-    /// By key; `None` for all that are counted together.
+    /// By key; `None` for the keys that are counted together.
     by_key: HashMap<Option<KeyId>, Window>,
-    /// When the first of them began, or earlier: until a minute after that nothing is overdue.
+    /// A lower bound of their beginnings: nothing is overdue until a minute after it.
     oldest: Duration,
 }
 
-/// A minute of the denials of one key; of all others for `None`.
+/// The denials of one key, or of several counted together, in one minute.
 struct Window {
     /// By the monotonic clock.
     began: Duration,
-    /// The same instant for people.
+    /// The same instant by the wall clock, for the audit.
     since: SystemTime,
     lines: u32,
     more: u64,
@@ -48,19 +48,20 @@ struct Window {
     consumer_id: Option<String>,
 }
 
-/// The denials of a minute that has passed, of which the audit still has to be told.
+/// Counts of windows that are over and still have to be written to the audit.
 pub(super) struct Overdue(Vec<(Option<KeyId>, Window)>);
 
-/// What becomes of a denial.
+/// What to do with a denial.
 pub(super) enum Admission {
-    /// It gets a line, after those of what is overdue.
+    /// Write an entry, after those of the overdue counts.
     Write(Overdue),
-    /// It is counted.
+    /// Nothing: it was counted.
     Counted,
 }
 
 impl Denials {
-    /// Decides on a denial of the key `key_id` at `now`, by the monotonic clock, and `wall`.
+    /// Decides whether a denial of `key_id` gets an entry. `now` is monotonic, `wall` for the
+    /// audit.
     pub(super) fn admit(
         &self,
         key_id: KeyId,
@@ -98,12 +99,12 @@ impl Denials {
         }
     }
 
-    /// Takes out what is overdue at `now`, to be written with another line.
+    /// Removes the counts that are overdue at `now`, to be written with another entry.
     pub(super) fn take_overdue(&self, now: Duration) -> Overdue {
         self.lock().take_overdue(now)
     }
 
-    /// Takes back what could not be written.
+    /// Puts counts back that could not be written.
     pub(super) fn restore(&self, overdue: Overdue) {
         self.lock().restore(overdue);
     }
@@ -169,7 +170,7 @@ impl Drop for Denials {
         let windows = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
         let lost: u64 = windows.by_key.values().map(|window| window.more).sum();
         if lost > 0 {
-            warn!(count = lost, "denied attempts dropped: the audit has the lines before them");
+            warn!(count = lost, "denied attempts dropped: counted but not written to the audit");
         }
     }
 }
@@ -212,7 +213,7 @@ mod tests {
             summed[0].reason.as_deref(),
             Some("and 11405 more denied attempts since 1970-01-01T00:16:40Z")
         );
-        assert_eq!(admit(&denials, 1, START + WINDOW), Some(Vec::new()), "summed up once");
+        assert_eq!(admit(&denials, 1, START + WINDOW), Some(Vec::new()), "written once");
     }
 
     #[test]
@@ -223,7 +224,7 @@ mod tests {
         }
         assert!(admit(&denials, 2, START).is_some());
         let summed = admit(&denials, 2, START + WINDOW).unwrap();
-        assert_eq!(summed[0].key_id, Some(key(1)), "another key's denial writes the sum");
+        assert_eq!(summed[0].key_id, Some(key(1)), "another key's denial writes the count");
     }
 
     #[test]

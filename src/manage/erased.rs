@@ -11,7 +11,7 @@ use crate::{
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// [`ManageKeys`] as an object, so that nobody has to name the store.
+/// [`ManageKeys`] as a trait object, so that the service has no type parameter for the store.
 pub(super) trait ErasedKeys: Send + Sync {
     fn begin(&self) -> Answer<'_, Box<dyn ErasedTransaction>>;
     fn get(&self, id: KeyId) -> Answer<'_, Option<KeyRecord>>;
@@ -47,7 +47,7 @@ impl<S: ManageKeys> ErasedKeys for S {
     }
 }
 
-/// [`KeyTransaction`] as an object.
+/// [`KeyTransaction`] as a trait object.
 pub(super) trait ErasedTransaction: Send {
     fn lock<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, Vec<KeyRecord>>;
     fn lock_some<'a>(

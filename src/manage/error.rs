@@ -6,10 +6,10 @@ use crate::{
     store::{StoreError, StoreErrorKind},
 };
 
-/// A change was not made, or a question not answered.
+/// Why a change or a query failed.
 ///
-/// It says what was wrong and, where one part of the request was, [which](Self::field). It never
-/// holds a key.
+/// It says what was wrong and, if it was one part of the request, [which](Self::field). It never
+/// contains a key.
 #[derive(Debug)]
 pub struct ManageError {
     kind: ManageErrorKind,
@@ -22,7 +22,7 @@ pub struct ManageError {
     retry_after: Option<NonZeroU32>,
     hidden: bool,
     is_collision: bool,
-    /// Whether what failed may pass.
+    /// Whether the failure is temporary.
     is_transient: bool,
     is_of_a_key: bool,
     source: Option<Box<dyn Error + Send + Sync>>,
@@ -55,32 +55,32 @@ impl ManageError {
     }
 
     pub(super) fn lacks_scope(scope: Scope) -> Self {
-        let detail = "the calling key lacks a scope that this needs";
+        let detail = "the calling key lacks a required scope";
         Self { scope: Some(scope), ..Self::new(ManageErrorKind::Denied, detail) }
     }
 
     pub(super) fn caller_ended() -> Self {
-        Self::new(ManageErrorKind::CallerEnded, "the calling key no longer works")
+        Self::new(ManageErrorKind::CallerEnded, "the calling key is no longer valid")
     }
 
     pub(super) fn no_such_key() -> Self {
-        Self::new(ManageErrorKind::NotFound, "there is no such key")
+        Self::new(ManageErrorKind::NotFound, "key not found")
     }
 
-    /// To the caller, a key of another consumer is one that does not exist.
+    /// The audit gets this detail; the caller gets `NotFound`, as for a key that does not exist.
     pub(super) fn out_of_reach() -> Self {
-        let detail = "no such key is within reach of the calling key";
+        let detail = "key not found among those that the calling key can manage";
         Self { hidden: true, ..Self::new(ManageErrorKind::Denied, detail) }
     }
 
     pub(super) fn repeated(id: KeyId) -> Self {
-        let detail = "this request was carried out before, and the key was shown then. If it was \
-            lost, revoke it and issue another one";
+        let detail = "this request was already carried out, and its key was shown then: if the key \
+            was lost, revoke it and issue another one";
         Self { key_id: Some(id), ..Self::new(ManageErrorKind::Repeated, detail) }
     }
 
     pub(super) fn idempotency_key_reused() -> Self {
-        let detail = "another request was sent under this idempotency key: take a new one";
+        let detail = "this idempotency key was used for another request: send a new one";
         Self {
             field: Some("idempotency_key"),
             ..Self::new(ManageErrorKind::IdempotencyKeyReused, detail)
@@ -92,12 +92,12 @@ impl ManageError {
     }
 
     pub(super) fn own_keys_only() -> Self {
-        let detail = "the calling key can change itself and the keys that it was rotated to, and no \
-            other";
+        let detail =
+            "the calling key can only change itself and the keys of its own rotation chain";
         Self::new(ManageErrorKind::Denied, detail)
     }
 
-    /// The database refuses a key.
+    /// The database refuses a key, with the rule as the reason.
     pub(super) fn refused(error: Self) -> Self {
         let rule = error.source.as_ref().and_then(|error| error.source());
         let detail = match rule {
@@ -108,7 +108,7 @@ impl ManageError {
     }
 
     pub(super) fn operators_only() -> Self {
-        Self::new(ManageErrorKind::Denied, "that is for operators, not for keys")
+        Self::new(ManageErrorKind::Denied, "only operators can do this, a calling key cannot")
     }
 
     pub(super) fn too_many_keys(detail: impl Into<Cow<'static, str>>) -> Self {
@@ -121,7 +121,7 @@ impl ManageError {
         Self { retry_after, ..Self::new(ManageErrorKind::TooManyChanges, detail) }
     }
 
-    /// It was this one of a batch.
+    /// Sets the index of the entry of a batch that was wrong.
     pub(super) fn at(self, index: usize) -> Self {
         Self { index: Some(index), ..self }
     }
@@ -130,19 +130,19 @@ impl ManageError {
         Self::new(ManageErrorKind::Conflict, detail)
     }
 
-    /// A new key is one that is known.
+    /// A newly generated key or id exists already.
     pub(super) fn collision() -> Self {
-        Self { is_collision: true, ..Self::failed("the random number generator repeats itself") }
+        Self { is_collision: true, ..Self::failed("the random number generator repeats values") }
     }
 
     pub(super) const fn is_collision(&self) -> bool {
         self.is_collision
     }
 
-    /// The caller's consumer has too much under way.
+    /// The caller's consumer has too many requests in progress.
     pub(super) fn too_many_at_once() -> Self {
-        let detail = "too many requests of this consumer are under way at once: wait for some of \
-            them to end";
+        let detail =
+            "too many concurrent requests of this consumer: wait for some of them to finish";
         Self::new(ManageErrorKind::TooManyAtOnce, detail)
     }
 
@@ -151,24 +151,24 @@ impl ManageError {
         Self { source: Some(source.into()), ..Self::new(ManageErrorKind::Store, detail) }
     }
 
-    /// Whether one key was the reason, so that others may fare better without it.
+    /// Whether one key caused the failure, so that a batch can succeed without it.
     pub(super) const fn is_of_a_key(&self) -> bool {
         self.is_of_a_key
     }
 
-    /// Whether the audit has to know.
+    /// Whether it is written to the audit.
     pub(super) fn is_denial(&self) -> bool {
         matches!(self.kind, ManageErrorKind::Denied | ManageErrorKind::CallerEnded)
     }
 
-    /// Whether trying again may help, where neither the request nor the caller was wrong: the store
-    /// or the machine is busy or away.
+    /// Whether the store or the random number generator failed in a way that a retry may fix, such
+    /// as an unavailable or overloaded store.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
         self.is_transient
     }
 
-    /// What the caller gets to see of it.
+    /// The error as the caller sees it.
     pub(super) fn shown(self) -> Self {
         if self.hidden { Self::no_such_key() } else { self }
     }
@@ -185,25 +185,25 @@ impl ManageError {
         self.field
     }
 
-    /// What was wrong, in a sentence, and what to do. It is fit for whoever asked.
+    /// What was wrong and what to do, in a sentence. It can be shown to the caller.
     #[must_use]
     pub fn detail(&self) -> &str {
         &self.detail
     }
 
-    /// Which of a batch was wrong, counted from 0.
+    /// Which entry of a batch was wrong, counted from 0.
     #[must_use]
     pub const fn index(&self) -> Option<usize> {
         self.index
     }
 
-    /// The key that a [repeated](ManageErrorKind::Repeated) request has made.
+    /// The key that the first of two [repeated](ManageErrorKind::Repeated) requests made.
     #[must_use]
     pub const fn key_id(&self) -> Option<KeyId> {
         self.key_id
     }
 
-    /// How long to wait, where there were [too many](ManageErrorKind::TooManyChanges) changes.
+    /// How long to wait after [too many](ManageErrorKind::TooManyChanges) changes.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after.map(|millis| Duration::from_millis(millis.get().into()))
@@ -221,11 +221,11 @@ impl From<StoreError> for ManageError {
         let (kind, detail) = match error.kind() {
             StoreErrorKind::Conflict => (
                 ManageErrorKind::Outdated,
-                "the key was changed by somebody else: look at it again",
+                "the key was changed by another request: read it and try again",
             ),
             StoreErrorKind::Overloaded => (
                 ManageErrorKind::Overloaded,
-                "too many changes and lists are under way at once: try again in a moment",
+                "too many concurrent changes and lists: try again in a moment",
             ),
             _ => (ManageErrorKind::Store, "the key store failed"),
         };
@@ -238,7 +238,7 @@ impl From<StoreError> for ManageError {
 
 impl From<RngError> for ManageError {
     fn from(error: RngError) -> Self {
-        let detail = "no key was issued";
+        let detail = "the random number generator failed: no key was issued";
         let new = Self::new(ManageErrorKind::Rng, detail);
         Self { is_transient: true, source: Some(error.into()), ..new }
     }
@@ -259,28 +259,28 @@ impl Error for ManageError {
     }
 }
 
-/// Why a change was not made.
+/// The kind of a [`ManageError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ManageErrorKind {
-    /// What was asked for makes no sense.
+    /// A value of the request is invalid.
     Invalid,
-    /// There is no such key, or it is none of the caller's business: the two look the same.
+    /// The key does not exist, or the caller may not manage it: the two look the same.
     NotFound,
     /// The caller may not do that. The attempt is in the audit.
     Denied,
-    /// The calling key no longer works: it was revoked or has expired since it was let in.
+    /// The calling key was revoked, or has expired, since it was authenticated.
     CallerEnded,
-    /// The key is in a state in which this cannot be done.
+    /// The state of the key does not allow the change.
     Conflict,
-    /// The key was changed by somebody else, and is not what the caller thinks.
+    /// The key was changed by another request: it no longer has the expected version.
     Outdated,
-    /// The request was carried out before, and made [a key](ManageError::key_id) that was shown
+    /// The request was already carried out and made [a key](ManageError::key_id), which was shown
     /// then.
     Repeated,
-    /// Another request was sent under the same idempotency key.
+    /// The idempotency key was used for another request.
     IdempotencyKeyReused,
-    /// The consumer has as many keys as it may have.
+    /// The consumer has reached its limit of keys.
     TooManyKeys,
     /// Too many keys of the consumer were made, or the key was rotated too often, in the past hour:
     /// see [`retry_after`](ManageError::retry_after).
@@ -289,10 +289,10 @@ pub enum ManageErrorKind {
     Rng,
     /// The store failed.
     Store,
-    /// The store can be reached, and too much of this process is under way at once. Trying again
+    /// The store can be reached, but this process has too many requests to it in progress. A retry
     /// will help.
     Overloaded,
-    /// Too much of the calling key's consumer is under way at once. Trying again, with less at
-    /// once, will help.
+    /// The calling key's consumer has too many requests in progress. A retry with fewer at once
+    /// will help.
     TooManyAtOnce,
 }

@@ -4,7 +4,7 @@ use crate::{
     record::{KeyAction, KeyId, KeyRecord},
 };
 
-/// A key that was issued elsewhere, by its hash: its owner goes on using it and notices nothing.
+/// A key that was issued elsewhere, by its hash. Its owner can keep using it unchanged.
 ///
 /// The layer has to accept its format: see [`ImportedFormat`](crate::key::ImportedFormat).
 #[derive(Clone, Debug)]
@@ -17,13 +17,13 @@ pub struct KeyImport {
 }
 
 impl KeyImport {
-    /// The key with the SHA-256 `hash`, to be kept as `new`.
+    /// The key with the SHA-256 `hash`, with the properties of `new`.
     pub fn new(hash: KeyHash, new: NewKey) -> Self {
         Self { hash, new, key_prefix: String::new(), key_last4: String::new() }
     }
 
-    /// What its owner knows it by: the prefix and the last four characters of the key. Default:
-    /// nothing.
+    /// The prefix and the last four characters of the key, by which its owner recognizes it.
+    /// Default: none.
     pub fn hint(self, key_prefix: impl Into<String>, key_last4: impl Into<String>) -> Self {
         Self { key_prefix: key_prefix.into(), key_last4: key_last4.into(), ..self }
     }
@@ -33,7 +33,7 @@ impl KeyImport {
         self.new.fill(&mut record, &issuer.actor.name)?;
         text::check("key_prefix", &self.key_prefix)?;
         if self.key_last4.chars().count() > 4 {
-            let detail = "that is more than the last four characters of a key";
+            let detail = "must not be longer than the last four characters of the key";
             return Err(ManageError::invalid("key_last4", detail));
         }
         text::check("key_last4", &self.key_last4)?;
@@ -43,26 +43,26 @@ impl KeyImport {
     }
 }
 
-/// What became of a batch.
+/// The result of an import.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Imported {
-    /// The keys that are new, by their ids, in the order of the batch.
+    /// The ids of the keys that are new, in the order of the batch.
     pub keys: Vec<KeyId>,
-    /// How many were known before, which stay as they are.
+    /// How many keys existed already. They are left unchanged.
     pub known: u64,
 }
 
 impl KeyIssuer {
-    /// Imports a batch of keys: all of it, or nothing where one makes no sense or is denied. A hash
-    /// that is known is left out, so that an import which was interrupted can be begun again.
+    /// Imports a batch of keys: all of them, or none if one is invalid or denied. Known hashes are
+    /// skipped, so that an interrupted import can be restarted.
     ///
-    /// 1,000 keys are a good batch: one transaction that takes a fraction of a second.
+    /// A good batch has 1,000 keys: one transaction that takes a fraction of a second.
     ///
     /// # Errors
     ///
-    /// When a key makes no sense or a rule of the database refuses it, which says
-    /// [which](ManageError::index), or as [`issue`](Self::issue).
+    /// When a key is invalid or a rule of the database refuses it, with its
+    /// [index](ManageError::index), or as [`issue`](Self::issue).
     pub async fn import(&self, batch: Vec<KeyImport>) -> Result<Imported, ManageError> {
         self.detached(self.clone().import_now(batch)).await
     }

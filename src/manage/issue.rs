@@ -5,7 +5,7 @@ use crate::{
     store::Claim,
 };
 
-/// A new key, and what the store knows of it.
+/// A new key and its record.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Issued {
@@ -16,17 +16,18 @@ pub struct Issued {
 }
 
 impl KeyIssuer {
-    /// Makes a key and stores its hash. The key itself is in the answer and nowhere else.
+    /// Makes a key and stores its hash. Only the returned value contains the key itself.
     ///
-    /// A [caller](super::Actor::caller) can only grant what its own key holds: scopes, an expiry
-    /// that is no later, limits that are no wider, its own plan, and its own consumer.
+    /// A [caller](super::Actor::caller) can only grant what its own key holds: its scopes, no later
+    /// expiry, no wider limits, its own plan and its own consumer.
     ///
     /// # Errors
     ///
     /// [`TooManyKeys`](super::ManageErrorKind::TooManyKeys) and
     /// [`TooManyChanges`](super::ManageErrorKind::TooManyChanges) to a caller beyond its
-    /// [bounds](Self::max_keys_per_consumer), or when the key asked for makes no sense or is denied, or the random number generator or the
-    /// store fails; no key exists then that anybody knows.
+    /// [bounds](Self::max_keys_per_consumer), or when the request is invalid or denied, or the
+    /// random number generator or the store fails. After an error, the new key is unknown to
+    /// everyone.
     pub async fn issue(&self, new: NewKey) -> Result<Issued, ManageError> {
         self.detached(self.clone().issue_now(new)).await
     }
@@ -59,7 +60,7 @@ impl KeyIssuer {
         Ok(Issued { key, record: change.await? })
     }
 
-    /// A key of `consumer_id` that nobody has stored yet.
+    /// Generates a key of `consumer_id` without storing it.
     pub(super) fn make(&self, consumer_id: &str) -> Result<Issued, ManageError> {
         let key = self.format.generate_from(&*self.entropy)?;
         let mut record = self.make_record(key.hash(), consumer_id)?;
@@ -78,7 +79,7 @@ impl KeyIssuer {
         Ok(KeyRecord::new(id, hash, consumer_id, now))
     }
 
-    /// What an idempotency key stands for, where there is one.
+    /// The record of an idempotency key, if the request has one.
     pub(super) fn claim(
         &self,
         key: Option<&str>,
@@ -88,7 +89,7 @@ impl KeyIssuer {
         let Some(key) = key else { return Ok(None) };
         let fits = (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len());
         if !fits || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            let detail = "an idempotency key is 1 to 255 visible ASCII characters";
+            let detail = "an idempotency key must be 1 to 255 visible ASCII characters";
             return Err(ManageError::invalid("idempotency_key", detail));
         }
         let request = digest(&[self.actor.name.as_bytes(), key.as_bytes()]);
@@ -96,8 +97,8 @@ impl KeyIssuer {
     }
 }
 
-/// Hashes of 254 bits do not collide; identifiers of 74 random bits hardly do. More collisions than
-/// this mean a generator that repeats itself.
+/// Hashes of 254 bits do not collide, and identifiers of 74 random bits hardly do. If this many
+/// attempts collide, the random number generator repeats values.
 const MAX_ATTEMPTS: usize = 3;
 
 const MAX_IDEMPOTENCY_KEY: usize = 255;

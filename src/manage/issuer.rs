@@ -20,18 +20,18 @@ use crate::{
     store::{EventPage, EventQuery, Invalidate, KeyPage, KeyQuery, ListedKey, ManageKeys},
 };
 
-/// What a key that makes keys may make of them.
+/// Bounds on the keys that calling keys make.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     pub(super) keys_per_consumer: usize,
     pub(super) rotations_per_hour: usize,
 }
 
-/// Enough for a customer who gives each of their own customers a key, and few enough to be listed,
-/// cached and revoked in a second.
+/// Enough for a customer who gives each of their own customers a key, few enough to list, cache and
+/// revoke in a second.
 const KEYS_PER_CONSUMER: usize = 1_000;
 
-/// Enough to try a rotation out, and more than any schedule takes.
+/// Enough to try out a rotation, and more than any schedule needs.
 const ROTATIONS_PER_HOUR: usize = 10;
 
 impl Default for Bounds {
@@ -40,7 +40,7 @@ impl Default for Bounds {
     }
 }
 
-/// Issues keys and answers for them: lists, changes, rotates and revokes them.
+/// The key management service: issues, lists, changes, rotates and revokes keys.
 ///
 /// Cheap to clone. See the [module](crate::manage) for the rules and an example.
 #[derive(Clone)]
@@ -50,21 +50,21 @@ pub struct KeyIssuer {
     pub(super) entropy: Arc<dyn EntropySource>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) actor: Actor,
-    /// Shared by all clones: what one key tries counts together, whichever face it comes through.
+    /// Shared by all clones, so that the denials of one key are counted together.
     pub(super) denials: Arc<Denials>,
     pub(super) bounds: Bounds,
     caches: Vec<Arc<dyn Invalidate>>,
-    /// What the consumers of calling keys have under way.
+    /// Limits the concurrent changes and queries of each consumer.
     admission: Arc<PerConsumer>,
-    /// The pages that are read and rendered for them.
+    /// Limits the pages that are read and rendered at once for each consumer.
     #[cfg(feature = "admin")]
     pages: Arc<PerConsumer>,
 }
 
-/// What a consumer may have under way at once. Less than any store has connections for, so that one
-/// consumer leaves some.
+/// Concurrent changes and queries of a consumer. Fewer than any store has connections, so that one
+/// consumer cannot use them all.
 const MAX_PER_CONSUMER: usize = 2;
-/// A page costs a thousand times what a look-up costs: reading, checking and writing up to 1 MiB.
+/// A page costs a thousand times as much as a look-up: up to 1 MiB is read, checked and serialized.
 #[cfg(feature = "admin")]
 const MAX_PAGES_PER_CONSUMER: usize = 1;
 const WAIT: Duration = Duration::from_secs(1);
@@ -87,7 +87,7 @@ impl KeyIssuer {
         }
     }
 
-    /// Tells `cache` of every change at once: usually the
+    /// Invalidates changed keys in `cache` at once. It is usually the
     /// [`Authenticator`](crate::Authenticator) of this process.
     #[must_use]
     pub fn invalidates(mut self, cache: impl Invalidate + 'static) -> Self {
@@ -95,48 +95,48 @@ impl KeyIssuer {
         self
     }
 
-    /// Where randomness comes from. Default: [`SystemEntropy`].
+    /// The source of randomness. Default: [`SystemEntropy`].
     #[must_use]
     pub fn entropy(self, entropy: impl EntropySource) -> Self {
         Self { entropy: Arc::new(entropy), ..self }
     }
 
-    /// Where time comes from. Default: [`SystemClock`].
+    /// The source of time. Default: [`SystemClock`].
     #[must_use]
     pub fn clock(self, clock: impl Clock) -> Self {
         Self { clock: Arc::new(clock), ..self }
     }
 
-    /// The most keys of a consumer that are neither revoked nor expired, where a
-    /// [key](Actor::caller) asks for another one, and the most that are made for a consumer in an hour,
-    /// those that have ended included. Operators and imports are not bound. Default: 1,000, enough for a
-    /// customer who gives each of their own customers a key, and few enough to be listed and revoked
-    /// in a second.
+    /// How many keys that are neither revoked nor expired a consumer can have, and how many keys
+    /// can be made for it in an hour, including those that have ended. It applies when a
+    /// [key](Actor::caller) issues a key; operators and imports are exempt. Default: 1,000, enough
+    /// for a customer who gives each of their own customers a key, and few enough to list and
+    /// revoke in a second.
     ///
-    /// Rotations stop at twice as many, so that each of the keys can be replaced while it goes on
-    /// working.
+    /// Rotations are refused at twice as many, so that each key can be replaced while it still
+    /// works.
     #[must_use]
     pub fn max_keys_per_consumer(mut self, keys: usize) -> Self {
         self.bounds.keys_per_consumer = keys;
         self
     }
 
-    /// How often a key can be rotated in an hour, its successors included, where a
-    /// [key](Actor::caller) asks for it. Operators are not bound. Default: 10, more than any schedule
-    /// takes.
+    /// How often a key can be rotated in an hour, including its successors. It applies when a
+    /// [key](Actor::caller) rotates a key; operators are exempt. Default: 10, more than any
+    /// schedule needs.
     #[must_use]
     pub fn max_rotations_per_hour(mut self, rotations: usize) -> Self {
         self.bounds.rotations_per_hour = rotations;
         self
     }
 
-    /// The same issuer at the service of `actor`.
+    /// The same service, acting for `actor`.
     #[must_use]
     pub fn by(&self, actor: Actor) -> Self {
         Self { actor, ..self.clone() }
     }
 
-    /// The format of the keys that it issues.
+    /// The format of issued keys.
     #[must_use]
     pub const fn format(&self) -> &KeyFormat {
         &self.format
@@ -146,8 +146,8 @@ impl KeyIssuer {
     ///
     /// # Errors
     ///
-    /// [`NotFound`](super::ManageErrorKind::NotFound) when there is none that is the actor's
-    /// business, or when the store does not answer.
+    /// [`NotFound`](super::ManageErrorKind::NotFound) when the key does not exist or the actor may
+    /// not manage it, or when the store fails.
     pub async fn get(&self, id: KeyId) -> Result<ListedKey, ManageError> {
         let _turn = self.turn().await?;
         self.get_now(id).await
@@ -160,12 +160,12 @@ impl KeyIssuer {
         Ok(ListedKey::new(record, last_used_at))
     }
 
-    /// A page of the keys that are the actor's business, the newest first.
+    /// A page of the keys that the actor may manage, newest first.
     ///
     /// # Errors
     ///
-    /// [`Invalid`](super::ManageErrorKind::Invalid) for a page of no keys or of more than 1,000, or
-    /// when the store does not answer.
+    /// [`Invalid`](super::ManageErrorKind::Invalid) for a limit of zero or more than 1,000 keys, or
+    /// when the store fails.
     pub async fn list(&self, query: &KeyQuery) -> Result<KeyPage, ManageError> {
         check_limit(query.limit)?;
         let _turn = self.turn().await?;
@@ -179,16 +179,16 @@ impl KeyIssuer {
         }
     }
 
-    /// A page of the audit of keys that are the actor's business, the newest first.
+    /// A page of the audit of keys that the actor may manage, newest first.
     ///
-    /// To a [caller](super::Actor::caller) that sees one consumer, denied attempts show what they were
-    /// aimed at only where that is a key of this consumer.
+    /// To a [caller](super::Actor::caller) that sees one consumer, denied attempts show their
+    /// target only if it is a key of this consumer.
     ///
     /// # Errors
     ///
-    /// [`NotFound`](super::ManageErrorKind::NotFound) when it is asked for one key, and there is
-    /// none and never was; [`Invalid`](super::ManageErrorKind::Invalid) for a page of no events or
-    /// of more than 1,000; or when the store does not answer.
+    /// [`NotFound`](super::ManageErrorKind::NotFound) when the query names one key that does not
+    /// exist and never did; [`Invalid`](super::ManageErrorKind::Invalid) for a limit of zero or
+    /// more than 1,000 events; or when the store fails.
     pub async fn events(&self, query: &EventQuery) -> Result<EventPage, ManageError> {
         check_limit(query.limit)?;
         let _turn = self.turn().await?;
@@ -219,15 +219,15 @@ impl KeyIssuer {
         self.actor.tenant().is_none_or(|own| own == consumer_id)
     }
 
-    /// Runs a change in a task of its own: it is carried through, and caches are told, even when
-    /// nobody waits for it any more.
+    /// Runs a change in a task of its own, so that it completes, and caches are invalidated, even
+    /// if the caller's future is dropped.
     pub(super) async fn detached<T: Send + 'static>(
         &self,
         change: impl Future<Output = Result<T, ManageError>> + Send + 'static,
     ) -> Result<T, ManageError> {
         let turn = self.turn().await?;
         let change = async move {
-            // Until it is done, even if its caller no longer waits.
+            // The permit is held until the change is done, even if the caller's future is dropped.
             let _turn = turn;
             change.await
         };
@@ -237,18 +237,19 @@ impl KeyIssuer {
         }
     }
 
-    /// `None` for an operator, who is not bounded.
+    /// A permit for a change or a query; `None` for an operator, who is exempt.
     async fn turn(&self) -> Result<Option<Turn>, ManageError> {
         turn_of(&self.admission, &self.actor).await
     }
 
-    /// To be held while a page is read and rendered. `None` for an operator, who is not bounded.
+    /// A permit to be held while a page is read and rendered; `None` for an operator, who is
+    /// exempt.
     #[cfg(feature = "admin")]
     pub(crate) async fn page_turn(&self) -> Result<Option<Turn>, ManageError> {
         turn_of(&self.pages, &self.actor).await
     }
 
-    /// By the monotonic clock.
+    /// The monotonic time.
     #[cfg(feature = "admin")]
     pub(crate) fn monotonic(&self) -> Duration {
         self.clock.monotonic()
@@ -264,7 +265,8 @@ impl KeyIssuer {
         }
     }
 
-    /// Tells caches of keys that were changed for certain.
+    /// Passes committed changes to the caches. A revocation can be applied as it is; other changes
+    /// only invalidate.
     pub(super) fn tell<'r>(&self, changed: impl IntoIterator<Item = &'r KeyRecord>) {
         for record in changed {
             self.caches.iter().for_each(|cache| match record.revoked_at {
@@ -295,7 +297,7 @@ fn check_limit(limit: usize) -> Result<(), ManageError> {
     if (1..=MAX_LIMIT).contains(&limit) {
         return Ok(());
     }
-    Err(ManageError::invalid("limit", "a page has from 1 to 1,000 entries"))
+    Err(ManageError::invalid("limit", "must be from 1 to 1,000"))
 }
 
 impl fmt::Debug for KeyIssuer {

@@ -1,7 +1,7 @@
-//! The life of a key: issued, listed, changed, rotated, expired, revoked, imported, pruned.
+//! Key management: issue, import, list, update, rotate, revoke and prune keys.
 //!
-//! One service, [`KeyIssuer`], is behind every way to manage keys: the application's own code, the
-//! admin router, the command line.
+//! [`KeyIssuer`] is the one service behind the application's own code, the admin router and the
+//! command line.
 //!
 //! ```
 //! use std::time::Duration;
@@ -34,25 +34,26 @@
 //!
 //! # Rules
 //!
-//! 1. A change and the lines of the audit that tell of it are one transaction: both are there, or
-//!    neither is.
-//! 2. Who changes a key is an [`Actor`]. An operator may do anything. A key can grant no more than
-//!    it holds itself (scopes, expiry, limits, consumer), and what it holds is read, and locked, in
-//!    the transaction of the change.
-//! 3. To a calling key, the keys of other consumers do not exist.
-//! 4. What is denied changes nothing, and is in the audit, under the key that tried it. Of each key five
-//!    denials a minute get a line; the rest is counted, and the count gets one when the next line is
-//!    written after that minute. A process that ends before loses the count, and logs it.
-//! 5. Whoever stops waiting for a change does not stop it: it runs in a task of its own, is carried
-//!    through, and the caches of this process are told. That takes a tokio runtime.
-//! 6. A revocation is for good. The databases themselves refuse to undo it, and to change or delete
-//!    a line of the audit.
-//! 7. A batch does not fail for one of its keys: where the database refuses a key, pruning and revoking
-//!    go on without it and count it, and an import names it.
-//! 8. Of each consumer, two changes or questions of its keys are carried out at once, and more wait
-//!    for a second before they are refused: one consumer cannot take what there is for all.
-//!    Operators are not bounded by that.
-//! 9. A request with an idempotency key is carried out once. A key is shown only to who asked first.
+//! 1. A change and its audit entries are committed in one transaction, or not at all.
+//! 2. Every change is made by an [`Actor`]. An operator may do anything. A calling key can grant no
+//!    more than it holds itself (scopes, expiry, limits, consumer), and what it holds is read and
+//!    locked in the transaction of the change.
+//! 3. A calling key gets the same answer for keys of other consumers as for keys that do not exist.
+//! 4. A denied attempt changes nothing and is in the audit under the calling key. The audit has at
+//!    most five entries a minute for the denials of one key. Further denials are counted, and the
+//!    count is written with the first entry after that minute. A process that ends earlier loses
+//!    the count, and logs it.
+//! 5. Dropping the future of a change does not cancel it: the change runs to its end in a task of
+//!    its own, and the caches of this process are invalidated. This needs a tokio runtime.
+//! 6. A revocation is final. The databases themselves refuse to undo it, and to change or delete an
+//!    audit entry.
+//! 7. Pruning and revoking skip a key that the database refuses, and report it. An import fails and
+//!    names the key.
+//! 8. Each consumer can have two changes or queries of its keys in progress at once. Further ones
+//!    wait for up to a second and are then refused, so that one consumer cannot take all
+//!    connections of the store. Operators are exempt.
+//! 9. A request with an idempotency key is carried out once, and only the first response shows the
+//!    new key.
 
 mod actor;
 mod admission;

@@ -9,7 +9,7 @@ use crate::{
     record::{KeyRecord, Metadata, Scope, Scopes},
 };
 
-/// What a new key shall be.
+/// The properties of a new key.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct NewKey {
@@ -26,26 +26,26 @@ pub struct NewKey {
     pub(super) idempotency_key: Option<String>,
 }
 
-/// When a key stops working. There is no default: a key that never expires is a decision, and one
-/// for the few that nobody can renew. 30 to 90 days suit a service, a day a build.
+/// When a key stops working. There is no default: a key that never expires is a deliberate choice,
+/// for the few keys that cannot be renewed. 30 to 90 days suit a service, a day suits a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "these are all there can be")]
 pub enum Expiry {
-    /// Not by itself.
+    /// It does not expire.
     Never,
-    /// At this instant it no longer works.
+    /// At this instant, from which the key no longer works.
     At(SystemTime),
-    /// So long after it was asked for.
+    /// This long after the request.
     In(Duration),
 }
 
-/// The end of the year 9999, beyond which databases and programs disagree on time.
+/// The end of the year 9999. Databases and programs disagree on later times.
 fn latest() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799)
 }
 
 impl Expiry {
-    /// The instant it means at `now`.
+    /// The instant of expiry if requested at `now`.
     pub(super) fn reckon(self, now: SystemTime) -> Result<Option<SystemTime>, ManageError> {
         let end = match self {
             Self::Never => return Ok(None),
@@ -54,12 +54,12 @@ impl Expiry {
         };
         match end {
             Some(end) if end < now => {
-                Err(ManageError::invalid("expires_at", "that is in the past"))
+                Err(ManageError::invalid("expires_at", "must not be in the past"))
             }
             Some(end) if end <= latest() => Ok(Some(whole_micros(end))),
             _ => {
-                let beyond = "that is after the year 9999: say that it never expires if it never \
-                    shall";
+                let beyond = "must not be after the year 9999: for a key that does not expire, use \
+                    \"never\"";
                 Err(ManageError::invalid("expires_at", beyond))
             }
         }
@@ -74,11 +74,12 @@ impl Expiry {
     }
 }
 
-/// `at` as databases keep it, so that a record is what is read again: rounded down.
+/// `at` rounded down to microseconds, as databases store it, so that a record equals what is read
+/// back.
 pub(super) fn whole_micros(at: SystemTime) -> SystemTime {
     match at.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(after) => at - Duration::from_nanos(u64::from(after.subsec_nanos() % 1000)),
-        // Nothing begins or ends before 1970.
+        // No key begins or ends before 1970.
         Err(_) => at,
     }
 }
@@ -91,7 +92,7 @@ fn since_epoch(at: SystemTime) -> String {
 }
 
 impl NewKey {
-    /// A key of `consumer_id`, without scopes, that works at once.
+    /// A key of `consumer_id` without scopes, active at once.
     pub fn new(consumer_id: impl Into<String>, expiry: Expiry) -> Self {
         Self {
             consumer_id: consumer_id.into(),
@@ -108,60 +109,62 @@ impl NewKey {
         }
     }
 
-    /// What its owner calls it.
+    /// A name for its owner to recognize it by.
     pub fn name(self, name: impl Into<String>) -> Self {
         Self { name: Some(name.into()), ..self }
     }
 
-    /// What it may do.
+    /// The scopes of the key.
     pub fn scopes(self, scopes: Scopes) -> Self {
         Self { scopes, ..self }
     }
 
-    /// How often it may be used, beside what its plan says: of two quotas with one name, this one
-    /// counts. Without a plan either, the authenticator's default applies.
+    /// Its own quotas, in addition to those of its plan. They replace quotas of the plan with the
+    /// same name. A key with neither has the authenticator's default.
     pub fn rate_limits(self, limits: impl Into<RateLimits>) -> Self {
         Self { rate_limits: Some(limits.into()), ..self }
     }
 
-    /// The plan it is on, by name: limits that many keys share. It need not be defined yet.
+    /// The name of its plan, a set of limits for many keys. The plan need not be defined yet.
     pub fn plan(self, name: impl Into<String>) -> Self {
         Self { plan: Some(name.into()), ..self }
     }
 
-    /// What the application wants to know of it. Unlike scopes, expiry and limits it is nothing
-    /// that a calling key has to hold to grant it.
+    /// Data of the application. Unlike scopes, expiry and limits, a calling key can grant metadata
+    /// that it does not hold.
     pub fn metadata(self, metadata: Metadata) -> Self {
         Self { metadata, ..self }
     }
 
-    /// On whose behalf it is issued. Default: the [`Actor`](super::Actor).
+    /// The user or service it is issued for. Default: the [`Actor`](super::Actor).
     pub fn created_by(self, who: impl Into<String>) -> Self {
         Self { created_by: Some(who.into()), ..self }
     }
 
-    /// When it begins to work.
+    /// When it becomes active. Default: at once.
     pub fn not_before(self, at: SystemTime) -> Self {
         Self { not_before: Some(at), ..self }
     }
 
-    /// Why it is issued, for the audit.
+    /// The reason for the audit.
     pub fn reason(self, reason: impl Into<String>) -> Self {
         Self { reason: Some(reason.into()), ..self }
     }
 
-    /// What the actor calls this request: sent again under the same name it makes no second key,
-    /// but [fails](super::ManageErrorKind::Repeated) and names the first. 1 to 255 visible ASCII
-    /// characters, remembered until they are [pruned](super::KeyIssuer::prune).
+    /// An idempotency key for the request. If the actor repeats the request with the same
+    /// idempotency key, no second key is made: it [fails](super::ManageErrorKind::Repeated) with
+    /// the id of the first. 1 to 255 visible ASCII characters, kept until it is
+    /// [pruned](super::KeyIssuer::prune).
     pub fn idempotency_key(self, key: impl Into<String>) -> Self {
         Self { idempotency_key: Some(key.into()), ..self }
     }
 
-    /// Fills in `record`, a key that is issued by `actor` at its `created_at`.
+    /// Checks the request and fills in `record`. Durations count from its `created_at`; `actor` is
+    /// the default of `created_by`.
     pub(super) fn fill(&self, record: &mut KeyRecord, actor: &str) -> Result<(), ManageError> {
         text::check("consumer_id", &self.consumer_id)?;
         if self.consumer_id.is_empty() {
-            return Err(ManageError::invalid("consumer_id", "a key stands for somebody"));
+            return Err(ManageError::invalid("consumer_id", "must not be empty"));
         }
         text::check_some("name", self.name.as_deref())?;
         self.plan.as_deref().map_or(Ok(()), text::check_plan)?;
@@ -174,10 +177,10 @@ impl NewKey {
         if let (Some(begin), Some(end)) = (self.not_before, expires_at)
             && begin >= end
         {
-            return Err(ManageError::invalid("not_before", "it would expire before it begins"));
+            return Err(ManageError::invalid("not_before", "must be before the expiry"));
         }
         if self.not_before.is_some_and(|begin| begin > latest()) {
-            return Err(ManageError::invalid("not_before", "that is after the year 9999"));
+            return Err(ManageError::invalid("not_before", "must not be after the year 9999"));
         }
         record.name.clone_from(&self.name);
         record.scopes = self.scopes.clone();
@@ -190,7 +193,7 @@ impl NewKey {
         Ok(())
     }
 
-    /// A digest of what is asked for.
+    /// A digest of the request, by which an idempotency key detects that it changed.
     pub(super) fn fingerprint(&self) -> [u8; 32] {
         let scopes: Vec<_> = self.scopes.iter().map(Scope::as_str).collect();
         let asked = json!([

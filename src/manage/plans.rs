@@ -2,19 +2,19 @@ use super::{KeyIssuer, ManageError, change::Attempt, text};
 use crate::{rate_limit::RateLimits, record::KeyAction};
 
 impl KeyIssuer {
-    /// Gives a plan these limits, whether it was there before or not. They count at once for every
-    /// key that names it: caches of this process are told, and those of others by their feeds.
+    /// Creates a plan or replaces its limits. They apply at once to all keys that name the plan:
+    /// the caches of this process are invalidated, those of other processes by their change feeds.
     ///
-    /// A key on the plan may have quotas of its own, up to 8 together with those of the plan: one that
-    /// has more is not let in until it has fewer.
+    /// A key on the plan may have quotas of its own, up to 8 together with those of the plan. A key
+    /// with more is rejected until it has fewer.
     ///
-    /// Where that changes something, the audit has a line of it, without a key or a consumer.
+    /// A change is written to the audit, without a key or a consumer.
     ///
     /// # Errors
     ///
     /// [`Invalid`](super::ManageErrorKind::Invalid) for a name other than 1 to 64 letters, digits,
-    /// `-`, `_` or `.`, [`Denied`](super::ManageErrorKind::Denied) to a
-    /// [caller](super::Actor::caller), or when the store fails.
+    /// `-`, `_` or `.`, or for more than 8 quotas; [`Denied`](super::ManageErrorKind::Denied) to a
+    /// [caller](super::Actor::caller); or when the store fails.
     pub async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), ManageError> {
         text::check_plan(name)?;
         text::check_quotas(Some(limits))?;
@@ -26,7 +26,7 @@ impl KeyIssuer {
                 let after = serde_json::to_value(&limits).map_err(ManageError::failed)?;
                 let action = match &before {
                     None => KeyAction::PlanCreated,
-                    // A database may write JSON in another way.
+                    // Compared as values: a database may format JSON differently.
                     Some(before) if serde_json::from_str(before).ok() == Some(after.clone()) => {
                         return Ok(());
                     }
@@ -36,15 +36,16 @@ impl KeyIssuer {
                 Ok(())
             });
             let set = set.await;
-            // Even if that failed: a connection that is lost may have been lost after the commit.
+            // Even after an error: the connection may have been lost after the commit.
             issuer.invalidate_all();
             set
         })
         .await
     }
 
-    /// Removes a plan, and says whether it was there. Keys go on naming it, and have the limits that
-    /// the service knows of it, if any. The audit has a line of it.
+    /// Removes a plan from the store, and returns whether it existed. Keys keep naming it; they
+    /// have the limits that the service defines for it, if any. The removal is written to the
+    /// audit.
     ///
     /// # Errors
     ///
@@ -72,12 +73,12 @@ impl KeyIssuer {
     ///
     /// # Errors
     ///
-    /// When the store does not answer.
+    /// When the store fails.
     pub async fn plans(&self) -> Result<Vec<(String, RateLimits)>, ManageError> {
         Ok(self.store.plans().await?)
     }
 
-    /// What is not for keys. The attempt of one is written down.
+    /// Denies a calling key, and writes the attempt to the audit.
     async fn check_operator(&self, action: &'static str) -> Result<(), ManageError> {
         if self.actor.caller.is_none() {
             return Ok(());

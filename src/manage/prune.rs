@@ -10,21 +10,21 @@ use crate::{
     store::Selection,
 };
 
-/// What was deleted.
+/// The result of a prune.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pruned {
-    /// Keys that had ended.
+    /// How many keys were deleted.
     pub keys: u64,
-    /// Idempotency keys, and uses of keys that are gone.
+    /// How many idempotency keys, and times of last use of deleted keys, were deleted.
     pub leftovers: u64,
-    /// Keys that had ended and are still there: a rule of the database refuses to delete them, such as
-    /// a foreign key of the application, or their rows cannot be read. Each is logged.
+    /// Keys that could not be deleted: a rule of the database refuses it, such as a foreign key of
+    /// the application, or their rows cannot be read. Each is logged.
     pub skipped: Vec<KeyId>,
 }
 
 impl Pruned {
-    /// Whether there was nothing left that could be deleted.
+    /// Whether nothing was deleted.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.keys == 0 && self.leftovers == 0
@@ -33,16 +33,17 @@ impl Pruned {
 
 impl KeyIssuer {
     /// Deletes at most `at_most` keys that were revoked or expired before `ended_before`, and as
-    /// many leftovers: idempotency keys of that age, and uses of keys that are gone. The audit stays.
+    /// many leftovers: idempotency keys of that age, and times of last use of deleted keys. The
+    /// audit is kept.
     ///
-    /// One call is one short transaction, so that nobody waits long for it: call it until what it
-    /// returns [is empty](Pruned::is_empty). 500 is a good batch.
+    /// A call is one short transaction, to keep others waiting only briefly. Call it until its
+    /// result [is empty](Pruned::is_empty). 500 is a good batch.
     ///
-    /// It goes past keys that cannot be deleted, and tries them again with each call: where they are
-    /// many, [`prune_past`](Self::prune_past) is faster.
+    /// Keys that cannot be deleted are skipped, and tried again by each call. If there are many,
+    /// [`prune_past`](Self::prune_past) is faster.
     ///
-    /// A key that was pruned is unknown. If its hash is imported again it works again, revoked or
-    /// not, so keep keys for as long as an old list of them may be imported.
+    /// A pruned key is unknown. If its hash is imported again, the key works again even if it had
+    /// been revoked, so keep keys for as long as an old list of them may be imported.
     ///
     /// # Errors
     ///
@@ -64,9 +65,10 @@ impl KeyIssuer {
         }
     }
 
-    /// As [`prune`](Self::prune), without trying the keys `except`: those that earlier calls
-    /// [skipped](Pruned::skipped). At most `at_most` keys are tried; where none of them can be deleted,
-    /// there may be more. It is done when nothing was deleted and nothing skipped.
+    /// Like [`prune`](Self::prune), but does not try the keys in `except`, which earlier calls
+    /// [skipped](Pruned::skipped). At most `at_most` keys are tried, so there may be more even if
+    /// none of them could be deleted. Pruning is complete when nothing was deleted and nothing
+    /// skipped.
     ///
     /// # Errors
     ///
@@ -125,7 +127,7 @@ fn has_ended(record: &KeyRecord, before: SystemTime) -> bool {
 }
 
 impl Change {
-    /// Deletes keys that are locked.
+    /// Deletes locked keys.
     async fn prune(&mut self, ended: &[KeyRecord]) -> Result<u64, ManageError> {
         let ids: Vec<_> = ended.iter().map(|record| record.id).collect();
         self.tx.delete(&ids).await?;

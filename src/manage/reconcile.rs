@@ -1,4 +1,4 @@
-//! Revocations that a database has lost, as by being restored from a backup.
+//! Restores revocations that a database has lost, for example by being restored from a backup.
 
 use std::{
     collections::BTreeMap,
@@ -20,17 +20,17 @@ use crate::{
     record::{KeyAction, KeyEvent, KeyId, KeyRecord, MAX_TEXT, rfc3339},
 };
 
-/// Keys are reconciled so many at a time: each batch is a transaction, which others wait for.
+/// Keys of a transaction. Its locks delay other changes, so batches are small.
 const BATCH: usize = 500;
 
-/// What decides what a key may do, as the audit calls it.
+/// The fields that decide what a key may do, as named in the audit.
 const RIGHTS: [&str; 7] =
     ["scopes", "rate_limits", "plan", "metadata", "is_active", "not_before", "expires_at"];
 
 /// What an exported audit says of each key, for [`KeyIssuer::reconcile`].
 ///
-/// Events may be added in any order, and more than once. It holds one entry for each key, not the
-/// events.
+/// Events may be added in any order, and more than once. It holds one entry for each key, and does
+/// not keep the events.
 #[derive(Clone, Debug, Default)]
 pub struct AuditHistory {
     keys: BTreeMap<KeyId, Past>,
@@ -39,10 +39,10 @@ pub struct AuditHistory {
 /// What the audit says of one key.
 #[derive(Clone, Debug, Default)]
 struct Past {
-    /// When it was first revoked, and why.
+    /// The time and the reason of its first revocation.
     revoked: Option<(SystemTime, Option<String>)>,
     created: Option<SystemTime>,
-    /// When it was last deleted or pruned, and which of the two it was.
+    /// The time of its last removal, and whether it was deleted or pruned.
     removed: Option<(SystemTime, KeyAction)>,
     /// The last value of each of the [`RIGHTS`] that was changed.
     rights: BTreeMap<&'static str, (SystemTime, u64, Value)>,
@@ -55,7 +55,7 @@ impl AuditHistory {
         Self::default()
     }
 
-    /// Adds an event. Denied attempts, and events of plans, say nothing of a key and are ignored.
+    /// Adds an event. Denied attempts and events of plans are ignored.
     pub fn add(&mut self, event: &KeyEvent) {
         let Some(id) = event.entry.key_id else { return };
         if event.entry.action == KeyAction::Denied {
@@ -64,13 +64,13 @@ impl AuditHistory {
         self.keys.entry(id).or_default().add(event);
     }
 
-    /// How many keys it knows.
+    /// The number of keys in the history.
     #[must_use]
     pub fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Whether it knows no key.
+    /// Whether the history has no keys.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
@@ -107,13 +107,13 @@ impl Past {
         }
     }
 
-    /// How it was removed, unless it was made again since.
+    /// How the key was removed, unless it was created again later.
     fn removal(&self) -> Option<KeyAction> {
         let (at, how) = self.removed?;
         self.created.is_none_or(|created| created <= at).then_some(how)
     }
 
-    /// What to do with the key, whose record is `now`.
+    /// The outcome for the key, whose record is `now`; `None` if there is nothing to report.
     fn verdict(&self, now: Option<&KeyRecord>) -> Option<ReconcileOutcome> {
         let Some(now) = now else {
             return self.removal().is_none().then_some(ReconcileOutcome::Missing);
@@ -136,11 +136,11 @@ impl Past {
         (!fields.is_empty()).then_some(ReconcileOutcome::Differs(fields))
     }
 
-    /// Why the key is revoked again, in the bounds of a reason.
+    /// The reason of the new revocation, cut to the maximum length.
     fn reason(&self) -> String {
         let Some((at, why)) = &self.revoked else { return String::new() };
         let mut reason = format!("revoked before, at {}", rfc3339(*at));
-        // An export may have been edited.
+        // An export may have been edited, so its text is not trusted.
         if let Some(why) = why.as_deref().filter(|why| text::is_plain(why)) {
             reason = format!("{reason}: {why}");
         }
@@ -149,8 +149,8 @@ impl Past {
     }
 }
 
-/// Whether two values mean the same: triggers write times to the millisecond, and limits as they were
-/// stored.
+/// Whether two values are equivalent: triggers write times to the millisecond, and limits in the
+/// form in which they were stored.
 fn is_same(field: &str, left: &Value, right: &Value) -> bool {
     if left == right {
         return true;
@@ -171,25 +171,25 @@ fn is_same(field: &str, left: &Value, right: &Value) -> bool {
     }
 }
 
-/// What became of a key that was reconciled.
+/// The outcome for a key that was reconciled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReconcileOutcome {
-    /// The audit says that it was revoked, and it was not any more: it was revoked again.
+    /// The audit has a revocation that the database had lost: the key was revoked again.
     Revoked,
-    /// The audit says that it was revoked, and it is.
+    /// The audit has a revocation, and the key is revoked.
     AlreadyRevoked,
-    /// The audit says that it was revoked. It could not be revoked again, as a rule of the database
-    /// refuses it or its row cannot be read. It is logged.
+    /// The audit has a revocation, but the key could not be revoked again: a rule of the database
+    /// refuses it, or its row cannot be read. It is logged.
     Skipped,
-    /// The audit says that it was deleted in SQL, and it is there. It was left as it is: revoke it
-    /// unless the deletion was part of restoring the database.
+    /// The audit has a deletion in SQL, but the key exists. It was left unchanged: revoke it unless
+    /// the deletion was part of restoring the database.
     Deleted,
-    /// These fields differ from what the audit says they were changed to, such as `scopes`. The key was
-    /// left as it is: look at it.
+    /// These fields, such as `scopes`, differ from their last values in the audit. The key was left
+    /// unchanged: check it.
     Differs(Vec<&'static str>),
-    /// The audit says that it was made, and the database does not have it. Nothing can be done: it is
-    /// refused as unknown.
+    /// The audit has the key, but the database does not. Nothing can be done: it is rejected as
+    /// unknown.
     Missing,
 }
 
@@ -208,27 +208,28 @@ impl ReconcileOutcome {
     }
 }
 
-/// A key that an audit was compared with.
+/// A key that was compared with the audit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReconciledKey {
-    /// Which.
+    /// The id of the key.
     pub id: KeyId,
-    /// What became of it.
+    /// The outcome.
     pub outcome: ReconcileOutcome,
 }
 
 impl KeyIssuer {
-    /// Revokes again what `history` says was revoked and is no longer, for a database that was restored
-    /// to an earlier time. Returns each key that `history` says was revoked, and each that differs from
-    /// what it says, ordered by id. Keys that `history` does not know are left out.
+    /// Restores the revocations of `history` in a database that was restored to an earlier time.
+    /// Returns all keys that `history` has as revoked, and all that differ from it, ordered by id.
+    /// Keys that are not in `history` are ignored.
     ///
-    /// It deletes nothing, and changes nothing but revocations. A key that is revoked again has the time
-    /// of now, and the earlier time and reason as its reason. It may be called again, with the same
-    /// history or another one: what is revoked stays as it is.
+    /// It only revokes: it deletes nothing and changes nothing else. A key that is revoked again
+    /// has the current time as its time of revocation, and the original time and reason in its
+    /// reason. It can be repeated, with the same history or another one: revoked keys are left
+    /// unchanged.
     ///
-    /// Keys are taken 500 at a time, each batch in a transaction. Where it fails half-way, those that
-    /// were revoked stay so.
+    /// Keys are processed in transactions of 500. If one fails, the keys that were revoked before
+    /// stay revoked.
     ///
     /// # Errors
     ///
@@ -241,7 +242,7 @@ impl KeyIssuer {
         self.reconcile_all(history, true).await
     }
 
-    /// What [`reconcile`](Self::reconcile) would return and revoke, without revoking.
+    /// A dry run of [`reconcile`](Self::reconcile): returns the same, without revoking.
     ///
     /// # Errors
     ///
@@ -325,7 +326,7 @@ impl KeyIssuer {
 }
 
 impl Change {
-    /// Revokes a key that is locked.
+    /// Revokes a locked key.
     async fn revoke_again(&mut self, before: &KeyRecord, reason: &str) -> Result<(), ManageError> {
         for after in self.tx.revoke(&[before.id], Some(reason)).await? {
             self.note(KeyAction::Revoked, Some(before), &after, Some(reason));

@@ -11,30 +11,31 @@ use crate::{
     store::{KeyQuery, ListedKey, Selection},
 };
 
-/// Keys are revoked so many at a time: each batch is a transaction, which others wait for.
+/// Keys of a transaction. Its locks delay other changes, so batches are small.
 const BATCH: usize = 500;
 
-/// How many keys a page of a list has.
+/// Keys of a page of the list.
 const PAGE: usize = 1000;
 
-/// Which keys [`KeyIssuer::revoke_matching`] revokes: those that are not revoked and match all of it.
+/// Which keys [`KeyIssuer::revoke_matching`] revokes: those that match all conditions and are not
+/// revoked yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 #[must_use]
 pub struct RevocationFilter {
-    /// Of this consumer.
+    /// Keys of this consumer.
     pub consumer_id: Option<String>,
-    /// With exactly this prefix.
+    /// Keys with exactly this prefix.
     pub key_prefix: Option<String>,
-    /// Issued or imported before this.
+    /// Keys that were issued or imported before this time.
     pub created_before: Option<SystemTime>,
-    /// Last used at this time or later, as far as it has been recorded: services record uses once in a
-    /// [`usage_interval`](crate::auth::Builder::usage_interval).
+    /// Keys that were last used at this time or later, as far as recorded: services record uses
+    /// once per [`usage_interval`](crate::auth::Builder::usage_interval).
     pub used_since: Option<SystemTime>,
 }
 
 impl RevocationFilter {
-    /// All keys. A filter needs at least one condition to revoke by.
+    /// A filter without conditions. It needs at least one to be used.
     pub const fn new() -> Self {
         Self { consumer_id: None, key_prefix: None, created_before: None, used_since: None }
     }
@@ -63,7 +64,7 @@ impl RevocationFilter {
         text::check_some("consumer_id", self.consumer_id.as_deref())?;
         text::check_some("key_prefix", self.key_prefix.as_deref())?;
         if *self == Self::new() {
-            let detail = "a filter needs a consumer, a prefix or a time: without one it would match \
+            let detail = "must have a consumer, a prefix or a time: without one it would match \
                 every key";
             return Err(ManageError::invalid("filter", detail));
         }
@@ -78,29 +79,30 @@ impl RevocationFilter {
     }
 }
 
-/// What became of many keys that were to be revoked.
+/// The result of revoking many keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Revocations {
-    /// Keys that were revoked.
+    /// How many keys were revoked.
     pub keys: u64,
-    /// Keys that were not, as a rule of the database refuses it (a constraint or a trigger that the
-    /// application added), or their rows cannot be read and the keys are not accepted anyway. Each is logged.
+    /// Keys that could not be revoked: a rule of the database refuses it (a constraint or a trigger
+    /// that the application added), or their rows cannot be read, in which case the keys are not
+    /// accepted anyway. Each is logged.
     pub skipped: Vec<KeyId>,
 }
 
 impl KeyIssuer {
-    /// Revokes a key for good, and returns its record. Revoking twice keeps the first time and
-    /// reason.
+    /// Revokes a key permanently, and returns its record. Revoking it again keeps the first time
+    /// and reason.
     ///
-    /// A [caller](super::Actor::caller) may revoke itself and the keys it was rotated to; with the
-    /// [scope](super::Actor::other_keys_scope) for other keys any key of a consumer within its reach,
-    /// also one that holds more than its own.
+    /// A [caller](super::Actor::caller) may revoke itself and the keys of its own rotation chain.
+    /// With the [scope](super::Actor::other_keys_scope) for other keys, it may revoke any key of a
+    /// consumer that it manages, even one that holds more than its own.
     ///
     /// # Errors
     ///
-    /// [`NotFound`](super::ManageErrorKind::NotFound) when there is no such key, or when that is
-    /// denied or the store fails.
+    /// [`NotFound`](super::ManageErrorKind::NotFound) when the key does not exist, or when the
+    /// change is denied or the store fails.
     pub async fn revoke(&self, id: KeyId, reason: Option<&str>) -> Result<KeyRecord, ManageError> {
         self.detached(self.clone().revoke_now(id, owned(reason)?)).await
     }
@@ -109,7 +111,7 @@ impl KeyIssuer {
         self.change("revoke", vec![id], async move |change, locked| {
             let before = change.target(locked)?;
             let revoked = change.tx.revoke(&[id], reason.as_deref()).await?;
-            // None: it was revoked before.
+            // `None` if it was already revoked.
             let Some(after) = revoked.into_iter().next() else { return Ok(before) };
             change.note(KeyAction::Revoked, Some(&before), &after, reason.as_deref());
             Ok(after)
@@ -117,15 +119,16 @@ impl KeyIssuer {
         .await
     }
 
-    /// Revokes every key of a consumer, and returns how many it was. Keys that are issued meanwhile
-    /// are included or not.
+    /// Revokes all keys of a consumer, and returns how many. Keys that are issued meanwhile may or
+    /// may not be included.
     ///
-    /// Keys are revoked 500 at a time. Where it fails half-way, those that were revoked stay so, and
-    /// it can be called again. A key that cannot be revoked is [skipped](Revocations::skipped).
+    /// Keys are revoked in transactions of 500. If one fails, the keys that were revoked before
+    /// stay revoked, and it can be called again. A key that cannot be revoked is
+    /// [skipped](Revocations::skipped).
     ///
     /// # Errors
     ///
-    /// As [`revoke`](Self::revoke), for a consumer out of reach.
+    /// As [`revoke`](Self::revoke), if the actor may not manage the consumer.
     pub async fn revoke_consumer(
         &self,
         consumer_id: &str,
@@ -135,10 +138,9 @@ impl KeyIssuer {
         self.revoke_all(Selection::Consumer(consumer_id.to_owned()), reason).await
     }
 
-    /// Revokes every key with a prefix, which is for the day on which one of a kind leaked, and
-    /// returns how many it was. To a [caller](super::Actor::caller) that manages one consumer, keys of
-    /// others do not exist: they stay as they are. As [`revoke_consumer`](Self::revoke_consumer)
-    /// otherwise.
+    /// Revokes all keys with a prefix, for example after a whole kind of keys leaked, and returns
+    /// how many. A [caller](super::Actor::caller) that manages one consumer revokes only keys of
+    /// this consumer. Otherwise like [`revoke_consumer`](Self::revoke_consumer).
     ///
     /// # Errors
     ///
@@ -157,10 +159,10 @@ impl KeyIssuer {
         self.revoke_all(keys, reason).await
     }
 
-    /// Revokes every key that matches `filter`, and returns how many it was: after a restored backup, for
-    /// instance, all keys that were [created before](RevocationFilter::created_before) it. Keys that are
-    /// issued, or first match, meanwhile are left as they are. As
-    /// [`revoke_consumer`](Self::revoke_consumer) otherwise.
+    /// Revokes all keys that match `filter`, and returns how many: after restoring a backup, for
+    /// instance, all keys [created before](RevocationFilter::created_before) it. Keys that are
+    /// issued, or begin to match, meanwhile are left unchanged. Otherwise like
+    /// [`revoke_consumer`](Self::revoke_consumer).
     ///
     /// # Errors
     ///
@@ -181,14 +183,14 @@ impl KeyIssuer {
         Ok(all)
     }
 
-    /// The ids of the keys that [`revoke_matching`](Self::revoke_matching) would revoke, the newest
-    /// first. Rows that cannot be read are not among them: these keys are not accepted anyway.
+    /// The ids of the keys that [`revoke_matching`](Self::revoke_matching) would revoke, newest
+    /// first. Keys whose rows cannot be read are not included: they are not accepted anyway.
     ///
     /// # Errors
     ///
     /// [`Denied`](super::ManageErrorKind::Denied) to a [caller](super::Actor::caller),
-    /// [`Invalid`](super::ManageErrorKind::Invalid) for a filter without a condition, or when the store
-    /// fails.
+    /// [`Invalid`](super::ManageErrorKind::Invalid) for a filter without conditions, or when the
+    /// store fails.
     pub async fn matching(&self, filter: &RevocationFilter) -> Result<Vec<KeyId>, ManageError> {
         if self.actor.caller.is_some() {
             let attempt = Attempt::to("revoke");
@@ -239,8 +241,8 @@ impl KeyIssuer {
             let tried = done + skipped.len() as u64;
             all.keys += done;
             all.skipped.extend(skipped);
-            // Not one more, in which nothing would be left: the caller's own key may have been in
-            // this one.
+            // No further batch to find out that none is left: this one may have revoked the calling
+            // key.
             if tried < BATCH as u64 {
                 return Ok(all);
             }
@@ -264,7 +266,7 @@ impl KeyIssuer {
             outcome => return outcome.map(|done| Outcome { done, skipped: Vec::new() }),
         }
         let mut ids = self.select_some(&keys, &except, BATCH).await?;
-        // The caller's own key last: after that it may do nothing more.
+        // The calling key last: once revoked, it cannot revoke others.
         let own = self.actor.caller.as_ref().map(|caller| caller.key_id);
         ids.sort_by_key(|id| Some(*id) == own);
         let part = |ids| self.clone().revoke_these(ids, keys.clone(), reason.clone());
@@ -297,7 +299,7 @@ impl Change {
         }
     }
 
-    /// Revokes keys that are locked.
+    /// Revokes locked keys.
     async fn revoke(
         &mut self,
         before: &[KeyRecord],

@@ -6,10 +6,10 @@ use crate::{
     record::{KeyAction, KeyId, KeyRecord, KeyStatus},
 };
 
-/// A day, in which whoever holds the key can take the new one into service.
+/// A day for clients to switch to the new key.
 const GRACE: Duration = Duration::from_secs(86_400);
 
-/// How a key shall be rotated.
+/// The options of a rotation.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Rotation {
@@ -20,31 +20,30 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// The new key lasts as long as the old one was meant to, and the old one goes on working for
-    /// 24 hours.
+    /// The new key has the same lifetime as the old one, which keeps working for 24 hours.
     pub const fn new() -> Self {
         Self { grace: GRACE, expiry: None, reason: None, idempotency_key: None }
     }
 
-    /// How long the old key goes on working, but never past its own expiry. Zero ends it at once,
-    /// which is for keys that leaked. Default: 24 h, enough for a deployment and short enough to be
-    /// remembered. Partners want 7 to 14 days, what is built into devices 30.
+    /// How long the old key keeps working, but never past its own expiry. Zero ends it at once, for
+    /// keys that leaked. Default: 24 h, enough for a deployment and short enough not to be
+    /// forgotten. Partners need 7 to 14 days, keys built into devices 30.
     pub fn grace(self, grace: Duration) -> Self {
         Self { grace, ..self }
     }
 
-    /// When the new key expires. Default: it lasts as long as the old one from its issue to its
-    /// expiry, but, asked for by a [caller](super::Actor::caller), no longer than that.
+    /// When the new key expires. Default: it has the lifetime of the old key, from issue to expiry,
+    /// but does not outlive the calling key if a [caller](super::Actor::caller) rotates it.
     pub fn expiry(self, expiry: Expiry) -> Self {
         Self { expiry: Some(expiry), ..self }
     }
 
-    /// Why, for the audit.
+    /// The reason for the audit.
     pub fn reason(self, reason: impl Into<String>) -> Self {
         Self { reason: Some(reason.into()), ..self }
     }
 
-    /// As for a [new key](super::NewKey::idempotency_key).
+    /// An idempotency key, as for a [new key](super::NewKey::idempotency_key).
     pub fn idempotency_key(self, key: impl Into<String>) -> Self {
         Self { idempotency_key: Some(key.into()), ..self }
     }
@@ -61,7 +60,7 @@ impl Default for Rotation {
     }
 }
 
-/// A key that replaces another one.
+/// The result of a rotation.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Rotated {
@@ -74,28 +73,29 @@ pub struct Rotated {
 }
 
 impl KeyIssuer {
-    /// Issues a key to replace that of `id`: of the same consumer, with the same name, scopes, limits,
-    /// plan and metadata, and sharing its buckets. The old one goes on working for a
-    /// [while](Rotation::grace), and answers to it say that it is on its way out.
+    /// Issues a key to replace the key `id`: for the same consumer, with the same name, scopes,
+    /// limits, plan and metadata, and sharing its rate-limit buckets. The old key keeps working for
+    /// a [grace period](Rotation::grace), during which responses to it announce its end.
     ///
-    /// A [caller](super::Actor::caller) can rotate itself and the keys it was rotated to; with the
-    /// [scope](super::Actor::other_keys_scope) for other keys those that it could have issued.
+    /// A [caller](super::Actor::caller) can rotate itself and the keys of its own rotation chain.
+    /// With the [scope](super::Actor::other_keys_scope) for other keys, it can rotate keys that it
+    /// could have issued.
     ///
     /// # Errors
     ///
-    /// [`NotFound`](super::ManageErrorKind::NotFound) when there is no such key,
-    /// [`Conflict`](super::ManageErrorKind::Conflict) when it is revoked, has expired or was rotated
-    /// before, [`TooManyChanges`](super::ManageErrorKind::TooManyChanges) and
+    /// [`NotFound`](super::ManageErrorKind::NotFound) when the key does not exist,
+    /// [`Conflict`](super::ManageErrorKind::Conflict) when it is revoked, has expired or was
+    /// already rotated, [`TooManyChanges`](super::ManageErrorKind::TooManyChanges) and
     /// [`TooManyKeys`](super::ManageErrorKind::TooManyKeys) to a caller beyond its
-    /// [bounds](Self::max_rotations_per_hour), or when that makes no sense or is denied, or the random number generator or the
-    /// store fails.
+    /// [bounds](Self::max_rotations_per_hour), or when the request is invalid or denied, or the
+    /// random number generator or the store fails.
     pub async fn rotate(&self, id: KeyId, rotation: Rotation) -> Result<Rotated, ManageError> {
         self.detached(self.clone().rotate_now(id, rotation)).await
     }
 
     async fn rotate_now(self, id: KeyId, rotation: Rotation) -> Result<Rotated, ManageError> {
         text::check_some("reason", rotation.reason.as_deref())?;
-        // Made beforehand: what waits for randomness keeps no key locked.
+        // Generated before the transaction, so that no key is locked while waiting for randomness.
         let Issued { key, record } = self.make("")?;
         let fingerprint = rotation.fingerprint(id);
         let claim = self.claim(rotation.idempotency_key.as_deref(), fingerprint, record.id)?;
@@ -133,14 +133,14 @@ fn check_state(old: &KeyRecord) -> Result<(), ManageError> {
         KeyStatus::Revoked => Err(ManageError::conflict("the key is revoked: issue another one")),
         KeyStatus::Expired => Err(ManageError::conflict("the key has expired: issue another one")),
         _ if old.rotated_at.is_some() => {
-            let detail = "the key was rotated before: rotate the one that replaced it";
+            let detail = "the key was already rotated: rotate the key that replaced it";
             Err(ManageError::conflict(detail))
         }
         _ => Ok(()),
     }
 }
 
-/// What `new` takes over from `old`.
+/// Fills in what `new` inherits from `old`.
 fn succeed(
     change: &Change,
     old: &KeyRecord,
@@ -153,7 +153,7 @@ fn succeed(
         None => {
             let end = match old.expires_at.map(|end| (end, end.duration_since(old.created_at))) {
                 Some((_, Ok(lifetime))) => Expiry::In(lifetime).reckon(now)?,
-                // A creation that lies after the expiry, set by hand, must not make a key without one.
+                // A creation time after the expiry, set in SQL, must not make a key without expiry.
                 Some((end, Err(_))) => Some(end),
                 None => None,
             };

@@ -4,20 +4,20 @@ use crate::{
     record::{KeyRecord, MAX_TEXT, PLAN_NAMES, Scopes, is_plan_name},
 };
 
-/// Refuses what would spoil a log, a terminal or a table of whoever reads it later.
+/// Refuses text that would garble a log, a terminal or a table in which it is shown.
 pub(super) fn check(field: &'static str, text: &str) -> Result<(), ManageError> {
     if text.len() > MAX_TEXT {
-        return Err(ManageError::invalid(field, "that is longer than 1,024 bytes"));
+        return Err(ManageError::invalid(field, "must not be longer than 1,024 bytes"));
     }
     if !is_plain(text) {
-        let detail = "that has control characters, such as line ends, or characters that change \
-            the direction of text";
+        let detail = "must not contain control characters, such as line breaks, or characters that \
+            change the direction of text";
         return Err(ManageError::invalid(field, detail));
     }
     Ok(())
 }
 
-/// Without control characters, and what changes the direction of text.
+/// Whether the text has no control characters and none that change the direction of text.
 pub(crate) fn is_plain(text: &str) -> bool {
     !text.chars().any(|character| character.is_control() || reorders(character))
 }
@@ -26,7 +26,7 @@ pub(super) fn check_some(field: &'static str, text: Option<&str>) -> Result<(), 
     text.map_or(Ok(()), |text| check(field, text))
 }
 
-/// Refuses more scopes than are cached with a key.
+/// Refuses more scopes than the cache keeps for a key.
 pub(super) fn check_scopes(scopes: &Scopes) -> Result<(), ManageError> {
     if scopes.is_within_bounds() {
         return Ok(());
@@ -34,7 +34,7 @@ pub(super) fn check_scopes(scopes: &Scopes) -> Result<(), ManageError> {
     Err(ManageError::invalid("scopes", "a key has at most 128 scopes"))
 }
 
-/// Refuses more quotas than a request is to be counted against.
+/// Refuses more quotas than the layer counts a request against.
 pub(super) fn check_quotas(limits: Option<&RateLimits>) -> Result<(), ManageError> {
     if limits.is_none_or(RateLimits::is_within_bounds) {
         return Ok(());
@@ -42,8 +42,8 @@ pub(super) fn check_quotas(limits: Option<&RateLimits>) -> Result<(), ManageErro
     Err(ManageError::invalid("rate_limits", "a key or a plan has at most 8 quotas"))
 }
 
-/// Refuses a key that has more quotas than that together with its plan, as far as the store defines
-/// it: it would not be let in.
+/// Refuses a key with more quotas than that including its plan, if the store defines the plan: the
+/// layer would reject the key.
 pub(super) fn check_quotas_with_plan(record: &KeyRecord) -> Result<(), ManageError> {
     let (Some(own), Some(plan)) = (&record.rate_limits, &record.plan_limits) else {
         return Ok(());
@@ -51,8 +51,8 @@ pub(super) fn check_quotas_with_plan(record: &KeyRecord) -> Result<(), ManageErr
     if own.and(plan).is_within_bounds() {
         return Ok(());
     }
-    let detail = "a key has at most 8 quotas, its own and those of its plan together: give it fewer, \
-        or quotas named as those of the plan, which they replace";
+    let detail = "a key has at most 8 quotas, including those of its plan: give it fewer, or \
+        quotas that replace those of the plan by name";
     Err(ManageError::invalid("rate_limits", detail))
 }
 
@@ -60,8 +60,8 @@ pub(super) fn check_plan(name: &str) -> Result<(), ManageError> {
     if is_plan_name(name) { Ok(()) } else { Err(ManageError::invalid("plan", PLAN_NAMES)) }
 }
 
-/// Marks and overrides of direction, with which a name can look like another (Unicode TR 36), and
-/// the separators of lines that are no control characters.
+/// Bidirectional marks and overrides, which can make a name look like another (Unicode TR 36), and
+/// line and paragraph separators, which are not control characters.
 fn reorders(character: char) -> bool {
     matches!(
         character,

@@ -6,7 +6,7 @@ use crate::{
     record::{KeyAction, KeyId, KeyRecord, Metadata, Scopes},
 };
 
-/// What shall be different of a key. What is not said stays.
+/// Changes to a key. Properties that are not set stay the same.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct KeyUpdate {
@@ -28,68 +28,69 @@ impl KeyUpdate {
         Self::default()
     }
 
-    /// Only if the key still has this [version](KeyRecord::version), so that nobody overwrites what
-    /// they have not seen. Default: whatever version it has.
+    /// Applies only if the key still has this [version](KeyRecord::version), to prevent lost
+    /// updates. Default: any version.
     pub fn if_version(self, version: u64) -> Self {
         self.if_version_in([version])
     }
 
-    /// Only if the key has one of these [versions](KeyRecord::version); with none, never.
+    /// Applies only if the key has one of these [versions](KeyRecord::version); never if there are
+    /// none.
     pub fn if_version_in(self, versions: impl IntoIterator<Item = u64>) -> Self {
         Self { versions: Some(versions.into_iter().collect()), ..self }
     }
 
-    /// What its owner calls it; `None` takes the name away.
+    /// A name for its owner to recognize it by; `None` removes it.
     pub fn name(self, name: Option<String>) -> Self {
         Self { name: Some(name), ..self }
     }
 
-    /// What it may do.
+    /// The scopes of the key.
     pub fn scopes(self, scopes: Scopes) -> Self {
         Self { scopes: Some(scopes), ..self }
     }
 
-    /// How often it may be used, beside what its plan says; `None` is its plan alone, or the
+    /// Its own quotas, in addition to those of its plan. With `None`, only its plan applies, or the
     /// authenticator's default.
     pub fn rate_limits(self, limits: Option<RateLimits>) -> Self {
         Self { rate_limits: Some(limits), ..self }
     }
 
-    /// The plan it is on, by name; `None` takes it off its plan.
+    /// The name of its plan; `None` removes the key from its plan.
     pub fn plan(self, name: Option<String>) -> Self {
         Self { plan: Some(name), ..self }
     }
 
-    /// What the application wants to know of it.
+    /// Data of the application; replaces all metadata.
     pub fn metadata(self, metadata: Metadata) -> Self {
         Self { metadata: Some(metadata), metadata_patch: None, ..self }
     }
 
     /// Changes the metadata by a JSON merge patch
-    /// ([RFC 7396](https://www.rfc-editor.org/rfc/rfc7396)): members are replaced or added, `null` takes
-    /// them away. It is applied in the transaction of the change, to what the metadata are then.
+    /// ([RFC 7396](https://www.rfc-editor.org/rfc/rfc7396)): members are replaced or added, `null`
+    /// removes them. It is applied to the current metadata in the transaction of the change.
     pub fn merge_metadata(self, patch: Metadata) -> Self {
         Self { metadata_patch: Some(patch), metadata: None, ..self }
     }
 
-    /// When it stops working. That of a key that was [rotated](KeyIssuer::rotate) can only come
-    /// earlier.
+    /// When it stops working. The expiry of a key that was [rotated](KeyIssuer::rotate) can only be
+    /// moved earlier.
     pub fn expiry(self, expiry: Expiry) -> Self {
         Self { expiry: Some(expiry), ..self }
     }
 
-    /// Whether it is switched on.
+    /// Whether the key is active: an inactive key is rejected until it is activated again.
     pub fn is_active(self, is_active: bool) -> Self {
         Self { is_active: Some(is_active), ..self }
     }
 
-    /// Why, for the audit.
+    /// The reason for the audit.
     pub fn reason(self, reason: impl Into<String>) -> Self {
         Self { reason: Some(reason.into()), ..self }
     }
 
-    /// The key with what is asked for, but for its metadata. What is wrong with the request itself is
-    /// an error; what the key is now is not looked at yet.
+    /// The record with all requested changes except metadata. Checks the request itself, but not
+    /// yet the state of the key.
     fn apply(&self, before: &KeyRecord) -> Result<KeyRecord, ManageError> {
         let mut after = before.clone();
         if let Some(name) = &self.name {
@@ -105,7 +106,7 @@ impl KeyUpdate {
         }
         if let Some(plan) = self.plan.as_ref().filter(|plan| **plan != before.plan) {
             after.plan.clone_from(plan);
-            // It is read when the change is made.
+            // The store reads the limits of the new plan with the update.
             after.plan_limits = None;
         }
         if let Some(is_active) = self.is_active {
@@ -117,27 +118,27 @@ impl KeyUpdate {
         Ok(after)
     }
 
-    /// Whether the key is in a state in which it can become `after`.
+    /// Checks the version, and whether the state of the key allows the change to `after`.
     fn check_state(&self, before: &KeyRecord, after: &KeyRecord) -> Result<(), ManageError> {
         if self.versions.as_ref().is_some_and(|versions| !versions.contains(&before.version)) {
-            let detail = "the key was changed by somebody else: look at it again";
+            let detail = "the key was changed by another request: read it and try again";
             return Err(ManageError::outdated(detail));
         }
         if before.revoked_at.is_some() {
-            return Err(ManageError::conflict("the key is revoked, and stays as it is"));
+            return Err(ManageError::conflict("the key is revoked and cannot be changed"));
         }
         let lasts_longer = match (before.expires_at, after.expires_at) {
             (Some(before), Some(after)) => after > before,
             (before, after) => before.is_some() && after.is_none(),
         };
         if before.rotated_at.is_some() && lasts_longer {
-            let detail = "the key was rotated, and can only be made to expire earlier";
+            let detail = "the key was rotated: its expiry can only be moved earlier";
             return Err(ManageError::invalid("expires_at", detail));
         }
         Ok(())
     }
 
-    /// What the metadata become.
+    /// The metadata after the change.
     fn merged(&self, before: &Metadata) -> Result<Metadata, ManageError> {
         if let Some(metadata) = &self.metadata {
             return Ok(metadata.clone());
@@ -172,17 +173,18 @@ fn merge(target: &mut Value, patch: Value) {
 }
 
 impl KeyIssuer {
-    /// Changes a key, and returns it as it is now.
+    /// Changes a key, and returns the new record.
     ///
-    /// A [caller](super::Actor::caller) can take away what it likes, but give a key only what its
-    /// own key holds. Keys other than its own take a [scope](super::Actor::other_keys_scope).
+    /// A [caller](super::Actor::caller) can take anything away, but can only give a key what its
+    /// own key holds. Keys outside its own rotation chain need a
+    /// [scope](super::Actor::other_keys_scope).
     ///
     /// # Errors
     ///
-    /// [`NotFound`](super::ManageErrorKind::NotFound) when there is no such key,
+    /// [`NotFound`](super::ManageErrorKind::NotFound) when the key does not exist,
     /// [`Conflict`](super::ManageErrorKind::Conflict) when it is revoked,
     /// [`Outdated`](super::ManageErrorKind::Outdated) when it has another version, or when the
-    /// change makes no sense or is denied, or the store fails.
+    /// change is invalid or denied, or the store fails.
     pub async fn update(&self, id: KeyId, update: KeyUpdate) -> Result<KeyRecord, ManageError> {
         self.detached(self.clone().update_now(id, update)).await
     }
@@ -191,7 +193,7 @@ impl KeyIssuer {
         text::check_some("reason", update.reason.as_deref())?;
         update.plan.iter().flatten().try_for_each(|plan| text::check_plan(plan))?;
         update.name.iter().flatten().try_for_each(|name| text::check("name", name))?;
-        // What may not be done is denied before anything else is said of the key.
+        // Permission is checked first, so that a denial reveals nothing about the state of the key.
         self.change("update", vec![id], async move |change, locked| {
             let before = change.target(locked)?;
             let mut after = update.apply(&before)?;

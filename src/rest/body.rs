@@ -11,13 +11,13 @@ use serde_path_to_error::{Path, Segment};
 
 use super::refusal::Refusal;
 
-/// The most a body can have. A key with all there can be of scopes and metadata has half of that.
+/// The maximum length of a body. A key with the most scopes and metadata takes half of it.
 pub(super) const MAX_LEN: usize = 64 * 1024;
 
-/// A JSON object, without members that nobody knows or that come twice.
+/// A JSON object. Unknown and duplicate members are errors.
 pub(super) struct Body<T>(pub(super) T);
 
-/// A JSON object, or nothing, which is the default.
+/// A JSON object, or no body, for which `T` has its default.
 pub(super) struct OptionalBody<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
@@ -51,11 +51,11 @@ async fn read(request: Request) -> Result<(HeaderMap, axum::body::Bytes), Refusa
             let detail = "The body is longer than 64 KiB.";
             Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail))
         }
-        Err(_) => Err(malformed("The body did not arrive.")),
+        Err(_) => Err(malformed("The body could not be read.")),
     }
 }
 
-/// Otherwise the connection failed on the way.
+/// Whether the body exceeded the limit, rather than that the connection failed.
 fn is_too_long(error: &axum::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
@@ -67,7 +67,7 @@ fn is_too_long(error: &axum::Error) -> bool {
     false
 }
 
-/// `application/json` and `application/*+json`, such as `application/merge-patch+json`.
+/// Accepts `application/json` and `application/merge-patch+json`.
 fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     if let (Some(only), None) = (types.next(), types.next())
@@ -79,15 +79,15 @@ fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {
             return Ok(());
         }
     }
-    let detail = "Send JSON, and `Content-Type: application/json`.";
+    let detail = "Send JSON with `Content-Type: application/json`.";
     Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
         .at("Content-Type"))
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
-    // Of a struct, serde would take an array of its members too.
+    // serde would also accept an array of the members for a struct.
     if bytes.trim_ascii_start().first().is_some_and(|&first| first != b'{' && is_value(first)) {
-        return Err(malformed("The body is no JSON object.").at(""));
+        return Err(malformed("The body must be a JSON object.").at(""));
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
@@ -96,7 +96,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     })?;
     match json.end() {
         Ok(()) => Ok(value),
-        Err(_) => Err(malformed("There is more in the body after the JSON object.")),
+        Err(_) => Err(malformed("The body must end after the JSON object.")),
     }
 }
 
@@ -108,7 +108,7 @@ fn malformed(detail: impl Into<String>) -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", detail.into())
 }
 
-/// RFC 6901.
+/// The path as a JSON pointer (RFC 6901).
 fn pointer(path: &Path) -> String {
     let mut pointer = String::new();
     for segment in path.iter() {
@@ -124,29 +124,29 @@ fn pointer(path: &Path) -> String {
     pointer
 }
 
-/// What was wrong, without a word of what was sent: it may be a key in the wrong place.
+/// What was wrong, without echoing what was sent: it may be a key in the wrong place.
 fn describe(error: &serde_json::Error) -> String {
     let at = format!("line {}, column {}", error.line(), error.column());
-    // serde_json has no kind of error for it.
+    // serde_json does not classify this error.
     if error.to_string().starts_with("recursion limit exceeded") {
-        return format!("The body is nested deeper than 128 levels, at {at}.");
+        return format!("The body must not be nested deeper than 128 levels ({at}).");
     }
     if !error.is_data() {
-        return format!("That is no JSON, at {at}.");
+        return format!("The body is not valid JSON at {at}.");
     }
     let message = error.to_string();
     let message = message.split(" at line ").next().unwrap_or_default();
     match message.split_once(", expected ") {
         Some((sent, expected)) if sent.starts_with("unknown field") => {
-            format!("There is no such member: expected {expected}.")
+            format!("Unknown member: expected {expected}.")
         }
-        Some((_, expected)) => format!("That is not {expected}."),
-        None if message.starts_with("unknown field") => "There is no such member.".into(),
-        None => format!("That does not fit: {message}, at {at}."),
+        Some((_, expected)) => format!("Must be {expected}."),
+        None if message.starts_with("unknown field") => "Unknown member.".into(),
+        None => format!("Invalid value: {message}, at {at}."),
     }
 }
 
-/// Present, and not `null` unless `T` can be.
+/// Distinguishes an absent member from `null`, which is an error unless `T` accepts it.
 pub(super) fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -155,7 +155,7 @@ where
     T::deserialize(deserializer).map(Some)
 }
 
-/// A JSON object in which no member comes twice, however deep.
+/// A JSON object without duplicate members at any depth.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Object(pub(super) Map<String, Value>);
 
@@ -163,7 +163,7 @@ impl<'de> Deserialize<'de> for Object {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Strict::deserialize(deserializer)?.0 {
             Value::Object(members) => Ok(Self(members)),
-            _ => Err(D::Error::custom("it is no JSON object")),
+            _ => Err(D::Error::custom("not a JSON object")),
         }
     }
 }
@@ -221,7 +221,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut members = Map::new();
         while let Some(name) = entries.next_key::<String>()? {
             if members.contains_key(&name) {
-                return Err(A::Error::custom("a member comes twice"));
+                return Err(A::Error::custom("duplicate member"));
             }
             let Strict(value) = entries.next_value()?;
             members.insert(name, value);

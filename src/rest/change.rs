@@ -1,4 +1,4 @@
-//! What changes keys.
+//! Handlers that change keys.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -23,7 +23,8 @@ use crate::{
     record::{KeyRecord, Metadata, Scope, Scopes},
 };
 
-/// Of texts that are stored with a key. No more than 1,024 bytes whatever the characters.
+/// The maximum length of texts stored with a key, in characters. At 4 bytes each, they stay within
+/// the service's limit of 1,024 bytes.
 pub(super) const MAX_TEXT: usize = 256;
 
 #[derive(Deserialize)]
@@ -47,11 +48,11 @@ pub(super) struct NewKeyBody {
 impl NewKeyBody {
     fn read(self) -> Result<NewKey, Refusal> {
         let consumer_id = self.consumer_id.ok_or_else(|| {
-            Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", "Say whom the key stands for.")
+            Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", "`consumer_id` is required.")
                 .at("/consumer_id")
         })?;
         let expires = self.expires.ok_or_else(|| {
-            let detail = "Say when the key expires, or that it is \"never\".";
+            let detail = "`expires` is required; use \"never\" for no expiry.";
             Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", detail).at("/expires")
         })?;
         let mut new = NewKey::new(name("/consumer_id", consumer_id)?, expiry(&expires)?)
@@ -68,7 +69,7 @@ impl NewKeyBody {
         }
         if let Some(at) = self.not_before {
             let at = times::read(&at).ok_or_else(|| {
-                Refusal::invalid("/not_before", "A date and time as RFC 3339 has them.")
+                Refusal::invalid("/not_before", "Must be an RFC 3339 date and time.")
             })?;
             new = new.not_before(at);
         }
@@ -98,7 +99,7 @@ pub(super) async fn issue_key(
     Ok(created(json(&view), &writer, &issued.record))
 }
 
-/// An RFC 7396 merge patch: what is not there stays, and `null` takes away.
+/// An RFC 7396 merge patch: absent members stay the same, and `null` removes.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PatchBody {
@@ -259,7 +260,7 @@ pub(super) async fn revoke_keys(
             writer.issuer().revoke_prefix(&prefix, reason.as_deref()).await
         }
         _ => {
-            let detail = "Say which keys: either `consumer_id` or `prefix`.";
+            let detail = "Send exactly one of `consumer_id` and `prefix`.";
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", detail).at(""));
         }
     };
@@ -277,11 +278,11 @@ fn created(mut response: Response, writer: &Writer, record: &KeyRecord) -> Respo
 
 fn text(field: &'static str, text: String) -> Result<String, Refusal> {
     if text.chars().count() > MAX_TEXT {
-        return Err(Refusal::invalid(field, "That is longer than 256 characters."));
+        return Err(Refusal::invalid(field, "Must not be longer than 256 characters."));
     }
     if !is_plain(&text) {
-        let detail = "That has control characters, such as line ends, or characters that change \
-            the direction of text.";
+        let detail = "Must not contain control characters, such as line breaks, or characters that \
+            change the direction of text.";
         return Err(Refusal::invalid(field, detail));
     }
     Ok(text)
@@ -289,7 +290,7 @@ fn text(field: &'static str, text: String) -> Result<String, Refusal> {
 
 fn name(field: &'static str, name: String) -> Result<String, Refusal> {
     if name.is_empty() {
-        return Err(Refusal::invalid(field, "That is empty."));
+        return Err(Refusal::invalid(field, "Must not be empty."));
     }
     text(field, name)
 }
@@ -315,20 +316,20 @@ fn misfit(error: &crate::record::InvalidMetadata) -> Refusal {
 
 fn expiry(text: &str) -> Result<Expiry, Refusal> {
     times::read_expiry(text).ok_or_else(|| {
-        let detail = "Send \"never\", a date and time as RFC 3339 has them, or a duration: a number \
-            and s, m, h, d or w, such as \"30d\".";
+        let detail = "Must be \"never\", an RFC 3339 date and time, or a duration: a number and \
+            s, m, h, d or w, such as \"30d\".";
         Refusal::invalid("/expires", detail)
     })
 }
 
 fn duration(text: &str) -> Result<Duration, Refusal> {
     times::read_duration(text).ok_or_else(|| {
-        let detail = "Send a duration: a number and s, m, h, d or w, such as \"24h\", or \"0s\".";
+        let detail = "Must be a duration: a number and s, m, h, d or w, such as \"24h\" or \"0s\".";
         Refusal::invalid("/grace", detail)
     })
 }
 
-/// What the client calls this request.
+/// The `Idempotency-Key` header, if it was sent.
 pub(super) struct IdempotencyKey(Option<String>);
 
 impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
@@ -345,7 +346,8 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
         let fits = |key: &String| {
             (1..=MAX_LEN).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic())
         };
-        let detail: Cow<'static, str> = "Send it once: 1 to 255 visible ASCII characters.".into();
+        let detail: Cow<'static, str> =
+            "Must be sent once, with 1 to 255 visible ASCII characters.".into();
         match key.filter(fits) {
             Some(key) => Ok(Self(Some(key))),
             None => Err(Refusal::header("Idempotency-Key", detail)),

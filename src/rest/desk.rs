@@ -19,14 +19,14 @@ use crate::{
 /// Where a request came from, for the audit.
 type Origin = Arc<dyn Fn(&Parts) -> Option<String> + Send + Sync>;
 
-/// What stands behind the routes. Only [`Reader`] and [`Writer`] get at it.
+/// The state of the routes. Only the extractors [`Reader`] and [`Writer`] use it.
 #[derive(Clone)]
 pub(crate) struct Desk {
     issuer: KeyIssuer,
     default_limits: RateLimits,
     pub(crate) read: Option<Scope>,
     pub(crate) write: Option<Scope>,
-    /// To change other keys than the caller's own. `None`: `write` is enough.
+    /// To change keys outside the caller's rotation chain. `None`: `write` is enough.
     pub(crate) others: Option<Scope>,
     pub(crate) everywhere: Option<Scope>,
     pub(crate) origin: Origin,
@@ -34,7 +34,8 @@ pub(crate) struct Desk {
 }
 
 impl Desk {
-    /// A desk at which every key looks at the keys of its own consumer, and changes itself.
+    /// A state without scopes: each key can read the keys of its own consumer and change those of
+    /// its own rotation chain.
     pub(crate) fn new(issuer: KeyIssuer, auth: &Authenticator) -> Self {
         let default_limits = auth.default_rate_limits().clone();
         let issuer = issuer.invalidates(auth.clone());
@@ -58,13 +59,13 @@ impl Desk {
     }
 }
 
-/// The address of the peer, where the server tells it.
+/// The address of the peer, if the server provides it.
 fn peer(parts: &Parts) -> Option<String> {
     let ConnectInfo(address) = parts.extensions.get::<ConnectInfo<SocketAddr>>()?;
     Some(address.ip().to_canonical().to_string())
 }
 
-/// What nobody has to fear who reads the audit.
+/// The origin as printable ASCII of bounded length, safe to show in a terminal or a log.
 fn printable(origin: &str) -> String {
     const MAX_LEN: usize = 256;
     origin.chars().filter(char::is_ascii_graphic).take(MAX_LEN).collect()
@@ -82,17 +83,17 @@ impl fmt::Debug for Desk {
     }
 }
 
-/// Somebody who may look.
+/// A caller with the read scope.
 pub(super) struct Reader(Caller);
 
-/// Somebody who asks for a change. Whether they may is judged in its transaction, where it is
-/// written down if they may not.
+/// A caller that requests a change. The service checks the write scope, and writes a denial to the
+/// audit.
 pub(super) struct Writer(Caller);
 
 struct Caller {
     issuer: KeyIssuer,
     key_id: KeyId,
-    /// What stands before the path of the route: where the routes are nested.
+    /// The path prefix under which the routes are nested.
     mount: String,
     errors: Arc<trace::ErrorLog>,
 }
@@ -116,7 +117,7 @@ impl Writer {
         self.0.refuse(error)
     }
 
-    /// Where the key with this id is found.
+    /// The path of the key with this id.
     pub(super) fn locate(&self, id: KeyId) -> String {
         self.0.locate(id)
     }
@@ -184,10 +185,10 @@ impl Caller {
     }
 }
 
-/// Nobody gets to the desk.
+/// Why an extractor failed.
 #[derive(Debug)]
 pub(super) enum Denied {
-    /// There is no guard at the door.
+    /// No `ApiKeyLayer` authenticated the request.
     Unguarded(ConsumerRejection),
     Refused(Refusal),
 }

@@ -1,19 +1,19 @@
-//! Where the routes describe themselves, if the feature `openapi` is there.
+//! The routes of the OpenAPI document; none without the feature `openapi`.
 
 use axum::Router;
 
 use super::{Desk, Operation};
 
-/// What a document says of its routes, and to whom.
+/// Settings of the document.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(feature = "openapi"), expect(dead_code, reason = "there is no document"))]
 pub(crate) struct Settings {
     pub(crate) title: &'static str,
-    /// Without a key.
+    /// Whether it is served without a key.
     pub(crate) is_open: bool,
 }
 
-/// The routes of the document: those for the guard, and those that are open.
+/// The routes of the document: those that need a key, and those that do not.
 #[cfg(feature = "openapi")]
 pub(super) fn routes(
     operations: &'static [Operation],

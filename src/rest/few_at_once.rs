@@ -1,4 +1,5 @@
-//! Bounds what each consumer has under way, until its answers are written out.
+//! Admission control: limits the requests of each consumer in progress, until their responses are
+//! written.
 
 use std::{
     pin::Pin,
@@ -23,21 +24,23 @@ use crate::{
     record::Consumer,
 };
 
-/// Requests of a consumer, the answers to which are in memory.
+/// Concurrent requests of a consumer. The responses to them are held in memory.
 const MAX_PER_CONSUMER: usize = 4;
 const WAIT: Duration = Duration::from_secs(1);
-/// How long the answer to a denied request is held back. The request counts as under way for that time,
-/// so a client that repeats it costs the service little: without a delay, 64 connections got 25,000
-/// denials a second. Keys that are out of reach are denied as not found.
+/// How long the response to a denied request is delayed. The request counts as in progress
+/// meanwhile, so a client that repeats it costs the service little: without a delay, 64 connections
+/// got 25,000 denials a second. 404 is delayed as well, because a key out of reach is denied as not
+/// found.
 const DENIAL_DELAY: Duration = Duration::from_millis(100);
-/// A server takes as much of an answer as its buffer has room for, piece by piece.
+/// The server takes a body piece by piece as its buffer has room, so the permit is held until it
+/// has taken the last piece.
 const PIECE: usize = 64 * 1024;
 
 pub(super) fn turns() -> Arc<PerConsumer> {
     Arc::new(PerConsumer::new(MAX_PER_CONSUMER, WAIT))
 }
 
-/// A request without a consumer is refused by its handler.
+/// Limits a request by its consumer. A request without one passes; its handler refuses it.
 pub(super) async fn few_at_once(
     State(turns): State<Arc<PerConsumer>>,
     request: Request,
@@ -56,12 +59,12 @@ pub(super) async fn few_at_once(
     response.map(|body| Body::new(Held { body, rest: Bytes::new(), _turn: turn }))
 }
 
-#[expect(clippy::disallowed_methods, reason = "the delay itself is what is meant")]
+#[expect(clippy::disallowed_methods, reason = "the delay itself is intended")]
 async fn hold_back() {
     sleep(DENIAL_DELAY).await;
 }
 
-/// A body that holds a turn until it is written out or dropped.
+/// A body that holds a permit until it is written or dropped.
 struct Held {
     body: Body,
     rest: Bytes,

@@ -1,4 +1,4 @@
-//! What changes nothing.
+//! Handlers that only read.
 
 use axum::response::{IntoResponse, Response};
 use http::{
@@ -25,10 +25,10 @@ use crate::{
 
 const MAX_LIMIT: usize = 1000;
 const LIMIT: &str = "a number from 1 to 1000";
-const TIME: &str = "a date and time as RFC 3339 has them, such as 2026-01-31T12:00:00Z";
-const CURSOR: &str = "a cursor: take it from the page before";
+const TIME: &str = "an RFC 3339 date and time, such as 2026-01-31T12:00:00Z";
+const CURSOR: &str = "a cursor from `next` of the previous page";
 const TEXT: &str = "1 to 1,024 characters without control characters";
-/// The longest `Link` that is sent. Proxies refuse answers with more than 4 to 8 KiB of headers.
+/// The longest `Link` that is sent. Proxies reject responses with more than 4 to 8 KiB of headers.
 const MAX_LINK: usize = 2048;
 
 pub(super) async fn get_key(
@@ -114,8 +114,9 @@ pub(super) async fn get_usage(
     Ok(json(&json!({ "key_id": id.to_string(), "last_used_at": last_used_at })))
 }
 
-/// Renders a page on a thread of its own: a page of 1 MiB takes milliseconds, for which requests of
-/// other tenants would wait. The turn is held until it is done, even if the client has gone.
+/// Renders a page on a blocking thread: a page of 1 MiB takes milliseconds, which would delay the
+/// requests of other consumers. The permit is held until it is done, even if the client
+/// disconnects.
 async fn render(
     turn: Option<Turn>,
     page: impl FnOnce() -> Response + Send + 'static,
@@ -137,7 +138,7 @@ fn limit(value: &str) -> Option<usize> {
     number(value).filter(|limit| (1..=MAX_LIMIT).contains(limit))
 }
 
-/// Databases count in 63 bits.
+/// The id of an event. Databases store it as a signed 64-bit integer.
 fn event(value: &str) -> Option<u64> {
     number(value).filter(|event| i64::try_from(*event).is_ok())
 }
@@ -151,12 +152,12 @@ pub(super) fn json(value: &impl Serialize) -> Response {
         Ok(json) => {
             ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], json).into_response()
         }
-        // Texts, numbers, lists and objects with texts for names always serialise.
+        // Cannot happen: the views have only strings, numbers, lists and objects with string keys.
         Err(_) => Refusal::internal().into_response(),
     }
 }
 
-/// With the version of the key that it shows.
+/// Adds an `ETag` with the key's version.
 pub(super) fn tagged(mut response: Response, record: &KeyRecord) -> Response {
     if let Some(tag) = etag(record.version) {
         response.headers_mut().insert(ETAG, tag);
@@ -164,8 +165,8 @@ pub(super) fn tagged(mut response: Response, record: &KeyRecord) -> Response {
     response
 }
 
-/// With a link to the next page (RFC 8288), which is this one but for its cursor. A query that makes it
-/// too long for proxies goes without: the body has the cursor.
+/// Adds a `Link` to the next page (RFC 8288): the same query with the next cursor. A link too long
+/// for proxies is left out; the body has the cursor too.
 fn linked(mut response: Response, uri: &Uri, next: Option<&str>) -> Response {
     let Some(next) = next else { return response };
     let is_other = |pair: &&str| !pair.is_empty() && pair.split('=').next() != Some("cursor");

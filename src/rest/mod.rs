@@ -1,8 +1,8 @@
-//! Keys over HTTP: what the routers of [`admin`](crate::admin) and [`account`](crate::account) have
-//! in common.
+//! Keys over HTTP: the common part of the routers of [`admin`](crate::admin) and
+//! [`account`](crate::account).
 //!
-//! Nothing here hands out a [`KeyIssuer`](crate::manage::KeyIssuer) but the extractors of
-//! [`desk`], and these only behind an [`ApiKeyLayer`](crate::ApiKeyLayer).
+//! Handlers get a [`KeyIssuer`](crate::manage::KeyIssuer) only from the extractors of [`desk`],
+//! which fail unless an [`ApiKeyLayer`](crate::ApiKeyLayer) has authenticated the request.
 
 mod body;
 mod change;

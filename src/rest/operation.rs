@@ -3,7 +3,7 @@ use http::Method;
 
 use super::{Desk, change, look, quotas};
 
-/// What can be asked for. Routes, and the document that describes them, are made of these.
+/// The operations of the API. Both the routes and the OpenAPI document are built from them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     IssueKey,
@@ -15,7 +15,7 @@ pub(crate) enum Operation {
     RevokeKey,
     ListEvents,
     GetUsage,
-    /// Spends nothing of what it tells of.
+    /// Reads the remaining quota without a charge.
     GetRateLimit,
 }
 
@@ -79,7 +79,7 @@ impl Operation {
         }
     }
 
-    /// Whether asking counts against the caller's quotas.
+    /// Whether a request is charged to the caller's quotas.
     pub(super) const fn is_charged(self) -> bool {
         !matches!(self, Self::GetRateLimit)
     }

@@ -8,11 +8,11 @@ use crate::record::KeyId;
 /// More parameters than any route has.
 const MAX_PARAMS: usize = 32;
 
-/// The parameters of a query, to be taken out one by one.
+/// The query parameters. Handlers take them one by one, then call `finish`.
 pub(super) struct Params(Vec<(String, String)>);
 
 impl Params {
-    /// `T` of the parameter called `name`, if it is there.
+    /// Removes and parses the parameter `name`, if it was sent.
     pub(super) fn take<T>(
         &mut self,
         name: &'static str,
@@ -22,17 +22,17 @@ impl Params {
         let Some(at) = self.0.iter().position(|(given, _)| given == name) else { return Ok(None) };
         let (_, value) = self.0.swap_remove(at);
         if self.0.iter().any(|(given, _)| given == name) {
-            return Err(Refusal::query(name, "This parameter comes more than once."));
+            return Err(Refusal::query(name, "This parameter must not be repeated."));
         }
         let value = read(&value);
-        value.map(Some).ok_or_else(|| Refusal::query(name, format!("That is not {expected}.")))
+        value.map(Some).ok_or_else(|| Refusal::query(name, format!("Must be {expected}.")))
     }
 
-    /// Nothing may be left.
+    /// Refuses parameters that no handler took.
     pub(super) fn finish(self) -> Result<(), Refusal> {
         match self.0.into_iter().next() {
             None => Ok(()),
-            Some((name, _)) => Err(Refusal::query(cut(name), "There is no such parameter.")),
+            Some((name, _)) => Err(Refusal::query(cut(name), "Unknown parameter.")),
         }
     }
 }
@@ -44,7 +44,7 @@ impl<S: Sync> FromRequestParts<S> for Params {
         let pairs =
             parts.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         if pairs.clone().count() > MAX_PARAMS {
-            return Err(Refusal::query("query", "There are more than 32 parameters."));
+            return Err(Refusal::query("query", "There must not be more than 32 parameters."));
         }
         let params = pairs.map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -56,7 +56,7 @@ impl<S: Sync> FromRequestParts<S> for Params {
     }
 }
 
-/// What a client called a parameter, of which there need not be more to recognise it.
+/// Cuts the name of a parameter to a length that is enough to recognize it in an error.
 fn cut(mut name: String) -> String {
     const MAX_LEN: usize = 64;
     name.truncate(name.floor_char_boundary(MAX_LEN));
@@ -64,16 +64,16 @@ fn cut(mut name: String) -> String {
 }
 
 fn undecodable(name: &str) -> Refusal {
-    Refusal::query(cut(name.to_owned()), "That is no UTF-8.")
+    Refusal::query(cut(name.to_owned()), "Must be valid UTF-8.")
 }
 
-/// As forms are encoded: `+` is a space.
+/// Decodes `application/x-www-form-urlencoded`, in which `+` is a space.
 fn decode(text: &str) -> Option<String> {
     let text = text.replace('+', " ");
     percent_decode_str(&text).decode_utf8().ok().map(Into::into)
 }
 
-/// There is no query.
+/// Refuses any query parameter.
 pub(super) struct NoParams;
 
 impl<S: Sync> FromRequestParts<S> for NoParams {
@@ -85,7 +85,7 @@ impl<S: Sync> FromRequestParts<S> for NoParams {
     }
 }
 
-/// The key that the path names. What is no id names no key.
+/// The id of the key in the path. An invalid id gets 404, like an unknown one.
 pub(super) struct KeyPath(pub(super) KeyId);
 
 impl<S: Send + Sync> FromRequestParts<S> for KeyPath {

@@ -11,12 +11,12 @@ use crate::{
     rate_limit::{Algorithm, CountedPer, Decision, Quota, RateLimits},
 };
 
-/// The longest window that a client may ask for: 400 days, a year and some. What was used up in a
-/// window is kept for as long, so that a key could fill the memory of a node by changing its quotas.
-/// Operators may say more.
+/// The longest window that a client can set: 400 days, somewhat more than a year. The usage of a
+/// quota is kept for its window, so with longer ones a key could fill the memory of a node by
+/// changing its quotas. The command line has the same limit; code can set longer windows.
 pub(super) const MAX_WINDOW: Duration = Duration::from_secs(400 * 86_400);
 
-/// The limits that a client asks for a key to have.
+/// The limits in the body of a request.
 pub(super) fn read(quotas: Vec<Object>) -> Result<RateLimits, Refusal> {
     if quotas.len() > RateLimits::MAX_QUOTAS {
         return Err(Refusal::invalid("/rate_limits", "A key has at most 8 quotas."));
@@ -25,7 +25,7 @@ pub(super) fn read(quotas: Vec<Object>) -> Result<RateLimits, Refusal> {
         let quota = serde_json::from_value::<Quota>(Value::Object(quota))
             .map_err(|error| Refusal::invalid(format!("/rate_limits/{at}"), reason(&error)))?;
         if !is_remembered_briefly(&quota) {
-            let detail = "A window, and the time in which a burst comes back, is at most 400 days: \
+            let detail = "A window, and the time to refill a burst, must be at most 400 days: \
                 34560000000 ms.";
             return Err(Refusal::invalid(format!("/rate_limits/{at}/window_ms"), detail));
         }
@@ -35,27 +35,27 @@ pub(super) fn read(quotas: Vec<Object>) -> Result<RateLimits, Refusal> {
     RateLimits::new(quotas).map_err(|error| Refusal::invalid("/rate_limits", error.to_string()))
 }
 
-/// Whether what was used of the quota is forgotten after [`MAX_WINDOW`]: a burst may take longer than
-/// the window to come back.
+/// Whether the usage of the quota is forgotten after [`MAX_WINDOW`]. A burst may take longer than
+/// the window to refill.
 fn is_remembered_briefly(quota: &Quota) -> bool {
     let refills =
         quota.algorithm() == Algorithm::SlidingWindow || quota.refill_time() <= MAX_WINDOW;
     quota.window() <= MAX_WINDOW && refills
 }
 
-/// Without a word of what was sent.
+/// The reason, without echoing what was sent.
 fn reason(error: &serde_json::Error) -> String {
     let message = error.to_string();
     match message.split_once(", expected ") {
         Some((sent, expected)) if sent.starts_with("unknown field") => {
-            format!("There is no such member: expected {expected}.")
+            format!("Unknown member: expected {expected}.")
         }
-        Some((_, expected)) => format!("A part of it is not {expected}."),
+        Some((_, expected)) => format!("A member must be {expected}."),
         None => message,
     }
 }
 
-/// What a key has left.
+/// The remaining quota of a key.
 #[derive(Serialize)]
 pub(super) struct Allowance<'s> {
     quotas: Vec<Left<'s>>,
@@ -88,12 +88,12 @@ impl<'s> Left<'s> {
     }
 }
 
-/// Rounded up: a client that waits so long has waited long enough.
+/// Rounded up, so that a client that waits this long has waited long enough.
 fn millis(nanos: u128) -> u64 {
     u64::try_from(nanos.div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
-/// Where the caller stands, which only a layer knows that does not charge.
+/// The caller's rate-limit status. Present only behind a layer that does not charge.
 pub(super) struct Uncharged(Standing);
 
 impl<S: Sync> FromRequestParts<S> for Uncharged {

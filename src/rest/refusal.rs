@@ -10,10 +10,11 @@ use crate::{
     record::{KeyId, Scope},
 };
 
-/// Why a request was not carried out, and how that is told.
+/// Why a request was refused, and the response to it.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// As [`ApiKeyLayer`](crate::ApiKeyLayer) and [`RequireScope`](crate::RequireScope) tell it.
+    /// Answered as by [`ApiKeyLayer`](crate::ApiKeyLayer) and
+    /// [`RequireScope`](crate::RequireScope).
     Rejected(Rejection),
     Told(Box<Told>),
 }
@@ -40,8 +41,8 @@ impl Refusal {
         Self::Told(Box::new(Told { status, code, detail, field: None, made: None, wait }))
     }
 
-    /// The part of the request that was wrong: a JSON pointer into the body (RFC 6901), or the name
-    /// of a parameter or header.
+    /// Sets the part of the request that was wrong: a JSON pointer into the body (RFC 6901), or the
+    /// name of a parameter or header.
     pub(super) fn at(mut self, field: impl Into<Cow<'static, str>>) -> Self {
         if let Self::Told(told) = &mut self {
             told.field = Some(field.into());
@@ -49,7 +50,7 @@ impl Refusal {
         self
     }
 
-    /// The request has made a key before, which is found at `location`.
+    /// Sets the key that an earlier identical request made, and its location.
     fn made(mut self, id: KeyId, location: String) -> Self {
         if let Self::Told(told) = &mut self {
             told.made = Some((id, location));
@@ -57,7 +58,7 @@ impl Refusal {
         self
     }
 
-    /// How long to wait before it may be carried out.
+    /// Sets `Retry-After`.
     fn after(mut self, wait: Option<Duration>) -> Self {
         if let Self::Told(told) = &mut self {
             told.wait = wait;
@@ -65,7 +66,7 @@ impl Refusal {
         self
     }
 
-    /// A body of the right shape that makes no sense.
+    /// A well-formed body with an invalid value.
     pub(super) fn invalid(
         field: impl Into<Cow<'static, str>>,
         detail: impl Into<Cow<'static, str>>,
@@ -84,23 +85,23 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "invalid_header", detail).at(name)
     }
 
-    /// A mistake of this crate's.
+    /// A bug in this crate.
     pub(super) fn internal() -> Self {
-        let detail = "The answer cannot be written down.";
+        let detail = "The response could not be serialized.";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail)
     }
 
     pub(super) fn not_found() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not_found", "There is nothing at this address.")
+        Self::new(StatusCode::NOT_FOUND, "not_found", "Nothing exists at this path.")
     }
 
     pub(super) fn no_such_key() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not_found", "There is no such key.")
+        Self::new(StatusCode::NOT_FOUND, "not_found", "Key not found.")
     }
 
     pub(super) fn too_many_at_once() -> Self {
-        let detail = "Too many requests of this consumer are under way at once. Wait for some of \
-            them to end.";
+        let detail = "Too many concurrent requests of this consumer. Wait for some of them to \
+            finish.";
         Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_at_once", detail)
     }
 
@@ -108,7 +109,7 @@ impl Refusal {
         Self::Rejected(Rejection::insufficient_scope(caller, [scope]))
     }
 
-    /// What the service said to `caller`; a key that was made before is found where `locate` says.
+    /// Converts an error of the service for `caller`. `locate` returns the path of a key.
     pub(super) fn of(
         error: &ManageError,
         caller: KeyId,
@@ -142,11 +143,11 @@ impl Refusal {
             ManageErrorKind::Rng | ManageErrorKind::Store | ManageErrorKind::Overloaded
                 if error.is_transient() =>
             {
-                let detail = "That cannot be done right now. Try again.";
+                let detail = "The service is temporarily unavailable. Try again.";
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", detail)
             }
             ManageErrorKind::Rng | ManageErrorKind::Store | ManageErrorKind::Overloaded => {
-                let detail = "The service could not do that, and its log says why.";
+                let detail = "The service failed. Its log has the cause.";
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail)
             }
             ManageErrorKind::TooManyAtOnce => Self::too_many_at_once(),
@@ -158,7 +159,7 @@ impl Refusal {
     }
 }
 
-/// Where the client finds what the service calls `field`.
+/// The JSON pointer or header name for a `field` of the service.
 fn place(field: &'static str) -> Cow<'static, str> {
     match field {
         "idempotency_key" => "Idempotency-Key".into(),

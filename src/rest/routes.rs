@@ -17,10 +17,9 @@ use tower_service::Service;
 use super::{Desk, Operation, document, few_at_once, refusal::Refusal};
 use crate::{auth::Authenticator, layer::ApiKeyLayer};
 
-/// Routes behind a guard, as a service: `Router::nest_service` puts them where they shall be.
+/// Authenticated routes as a service, to be mounted with `Router::nest_service`.
 ///
-/// It is no [`Router`] on purpose. A route that was added to one afterwards would be outside of its
-/// guard:
+/// Deliberately not a [`Router`]. A route added to one later would not be authenticated:
 ///
 /// ```compile_fail,E0599
 /// # use axum::{Router, routing::get};
@@ -29,7 +28,7 @@ use crate::{auth::Authenticator, layer::ApiKeyLayer};
 /// # }
 /// ```
 ///
-/// A route beside them belongs to the router that they are nested in:
+/// Add further routes to the router in which they are nested:
 ///
 /// ```
 /// # use axum::{Router, routing::get};
@@ -40,7 +39,7 @@ use crate::{auth::Authenticator, layer::ApiKeyLayer};
 #[derive(Clone)]
 pub struct GuardedRoutes(Router);
 
-/// Puts `operations` of `desk`, and all else that is under them, behind `auth`.
+/// The routes of `operations`, with `auth` in front of them and of their fallback.
 pub(crate) fn guard(
     desk: Desk,
     auth: Authenticator,
@@ -68,7 +67,7 @@ pub(crate) fn guard(
 }
 
 async fn method_not_allowed() -> Refusal {
-    let detail = "That cannot be done here. What can is in `Allow`.";
+    let detail = "Method not allowed; see the Allow header.";
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
 }
 
@@ -76,7 +75,7 @@ async fn not_found() -> Refusal {
     Refusal::not_found()
 }
 
-/// Some answers hold keys, and all are about them.
+/// Adds `Cache-Control: no-store`: all responses are about keys, and some contain one.
 async fn unstored(mut response: Response) -> Response {
     let no_store = HeaderValue::from_static("no-store");
     response.headers_mut().entry(CACHE_CONTROL).or_insert(no_store);
@@ -111,7 +110,7 @@ mod tests {
     use super::*;
     use crate::{key::KeyFormat, manage::KeyIssuer, store::MemoryKeyStore};
 
-    /// Whoever forgets the guard has routes that serve nobody.
+    /// Without the layer, the routes refuse all requests.
     #[tokio::test]
     async fn without_a_guard_no_operation_is_carried_out() {
         let format = KeyFormat::new("sk_test_").unwrap();

@@ -1,4 +1,4 @@
-//! Instants and durations as JSON has them.
+//! Instants and durations in JSON.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::manage::Expiry;
 pub(super) use crate::record::rfc3339 as write;
 
-/// RFC 3339.
+/// Parses an RFC 3339 date and time. `jiff` alone accepts more formats.
 pub(super) fn read(text: &str) -> Option<SystemTime> {
     let looks_so = text.len() >= "2026-01-01T00:00:00Z".len()
         && text.as_bytes().get(10).is_some_and(|byte| byte.eq_ignore_ascii_case(&b't'))

@@ -1,4 +1,4 @@
-//! Entity tags: a key's is its version (RFC 9110 §8.8.3).
+//! Entity tags (RFC 9110 §8.8.3). The tag of a key is its version.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -9,8 +9,8 @@ pub(super) fn etag(version: u64) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("\"{version}\"")).ok()
 }
 
-/// The versions of which a key must have one to be changed; `None` if it may have any. RFC 9110
-/// §13.1.1: a weak tag never matches.
+/// The versions in `If-Match`; `None` if any version may be changed. A weak tag never matches (RFC
+/// 9110 §13.1.1).
 pub(super) fn if_match(headers: &HeaderMap) -> Option<Vec<u64>> {
     let tags = tags(headers, &IF_MATCH)?;
     if tags.contains(&"*") {
@@ -19,14 +19,14 @@ pub(super) fn if_match(headers: &HeaderMap) -> Option<Vec<u64>> {
     Some(tags.into_iter().filter_map(version).collect())
 }
 
-/// Whether the client has this version already. RFC 9110 §13.1.2: a weak tag matches too.
+/// Whether `If-None-Match` has the current version. A weak tag matches too (RFC 9110 §13.1.2).
 pub(super) fn is_known(headers: &HeaderMap, current: u64) -> bool {
     let known = |tag: &str| tag == "*" || version(tag.trim_start_matches("W/")) == Some(current);
     tags(headers, &IF_NONE_MATCH).is_some_and(|tags| tags.into_iter().any(known))
 }
 
-/// `None` without such a header. A version's tag has no comma in it, so that a tag which has is
-/// none, and so are its parts.
+/// The tags of the header; `None` without the header. Our tags never contain commas, so splitting
+/// on `,` is safe: foreign tags simply fail to match.
 fn tags<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<Vec<&'h str>> {
     if !headers.contains_key(name) {
         return None;
@@ -37,7 +37,7 @@ fn tags<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<Vec<&'h str>> {
 
 fn version(tag: &str) -> Option<u64> {
     let version: u64 = tag.strip_prefix('"')?.strip_suffix('"')?.parse().ok()?;
-    // As it was given out, and no other way to write it.
+    // Only the canonical form: `"07"` parses to 7, but is not our tag.
     (etag(version)? == tag).then_some(version)
 }
 

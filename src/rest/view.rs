@@ -1,4 +1,4 @@
-//! Keys and events as clients see them. The hash of a key is not among that.
+//! Keys and events as clients see them. The hash of a key is never included.
 
 use serde::{Serialize, Serializer};
 use serde_json::{Value, value::RawValue};
@@ -34,7 +34,7 @@ pub(super) struct KeyView<'r> {
     rotated_from: Option<String>,
     rotated_at: Option<String>,
     version: u64,
-    /// Absent where nobody looked.
+    /// Absent if it was not queried.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_used_at: Option<Option<String>>,
 }
@@ -74,7 +74,7 @@ impl<'r> From<&'r ListedKey> for KeyView<'r> {
     }
 }
 
-/// JSON as it is stored: it is checked, and not built up to be taken apart again.
+/// The stored JSON, validated and passed through without building a value.
 struct MetadataView<'r>(&'r str);
 
 impl Serialize for MetadataView<'_> {
@@ -104,7 +104,7 @@ pub(super) const fn status_name(status: KeyStatus) -> &'static str {
     }
 }
 
-/// A new key, which is shown this once.
+/// A new key. The only response that contains the key itself.
 #[derive(Serialize)]
 pub(super) struct NewKeyView<'r> {
     pub(super) key: &'r str,
@@ -152,7 +152,7 @@ pub(super) struct PageView<'p, T> {
     pub(super) keys: Option<Vec<T>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) events: Option<Vec<T>>,
-    /// Absent where everything can be read.
+    /// Rows that cannot be read; absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) invalid: Vec<InvalidView<'p>>,
     pub(super) next: Option<&'p str>,

@@ -425,7 +425,7 @@ async fn mistakes_are_named_with_an_example() {
         ("issue --consumer acme --expires 2026-13-31", "2026-12-31"),
         ("issue --consumer acme --expires 3mo", "90d"),
         ("issue --consumer acme --expires=-1d", "30d"),
-        ("issue --consumer acme --expires 2020-01-01", "--expires: that is in the past"),
+        ("issue --consumer acme --expires 2020-01-01", "--expires: must not be in the past"),
         ("issue --consumer acme --expires 1d --scope a\"b", "--scope"),
         ("issue --consumer acme --expires 1d --rate-limit many", "600/min"),
         ("issue --consumer acme --expires 1d --rate-limit 0/s", "zero"),

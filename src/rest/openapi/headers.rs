@@ -9,7 +9,7 @@ use utoipa::openapi::{
 use super::schemas::{integer, string};
 
 pub(super) fn location() -> Header {
-    header("Where the key is found.", string())
+    header("The path of the key.", string())
 }
 
 pub(super) fn etag() -> Header {
@@ -21,11 +21,11 @@ pub(super) fn link() -> Header {
 }
 
 pub(super) fn challenge() -> Header {
-    header("What is asked for (RFC 6750).", string())
+    header("The required credentials (RFC 6750).", string())
 }
 
 pub(super) fn retry_after() -> Header {
-    header("Seconds to wait.", integer(1, i64::MAX))
+    header("Seconds to wait before a retry.", integer(1, i64::MAX))
 }
 
 fn header(
@@ -36,17 +36,17 @@ fn header(
 }
 
 pub(super) fn if_match() -> Parameter {
-    let description = "Change the key only if it still has this version, else answer 412.";
+    let description = "Changes the key only if it has this version; otherwise 412.";
     parameter("If-Match", description, string())
 }
 
 pub(super) fn if_none_match() -> Parameter {
-    let description = "Answer 304 if the key still has this version.";
+    let description = "Returns 304 if the key still has this version.";
     parameter("If-None-Match", description, string())
 }
 
 pub(super) fn idempotency_key() -> Parameter {
-    let description = "Sent again under the same key, the request makes no second key.";
+    let description = "Makes the request safe to repeat: a repeated request makes no second key.";
     parameter("Idempotency-Key", description, string().pattern(Some(r"^[\x21-\x7e]{1,255}$")))
 }
 

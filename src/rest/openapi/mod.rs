@@ -1,4 +1,4 @@
-//! The document that describes the routes, made of the same [`Operation`]s as these.
+//! The OpenAPI document, built from the same [`Operation`]s as the routes.
 
 mod headers;
 mod operations;
@@ -43,7 +43,7 @@ pub(super) fn routes(operations: &[Operation], title: &str) -> Router<Desk> {
         .route("/docs", get(async move |_: NoParams| framed(page)))
 }
 
-/// Nothing but the page itself may be loaded or run.
+/// Adds a Content-Security-Policy that loads and runs nothing but the page itself.
 fn framed(page: String) -> Response {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; \
         form-action 'none'; frame-ancestors 'none'";
@@ -80,6 +80,6 @@ fn document(operations: &[Operation], title: &str) -> OpenApi {
 }
 
 const DESCRIPTION: &str = "Every error is `application/problem+json` with a stable `code` and, \
-    where one part of the request was wrong, its `field`: a JSON pointer into the body, or the name \
-    of a parameter or header. 400 is for what has the wrong shape, 422 for what has the right one \
-    and makes no sense. Durations are a number and `s`, `m`, `h`, `d` or `w`; a day is 24 hours.";
+    if one part of the request was wrong, its `field`: a JSON pointer into the body, or the name \
+    of a parameter or header. 400 means a malformed request, 422 a well-formed request with an \
+    invalid value. Durations are a number and `s`, `m`, `h`, `d` or `w`; a day is 24 hours.";

@@ -1,4 +1,4 @@
-//! What each operation takes and answers.
+//! The requests and responses of each operation.
 
 use utoipa::openapi::{
     ContentBuilder, RefOr, Required, ResponseBuilder, Schema,
@@ -22,37 +22,37 @@ pub(super) fn describe(operation: Operation) -> Described {
             .parameter(headers::idempotency_key())
             .request_body(Some(body("NewKey", &[JSON], true)))
             .response("201", created("CreatedKey"))
-            .response("409", problem("The request made a key before: `key_id`; or the consumer has as many keys as it may have.").header("Location", headers::location())),
-        Operation::ListKeys => begin("listKeys", "Lists keys, the newest first")
+            .response("409", problem("The idempotency key was used before and made the key `key_id`, or the consumer has reached its limit of keys.").header("Location", headers::location())),
+        Operation::ListKeys => begin("listKeys", "Lists keys, newest first")
             .parameters(Some(key_filters()))
             .parameters(Some(paging(uuid())))
             .response("200", ok("KeyPage").header("Link", headers::link())),
-        Operation::RevokeKeys => begin("revokeKeys", "Ends all keys of a consumer or with a prefix")
+        Operation::RevokeKeys => begin("revokeKeys", "Revokes all keys of a consumer or with a prefix")
             .request_body(Some(body("Revocations", &[JSON], true)))
             .response("200", ok("Revoked")),
         Operation::GetKey => begin("getKey", "Shows a key")
             .parameter(headers::if_none_match())
             .response("200", ok("Key").header("ETag", headers::etag()))
-            .response("304", ResponseBuilder::new().description("It has not changed.").header("ETag", headers::etag())),
-        Operation::UpdateKey => begin("updateKey", "Changes a key (RFC 7396)")
+            .response("304", ResponseBuilder::new().description("The key has not changed.").header("ETag", headers::etag())),
+        Operation::UpdateKey => begin("updateKey", "Changes a key by a merge patch (RFC 7396)")
             .parameter(headers::if_match())
             .request_body(Some(body("KeyPatch", &[MERGE_PATCH, JSON], true)))
             .response("200", ok("Key").header("ETag", headers::etag()))
             .response("409", problem("The key is revoked."))
             .response("412", problem("The key has another version.")),
-        Operation::RotateKey => begin("rotateKey", "Issues a key to replace another, which goes on working for a while")
+        Operation::RotateKey => begin("rotateKey", "Issues a key to replace another, which keeps working for a grace period")
             .parameter(headers::idempotency_key())
             .request_body(Some(body("Rotation", &[JSON], false)))
             .response("201", created("RotatedKey"))
-            .response("409", problem("The key has ended or was rotated before, or the request made a key before: `key_id`; or the consumer has as many keys as it may have.").header("Location", headers::location())),
-        Operation::RevokeKey => begin("revokeKey", "Ends a key for good")
+            .response("409", problem("The key has ended or was already rotated, the idempotency key was used before and made the key `key_id`, or the consumer has reached its limit of keys.").header("Location", headers::location())),
+        Operation::RevokeKey => begin("revokeKey", "Revokes a key permanently")
             .request_body(Some(body("Revocation", &[JSON], false)))
             .response("200", ok("Key").header("ETag", headers::etag())),
-        Operation::ListEvents => begin("listEvents", "What was done to a key, the newest first")
+        Operation::ListEvents => begin("listEvents", "Lists the audit events of a key, newest first")
             .parameters(Some(paging(string().pattern(Some("^[0-9]{1,18}$")))))
             .response("200", ok("EventPage").header("Link", headers::link())),
-        Operation::GetUsage => begin("getUsage", "When a key was last used").response("200", ok("Usage")),
-        Operation::GetRateLimit => begin("getRateLimit", "What the calling key has left. Asking spends nothing")
+        Operation::GetUsage => begin("getUsage", "Shows when a key was last used").response("200", ok("Usage")),
+        Operation::GetRateLimit => begin("getRateLimit", "Shows the remaining quota of the calling key, without a charge")
             .response("200", ok("Allowance")),
     };
     refusals(operation, described).build()
@@ -62,34 +62,37 @@ fn begin(id: &str, summary: &str) -> OperationBuilder {
     OperationBuilder::new().operation_id(Some(id)).summary(Some(summary))
 }
 
-/// What any operation of its kind can answer.
+/// Adds the error responses common to all operations of its kind.
 fn refusals(operation: Operation, described: OperationBuilder) -> OperationBuilder {
     let mut described = described
-        .response("400", problem("Something in the request has the wrong shape."))
+        .response("400", problem("The request is malformed."))
         .response(
             "401",
-            problem("There is no valid key.").header("WWW-Authenticate", headers::challenge()),
+            problem("The API key is missing or invalid.")
+                .header("WWW-Authenticate", headers::challenge()),
         )
         .response(
             "403",
-            problem("The key may not do that.").header("WWW-Authenticate", headers::challenge()),
+            problem("The API key is not allowed to do this.")
+                .header("WWW-Authenticate", headers::challenge()),
         )
-        .response("500", problem("The service could not do that."))
+        .response("500", problem("The service failed."))
         .response(
             "503",
-            problem("That cannot be done right now.").header("Retry-After", headers::retry_after()),
+            problem("The service is temporarily unavailable.")
+                .header("Retry-After", headers::retry_after()),
         );
     if operation.is_charged() {
         let detail = match operation {
             Operation::IssueKey => {
-                "The key has used up its quota, too much of its consumer is under way, or the \
-                 consumer has made too many keys in an hour."
+                "The quota is exhausted, the consumer has too many concurrent requests, or too \
+                 many keys of the consumer were made in an hour."
             }
             Operation::RotateKey => {
-                "The key has used up its quota, too much of its consumer is under way, or the key \
-                 was rotated too often in an hour."
+                "The quota is exhausted, the consumer has too many concurrent requests, or the \
+                 key was rotated too often in an hour."
             }
-            _ => "The key has used up its quota, or too much of its consumer is under way.",
+            _ => "The quota is exhausted, or the consumer has too many concurrent requests.",
         };
         described = described
             .response("429", problem(detail).header("Retry-After", headers::retry_after()));
@@ -103,26 +106,26 @@ fn refusals(operation: Operation, described: OperationBuilder) -> OperationBuild
                     .required(Required::True)
                     .schema(Some(uuid())),
             )
-            .response("404", problem("There is no such key."));
+            .response("404", problem("Key not found."));
     }
     if operation.method() == http::Method::GET {
         return described;
     }
     if matches!(operation, Operation::IssueKey | Operation::RevokeKeys) {
-        described = described.response("404", problem("There is no such consumer."));
+        described = described.response("404", problem("Consumer not found."));
     }
     described
         .response("413", problem("The body is longer than 64 KiB."))
         .response("415", problem("The body is not JSON."))
-        .response("422", problem("Something in the request makes no sense."))
+        .response("422", problem("A value in the request is invalid."))
 }
 
 fn ok(schema: &str) -> ResponseBuilder {
-    response("As asked.", JSON, schema)
+    response("Success.", JSON, schema)
 }
 
 fn created(schema: &str) -> ResponseBuilder {
-    response("The key, this once.", JSON, schema)
+    response("The new key, shown only in this response.", JSON, schema)
         .header("Location", headers::location())
         .header("ETag", headers::etag())
 }
@@ -152,20 +155,20 @@ fn key_filters() -> [Parameter; 6] {
             .pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]*$"))
     };
     [
-        query("consumer_id", "Of this consumer.", text()),
-        query("status", "In this state.", statuses()),
-        query("scope", "With this scope.", scope()),
-        query("prefix", "With exactly this prefix.", text()),
-        query("unused_since", "Issued and, if ever, last used before this.", time()),
-        query("expires_before", "Expiring before this, or expired.", time()),
+        query("consumer_id", "Keys of this consumer.", text()),
+        query("status", "Keys with this status.", statuses()),
+        query("scope", "Keys with this scope.", scope()),
+        query("prefix", "Keys with exactly this prefix.", text()),
+        query("unused_since", "Keys issued before this time and not used since.", time()),
+        query("expires_before", "Keys that expire before this time, or have expired.", time()),
     ]
 }
 
 fn paging(cursor: impl Into<RefOr<Schema>>) -> [Parameter; 2] {
     let limit = integer(1, 1000).default(Some(50.into()));
     [
-        query("limit", "At most this many.", limit),
-        query("cursor", "Where the page begins: `next` of the one before.", cursor),
+        query("limit", "The maximum number of entries.", limit),
+        query("cursor", "The start of the page: `next` of the previous page.", cursor),
     ]
 }
 

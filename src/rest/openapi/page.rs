@@ -1,4 +1,4 @@
-//! The document as a page for people: no script, nothing from elsewhere.
+//! The document as an HTML page, without scripts or external resources.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;mar
     text-align:left;vertical-align:top;padding:.1rem 1rem .1rem 0}";
 
 pub(super) fn render(document: &OpenApi) -> String {
-    // The document is served as JSON too: it serialises.
+    // Serializing cannot fail: the same document is served as JSON.
     let document = serde_json::to_value(document).unwrap_or_default();
     let mut page = String::new();
     let title = text(document.pointer("/info/title"));
@@ -109,6 +109,6 @@ fn escape(text: &str) -> String {
 }
 
 fn push(page: &mut String, text: std::fmt::Arguments<'_>) {
-    // A `String` takes whatever is written to it.
+    // Writing to a `String` cannot fail.
     let _ = page.write_fmt(text);
 }

@@ -1,4 +1,4 @@
-//! What bodies look like.
+//! Schemas of request and response bodies.
 
 use serde_json::Value;
 use utoipa::openapi::{
@@ -19,14 +19,14 @@ use crate::{
     },
 };
 
-/// RFC 6749 §3.3, of bounded length.
+/// RFC 6749 §3.3, with a maximum length.
 pub(super) const SCOPE: &str = r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}$";
-/// No controls, and nothing that changes the direction of text or ends a line.
+/// No control characters, and none that change the direction of text or end a line.
 const TEXT: &str = r"^[^\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]*$";
-/// Of quotas and plans.
+/// Names of quotas and plans.
 const NAME: &str = "^[A-Za-z0-9._-]{1,64}$";
 const DURATION: &str = "^[0-9]{1,9}[smhdw]$";
-/// The milliseconds of 146 years, in which a bucket has to fill.
+/// The milliseconds of 146 years, the longest time in which a bucket may refill.
 const MAX_WINDOW: i64 = 4_611_686_018_427;
 
 pub(super) fn named(name: &str) -> RefOr<Schema> {
@@ -94,7 +94,7 @@ fn free() -> ObjectBuilder {
         .additional_properties(Some(AdditionalProperties::FreeForm(true)))
 }
 
-/// A closed object whose members are all there.
+/// A closed object whose members are all required.
 fn record(members: Vec<(&str, RefOr<Schema>)>) -> ObjectBuilder {
     members
         .into_iter()
@@ -106,7 +106,7 @@ fn expires() -> AnyOfBuilder {
         .item(string().enum_values(Some(["never"])))
         .item(time())
         .item(string().pattern(Some(DURATION)))
-        .description(Some("When the key stops working: never, an instant, or after a duration."))
+        .description(Some("When the key expires: never, at an instant, or after a duration."))
         .examples(["30d", "never"])
 }
 
@@ -115,29 +115,28 @@ fn scopes() -> ArrayBuilder {
 }
 
 fn quotas(schema: &str) -> ArrayBuilder {
-    ArrayBuilder::new()
-        .items(named(schema))
-        .max_items(Some(RateLimits::MAX_QUOTAS))
-        .description(Some(
-            "What the key may do how often, beside what its plan says; with those of its plan at most \
-             8. An empty list is no limit; without a list, and without a plan, the service's default \
-             applies.",
-        ))
+    ArrayBuilder::new().items(named(schema)).max_items(Some(RateLimits::MAX_QUOTAS)).description(
+        Some(
+            "The key's own quotas, in addition to those of its plan; at most 8 including those \
+             of the plan. An empty list means no limit. Without a list and without a plan, the \
+             service's default applies.",
+        ),
+    )
 }
 
-/// Those of a key.
+/// The quotas of a key.
 fn quotas_or_null() -> AnyOfBuilder {
     AnyOfBuilder::new().item(quotas("Quota")).item(null())
 }
 
-/// Those that a client asks for.
+/// The quotas in a request.
 fn new_quotas_or_null() -> AnyOfBuilder {
     AnyOfBuilder::new().item(quotas("NewQuota")).item(null())
 }
 
 fn plan_or_null() -> ObjectBuilder {
     or_null(string().pattern(Some(NAME)), Type::String)
-        .description(Some("The plan the key is on: limits that many keys share."))
+        .description(Some("The plan of the key: a set of limits for many keys."))
 }
 
 fn page(items: &str, schema: &str) -> ObjectBuilder {
@@ -147,8 +146,8 @@ fn page(items: &str, schema: &str) -> ObjectBuilder {
             "next",
             or_null(string(), Type::String)
                 .description(Some(
-                    "The `cursor` of the next page. \
-            A page may have fewer entries than were asked for though there is another.",
+                    "The `cursor` of the next page. A page may have fewer entries than requested \
+                     even if there is another page.",
                 ))
                 .into(),
         ),
@@ -156,15 +155,15 @@ fn page(items: &str, schema: &str) -> ObjectBuilder {
     .property(
         "invalid",
         ArrayBuilder::new().items(named("InvalidRow")).description(Some(
-            "Rows of this page that are beyond the bounds of what they should be, as text. Absent \
-             where there are none.",
+            "Rows of this page that exceed the bounds of their columns, as text. Absent if there \
+             are none.",
         )),
     )
 }
 
 pub(super) fn components() -> ComponentsBuilder {
     let new_key = closed()
-        .property("consumer_id", named_text().description(Some("Whom the key stands for.")))
+        .property("consumer_id", named_text().description(Some("The consumer of the key.")))
         .required("consumer_id")
         .property("expires", expires())
         .required("expires")
@@ -189,7 +188,7 @@ pub(super) fn components() -> ComponentsBuilder {
         .property(
             "grace",
             string().pattern(Some(DURATION)).default(Some(Value::from("24h"))).description(Some(
-                "How long the old key goes on working, but never past its own expiry.",
+                "How long the old key keeps working, but never past its own expiry.",
             )),
         )
         .property("expires", expires())
@@ -248,11 +247,11 @@ pub(super) fn components() -> ComponentsBuilder {
         )
 }
 
-const METADATA: &str = "The application's own: at most 16 KiB, in which numbers count without exponents, \
-    and 32 levels, without the character U+0000.";
+const METADATA: &str = "Data of the application: at most 16 KiB, with numbers counted as written \
+    out without exponents, and 32 levels, without the character U+0000.";
 
 fn secret() -> ObjectBuilder {
-    string().description(Some("The key itself. It is shown this once."))
+    string().description(Some("The key itself, shown only in this response."))
 }
 
 fn key() -> ObjectBuilder {
@@ -281,17 +280,17 @@ fn key() -> ObjectBuilder {
     .property(
         "last_used_at",
         or_null(time(), Type::String)
-            .description(Some("As far as it has been recorded. Absent from answers to changes.")),
+            .description(Some("The last recorded use. Absent from responses to changes.")),
     )
 }
 
 /// 400 days.
 fn asked_window() -> ObjectBuilder {
     integer(1, i64::try_from(MAX_WINDOW_ASKED.as_millis()).unwrap_or(MAX_WINDOW))
-        .description(Some("At most 400 days, and as long at most until a burst has come back."))
+        .description(Some("At most 400 days; the time to refill a burst is limited to the same."))
 }
 
-/// What every quota has.
+/// The members common to all quotas.
 fn quota(window: ObjectBuilder) -> ObjectBuilder {
     let limit = integer(1, u32::MAX.into());
     record(vec![
@@ -302,30 +301,29 @@ fn quota(window: ObjectBuilder) -> ObjectBuilder {
 }
 
 fn burst() -> ObjectBuilder {
-    integer(1, u32::MAX.into()).description(Some("Requests that may come at once."))
+    integer(1, u32::MAX.into()).description(Some("Requests allowed at once."))
 }
 
 fn counted_per() -> ObjectBuilder {
     string()
         .enum_values(Some(["key", "consumer"]))
-        .description(Some("Whether all keys of the consumer share one budget."))
+        .description(Some("Whether each key is counted, or all keys of the consumer together."))
 }
 
 fn sliding() -> ObjectBuilder {
     boolean().description(Some(
-        "Never more than the limit in any window, all of it at once if need be. Such a window has \
-         at least 100 ms, a limit of 2147483647 at most, and no burst other than its limit.",
+        "A sliding window: never more than the limit in any window, which may be used all at \
+         once. Requires a window of at least 100 ms, a limit of at most 2147483647, and no burst \
+         other than the limit.",
     ))
 }
 
 fn quota_to_have(window: ObjectBuilder) -> ObjectBuilder {
-    let strict = "Never more than the limit in any window: what is beyond the burst is paced.";
+    let strict = "Never more than the limit in any window: requests beyond the burst are paced.";
     quota(window)
         .property(
             "burst",
-            burst().description(Some(
-                "Requests that may come at once; where it is left out, as many as the limit.",
-            )),
+            burst().description(Some("Requests allowed at once. Default: the limit.")),
         )
         .property("strict", boolean().default(Some(false.into())).description(Some(strict)))
         .property("sliding", sliding().default(Some(false.into())))
@@ -375,9 +373,9 @@ fn event() -> ObjectBuilder {
             free()
                 .schema_type(SchemaType::from_iter([Type::Object, Type::String, Type::Null]))
                 .description(Some(
-                    "Of each field `from` and `to`. Of a denied attempt what was attempted, and its \
-                     `target`, where the caller may see that. A string where that is stored but is \
-                     not JSON, or too deep.",
+                    "`from` and `to` of each changed field. For a denied attempt, the attempt \
+                     and its `target`, if the caller may see it. A string if the stored value is \
+                     not JSON or is nested too deep.",
                 ))
                 .into(),
         ),
@@ -388,7 +386,7 @@ fn invalid_row() -> ObjectBuilder {
     let values = ObjectBuilder::new()
         .schema_type(Type::Object)
         .additional_properties(Some(RefOr::<Schema>::from(string())))
-        .description(Some("Its columns as text, each cut after 16 KiB."));
+        .description(Some("The columns as text, each cut after 16 KiB."));
     record(vec![
         ("id", string().into()),
         ("problem", string().description(Some("What is wrong, and in which column.")).into()),
