@@ -25,7 +25,7 @@ const FLOORS: &[&[&str]] = &[
     &["auth", "manage"],
     &["layer"],
     &["rest"],
-    &["admin", "account", "bin"],
+    &["admin", "account"],
 ];
 
 /// Used by every room, or containing no code.
@@ -47,7 +47,7 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     (&["tracing"], &["trace"], "no logic carries the feature's `cfg`"),
     (
         &["http", "http_body", "http_body_util", "tower_layer", "tower_service"],
-        &["layer", "rest", "admin", "account", "bin"],
+        &["layer", "rest", "admin", "account"],
         "the core knows no HTTP",
     ),
     (

@@ -2,9 +2,9 @@
 
 #![cfg(test)]
 
-#[path = "../harness/mod.rs"]
+#[path = "../../../tests/harness/mod.rs"]
 mod harness;
-#[path = "../wait/mod.rs"]
+#[path = "../../../tests/wait/mod.rs"]
 mod wait;
 
 mod cli;

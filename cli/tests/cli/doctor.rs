@@ -952,14 +952,14 @@ async fn the_expected_tables_are_those_that_the_migrations_make() {
     let place = Place::without_grants("keys").await;
     let mut connection = PgConnection::connect(&place.url).await.unwrap();
     raw_sql("set search_path = pg_catalog").execute(&mut connection).await.unwrap();
-    let parts = include_str!("../../src/store/postgres/catalog.sql");
+    let parts = include_str!("../../../src/store/postgres/catalog.sql");
     let parts: Vec<(String, String, String, String)> =
         sqlx::query_as(parts).bind("public").fetch_all(&mut connection).await.unwrap();
     let lines = parts.iter().map(|(kind, relation, name, definition)| {
         format!("{kind}\t{relation}\t{name}\t{definition}\n")
     });
     let made: String = lines.collect();
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/store/postgres/catalog.txt");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../src/store/postgres/catalog.txt");
     if std::env::var_os(UPDATE).is_some() {
         fs::write(file, &made).unwrap();
     }
