@@ -488,7 +488,7 @@ async fn a_service_on_a_standby_lets_keys_in_refuses_changes_with_503_and_logs_e
     let lines = log.lines();
     for (message, advice) in [
         ("key management failed", "a store of its own that connects to the primary"),
-        ("last uses could not be written", "standby"),
+        ("usage flush failed", "standby"),
         ("not heard of", "LISTEN"),
     ] {
         let said: Vec<_> = lines.iter().filter(|line| line.contains(message)).collect();
@@ -520,7 +520,7 @@ async fn a_service_on_a_standby_that_polls_it_and_manages_keys_on_the_primary_la
     eventually("the key is refused", async || service.get(key).await != StatusCode::OK).await;
     assert_eq!(service.get(key).await, StatusCode::UNAUTHORIZED);
     worker.abort();
-    let about_uses = |line: &String| line.contains("last uses could not be written");
+    let about_uses = |line: &String| line.contains("usage flush failed");
     let lines: Vec<_> = log.lines().into_iter().filter(|line| !about_uses(line)).collect();
     assert_eq!(lines, [""; 0]);
 }
