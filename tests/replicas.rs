@@ -489,7 +489,7 @@ async fn a_service_on_a_standby_lets_keys_in_refuses_changes_with_503_and_logs_e
     for (message, advice) in [
         ("key management failed", "a store of its own that connects to the primary"),
         ("usage flush failed", "standby"),
-        ("not heard of", "LISTEN"),
+        ("change feed lost", "LISTEN"),
     ] {
         let said: Vec<_> = lines.iter().filter(|line| line.contains(message)).collect();
         let [said] = &said[..] else { panic!("{message}: {said:#?}") };
