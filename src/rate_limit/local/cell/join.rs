@@ -21,9 +21,10 @@ impl Inner {
     /// starts in one of two ways:
     ///
     /// - **Counted.** A state that refills no faster has used up at least what the new one would
-    ///   have, and the fastest such state gives the tightest bound. Beside GCRA, a sliding window
-    ///   counts more than what is used up, because GCRA may have let through a window's refill on
-    ///   top. A window of the same length has counted in the same slots, which are copied.
+    ///   have, and the fastest such state gives the tightest bound. A new sliding window counts
+    ///   more than what a GCRA state has used up, because GCRA may have let through a window's
+    ///   refill on top. A window of the same length has counted in the same slots, which are
+    ///   copied.
     /// - **Full.** If the slowest quota of the list refills no faster than any state, the list
     ///   stays within the lines of all of them in the end. Until then they are enforced beside it,
     ///   as [guards](Guard). A new state that refills faster than an existing one
