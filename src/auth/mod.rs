@@ -56,8 +56,8 @@
 //! 8. Look-ups of keys that this node does not know are limited: a [number of failed queries per
 //!    second](CachePolicy::stranger_queries) and, if the client's [network](ClientNetwork) is
 //!    [passed in](Authenticator::attempt_from), a [number of failures per
-//!    network](Builder::failure_limit). Cached keys are not affected. A key that is retried after
-//!    having been turned away has a small reserve.
+//!    network](Builder::failure_limit). Cached keys are not affected. A small reserve is kept for
+//!    rejected keys that are retried.
 //!
 //! How long a key revoked elsewhere can go on working, in numbers:
 //! [freshness](crate::manual::freshness) in the manual.

@@ -23,7 +23,7 @@ struct Details {
     standing: Option<Standing>,
     /// Violated policies beside the key's own quotas.
     violated: Box<[Arc<str>]>,
-    /// How long it is turned away for.
+    /// How long to wait before a retry can succeed.
     wait: Option<Duration>,
     required: Box<[Scope]>,
     source: Option<StoreError>,
@@ -216,7 +216,7 @@ pub enum RejectionKind {
     /// The key is not cached, and too many keys [from the client's network](super::ClientNetwork)
     /// were unknown.
     TooManyFailures,
-    /// The store did not answer, or not in time.
+    /// The store did not answer in time, or returned an invalid record.
     StoreUnavailable,
     /// Too many look-ups are in progress, or too many keys were unknown. The store is not down, so
     /// a record that is overdue for confirmation is not used instead.
