@@ -125,7 +125,8 @@ use crate::trace;
 /// | has lost the buckets | admits as many more as there were requests in progress |
 /// | has another kind of value in a cell's key, or a cell of a later version of this library | each request of that key makes a round trip; the value is left as it is |
 ///
-/// For a key with more than eight quotas Redis is not asked: the [outage policy](Unavailable) decides.
+/// For a key with more than eight quotas Redis is not asked: the [outage policy](Unavailable)
+/// decides.
 ///
 /// A line is logged when Redis stops deciding, and when it decides again.
 pub struct RedisRateLimiter {
