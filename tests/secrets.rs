@@ -459,7 +459,7 @@ async fn eavesdrop(compose: Composition) -> (String, Vec<String>) {
     let panics = PANICS.with(Sink::text);
     assert!(panics.contains("/panic"), "no panic was heard");
     let logged = sink.text();
-    assert!(logged.contains("a request was turned away"), "the library's events were not heard");
+    assert!(logged.contains("request rejected"), "the library's events were not heard");
     (logged + &panics + &answers, sent.into())
 }
 

@@ -157,7 +157,7 @@ fn is_thorough(log: &str, look_up: &str) {
         "insert into api_key_usage",
         "set revoked_at = ",
         "insert into api_key_events",
-        "a request was turned away",
+        "request rejected",
         "key look-up failed",
     ] {
         assert!(log.contains(line), "nobody said {line}");

@@ -24,7 +24,7 @@ use crate::{
     trace,
 };
 
-/// Decides who is let in. Cheap to clone; clones share one cache.
+/// Decides which keys are let in. Cheap to clone; clones share one cache.
 ///
 /// See the [module](crate::auth) for the rules and an example.
 #[derive(Clone)]
@@ -36,7 +36,8 @@ pub(super) struct Inner {
     pub(super) usage: UsageRecorder,
 }
 
-/// Tells consumers of one authenticator from others'. It does not keep the authenticator alive.
+/// Distinguishes consumers of one authenticator from those of others. It does not keep the
+/// authenticator alive.
 #[derive(Clone)]
 pub(crate) struct AuthenticatorId(Weak<Loader>);
 
@@ -52,24 +53,24 @@ impl fmt::Debug for AuthenticatorId {
     }
 }
 
-/// What became of a key: decided at once, or to be looked up first.
+/// The outcome of a check: decided, or pending.
 #[derive(Debug)]
 #[must_use]
 #[expect(clippy::exhaustive_enums, reason = "these are all there can be")]
 pub enum Attempt {
     /// Let in.
     Admit(Admission),
-    /// Turned away.
+    /// Rejected.
     Reject(Rejection),
-    /// Not known yet: ask this future.
+    /// Not decided yet: await this future.
     Lookup(Lookup),
 }
 
-/// What a request takes of each quota.
+/// How many units a request takes of each quota.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Charge {
     One,
-    /// It is let in even where nothing is left.
+    /// The key is let in even if nothing is left.
     Nothing,
 }
 
@@ -87,28 +88,28 @@ impl Authenticator {
         Self(Arc::new(inner))
     }
 
-    /// Judges `key`, the bare key without a scheme, and without waiting as far as the cache allows.
+    /// Checks `key`, the bare key without a scheme, without waiting as far as the cache allows.
     ///
     /// A key that is let in has been charged and counts as used. Unlike
-    /// [`authenticate`](Self::authenticate) it tells no [`Observer`](super::Observer) of keys that
-    /// are turned away.
+    /// [`authenticate`](Self::authenticate), this does not report rejections to the
+    /// [`Observer`](super::Observer).
     pub fn attempt(&self, key: &[u8]) -> Attempt {
         self.judge(key, Charge::One, || None)
     }
 
-    /// As [`attempt`](Self::attempt), for a client in `network`, from which there may be [only so
-    /// many unknown keys](super::Builder::failure_limit).
+    /// Like [`attempt`](Self::attempt), for a client in `network`, whose [failures are
+    /// limited](super::Builder::failure_limit).
     pub fn attempt_from(&self, key: &[u8], network: ClientNetwork) -> Attempt {
         self.judge(key, Charge::One, || Some(network))
     }
 
-    /// As [`attempt`](Self::attempt), but takes nothing from the key's quotas, and lets it in when
-    /// they have nothing left: for a client that asks where it stands.
+    /// Like [`attempt`](Self::attempt), but takes nothing from the key's quotas and lets the key in
+    /// when they are exhausted: for clients that ask for their remaining quota.
     pub fn peek(&self, key: &[u8]) -> Attempt {
         self.judge(key, Charge::Nothing, || None)
     }
 
-    /// Asks for the client's network only if the cache has not let the key in.
+    /// `network` is called only if the cache has not let the key in.
     pub(crate) fn judge(
         &self,
         key: &[u8],
@@ -136,7 +137,7 @@ impl Authenticator {
         match self.0.loader.peek(&hash, now) {
             Peek::Fresh(entry) => judge(&entry),
             Peek::Absent => Attempt::Reject(self.0.loader.strangers.guess(network(), now)),
-            // It was no guess, even if the key is gone by now.
+            // This was not a guess, even if the key is gone by now.
             Peek::Stale(_) => self.look_up(hash, charge, None),
             Peek::Miss => self.look_up(hash, charge, network()),
         }
@@ -147,22 +148,22 @@ impl Authenticator {
         Attempt::Lookup(Lookup::of(inner.look_up(hash, charge, network)))
     }
 
-    /// Judges `key`, the bare key without a scheme, waiting for the store where it must. A key that
+    /// Checks `key`, the bare key without a scheme, waiting for the store if necessary. A key that
     /// is let in has been charged and counts as used.
     ///
     /// # Errors
     ///
-    /// When the key is turned away.
+    /// If the key is rejected.
     pub async fn authenticate(&self, key: &[u8]) -> Result<Admission, Rejection> {
         self.outcome(self.attempt(key)).await
     }
 
-    /// As [`authenticate`](Self::authenticate), for a client in `network`, from which there may be
-    /// [only so many unknown keys](super::Builder::failure_limit).
+    /// Like [`authenticate`](Self::authenticate), for a client in `network`, whose [failures are
+    /// limited](super::Builder::failure_limit).
     ///
     /// # Errors
     ///
-    /// When the key is turned away.
+    /// If the key is rejected.
     pub async fn authenticate_from(
         &self,
         key: &[u8],
@@ -171,12 +172,12 @@ impl Authenticator {
         self.outcome(self.attempt_from(key, network)).await
     }
 
-    /// Where `key` stands with its quotas: what is left, without taking any of it. It works when
-    /// nothing is left, and counts as a use of the key.
+    /// The state of `key` against its quotas, without charging it. This works when the quotas are
+    /// exhausted, and counts as a use of the key.
     ///
     /// # Errors
     ///
-    /// When the key is not one that may be used.
+    /// If the key may not be used.
     pub async fn usage(&self, key: &[u8]) -> Result<Standing, Rejection> {
         self.outcome(self.peek(key)).await.map(|admission| admission.0)
     }
@@ -190,24 +191,24 @@ impl Authenticator {
         outcome.inspect_err(|rejection| self.rejected(rejection))
     }
 
-    /// Forgets the key with this hash, that it is unknown included: the next request asks the
-    /// store, and a query under way is not kept.
+    /// Removes the key with this hash from the cache, including a cached absence: the next request
+    /// asks the store, and the result of a query in progress is not kept.
     pub fn invalidate(&self, hash: &KeyHash) {
         self.0.loader.invalidate(hash);
     }
 
-    /// Forgets every key. Rate limits go on where they were.
+    /// Empties the cache. Rate limits keep their state.
     pub fn invalidate_all(&self) {
         self.0.loader.invalidate_all();
     }
 
-    /// The limits of keys that have none of their own.
+    /// The limits of keys that have neither limits of their own nor a plan.
     #[must_use]
     pub fn default_rate_limits(&self) -> &RateLimits {
         &self.0.loader.terms.default
     }
 
-    /// How it is doing, as far as that is known without asking anybody.
+    /// The current health, from what is already known: no query is made.
     #[must_use]
     pub fn health(&self) -> Health {
         let loader = &self.0.loader;
@@ -229,10 +230,10 @@ impl Authenticator {
         self.0.loader.clock.now()
     }
 
-    /// Tells the observer of a request that was turned away.
+    /// Reports a rejected request to the observer.
     pub(crate) fn rejected(&self, rejection: &Rejection) {
         let (kind, key_id) = (rejection.kind(), rejection.key_id());
-        trace::debug!(?kind, ?key_id, "a request was turned away");
+        trace::debug!(?kind, ?key_id, "request rejected");
         self.0.loader.observe(&Event::Rejected { kind, key_id });
     }
 }
@@ -325,20 +326,20 @@ impl fmt::Debug for Authenticator {
 pub struct Admission(Standing);
 
 impl Admission {
-    /// Whom it stands for.
+    /// The consumer that the key belongs to.
     #[must_use]
     pub fn consumer(&self) -> &Consumer {
         self.0.consumer()
     }
 
-    /// Where it stands with its quotas.
+    /// The state of the key against its quotas.
     #[must_use]
     pub fn standing(&self) -> &Standing {
         &self.0
     }
 }
 
-/// The answer to an [`Attempt`] that takes a while. It may be dropped at any time.
+/// A pending [`Attempt`]. It may be dropped at any time.
 pub struct Lookup(Pin<Box<dyn Future<Output = Result<Admission, Rejection>> + Send>>);
 
 impl Lookup {

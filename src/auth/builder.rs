@@ -22,7 +22,7 @@ const MIN_USAGE_INTERVAL: Duration = Duration::from_millis(10);
 const FAILURES_AT_ONCE: u32 = 20;
 const FAILURE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Settings of an [`Authenticator`].
+/// Configures an [`Authenticator`].
 #[must_use]
 pub struct Builder {
     store: Arc<dyn ErasedStore>,
@@ -39,7 +39,7 @@ pub struct Builder {
 }
 
 impl Authenticator {
-    /// Keys of `store` in `format`, with everything else at its default.
+    /// Authenticates keys of `store` in `format`, with every other setting at its default.
     pub fn builder(store: impl KeyStore, format: KeyFormat) -> Builder {
         Builder {
             store: Arc::new(store),
@@ -58,77 +58,78 @@ impl Authenticator {
 }
 
 impl Builder {
-    /// Also lets in keys of another format: an earlier prefix, or an
-    /// [imported](crate::key::ImportedFormat) shape.
+    /// Also accepts keys of another format: an earlier prefix, or an
+    /// [imported](crate::key::ImportedFormat) format.
     pub fn accept(mut self, format: impl Into<AcceptedFormat>) -> Self {
         self.formats.push(format.into());
         self
     }
 
-    /// The rate limits of keys that have neither limits of their own nor a plan. Default: unlimited, as no number would
-    /// be right for most services, and a wrong one is found out by their customers.
+    /// The rate limits of keys that have neither limits of their own nor a plan. Default:
+    /// unlimited. No number would suit most services, and customers would be the first to notice a
+    /// wrong one.
     pub fn default_rate_limits(self, limits: impl Into<RateLimits>) -> Self {
         Self { default_limits: limits.into(), ..self }
     }
 
-    /// The plans that keys name, beside those that the store defines. Default: none.
+    /// Plans defined in code, beside those defined in the store. Default: none.
     ///
-    /// A key has the limits of its plan and those of its own; of two with one name, its own. A plan
-    /// that nobody defines is [observed](super::Event::UnknownPlan), and its keys have the limits of
-    /// keys without a plan.
+    /// A key has the limits of its plan plus its own; on a name clash, its own wins. An undefined
+    /// plan is [reported](super::Event::UnknownPlan), and its keys get the limits of keys without a
+    /// plan.
     pub fn plans(self, plans: Plans) -> Self {
         Self { plans, ..self }
     }
 
-    /// Where buckets live. Default: [`LocalRateLimiter`].
+    /// The rate limiter, which holds the buckets. Default: [`LocalRateLimiter`].
     pub fn rate_limiter(self, limiter: impl RateLimiter) -> Self {
         Self { limiter: Arc::new(limiter), ..self }
     }
 
-    /// How long what the store said is believed.
+    /// How long records are cached, and how many.
     pub fn cache(self, policy: CachePolicy) -> Self {
         Self { cache: policy, ..self }
     }
 
-    /// How many unknown keys may come from a [network](super::ClientNetwork), where networks are
-    /// [told](Authenticator::attempt_from) of: so many at once, and one more each interval. Default:
-    /// 20, and 1 s. At least 1, and 1 ns.
+    /// How many unknown keys a [network](super::ClientNetwork) may try, if networks are [passed
+    /// in](Authenticator::attempt_from): `at_once`, then one per `interval`. Default: 20, and 1 s.
+    /// Minimum: 1, and 1 ns.
     ///
-    /// Twenty are an office whose clients all have a key that was deleted, or somebody who pastes
-    /// the wrong one until it is right. One a second is nothing to a database, and so little to
-    /// somebody who guesses that it is not worth the while. Beyond it, what is not in the cache is
-    /// turned away with [`TooManyFailures`](super::RejectionKind::TooManyFailures).
+    /// Twenty allow for an office whose clients all use a deleted key, or a user who pastes the
+    /// wrong key several times. One per second is negligible load for a database and useless for
+    /// guessing. Beyond the limit, keys that are not cached are rejected with
+    /// [`TooManyFailures`](super::RejectionKind::TooManyFailures).
     pub fn failure_limit(self, at_once: u32, interval: Duration) -> Self {
         Self { failures: Rate::new(interval, at_once), ..self }
     }
 
-    /// How often last uses are written. Default: every 10 s, which makes one batch of whatever was
-    /// used and is recent enough to find keys nobody uses; at least 10 ms, which no database should
-    /// be asked to go below, and at most 1 h, which is what a crash may lose.
+    /// How often last uses are written. Default: 10 s, which batches writes well and is recent
+    /// enough to find unused keys. Minimum: 10 ms, to protect the database. Maximum: 1 h, which is
+    /// what a crash can lose.
     ///
-    /// Of each interval a key's first use counts, so that what is stored lags behind the very last
-    /// use by two intervals at most.
+    /// Only the first use of a key in each interval is recorded, so the stored time lags behind the
+    /// last use by at most two intervals.
     pub fn usage_interval(self, interval: Duration) -> Self {
         Self { usage_interval: interval.clamp(MIN_USAGE_INTERVAL, MAX_USAGE_INTERVAL), ..self }
     }
 
-    /// Who hears of what is worth counting.
+    /// Receives [events](super::Event) for metrics and alerts. Default: none.
     pub fn observer(self, observer: impl Observer) -> Self {
         Self { observer: Some(Arc::new(observer)), ..self }
     }
 
-    /// What tells of changes made elsewhere, once the [`Worker`] runs. Default: none, and a change is
-    /// noticed when a record is no longer [`fresh`](CachePolicy::fresh).
+    /// Reports changes made elsewhere, once the [`Worker`] runs. Default: none; a change is then
+    /// noticed when the record is no longer [`fresh`](CachePolicy::fresh).
     pub fn change_feed(self, feed: impl ChangeFeed) -> Self {
         Self { feed: Some(Box::new(feed)), ..self }
     }
 
-    /// Where time comes from. Default: [`SystemClock`].
+    /// The time source. Default: [`SystemClock`].
     pub fn clock(self, clock: impl Clock) -> Self {
         Self { clock: Arc::new(clock), ..self }
     }
 
-    /// The authenticator, and the worker that is yours to run. Nothing is started.
+    /// Returns the authenticator, and the worker for the caller to run. Nothing is started.
     pub fn build(self) -> (Authenticator, Worker) {
         let Self { store, formats, clock, limiter, default_limits, plans, .. } = self;
         let meters = Arc::new(Meters { limiter, clock });

@@ -1,4 +1,4 @@
-//! Panics of code that an application supplies: a store, a feed, a limiter, a clock, an observer.
+//! Catches panics in code supplied by the application: stores, feeds, limiters, clocks, observers.
 
 use std::{
     future::{Future, poll_fn},
@@ -16,11 +16,11 @@ use crate::{
     trace,
 };
 
-/// It panicked. What it said, the panic hook has.
+/// The work panicked. The panic hook has reported the message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panicked;
 
-/// What `work` returns, unless it panics.
+/// Returns the result of `work`, or an error if it panics.
 pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     let mut work = pin!(work);
     poll_fn(|context| {
@@ -30,20 +30,20 @@ pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Result<T, P
     .await
 }
 
-/// What `work` returns, an error of the store if it panics.
+/// Returns the result of `work`; a panic becomes a store error.
 pub(super) async fn caught<T>(
     work: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    let panicked = |_| Err(StoreError::new(StoreErrorKind::Other).because("it panicked"));
+    let panicked = |_| Err(StoreError::new(StoreErrorKind::Other).because("panicked"));
     catch_panic(work).await.unwrap_or_else(panicked)
 }
 
-/// What `work` returns, unless it panics, which is logged.
+/// Returns the result of `work`; a panic is logged and becomes an error.
 pub(crate) fn catch_request_panic<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| request_panicked())
 }
 
-/// As [`catch_request_panic`].
+/// Like [`catch_request_panic`], for a future.
 pub(crate) async fn catch_pending_panic<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     catch_panic(work).await.map_err(|_| request_panicked())
 }
@@ -57,7 +57,7 @@ fn request_panicked() -> Panicked {
     Panicked
 }
 
-/// Lets through what would otherwise fill the log: once a minute.
+/// Limits a log line to one per minute.
 #[derive(Debug, Default)]
 pub(super) struct Throttle(Mutex<Option<Instant>>);
 

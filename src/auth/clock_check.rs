@@ -1,5 +1,5 @@
-//! Noticing that the monotonic clock has stood still while time passed, as it does on some systems
-//! while the machine sleeps.
+//! Detects time that the monotonic clock missed: on some systems it stands still while the machine
+//! sleeps.
 
 use std::{
     sync::{
@@ -11,32 +11,32 @@ use std::{
 
 use crate::clock::{Clock, nanos};
 
-/// How far the wall clock may run ahead of the monotonic one. An expired key may work for so long
-/// after a sleep that was no longer than this.
+/// How far the wall clock may run ahead of the monotonic clock. After a shorter sleep, an expired
+/// key may work for up to this long.
 const BOUND: Duration = Duration::from_secs(1);
-/// The part of the time that passes by which two clocks may differ without either having been
-/// stepped: twice what NTP slews a clock by at most.
+/// Tolerated drift, as a divisor of the time passed: 1/1000, twice the fastest rate at which NTP
+/// slews a clock. A larger difference means that a clock was stepped.
 const DRIFT: u32 = 1_000;
-/// Readings further apart than this were interrupted, and prove nothing.
+/// If reading the clocks takes longer than this, the reading was interrupted and proves nothing.
 const READ_WITHIN: Duration = Duration::from_millis(100);
 
-/// Compares the wall clock with the monotonic one.
+/// Compares the wall clock with the monotonic clock.
 #[derive(Debug, Default)]
 pub(super) struct ClockCheck {
-    /// When the monotonic clock read this, the wall clock should have read that.
+    /// A monotonic reading, and the wall clock's expected reading at that time.
     last: Mutex<Option<(Duration, SystemTime)>>,
     missed: AtomicU64,
 }
 
 impl ClockCheck {
-    /// How far the wall clock has run ahead since the last time, if that is too far. Each step of it
-    /// is told once, and a step backwards is none.
+    /// How far the wall clock has run ahead since the last check, if that is too far. Each step is
+    /// reported once; backward steps are ignored.
     pub(super) fn check(&self, clock: &dyn Clock) -> Option<Duration> {
         let mut last = match self.last.try_lock() {
             Ok(last) => last,
             // The clock panicked while it was read.
             Err(TryLockError::Poisoned(last)) => last.into_inner(),
-            // Another request is just checking.
+            // Another request is already checking.
             Err(TryLockError::WouldBlock) => return None,
         };
         let (before, wall, now) = (clock.monotonic(), clock.now(), clock.monotonic());
@@ -55,7 +55,7 @@ impl ClockCheck {
         };
         let unexplained = ahead.saturating_sub(passed / DRIFT);
         if unexplained <= BOUND {
-            // Kept, so that short sleeps add up.
+            // Small leads are carried over, so that short sleeps add up.
             *last = Some((now, wall.checked_sub(unexplained).unwrap_or(wall)));
             return None;
         }
@@ -64,7 +64,7 @@ impl ClockCheck {
         Some(ahead)
     }
 
-    /// What the monotonic clock has missed so far, in nanoseconds.
+    /// The total time that the monotonic clock has missed, in nanoseconds.
     pub(super) fn missed(&self) -> u64 {
         self.missed.load(Ordering::Acquire)
     }
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn slews_and_steps_backwards_are_no_sleep() {
         let (check, clock) = readings();
-        // As fast as NTP slews a clock: a day of it.
+        // A day at the tolerated drift, twice the fastest NTP slew.
         for _ in 0..86_400 {
             clock.pass(1_001, 1_000);
             assert_eq!(check.check(&clock), None);

@@ -4,11 +4,11 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// One copy of what many keys have in common, though each was read from the store by itself: there
-/// is less to keep, and it is at hand when another key is asked for.
+/// An interner: keys with equal values share one copy, although each record was read separately.
+/// This saves memory and improves cache locality.
 pub(super) struct Copies<T>(Mutex<HashSet<T>>);
 
-/// Beyond, the next ones are shared among themselves.
+/// When full, the interner is emptied; later values are shared among themselves.
 const MAX_COPIES: usize = 1024;
 
 impl<T: Clone + Eq + Hash> Copies<T> {
@@ -16,7 +16,7 @@ impl<T: Clone + Eq + Hash> Copies<T> {
         Self(Mutex::default())
     }
 
-    /// The copy that is there already, if there is one.
+    /// Returns the interned copy of `value`, interning it if necessary.
     pub(super) fn of(&self, value: &T) -> T {
         let mut copies = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(copy) = copies.get(value) {
@@ -47,6 +47,6 @@ mod tests {
             copy(&number.to_string());
         }
         assert!(copies.0.lock().unwrap().len() <= MAX_COPIES);
-        assert!(!Arc::ptr_eq(&first, &copy("orders:read")), "it was forgotten, and is made again");
+        assert!(!Arc::ptr_eq(&first, &copy("orders:read")), "it was evicted and interned again");
     }
 }

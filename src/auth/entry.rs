@@ -17,40 +17,41 @@ use crate::{
     record::{KeyId, KeyRecord, KeyStatus, Known, Live, Origin, Validity},
 };
 
-/// How often a key in use is noted as such: once in this, and no more, does a hit write. Whoever is
-/// told has to tidy up, too, which takes as long as several hits.
+/// A cache hit marks the key as in use at most once per this interval. Marking it reads from moka,
+/// whose housekeeping costs as much as several hits.
 const SEEN_EVERY: u64 = 5_000_000_000;
 
-/// What the cache holds of a key: facts, and the live buckets. No verdicts. Consumers are made of
-/// it as it is.
+/// A cached key: its record and live buckets, never a decision. Consumers are made from it without
+/// a copy.
 pub(super) type Entry = Known<Cached>;
 
-/// What the cache wants to know of a key beside what a consumer is told. Times are
-/// [`Clock::monotonic`](crate::clock::Clock::monotonic), those without a unit in nanoseconds.
+/// Cache data of a key, beside what consumers see. Times are
+/// [`Clock::monotonic`](crate::clock::Clock::monotonic); integers are nanoseconds.
 pub(super) struct Cached {
     pub(super) hash: KeyHash,
-    /// When the store was asked.
+    /// When the query began.
     pub(super) loaded_at: Duration,
-    /// How old what the store said was then: not at all, unless it is a replica that is behind.
+    /// How old the store's data was by then: zero, unless the store is a replica that is too far
+    /// behind.
     outdated_by: Duration,
-    /// Of the cache, when the store was asked.
+    /// The cache generation when the query began.
     pub(super) generation: u64,
-    /// What the monotonic clock had missed by then.
+    /// The time that the monotonic clock had missed when the query began.
     pub(super) missed: u64,
-    /// When its use was last reported; see [`usage`](super::usage).
+    /// When a use was last reported, plus 1 ns; 0 for never. See [`usage`](super::usage).
     pub(super) touched_at: AtomicU64,
-    /// When it was last noted that it is in use.
+    /// When a cache hit last marked the key as in use.
     seen_at: AtomicU64,
-    /// Reckoned from the store's clock: neither a wrong nor a stepping wall clock of this node
-    /// matters.
+    /// Measured from the store's clock, so a wrong or stepped wall clock of this node has no
+    /// effect.
     validity: Validity<NonZeroU64>,
     pub(super) meter: Meter,
     watch: Weak<dyn Watch>,
 }
 
-/// Whoever can tell that a key no longer works.
+/// Reports when a key stops working.
 pub(super) trait Watch: Send + Sync {
-    /// Resolves when the key no longer works.
+    /// Resolves when the key stops working.
     fn ended(self: Arc<Self>, key: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
@@ -59,9 +60,9 @@ pub(super) trait Watch: Send + Sync {
 pub(super) struct WatchedKey {
     pub(super) id: KeyId,
     pub(super) hash: KeyHash,
-    /// When that was.
+    /// When that look-up began.
     pub(super) confirmed_at: Duration,
-    /// And how old what was found then.
+    /// How old the store's data was by then.
     pub(super) outdated_by: Duration,
 }
 
@@ -76,22 +77,22 @@ impl WatchedKey {
     }
 }
 
-/// When the store was asked.
+/// When a record was loaded.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Loaded {
     pub(super) loaded_at: Duration,
-    /// And when it had answered.
+    /// When the store had answered.
     pub(super) answered_at: Duration,
-    /// And how old what it said is.
+    /// How old the store's data was.
     pub(super) outdated_by: Duration,
-    /// Of the cache, when the store was asked.
+    /// The cache generation when the query began.
     pub(super) generation: u64,
-    /// What the monotonic clock had missed by then.
+    /// The time that the monotonic clock had missed when the query began.
     pub(super) missed: u64,
 }
 
 impl Entry {
-    /// What the store said of a key.
+    /// Makes an entry from a record.
     pub(super) fn load(
         record: KeyRecord,
         terms: &Terms,
@@ -113,23 +114,23 @@ impl Entry {
         Self::new(record, live)
     }
 
-    /// Whether the key may be used at `now` of the monotonic clock.
+    /// The status of the key at `now` of the monotonic clock.
     pub(super) fn status(&self, now: Duration) -> KeyStatus {
         self.live.validity.status(&instant(now))
     }
 
-    /// Whether it is what a replica said that is behind.
+    /// Whether the record comes from a replica that is too far behind.
     pub(super) fn is_outdated(&self) -> bool {
         !self.live.outdated_by.is_zero()
     }
 
-    /// How long ago this was true.
+    /// The age of the record, including the replica's lag.
     pub(super) fn age(&self, now: Duration) -> Duration {
         now.saturating_sub(self.live.loaded_at).saturating_add(self.live.outdated_by)
     }
 
-    /// As [`status`](Self::status), where the monotonic clock has missed a part of the time since
-    /// the key was loaded. An end comes early rather than late, and a beginning late.
+    /// Like [`status`](Self::status), after the monotonic clock has missed some time since the
+    /// load. The key expires early rather than late and activates late rather than early.
     #[cold]
     pub(super) fn status_after_gap(&self, now: Duration, missed: Duration) -> KeyStatus {
         match self.status(now) {
@@ -141,13 +142,14 @@ impl Entry {
         }
     }
 
-    /// How long until the key expires; `None` if it never does.
+    /// The time until the key expires; `None` if it never does.
     pub(super) fn expires_in(&self, now: Duration) -> Option<Duration> {
         let expires_at = self.live.validity.expires_at?;
         Some(Duration::from_nanos(expires_at.get() - 1).saturating_sub(now))
     }
 
-    /// Notes that it is in use. True where that was not noted just now.
+    /// Marks the key as in use, unless that was done within [`SEEN_EVERY`]; returns whether it was
+    /// marked.
     pub(super) fn is_seen_again(&self, now: Duration) -> bool {
         let is_new = self.unseen_for(now) >= SEEN_EVERY;
         if is_new {
@@ -156,7 +158,7 @@ impl Entry {
         is_new
     }
 
-    /// Whether nobody has used it for a while.
+    /// Whether the key has not been used for a while.
     pub(super) fn is_out_of_use(&self, now: Duration) -> bool {
         self.unseen_for(now) >= 2 * SEEN_EVERY
     }
@@ -166,9 +168,10 @@ impl Entry {
     }
 }
 
-/// The store read its clock at some time in between. Reckoned from the beginning of that, an end
-/// comes early rather than late; a beginning is reckoned from the end of it. What was over by then
-/// has always been over: a request may have read its own clock before the store was asked.
+/// The store read its clock between `loaded_at` and `answered_at`. Expiry is measured from the
+/// earlier instant and activation from the later, so a key is never valid for too long. Times that
+/// had passed by then map to zero, because a request may have read its own clock before the query
+/// began.
 fn validity(
     record: &KeyRecord,
     loaded_at: Duration,
@@ -184,7 +187,7 @@ fn validity(
     validity.on(not_before, expires_at)
 }
 
-/// Nanoseconds from 1 on, so that having none takes no room.
+/// Nanoseconds starting at 1, so that `Option` needs no extra space.
 fn instant(time: Duration) -> NonZeroU64 {
     NonZeroU64::MIN.saturating_add(nanos(time))
 }
@@ -208,7 +211,7 @@ impl Live for Cached {
     }
 }
 
-/// Counts how often what was known of all keys, or of those that do not exist, ceased to hold.
+/// Counts how often all records, or all absences, were invalidated.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Generation {
     pub(super) present: u64,
@@ -221,7 +224,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Looked up from second 10 to second 11 of the monotonic clock, at second 1,000 of the store's.
+    /// Looked up from second 10 to second 11 of the monotonic clock, at second 1,000 of the store's
+    /// clock.
     fn status(not_before: Option<u64>, expires_at: Option<u64>, now: Duration) -> KeyStatus {
         let at = |seconds| SystemTime::UNIX_EPOCH + SECOND * u32::try_from(seconds).unwrap();
         let (id, hash) = (KeyId::from_bytes([1; 16]), KeyHash::from_bytes([2; 32]));

@@ -1,4 +1,5 @@
-//! Rates that are kept in one word of memory each (GCRA): of what nobody configures by key.
+//! GCRA rate limits in one word of memory each, for built-in limits that are not configured per
+//! key.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -7,12 +8,12 @@ use std::{
 
 use crate::clock::nanos;
 
-/// So many at once, and one more each interval.
+/// A burst, then one unit per interval.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate {
-    /// In nanoseconds, as all of this is.
+    /// In nanoseconds.
     interval: u64,
-    /// In which all of it comes back.
+    /// The time in which the whole burst refills.
     full: u64,
 }
 
@@ -22,7 +23,7 @@ impl Rate {
         Self { interval, full: interval.saturating_mul(u64::from(burst.max(1))) }
     }
 
-    /// Half as many at once, rounded down.
+    /// Half the burst, rounded down.
     pub(super) fn half(self) -> Self {
         Self { full: self.full / self.interval / 2 * self.interval, ..self }
     }
@@ -32,19 +33,19 @@ impl Rate {
     }
 }
 
-/// What is used up of a rate: when all of it will have come back.
+/// The state of a rate limit: the time at which the burst is full again.
 #[derive(Default)]
 pub(super) struct Used(AtomicU64);
 
 impl Used {
-    /// How long until there is a unit.
+    /// The time until a unit is available.
     pub(super) fn wait(&self, rate: Rate, now: Duration) -> Duration {
         let now = nanos(now);
         let next = after_one_more(self.0.load(Ordering::Relaxed), rate, now);
         Duration::from_nanos(next.saturating_sub(now.saturating_add(rate.full)))
     }
 
-    /// True if there was a unit.
+    /// Takes a unit if one is available; returns whether it was.
     pub(super) fn take(&self, rate: Rate, now: Duration) -> bool {
         let now = nanos(now);
         let take = |used| {
@@ -54,20 +55,21 @@ impl Used {
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
-    /// Takes a unit even if there is none, which is forgotten: the next comes no later.
+    /// Takes a unit if one is available, and never goes into debt: the next unit comes no later for
+    /// it.
     pub(super) fn press(&self, rate: Rate, now: Duration) {
         let now = nanos(now);
         let press = |used: u64| {
             let most = now.saturating_add(rate.full);
             Some(after_one_more(used, rate, now).min(most).max(used))
         };
-        // It never declines.
+        // The closure never declines.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, press);
     }
 
     pub(super) fn give_back(&self, rate: Rate) {
         let give_back = |used: u64| Some(used.saturating_sub(rate.interval));
-        // It never declines.
+        // The closure never declines.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, give_back);
     }
 }
@@ -127,7 +129,7 @@ mod tests {
         }
         assert_eq!(used.wait(rate, SECOND), SECOND);
         used.press(rate, Duration::ZERO);
-        assert_eq!(used.wait(rate, SECOND), SECOND, "by a thread whose time was read earlier");
+        assert_eq!(used.wait(rate, SECOND), SECOND, "an earlier reading changes nothing");
         assert!(used.take(rate, 2 * SECOND));
     }
 

@@ -3,7 +3,7 @@ use std::{
     time::Duration,
 };
 
-/// How an [`Authenticator`](super::Authenticator) is doing: for readiness checks and metrics.
+/// The health of an [`Authenticator`](super::Authenticator), for readiness checks and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Health {
@@ -11,16 +11,16 @@ pub struct Health {
     pub store: StoreHealth,
     /// The change feed.
     pub feed: FeedHealth,
-    /// How many messages of the feed were ignored since the start, because they were forged, sent
-    /// before, or made no sense. Anything but 0 is worth a look: who else uses the channel?
+    /// How many feed messages were ignored since the start, because they were forged, replayed or
+    /// malformed. If this is not 0, find out what else writes to the channel.
     pub ignored_messages: u64,
 }
 
 impl Health {
-    /// Whether requests should be sent here: the store has answered since the start.
+    /// Whether this node is ready for requests: the store has answered at least once.
     ///
-    /// A store that went away later does not count. Keys that are cached go on working, and nodes
-    /// that all call themselves unready make an outage of the store one of the service.
+    /// A store that goes down later does not count. Cached keys go on working, and if every node
+    /// reported itself unready, an outage of the store would become an outage of the service.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.store != StoreHealth::Unknown
@@ -31,48 +31,49 @@ impl Health {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreHealth {
-    /// It has not answered yet. Until it does, and while the feed is not connected, it is asked
-    /// every second if the [`Worker`](super::Worker) runs.
+    /// It has not answered yet. If the [`Worker`](super::Worker) runs, it probes the store every
+    /// second until it answers, and while the feed is not connected.
     Unknown,
-    /// It answered when it was last asked, or has not failed often enough to tell.
+    /// The last query succeeded, or too few have failed to count as an outage.
     Up,
-    /// It failed five times in a row. Keys are judged by what is cached.
+    /// Five queries in a row failed. Keys are checked against the cache.
     Down,
 }
 
-/// Whether changes made elsewhere are heard of.
+/// Whether the change feed is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FeedHealth {
     /// There is no [change feed](super::Builder::change_feed).
     Off,
-    /// It is not connected: not yet, not now, or the [`Worker`](super::Worker) does not run. What is
-    /// cached is fresh for [a shorter time](super::CachePolicy::fresh_during_gap).
+    /// Not connected: not yet, not at the moment, or the [`Worker`](super::Worker) does not run.
+    /// Cached records are fresh for [a shorter time](super::CachePolicy::fresh_during_gap).
     Gap,
-    /// It is connected to a replica that is further behind than it
-    /// [may be](crate::store::PollingChangeFeed::max_lag). This is a gap, and the store confirms
-    /// nothing: a key is let in while what is known of it is as old as the replica for no longer
-    /// than [`fresh`](super::CachePolicy::fresh) and
-    /// [`stale_if_error`](super::CachePolicy::stale_if_error), and then turned away with 503. A key
-    /// that the replica does not have is turned away with 503 as well: it may have been created
-    /// meanwhile.
+    /// Connected to a replica that lags by more than [the
+    /// maximum](crate::store::PollingChangeFeed::max_lag). This is a gap, and the store confirms
+    /// nothing: a key is let in until its record, including the replica's lag, is older than
+    /// [`fresh`](super::CachePolicy::fresh) plus
+    /// [`stale_if_error`](super::CachePolicy::stale_if_error), and then rejected with 503. A key
+    /// that the replica does not have is rejected with 503 as well, since it may have been created
+    /// in the meantime.
     Behind {
-        /// How old what the replica says is; `None` where that is unknown.
+        /// How old the replica's data is; `None` if unknown.
         lag: Option<Duration>,
     },
-    /// It is connected.
+    /// Connected.
     Live {
-        /// How long after a change it is heard of, as last measured; `None` before that.
+        /// The time from a change until it is reported here, as last measured; `None` before the
+        /// first measurement.
         lag: Option<Duration>,
     },
 }
 
-/// [`FeedHealth`], shared between the worker and whoever asks.
+/// [`FeedHealth`], shared between the worker and readers.
 pub(super) struct FeedState {
     state: AtomicU8,
     lag_nanos: AtomicU64,
-    /// When what is read from the store was true, in nanoseconds of the monotonic clock, before the
-    /// beginning of which it may lie. [`NOW`] unless that is too long ago to confirm anything.
+    /// When the store's data was current, in nanoseconds of the monotonic clock; negative if that
+    /// was before the clock's start. [`NOW`] unless the data is too old to confirm anything.
     as_of: AtomicI64,
     ignored: AtomicU64,
 }
@@ -114,19 +115,19 @@ impl FeedState {
         self.state.store(GAP, Ordering::Relaxed);
     }
 
-    /// What is read from the store is true now.
+    /// The store's data is current.
     pub(super) fn set_current(&self) {
         self.as_of.store(NOW, Ordering::Release);
     }
 
-    /// What is read from the store was true `lag` ago.
+    /// The store's data was current `lag` ago.
     pub(super) fn set_behind(&self, lag: Duration, now: Duration) {
         self.as_of.store(signed(now).saturating_sub(signed(lag)), Ordering::Release);
         self.set_lag(lag);
         self.state.store(BEHIND, Ordering::Relaxed);
     }
 
-    /// How old what is read from the store is, if that is too old to confirm anything.
+    /// How old the store's data is, if it is too old to confirm anything; otherwise zero.
     pub(super) fn outdated_by(&self, now: Duration) -> Duration {
         let nanos = signed(now).saturating_sub(self.as_of.load(Ordering::Acquire));
         Duration::from_nanos(u64::try_from(nanos).unwrap_or_default())
@@ -173,7 +174,7 @@ mod tests {
         assert!(feed.outdated_by(SECOND) > 1_000_000_000 * SECOND);
         assert_eq!(feed.health(), FeedHealth::Behind { lag: None });
         feed.set_gap();
-        assert!(!feed.outdated_by(SECOND).is_zero(), "a lost feed is no news of the replica");
+        assert!(!feed.outdated_by(SECOND).is_zero(), "the replica is still outdated");
         feed.set_current();
         assert_eq!(feed.outdated_by(Duration::MAX), Duration::ZERO);
     }

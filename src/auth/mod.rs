@@ -1,7 +1,7 @@
-//! The decision: bytes in, an [`Attempt`] out.
+//! The decision: key bytes in, an [`Attempt`] out.
 //!
-//! [`Authenticator`] knows no HTTP. [`ApiKeyLayer`](crate::ApiKeyLayer) is its adapter for tower;
-//! a broker, a socket server or a command line can use it directly:
+//! [`Authenticator`] does not depend on HTTP. [`ApiKeyLayer`](crate::ApiKeyLayer) adapts it to
+//! tower; a message broker, a socket server or a command line can use it directly:
 //!
 //! ```
 //! # use std::time::SystemTime;
@@ -36,47 +36,46 @@
 //!
 //! # Rules
 //!
-//! 1. What is no key of an [accepted format](Builder::accept) is refused without a hash, an
+//! 1. Input that is not in an [accepted format](Builder::accept) is refused without a hash, an
 //!    allocation or a query.
-//! 2. A key in the cache is judged at once, without awaiting: expiry, revocation and rate are
-//!    checked on every request from the facts of its record.
-//! 3. Any number of requests for one key that is not in the cache make one query. It runs in a
-//!    task of its own, so that a client who hangs up harms nobody.
-//! 4. Identity fails closed: where the store does not answer, a key is refused as
-//!    [`StoreUnavailable`](RejectionKind::StoreUnavailable), never as unknown, and nothing is
-//!    remembered of it. A key that was known a short while ago is let in for a
-//!    [bounded time](CachePolicy::stale_if_error).
-//! 5. A change that is [told by a feed](Builder::change_feed), or by
-//!    [`invalidate`](Authenticator::invalidate), wins over a query that is under way: what that
-//!    query returns is not kept, and whoever waits for it gets what the next one returns.
-//! 6. While changes may go unheard, what is cached is fresh for a [shorter
-//!    time](CachePolicy::fresh_during_gap). Afterwards all of it is confirmed by the store before it
-//!    is trusted again.
+//! 2. A cached key is evaluated synchronously: expiry, revocation and rate limits are checked on
+//!    every request from its cached record.
+//! 3. Look-ups are single-flight: any number of requests for one uncached key share one query. It
+//!    runs in its own task, so a client that disconnects does not cancel it.
+//! 4. Identity fails closed: while the store does not answer, a key is refused as
+//!    [`StoreUnavailable`](RejectionKind::StoreUnavailable), never as unknown, and the refusal is
+//!    not cached. A key that is still in the cache is let in for a [bounded
+//!    time](CachePolicy::stale_if_error).
+//! 5. A change from the [change feed](Builder::change_feed) or from
+//!    [`invalidate`](Authenticator::invalidate) wins over a query in progress: its result is not
+//!    cached, and the requests waiting for it get the result of the next query.
+//! 6. During a gap in the change feed, cached records are fresh for a [shorter
+//!    time](CachePolicy::fresh_during_gap). After the gap, every cached record is confirmed by the
+//!    store before it is trusted again.
 //! 7. Refused keys are never charged.
-//! 8. Keys that nobody has heard of make no more than a [bounded number of
-//!    queries](CachePolicy::stranger_queries) a second for nothing, and, where the client's
-//!    [network](ClientNetwork) is [told](Authenticator::attempt_from), a [bounded number from
-//!    each](Builder::failure_limit). A key in the cache is let in whatever goes on around it. One
-//!    that comes again after it was turned away has a small reserve.
+//! 8. Look-ups of keys that this node does not know are limited: a [number of failed queries per
+//!    second](CachePolicy::stranger_queries) and, if the client's [network](ClientNetwork) is
+//!    [passed in](Authenticator::attempt_from), a [number of failures per
+//!    network](Builder::failure_limit). Cached keys are not affected. A small reserve is kept for
+//!    rejected keys that are retried.
 //!
-//! How long a key that was revoked elsewhere can go on working, in numbers, is in the manual:
-//! [freshness](crate::manual::freshness).
+//! How long a key revoked elsewhere can go on working, in numbers:
+//! [freshness](crate::manual::freshness) in the manual.
 //!
 //! # Concurrency
 //!
 //! Cached keys are read without locks. Starting, finishing and invalidating loads share one short
-//! lock, which no request for a cached key takes. Loads need a tokio runtime
-//! with its timer.
+//! lock, which requests for cached keys never wait for. Loads need a tokio runtime with its timer
+//! enabled.
 //!
-//! # Panics of others
+//! # Panics in supplied code
 //!
-//! A [store](crate::store::KeyStore) that panics is one that failed; so is a
-//! [feed](crate::store::ChangeFeed). A panic of an [`Observer`] is caught and logged. A panic of a
-//! [`Clock`](crate::clock::Clock) or a [`RateLimiter`](crate::rate_limit::RateLimiter) costs the
-//! request that it happens in: it is refused as [`Internal`](RejectionKind::Internal), or, where a
-//! key was being looked up, as [`StoreUnavailable`](RejectionKind::StoreUnavailable). A duty of the
-//! [`Worker`] that panics begins again. Where the crate is built with `panic = "abort"`, none of this
-//! holds.
+//! A panic in a [store](crate::store::KeyStore) or a [feed](crate::store::ChangeFeed) counts as a
+//! failure of it. A panic in an [`Observer`] is caught and logged. A panic in a
+//! [`Clock`](crate::clock::Clock) or a [`RateLimiter`](crate::rate_limit::RateLimiter) fails the
+//! request it happens in: the request is refused as [`Internal`](RejectionKind::Internal), or,
+//! during a look-up, as [`StoreUnavailable`](RejectionKind::StoreUnavailable). A duty of the
+//! [`Worker`] that panics is restarted. With `panic = "abort"` none of this holds.
 
 mod authenticator;
 mod builder;

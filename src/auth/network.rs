@@ -3,13 +3,13 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-/// What failures are counted by: an IPv4 address, or the /64 of an IPv6 address, which is the least
-/// that a subscriber gets ([RFC 6177](https://www.rfc-editor.org/rfc/rfc6177)) and so what one
-/// machine can make up addresses of.
+/// The unit that failures are counted by: an IPv4 address or an IPv6 /64. A /64 is the smallest
+/// network that a subscriber gets ([RFC 6177](https://www.rfc-editor.org/rfc/rfc6177)), so one
+/// machine can use every address in it.
 ///
-/// An IPv4 address is the same in the clothes of IPv6: `::ffff:192.0.2.1`, as sockets for both have
-/// it, and `64:ff9b::192.0.2.1`, as a translator has it
-/// ([RFC 6052 §2.1](https://www.rfc-editor.org/rfc/rfc6052#section-2.1)).
+/// IPv4-mapped addresses such as `::ffff:192.0.2.1`, as seen by dual-stack sockets, and NAT64
+/// addresses such as `64:ff9b::192.0.2.1` ([RFC 6052
+/// §2.1](https://www.rfc-editor.org/rfc/rfc6052#section-2.1)), count as the IPv4 address.
 ///
 /// ```
 /// use std::net::IpAddr;

@@ -3,12 +3,13 @@ use std::time::Duration;
 use super::RejectionKind;
 use crate::{record::KeyId, store::StoreError};
 
-/// Hears of what is worth counting. For metrics and alerts.
+/// Receives events for metrics and alerts.
 ///
-/// Called in the middle of a request: be quick, and do not block. Requests that are let in make no
-/// event, but for those of rotated keys; the layer around them counts those. A panic is caught and logged, and changes no answer.
+/// Called within requests, so implementations must be quick and must not block. Admitted requests
+/// produce no event, except those with rotated keys; count them in the layer around this one. A
+/// panic is caught and logged, and changes no answer.
 pub trait Observer: Send + Sync + 'static {
-    /// Something happened.
+    /// Called for each event.
     fn observe(&self, event: &Event<'_>);
 }
 
@@ -18,85 +19,85 @@ impl<F: Fn(&Event<'_>) + Send + Sync + 'static> Observer for F {
     }
 }
 
-/// Something worth counting.
+/// An event for metrics and alerts.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// A request was turned away. A key that is [`Revoked`](RejectionKind::Revoked) is worth an
-    /// alert: somebody still has it.
+    /// A request was rejected. Alert on [`Revoked`](RejectionKind::Revoked): a client still has
+    /// that key.
     #[non_exhaustive]
     Rejected {
-        /// Why.
+        /// The reason.
         kind: RejectionKind,
-        /// The key, where it is one of ours.
+        /// The key, if it exists.
         key_id: Option<KeyId>,
     },
-    /// A key was let in that was rotated and is on its way out. Once nobody uses it any more, it can
-    /// be revoked.
+    /// A rotated key was let in during its grace period. Once these events stop, the key can be
+    /// revoked.
     #[non_exhaustive]
     RetiredKeyUsed {
         /// The key.
         key_id: KeyId,
     },
-    /// A key names a plan that neither the store nor the [builder](super::Builder::plans) defines. It
-    /// has the limits of keys without one. Told whenever the key is loaded.
+    /// A key names a plan that neither the store nor the [builder](super::Builder::plans) defines.
+    /// It has the limits of keys without a plan. Reported each time the key is loaded.
     #[non_exhaustive]
     UnknownPlan {
         /// The key.
         key_id: KeyId,
     },
-    /// A key was judged by an old record, because the store did not answer.
+    /// A key was checked against an old record, because the store did not answer or is a replica
+    /// that is too far behind.
     #[non_exhaustive]
     StaleServed {
         /// The key.
         key_id: KeyId,
     },
-    /// The store did not answer, or not in time.
+    /// A look-up failed: the store did not answer, not in time, or with an invalid record.
     #[non_exhaustive]
     LoadFailed {
-        /// What it said.
+        /// The error.
         error: &'a StoreError,
     },
-    /// Times of last use were written.
+    /// Last uses were written.
     #[non_exhaustive]
     UsageFlushed {
-        /// Of how many keys.
+        /// The number of keys.
         keys: usize,
     },
-    /// Times of last use could not be written. They are kept for the next time.
+    /// Last uses could not be written. They are kept for the next attempt.
     #[non_exhaustive]
     UsageFlushFailed {
-        /// What the store said.
+        /// The store's error.
         error: &'a StoreError,
     },
-    /// There was no room to remember that a key was used.
+    /// The use of a key was dropped because a buffer was full.
     UsageDropped,
-    /// The change feed is connected, for the first time or after a gap. Everything cached is
+    /// The change feed is connected, for the first time or after a gap. Every cached record is
     /// confirmed before it is trusted again.
     FeedLive,
-    /// The change feed failed, or reads a replica that is too far behind: a gap begins. Told once a
-    /// gap.
+    /// The change feed failed, or reads a replica that is too far behind: a gap begins. Reported
+    /// once per gap.
     #[non_exhaustive]
     FeedLost {
-        /// Why.
+        /// The error.
         error: &'a StoreError,
     },
-    /// The change feed brought a message that is forged, was sent before, or makes no sense. It was
-    /// ignored.
+    /// The change feed received a message that is forged, replayed or malformed. It was ignored.
     FeedJunk,
     /// The wall clock ran ahead of the [monotonic](crate::clock::Clock::monotonic) one, because the
-    /// machine slept or because the wall clock was set. Everything cached is confirmed before it is
+    /// machine slept or the wall clock was set. Every cached record is confirmed before it is
     /// trusted again.
     #[non_exhaustive]
     ClockGap {
-        /// How far.
+        /// By how much.
         ahead: Duration,
     },
-    /// A duty of the [`Worker`](super::Worker) panicked, and begins again after 50 ms to 5 s. The
-    /// others go on.
+    /// A duty of the [`Worker`](super::Worker) panicked and is restarted after 50 ms to 5 s. The
+    /// other duties are not affected.
     #[non_exhaustive]
     DutyPanicked {
-        /// Which: `change feed`, `usage`, `limiter sweep`, `store probe` or `clock check`.
+        /// One of `change feed`, `usage`, `limiter sweep`, `store probe` and `clock check`.
         duty: &'static str,
     },
 }

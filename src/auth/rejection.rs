@@ -7,10 +7,10 @@ use crate::{
     store::{StoreError, StoreErrorKind},
 };
 
-/// Why a request was turned away.
+/// Why a request was rejected.
 ///
-/// It is for the service's own eyes: metrics, audit, a custom renderer. What the client is told is
-/// decided where the response is made, and says less.
+/// This is for the service itself: metrics, audit, a custom renderer. The response tells the client
+/// less.
 #[derive(Clone)]
 pub struct Rejection {
     kind: RejectionKind,
@@ -21,16 +21,16 @@ pub struct Rejection {
 struct Details {
     key_id: Option<KeyId>,
     standing: Option<Standing>,
-    /// Policies that turned it away beside those of the key.
+    /// Violated policies beside the key's own quotas.
     violated: Box<[Arc<str>]>,
-    /// How long it is turned away for.
+    /// How long to wait before a retry can succeed.
     wait: Option<Duration>,
     required: Box<[Scope]>,
     source: Option<StoreError>,
 }
 
 impl Rejection {
-    /// A rejection without particulars.
+    /// A rejection without details.
     #[must_use]
     pub const fn new(kind: RejectionKind) -> Self {
         Self { kind, details: None }
@@ -52,7 +52,7 @@ impl Rejection {
         Some(Self::with(kind, Details { key_id: Some(key_id), ..Details::default() }))
     }
 
-    /// Turned away by quotas of the key.
+    /// Rejected by the key's own quotas.
     pub(crate) fn rate_limited(standing: Standing) -> Self {
         let key_id = Some(standing.consumer().key_id());
         let wait = Some(standing.wait());
@@ -60,7 +60,7 @@ impl Rejection {
         Self::with(RejectionKind::RateLimited, details)
     }
 
-    /// Turned away by policies beside the quotas of the key.
+    /// Rejected by policies beside the key's own quotas.
     pub(crate) fn beyond(key_id: KeyId, violated: Box<[Arc<str>]>, wait: Duration) -> Self {
         let (key_id, wait) = (Some(key_id), Some(wait));
         let details = Details { key_id, violated, wait, ..Details::default() };
@@ -77,7 +77,7 @@ impl Rejection {
         Self::with(RejectionKind::StoreUnavailable, details)
     }
 
-    /// The store can be reached, and has too much to do for this process.
+    /// The store is reachable, but overloaded by this process.
     pub(super) fn overloaded(source: StoreError) -> Self {
         let details = Details { source: Some(source), ..Details::default() };
         Self::with(RejectionKind::Overloaded, details)
@@ -93,31 +93,31 @@ impl Rejection {
         Self::with(RejectionKind::InsufficientScope, details)
     }
 
-    /// What was wrong with the store, if that is why.
+    /// The kind of store error that caused this, if any.
     pub(super) fn store_error_kind(&self) -> Option<StoreErrorKind> {
         self.details.as_ref()?.source.as_ref().map(StoreError::kind)
     }
 
-    /// Why.
+    /// The reason.
     #[must_use]
     pub const fn kind(&self) -> RejectionKind {
         self.kind
     }
 
-    /// The key, where it is one of ours.
+    /// The key, if it exists.
     #[must_use]
     pub fn key_id(&self) -> Option<KeyId> {
         self.details.as_ref()?.key_id
     }
 
-    /// Where the key stands with its quotas, if they are what it was [rate
-    /// limited](RejectionKind::RateLimited) by.
+    /// The state of the key against its quotas, if those [rate limited](RejectionKind::RateLimited)
+    /// the request.
     #[must_use]
     pub fn standing(&self) -> Option<&Standing> {
         self.details.as_ref()?.standing.as_ref()
     }
 
-    /// The names of the policies that turned it away, if it was [rate
+    /// The names of the violated policies, if the request was [rate
     /// limited](RejectionKind::RateLimited).
     pub fn violated_policies(&self) -> impl Iterator<Item = &str> {
         let beside = self.details.iter().flat_map(|details| details.violated.iter());
@@ -125,14 +125,14 @@ impl Rejection {
         own.chain(beside.map(|name| &**name))
     }
 
-    /// The scopes of which the key has too few, if that is
-    /// [why](RejectionKind::InsufficientScope).
+    /// The scopes that the route requires, if the key [lacks
+    /// one](RejectionKind::InsufficientScope).
     #[must_use]
     pub fn required_scopes(&self) -> &[Scope] {
         self.details.as_ref().map_or(&[], |details| &details.required)
     }
 
-    /// How long to wait before a retry can succeed. `None` where it never can.
+    /// How long to wait before a retry can succeed. `None` if it never can.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self.kind {
@@ -160,11 +160,11 @@ impl fmt::Display for Rejection {
             RejectionKind::NotYetActive => "the key is not yet active",
             RejectionKind::InsufficientScope => "the key lacks a scope",
             RejectionKind::RateLimited => "the key has used up its quota",
-            RejectionKind::TooManyFailures => "too many unknown keys came from this network",
-            RejectionKind::StoreUnavailable => "the key store is not available",
-            RejectionKind::Overloaded => "too many keys are being looked up",
-            RejectionKind::LayerMissing => "no `ApiKeyLayer` guards this route",
-            RejectionKind::Internal => "a limiter or a clock of the service panicked",
+            RejectionKind::TooManyFailures => "too many unknown keys from this network",
+            RejectionKind::StoreUnavailable => "the key store is unavailable",
+            RejectionKind::Overloaded => "too many key look-ups in progress",
+            RejectionKind::LayerMissing => "this route is not behind an `ApiKeyLayer`; add one",
+            RejectionKind::Internal => "a rate limiter or clock of the service panicked",
         })
     }
 }
@@ -189,42 +189,42 @@ impl Error for Rejection {
     }
 }
 
-/// Why a request was turned away.
+/// Why a request was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RejectionKind {
-    /// No credentials, or of another scheme.
+    /// No credentials, or credentials of another scheme.
     Missing,
-    /// More than one credential, or bytes that no credential can have.
+    /// More than one credential, or bytes that no credential contains.
     InvalidRequest,
     /// Not a key of an accepted format.
     Malformed,
     /// No such key.
     Unknown,
-    /// Revoked for good.
+    /// Permanently revoked.
     Revoked,
-    /// Its `expires_at` has come.
+    /// `expires_at` is past.
     Expired,
-    /// Switched off for now.
+    /// Temporarily switched off.
     Inactive,
-    /// Its `not_before` is yet to come.
+    /// `not_before` is in the future.
     NotYetActive,
-    /// The key lacks a scope that the route asks for.
+    /// The key lacks a scope that the route requires.
     InsufficientScope,
     /// The key has used up a quota.
     RateLimited,
-    /// The key is not in the cache, and too many [from the client's
-    /// network](super::ClientNetwork) were unknown.
+    /// The key is not cached, and too many keys [from the client's network](super::ClientNetwork)
+    /// were unknown.
     TooManyFailures,
-    /// The store did not answer, or not in time.
+    /// The store did not answer in time, or returned an invalid record.
     StoreUnavailable,
-    /// Too many keys are being looked up at once, or too many were unknown. The store is not down,
-    /// so no record is used because of it that should have been confirmed.
+    /// Too many look-ups are in progress, or too many keys were unknown. The store is not down, so
+    /// a record that is overdue for confirmation is not used instead.
     Overloaded,
-    /// A route relies on a layer that is not applied to it. A mistake in the service, not of the
-    /// client's.
+    /// A route relies on a layer that is not applied to it. A bug in the service, not an error of
+    /// the client.
     LayerMissing,
-    /// A [limiter](crate::rate_limit::RateLimiter) or a [clock](crate::clock::Clock) of the service's
-    /// own panicked. A mistake in the service, not of the client's.
+    /// A [limiter](crate::rate_limit::RateLimiter) or a [clock](crate::clock::Clock) supplied by
+    /// the service panicked. A bug in the service, not an error of the client.
     Internal,
 }

@@ -5,7 +5,8 @@ use crate::{
     record::{Consumer, Retirement},
 };
 
-/// Where a key stands with its quotas after a request, in the order of its [limits](Self::limits).
+/// The state of a key against its quotas after a request, in the order of its
+/// [limits](Self::limits).
 #[derive(Clone)]
 pub struct Standing {
     consumer: Consumer,
@@ -17,12 +18,12 @@ impl Standing {
         Self { consumer, decisions }
     }
 
-    /// After the quotas were asked once more.
+    /// The state after the quotas were asked again.
     pub(crate) fn after(&self, decisions: Decisions) -> Self {
         Self { consumer: self.consumer.clone(), decisions }
     }
 
-    /// Makes it `wanted` units of each quota where `taken` were taken.
+    /// Adjusts the charge from `taken` to `wanted` units of each quota.
     pub(crate) fn settle(self, taken: u32, wanted: u32) -> Self {
         match self.consumer.meter() {
             Some(meter) if taken != wanted => {
@@ -40,13 +41,13 @@ impl Standing {
         &self.consumer
     }
 
-    /// Each quota, and what it said.
+    /// Each quota with its decision.
     #[must_use]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Quota, Decision)> {
         self.limits().iter().zip(self.decisions.iter().copied())
     }
 
-    /// Whether the key was rotated and is on its way out.
+    /// The retirement of the key, if it was rotated.
     #[must_use]
     pub fn retirement(&self) -> Option<Retirement> {
         self.consumer.retirement()
@@ -58,20 +59,20 @@ impl Standing {
         self.consumer.limits()
     }
 
-    /// The quotas that turned the request away.
+    /// The quotas that rejected the request.
     pub fn violated(&self) -> impl Iterator<Item = &Quota> {
         self.iter().filter(|(_, decision)| !decision.is_admitted()).map(|(quota, _)| quota)
     }
 
-    /// How long until another request like this one would fit all quotas. Not only those that turned
-    /// it away count: others may have nothing left.
+    /// How long until another request like this one would fit all quotas. This includes quotas that
+    /// admitted the request but have nothing left.
     #[must_use]
     pub fn wait(&self) -> Duration {
         wait(&self.decisions)
     }
 }
 
-/// How long until all have what they were asked for.
+/// How long until every quota can admit another such request.
 pub(crate) fn wait(decisions: &[Decision]) -> Duration {
     let used_up =
         decisions.iter().filter(|decision| !decision.is_admitted() || decision.remaining() == 0);

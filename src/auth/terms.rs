@@ -1,4 +1,4 @@
-//! Which limits a key has.
+//! Resolves the limits of a key.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -9,11 +9,11 @@ use crate::{
     store::{StoreError, StoreErrorKind},
 };
 
-/// What the limits of a key follow from, beside its record.
+/// Everything besides the record that a key's limits depend on.
 pub(super) struct Terms {
     pub(super) meters: Arc<Meters>,
     pub(super) plans: Plans,
-    /// Of keys that have neither limits of their own nor a plan.
+    /// For keys that have neither limits of their own nor a plan.
     pub(super) default: RateLimits,
     copies: Copies<RateLimits>,
 }
@@ -23,14 +23,14 @@ impl Terms {
         Self { meters, plans, default, copies: Copies::new() }
     }
 
-    /// The limits of the key, with their live buckets.
+    /// The limits of the key, with its live buckets.
     pub(super) fn meter(&self, record: &KeyRecord, now: Duration) -> Meter {
         let subject = Subject::of_key(&record.consumer_id, record.root_id.as_u128());
         Meter::new(&self.meters, self.copies.of(&self.limits(record)), subject, now)
     }
 
-    /// A record with more quotas, of its own and of its plan, than a request is counted against is
-    /// refused: dropping one of them would let more through.
+    /// Rejects a record whose own quotas plus those of its plan exceed the maximum: dropping one of
+    /// them would let more requests through.
     pub(super) fn check(&self, found: Option<KeyRecord>) -> Result<Option<KeyRecord>, StoreError> {
         match found {
             Some(record) if !self.limits(&record).is_within_bounds() => {
@@ -42,8 +42,7 @@ impl Terms {
         }
     }
 
-    /// Those of its own and those of its plan, of which its own come first where both have one of
-    /// the same name.
+    /// The key's own limits plus those of its plan; on a name clash, its own wins.
     fn limits<'a>(&'a self, record: &'a KeyRecord) -> Cow<'a, RateLimits> {
         match (&record.rate_limits, self.plan(record)) {
             (None, None) => Cow::Borrowed(&self.default),
@@ -52,13 +51,13 @@ impl Terms {
         }
     }
 
-    /// As the store has it, else as it is defined in code.
+    /// The plan as the store has it, otherwise as defined in code.
     fn plan<'a>(&'a self, record: &'a KeyRecord) -> Option<&'a RateLimits> {
         let plan = record.plan.as_deref()?;
         record.plan_limits.as_ref().or_else(|| self.plans.get(plan))
     }
 
-    /// Whether the key names a plan that nobody defines.
+    /// Whether the key names an undefined plan.
     pub(super) fn misses_plan(&self, record: &KeyRecord) -> bool {
         record.plan.is_some() && self.plan(record).is_none()
     }
@@ -81,7 +80,7 @@ mod tests {
         let limiter = Arc::new(LocalRateLimiter::new());
         let meters = Arc::new(Meters { limiter, clock: Arc::new(SystemClock::new()) });
         let terms = Terms::new(meters, Plans::new(), Quota::per_minute(60).unwrap().into());
-        // What is made of the limits is made once a copy.
+        // `rendered` is computed once per interned copy.
         let copy = |key: u128, limit: Option<u32>| {
             let (id, hash) = (KeyId::from_bytes(key.to_be_bytes()), KeyHash::from_bytes([0; 32]));
             let mut record = KeyRecord::new(id, hash, "acme", SystemTime::UNIX_EPOCH);

@@ -1,4 +1,4 @@
-//! When keys were last used: told by requests, collected, and written in batches.
+//! Last uses of keys: reported by requests, collected, and written in batches.
 
 use std::{
     collections::BTreeMap,
@@ -24,12 +24,11 @@ use crate::{
     trace,
 };
 
-/// Touches under way to the writer. It takes them up at once, so this need only bridge the time of
-/// a flush.
+/// Uses queued for the writer. It receives them at once, so the queue only has to bridge a flush.
 const BUFFERED: usize = 16_384;
-/// Keys whose use may wait to be written while the store is away.
+/// Keys whose last use may wait to be written while the store is down.
 const MAX_PENDING: usize = 100_000;
-/// How long one flush may take. It also bounds how long shutting down takes.
+/// The deadline of a flush. It also bounds the time of a shutdown.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 const RECEIVE_AT_ONCE: usize = 1024;
 
@@ -40,22 +39,22 @@ pub(super) fn channel(loader: Arc<Loader>, interval: Duration) -> (UsageRecorder
     (UsageRecorder { touches: sender, interval }, writer)
 }
 
-/// Reports uses of keys to the writer: of each interval, the first one after a key was loaded.
+/// Reports to the writer the first use of a key in each interval after it was loaded.
 pub(super) struct UsageRecorder {
     touches: mpsc::Sender<Touch>,
     interval: Duration,
 }
 
-/// A key was used at this time of the monotonic clock.
+/// A use of a key, in monotonic time.
 struct Touch {
     key_id: KeyId,
     at: Duration,
 }
 
 impl UsageRecorder {
-    /// One relaxed load for most requests.
+    /// Most requests cost one relaxed load.
     pub(super) fn touch(&self, entry: &Entry, now: Duration, loader: &Loader) {
-        // Never zero, which stands for "not yet".
+        // Zero means "not reported yet", so it is never stored as a time.
         let at = nanos(now).saturating_add(1);
         let touched_at = &entry.live.touched_at;
         let last = touched_at.load(Ordering::Relaxed);
@@ -71,19 +70,19 @@ impl UsageRecorder {
     }
 }
 
-/// Writes when keys were last used.
+/// Writes last uses to the store.
 pub(super) struct UsageWriter {
     loader: Arc<Loader>,
     touches: mpsc::Receiver<Touch>,
     interval: Duration,
-    /// Not dated yet.
+    /// Received, but not yet converted to wall-clock time.
     received: Vec<Touch>,
     pending: BTreeMap<KeyId, SystemTime>,
     is_failing: bool,
 }
 
 impl UsageWriter {
-    /// How many keys wait to be written.
+    /// The number of keys waiting to be written.
     pub(super) fn pending(&self) -> usize {
         self.pending.len()
     }
@@ -92,10 +91,10 @@ impl UsageWriter {
         self.interval
     }
 
-    /// Writes once an interval, until no authenticator is left to report. It may be dropped at any
-    /// await, and called again.
+    /// Flushes once per interval, until every recorder is dropped. Cancel safe: may be dropped at
+    /// any await and called again.
     pub(super) async fn write(&mut self) {
-        // What was received before this panicked.
+        // Touches received before a panic.
         self.take_up();
         let mut ticks = interval_at(tokio::time::Instant::now() + self.interval, self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -118,12 +117,13 @@ impl UsageWriter {
         while let Ok(touch) = self.touches.try_recv() {
             self.received.push(touch);
         }
-        // A clock that panics dates nothing; what was dated before is written all the same.
+        // If the clock panics, touches without a wall-clock time are lost; the others are still
+        // written.
         let _ = catch_panic(async { self.take_up() }).await;
         self.flush().await;
     }
 
-    /// Dates what was received.
+    /// Converts received touches to wall-clock time.
     fn take_up(&mut self) {
         if self.received.is_empty() {
             return;
@@ -144,7 +144,7 @@ impl UsageWriter {
         if self.pending.is_empty() {
             return;
         }
-        // In the order of ids, in which every node writes: two of them cannot deadlock.
+        // Sorted by id on every node, so that concurrent batches cannot deadlock.
         let batch: Vec<_> = self.pending.iter().map(|(&id, &at)| Usage::new(id, at)).collect();
         let record = caught(async { self.loader.store.record_usage(&batch).await });
         let written = timeout(FLUSH_DEADLINE, record).await;
@@ -154,13 +154,13 @@ impl UsageWriter {
             Ok(()) => {
                 self.pending.clear();
                 if std::mem::take(&mut self.is_failing) {
-                    trace::info!("last uses are written again");
+                    trace::info!("usage flush recovered");
                 }
                 self.loader.observe(&Event::UsageFlushed { keys: batch.len() });
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.is_failing, true) {
-                    trace::warn!(?error, keys = batch.len(), "last uses could not be written");
+                    trace::warn!(?error, keys = batch.len(), "usage flush failed");
                 }
                 self.loader.observe(&Event::UsageFlushFailed { error: &error });
             }

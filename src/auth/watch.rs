@@ -1,4 +1,4 @@
-//! Noticing that a key has ended without a request that asks.
+//! Detects the end of a key for streams, which make no further requests.
 
 use std::{
     future::Future,
@@ -18,26 +18,27 @@ use super::{
 };
 use crate::record::KeyStatus;
 
-/// How soon at most a key is looked up again that could not be confirmed, at first and at last.
+/// The longest wait before a key that could not be confirmed is looked up again: after the first
+/// failure, and after many.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
 impl Watch for Loader {
     fn ended(self: Arc<Self>, key: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        // A stream whose key cannot be checked ends, and no panic reaches the server's connection.
+        // If the check panics, the stream ends; the panic must not reach the server's connection.
         Box::pin(async move {
             let _ = catch_pending_panic(ended(self, key)).await;
         })
     }
 }
 
-/// Looks the key up as a client would that never stops: when there is news of it, when it expires,
-/// and whenever its cached record is no longer fresh.
+/// Looks the key up again when it may have changed, when it expires, and when its cached record is
+/// no longer fresh.
 ///
-/// However many keys change at once, their streams take turns, so that they neither crowd out
-/// requests nor each other. A look-up that gets no turn says nothing about the key.
+/// When many keys change at once, a semaphore bounds their streams' look-ups, so that they do not
+/// crowd out requests or each other. A look-up that gets no permit says nothing about the key.
 async fn ended(loader: Arc<Loader>, mut key: WatchedKey) {
-    // Before the first look: what comes after it is news.
+    // Subscribe before the first look-up, so that no change is missed.
     let mut news = loader.watch(key.id, key.hash);
     let mut retries = Retries::new(key, loader.next_stream());
     let mut confirmed = None;
@@ -49,7 +50,7 @@ async fn ended(loader: Arc<Loader>, mut key: WatchedKey) {
             Peek::Fresh(entry) => Ok(Some(entry)),
             Peek::Absent => Ok(None),
             Peek::Stale(_) | Peek::Miss => {
-                // The expiry of a key that was changed is not known.
+                // The expiry of a changed key is unknown.
                 let expires_at = expires_at.filter(|_| confirmed == Some(changes));
                 let taking_turns = look_up(&loader, key, &mut news, &mut changes);
                 match expires_at {
@@ -58,7 +59,7 @@ async fn ended(loader: Arc<Loader>, mut key: WatchedKey) {
                         let left = Duration::saturating_sub(expires_at, loader.clock.monotonic());
                         match timeout(left, taking_turns).await {
                             Ok(outcome) => outcome,
-                            // If that is right, the record is expired by now.
+                            // The timer may disagree with the clock; the clock decides.
                             Err(_) if loader.clock.monotonic() >= expires_at => return,
                             Err(_) => continue,
                         }
@@ -87,24 +88,24 @@ async fn ended(loader: Arc<Loader>, mut key: WatchedKey) {
                 };
                 expires_in.map_or(confirm_in, |expires_in| expires_in.min(confirm_in))
             }
-            // For as long as a cached key would be let in.
+            // Past the time for which a cached key would be let in.
             Err(_) if key.age(now) >= loader.cache.usable() => return,
-            // Too many look-ups are neither a verdict nor an outage.
+            // Overload is neither a decision about the key nor an outage.
             Err(rejection) if rejection.kind() == RejectionKind::Overloaded => retries.next(),
-            // It was changed, and is refused by now because the store does not answer.
+            // The key changed, and look-ups have failed since: a request with it would be rejected
+            // by now.
             Err(_) if confirmed != Some(changes) && failed == Some(changes) => return,
             Err(_) => {
                 failed = Some(changes);
                 retries.next()
             }
         };
-        // Time is up, or there is news.
+        // Wakes on timeout or on a change.
         let _ = timeout(wait, news.changed()).await;
     }
 }
 
-/// What the store says of the key, when it is this stream's turn; what others have found out until
-/// then.
+/// Looks the key up once a permit is free, or returns what is cached meanwhile.
 async fn look_up(
     loader: &Arc<Loader>,
     key: WatchedKey,
@@ -122,7 +123,7 @@ async fn look_up(
                     return outcome;
                 }
                 if told.is_err() {
-                    // Nothing more is told, and there is still a turn to wait for.
+                    // No further changes are reported, but a permit may still come.
                     break turn.await;
                 }
             }
@@ -146,9 +147,9 @@ fn known(loader: &Loader, key: WatchedKey) -> Option<Outcome> {
     }
 }
 
-/// How long to wait after each look-up in a row that confirmed nothing: up to 1 s, doubling, up to
-/// 5 s. The second half of that differs from stream to stream, so that those that failed together do
-/// not come again together; it is the same in every run.
+/// The wait after consecutive look-ups that confirmed nothing: up to 1 s, doubling up to 5 s. The
+/// second half of it is jitter, so that streams that failed together do not retry together. The
+/// jitter is deterministic per stream.
 struct Retries {
     seed: u64,
     failures: u32,
@@ -175,7 +176,7 @@ impl Retries {
     }
 }
 
-/// Each bit of the result depends on each of `bits` (SplitMix64).
+/// SplitMix64: each bit of the result depends on every bit of the input.
 fn mix(bits: u64) -> u64 {
     let bits = bits.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -208,7 +209,7 @@ mod tests {
             let over = retries.next() - FIRST_RETRY / 2;
             hundredths[usize::try_from(over.as_millis() / 10).unwrap()] += 1;
         }
-        // A hundred each, and seven standard deviations.
+        // Expected: 100 each, within seven standard deviations.
         assert!(hundredths.iter().all(|count| (30..170).contains(count)), "{hundredths:?}");
         assert_ne!(retries(1, 7).next(), retries(2, 7).next());
         assert_eq!(retries(1, 7).next(), retries(1, 7).next());

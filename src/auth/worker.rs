@@ -17,24 +17,24 @@ use super::{
 };
 use crate::{key::SystemEntropy, trace};
 
-/// How often a store is asked whether it answers, if that is in doubt.
+/// How often the store is probed while its health is in doubt.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// How often clocks are compared. It bounds how long an expired key works after the machine slept.
+/// How often the clocks are compared. This bounds how long an expired key works after a sleep.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
-/// By how much the authenticator's clock may run ahead of that of timers before streams look at it
-/// again.
+/// How far the authenticator's clock may run ahead of tokio's timers before streams are woken to
+/// check their keys again.
 const TIMER_BOUND: Duration = Duration::from_secs(1);
 
-/// The work that no request waits for: it hears of [changes](super::Builder::change_feed) made
-/// elsewhere, writes when keys were last used, asks a store that is down whether it is back, notices
-/// when a clock was stepped or stood still, and tidies up.
+/// Background work: follows the [change feed](super::Builder::change_feed), writes last uses of
+/// keys, probes a store that is down, detects clocks that were stepped or stood still, and sweeps
+/// the rate limiter.
 ///
-/// Nothing runs until [`run`](Self::run) is awaited, usually in a task of its own. Who wants none
-/// of it drops it instead.
+/// Nothing runs until [`run`](Self::run) is awaited, usually in a task of its own. Drop the worker
+/// if you need none of this.
 ///
-/// Uses that cannot be written yet are kept for up to 100,000 keys, as many as are cached by
-/// default; beyond that, and when 16,384 wait to be taken up, they are dropped and
-/// [observed](super::Event::UsageDropped).
+/// Uses that cannot be written yet are kept for up to 100,000 keys, the default cache capacity.
+/// Beyond that, or when 16,384 uses are queued for the worker, they are dropped and
+/// [reported](super::Event::UsageDropped).
 #[must_use = "nothing is recorded or heard of unless the worker runs"]
 pub struct Worker {
     loader: Arc<Loader>,
@@ -51,18 +51,18 @@ impl Worker {
         Self { loader, feed, usage }
     }
 
-    /// Works until `shutdown` resolves or every [`Authenticator`](super::Authenticator) is gone,
-    /// then hears of no more changes, writes what is left and returns.
+    /// Runs until `shutdown` resolves or every [`Authenticator`](super::Authenticator) is dropped,
+    /// then stops following the feed, writes the remaining uses and returns.
     ///
-    /// Writing what is left takes at most 5 s. The future may be dropped at any time, at the price
-    /// of the uses not yet written. From the end of this on, however it comes, keys are
-    /// [fresh](super::CachePolicy::fresh_during_gap) as they are during a gap of the feed.
+    /// The final write takes at most 5 s. The future may be dropped at any time; uses not yet
+    /// written are then lost. Once it has ended, in whatever way, records are fresh only for [as
+    /// long as during a gap](super::CachePolicy::fresh_during_gap) of the feed.
     ///
-    /// A store or a feed that panics is taken for one that failed. Whatever else panics, such as a
-    /// limiter that is swept, costs its duty a pause of 50 ms to 5 s and no other duty anything: it is
-    /// [observed](super::Event::DutyPanicked), and logged once a minute at most. A `shutdown` that
-    /// panics has resolved. A pool that is closed before this has ended costs the uses not yet
-    /// written.
+    /// A store or a feed that panics counts as failed. Any other panic, such as in a limiter during
+    /// its sweep, pauses that duty for 50 ms to 5 s and affects no other: it is
+    /// [reported](super::Event::DutyPanicked), and logged at most once a minute. A `shutdown` that
+    /// panics counts as resolved. Close database pools only after this has returned, or the uses
+    /// not yet written are lost.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let Self { loader, feed, mut usage } = self;
         let sweep_interval = usage.interval();
@@ -78,7 +78,7 @@ impl Worker {
     }
 }
 
-/// One of the things that the worker does side by side. It begins again after it panicked.
+/// One concurrent duty of the worker. It is restarted after a panic.
 struct Duty<'a> {
     name: &'static str,
     loader: &'a Loader,
@@ -93,10 +93,10 @@ impl<'a> Duty<'a> {
         Self { name, loader, begun, backoff, warnings: Throttle::new() }
     }
 
-    /// To be awaited before it begins again.
+    /// Waits out the backoff before a restart.
     async fn panicked(&mut self, Panicked: Panicked) {
         if self.warnings.is_due() {
-            trace::warn!(duty = self.name, "worker duty panicked; it begins again");
+            trace::warn!(duty = self.name, "worker duty panicked; restarting");
         }
         self.loader.observe(&Event::DutyPanicked { duty: self.name });
         if self.begun.elapsed() >= feed::LONGEST_BACKOFF {
@@ -125,8 +125,8 @@ async fn follow(loader: &Loader, feed: Option<Box<dyn ErasedFeed>>) -> Infallibl
     }
 }
 
-/// Requests would find out by themselves, but there may be none: as long as the node is not ready,
-/// and where every key is cached. A feed that is lost makes a store suspect.
+/// Requests alone do not suffice: a node that is not ready gets none, and cached keys make no
+/// queries. A lost feed puts the store in doubt as well.
 async fn probe(loader: &Arc<Loader>) -> Infallible {
     let mut duty = Duty::new("store probe", loader);
     let mut ticks = interval(PROBE_INTERVAL);
@@ -166,7 +166,7 @@ async fn check_clocks(loader: &Loader) -> Infallible {
         let checked = catch_panic(async {
             loader.check_clocks();
             let now = (Instant::now(), loader.clock.monotonic());
-            // Where it is the timers that stood still, streams may have slept past an expiry.
+            // If the timers stood still, streams may have slept past an expiry.
             if let Some((timers, clock)) = last.replace(now)
                 && now.1.saturating_sub(clock) > (now.0 - timers) + TIMER_BOUND
             {

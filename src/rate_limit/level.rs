@@ -4,12 +4,12 @@ use smallvec::SmallVec;
 
 use super::quota::SLOTS;
 
-/// How a bucket stands, by a clock that is not this process's.
+/// The state of a bucket, by a clock other than this process's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Level {
-    /// Of GCRA, what is missing in it, by the nanoseconds in which that comes back.
+    /// GCRA: what is missing, as the nanoseconds in which it refills.
     Gcra(u64),
-    /// Of a sliding window, what was taken in each slot, the current one first.
+    /// Sliding window: the units taken in each slot, the current one first.
     Window { slot_ends_in: Duration, slots: Slots },
 }
 

@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{InvalidQuota, Quota};
 
-/// The quotas of one key, shortest window first, each with a name of its own, at most
+/// The quotas of one key, shortest window first, with unique names, at most
 /// [`MAX_QUOTAS`](Self::MAX_QUOTAS).
 ///
-/// A request must fit all of them, and takes from all or none: a burst which the minute turns away
-/// does not use up the day.
+/// A request must fit all of them, and takes from all or from none: a burst that the minute's quota
+/// denies does not use up the day's.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Quota>", into = "Vec<Quota>")]
 pub struct RateLimits(Arc<Limits>);
@@ -24,18 +24,18 @@ struct Limits {
     rendered: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
-/// For those who want to borrow it.
+/// Static, so that it can be borrowed.
 static UNLIMITED: LazyLock<RateLimits> = LazyLock::new(|| RateLimits::of(Vec::new()));
 
 impl RateLimits {
-    /// The most quotas of a key or a plan, and of a key together with its plan: 8.
+    /// The maximum number of quotas of a key, of a plan, and of a key together with its plan: 8.
     ///
-    /// Each quota costs every request of the key: a bucket to take from, in Redis if need be, and
-    /// about 100 bytes in each of two response headers. Eight with the longest names there are fit
-    /// into 2 KiB of headers, which every proxy forwards.
+    /// Each quota costs every request of the key one more bucket to take from, possibly in Redis,
+    /// and about 100 bytes in each of two response headers. Eight with the longest names fit into 2
+    /// KiB of headers, which every proxy forwards.
     pub const MAX_QUOTAS: usize = 8;
 
-    /// No limit at all.
+    /// No limit.
     #[must_use]
     pub fn unlimited() -> Self {
         UNLIMITED.clone()
@@ -49,13 +49,13 @@ impl RateLimits {
         &UNLIMITED
     }
 
-    /// All of `quotas`.
+    /// Combines `quotas`.
     ///
     /// # Errors
     ///
-    /// When two have the same name, or there are more than [`MAX_QUOTAS`](Self::MAX_QUOTAS).
+    /// If two have the same name, or there are more than [`MAX_QUOTAS`](Self::MAX_QUOTAS).
     pub fn new(quotas: impl IntoIterator<Item = Quota>) -> Result<Self, InvalidQuota> {
-        // One more than allowed shows that there are too many.
+        // One more than allowed is enough to detect that there are too many.
         let mut quotas: Vec<Quota> = quotas.into_iter().take(Self::MAX_QUOTAS + 1).collect();
         if quotas.len() > Self::MAX_QUOTAS {
             return Err(InvalidQuota::TooMany);
@@ -75,17 +75,17 @@ impl RateLimits {
         self.0.quotas.iter()
     }
 
-    /// Whether whatever passes these passes `bound` too: for each quota there, there is one here that
-    /// lets no more through, and is counted as widely.
+    /// Whether everything that these admit fits `bound` as well: for each quota of `bound`, one of
+    /// these admits no more and is counted as widely.
     #[must_use]
     pub fn is_within(&self, bound: &Self) -> bool {
         bound.iter().all(|bound| self.iter().any(|quota| quota.is_within(bound)))
     }
 
-    /// These and those of `others`, of which one of the same name gives way.
+    /// These quotas plus those of `others`; on a name clash, these win.
     ///
-    /// The result may have more than [`MAX_QUOTAS`](Self::MAX_QUOTAS). A key that has too many
-    /// together with its plan is refused when it is made, and not let in when it is read.
+    /// The result may have more than [`MAX_QUOTAS`](Self::MAX_QUOTAS). A key whose own quotas plus
+    /// those of its plan are too many is rejected on creation, and on look-up.
     #[must_use]
     pub fn and(&self, others: &Self) -> Self {
         let is_new = |quota: &&Quota| self.iter().all(|own| own.name() != quota.name());
@@ -95,7 +95,7 @@ impl RateLimits {
         Self::of(quotas)
     }
 
-    /// Whether a key may have these: no more than [`MAX_QUOTAS`](Self::MAX_QUOTAS).
+    /// Whether a key may have these: at most [`MAX_QUOTAS`](Self::MAX_QUOTAS).
     pub(crate) fn is_within_bounds(&self) -> bool {
         self.0.quotas.len() <= Self::MAX_QUOTAS
     }
@@ -106,8 +106,8 @@ impl RateLimits {
         self.0.quotas.is_empty()
     }
 
-    /// What is made of them for those who tell clients of them: made once, and for all keys that
-    /// share these. There may be one type of it.
+    /// A rendering of these limits for clients, computed once for all keys that share them. All
+    /// callers must use the same `T`.
     pub(crate) fn rendered<T: Send + Sync + 'static>(
         &self,
         render: impl FnOnce(&Self) -> T,

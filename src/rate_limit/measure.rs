@@ -2,8 +2,8 @@ use std::{cmp::Ordering, num::NonZeroU32};
 
 use super::{Algorithm, Quota, local::nanos::nanos};
 
-/// What a bucket counts by: the algorithm and its numbers. Quotas that differ in name or in
-/// [`CountedPer`](super::CountedPer) alone have the same measure, and share the state of a bucket.
+/// The algorithm of a quota and its numbers. Quotas that differ only in name or in
+/// [`CountedPer`](super::CountedPer) have the same measure, and share their state in a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Measure {
     /// `interval` is in nanoseconds.
@@ -12,7 +12,7 @@ pub(super) enum Measure {
     Window { limit: u32, window: u64 },
 }
 
-/// How fast units come back: `units` every `nanos`.
+/// A refill rate: `units` every `nanos`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate {
     units: u64,
@@ -56,13 +56,13 @@ impl Measure {
 }
 
 impl Rate {
-    /// The units that come back in `nanos`, rounded up.
+    /// The units that refill in `nanos`, rounded up.
     pub(super) fn units_in(self, nanos: u64) -> u64 {
         let units = u128::from(self.units) * u128::from(nanos);
         u64::try_from(units.div_ceil(self.nanos.into())).unwrap_or(u64::MAX)
     }
 
-    /// The nanoseconds in which this rate brings `units` more than the slower rate `other` does,
+    /// The nanoseconds in which this rate refills `units` more than the slower rate `other`,
     /// rounded up.
     pub(super) fn outpaces(self, other: Self, units: i128) -> u64 {
         let Some(units) = u128::try_from(units).ok().filter(|units| *units > 0) else { return 0 };
@@ -72,7 +72,7 @@ impl Rate {
         u64::try_from(per_unit.saturating_mul(units)).unwrap_or(u64::MAX)
     }
 
-    /// The units, over the product of both denominators.
+    /// The units, on the common denominator of both rates.
     fn scaled(self, other: Self) -> u128 {
         u128::from(self.units) * u128::from(other.nanos)
     }

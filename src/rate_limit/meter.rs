@@ -7,22 +7,22 @@ use std::{
 use super::{Buckets, Check, Decision, Decisions, RateLimiter, RateLimits, Subject};
 use crate::clock::Clock;
 
-/// What all meters of an authenticator share.
+/// Shared by all meters of an authenticator.
 pub(crate) struct Meters {
     pub(crate) limiter: Arc<dyn RateLimiter>,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
-/// The limits of one key and the live buckets behind them, for as long as the key is cached.
+/// The limits of a key and its live buckets, for as long as the key is cached.
 pub(crate) struct Meter {
     meters: Arc<Meters>,
     limits: RateLimits,
-    /// `None` where there is no limit.
+    /// `None` if there is no limit.
     buckets: Option<Arc<dyn Buckets>>,
     classes: Classes,
 }
 
-/// The buckets of each class of routes that the key was used for, as a list: there are few.
+/// The buckets of each class of routes that the key has used. A linked list, since there are few.
 #[derive(Default)]
 struct Classes(OnceLock<Box<Class>>);
 
@@ -48,12 +48,12 @@ impl Meter {
         &self.limits
     }
 
-    /// `None` where there is no limit.
+    /// `None` if there is no limit.
     pub(crate) fn buckets(&self) -> Option<&Arc<dyn Buckets>> {
         self.buckets.as_ref()
     }
 
-    /// Takes `units`, or looks where it is none; `None` where there is no limit.
+    /// Takes `units`, or peeks if that is `None`. Returns `None` if there is no limit.
     pub(crate) fn ask(&self, units: Option<NonZeroU32>, now: Duration) -> Option<Check> {
         let buckets = self.buckets.as_ref()?;
         Some(match units {
@@ -66,7 +66,7 @@ impl Meter {
         self.meters.clock.monotonic()
     }
 
-    /// Buckets beside those of the key, for the routes of the class `name`.
+    /// The buckets for routes of the class `name`, beside those of the key.
     pub(crate) fn buckets_of(
         &self,
         name: &str,
@@ -88,7 +88,8 @@ impl Meter {
         }
     }
 
-    /// Makes it `wanted` units where `taken` were taken, and says where the quotas stand then.
+    /// Adjusts the charge from `taken` to `wanted` units, and returns the state of the quotas after
+    /// that.
     pub(crate) fn settle(&self, before: &Decisions, taken: u32, wanted: u32) -> Decisions {
         let Some(buckets) = &self.buckets else { return before.clone() };
         let now = self.now();
@@ -100,7 +101,7 @@ impl Meter {
         }
         match buckets.peek(now) {
             Check::Ready(decisions) => decisions,
-            // Nobody waits for that: a client may as well know it a little less exactly.
+            // Not worth waiting for: an estimate suffices for the client.
             Check::Pending(_) => {
                 let after = |before: &Decision| {
                     let left = before.remaining().saturating_add(taken).saturating_sub(wanted);

@@ -1,13 +1,14 @@
-//! How many requests a key may make: quotas, and the port behind which they are enforced.
+//! Rate limits: quotas, and the port behind which they are enforced.
 //!
-//! 1. A [`Quota`] is a budget of requests: so many in a window, of one key or of all keys of a
-//!    consumer together. It refills evenly (GCRA, the *generic cell rate algorithm*), or is a sliding
-//!    window; [which to take](crate::manual::limits) is in the manual.
-//! 2. [`RateLimits`] are the quotas of one key. A request must fit all of them, and takes from all or
-//!    from none.
-//! 3. [`Plans`] are limits with a name, which many keys share.
-//! 4. [`Buckets`] are the live state of the quotas of one key. A [`RateLimiter`] hands them out;
-//!    [`LocalRateLimiter`] keeps them in this process, `RedisRateLimiter` where a fleet shares them.
+//! 1. A [`Quota`] is a budget of requests per window, for one key or for all keys of a consumer
+//!    together. It refills evenly (GCRA, the *generic cell rate algorithm*) or is a sliding window;
+//!    the manual says [which to choose](crate::manual::limits).
+//! 2. [`RateLimits`] are the quotas of one key. A request must fit all of them, and takes from all
+//!    or from none.
+//! 3. [`Plans`] are named limits that many keys share.
+//! 4. [`Buckets`] are the live state of a key's quotas, created by a [`RateLimiter`]:
+//!    [`LocalRateLimiter`] keeps them in this process, `RedisRateLimiter` shares them across a
+//!    fleet.
 //!
 //! A bucket outlives the cached record of its key: evicting, refreshing, rotating or changing a key
 //! never refills it.
@@ -16,11 +17,11 @@
 //! use std::time::Duration;
 //! use tower_api_key::rate_limit::{Quota, RateLimits};
 //!
-//! // 600 requests a minute on average, any 600 of them at once.
+//! // 600 requests a minute on average, up to 600 at once.
 //! let quota = Quota::per_minute(600)?;
 //! assert_eq!(quota.most_in(Duration::from_secs(60)), 1200);
 //!
-//! // The same rate, 20 at once.
+//! // The same rate, up to 20 at once.
 //! let smooth = Quota::per_minute(600)?.burst(20)?;
 //! assert_eq!(smooth.most_in(Duration::from_secs(60)), 620);
 //!
@@ -75,22 +76,22 @@ pub use self::{
     subject::Subject,
 };
 
-/// Where buckets live: in this process, or somewhere a fleet shares.
+/// Creates buckets, in this process or in a store that a fleet shares.
 pub trait RateLimiter: Send + Sync + 'static {
-    /// The buckets of a subject, enforced by these quotas from here on. Decisions come in their order.
+    /// The buckets of a subject, which from now on enforce `limits`. Decisions come in that order.
     ///
-    /// Called once each time a key is loaded from the store, never per request for a cached key.
+    /// Called each time a key is loaded from the store, never per request for a cached key.
     ///
-    /// A bucket is named by the subject, not by its quotas: all quotas per key of a key are one, and
-    /// so are all quotas per consumer of the keys of a consumer that have such. Each quota counts all
-    /// that was taken there, whichever quota admitted it. So whatever quotas a bucket has one after the
-    /// other, or at once for those who still use earlier ones: over any interval no more passes than the
-    /// most generous of them, or list of them, allows alone ([`Quota::most_in`]). That holds of each
-    /// key, which counts its quotas per consumer as well, and of each consumer. What was
-    /// [charged](Buckets::charge) comes on top, and what was [given back](Buckets::give_back) does not
-    /// count. And a bucket always comes back by itself.
+    /// A bucket is identified by the subject, not by its quotas: all per-key quotas of a key share
+    /// one bucket, and so do all per-consumer quotas of the keys of a consumer. Each quota counts
+    /// every unit taken from the bucket, whichever quota admitted it. So, whatever quotas apply to
+    /// a bucket in turn, or at the same time while some callers still use earlier ones, any
+    /// interval admits no more than the most generous of those quotas, or lists of quotas, would
+    /// alone ([`Quota::most_in`]). This holds for each key, whose per-consumer quotas count as
+    /// well, and for each consumer. [Charged](Buckets::charge) units come on top;
+    /// [refunded](Buckets::give_back) units do not count. A bucket always refills by itself.
     ///
-    /// A limiter may forget a bucket that has been full and unused for ten minutes, and no earlier.
+    /// A limiter may drop a bucket that has been full and unused for ten minutes, but no earlier.
     fn buckets(
         &self,
         subject: &Subject<'_>,
@@ -98,7 +99,7 @@ pub trait RateLimiter: Send + Sync + 'static {
         now: Duration,
     ) -> Arc<dyn Buckets>;
 
-    /// Forgets buckets that are full again and no longer used. Called from time to time.
+    /// Drops buckets that are full and no longer used. Called periodically.
     fn sweep(&self, now: Duration) {
         let _ = now;
     }
@@ -119,45 +120,46 @@ impl<L: RateLimiter + ?Sized> RateLimiter for Arc<L> {
     }
 }
 
-/// The live state of several quotas, of which a request takes from all or from none.
+/// The live state of several quotas. A request takes from all of them or from none.
 ///
-/// `now` is [`Clock::monotonic`](crate::clock::Clock::monotonic). Decisions come in the order of the
-/// quotas.
+/// `now` is [`Clock::monotonic`](crate::clock::Clock::monotonic). Decisions come in the order of
+/// the quotas.
 ///
-/// In any window, what was taken less what was given back in it is no more than
-/// [`Quota::most_in`]. What was charged comes on top.
+/// In any window, the units taken less those refunded are at most [`Quota::most_in`]. Charged units
+/// come on top.
 pub trait Buckets: Send + Sync + 'static {
-    /// Takes `units` of each quota if each has them; else takes nothing, and says how long to wait.
+    /// Takes `units` from each quota if all have them; otherwise takes nothing and returns the
+    /// wait.
     fn take(&self, units: NonZeroU32, now: Duration) -> Check;
 
-    /// Says where the quotas stand, and takes nothing: admitted where one unit is there.
+    /// Returns the state of the quotas without taking anything: admitted if one unit is left.
     fn peek(&self, now: Duration) -> Check;
 
-    /// Takes `units` of each quota whether they are there or not: for work that is done already.
+    /// Takes `units` from each quota even if it is exhausted: for work that is already done.
     ///
-    /// What is missing is owed, and paid off before anything is admitted again. A quota is owed no
-    /// more than it holds when it is full: whatever is beyond that is forgiven, so that no single
-    /// charge shuts a key out for longer than [`Quota::refill_time`] and one unit.
+    /// A shortfall becomes debt, which is paid off before anything is admitted again. Debt is
+    /// capped at the size of the bucket and the excess is forgiven, so that no single charge blocks
+    /// a key for longer than [`Quota::refill_time`] plus one unit.
     ///
-    /// It takes effect at once where the state is at hand, else soon.
+    /// Takes effect at once if the state is local, otherwise soon.
     fn charge(&self, units: NonZeroU32, now: Duration);
 
-    /// Gives `units` back that were taken a short while ago, of each quota, up to a full bucket. At
-    /// the time they were taken, it is as if they never had been.
+    /// Refunds `units` that were taken a short while ago to each quota, up to a full bucket. At the
+    /// time they were taken, this undoes the take.
     ///
-    /// Later they are given back *now*: of a sliding window, the units that were taken last. What
-    /// has come back by itself meanwhile comes back all the same, once more; so give back soon.
+    /// Later, the refund happens *now*: in a sliding window it removes the units taken last. Units
+    /// that have refilled by themselves in the meantime are refunded all the same, so refund soon.
     ///
-    /// It takes effect as [`charge`](Self::charge) does.
+    /// Takes effect like [`charge`](Self::charge).
     fn give_back(&self, units: NonZeroU32, now: Duration);
 }
 
-/// The answer of [`Buckets`]: at once where their state is at hand, else after a while.
+/// The answer of [`Buckets`]: ready if their state is local, otherwise pending.
 #[non_exhaustive]
 pub enum Check {
     /// Decided.
     Ready(Decisions),
-    /// To be decided elsewhere.
+    /// To be decided remotely.
     Pending(Pin<Box<dyn Future<Output = Decisions> + Send>>),
 }
 
@@ -170,7 +172,7 @@ impl fmt::Debug for Check {
     }
 }
 
-/// What each of several quotas decided. The request is admitted if all of them say so.
+/// The decisions of several quotas. The request is admitted if all of them admit it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decisions(SmallVec<[Decision; 1]>);
 
@@ -208,7 +210,7 @@ impl FromIterator<Decision> for Decisions {
     }
 }
 
-/// What a bucket decided, and where it stands after that.
+/// The decision of a bucket, and its state afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
     admitted: bool,
@@ -217,19 +219,19 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// The request fits; `remaining` units are left, the next comes after `next_unit_in`.
+    /// The request fits; `remaining` units are left, and the next one comes after `next_unit_in`.
     #[must_use]
     pub const fn admit(remaining: u32, next_unit_in: Duration) -> Self {
         Self { admitted: true, remaining, next_unit_in }
     }
 
-    /// The request does not fit until after `wait`.
+    /// The request does not fit until `wait` has passed.
     #[must_use]
     pub const fn deny(wait: Duration) -> Self {
         Self { admitted: false, remaining: 0, next_unit_in: wait }
     }
 
-    /// The request asks for more than the `remaining` units, and does not fit until after `wait`.
+    /// The request needs more than the `remaining` units, and does not fit until `wait` has passed.
     #[must_use]
     pub const fn deny_with(remaining: u32, wait: Duration) -> Self {
         Self { admitted: false, remaining, next_unit_in: wait }
@@ -241,14 +243,14 @@ impl Decision {
         self.admitted
     }
 
-    /// Units left; fewer than were asked for when denied.
+    /// Units left. If denied, fewer than were asked for.
     #[must_use]
     pub const fn remaining(&self) -> u32 {
         self.remaining
     }
 
-    /// Time until another unit is there; when denied, until this request would fit. Zero when the
-    /// bucket is full.
+    /// The time until one more unit is available or, if denied, until this request would fit. Zero
+    /// if the bucket is full.
     #[must_use]
     pub const fn next_unit_in(&self) -> Duration {
         self.next_unit_in

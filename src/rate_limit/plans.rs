@@ -2,8 +2,8 @@ use std::{collections::BTreeMap, error::Error, fmt};
 
 use super::{RateLimits, quota::is_name};
 
-/// Limits with a name, such as `free` and `pro`, which many keys share: a key names its plan, and
-/// its limits follow when the plan changes.
+/// Named limits, such as `free` and `pro`, that many keys share: a key names its plan and follows
+/// changes of it.
 ///
 /// ```
 /// use tower_api_key::rate_limit::{Plans, Quota};
@@ -15,10 +15,10 @@ use super::{RateLimits, quota::is_name};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A key that changes from `free` to `pro` goes on with the bucket it has, whatever the quotas are
-/// called: what was taken stays taken.
+/// A key that moves from `free` to `pro` keeps its bucket, whatever the quotas are called: units
+/// taken stay taken.
 ///
-/// A plan that the store defines as well is as the store has it.
+/// If the store defines a plan of the same name, the store's definition wins.
 #[derive(Clone, Debug, Default)]
 pub struct Plans(BTreeMap<String, RateLimits>);
 
@@ -33,7 +33,7 @@ impl Plans {
     ///
     /// # Errors
     ///
-    /// When the name is taken, empty, longer than 64 characters, or has other characters than
+    /// If the name is taken, empty, longer than 64 characters, or contains characters other than
     /// letters, digits, `-`, `_` and `.`.
     pub fn plan(
         mut self,
@@ -55,14 +55,14 @@ impl Plans {
     }
 }
 
-/// The name of a plan is taken, or cannot be one.
+/// The name of a plan is taken or invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InvalidPlan;
 
 impl fmt::Display for InvalidPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the name of a plan is 1 to 64 letters, digits, `-`, `_` or `.`, and its own")
+        f.write_str("a plan's name must be unique, and 1 to 64 letters, digits, `-`, `_` or `.`")
     }
 }
 

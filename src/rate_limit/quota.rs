@@ -5,32 +5,32 @@ use serde::{Deserialize, Deserializer, Serialize};
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
-/// The algorithm adds up to two full buckets to a clock of nanoseconds in a `u64`.
+/// The algorithm adds up to two full buckets to a clock of `u64` nanoseconds.
 const MAX_NANOS: u128 = (u64::MAX / 4) as u128;
-/// The resolution of windows, which stores keep in milliseconds.
+/// The resolution of windows; stores keep them in milliseconds.
 const NANOS_PER_MILLI: u128 = 1_000_000;
 const MAX_NAME_LEN: usize = 64;
-/// [`Quota::at_most`] lets a tenth through at once and paces the rest.
+/// [`Quota::at_most`] admits a tenth at once and paces the rest.
 const DEFAULT_SHARE_AT_ONCE: u32 = 10;
-/// A sliding window is counted in so many parts. One more would be less waste and more to add up.
+/// The number of slots in a sliding window. More would waste less of the limit, but take longer to
+/// add up.
 pub(super) const SLOTS: u32 = 32;
-/// What tells old slots from new ones lasts for thirteen years at this, and longer for longer ones.
+/// Slot numbers are unambiguous for 13 years with this window, and for longer with longer ones.
 const MIN_SLIDING_WINDOW: Duration = Duration::from_millis(100);
-/// A slot has room for as much again, which is owed.
+/// A slot must hold twice the limit, as up to the limit may be owed.
 const MAX_SLIDING_LIMIT: u32 = u32::MAX / 2;
 
 /// A budget of requests.
 ///
-/// Two algorithms keep one; [`most_in`](Self::most_in) says what each lets through at most.
+/// Two algorithms are available; [`most_in`](Self::most_in) gives the upper bound of each.
 ///
-/// - **GCRA**, the default ([`per_minute`](Self::per_minute) and its like,
-///   [`at_most`](Self::at_most)): it refills evenly. `burst` units fit into the bucket, one more comes
-///   back every [`interval`](Self::interval). Kind to clients, as whoever is turned away waits for
-///   one unit and no longer.
-/// - **Sliding window** ([`sliding`](Self::sliding)): never more than the limit in any window, all of
-///   it at once if need be. What was taken comes back a window later, in a lump.
+/// - **GCRA**, the default ([`per_minute`](Self::per_minute) and others,
+///   [`at_most`](Self::at_most)): the bucket holds `burst` units and refills evenly, one unit every
+///   [`interval`](Self::interval). Kind to clients: a denied request waits for one unit only.
+/// - **Sliding window** ([`sliding`](Self::sliding)): never more than the limit in any window, all
+///   of it at once if need be. Units come back together, one window after they were taken.
 ///
-/// A quota is of one key, or of [all keys of a consumer together](Self::per_consumer). See the
+/// A quota counts one key, or [all keys of a consumer together](Self::per_consumer). See the
 /// [module](crate::rate_limit) for examples.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Stored", into = "Stored")]
@@ -63,80 +63,80 @@ pub enum Algorithm {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum CountedPer {
-    /// Those of one key, and of those that it was rotated to.
+    /// Requests of one key and of its successors in rotations.
     #[default]
     Key,
-    /// Those of all keys of one consumer together.
+    /// Requests of all keys of one consumer together.
     Consumer,
 }
 
 impl Quota {
-    /// `limit` requests a second, any of them at once.
+    /// `limit` requests a second, up to all of them at once.
     ///
     /// # Errors
     ///
-    /// When `limit` is zero.
+    /// If `limit` is zero.
     pub fn per_second(limit: u32) -> Result<Self, InvalidQuota> {
         Self::new("second", limit, SECOND)
     }
 
-    /// `limit` requests a minute, any of them at once.
+    /// `limit` requests a minute, up to all of them at once.
     ///
     /// # Errors
     ///
-    /// When `limit` is zero.
+    /// If `limit` is zero.
     pub fn per_minute(limit: u32) -> Result<Self, InvalidQuota> {
         Self::new("minute", limit, MINUTE)
     }
 
-    /// `limit` requests an hour, any of them at once.
+    /// `limit` requests an hour, up to all of them at once.
     ///
     /// # Errors
     ///
-    /// When `limit` is zero.
+    /// If `limit` is zero.
     pub fn per_hour(limit: u32) -> Result<Self, InvalidQuota> {
         Self::new("hour", limit, HOUR)
     }
 
-    /// `limit` requests in each `window`, any of them at once.
+    /// `limit` requests per `window`, up to all of them at once.
     ///
     /// # Errors
     ///
-    /// When `limit` or `window` is zero, when the window is not whole milliseconds, when units
-    /// would come back faster than one a nanosecond, or when the bucket would take longer than 146
-    /// years to fill.
+    /// If `limit` or `window` is zero, if the window is not whole milliseconds, if units would come
+    /// back faster than one a nanosecond, or if the bucket would take longer than 146 years to
+    /// fill.
     pub fn per(limit: u32, window: Duration) -> Result<Self, InvalidQuota> {
         Self::new("default", limit, window)
     }
 
     /// Never more than `limit` requests in any `window`, wherever it begins.
     ///
-    /// A tenth of them may come at once and the rest is paced; [`burst`](Self::burst) changes the
-    /// share and keeps the promise. Take it for contracts ("1,000 a day"), and the others for
-    /// protection: they are kinder to clients that come in bursts.
+    /// A tenth of them may come at once and the rest is paced; [`burst`](Self::burst) changes that
+    /// share and keeps the guarantee. Use this for contracts ("1,000 a day"), and the others for
+    /// protection: they are kinder to bursty clients.
     ///
     /// # Errors
     ///
-    /// As [`per`](Self::per).
+    /// As for [`per`](Self::per).
     pub fn at_most(limit: u32, window: Duration) -> Result<Self, InvalidQuota> {
         let quota = Self::new("default", limit, window)?;
         quota.paced((limit / DEFAULT_SHARE_AT_ONCE).max(1), true)
     }
 
-    /// Never more than `limit` requests in any `window`, wherever it begins, and all of them at once
-    /// if need be.
+    /// Never more than `limit` requests in any `window`, wherever it begins, and all of them at
+    /// once if need be.
     ///
-    /// The window is counted in 32 slots. A unit comes back when its slot has left the window, which
-    /// is between one `window` and 1/32 more after it was taken: a client that always wants more gets
-    /// at least 96.9 % of the limit. Take it for contracts whose clients come in bursts ("1,000 a day,
-    /// whenever you like"). The price: a client that has used all of it up in its first second hears
-    /// nothing but 429 for the rest of the window, and one that uses it up at the same time every day
-    /// has to wait for 45 minutes. The manual [compares](crate::manual::limits) the kinds.
+    /// The window is counted in 32 slots. A unit comes back when its slot has left the window,
+    /// between one `window` and 1/32 more after it was taken, so a client that always wants more
+    /// gets at least 96.9 % of the limit. Use this for contracts with bursty clients ("1,000 a day,
+    /// whenever you like"). The cost: a client that uses all of it in the first second gets 429 for
+    /// the rest of the window, and one that uses it up at the same time every day has to wait up
+    /// to 45 minutes each time. The manual [compares](crate::manual::limits) the kinds.
     ///
     /// # Errors
     ///
-    /// When `limit` is zero or above 2,147,483,647, when the window is not whole milliseconds, or
-    /// below 100 ms, or above 146 years.
+    /// If `limit` is zero or above 2,147,483,647, or if the window is not whole milliseconds, below
+    /// 100 ms, or above 146 years.
     pub fn sliding(limit: u32, window: Duration) -> Result<Self, InvalidQuota> {
         let limit = NonZeroU32::new(limit).ok_or(InvalidQuota::Zero)?;
         let fits = limit.get() <= MAX_SLIDING_LIMIT
@@ -153,18 +153,19 @@ impl Quota {
     fn new(name: &'static str, limit: u32, window: Duration) -> Result<Self, InvalidQuota> {
         let limit = NonZeroU32::new(limit).ok_or(InvalidQuota::Zero)?;
         let (name, counted_per) = (Cow::Borrowed(name), CountedPer::Key);
-        // Until it is paced below.
+        // Replaced by `paced`.
         let pace = Pace::Sliding;
         Self { name, limit, window, counted_per, pace }.paced(limit.get(), false)
     }
 
-    /// Lets `burst` requests through at once. The default is the limit, and of a [sliding
+    /// Sets the number of requests that may come at once. The default is the limit; for a [sliding
     /// window](Self::sliding) it always is.
     ///
     /// # Errors
     ///
-    /// When `burst` is zero, when the bucket would take longer than 146 years to fill, when it
-    /// is more than [`at_most`](Self::at_most) promised, or other than the limit of a sliding window.
+    /// If `burst` is zero, if the bucket would take longer than 146 years to fill, if it exceeds
+    /// what [`at_most`](Self::at_most) guarantees, or if it differs from the limit of a sliding
+    /// window.
     pub fn burst(self, burst: u32) -> Result<Self, InvalidQuota> {
         match self.pace {
             Pace::Gcra { strict, .. } => self.paced(burst, strict),
@@ -174,20 +175,20 @@ impl Quota {
         }
     }
 
-    /// Counts the requests of all keys of a consumer together: however many keys it has, they share
-    /// one bucket, whatever the quota is called. Keys of one consumer should agree on such a quota.
-    /// Where they do not, each is held to its own, and all their requests count for each.
+    /// Counts the requests of all keys of a consumer together: the keys share one bucket, whatever
+    /// the quota's name. Give all keys of a consumer the same such quota. If they differ, each key
+    /// is held to its own quota, and each quota counts the requests of all keys.
     #[must_use]
     pub fn per_consumer(self) -> Self {
         Self { counted_per: CountedPer::Consumer, ..self }
     }
 
-    /// Names the policy in `RateLimit-Policy`, in problem bodies and among the quotas of its key.
-    /// The default is the window: `second`, `minute`, `hour` or `default`.
+    /// Names the policy in `RateLimit-Policy`, in problem bodies and among the key's quotas. The
+    /// default is the window: `second`, `minute`, `hour` or `default`.
     ///
     /// # Errors
     ///
-    /// When the name is empty, longer than 64 characters, or has other characters than letters,
+    /// If the name is empty, longer than 64 characters, or contains characters other than letters,
     /// digits, `-`, `_` and `.`.
     pub fn named(self, name: impl Into<String>) -> Result<Self, InvalidQuota> {
         let name = name.into();
@@ -197,7 +198,7 @@ impl Quota {
         Ok(Self { name: name.into(), ..self })
     }
 
-    /// Sets the interval at which units come back, and checks that the arithmetic on it holds.
+    /// Sets the refill interval, and checks that the arithmetic on it cannot overflow.
     fn paced(self, burst: u32, strict: bool) -> Result<Self, InvalidQuota> {
         let burst = NonZeroU32::new(burst).ok_or(InvalidQuota::Zero)?;
         let window = self.window.as_nanos();
@@ -205,7 +206,7 @@ impl Quota {
         let interval = if !strict {
             window / limit
         } else {
-            // What comes back within a window, whose ends both count, adds to the burst.
+            // Units that refill within a window, both ends included, add to the burst.
             match limit.checked_sub(at_once) {
                 None => return Err(InvalidQuota::OutOfRange),
                 Some(0) => window.saturating_add(1),
@@ -226,19 +227,19 @@ impl Quota {
         &self.name
     }
 
-    /// Requests in each [`window`](Self::window).
+    /// The number of requests per [`window`](Self::window).
     #[must_use]
     pub fn limit(&self) -> u32 {
         self.limit.get()
     }
 
-    /// What [`limit`](Self::limit) counts over.
+    /// The window that [`limit`](Self::limit) applies to.
     #[must_use]
     pub fn window(&self) -> Duration {
         self.window
     }
 
-    /// How it is counted.
+    /// The algorithm.
     #[must_use]
     pub fn algorithm(&self) -> Algorithm {
         match self.pace {
@@ -247,13 +248,13 @@ impl Quota {
         }
     }
 
-    /// Whose requests it counts.
+    /// Whose requests are counted.
     #[must_use]
     pub fn counted_per(&self) -> CountedPer {
         self.counted_per
     }
 
-    /// Requests that fit at once.
+    /// The number of requests that fit at once.
     #[must_use]
     pub fn burst_size(&self) -> NonZeroU32 {
         match self.pace {
@@ -262,8 +263,8 @@ impl Quota {
         }
     }
 
-    /// Time after which one unit is back. Of a sliding window it is the time after which all are:
-    /// the window and the slot that a unit waits for at most.
+    /// The time after which one unit is back. For a sliding window, the time after which all are:
+    /// the window plus the slot that a unit may have to wait for.
     #[must_use]
     pub fn interval(&self) -> Duration {
         match self.pace {
@@ -272,7 +273,7 @@ impl Quota {
         }
     }
 
-    /// Time after which a bucket is full again that had nothing left.
+    /// The time in which an empty bucket refills.
     #[must_use]
     pub fn refill_time(&self) -> Duration {
         match self.pace {
@@ -281,13 +282,13 @@ impl Quota {
         }
     }
 
-    /// What a sliding window is counted in.
+    /// The length of a slot of a sliding window.
     pub(super) fn slot(&self) -> Duration {
         let nanos = self.window.as_nanos().div_ceil(SLOTS.into());
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
-    /// The most requests that can pass in any `window`, both of whose ends count.
+    /// The most requests that can pass in any `window`, both ends included.
     #[must_use]
     pub fn most_in(&self, window: Duration) -> u64 {
         let (burst, times) = match self.pace {
@@ -302,11 +303,11 @@ impl Quota {
         u64::try_from(times).unwrap_or(u64::MAX).saturating_add(burst.into())
     }
 
-    /// Whether whatever passes this passes `bound` too.
+    /// Whether everything that this quota admits fits `bound` as well.
     pub(super) fn is_within(&self, bound: &Self) -> bool {
         let is_counted_as_widely = match bound.counted_per {
             CountedPer::Key => true,
-            // Another bucket beside the one that is the bound would be as much again.
+            // A second bucket beside the bound's would admit as much again.
             CountedPer::Consumer => {
                 self.counted_per == bound.counted_per && self.name == bound.name
             }
@@ -319,11 +320,11 @@ impl Quota {
             (Pace::Sliding, Pace::Sliding) => {
                 self.limit <= bound.limit && self.window >= bound.window
             }
-            // All of it at once, and all of it again a window later.
+            // A sliding window can admit its limit at once, and again one window later.
             (Pace::Sliding, Pace::Gcra { burst, interval, .. }) => {
                 self.limit <= burst && interval.saturating_mul(self.limit.get()) <= self.window
             }
-            // Each unit of the burst counts once, so that later windows hold less.
+            // The burst is spent once, so later windows hold less.
             (Pace::Gcra { .. }, Pace::Sliding) => {
                 self.most_in(bound.window) <= bound.limit.get().into()
             }
@@ -332,20 +333,20 @@ impl Quota {
     }
 }
 
-/// Whether `name` can be the name of a policy or a plan.
+/// Whether `name` is a valid name of a policy or a plan.
 pub(super) fn is_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     !name.is_empty() && name.len() <= MAX_NAME_LEN && name.bytes().all(allowed)
 }
 
-/// A quota as the stores keep it: what was asked for, not what follows from it.
+/// A quota as the stores keep it: the settings, without derived values.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stored {
     name: String,
     limit: u32,
     window_ms: u64,
-    /// All of the limit where it is left out.
+    /// Defaults to the limit.
     #[serde(default, deserialize_with = "some", skip_serializing_if = "Option::is_none")]
     burst: Option<u32>,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -356,7 +357,7 @@ struct Stored {
     counted_per: CountedPer,
 }
 
-/// A member may be left out, but is not null.
+/// Rejects `null`: a member may be omitted, but not null.
 fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
     T::deserialize(from).map(Some)
 }
@@ -398,34 +399,35 @@ impl TryFrom<Stored> for Quota {
     }
 }
 
-/// Why a quota was refused.
+/// Why a quota is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InvalidQuota {
-    /// A limit or burst of zero lets nobody in; deactivate the key instead.
+    /// A limit or burst of zero would admit nothing; deactivate the key instead.
     Zero,
-    /// Too fast, too slow, or more at once than promised.
+    /// The refill is too fast or too slow, or the burst exceeds the guarantee.
     OutOfRange,
-    /// A sliding window that is too short, too long or too wide, or that has a burst of its own.
+    /// A sliding window with an invalid length or limit, or with a burst other than its limit.
     Sliding,
-    /// A name that is empty, too long, taken, or has characters a header may not carry.
+    /// A name that is empty, too long or taken, or that contains characters not allowed in a
+    /// header.
     Name,
-    /// More quotas than a key or a plan may [have](super::RateLimits::MAX_QUOTAS).
+    /// More quotas than a key or a plan [may have](super::RateLimits::MAX_QUOTAS).
     TooMany,
 }
 
 impl fmt::Display for InvalidQuota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Zero => "a quota of zero lets nobody in: deactivate the key instead",
+            Self::Zero => "limit and burst must not be zero; to stop a key, deactivate it",
             Self::OutOfRange => {
-                "a quota has a window of whole milliseconds, refills between once a nanosecond and once in 146 years, and lets no more through at once than it promises"
+                "a quota's window must be whole milliseconds, its refill between one unit per nanosecond and a full bucket in 146 years, and the burst of a strict quota at most its limit"
             }
             Self::Sliding => {
-                "a sliding window has a limit of 2147483647 at most, is whole milliseconds, 100 ms to 146 years, and has no burst other than its limit"
+                "a sliding window's limit must be at most 2147483647, its length whole milliseconds from 100 ms to 146 years, and its burst equal to its limit"
             }
             Self::Name => {
-                "a quota's name is 1 to 64 letters, digits, `-`, `_` or `.`, and its own among the quotas of a key"
+                "a quota's name must be 1 to 64 letters, digits, `-`, `_` or `.`, and unique among the quotas of a key"
             }
             Self::TooMany => "a key or a plan has at most 8 quotas",
         })

@@ -2,8 +2,8 @@ use std::{num::NonZeroU32, time::Duration};
 
 use super::Decision;
 
-/// What a bucket that refills evenly decides, given what is missing in it: the nanoseconds in which
-/// that comes back.
+/// The arithmetic of a bucket that refills evenly. `missing` is what the bucket lacks, as the
+/// nanoseconds in which it refills.
 #[derive(Clone, Copy)]
 pub(super) struct Refill {
     interval: u64,
@@ -28,12 +28,12 @@ impl Refill {
         self.needed(self.burst)
     }
 
-    /// The time in which `units` come back.
+    /// The time in which `units` refill.
     pub(super) fn needed(self, units: NonZeroU32) -> u64 {
         self.interval.saturating_mul(u64::from(units.get()))
     }
 
-    /// What is told to one that asks for `units`, and takes none.
+    /// The decision on `units`, without taking them.
     pub(super) fn look(self, units: NonZeroU32, missing: u64) -> Decision {
         let left = self.left(missing);
         if units.get() <= left {
@@ -46,7 +46,7 @@ impl Refill {
     pub(super) fn deny(self, units: NonZeroU32, missing: u64) -> Decision {
         let wait = if units <= self.burst {
             let wait = missing.saturating_add(self.needed(units)).saturating_sub(self.capacity());
-            // It is zero where others gave theirs back meanwhile.
+            // It would be zero if other requests were refunded meanwhile.
             Duration::from_nanos(wait.max(1))
         } else {
             Duration::MAX
@@ -59,14 +59,13 @@ impl Refill {
         left.and_then(|left| u32::try_from(left).ok()).unwrap_or_default()
     }
 
-    /// Time until one more unit is back: what is left of the interval that is running, and of what
-    /// is owed.
+    /// The time until one more unit is back, including the time to pay off debt.
     pub(super) fn next_unit_in(self, missing: u64) -> Duration {
         let all_but_one = self.capacity().saturating_sub(self.interval);
         Duration::from_nanos(if missing > all_but_one {
             missing - all_but_one
         } else {
-            // 0 of a full bucket, else 1 to an interval.
+            // 0 for a full bucket, otherwise 1 ns to one interval.
             missing.checked_sub(1).map_or(0, |missing| missing % self.interval.max(1) + 1)
         })
     }

@@ -1,5 +1,5 @@
-/// Whose requests are counted: a key, which belongs to a consumer, and perhaps a class of routes.
-/// Stable over evictions, refreshes, rotations and restarts.
+/// Whose requests are counted: a key, its consumer, and optionally a class of routes. Stable across
+/// evictions, refreshes, rotations and restarts.
 ///
 /// ```
 /// use tower_api_key::rate_limit::Subject;
@@ -17,31 +17,32 @@ pub struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// A key of a consumer: `root` is the id of the first of a chain of rotated keys.
+    /// A key of a consumer. `root` is the id of the first key in its chain of rotations.
     #[must_use]
     pub const fn of_key(consumer: &'a str, root: u128) -> Self {
         Self { consumer, root, class: None }
     }
 
-    /// The same key, to the routes of a [class](crate::layer::RateClass), which are counted apart.
+    /// The same key on routes of a [class](crate::layer::RateClass), which are counted separately.
     #[must_use]
     pub const fn in_class(self, class: &'a str) -> Self {
         Self { class: Some(class), ..self }
     }
 
-    /// The consumer of the key, whose quotas [per consumer](super::Quota::per_consumer) its keys share.
+    /// The consumer of the key. Its keys share their [per-consumer](super::Quota::per_consumer)
+    /// quotas.
     #[must_use]
     pub const fn consumer(&self) -> &'a str {
         self.consumer
     }
 
-    /// The id of the first of a chain of rotated keys.
+    /// The id of the first key in the chain of rotations.
     #[must_use]
     pub const fn root(&self) -> u128 {
         self.root
     }
 
-    /// The name of the class of routes, if any.
+    /// The class of routes, if any.
     #[must_use]
     pub const fn class(&self) -> Option<&'a str> {
         self.class

@@ -126,7 +126,7 @@ fn settings_beyond_what_is_safe_are_refused_by_name() {
         assert!(set(least).is_ok(), "{name}");
         assert!(set(most).is_ok(), "{name}");
         let refused = set(most + NANO).unwrap_err().to_string();
-        assert_eq!(refused, format!("`{name}` is at least {least:?} and at most {most:?}"));
+        assert_eq!(refused, format!("`{name}` must be at least {least:?} and at most {most:?}"));
         assert_eq!(set(least.saturating_sub(NANO)).is_ok(), least.is_zero(), "{name}");
         assert!(set(Duration::MAX).is_err(), "{name}");
     }

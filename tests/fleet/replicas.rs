@@ -482,8 +482,8 @@ async fn a_service_on_a_standby_lets_keys_in_refuses_changes_with_503_and_logs_e
     let lines = log.lines();
     for (message, advice) in [
         ("key management failed", "a separate store that connects to the primary"),
-        ("last uses could not be written", "standby"),
-        ("not heard of", "LISTEN"),
+        ("usage flush failed", "standby"),
+        ("change feed lost", "LISTEN"),
     ] {
         let said: Vec<_> = lines.iter().filter(|line| line.contains(message)).collect();
         let [said] = &said[..] else { panic!("{message}: {said:#?}") };
@@ -514,7 +514,7 @@ async fn a_service_on_a_standby_that_polls_it_and_manages_keys_on_the_primary_la
     eventually("the key is refused", async || service.get(key).await != StatusCode::OK).await;
     assert_eq!(service.get(key).await, StatusCode::UNAUTHORIZED);
     worker.abort();
-    let about_uses = |line: &String| line.contains("last uses could not be written");
+    let about_uses = |line: &String| line.contains("usage flush failed");
     let lines: Vec<_> = log.lines().into_iter().filter(|line| !about_uses(line)).collect();
     assert_eq!(lines, [""; 0]);
 }

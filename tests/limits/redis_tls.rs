@@ -23,8 +23,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// What a node prints before its verdict.
 const VERDICT: &str = "verdict: ";
-const SHARED: &str = "Redis decides";
-const ALONE: &str = "Redis does not decide";
+const SHARED: &str = "redis connected; rate limits are shared";
+const ALONE: &str = "redis unavailable; outage policy applies";
 
 /// A node asks once, and prints whether Redis decided, with the reason as it is logged.
 async fn run_node(url: &str) {

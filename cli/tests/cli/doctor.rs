@@ -966,7 +966,7 @@ async fn the_expected_tables_are_those_that_the_migrations_make() {
     assert!(
         fs::read_to_string(file).unwrap() == made,
         "{file} is not what the migrations make. If the change is meant: {UPDATE}=1 cargo test \
-         --features cli --test doctor expected, look at the difference, and commit it"
+         -p tower-api-key-cli --test cli expected, look at the difference, and commit it"
     );
     let tables: std::collections::BTreeSet<_> =
         parts.iter().map(|part| part.1.as_str()).filter(|table| !table.is_empty()).collect();

@@ -1,4 +1,4 @@
-//! The keys in use, at the price of one look.
+//! A hot table of the keys in use, for look-ups that cost one read.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,16 +6,15 @@ use arc_swap::{ArcSwapOption, Guard};
 
 use crate::{auth::entry::Entry, key::KeyHash};
 
-/// A table with two places for each key, which are its own but for those that share them.
+/// A two-way set-associative table: each key has two possible places.
 ///
-/// A hit reads two atomics and touches no counter that other threads write to. Where three keys
-/// share their two places, one of them goes without, for as long as the other two are in use.
+/// A hit reads two atomics and writes no counter that is shared between threads. If three keys map
+/// to the same two places, one of them is left out while the other two are in use.
 pub(super) struct Front {
     places: Box<[ArcSwapOption<Entry>]>,
 }
 
-/// Twice the keys that perhaps are in use at once in most services, so that few share their places;
-/// a quarter of a megabyte.
+/// About twice the number of keys in use at once in most services, so that few collide; 256 KiB.
 const MOST_PLACES: u64 = 1 << 15;
 const PLACES_OF_A_KEY: usize = 2;
 
@@ -30,7 +29,7 @@ impl Front {
         places.into_iter().find(|place| is_of(place.as_ref(), hash))
     }
 
-    /// Takes the key in where a place is free, or its holder is not in use any more.
+    /// Inserts the key if one of its places is free or holds a key that is out of use.
     pub(super) fn offer(&self, hash: &KeyHash, entry: &Arc<Entry>, now: Duration) {
         let is_free = |place: &&ArcSwapOption<Entry>| {
             place.load().as_ref().is_none_or(|holder| holder.is_out_of_use(now))
@@ -42,14 +41,14 @@ impl Front {
         }
     }
 
-    /// Puts `entry` into the place of the key, if it has one.
+    /// Replaces the entry of the key, if it is in the table.
     pub(super) fn replace(&self, hash: &KeyHash, entry: Option<&Arc<Entry>>) -> bool {
         let place = self.places_of(hash).iter().find(|place| is_of(place.load().as_ref(), hash));
         place.map(|place| place.store(entry.cloned())).is_some()
     }
 
-    /// Only keys that exist get here, and nobody chooses the hash of one: nothing is to be gained
-    /// by looking for those that share places.
+    /// Only existing keys get here, and clients cannot choose their hashes, so provoking collisions
+    /// gains nothing. The hash needs no seed.
     fn places_of(&self, hash: &KeyHash) -> &[ArcSwapOption<Entry>] {
         let [first, second, third, ..] = *hash.as_bytes();
         let at = usize::from(first) | usize::from(second) << 8 | usize::from(third) << 16;

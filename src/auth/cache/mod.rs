@@ -16,26 +16,26 @@ pub use self::policy::{CachePolicy, InvalidCachePolicy};
 use super::entry::{Entry, Generation};
 use crate::{clock::nanos, key::KeyHash};
 
-/// What the store said, by key hash.
+/// Records and absences, by key hash.
 ///
-/// moka decides what is worth keeping, and [`Front`] holds those of them that are in use where they
-/// are found for less. Freshness is judged here, by the caller's clock; moka's own only bounds
-/// memory.
+/// moka decides which entries to keep, and [`Front`] holds those in use for cheaper look-ups.
+/// Freshness is computed here from the caller's clock; moka's own clock only bounds memory.
 ///
-/// Whatever changes it is called by one at a time: who holds the lock of the loads.
+/// Writers are serialized: each holds the lock of the loads.
 pub(super) struct KeyCache {
     front: Front,
     present: Cache<KeyHash, Arc<Entry>>,
     absent: Cache<KeyHash, Absence>,
-    /// Entries of an earlier one are to be confirmed.
+    /// Entries of an earlier generation must be confirmed.
     generation: AtomicU64,
-    /// Entries of an earlier generation are as good as gone, whatever moka's clock makes of them.
+    /// Entries of an earlier generation are unusable, even if moka still returns them.
     oldest_usable: AtomicU64,
-    /// Absences of an earlier one are as good as gone.
+    /// Absences of an earlier generation are unusable.
     absent_generation: AtomicU64,
-    /// When everything was last to be confirmed, in nanoseconds of the monotonic clock.
+    /// When every entry was last invalidated for confirmation, in nanoseconds of the monotonic
+    /// clock.
     expired_at: AtomicU64,
-    /// Whether changes may go unheard.
+    /// Whether the change feed is in a gap.
     in_gap: AtomicBool,
     policy: CachePolicy,
 }
@@ -47,13 +47,13 @@ struct Absence {
 }
 
 pub(super) enum Peek {
-    /// Known, and recently confirmed.
+    /// Cached and recently confirmed.
     Fresh(Arc<Entry>),
-    /// Known, to be confirmed; good enough if the store does not answer.
+    /// Cached but no longer fresh; usable if the store does not answer.
     Stale(Arc<Entry>),
-    /// Known not to be a key.
+    /// Cached as absent.
     Absent,
-    /// Unheard of.
+    /// Not cached.
     Miss,
 }
 
@@ -78,7 +78,7 @@ impl KeyCache {
         }
     }
 
-    /// What `judge` makes of the key if it is fresh, and was used a short while ago.
+    /// Returns `judge`'s result for a key that is in the hot table and fresh.
     pub(super) fn recent<T>(
         &self,
         hash: &KeyHash,
@@ -88,22 +88,23 @@ impl KeyCache {
         let place = self.front.get(hash)?;
         let entry = place.as_ref().filter(|entry| !self.fresh_for(entry, now).is_zero())?;
         if entry.is_seen_again(now) {
-            // moka is to know that it is in use.
+            // Tells moka that the key is in use.
             self.present.get(hash);
         }
         Some(judge(entry))
     }
 
-    /// Moves what [`peek`](Self::peek) has found fresh to where [`recent`](Self::recent) finds it.
+    /// Copies a fresh entry found by [`peek`](Self::peek) to the hot table, where
+    /// [`recent`](Self::recent) finds it.
     pub(super) fn bring_forward(&self, hash: &KeyHash, entry: &Arc<Entry>, now: Duration) {
-        // It may have been thrown out since it was found.
+        // It may have been evicted since it was found.
         if self.present.get(hash).is_some_and(|current| Arc::ptr_eq(&current, entry)) {
             self.front.offer(hash, entry, now);
         }
     }
 
     pub(super) fn peek(&self, hash: &KeyHash, now: Duration) -> Peek {
-        // moka may have dropped one that is still in front.
+        // moka may have evicted an entry that is still in the hot table.
         if let Some(entry) = self.present.get(hash).or_else(|| (*self.front.get(hash)?).clone()) {
             if !self.fresh_for(&entry, now).is_zero() {
                 return Peek::Fresh(entry);
@@ -121,7 +122,7 @@ impl KeyCache {
         if absent { Peek::Absent } else { Peek::Miss }
     }
 
-    /// How long `entry` will still be fresh, if nothing happens.
+    /// How long `entry` stays fresh if nothing changes.
     pub(super) fn fresh_for(&self, entry: &Entry, now: Duration) -> Duration {
         if entry.live.generation != self.generation.load(Ordering::Acquire)
             || entry.is_outdated() && !self.is_usable(entry, now)
@@ -135,8 +136,8 @@ impl KeyCache {
         fresh.saturating_sub(now.saturating_sub(entry.live.loaded_at))
     }
 
-    /// Whether `entry` should have been confirmed by now, and the store has had the time: after a
-    /// gap, or after the time for which it was fresh.
+    /// Whether `entry` should have been confirmed by now, although the store had time to do so:
+    /// after a gap, or after the entry ceased to be fresh.
     pub(super) fn is_overdue(&self, entry: &Entry, now: Duration) -> bool {
         let CachePolicy { fresh, fresh_during_gap, load_deadline, .. } = self.policy;
         let expired_at = Duration::from_nanos(self.expired_at.load(Ordering::Acquire));
@@ -145,12 +146,12 @@ impl KeyCache {
             || now.saturating_sub(entry.live.loaded_at) >= fresh + load_deadline
     }
 
-    /// Whether what the store said was true a short enough time ago.
+    /// Whether the record is young enough to be used at all.
     pub(super) fn is_usable(&self, entry: &Entry, now: Duration) -> bool {
         entry.age(now) < self.usable()
     }
 
-    /// How long what the store said may be used at most.
+    /// The maximum age at which a record may be used.
     pub(super) fn usable(&self) -> Duration {
         self.policy.fresh + self.policy.stale_if_error
     }
@@ -162,7 +163,7 @@ impl KeyCache {
         }
     }
 
-    /// Whether what was unknown then may still be.
+    /// Whether an absence found in generation `then` is still valid.
     pub(super) fn is_absence_current(&self, then: Generation) -> bool {
         then.absent == self.absent_generation.load(Ordering::Acquire)
     }
@@ -179,7 +180,7 @@ impl KeyCache {
         self.absent.insert(hash, Absence { loaded_at, generation: generation.absent });
     }
 
-    /// True if it was a key.
+    /// Returns whether a record was cached.
     pub(super) fn forget(&self, hash: &KeyHash) -> bool {
         self.absent.invalidate(hash);
         let was_in_front = self.front.replace(hash, None);
@@ -188,21 +189,21 @@ impl KeyCache {
 
     pub(super) fn invalidate_all(&self) {
         let next = self.generation.load(Ordering::Acquire) + 1;
-        // First, so that nothing old is taken for merely stale in between.
+        // Stored first, so that no old entry counts as merely stale in between.
         self.oldest_usable.store(next, Ordering::Release);
-        // What is in front is told by its generation, too.
+        // Invalidates entries in the hot table, too.
         self.generation.store(next, Ordering::Release);
         self.present.invalidate_all();
         self.invalidate_absent();
     }
 
-    /// Nothing is unknown any more.
+    /// Discards all cached absences.
     pub(super) fn invalidate_absent(&self) {
         self.absent_generation.fetch_add(1, Ordering::AcqRel);
         self.absent.invalidate_all();
     }
 
-    /// Everything is to be confirmed before it is trusted again.
+    /// Requires every entry to be confirmed before it is trusted again.
     pub(super) fn expire_all(&self, now: Duration) {
         self.expired_at.store(nanos(now), Ordering::Release);
         self.generation.fetch_add(1, Ordering::AcqRel);

@@ -1,6 +1,6 @@
 use std::{error::Error, fmt, time::Duration};
 
-/// How long what the store said is believed, and how much of it is kept.
+/// How long records are cached, how many, and how much the cache may ask of the store.
 ///
 /// ```
 /// use std::time::Duration;
@@ -31,11 +31,11 @@ const MAX_LOAD_DEADLINE: Duration = Duration::from_secs(30);
 
 impl CachePolicy {
     /// How long a record is used without asking the store again. Default 60 s, at most 300 s; zero
-    /// asks for every request.
+    /// asks on every request.
     ///
-    /// It bounds how long a revocation goes unnoticed that nobody announced. A minute spares all
-    /// but one query in thousands on a busy key; beyond five minutes, revoking is no longer an
-    /// answer to a leaked key.
+    /// This bounds how long a revocation can go unnoticed without a change feed. At 60 s a busy key
+    /// makes one query in thousands of requests; beyond 300 s, revoking would be too slow a
+    /// response to a leaked key.
     ///
     /// # Errors
     ///
@@ -45,11 +45,11 @@ impl CachePolicy {
         Ok(Self { fresh, ..self })
     }
 
-    /// What [`fresh`](Self::fresh) is while the [change feed](crate::auth::Builder::change_feed) is not
-    /// connected, where there is one and this is shorter. Default 5 s, at most 300 s.
+    /// Replaces [`fresh`](Self::fresh), if shorter, while a configured [change
+    /// feed](crate::auth::Builder::change_feed) is not connected. Default 5 s, at most 300 s.
     ///
-    /// Whoever has a feed relies on revocations being noticed at once. Five seconds come near to
-    /// that, at the price of one query per key in use in that time.
+    /// With a feed, services rely on revocations taking effect at once. Five seconds come close, at
+    /// the cost of one query per key in use in that time.
     ///
     /// # Errors
     ///
@@ -59,11 +59,11 @@ impl CachePolicy {
         Ok(Self { fresh_during_gap: fresh, ..self })
     }
 
-    /// How long an unknown key stays unknown without asking the store again. Default 30 s, at most
-    /// 60 s.
+    /// How long an unknown key is cached as absent without asking the store again. Default 30 s, at
+    /// most 60 s.
     ///
-    /// Shorter than [`fresh`](Self::fresh), since a key created elsewhere in the meantime is kept
-    /// out for as long: after a minute its owner would have given up.
+    /// Shorter than [`fresh`](Self::fresh), because a key created elsewhere in the meantime is
+    /// rejected for as long: after a minute its owner would have given up.
     ///
     /// # Errors
     ///
@@ -73,18 +73,18 @@ impl CachePolicy {
         Ok(Self { absent, ..self })
     }
 
-    /// How long, after it is no longer fresh, a record is used while the store does not answer
-    /// ([RFC 5861 §4](https://www.rfc-editor.org/rfc/rfc5861#section-4)). Default 10 min, at most
-    /// 1 h; zero refuses at once.
+    /// How long a record is still used after it ceased to be fresh, while the store does not answer
+    /// ([RFC 5861 §4](https://www.rfc-editor.org/rfc/rfc5861#section-4)). Default 10 min, at most 1
+    /// h; zero rejects at once.
     ///
-    /// Ten minutes span a restart, a fail-over and most mistakes. The price: a revocation that this
-    /// node was not told of goes unnoticed as long as the store is away, which is why an hour is
-    /// the most. Expiry never does.
+    /// Ten minutes cover a restart, a failover and most operator mistakes. The cost: a revocation
+    /// that was not reported to this node goes unnoticed while the store is down, hence the maximum
+    /// of 1 h. Expiry is always enforced.
     ///
-    /// A store that failed five times in a row is asked again every 250 ms, by one request; the
-    /// others are answered at once from what is cached, or turned away. So an outage costs no
-    /// request more than the first few the [deadline](Self::load_deadline), and its end is noticed
-    /// within a quarter of a second.
+    /// After five consecutive failures, the store is probed every 250 ms by one request; other
+    /// requests are answered from the cache or rejected at once. So only the first few requests of
+    /// an outage wait for the [deadline](Self::load_deadline), and its end is noticed within 250
+    /// ms.
     ///
     /// # Errors
     ///
@@ -96,38 +96,39 @@ impl CachePolicy {
 
     /// How many keys are cached. Default 100,000.
     ///
-    /// Room for all keys in use of most services, at some 750 bytes each with a name and two scopes,
-    /// 950 with a quota, and metadata beside that. Up to 32,768 more may stay where keys in use are
-    /// found, until another takes their place.
+    /// Enough for all keys in use of most services. A key takes some 750 bytes with a name and two
+    /// scopes, 950 with a quota, plus its metadata. Up to 32,768 evicted keys may remain in the hot
+    /// table until others replace them.
     #[must_use]
     pub fn capacity(self, keys: u64) -> Self {
         Self { capacity: keys, ..self }
     }
 
-    /// How many unknown keys are remembered. Default 10,000.
+    /// How many absences are cached. Default 10,000.
     ///
-    /// Enough for clients that go on with a deleted key; against a flood of ever new ones no number
-    /// helps. They are kept apart from the known ones, so that such a flood cannot push those out.
+    /// Enough for clients that keep using a deleted key; no size helps against a flood of ever new
+    /// keys. Absences are cached apart from records, so such a flood cannot evict those.
     #[must_use]
     pub fn absent_capacity(self, keys: u64) -> Self {
         Self { absent_capacity: keys, ..self }
     }
 
-    /// How many queries may be under way at once. Default 64, at least 1. A quarter of them is kept
-    /// for keys that were known and are to be confirmed, and 64 times as many may wait.
+    /// How many queries may run at once. Default 64, at least 1. A quarter of them is reserved for
+    /// known keys that must be confirmed. Up to 64 times as many look-ups may queue.
     ///
-    /// Some six times the usual pool: enough to keep every connection busy, too few to let a flood
-    /// of unknown keys queue up for seconds.
+    /// About six times the size of a usual connection pool: enough to keep every connection busy,
+    /// and too few for a flood of unknown keys to queue for seconds.
     #[must_use]
     pub fn max_loads(self, loads: usize) -> Self {
         Self { max_loads: loads.clamp(1, tokio::sync::Semaphore::MAX_PERMITS), ..self }
     }
 
-    /// How long a request waits for the store, of which half at most for its turn. Default 500 ms,
-    /// at least 1 ms and at most 30 s. If the key is changed meanwhile, it waits as long again.
+    /// How long a request waits for the store; at most half of it for permission to query. Default
+    /// 500 ms, at least 1 ms, at most 30 s. If the key changes during the look-up, the request
+    /// waits for a second one as long again.
     ///
-    /// A healthy look-up takes a millisecond. Clients rather hear "try again" than wait, and after
-    /// 30 s they have hung up.
+    /// A healthy look-up takes a millisecond. Clients prefer an early "try again" to a long wait,
+    /// and after 30 s they have disconnected.
     ///
     /// # Errors
     ///
@@ -137,14 +138,15 @@ impl CachePolicy {
         Ok(Self { load_deadline: deadline, ..self })
     }
 
-    /// How many queries a second may be made for keys that turn out to be none. Default 100, and as
-    /// many at once; at least 1. A tenth of it more is kept for keys that come a second time.
+    /// How many queries per second may find no key or get no answer. Default 100, which is also the
+    /// burst; at least 1. A reserve of another tenth is kept for keys that are retried.
     ///
-    /// Anybody can make up well-formed keys, and each costs a query. A hundred a second are some
-    /// percent of what a small database does, and more than mistakes amount to. Keys that are ones
-    /// cost nothing, so that a node that starts cold under load is not slowed down. Beyond it, keys
-    /// that this node does not know are [`Overloaded`](crate::auth::RejectionKind::Overloaded): the
-    /// manual says [who gets in nevertheless](crate::manual::limits#guessing).
+    /// Anyone can make up well-formed keys, and each costs a query. A hundred per second are a few
+    /// percent of what a small database can do, and more than honest mistakes amount to. Queries
+    /// that find a key are free, so a node that starts cold under load is not slowed down. Beyond
+    /// the limit, keys that this node does not know are rejected as
+    /// [`Overloaded`](crate::auth::RejectionKind::Overloaded); the manual lists [the
+    /// exceptions](crate::manual::limits#guessing).
     #[must_use]
     pub fn stranger_queries(self, per_second: u32) -> Self {
         Self { stranger_queries: per_second.max(1), ..self }
@@ -180,7 +182,7 @@ fn check(
     }
 }
 
-/// A setting beyond what is safe.
+/// A cache setting outside its permitted range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidCachePolicy {
     setting: &'static str,
@@ -191,7 +193,7 @@ pub struct InvalidCachePolicy {
 impl fmt::Display for InvalidCachePolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { setting, least, most } = self;
-        write!(f, "`{setting}` is at least {least:?} and at most {most:?}")
+        write!(f, "`{setting}` must be at least {least:?} and at most {most:?}")
     }
 }
 

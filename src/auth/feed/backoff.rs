@@ -5,9 +5,8 @@ use crate::key::EntropySource;
 const FIRST: Duration = Duration::from_millis(100);
 pub(in crate::auth) const LONGEST: Duration = Duration::from_secs(5);
 
-/// How long to wait after each failure in a row: from 100 ms, doubling, up to 5 s. Of that, a random
-/// part of the second half is left out, so that a fleet that lost its database together does not
-/// come back together.
+/// The wait after consecutive failures: 100 ms, doubling up to 5 s. Jitter takes off up to half of
+/// it, so that nodes that lost their database together do not reconnect together.
 #[derive(Default)]
 pub(in crate::auth) struct Backoff {
     failures: u32,
@@ -18,7 +17,7 @@ impl Backoff {
         let whole = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
         let mut random = [0];
-        // Without randomness the wait is a whole one, which is no reason to fail.
+        // Without randomness there is no jitter, which is no reason to fail.
         let omitted = entropy.fill(&mut random).map_or(0, |()| u32::from(random[0]));
         whole - whole / 2 * omitted / 256
     }

@@ -1,4 +1,4 @@
-//! Hearing of changes made elsewhere, and of not hearing of them.
+//! Follows the change feed, and tracks whether it is connected.
 
 mod backoff;
 
@@ -21,18 +21,19 @@ use crate::{
     trace,
 };
 
-/// How long one attempt to connect may take.
+/// The deadline for connecting.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-/// How often everything may be confirmed because the feed says so. Each change of a plan says so.
+/// The feed may request confirmation of every cached record, for example on each change of a plan;
+/// this limits how often that is done.
 const CONFIRM_EVERYTHING_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
-/// How often it is logged that messages are ignored.
+/// How often ignored messages are logged.
 const WARN_AT_MOST_EVERY: Duration = Duration::from_secs(60);
 
-/// Takes up what `feed` tells, for ever.
+/// Follows `feed` forever.
 ///
-/// Any failure is a gap. It ends with a new connection: *then* everything cached is to be confirmed,
-/// and only then it is fresh for the usual time again.
+/// Any failure begins a gap. A new connection ends it: only *after* connecting is every cached
+/// record invalidated for confirmation, and fresh for the usual time again.
 pub(super) async fn follow(loader: &Loader, feed: &mut dyn ErasedFeed) -> Infallible {
     let mut following = Following { loader, trouble: None, is_live: false };
     let mut backoff = Backoff::default();
@@ -41,7 +42,7 @@ pub(super) async fn follow(loader: &Loader, feed: &mut dyn ErasedFeed) -> Infall
             Ok(()) => {
                 let begin = Instant::now();
                 let error = following.take_up(feed).await;
-                // A feed that connects and fails at once is waited for as if it did not connect.
+                // A feed that connects and then fails at once backs off as if it had not connected.
                 if begin.elapsed() >= LONGEST_BACKOFF {
                     backoff.reset();
                 }
@@ -55,10 +56,10 @@ pub(super) async fn follow(loader: &Loader, feed: &mut dyn ErasedFeed) -> Infall
     }
 }
 
-/// However following ends, nothing is heard of any more.
+/// Begins a gap when dropped, however following ends.
 struct Following<'a> {
     loader: &'a Loader,
-    /// What was said to be wrong.
+    /// The problem last logged.
     trouble: Option<Trouble>,
     is_live: bool,
 }
@@ -77,7 +78,7 @@ impl Following<'_> {
         Ok(())
     }
 
-    /// Does what the feed tells until it fails.
+    /// Applies changes from the feed until it fails.
     async fn take_up(&mut self, feed: &mut dyn ErasedFeed) -> StoreError {
         let mut confirmations = Confirmations::default();
         let mut ignored = Ignored::default();
@@ -96,13 +97,13 @@ impl Following<'_> {
                     }
                 }
             };
-            // First: what the change has looked up is as old as the store.
+            // Must come first: look-ups caused by this change are as old as the store.
             if change.is_ok() {
                 self.judge(feed.staleness());
             }
             match change {
                 Ok(Change::Changed(id)) => self.loader.invalidate_id(id),
-                // Nobody knows by what hash it was asked for.
+                // The hash under which the new key was cached as absent is unknown.
                 Ok(Change::Created(_)) => self.loader.invalidate_absent(),
                 Ok(Change::Everything) => confirmations.request(),
                 Ok(Change::Nothing { lag }) if self.is_live => self.loader.feed.set_lag(lag),
@@ -110,12 +111,12 @@ impl Following<'_> {
                 Ok(Change::Junk) => ignored.count(self.loader),
                 Err(error) => return error,
             }
-            // A feed that is never at a loss would keep everything else from its turn.
+            // Yields, as a feed that always has a message would starve other tasks.
             consume_budget().await;
         }
     }
 
-    /// Whether what the feed and the store say is new enough.
+    /// Checks whether the data of the feed and the store is recent enough.
     fn judge(&mut self, staleness: Option<Staleness>) {
         match staleness.filter(|staleness| staleness.is_too_old) {
             Some(Staleness { age, .. }) => self.behind(age),
@@ -127,11 +128,11 @@ impl Following<'_> {
     fn live(&mut self) {
         self.is_live = true;
         self.trouble = None;
-        // Before everything is confirmed by the store.
+        // Must come before the store confirms records.
         self.loader.feed.set_current();
         self.loader.end_gap();
         self.loader.feed.set_live();
-        trace::info!("changes of keys made elsewhere are heard of at once");
+        trace::info!("change feed connected");
         self.loader.observe(&Event::FeedLive);
     }
 
@@ -140,28 +141,28 @@ impl Following<'_> {
         self.loader.feed.set_behind(age, self.loader.clock.monotonic());
         let before = self.trouble.replace(Trouble::Behind);
         if before != Some(Trouble::Behind) {
-            let problem = format!("what it reads is {age:.1?} old, which is too old");
+            let problem = format!("the replica lags by {age:.1?}, more than the maximum");
             let error = StoreError::new(StoreErrorKind::Unavailable).because(problem);
-            trace::warn!(?error, "replica behind: keys are judged by what is cached");
+            trace::warn!(?error, "replica too far behind; keys are checked against the cache");
             self.begin_gap(before, &error);
         }
     }
 
     fn lost(&mut self, error: &StoreError) {
-        trace::debug!(?error, "the change feed failed");
+        trace::debug!(?error, "change feed failed");
         self.is_live = false;
         self.loader.feed.set_gap();
         let trouble = Trouble::Lost(error.kind());
         let before = self.trouble.replace(trouble);
         if before.is_none() {
-            trace::warn!(?error, "changes of keys made elsewhere are not heard of");
+            trace::warn!(?error, "change feed lost");
         } else if before != Some(trouble) {
-            trace::warn!(?error, "changes of keys made elsewhere are still not heard of");
+            trace::warn!(?error, "change feed lost: cause changed");
         }
         self.begin_gap(before, error);
     }
 
-    /// Once a gap.
+    /// Called on each failure; acts once per gap.
     fn begin_gap(&self, before: Option<Trouble>, error: &StoreError) {
         if before.is_none() {
             self.loader.begin_gap();
@@ -170,7 +171,7 @@ impl Following<'_> {
     }
 }
 
-/// Messages that were ignored.
+/// Logs ignored messages, rate limited.
 #[derive(Default)]
 struct Ignored {
     warned: Option<Instant>,
@@ -184,7 +185,7 @@ impl Ignored {
             self.warned = Some(now);
             trace::warn!(
                 count = loader.feed.ignored(),
-                "change feed messages ignored: forged, sent before, or of another program"
+                "change feed messages ignored: forged, replayed, or of another program"
             );
         }
         loader.observe(&Event::FeedJunk);
@@ -198,7 +199,7 @@ impl Drop for Following<'_> {
     }
 }
 
-/// When everything is to be confirmed because the feed said so.
+/// Schedules confirmations of every cached record that the feed requests.
 #[derive(Default)]
 struct Confirmations {
     last: Option<Instant>,

@@ -5,13 +5,14 @@ use std::{
 
 use crate::clock::nanos;
 
-/// Failures in a row after which the store counts as down.
+/// Consecutive failures after which the store counts as down.
 const THRESHOLD: u32 = 5;
-/// How often a store that is down is asked again. Well below the second in which a recovered store
-/// should be noticed.
+/// How often a store that is down is probed. A recovered store must be noticed well within a
+/// second.
 const COOL_DOWN: Duration = Duration::from_millis(250);
 
-/// Spares requests the wait for a store that is down, and the store the requests.
+/// A circuit breaker: spares requests the wait for a store that is down, and the store the
+/// requests.
 #[derive(Default)]
 pub(super) struct Breaker {
     failures: AtomicU32,
@@ -21,19 +22,19 @@ pub(super) struct Breaker {
 }
 
 impl Breaker {
-    /// Whether the store has answered since it was last down; `None` if it has never answered.
+    /// Whether the store is up; `None` if it has never answered.
     pub(super) fn is_up(&self) -> Option<bool> {
         let is_up = self.failures.load(Ordering::Relaxed) < THRESHOLD;
         self.has_answered.load(Ordering::Relaxed).then_some(is_up)
     }
 
-    /// Whether the store would be asked now.
+    /// Whether [`allow`](Self::allow) would permit a query now.
     pub(super) fn would_allow(&self, now: Duration) -> bool {
         self.failures.load(Ordering::Relaxed) < THRESHOLD
             || nanos(now) >= self.closed_until_probe_at.load(Ordering::Relaxed)
     }
 
-    /// Whether to ask the store: always while it is up, else one probe each [`COOL_DOWN`].
+    /// Whether to query the store: always while it is up, otherwise one probe per [`COOL_DOWN`].
     pub(super) fn allow(&self, now: Duration) -> bool {
         if self.failures.load(Ordering::Relaxed) < THRESHOLD {
             return true;
@@ -51,18 +52,18 @@ impl Breaker {
                 .is_ok()
     }
 
-    /// The store may be back.
+    /// Closes the breaker: the store may be back.
     pub(super) fn reset(&self) {
         self.failures.store(0, Ordering::Relaxed);
     }
 
-    /// True when this answer ended an outage.
+    /// Returns whether this answer ended an outage.
     pub(super) fn answered(&self) -> bool {
         self.has_answered.store(true, Ordering::Relaxed);
         self.failures.swap(0, Ordering::Relaxed) >= THRESHOLD
     }
 
-    /// True when this failure began an outage.
+    /// Returns whether this failure began an outage.
     pub(super) fn failed(&self, now: Duration) -> bool {
         self.closed_until_probe_at.store(nanos(now + COOL_DOWN), Ordering::Relaxed);
         let before = self

@@ -1,4 +1,4 @@
-//! Which keys with a record that cannot be read were told of lately.
+//! Limits log lines about keys whose record cannot be read.
 
 use std::{
     collections::HashMap,
@@ -8,8 +8,8 @@ use std::{
 
 use crate::key::KeyHash;
 
-/// A client sends such a key again and again, and each time it is looked up: one line a minute is
-/// enough to find it.
+/// Clients send such a key repeatedly, and each time it is looked up: one line per minute is enough
+/// to find it.
 const INTERVAL: Duration = Duration::from_secs(60);
 const MAX_KEYS: usize = 1024;
 
@@ -17,7 +17,7 @@ const MAX_KEYS: usize = 1024;
 pub(super) struct CorruptKeys(Mutex<HashMap<KeyHash, Duration>>);
 
 impl CorruptKeys {
-    /// Whether the key is to be told of at `now`: the first time, and once a minute.
+    /// Whether to log the key at `now`: the first time, then once a minute.
     pub(super) fn is_due(&self, hash: &KeyHash, now: Duration) -> bool {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if told.get(hash).is_some_and(|at| now.saturating_sub(*at) < INTERVAL) {

@@ -1,4 +1,4 @@
-//! Which key in the cache has which id, and who wants to hear of it.
+//! An index from key ids to cached keys, and the streams waiting for their changes.
 
 use std::{
     collections::HashMap,
@@ -9,17 +9,16 @@ use tokio::sync::watch;
 
 use crate::{auth::entry::Entry, key::KeyHash, record::KeyId};
 
-/// Finds what is cached of a key by its id, which is all that a change feed tells, and whoever
-/// waits for news of it.
+/// Finds cached keys and waiting streams by key id, which is all that a change feed reports.
 ///
-/// It does not hear of evictions: entries that are gone are swept out whenever there are twice as
-/// many names as the last time.
+/// Evictions are not reported here: stale ids are swept out whenever the number of ids has doubled
+/// since the last sweep.
 #[derive(Default)]
 pub(super) struct Directory {
     cached: HashMap<KeyId, Weak<Entry>>,
-    /// With how often the key was changed.
+    /// Counts the changes of each watched key.
     watched: HashMap<KeyHash, watch::Sender<u64>>,
-    /// Of those that are watched, cached or not.
+    /// The ids of watched keys, cached or not.
     hashes: HashMap<KeyId, KeyHash>,
     sweep_at: usize,
 }
@@ -27,7 +26,7 @@ pub(super) struct Directory {
 const MIN_SWEEP: usize = 1024;
 
 impl Directory {
-    /// Returns the hash that the key had before, if it has another one now.
+    /// Adds an entry. Returns the key's previous hash if it has changed.
     pub(super) fn enter(&mut self, entry: &Arc<Entry>) -> Option<KeyHash> {
         let (id, hash) = (entry.key_id(), entry.live.hash);
         let before = self.hash_of(id);
@@ -44,7 +43,7 @@ impl Directory {
         cached.map(|entry| entry.live.hash).or_else(|| self.hashes.get(&id).copied())
     }
 
-    /// Whoever holds the receiver hears when the key was changed, and how often.
+    /// Subscribes to changes of the key. The value counts them.
     pub(super) fn watch(&mut self, id: KeyId, hash: KeyHash) -> watch::Receiver<u64> {
         self.hashes.entry(id).or_insert(hash);
         let news = self.watched.entry(hash).or_default().subscribe();
@@ -52,26 +51,26 @@ impl Directory {
         news
     }
 
-    /// The key with this hash was changed.
+    /// Counts a change of the key with this hash.
     pub(super) fn tell(&self, hash: &KeyHash) {
         if let Some(watched) = self.watched.get(hash) {
             watched.send_modify(|changes| *changes += 1);
         }
     }
 
-    /// Every key was changed.
+    /// Counts a change of every key.
     pub(super) fn tell_all(&self) {
         self.watched.values().for_each(|watched| watched.send_modify(|changes| *changes += 1));
     }
 
-    /// The key with this hash is to be looked at again.
+    /// Wakes the streams of the key with this hash.
     pub(super) fn wake(&self, hash: &KeyHash) {
         if let Some(watched) = self.watched.get(hash) {
             watched.send_modify(|_| {});
         }
     }
 
-    /// Every key is to be looked at again.
+    /// Wakes every stream.
     pub(super) fn wake_all(&self) {
         self.watched.values().for_each(|watched| watched.send_modify(|_| {}));
     }
@@ -144,9 +143,9 @@ mod tests {
             directory.enter(&entry(number));
         }
         assert!(directory.cached.len() <= 2 * MIN_SWEEP, "{}", directory.cached.len());
-        assert_eq!(directory.hash_of(id(0)), Some(hash(0)), "it is still cached");
+        assert_eq!(directory.hash_of(id(0)), Some(hash(0)), "still cached");
 
-        let watched = directory.hash_of(id(1)).expect("it is still watched");
+        let watched = directory.hash_of(id(1)).expect("still watched");
         assert!(!news.has_changed().unwrap());
         directory.tell(&watched);
         assert!(news.has_changed().unwrap());

@@ -1,4 +1,4 @@
-//! How often clients tried keys that are none.
+//! Counts the unknown keys tried per client network.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -11,12 +11,11 @@ use crate::auth::{
     network::ClientNetwork,
 };
 
-/// Failures by network, in memory that never grows, without a lock: a count-min sketch whose
-/// counters run out by themselves.
+/// A count-min sketch of failures per network, whose counters decay. Fixed size, lock-free.
 ///
-/// Each network has one cell in each row, which it shares with strangers to it, and has failed too
-/// often only if both say so. While *n* other networks have, that is wrong with a probability of
-/// (1 - e^(-n / 131072))². Which networks share a cell nobody outside can know, as the hash is
+/// Each network has one cell per row, shared with other networks, and exceeds its limit only if
+/// both cells do. While *n* other networks exceed theirs, that is a false positive with probability
+/// (1 - e^(-n / 131072))². The hash is seeded, so clients cannot choose networks that share a cell.
 /// seeded.
 pub(super) struct Failures {
     rate: Rate,
@@ -26,7 +25,7 @@ pub(super) struct Failures {
 
 type Row = Box<[Used]>;
 
-/// A query that may fail, and in which rows it holds what that would take.
+/// A query that may fail, and the rows in which a unit is reserved for that.
 #[derive(Clone, Copy)]
 pub(super) struct Try {
     network: ClientNetwork,
@@ -34,7 +33,7 @@ pub(super) struct Try {
 }
 
 impl Try {
-    /// One that holds nothing.
+    /// A query without a reservation.
     pub(super) fn of(network: ClientNetwork) -> Self {
         Self { network, held: [false; 2] }
     }
@@ -44,7 +43,7 @@ impl Try {
     }
 }
 
-/// 1 MiB a row. Of 1,000 clients that guess at the same time, one in 17,000 others is taken for one.
+/// 1 MiB per row. While 1,000 clients are guessing, one in 17,000 others is blocked by mistake.
 const CELLS: usize = 1 << 17;
 
 impl Failures {
@@ -52,13 +51,13 @@ impl Failures {
         Self { rate, seed: RandomState::new(), rows: OnceLock::new() }
     }
 
-    /// How long until `network` may try another key.
+    /// The time until `network` may try another key.
     pub(super) fn wait(&self, network: ClientNetwork, now: Duration) -> Duration {
         let waits = self.cells(self.rows.get(), network).map(|cell| cell.wait(self.rate, now));
         waits.min().unwrap_or_default()
     }
 
-    /// `network` has failed.
+    /// Counts a failure of `network`.
     pub(super) fn count(&self, network: ClientNetwork, now: Duration) {
         let rows = self.rows.get_or_init(|| [row(), row()]);
         for cell in self.cells(Some(rows), network) {
@@ -66,12 +65,12 @@ impl Failures {
         }
     }
 
-    /// A query for `network`, of which it is not known yet whether it fails, or how long until there
-    /// may be one.
+    /// Begins a query for `network`, whose outcome is not known yet, or returns the time until one
+    /// is allowed.
     ///
-    /// While half of what it may fail is left, as many as come are let through: they may be good
-    /// keys. After that each holds what its failure would take. Called by one at a time, or two that
-    /// come at once could have a cell each.
+    /// While half of the burst is left, any number of queries may run at once, since their keys may
+    /// be valid. Below that, each query reserves the unit that its failure would take. Calls must
+    /// be serialized, or two concurrent queries could each get one of the two cells.
     pub(super) fn begin(&self, network: ClientNetwork, now: Duration) -> Result<Try, Duration> {
         let mut attempt = Try::of(network);
         let rows = self.rows.get();
@@ -147,7 +146,8 @@ mod tests {
         assert_eq!(failures.wait(network(1), 2 * SECOND), SECOND);
     }
 
-    /// 8,192 of 131,072 cells a row: 6.1 % of each, so 0.37 % of innocents share both.
+    /// 8,192 of 131,072 cells per row: 6.1 % of each row, so 0.37 % of innocent networks share
+    /// both.
     #[test]
     fn an_innocent_network_is_taken_for_a_guesser_as_seldom_as_is_said() {
         const GUESSERS: u32 = 8192;
@@ -165,12 +165,12 @@ mod tests {
         let share = 1.0 - (-f64::from(GUESSERS) / CELLS as f64).exp();
         let expected = share * share * f64::from(INNOCENT);
         let wrong = wrong.count() as f64;
-        // Nine standard deviations.
+        // Within nine standard deviations.
         assert!((wrong - expected).abs() < 9.0 * expected.sqrt(), "{wrong}, not {expected}");
     }
 
-    /// There is nothing in it that could grow: what is to be seen is that it still tells networks
-    /// apart, as soon as those that failed at once have had the time to.
+    /// The size is fixed, so this checks that networks are told apart again once the failures have
+    /// decayed.
     #[test]
     fn ten_million_networks_that_fail_once_harm_nobody_for_long() {
         const NETWORKS: u32 = 10_000_000;

@@ -1,4 +1,4 @@
-//! The loads under way, and whether what they bring still holds.
+//! The loads in progress, and whether their results are still current.
 
 use std::collections::HashMap;
 
@@ -6,18 +6,18 @@ use tokio::sync::watch;
 
 use crate::{key::KeyHash, record::KeyId};
 
-/// The loads whose results will be kept, joined by whoever wants the same key.
+/// Single flight: requests for the same key join the load in progress.
 ///
-/// A load that is struck off goes on for those who wait for it already; its result is not kept, and
-/// nobody joins it any more. A change that is told by the id of the key cannot strike off the load
-/// of a key that nobody knows the id of yet: it is noted, and the load finds it when it lands.
+/// A detached load continues for the requests that already wait for it, but its result is not
+/// cached and no further request joins it. A change reported by key id cannot detach a load of a
+/// key whose id is not known yet: the change is noted, and the load checks for it on completion.
 pub(super) struct Flights<T> {
     by_hash: HashMap<KeyHash, Flight<T>>,
-    /// Take-offs and changes, in one order.
+    /// The last sequence number in use; it orders starts and changes.
     next: u64,
-    /// When a key was last changed, of those that a load under way may bring.
+    /// The last change of each key that a load in progress may return.
     changed: HashMap<KeyId, u64>,
-    /// When any key may have been changed.
+    /// The last change that may concern every key.
     everything_changed: u64,
 }
 
@@ -38,7 +38,8 @@ impl<T> Default for Flights<T> {
     }
 }
 
-/// Beyond this many changes during one load, that which load they concern is not worth the memory.
+/// Beyond this many changes during one load, individual changes are no longer tracked: every load
+/// counts as superseded.
 const MAX_CHANGED: usize = 4096;
 
 impl<T> Flights<T> {
@@ -61,14 +62,14 @@ impl<T> Flights<T> {
         self.by_hash.get(hash).is_some_and(|flight| flight.number == number)
     }
 
-    /// Takes this flight off the list, and no later one of the same key.
+    /// Detaches this load, but not a later one of the same key.
     pub(super) fn strike_off(&mut self, hash: &KeyHash, number: u64) {
         if self.is_listed(hash, number) {
             self.strike(hash);
         }
     }
 
-    /// The key with this hash was changed.
+    /// Called when the key with this hash changed.
     pub(super) fn strike(&mut self, hash: &KeyHash) {
         self.by_hash.remove(hash);
         if self.by_hash.is_empty() {
@@ -76,13 +77,13 @@ impl<T> Flights<T> {
         }
     }
 
-    /// Every key was changed.
+    /// Called when every key changed.
     pub(super) fn strike_all(&mut self) {
         self.by_hash.clear();
         self.changed.clear();
     }
 
-    /// The key with this id was changed.
+    /// Called when the key with this id changed.
     pub(super) fn note(&mut self, id: KeyId) {
         if self.by_hash.is_empty() {
             return;
@@ -94,13 +95,13 @@ impl<T> Flights<T> {
         self.changed.insert(id, number);
     }
 
-    /// Any key may have been changed.
+    /// Called when any key may have changed.
     pub(super) fn note_everything(&mut self) {
         self.everything_changed = self.number();
         self.changed.clear();
     }
 
-    /// Whether a flight may bring the key `id` as it was before it was changed.
+    /// Whether load `number` may return the key `id` as it was before a change.
     pub(super) fn is_overtaken(&self, number: u64, id: Option<KeyId>) -> bool {
         let changed = id.and_then(|id| self.changed.get(&id)).copied();
         number < self.everything_changed || changed.is_some_and(|changed| number < changed)

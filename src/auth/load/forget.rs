@@ -1,4 +1,4 @@
-//! What is cached and no longer to be believed: of one key, of all, or for as long as nobody tells.
+//! Invalidation: of one key, of all keys, or for the duration of a gap.
 
 use super::{Board, Loader};
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     record::{KeyId, KeyRecord},
 };
 
-/// Changed keys beyond this many are strangers again, until somebody has looked them up.
+/// Beyond this many recently changed keys, all of them count as unknown until they are looked up.
 const MAX_ACQUAINTANCES: usize = 4096;
 
 fn acquaint(board: &mut Board, hash: KeyHash) {
@@ -17,19 +17,20 @@ fn acquaint(board: &mut Board, hash: KeyHash) {
 }
 
 impl Loader {
-    /// Nothing of the key with this hash is to be believed.
+    /// Invalidates the key with this hash.
     pub(in crate::auth) fn invalidate(&self, hash: &KeyHash) {
         self.forget(&mut self.board(), hash);
     }
 
-    /// The key was revoked by this process. A store that still calls it live has old data.
+    /// Handles a revocation by this process. A store that returns the key as not revoked lags
+    /// behind.
     pub(in crate::auth) fn revoked(&self, record: &KeyRecord) {
         let mut board = self.board();
         board.revoked.add(record);
         self.forget(&mut board, &record.key_hash);
     }
 
-    /// Nothing of the key with this id is to be believed.
+    /// Invalidates the key with this id.
     pub(in crate::auth) fn invalidate_id(&self, id: KeyId) {
         let mut board = self.board();
         board.flights.note(id);
@@ -46,18 +47,18 @@ impl Loader {
         board.directory.tell(hash);
     }
 
-    /// The key with this hash need not queue up with strangers when it is looked up next.
+    /// Lets the next look-up of this key bypass the limits on unknown keys.
     pub(in crate::auth) fn mark_known(&self, hash: KeyHash) {
         acquaint(&mut self.board(), hash);
     }
 
-    /// No key is to be believed unknown.
+    /// Discards all cached absences.
     pub(in crate::auth) fn invalidate_absent(&self) {
         let _board = self.board();
         self.cache.invalidate_absent();
     }
 
-    /// Nothing of any key is to be believed.
+    /// Invalidates every key.
     pub(in crate::auth) fn invalidate_all(&self) {
         let mut board = self.board();
         board.flights.strike_all();
@@ -65,8 +66,8 @@ impl Loader {
         board.directory.tell_all();
     }
 
-    /// Everything is to be confirmed before it is believed again, but is better than nothing while
-    /// the store does not answer.
+    /// Requires every key to be confirmed. Until then, records remain usable if the store does not
+    /// answer.
     pub(in crate::auth) fn expire_all(&self) {
         let mut board = self.board();
         board.flights.note_everything();
@@ -74,19 +75,19 @@ impl Loader {
         board.directory.wake_all();
     }
 
-    /// Streams that wait for the end of a key look at it again.
+    /// Wakes the streams that wait for the end of a key, so that they check it again.
     pub(in crate::auth) fn wake_watchers(&self) {
         self.board().directory.wake_all();
     }
 
-    /// From now on changes may go unheard.
+    /// The change feed was lost.
     pub(in crate::auth) fn begin_gap(&self) {
         let board = self.board();
         self.cache.set_in_gap(true);
         board.directory.wake_all();
     }
 
-    /// From now on changes are heard of, and the store probably answers, too.
+    /// The change feed is connected, so the store probably answers as well.
     pub(in crate::auth) fn end_gap(&self) {
         self.breaker.reset();
         self.expire_all();

@@ -1,4 +1,4 @@
-//! Getting a key that is not in the cache: once, in a task of its own, within a deadline.
+//! Loads keys that are not cached: single flight, in a task of their own, within a deadline.
 
 mod breaker;
 mod corrupt;
@@ -57,20 +57,20 @@ use crate::{
     trace,
 };
 
-/// A key's entry, `None` for no such key, or why it cannot be told.
+/// The key's entry, `None` if the key does not exist, or why that is unknown.
 pub(super) type Outcome = Result<Option<Arc<Entry>>, Rejection>;
 
-/// What a load brought.
+/// The result of a load.
 #[derive(Clone)]
 pub(super) struct Landed {
     outcome: Outcome,
-    /// The key was changed in the meantime, perhaps before somebody joined.
+    /// The key changed since the load started, perhaps before some requests joined.
     is_overtaken: bool,
 }
 
 type Turn<'a> = (Option<SemaphorePermit<'a>>, SemaphorePermit<'a>);
 
-/// The cache, and what fills it.
+/// The cache and its loader.
 pub(super) struct Loader {
     pub(super) store: Arc<dyn ErasedStore>,
     pub(super) clock: Arc<dyn Clock>,
@@ -86,7 +86,7 @@ pub(super) struct Loader {
     corrupt: CorruptKeys,
     board: Mutex<Board>,
     turns: Semaphore,
-    /// For streams that look their keys up, beside `turns`.
+    /// For look-ups of streams, beside `turns`.
     pub(super) watchers: Semaphore,
     streams: AtomicU64,
     pub(super) strangers: Strangers,
@@ -94,20 +94,19 @@ pub(super) struct Loader {
     deadline: Duration,
 }
 
-/// Held while a result is put into the cache and while one is thrown out, which puts an order
-/// between the two.
+/// Held while a result is cached and while one is invalidated, which orders the two.
 #[derive(Default)]
 struct Board {
     flights: Flights<Landed>,
     directory: Directory,
-    /// Keys that were known until they were changed: they need not queue up with strangers.
+    /// Keys that were cached until they changed, so the limits on unknown keys do not apply.
     acquaintances: HashSet<KeyHash>,
     revoked: RevokedKeys,
 }
 
-/// Loads that may wait for each turn. Beyond, there is no hope of one in time.
+/// How many loads may queue per permit. Beyond that, a permit would not come in time.
 const QUEUE_PER_TURN: usize = 64;
-/// What a load that keeps its deadline may be late by.
+/// How late a load that keeps its deadline may be.
 const GRACE: Duration = Duration::from_millis(100);
 
 impl Loader {
@@ -141,12 +140,12 @@ impl Loader {
         }
     }
 
-    /// Whether the store answers, as far as that is known; `None` if it never has.
+    /// Whether the store is up; `None` if it has never answered.
     pub(super) fn is_store_up(&self) -> Option<bool> {
         self.breaker.is_up()
     }
 
-    /// What the cache says; a stale entry counts as fresh while the store is known to be down.
+    /// Looks into the cache. A stale entry counts as fresh while the store is known to be down.
     pub(super) fn peek(&self, hash: &KeyHash, now: Duration) -> Peek {
         match self.cache.peek(hash, now) {
             Peek::Fresh(entry) => {
@@ -161,15 +160,15 @@ impl Loader {
         }
     }
 
-    /// Somebody else may hold the lock: then another request will find the key as this one did.
+    /// Skipped if the lock is taken: a later request will do it.
     fn bring_forward(&self, hash: &KeyHash, entry: &Arc<Entry>, now: Duration) {
         if let Ok(_board) = self.board.try_lock() {
             self.cache.bring_forward(hash, entry, now);
         }
     }
 
-    /// What the store says, or what it last said if it does not answer. `network` is where a
-    /// stranger asks from.
+    /// Asks the store; falls back to the cached record if it does not answer. `network` is the
+    /// client's network, for keys that this node does not know.
     pub(super) async fn load(
         self: Arc<Self>,
         hash: KeyHash,
@@ -187,7 +186,7 @@ impl Loader {
         if rejection.store_error_kind() == Some(StoreErrorKind::Corrupt) {
             return Err(rejection);
         }
-        // Looked up again: an invalidation in the meantime has taken it away.
+        // Read again, as the entry may have been invalidated in the meantime.
         let now = self.clock.monotonic();
         match self.cache.peek(&hash, now) {
             Peek::Fresh(entry) => Ok(Some(entry)),
@@ -210,7 +209,7 @@ impl Loader {
         if !landed.is_overtaken {
             return landed.outcome;
         }
-        // This one takes off after the caller came: it is as new as can be asked for.
+        // This load starts after the request came, so its result is current enough.
         self.wait_for_flight(hash, network).await?.outcome
     }
 
@@ -236,7 +235,7 @@ impl Loader {
                 }
                 Ok(landed.clone())
             }
-            // The task panicked, or the runtime that it was spawned on shuts down or stands still.
+            // The task panicked, or its runtime is shutting down or stalled.
             _ => {
                 self.board().flights.strike_off(&hash, flight.number);
                 let error = StoreError::new(StoreErrorKind::Other).because("the load was aborted");
@@ -245,8 +244,8 @@ impl Loader {
         }
     }
 
-    /// The load of `hash` that is under way, or a new one, and whether it is joined; what the last
-    /// one brought if it landed after the caller had looked into the cache.
+    /// The load of `hash` in progress, or a new one, and whether it was joined. Breaks with a
+    /// cached result if a load completed after the caller had looked into the cache.
     fn flight(
         self: &Arc<Self>,
         hash: KeyHash,
@@ -276,7 +275,8 @@ impl Loader {
         };
         let (flight, landed) = board.flights.take_off(hash);
         let landing = Landing { loader: Arc::clone(self), hash, number: flight.number, landed };
-        // A runtime that is shutting down drops the task at once, and the landing takes the lock.
+        // A runtime that is shutting down drops the task at once, and dropping `landing` takes the
+        // lock.
         drop(board);
         runtime.spawn(async move {
             let outcome = landing.loader.fetch(&hash, asker).await;
@@ -285,12 +285,12 @@ impl Loader {
         ControlFlow::Continue((flight, false))
     }
 
-    /// Asks the store whether it answers. No key has this hash.
+    /// Asks the store for a hash that no key has.
     pub(super) async fn probe(self: &Arc<Self>) {
         let loader = Arc::clone(self);
         let nobody = KeyHash::from_bytes([0; 32]);
         let fetch = async move { loader.fetch(&nobody, Asker::Known).await.map(drop) };
-        // In a task of its own, as every query is: the store may panic. The breaker has the answer.
+        // In a task of its own, because the store may panic. The result is recorded by the breaker.
         let _ = tokio::spawn(fetch).await;
     }
 
@@ -301,21 +301,21 @@ impl Loader {
         }
         let begin = Instant::now();
         let deadline = begin + self.deadline;
-        // In a full queue every turn comes when the wait is all but over. Half of the time is the
-        // query's own: cut off, it would look like a store that does not answer.
+        // In a full queue, permits come only near the deadline. Half of the time is kept for the
+        // query: if cut short, it would look like a store that does not answer.
         let turn = timeout_at(begin + self.deadline / 2, self.turn(asker)).await;
         let Ok(Ok(_turn)) = turn else {
             return Err(self.strangers.turn_away(hash));
         };
         self.check_clocks();
         let missed = self.clocks.missed();
-        // Both before the query: a deadline reckoned from here comes early rather than late, and
-        // an invalidation after it is noticed.
+        // Both are read before the query: expiry measured from here comes early rather than late,
+        // and later invalidations are noticed.
         let (now, generation) = (self.clock.monotonic(), self.cache.generation());
-        // What a replica says that is behind is as old as that.
+        // If the store is a replica that is too far behind, the record is older by this.
         let outdated_by = self.feed.outdated_by(now);
         self.strangers.charge(&mut cost, asker, hash, now)?;
-        // Only now, as the store may have gone down in the meantime.
+        // Checked last, as the store may have gone down while waiting for the permit.
         if !self.breaker.allow(now) {
             return Err(down());
         }
@@ -334,7 +334,7 @@ impl Loader {
         match found {
             Ok(record) => {
                 if self.breaker.answered() {
-                    trace::info!("the key store answers again");
+                    trace::info!("key store recovered");
                 }
                 let entry = record.map(|mut record| {
                     self.board().revoked.correct(&mut record);
@@ -361,9 +361,9 @@ impl Loader {
         }
     }
 
-    /// Whether a replica that is behind may say this of a key: that it is revoked or was deleted, as
-    /// it stays so; anything else for as long as while the store does not answer. What is not there
-    /// may have been created meanwhile.
+    /// Whether a replica that is too far behind is trusted about this key. Revocation and deletion
+    /// are permanent, so those are; any other record is used as long as during an outage. A key
+    /// that was never known may have been created in the meantime.
     fn may_tell(&self, entry: Option<&Entry>, asker: Asker, now: Duration) -> bool {
         match entry {
             Some(entry) => {
@@ -374,11 +374,11 @@ impl Loader {
     }
 
     fn unknown_plan(&self, record: &KeyRecord) {
-        trace::warn!(key_id = %record.id, plan = record.plan, "a key names an undefined plan");
+        trace::warn!(key_id = %record.id, plan = record.plan, "undefined plan");
         self.observe(&Event::UnknownPlan { key_id: record.id });
     }
 
-    /// To be held while a query is under way.
+    /// Acquires the permits that a query holds.
     async fn turn(&self, asker: Asker) -> Result<Turn<'_>, AcquireError> {
         let stranger = match asker {
             Asker::Known | Asker::Returning(_) => None,
@@ -391,7 +391,7 @@ impl Loader {
         self.observe(&Event::LoadFailed { error: &error });
         let now = self.clock.monotonic();
         match error.kind() {
-            // An overload of this process says nothing of the store.
+            // Overload of this process says nothing about the store.
             StoreErrorKind::Overloaded => {
                 self.errors.warn("key look-up failed", &error, now);
                 Rejection::overloaded(error)
@@ -407,7 +407,7 @@ impl Loader {
                 if kind == StoreErrorKind::Unavailable && self.breaker.failed(now) {
                     trace::warn!(
                         ?error,
-                        "the key store is down; keys are judged by what is cached"
+                        "key store unavailable; keys are checked against the cache"
                     );
                 }
                 Rejection::store_unavailable(error)
@@ -415,12 +415,12 @@ impl Loader {
         }
     }
 
-    /// Hears when the key may have been changed.
+    /// Subscribes to changes of the key.
     pub(super) fn watch(&self, id: KeyId, hash: KeyHash) -> watch::Receiver<u64> {
         self.board().directory.watch(id, hash)
     }
 
-    /// Whether the key may be used at `now` of the monotonic clock, and of the time that this has
+    /// The status of the key at `now` of the monotonic clock, corrected by the time that this clock
     /// missed.
     pub(super) fn status(&self, entry: &Entry, now: Duration) -> KeyStatus {
         match self.missed_since(entry) {
@@ -429,13 +429,13 @@ impl Loader {
         }
     }
 
-    /// What the monotonic clock has missed since the key was loaded.
+    /// The time that the monotonic clock has missed since the key was loaded.
     pub(super) fn missed_since(&self, entry: &Entry) -> Duration {
         Duration::from_nanos(self.clocks.missed().saturating_sub(entry.live.missed))
     }
 
-    /// A wall clock that has run ahead of the monotonic one is a gap: whatever is cached may have
-    /// ended meanwhile.
+    /// If the wall clock ran ahead of the monotonic clock, cached keys may have expired meanwhile;
+    /// they must all be confirmed.
     pub(super) fn check_clocks(&self) {
         if let Some(ahead) = self.clocks.check(&*self.clock) {
             trace::warn!(?ahead, "wall clock ran ahead of the monotonic one; cached keys expired");
@@ -444,7 +444,7 @@ impl Loader {
         }
     }
 
-    /// The number of another stream that waits for the end of a key.
+    /// A number for another stream that waits for the end of a key.
     pub(super) fn next_stream(&self) -> u64 {
         self.streams.fetch_add(1, Ordering::Relaxed)
     }
@@ -453,7 +453,7 @@ impl Loader {
         self.observe(&Event::StaleServed { key_id: entry.key_id() });
     }
 
-    /// What an observer does wrong is no reason to turn anybody away.
+    /// A panicking observer must not fail the request.
     pub(super) fn observe(&self, event: &Event<'_>) {
         if let Some(observer) = &self.observer
             && catch_unwind(AssertUnwindSafe(|| observer.observe(event))).is_err()
@@ -468,15 +468,15 @@ impl Loader {
     }
 }
 
-/// Why nobody asks a store that is down.
+/// The rejection while the store is down.
 fn down() -> Rejection {
-    let error = StoreError::new(StoreErrorKind::Unavailable).because("it was down just now");
+    let error = StoreError::new(StoreErrorKind::Unavailable).because("circuit breaker open");
     Rejection::store_unavailable(error)
 }
 
-/// Why a replica that is behind is not believed.
+/// The rejection while the replica is too far behind.
 fn outdated() -> Rejection {
-    let problem = "the replica that keys are looked up in is too far behind";
+    let problem = "the replica is too far behind to confirm keys";
     let error = StoreError::new(StoreErrorKind::Unavailable).because(problem);
     Rejection::store_unavailable(error)
 }
@@ -487,8 +487,8 @@ struct Fetched {
     generation: Generation,
 }
 
-/// Ends a flight however its task ends: it is struck off before anybody hears of its outcome, so
-/// that nobody joins it afterwards.
+/// Ends a load however its task ends. The load is detached before its result is published, so that
+/// no request joins it afterwards.
 struct Landing {
     loader: Arc<Loader>,
     hash: KeyHash,
@@ -497,8 +497,8 @@ struct Landing {
 }
 
 impl Landing {
-    /// Keeps the result, unless the key was changed after the flight took off: struck off the list,
-    /// or told by its id.
+    /// Caches the result unless the key changed after the load started: the load was detached, or a
+    /// change of its id was noted.
     fn land(self, outcome: Result<Fetched, Rejection>) {
         let mut board = self.loader.board();
         let is_listed = board.flights.is_listed(&self.hash, self.number);
@@ -528,14 +528,14 @@ impl Landing {
         match &fetched.entry {
             Some(entry) => {
                 if let Some(before) = board.directory.enter(entry) {
-                    // What is told of this id will no longer find it.
+                    // Changes reported for this id will no longer find the old hash.
                     self.loader.forget(board, &before);
                 }
                 cache.insert(self.hash, Arc::clone(entry));
             }
             None => cache.insert_absent(self.hash, fetched.loaded_at, fetched.generation),
         }
-        // Streams that wait for their turn need not wait any longer.
+        // Streams waiting for a permit need not wait any longer.
         let works = |entry: &Arc<Entry>| entry.status(fetched.loaded_at) == KeyStatus::Active;
         if !fetched.entry.as_ref().is_some_and(works) {
             board.directory.wake(&self.hash);

@@ -1,4 +1,4 @@
-//! Keys that this process has revoked: a replica may not have applied that yet.
+//! Keys revoked by this process, whose revocation a replica may not have applied yet.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -7,10 +7,10 @@ use std::{
 
 use crate::record::{KeyId, KeyRecord};
 
-/// Beyond these, the oldest is forgotten: a replica that lags by so many revocations is behind anyway.
+/// When full, the oldest is dropped: a replica that lags by this many revocations is behind anyway.
 const MAX_KEYS: usize = 10_000;
 
-/// A revocation is for good, so a record of the key that is not revoked is an old one.
+/// Revocation is permanent, so a record that is not revoked is older than the revocation.
 #[derive(Default)]
 pub(super) struct RevokedKeys {
     revoked: HashMap<KeyId, SystemTime>,
@@ -18,7 +18,7 @@ pub(super) struct RevokedKeys {
 }
 
 impl RevokedKeys {
-    /// Remembers a record that is revoked.
+    /// Remembers the revocation of `record`, if it is revoked.
     pub(super) fn add(&mut self, record: &KeyRecord) {
         let Some(at) = record.revoked_at else { return };
         if self.revoked.insert(record.id, at).is_some() {
@@ -32,7 +32,7 @@ impl RevokedKeys {
         }
     }
 
-    /// Revokes a record that was read from a store that has not applied the revocation yet.
+    /// Marks `record` as revoked if this process revoked the key and the store lags behind.
     pub(super) fn correct(&self, record: &mut KeyRecord) {
         if record.revoked_at.is_none() {
             record.revoked_at = self.revoked.get(&record.id).copied();

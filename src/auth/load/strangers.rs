@@ -1,7 +1,7 @@
-//! What keys that nobody has heard of may ask of the store.
+//! Admission control for keys that this node does not know.
 //!
-//! Anybody can make up such keys, as many as a network carries. A flood of them shall keep no good
-//! key out, nor the store busy.
+//! Clients can make up any number of such keys. A flood of them must neither keep valid keys out
+//! nor overload the store.
 
 use std::time::Duration;
 
@@ -21,33 +21,35 @@ use crate::{
     key::KeyHash,
 };
 
-/// Of the turns, the queries and the patience with failures, what strangers may have.
+/// Limits on look-ups of unknown keys: concurrency, query rate, failures per network.
 pub(in crate::auth) struct Strangers {
     pub(super) turns: Semaphore,
     budget: Budget,
-    /// For those who come again, as a client does that was told when to. A flood of ever new keys
-    /// never does.
+    /// For keys that are retried, as a client does after `Retry-After`. A flood of ever new keys
+    /// never gets here.
     reserve: Budget,
     turned_away: TurnedAway,
     failures: Failures,
 }
 
-/// Whose query it is, and what it may fail.
+/// Which limits a query is subject to, and its reservation for a failure.
 #[derive(Clone, Copy)]
 pub(super) enum Asker {
-    /// A key's that was known until now.
+    /// A key that was known until now.
     Known,
     Stranger(Option<Try>),
-    /// A stranger's that was turned away before. It has taken a unit of the reserve.
+    /// An unknown key that was rejected before. It has taken a unit of the reserve.
     Returning(Option<Try>),
 }
 
 impl Strangers {
     pub(super) fn new(policy: &CachePolicy, failures: Rate) -> Self {
-        // The rest is for known keys: that they are confirmed, or a revocation noticed.
+        // The rest is kept for known keys, so that they are confirmed and revocations noticed in
+        // time.
         let turns = policy.max_loads - policy.max_loads / 4;
         let queries = policy.stranger_queries;
-        // A good key holds its unit during its query, and shall keep no other one out by that.
+        // A valid key holds its unit during its query, and must not keep other valid keys out by
+        // that.
         let burst = queries.max(u32::try_from(turns).unwrap_or(u32::MAX).saturating_add(1));
         let reserve = (queries / 10).max(1);
         Self {
@@ -59,7 +61,7 @@ impl Strangers {
         }
     }
 
-    /// Whether a stranger may queue for a query at all. Called by one at a time.
+    /// Whether an unknown key may queue for a query. Calls must be serialized.
     pub(super) fn admit(
         &self,
         hash: &KeyHash,
@@ -82,7 +84,7 @@ impl Strangers {
         Err(self.turn_away(hash))
     }
 
-    /// What the query of `asker` has taken before it is made.
+    /// What `asker` has taken before its query is made.
     pub(super) fn cost(&self, asker: Asker) -> Cost<'_> {
         let (budget, attempt) = match asker {
             Asker::Known => (None, None),
@@ -92,7 +94,7 @@ impl Strangers {
         Cost { budget, attempt, failures: &self.failures }
     }
 
-    /// Takes what the query costs that `asker` makes now.
+    /// Takes the remaining cost of the query that `asker` is about to make.
     pub(super) fn charge<'a>(
         &'a self,
         cost: &mut Cost<'a>,
@@ -109,13 +111,13 @@ impl Strangers {
         Ok(())
     }
 
-    /// There is no room for this one now.
+    /// Rejects the key for lack of capacity.
     pub(super) fn turn_away(&self, hash: &KeyHash) -> Rejection {
         self.turned_away.remember(hash);
         Rejection::new(RejectionKind::Overloaded)
     }
 
-    /// Somebody tried a key of which it is known that it is none.
+    /// Counts a try of a key that is cached as absent.
     pub(in crate::auth) fn guess(
         &self,
         network: Option<ClientNetwork>,
@@ -127,7 +129,7 @@ impl Strangers {
         })
     }
 
-    /// Somebody has heard of another one's query that a key is none.
+    /// Counts a failure of a request that joined another one's query.
     pub(super) fn failed(&self, network: Option<ClientNetwork>, now: Duration) {
         if let Some(network) = network {
             self.failures.count(network, now);
@@ -163,7 +165,7 @@ impl Budget {
     }
 }
 
-/// What a query costs: given back, unless it is spent.
+/// The cost of a query, refunded on drop unless it is spent.
 pub(super) struct Cost<'a> {
     budget: Option<&'a Budget>,
     attempt: Option<Try>,
@@ -171,12 +173,12 @@ pub(super) struct Cost<'a> {
 }
 
 impl Cost<'_> {
-    /// The store did not answer, which is nobody's failure.
+    /// Keeps the unit of the budget, but counts no failure: the store did not answer.
     pub(super) fn spend(mut self) {
         self.budget = None;
     }
 
-    /// There is no such key.
+    /// Spends the cost and counts a failure: the key does not exist.
     pub(super) fn fail(mut self, now: Duration) {
         if let Some(attempt) = self.attempt.take() {
             self.failures.fail(attempt, now);

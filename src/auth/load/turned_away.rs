@@ -1,4 +1,4 @@
-//! Which keys were turned away without having been looked up.
+//! Remembers keys that were rejected without a look-up, to recognize retries.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -10,13 +10,11 @@ use std::{
 
 use crate::key::KeyHash;
 
-/// The last keys that were turned away: one for each of so many places, in memory that never grows,
-/// without a lock.
+/// A lossy set of recently rejected keys: a fixed-size table of fingerprints, lock-free.
 ///
-/// Of a key that is remembered, as many as *n* others leave something with a probability of
-/// e^(-n / 262144): after 50,000, a flood's second, that is 83 %. One that was never turned away is
-/// taken for one in 2^32 times. Which keys share a place nobody outside can know, as the hash is
-/// seeded.
+/// After *n* other keys, a key is still remembered with probability e^(-n / 262144): after 50,000,
+/// one second of a flood, that is 83 %. A key that was never rejected matches with probability
+/// 2^-32. The hash is seeded, so clients cannot choose keys that collide.
 pub(super) struct TurnedAway {
     seed: RandomState,
     places: OnceLock<Box<[AtomicU32]>>,
@@ -47,7 +45,7 @@ impl TurnedAway {
         place.is_some_and(|place| place.load(Ordering::Relaxed) == print)
     }
 
-    /// Where a key is remembered, and as what: never as the nothing that is there at first.
+    /// The slot and fingerprint of a key. A fingerprint is never 0, which marks an empty slot.
     fn print(&self, hash: &KeyHash) -> (Option<usize>, u32) {
         let hash = self.seed.hash_one(hash);
         let place = usize::try_from(hash % PLACES as u64).ok();
@@ -93,7 +91,7 @@ mod tests {
         let share = left as f64 / f64::from(ROUNDS * KEYS);
         let expected = (-f64::from(OTHERS) / PLACES as f64).exp();
         assert!((expected - 0.826).abs() < 0.001);
-        // Eight standard deviations of ten thousand keys.
+        // Within eight standard deviations for ten thousand keys.
         assert!((share - expected).abs() < 0.03, "{share}, not {expected}");
     }
 }

@@ -1,3 +1,3 @@
-//! The atomics of the ring: `tests/ring.rs` puts others in their place, to try all orders of events.
+//! The atomics of the ring. `tests/ring.rs` replaces them to try all interleavings.
 
 pub(super) use std::sync::atomic::{AtomicU64, Ordering};

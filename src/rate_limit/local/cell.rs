@@ -1,30 +1,31 @@
-//! All that is counted of one subject.
+//! Everything that is counted of one subject.
 //!
-//! A cell has a [`State`] for each distinct quota under which its subject is or was counted. Each counts
-//! all units that were taken in the cell, whichever quota admitted them, so that no change of quotas
+//! A cell has a [`State`] for each distinct quota under which its subject is or was counted. Each
+//! state counts all units taken in the cell, whichever quota admitted them, so no change of quotas
 //! makes any of them forget what was taken.
 //!
 //! # Why no change lets more through
 //!
-//! Let N(s, t) be what was admitted between s and t, and the line of a quota what it allows in as
-//! long. For each state, at any time t and for each s, one of two things holds:
+//! Let N(s, t) be the units admitted between s and t, and the *line* of a quota what it allows in
+//! an interval of that length. For each state, at any time t and for each s, one of two invariants
+//! holds:
 //!
-//! 1. It has counted all of N(s, t).
-//! 2. There is a list of quotas that were applied, each of which refills at least as fast as this one,
-//!    and N(s, t) and whatever this state admits later by itself stay within the lines of all of them.
+//! 1. The state has counted all of N(s, t).
+//! 2. A list of quotas was applied, each of which refills at least as fast as this one, and N(s, t)
+//!    plus whatever this state alone admits later stays within the lines of all of them.
 //!
 //! A request that a list of quotas admits is within the lines of that list if the first holds for
-//! all of them, and else within those of another list that was applied.
+//! all of its states, and otherwise within those of another list that was applied.
 //!
-//! - *A quota admits.* Its own state has room, which keeps both. The other states add what was taken.
-//!   They may stop adding once they are used up, if all quotas of the admitting list refill at least
-//!   as fast: then the second holds for them. So a slow quota comes back after a fast one.
-//!   Lines of sliding windows are stairs, so that they stop a window later.
-//! - *A quota joins*, see [`Inner::join`].
-//! - *A state is dropped* when it is full and no key has had its quota for [`RETENTION`], *a cell is
-//!   forgotten* when all its states were full and unused for as long. A quota that joins later may
-//!   start full, so that as much more may pass as fits at once; but not again before that is
-//!   back.
+//! - *A request is admitted.* The admitting states have room, which preserves both invariants. The
+//!   other states add the units. They may stop adding once they are used up, if all quotas of the
+//!   admitting list refill at least as fast: then the second holds for them. So a slow quota
+//!   recovers after a fast one was applied. Lines of sliding windows are stairs, so those states
+//!   stop a window later.
+//! - *A quota joins*: see [`Inner::join`].
+//! - *A state is dropped* when it is full and no key has had its quota for [`RETENTION`]; *a cell
+//!   is dropped* when all its states have been full and unused for as long. A quota that joins
+//!   later may start full, so one more burst may pass; but not again before that has refilled.
 
 use std::{
     num::NonZeroU32,
@@ -49,64 +50,64 @@ use crate::rate_limit::{
 
 mod join;
 
-/// How long a cell is kept in which nothing is used up, in nanoseconds.
+/// How long a cell in which nothing is used up is kept, in nanoseconds.
 pub(super) const RETENTION: u64 = 600_000_000_000;
 
-/// So many states that no set of buckets uses, and that are not full, are kept in a cell. A client that
-/// changes its quotas more often waits until one of them is full.
+/// How many states that are unused but not yet full are kept in a cell. A client whose quotas
+/// change more often waits until one of them is full.
 const MOST_UNUSED: usize = 64;
 
 pub(super) type States = SmallVec<[Arc<State>; 1]>;
 
 pub(super) struct Cell {
-    /// Goes on before anything changes that those who use some of the states alone must know.
+    /// Advanced before any change that lock-free users of the states must notice.
     epoch: AtomicU32,
     inner: Mutex<Inner>,
 }
 
-/// The epoch in which no set of buckets is alone.
+/// The value that stands for no epoch: the states are not alone.
 pub(super) const NEVER: u32 = 0;
 
 struct Inner {
     entries: SmallVec<[Entry; 1]>,
-    /// Before that nothing was taken.
+    /// No units were taken before this time.
     born: u64,
-    /// Until then nothing may be taken.
+    /// No units may be taken before this time.
     closed_until: u64,
 }
 
 struct Entry {
     state: Arc<State>,
-    /// Of the few that are not alone in their cell.
+    /// Only for states that are not alone in their cell.
     more: Option<Box<More>>,
 }
 
 #[derive(Default)]
 struct More {
     debt: Debt,
-    /// Whether some of what was taken was left out.
+    /// Whether some units were not counted.
     is_clipped: bool,
     guards: Vec<Guard>,
     relies: Option<Reliance>,
-    /// Since when no set of buckets has been seen to use it.
+    /// When the state was first found unused by any set of buckets.
     unused_since: Option<u64>,
 }
 
-/// A state that is enforced, too, wherever this one is.
+/// A state that is enforced together with this one.
 #[derive(Clone, Copy)]
 struct Guard {
     measure: Measure,
     until: u64,
 }
 
-/// It started full because a slower quota was applied with it.
+/// The state started full because a slower quota was applied with it.
 #[derive(Clone, Copy)]
 struct Reliance {
     on: Rate,
     until: u64,
 }
 
-/// A cell that nobody else changes, but those that are alone with their states.
+/// A locked cell. Only sets of buckets that are alone with their states still change it.
 pub(super) struct Locked<'a> {
     epoch: &'a AtomicU32,
     inner: MutexGuard<'a, Inner>,
@@ -129,7 +130,7 @@ impl Cell {
 }
 
 impl Locked<'_> {
-    /// Brings everything to `now`.
+    /// Brings all states to `now`, and drops unused ones.
     pub(super) fn settle(&mut self, now: u64) {
         for entry in &mut self.inner.entries {
             entry.settle(now);
@@ -137,14 +138,14 @@ impl Locked<'_> {
         self.inner.drop_unused(now);
     }
 
-    /// Drops what nobody needs.
+    /// Drops unused states.
     pub(super) fn tidy_up(&mut self, now: u64) {
         if self.inner.entries.len() > 1 {
             self.settle(now);
         }
     }
 
-    /// The epoch in which `own` are all there is, so that they may be used without the lock.
+    /// The epoch, if `own` are all states of the cell, so that they may be used without the lock.
     pub(super) fn alone(&self, own: &[Arc<State>], now: u64) -> u32 {
         let inner = &*self.inner;
         let is_alone = inner.entries.len() == own.len()
@@ -153,7 +154,7 @@ impl Locked<'_> {
         if is_alone { self.epoch.load(Ordering::Acquire) } else { NEVER }
     }
 
-    /// What is told to one that asks for `units`, and takes none.
+    /// The decision on `units`, without taking them.
     pub(super) fn look(&self, state: &Arc<State>, units: NonZeroU32, now: u64) -> Decision {
         let Some(entry) = self.inner.entry(state) else { return state.peek(units, now) };
         let mut decision = entry.peek(units, now);
@@ -169,7 +170,7 @@ impl Locked<'_> {
         }
     }
 
-    /// Counts what was taken of all of `own` with the other states, too.
+    /// Counts units that were taken from all of `own` in the other states.
     pub(super) fn count(&mut self, own: &[Arc<State>], units: NonZeroU32, now: u64) {
         if self.inner.entries.len() == own.len() {
             return;
@@ -188,7 +189,7 @@ impl Locked<'_> {
         self.inner.entries.iter_mut().for_each(|entry| entry.charge(units, now));
     }
 
-    /// Charges all but `own`.
+    /// Charges all states except `own`.
     pub(super) fn charge_others(&mut self, own: &[Arc<State>], units: NonZeroU32, now: u64) {
         for entry in &mut self.inner.entries {
             if !own.iter().any(|state| Arc::ptr_eq(state, &entry.state)) {
@@ -197,7 +198,7 @@ impl Locked<'_> {
         }
     }
 
-    /// Gives back to `own`, and to those that have counted all that was taken.
+    /// Refunds `own`, and the states that have counted every unit.
     pub(super) fn give_back(&mut self, own: &[Arc<State>], units: NonZeroU32, now: u64) {
         for entry in &mut self.inner.entries {
             let is_own = own.iter().any(|state| Arc::ptr_eq(state, &entry.state));
@@ -207,12 +208,12 @@ impl Locked<'_> {
         }
     }
 
-    /// Whether it is as good as a new one.
+    /// Whether the cell is equivalent to a new one.
     pub(super) fn is_forgettable(&self, now: u64) -> bool {
         self.inner.is_forgettable(now)
     }
 
-    /// Adds the states of these quotas, and says which they are.
+    /// Adds the states of these quotas, and returns them.
     pub(super) fn join(&mut self, specs: &[Spec], now: u64) -> States {
         self.settle(now);
         let is_new = |spec: &Spec| self.inner.find(spec.measure).is_none();
@@ -222,8 +223,8 @@ impl Locked<'_> {
         self.inner.join(specs, now)
     }
 
-    /// Whoever is alone with a state either took before this, and the state has it, or sees later that
-    /// the epoch has ended.
+    /// Ends the epoch. A lock-free take happens either before this, and the state includes it, or
+    /// after, and then sees that the epoch has ended.
     fn go_on(&self) {
         go_on(self.epoch);
         self.inner.entries.iter().for_each(|entry| entry.state.touch());
@@ -236,7 +237,7 @@ fn go_on(epoch: &AtomicU32) {
     }
 }
 
-/// What two say that both are asked.
+/// The decision if both must admit.
 pub(super) fn both(one: Decision, other: Decision) -> Decision {
     let remaining = one.remaining().min(other.remaining());
     let waits = || one.next_unit_in().max(other.next_unit_in());
@@ -255,7 +256,7 @@ pub(super) fn both(one: Decision, other: Decision) -> Decision {
     }
 }
 
-/// As `decision`, which does not matter any more after `left`.
+/// Limits the wait of `decision`, which no longer applies after `left`.
 fn within(decision: Decision, left: Duration) -> Decision {
     let wait = decision.next_unit_in().min(left);
     if decision.is_admitted() {
@@ -274,8 +275,8 @@ impl Inner {
         self.entries.iter().find(|entry| entry.measure() == measure)
     }
 
-    /// For how long the state `at` may be used up and more, when a list admits of which `slowest` is
-    /// the slowest quota; `None` where it has to count everything.
+    /// How long a state may be counted as used up beyond its size, when a list with the slowest
+    /// rate `slowest` admits; `None` if it must count everything.
     fn beyond(&self, at: usize, slowest: Rate) -> Option<u64> {
         let rate = self.entries.get(at)?.measure().rate();
         if slowest < rate {
@@ -294,7 +295,7 @@ impl Inner {
         self.entries.get(at).map_or(0, |entry| entry.measure().window())
     }
 
-    /// Drops the states that are full, and that no key or guard has used for a while.
+    /// Drops the states that are full and that no key or guard has used for a while.
     fn drop_unused(&mut self, now: u64) {
         if self.entries.len() < 2 {
             return;
@@ -346,7 +347,7 @@ impl Entry {
         self.more.as_ref().is_some_and(|more| more.is_clipped)
     }
 
-    /// Whether its state alone decides.
+    /// Whether the state alone decides.
     fn is_simple(&self) -> bool {
         self.owed() == 0 && self.guards().is_empty()
     }
@@ -364,7 +365,7 @@ impl Entry {
         self.owed() == 0 && self.state.is_full(now)
     }
 
-    /// When nothing of it is used up any more, or owed.
+    /// When nothing is used up or owed any more.
     fn full_at(&self, now: u64) -> u64 {
         let all = u32::try_from(self.measure().size()).ok().and_then(NonZeroU32::new);
         match all {
@@ -401,7 +402,7 @@ impl Entry {
         }
         more.is_clipped |= state.add(units, &mut more.debt, beyond, now);
         if has_room && owed == 0 && more.debt.units > 0 {
-            // Others were faster.
+            // Other requests were faster.
             go_on(epoch);
             state.touch();
         }
@@ -419,13 +420,13 @@ impl Entry {
         }
     }
 
-    /// The units that are used up or owed.
+    /// The units used up or owed.
     fn used(&self, now: u64) -> i128 {
         let debt = self.more.as_ref().map_or_else(Debt::default, |more| more.debt);
         self.state.used(&debt, now)
     }
 
-    /// The units that are left; below zero if some are owed.
+    /// The units left; negative if some are owed.
     fn left(&self, now: u64) -> i128 {
         self.measure().size() - self.used(now)
     }

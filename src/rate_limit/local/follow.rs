@@ -1,4 +1,4 @@
-//! Following buckets that a fleet shares, and going on where those cannot be had.
+//! Local copies of buckets that a fleet shares; they take over during an outage.
 
 use std::{num::NonZeroU32, sync::atomic::Ordering, time::Duration};
 
@@ -11,25 +11,25 @@ impl BucketSet {
         self.homes()
     }
 
-    /// What is told to one that asks for `units`, and takes none.
+    /// The decision on `units`, without taking them.
     pub(in crate::rate_limit) fn look(&self, units: NonZeroU32, now: Duration) -> Decisions {
         self.peek_all(units, nanos(now))
     }
 
-    /// Takes `units` from all or from none, without the shared ones.
+    /// Takes `units` from all or from none, without the shared buckets.
     pub(in crate::rate_limit) fn take_alone(&self, units: NonZeroU32, now: Duration) -> Decisions {
         self.go_on_alone();
         self.take_all(units, nanos(now))
     }
 
-    /// The shared ones do not know of what happens here.
+    /// Marks the states as diverged: the shared buckets do not know what is taken here.
     pub(in crate::rate_limit) fn go_on_alone(&self) {
         self.iter().for_each(|state| state.went_on.store(true, Ordering::Release));
     }
 }
 
 impl State {
-    /// How it stands. That of a window is by this process's clock.
+    /// The current state, by this process's clock.
     pub(in crate::rate_limit) fn level(&self, now: Duration) -> Level {
         match &self.counter {
             Counter::Gcra(gcra) => Level::Gcra(gcra.ahead_of(nanos(now))),
@@ -37,20 +37,20 @@ impl State {
         }
     }
 
-    /// Stands as the shared one does.
+    /// Copies the state of the shared bucket.
     pub(in crate::rate_limit) fn follow(&self, level: &Level, now: Duration) {
         match (&self.counter, level) {
             (Counter::Gcra(gcra), Level::Gcra(missing)) => gcra.follow(*missing, nanos(now)),
             (Counter::Window(window), Level::Window { slots, .. }) => {
                 window.follow(slots, nanos(now));
             }
-            // Never asked for.
+            // Unreachable: shared and local state are of the same algorithm.
             _ => return,
         }
         self.went_on.store(false, Ordering::Release);
     }
 
-    /// Whether it has gone on alone.
+    /// Whether the state has diverged from the shared bucket.
     pub(in crate::rate_limit) fn went_on(&self) -> bool {
         self.went_on.load(Ordering::Acquire)
     }

@@ -18,17 +18,17 @@ use governor::{
 
 use crate::rate_limit::{Decision, refill::Refill};
 
-/// A bucket that refills evenly, counted by [`governor`](https://docs.rs/governor).
+/// A GCRA bucket, counted by [`governor`](https://docs.rs/governor).
 ///
-/// What is missing in it is measured by the nanoseconds in which it comes back. It may be more than
-/// the bucket holds: units that another quota admitted, or that were charged.
+/// What the bucket lacks is measured as the nanoseconds in which it refills. It may exceed the size
+/// of the bucket because of units that another quota admitted or that were charged.
 pub(super) struct Gcra {
     rate: Arc<Rate>,
     tat: Tat,
 }
 
-/// How buckets of one quota refill. All of them share it, so that a bucket is its [`Tat`] and little
-/// else: small, and of one piece for the processor's caches.
+/// The refill of a quota, shared by all its buckets, so that a bucket is little more than its
+/// [`Tat`]: small, and contiguous for the processor's caches.
 pub(super) struct Rate {
     refill: Refill,
     governor: governor::RateLimiter<Tat, Carried, CallersClock, StateInformationMiddleware>,
@@ -36,7 +36,7 @@ pub(super) struct Rate {
 
 impl Rate {
     fn new(refill: Refill) -> Self {
-        // `Quota` refuses an interval of zero, for which governor has no quota.
+        // `Quota` rejects an interval of zero, for which governor has no quota.
         let rate = governor::Quota::with_period(Duration::from_nanos(refill.interval()))
             .unwrap_or_else(|| governor::Quota::per_second(NonZeroU32::MIN))
             .allow_burst(refill.burst());
@@ -46,7 +46,7 @@ impl Rate {
     }
 }
 
-/// The rates of the buckets in use, by burst and interval.
+/// The rates in use, by burst and interval.
 #[derive(Default)]
 pub(super) struct Rates {
     of: HashMap<(NonZeroU32, u64), Arc<Rate>>,
@@ -55,8 +55,8 @@ pub(super) struct Rates {
 
 const SWEEP_RATES_FROM: usize = 16;
 
-/// No bucket is further ahead of the clock: there must be room for what is asked for on top. The clock
-/// ends at a third of this, and the longest burst takes as much.
+/// The maximum TAT, which leaves room for the units of a request. The clock stops at a third of it,
+/// and the longest burst takes another third.
 const MOST: u64 = u64::MAX / 4 * 3;
 
 impl Rates {
@@ -79,14 +79,14 @@ impl Rates {
 }
 
 impl Gcra {
-    /// A bucket that is full.
+    /// A full bucket.
     pub(super) fn new(rate: Arc<Rate>, now: u64) -> Self {
         Self { rate, tat: Tat(AtomicU64::new(now)) }
     }
 
-    /// Returns, too, when the bucket was full after this request, for [`undo`](Self::undo).
+    /// Also returns the TAT after this request, for [`undo`](Self::undo).
     pub(super) fn take(&self, units: NonZeroU32, now: u64) -> (Decision, u64) {
-        // Others would overflow: governor multiplies before it looks whether so many ever fit.
+        // Larger requests would overflow: governor multiplies before it compares with the burst.
         let fits_at_all = units <= self.rate.refill.burst();
         let outcome = fits_at_all
             .then(|| CallersClock::at(now, || self.rate.governor.check_key_n(&self.tat, units)));
@@ -100,8 +100,8 @@ impl Gcra {
         }
     }
 
-    /// Takes back what was taken just now, unless other requests have changed the bucket since: the
-    /// units may have come back by themselves meanwhile, and would come back twice.
+    /// Reverts a take that was just made, unless other requests have changed the bucket since: the
+    /// units may have refilled meanwhile, and must not come back twice.
     pub(super) fn undo(&self, units: NonZeroU32, full_at: u64) {
         let before = full_at.saturating_sub(self.rate.refill.needed(units));
         let _ = self.tat.0.compare_exchange(full_at, before, Ordering::AcqRel, Ordering::Relaxed);
@@ -111,8 +111,8 @@ impl Gcra {
         self.rate.refill.look(units, self.ahead_of(now))
     }
 
-    /// Counts `units` that another quota admitted, whether they fit or not. With `beyond`, the bucket
-    /// is not used up for longer than that. Says whether some were left out for it.
+    /// Counts `units` that another quota admitted, whether they fit or not. With `beyond`, the
+    /// bucket stays used up for at most that long. Returns whether units were left out for that.
     pub(super) fn add(&self, units: NonZeroU32, now: u64, beyond: Option<u64>) -> bool {
         let full = now.saturating_add(self.rate.refill.capacity());
         let most = beyond.map_or(MOST, |beyond| full.saturating_add(beyond).min(MOST));
@@ -129,17 +129,17 @@ impl Gcra {
         self.tat.recede(self.rate.refill.needed(units));
     }
 
-    /// Is as full as it was, or as if `ahead` nanoseconds of refilling were missing.
+    /// Sets the bucket to lack at least `ahead` nanoseconds of refill.
     pub(super) fn raise(&self, ahead: u64, now: u64) {
         self.tat.0.fetch_max(now.saturating_add(ahead).min(MOST), Ordering::AcqRel);
     }
 
-    /// When it is full: in the past if it has been for a while.
+    /// When the bucket is full; in the past if it has been for a while.
     pub(super) fn full_at(&self) -> u64 {
         self.tat.0.load(Ordering::Acquire)
     }
 
-    /// Reads by an update, which later updates follow.
+    /// Reads by an atomic update, so that later updates are ordered after it.
     pub(super) fn touch(&self) {
         self.tat.0.fetch_add(0, Ordering::AcqRel);
     }
@@ -148,7 +148,7 @@ impl Gcra {
         self.full_at().saturating_sub(now)
     }
 
-    /// Stands as another bucket does, in which that much is missing.
+    /// Copies the state of another bucket, which lacks `missing`.
     #[cfg(feature = "redis")]
     pub(super) fn follow(&self, missing: u64, now: u64) {
         self.tat.0.store(now.saturating_add(missing), Ordering::Release);
@@ -158,12 +158,12 @@ impl Gcra {
 /// The *theoretical arrival time* of GCRA: when the bucket will be full, in nanoseconds of the
 /// caller's clock.
 ///
-/// Whoever reads the clock, and is overtaken before it takes, is judged by what it read and by all
-/// that was taken meanwhile: there is one number, which only one at a time changes.
+/// A request that other requests overtake after it read the clock is decided by its own reading and
+/// by everything taken meanwhile, because all of that is one atomic number.
 struct Tat(AtomicU64);
 
 impl Tat {
-    /// Goes on by `by`, up to `most`. Says whether that was too little.
+    /// Advances by `by`, up to `most`. Returns whether `most` was reached.
     fn advance(&self, now: u64, by: u64, most: u64) -> bool {
         let mut is_clipped = false;
         let advanced = |tat: u64| {
@@ -171,7 +171,7 @@ impl Tat {
             is_clipped = wanted > most;
             Some(wanted.min(most.max(tat)))
         };
-        // Never an empty update.
+        // The closure never declines.
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, advanced);
         is_clipped
     }
@@ -182,14 +182,14 @@ impl Tat {
     }
 }
 
-/// Asked for by governor, which never clones its keys.
+/// Required by governor, which never clones its keys.
 impl Clone for Tat {
     fn clone(&self) -> Self {
         Self(AtomicU64::new(self.0.load(Ordering::Acquire)))
     }
 }
 
-/// It is one, whatever it says.
+/// Keys are equal by identity, because the state changes.
 impl PartialEq for Tat {
     fn eq(&self, other: &Self) -> bool {
         std::ptr::eq(self, other)
@@ -204,7 +204,7 @@ impl Hash for Tat {
     }
 }
 
-/// Where governor finds the state of a key: the key is the state.
+/// The state store for governor: the key itself is the state.
 #[derive(Debug)]
 struct Carried;
 
@@ -230,14 +230,14 @@ impl StateStore for Carried {
     }
 }
 
-/// Tells governor the time its caller has already read: one reading serves the whole request, and
-/// a test's clock reaches every bucket.
+/// Passes the caller's clock reading to governor: one reading serves the whole request, and a
+/// test's clock reaches every bucket.
 #[derive(Clone, Debug)]
 struct CallersClock;
 
 thread_local! {
     static CALLERS_TIME: Cell<u64> = const { Cell::new(0) };
-    /// What the last take of this thread made of its bucket: governor does not return it.
+    /// The TAT after the last take of this thread, which governor does not return.
     static LAST_TAT: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn what_came_back_by_itself_does_not_come_back_again_when_it_is_undone() {
-        // The clock goes on by whole intervals and by parts of one.
+        // Whole and partial intervals.
         for later in [INTERVAL, 2 * INTERVAL, 5 * INTERVAL, 5 * INTERVAL + 1] {
             let bucket = full(0);
             let (_, full_at) = bucket.take(NonZeroU32::MIN, 0);

@@ -34,19 +34,19 @@ use self::{
 use super::{Buckets, CountedPer, RateLimiter, RateLimits, Subject, measure::Measure};
 use crate::key::digest;
 
-/// Buckets in this process's memory. Those that refill evenly are counted by
+/// Keeps buckets in this process's memory. GCRA buckets are counted by
 /// [`governor`](https://docs.rs/governor).
 ///
-/// Right for one process. A fleet of `n` processes admits up to `n` times the quota.
+/// Suitable for a single process: a fleet of `n` processes admits up to `n` times the quota.
 ///
-/// Buckets that no cached key uses are forgotten ten minutes after they are full again: on each worker
-/// tick, and whenever the number of subjects has doubled.
+/// Buckets that no cached key uses are dropped ten minutes after they are full again: on each
+/// worker tick, and whenever the number of subjects has doubled.
 pub struct LocalRateLimiter {
     shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
 }
 
-/// Enough that sweeping one of a million buckets holds a lock for about a millisecond.
+/// With this many, sweeping one shard of a million buckets holds a lock for about a millisecond.
 const SHARDS: usize = 64;
 const SWEEP_FROM: usize = 64;
 
@@ -57,10 +57,11 @@ struct Shard {
     sweep_at: usize,
 }
 
-/// A digest of a subject: for a million of them, whole ones would take more than all else.
+/// A digest of a subject. With a million subjects, their text would take more memory than
+/// everything else.
 type Name = [u8; 32];
 
-/// Of the key of a subject, or of its consumer.
+/// The name of the subject's key or of its consumer.
 fn name(subject: &Subject<'_>, counted_per: CountedPer) -> Name {
     let consumer = subject.consumer().as_bytes();
     let class = subject.class().map(str::as_bytes);
@@ -75,7 +76,7 @@ fn name(subject: &Subject<'_>, counted_per: CountedPer) -> Name {
 }
 
 impl LocalRateLimiter {
-    /// A limiter without buckets.
+    /// Creates a limiter without buckets.
     #[must_use]
     pub fn new() -> Self {
         Self { shards: std::array::from_fn(|_| Mutex::default()), hasher: RandomState::new() }
@@ -93,8 +94,8 @@ impl LocalRateLimiter {
         self.len() == 0
     }
 
-    /// The buckets of a subject. Those of its key count what is counted per consumer, too, so that they
-    /// know of it when that changes.
+    /// The buckets of a subject. The key's buckets count per-consumer quotas as well, so that they
+    /// are up to date if a quota becomes per-key.
     pub(super) fn set(
         &self,
         subject: &Subject<'_>,
@@ -121,7 +122,7 @@ impl LocalRateLimiter {
     }
 
     fn part(&self, name: &Name, measures: &[Measure], now: u64) -> Part {
-        // The top bits choose the shard, as the map inside uses the others.
+        // The top bits choose the shard, because the map inside uses the others.
         if measures.is_empty() {
             return Part::join(Arc::new(Cell::new(now)), &[], now);
         }
@@ -134,7 +135,7 @@ impl LocalRateLimiter {
                     shard.sweep(now);
                 }
                 let Shard { cells, rates, .. } = &mut *shard;
-                // Whoever holds it keeps it from being swept.
+                // Holding the `Arc` keeps the cell from being swept.
                 let cell = cells.entry(*name).or_insert_with(|| Arc::new(Cell::new(now)));
                 (Arc::clone(cell), specs(measures, rates))
             }
@@ -144,14 +145,14 @@ impl LocalRateLimiter {
     }
 }
 
-/// As many as most keys have quotas.
+/// Room for the quotas of most keys.
 type Measures = SmallVec<[Measure; 4]>;
 
 fn specs(measures: &[Measure], rates: &mut Rates) -> SmallVec<[Spec; 4]> {
     measures.iter().map(|measure| Spec::new(*measure, rates)).collect()
 }
 
-/// Where it is; at the end if it was nowhere.
+/// The index of `measure`, which is appended if missing.
 fn index_of(measures: &mut Measures, measure: Measure) -> u16 {
     let at = measures.iter().position(|known| *known == measure).unwrap_or_else(|| {
         measures.push(measure);

@@ -1,39 +1,40 @@
-//! What was taken, by slot, counted without a lock.
+//! A lock-free ring of units taken per slot.
 
 use std::ops::RangeInclusive;
 
 use super::atomic::{AtomicU64, Ordering};
 
-/// The units that were taken in each slot, of which `SLOTS` are as long as a window. Slots are
-/// numbered from the clock's origin on.
+/// The units taken in each slot; `SLOTS` slots are as long as a window. Slots are numbered from the
+/// clock's origin.
 ///
-/// Only the latest slot takes anything in. Before a later one begins, the latest is closed for
-/// good. So whoever finds the latest slot open, adds up those before it, and then changes the
-/// latest from exactly what was found, has decided by a sum that was true at that moment: had
-/// anything been taken meanwhile, or had a later slot begun, the change would have failed. What is
-/// given back lowers any slot, which can only leave more room than was seen.
+/// Only the latest slot accepts units, and it is closed for good before a later one begins. A take
+/// finds the latest slot open, sums the slots before it, and then changes the latest slot by
+/// compare-and-swap. If units had been taken or a later slot begun meanwhile, the swap would fail;
+/// so the sum was true at the moment of the decision. Refunds may lower any slot, which only leaves
+/// more room than was seen.
 ///
-/// Nobody waits for anybody: a change fails only because another did not, and whoever finds the
-/// latest slot closed begins the next.
+/// Lock-free: a change fails only because another one succeeded, and a take that finds the latest
+/// slot closed begins the next.
 ///
-/// A request may be late, held up after it had read the clock. It is booked in the latest slot all
-/// the same, and must fit with all that its own window holds and whatever came later. One that is
-/// later than there are `PLACES` for is judged as if it were so late.
+/// A request may be late, if it is delayed after reading the clock. It is booked in the latest slot
+/// all the same, and must fit with everything in its own window and after it. A request too late
+/// for the ring's `PLACES` is treated as being exactly that late.
 pub(super) struct Ring<const SLOTS: u64, const PLACES: usize> {
     latest: AtomicU64,
-    /// Each belongs to the latest of those slots that have it in turn. To the others it is empty.
+    /// Each place is shared by slots in turn, belongs to the latest of them, and is empty to the
+    /// others.
     places: [AtomicU64; PLACES],
 }
 
-/// The latest slot, and what it holds together with those before it.
+/// The latest slot, and the sum of it and those before it.
 pub(super) struct View {
     pub(super) latest: Slot,
     pub(super) used: u64,
-    /// The number of the first slot that holds anything; of the latest if none does.
+    /// The first slot that holds any units; the latest if none does.
     pub(super) oldest: u64,
 }
 
-/// A slot as it was found.
+/// A slot as it was read.
 pub(super) struct Slot {
     pub(super) number: u64,
     units: u32,
@@ -48,11 +49,11 @@ impl<const SLOTS: u64, const PLACES: usize> Default for Ring<SLOTS, PLACES> {
 }
 
 impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
-    /// The slots that reach into a window: it begins and ends within one.
+    /// The slots that overlap a window, which begins and ends within one.
     pub(super) const LIVE: u64 = SLOTS + 1;
     const LAP: u64 = PLACES as u64;
 
-    /// Takes `units` if no more than `most` are used up with them. Says what was found before.
+    /// Takes `units` unless that would use up more than `most`. Returns what was found before.
     pub(super) fn take(&self, number: u64, units: u32, most: u32) -> Result<View, View> {
         loop {
             let view = self.view(number);
@@ -65,7 +66,7 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
         }
     }
 
-    /// Takes as many of `units` as are needed to use up `most`. Says how many these were.
+    /// Takes as many of `units` as fit under `most`. Returns how many that is.
     pub(super) fn fill_up(&self, number: u64, units: u32, most: u32) -> u32 {
         loop {
             let view = self.view(number);
@@ -77,8 +78,8 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
         }
     }
 
-    /// Adds to a slot that may be closed. Whoever has added up the slots before this, and takes after
-    /// it, has missed these units.
+    /// Adds to a slot that may be closed. A concurrent take that has already summed the earlier
+    /// slots misses these units.
     pub(super) fn add_to(&self, number: u64, units: u32) {
         loop {
             let slot = self.slot(number);
@@ -89,7 +90,7 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
         }
     }
 
-    /// Reads by an update, which whatever is taken later follows.
+    /// Reads by an atomic update, so that later takes are ordered after it.
     pub(super) fn touch(&self) {
         let number = self.latest();
         self.fill_up(number, 0, 0);
@@ -100,8 +101,8 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
         self.latest.load(Ordering::Acquire)
     }
 
-    /// What is used up in the window that ends with slot `number`, and later. From here on no
-    /// earlier slot takes anything in.
+    /// The units in the window that ends with slot `number`, and in later slots. From here on, no
+    /// earlier slot accepts units.
     pub(super) fn view(&self, number: u64) -> View {
         let latest = self.open(number);
         let (mut used, mut oldest) = (u64::from(latest.units), latest.number);
@@ -115,20 +116,20 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
         View { latest, used, oldest }
     }
 
-    /// Adds to the latest slot, unless that has changed since.
+    /// Adds to the latest slot, unless it has changed since.
     fn add(&self, view: &View, units: u32) -> bool {
         self.change(&view.latest, view.latest.units.saturating_add(units), false)
     }
 
-    /// Gives back to those who ask from slot `number` on: of the latest slot, and of those before it
-    /// what it does not hold. Others may see one slot lowered before the next.
+    /// Refunds units to requests at slot `number` or later: from the latest slot first, then from
+    /// those before it. Concurrent requests may see one slot lowered before the next.
     pub(super) fn give_back(&self, number: u64, units: u32) {
         let latest = self.open(number).number;
         self.remove(Self::first(number, latest)..=latest, units);
     }
 
-    /// Gives back what was taken in that slot just now. If others have given that back instead of
-    /// their own, theirs is before it.
+    /// Refunds what was just taken in `slot`. If another refund took those units instead of its
+    /// own, its own are in an earlier slot.
     pub(super) fn undo(&self, slot: u64, units: u32) {
         self.remove(slot.saturating_sub(SLOTS)..=slot, units);
     }
@@ -157,12 +158,13 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
         self.slot(number).units
     }
 
-    /// The latest slot, which is `number` or later, and open.
+    /// The latest slot, which is open and not before `number`.
     fn open(&self, number: u64) -> Slot {
         loop {
             let latest = self.latest.load(Ordering::Acquire);
             let slot = self.slot(latest);
-            // Else its place may be a later one's by now, which must not be overwritten.
+            // Otherwise its place may already belong to a later slot, which must not be
+            // overwritten.
             if self.latest.load(Ordering::Acquire) != latest {
                 continue;
             }
@@ -170,8 +172,8 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
                 return slot;
             }
             if slot.is_closed || self.change(&slot, slot.units, true) {
-                // Where somebody else has closed it, it is later than that slot. Where this fails,
-                // somebody else has begun another.
+                // The closed slot accepts no units, so the next is later even if `number` is not.
+                // If this fails, another request has begun a slot.
                 let next = number.max(latest + 1);
                 let (ok, err) = (Ordering::AcqRel, Ordering::Acquire);
                 let _ = self.latest.compare_exchange(latest, next, ok, err);
@@ -179,7 +181,7 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
         }
     }
 
-    /// Of those slots that count for whoever asks from slot `number` on.
+    /// The first slot that counts for a request at slot `number`.
     fn first(number: u64, latest: u64) -> u64 {
         number.saturating_sub(SLOTS).max((latest + 1).saturating_sub(Self::LAP))
     }
@@ -205,8 +207,8 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
         &self.places[(number % Self::LAP) as usize]
     }
 
-    /// Has the slots up to `number`, the latest of all, hold this, the latest first. What others take
-    /// meanwhile may be lost.
+    /// Sets the slots up to `number`, the latest of all, to `units`, latest first. Concurrent takes
+    /// may be lost.
     #[cfg(feature = "redis")]
     pub(super) fn set(&self, number: u64, units: impl Iterator<Item = u32>) {
         for (slot, units) in (number.saturating_sub(SLOTS)..=number).rev().zip(units) {
@@ -216,12 +218,12 @@ impl<const SLOTS: u64, const PLACES: usize> Ring<SLOTS, PLACES> {
         }
     }
 
-    /// What tells apart the slots of one place.
+    /// Distinguishes the slots that share a place.
     fn lap(number: u64) -> u64 {
         (number / Self::LAP) << LAPS.trailing_zeros()
     }
 }
 
-/// A place holds 32 bits of units, one that closes the slot, and 31 of its lap.
+/// A place holds 32 bits of units, one bit for a closed slot, and 31 bits of its lap.
 const CLOSED: u64 = 1 << u32::BITS;
 const LAPS: u64 = u64::MAX << (u32::BITS + 1);

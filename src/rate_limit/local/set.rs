@@ -16,29 +16,29 @@ use super::{
 };
 use crate::rate_limit::{Buckets, Check, Decision, Decisions};
 
-/// The buckets of a key: its own, and those that it shares with the other keys of its consumer.
+/// The buckets of a key: its own, and those shared with the other keys of its consumer.
 pub(in crate::rate_limit) struct BucketSet {
     of_key: Part,
     of_consumer: Option<Part>,
     places: SmallVec<[Place; 2]>,
 }
 
-/// Where the state of a quota is.
+/// The position of a quota's state.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) of_key: u16,
     pub(super) of_consumer: Option<u16>,
 }
 
-/// The states of a cell that quotas of a key have.
+/// The states in a cell that the quotas of a key use.
 pub(super) struct Part {
     cell: Arc<Cell>,
     pub(super) states: States,
-    /// The epoch of the cell in which these are all its states.
+    /// The epoch of the cell in which `states` are all its states.
     alone: AtomicU32,
 }
 
-/// As many as most keys have quotas.
+/// Room for the quotas of most keys.
 type Few<T> = SmallVec<[T; 8]>;
 
 impl Part {
@@ -50,7 +50,7 @@ impl Part {
         Self { cell, states, alone }
     }
 
-    /// The epoch, if these are all states of the cell in it.
+    /// The epoch, if `states` are all states of the cell in it.
     fn alone(&self) -> Option<u32> {
         let alone = self.alone.load(Ordering::Relaxed);
         (alone != NEVER && self.cell.epoch() == alone).then_some(alone)
@@ -80,7 +80,7 @@ impl BucketSet {
         Self { of_key, of_consumer, places }
     }
 
-    /// The only state there is, if nothing else counts.
+    /// The state, if only one counts.
     fn only(&self) -> Option<(&State, u32)> {
         match (&*self.of_key.states, &self.of_consumer, &*self.places) {
             ([state], None, [_]) => Some((state, self.of_key.alone()?)),
@@ -88,7 +88,7 @@ impl BucketSet {
         }
     }
 
-    /// The epochs in which its states are all there are.
+    /// The epochs in which the states of this set are all states of their cells.
     fn alone(&self) -> Option<(u32, u32)> {
         let of_key = self.of_key.alone()?;
         let of_consumer = match &self.of_consumer {
@@ -103,13 +103,13 @@ impl BucketSet {
             && self.of_consumer.as_ref().is_none_or(|part| part.is_still(of_consumer))
     }
 
-    /// Each once, and those of the consumer first: they are turned away more often.
+    /// Each state once; the consumer's first, because they deny more often.
     fn states(&self) -> impl Iterator<Item = &State> {
         let of_consumer = self.of_consumer.iter().flat_map(|part| part.states.iter());
         of_consumer.chain(self.of_key.states.iter()).map(|state| &**state)
     }
 
-    /// What each quota says, given what the states do.
+    /// The decision of each quota, from those of its states.
     fn decisions(&self, of: impl Fn(&Part, usize) -> Option<Decision>) -> Decisions {
         let decide = |place: &Place| {
             let of_key = of(&self.of_key, place.of_key.into());
@@ -120,7 +120,7 @@ impl BucketSet {
             match (of_key, of_consumer) {
                 (Some(of_key), Some(of_consumer)) => both(of_consumer, of_key),
                 (Some(decision), None) | (None, Some(decision)) => decision,
-                // Never made so.
+                // Unreachable by construction.
                 (None, None) => Decision::deny(Duration::MAX),
             }
         };
@@ -152,16 +152,16 @@ impl BucketSet {
             match self.take_each(units, now) {
                 Some(taken) if self.is_still(epochs) => return self.taken(&taken),
                 Some(taken) => self.undo(&taken, units),
-                // Others were faster.
+                // Other requests were faster.
                 None => return self.peek_alone(units, now),
             }
         }
         self.locked(now, |locked| self.take_locked(locked, units, now))
     }
 
-    /// Looks first: a request that does not fit is in no other's way. Only one that is overtaken
-    /// between looking and taking holds for a moment what it gives back, and what another may miss
-    /// ([`State::undo`]).
+    /// Looks first, so that a request that does not fit never blocks others. Only if other requests
+    /// come between looking and taking does it briefly hold units that it then gives back, and that
+    /// another request may miss ([`State::undo`]).
     fn take_locked(&self, locked: &mut Cells<'_>, units: NonZeroU32, now: u64) -> Decisions {
         let decisions = self.look_locked(locked, units, now);
         if !decisions.is_admitted() {
@@ -178,7 +178,7 @@ impl BucketSet {
         left.iter().map(|left| Decision::admit(left.remaining(), left.next_unit_in())).collect()
     }
 
-    /// Takes of each state, or of none.
+    /// Takes from each state, or from none.
     fn take_each(&self, units: NonZeroU32, now: u64) -> Option<Few<(Decision, u64)>> {
         let mut taken = Few::new();
         for state in self.states() {
@@ -217,7 +217,7 @@ impl BucketSet {
         })
     }
 
-    /// First that of the key, then that of its consumer, as everywhere.
+    /// Locks the key's cell first, then the consumer's: the same order everywhere.
     fn locked<T>(&self, now: u64, act: impl FnOnce(&mut Cells<'_>) -> T) -> T {
         let of_key = self.of_key.lock(now);
         let mut locked = Cells(of_key, self.of_consumer.as_ref().map(|part| part.lock(now)));
@@ -263,7 +263,7 @@ impl BucketSet {
         });
     }
 
-    /// The state that decides, for each quota: that of the consumer where it has one.
+    /// The deciding state of each quota: the consumer's if the quota is per consumer.
     #[cfg(feature = "redis")]
     pub(super) fn homes(&self) -> impl Iterator<Item = &State> {
         self.places.iter().filter_map(|place| {
@@ -276,7 +276,7 @@ impl BucketSet {
     }
 }
 
-/// The cell of a key, and that of its consumer.
+/// The locked cells of a key and of its consumer.
 struct Cells<'a>(Locked<'a>, Option<Locked<'a>>);
 
 impl Buckets for BucketSet {

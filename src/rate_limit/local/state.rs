@@ -8,11 +8,11 @@ use super::{
 };
 use crate::rate_limit::{Decision, measure::Measure};
 
-/// What was taken in a cell, as one quota counts it.
+/// The units taken in a cell, as one quota counts them.
 pub(in crate::rate_limit) struct State {
     measure: Measure,
     pub(super) counter: Counter,
-    /// Whether it has gone on by itself since it last heard of the shared bucket that it follows.
+    /// Whether it has diverged from the shared bucket since it last followed that.
     #[cfg(feature = "redis")]
     pub(super) went_on: AtomicBool,
 }
@@ -22,10 +22,10 @@ pub(super) enum Counter {
     Window(Window),
 }
 
-/// What a state is made from.
+/// The parameters of a state.
 pub(super) struct Spec {
     pub(super) measure: Measure,
-    /// Of GCRA.
+    /// For GCRA.
     rate: Option<Arc<gcra::Rate>>,
 }
 
@@ -40,7 +40,7 @@ impl Spec {
 }
 
 impl State {
-    /// One of which nothing is used up.
+    /// A state in which nothing is used up.
     pub(super) fn new(spec: &Spec, now: u64) -> Self {
         let counter = match (spec.measure, &spec.rate) {
             (Measure::Gcra { .. }, Some(rate)) => Counter::Gcra(Gcra::new(Arc::clone(rate), now)),
@@ -61,7 +61,7 @@ impl State {
         self.measure
     }
 
-    /// Says where it was booked, too, for [`undo`](Self::undo).
+    /// Also returns where the units were booked, for [`undo`](Self::undo).
     pub(super) fn take(&self, units: NonZeroU32, now: u64) -> (Decision, u64) {
         match &self.counter {
             Counter::Gcra(gcra) => gcra.take(units, now),
@@ -69,8 +69,8 @@ impl State {
         }
     }
 
-    /// Takes back what was taken just now. Where others took of an evenly refilling quota meanwhile,
-    /// the units stay counted, and come back with time.
+    /// Reverts a take that was just made. If other requests have taken from a GCRA bucket
+    /// meanwhile, the units stay counted and refill with time.
     pub(super) fn undo(&self, units: NonZeroU32, booked: u64) {
         match &self.counter {
             Counter::Gcra(gcra) => gcra.undo(units, booked),
@@ -92,8 +92,8 @@ impl State {
         }
     }
 
-    /// Counts what another quota admitted. With `beyond`, it stops so many nanoseconds after it is
-    /// used up. Says whether it did.
+    /// Counts units that another quota admitted. With `beyond`, it counts at most that many
+    /// nanoseconds of refill beyond being used up. Returns whether units were left out for that.
     pub(super) fn add(
         &self,
         units: NonZeroU32,
@@ -111,7 +111,7 @@ impl State {
         }
     }
 
-    /// Whether none are owed when `units` are added.
+    /// Whether `units` can be added without debt.
     pub(super) fn has_room(&self, units: NonZeroU32, now: u64) -> bool {
         match &self.counter {
             Counter::Gcra(_) => true,
@@ -139,7 +139,7 @@ impl State {
         }
     }
 
-    /// Reads by an update, which whatever is taken later follows.
+    /// Reads by an atomic update, so that later takes are ordered after it.
     pub(super) fn touch(&self) {
         match &self.counter {
             Counter::Gcra(gcra) => gcra.touch(),
@@ -147,7 +147,7 @@ impl State {
         }
     }
 
-    /// When it is full if nothing is owed. Of a window, when it may be full at the latest.
+    /// When the state is full, apart from debt. For a window, the latest possible time.
     pub(super) fn full_at(&self) -> u64 {
         match &self.counter {
             Counter::Gcra(gcra) => gcra.full_at(),
@@ -162,14 +162,14 @@ impl State {
         }
     }
 
-    /// The units that are used up or owed, rounded up.
+    /// The units used up or owed, rounded up.
     pub(super) fn used(&self, debt: &Debt, now: u64) -> i128 {
         match (&self.counter, self.measure) {
             (Counter::Gcra(gcra), Measure::Gcra { interval, .. }) => {
                 gcra.ahead_of(now).div_ceil(interval).into()
             }
             (Counter::Window(window), _) => window.used(debt, now).into(),
-            // Never made so.
+            // Unreachable by construction.
             (Counter::Gcra(_), Measure::Window { .. }) => 0,
         }
     }

@@ -13,14 +13,14 @@ use super::ring::{self, View};
 use crate::rate_limit::level::Level;
 use crate::rate_limit::{Decision, quota::SLOTS};
 
-/// Twice as many places as slots: a request may be almost a window late and still be judged by exactly
-/// its own. A power of two is divided by quickly.
+/// Twice as many places as slots, so that a request may be almost a window late and still be
+/// decided by exactly its own window. A power of two makes the division cheap.
 type Ring = ring::Ring<{ SLOTS as u64 }, { 2 * SLOTS as usize }>;
 
-/// Never more than the limit in any window, by counting what was taken in each of its slots.
+/// Never admits more than the limit in any window, by counting the units taken in each slot.
 ///
-/// Units that another quota admitted may be more than the window has room for. The rest is
-/// [owed](Debt): it moves into the window as room appears, before anything else does. So whatever was
+/// Units that another quota admitted may exceed the room in the window. The rest becomes
+/// [debt](Debt): it moves into the window as room appears, ahead of new requests. So whatever was
 /// admitted counts as if it had been paced to fit.
 pub(super) struct Window {
     limit: u32,
@@ -28,22 +28,22 @@ pub(super) struct Window {
     ring: Box<Ring>,
 }
 
-/// Units that are still to be counted in a window. Only one at a time may change it.
+/// Units still to be counted in a window. Changes must be serialized.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Debt {
     pub(super) units: u64,
-    /// The slot up to which they were moved.
+    /// The slot up to which units were moved.
     at: u64,
 }
 
 impl Window {
-    /// A window in which nothing was taken.
+    /// An empty window.
     pub(super) fn new(limit: u32, window: u64) -> Self {
         let slot = window.div_ceil(SLOTS.into());
         Self { limit, slot: NonZeroU64::new(slot).unwrap_or(NonZeroU64::MIN), ring: Box::default() }
     }
 
-    /// Says in which slot it was booked, too.
+    /// Also returns the slot in which the units were booked.
     pub(super) fn take(&self, units: NonZeroU32, now: u64) -> (Decision, u64) {
         match self.ring.take(self.number(now), units.get(), self.limit) {
             Ok(view) => {
@@ -63,27 +63,27 @@ impl Window {
         Decision::admit(self.left(view.used), next)
     }
 
-    /// Takes back what was booked in `slot` just now.
+    /// Reverts a take that was just booked in `slot`.
     pub(super) fn undo(&self, units: NonZeroU32, slot: u64) {
         self.ring.undo(slot, units.get());
     }
 
-    /// All that is used up or owed.
+    /// The units used up or owed.
     pub(super) fn used(&self, debt: &Debt, now: u64) -> u64 {
         self.view(now).used.saturating_add(debt.units)
     }
 
-    /// When the slots that may hold anything are out of the window.
+    /// When the slots that may hold units have left the window.
     pub(super) fn full_at(&self) -> u64 {
         self.ring.latest().saturating_mul(self.slot.get())
     }
 
-    /// Reads by an update, which whatever is taken later follows.
+    /// Reads by an atomic update, so that later takes are ordered after it.
     pub(super) fn touch(&self) {
         self.ring.touch();
     }
 
-    /// Counts what is owed in the slots in which there was room since.
+    /// Moves debt into slots that have had room since the last call.
     pub(super) fn settle(&self, debt: &mut Debt, now: u64) {
         let latest = self.view(now).latest.number;
         if debt.units > 0 && debt.at < latest {
@@ -100,10 +100,11 @@ impl Window {
         debt.at = latest;
     }
 
-    /// Counts `units` that another quota admitted, of which some may be owed, but no more than `most`
-    /// are. Says whether some were left out for it.
+    /// Counts `units` that another quota admitted. Those that do not fit become debt, up to `most`.
+    /// Returns whether units were left out for that.
     ///
-    /// The debt must be [settled](Self::settle), and others must know that there is some.
+    /// The debt must be [settled](Self::settle), and concurrent requests must know that there is
+    /// some.
     pub(super) fn add(
         &self,
         units: NonZeroU32,
@@ -126,7 +127,7 @@ impl Window {
         self.view(now).used + u64::from(units.get()) <= self.limit.into()
     }
 
-    /// Is used up as if `units` had been taken just now, or more.
+    /// Counts as many units as are missing until at least `units` are used up or owed.
     pub(super) fn raise(&self, units: u64, debt: &mut Debt, now: u64) {
         let missing = units.saturating_sub(self.used(debt, now));
         let fits = if debt.units > 0 { 0 } else { self.limit };
@@ -138,7 +139,7 @@ impl Window {
         debt.units += missing - u64::from(taken);
     }
 
-    /// As [`peek`](Self::peek), where some are owed.
+    /// Like [`peek`](Self::peek), with debt.
     pub(super) fn peek_owing(&self, units: NonZeroU32, debt: &Debt, now: u64) -> Decision {
         if debt.units == 0 {
             return self.peek(units, now);
@@ -151,7 +152,7 @@ impl Window {
         Decision::deny(self.until_begun(fits_in, now).max(Duration::from_nanos(1)))
     }
 
-    /// Gives back what was taken last: what is owed comes first.
+    /// Refunds the units taken last: debt first, then slots.
     pub(super) fn give_back(&self, units: NonZeroU32, debt: &mut Debt, now: u64) {
         let forgiven = debt.units.min(units.get().into());
         debt.units -= forgiven;
@@ -161,14 +162,14 @@ impl Window {
         }
     }
 
-    /// Charges as many of `units` as it takes until as much is used up or owed as fits twice.
+    /// Charges `units`, but only until twice the limit is used up or owed.
     pub(super) fn charge(&self, units: NonZeroU32, debt: &Debt, now: u64) {
         let most = u64::from(self.limit) * 2;
         let most = u32::try_from(most.saturating_sub(debt.units)).unwrap_or(u32::MAX);
         self.ring.fill_up(self.number(now), units.get(), most);
     }
 
-    /// Takes over what another window of the same length holds and is owed.
+    /// Copies the slots and the debt of another window of the same length.
     pub(super) fn copy(&self, other: &Self, debt: &mut Debt, others: &Debt, now: u64) {
         let latest = self.view(now).latest.number.max(other.view(now).latest.number);
         self.ring.view(latest);
@@ -186,8 +187,8 @@ impl Window {
         Shaper::new(units, at, debt.units, self.limit)
     }
 
-    /// The window's whole length has slots even at the clock's origin: what a fleet took may be older
-    /// than this process's clock.
+    /// Numbers start one window ahead, because a fleet may have taken units before this process's
+    /// clock began.
     fn number(&self, now: u64) -> u64 {
         now / self.slot + Ring::LIVE
     }
@@ -210,7 +211,8 @@ impl Window {
         Decision::deny_with(self.left(view.used), wait)
     }
 
-    /// How long until so many units are back: when the slots that hold them are out.
+    /// The time until `units` are back, that is, until the slots that hold them have left the
+    /// window.
     fn until_back(&self, units: u64, view: &View, now: u64) -> Duration {
         let mut back = 0;
         for slot in view.oldest..=view.latest.number {
@@ -219,7 +221,7 @@ impl Window {
                 return self.until_out(slot, now);
             }
         }
-        // Others gave theirs back meanwhile.
+        // Other requests were refunded meanwhile.
         Duration::from_nanos(1)
     }
 
@@ -231,21 +233,21 @@ impl Window {
         Level::Window { slot_ends_in: self.until_out(first, now), slots }
     }
 
-    /// Stands as another window does, in which so much was taken in each slot, the current one first.
+    /// Copies the state of another window: the units taken in each slot, the current one first.
     #[cfg(feature = "redis")]
     pub(super) fn follow(&self, slots: &[u32], now: u64) {
         let slots = slots.iter().copied().chain(std::iter::repeat(0));
         self.ring.set(self.view(now).latest.number, slots);
     }
 
-    /// How long until a slot begins.
+    /// The time until a slot begins.
     fn until_begun(&self, slot: u64, now: u64) -> Duration {
         self.until_out(slot.saturating_sub(Ring::LIVE), now)
     }
 
-    /// How long until a slot is no longer live.
+    /// The time until a slot leaves the window.
     fn until_out(&self, slot: u64, now: u64) -> Duration {
-        // Numbers are ahead of the clock by as much as it takes.
+        // [`number`](Self::number) is ahead of the clock by exactly as many slots as are live.
         let out = slot.saturating_mul(self.slot.get());
         Duration::from_nanos(out.saturating_sub(now))
     }

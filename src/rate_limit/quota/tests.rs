@@ -114,13 +114,13 @@ proptest! {
         prop_assert_eq!(serde_json::from_str::<Quota>(&json).unwrap(), quota);
     }
 
-    // Any bucket of these fills within 146 years.
+    // All of these buckets fill within 146 years.
     #[test]
     fn at_most_means_it(limit in 1..100_000_u32, secs in 1..40_000_u64, burst in 1..100_000_u32) {
         let window = Duration::from_secs(secs);
         let quota = Quota::at_most(limit, window).unwrap();
         prop_assert!(quota.most_in(window) <= limit.into());
-        // The interval is rounded up to whole nanoseconds, which may cost the last one.
+        // The interval is rounded up to whole nanoseconds, which may cost the last unit.
         prop_assert!((quota.most_in(window) + 1) * 10 >= u64::from(limit) * 9);
         if burst <= limit {
             let quota = quota.burst(burst).unwrap();

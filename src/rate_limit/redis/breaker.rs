@@ -5,15 +5,15 @@ use std::{
 
 use crate::clock::nanos;
 
-/// Failed probes in a row after which Redis counts as down.
+/// Consecutive failed probes after which Redis counts as down.
 pub(super) const THRESHOLD: u32 = 2;
-/// How often to probe whether it is back: with the time that takes, well within a second.
+/// How often to probe whether Redis is back; including the probe itself, well within a second.
 const COOL_DOWN: Duration = Duration::from_millis(200);
 
 /// A circuit breaker: spares requests the wait for a server that is down.
 ///
-/// It counts probes, which are small and always the same, and not requests: what one subject asks for
-/// may fail or take long for reasons of its own, and says nothing about the others.
+/// It counts probes, which are small and constant, not requests: a request may fail or be slow
+/// because of its own cell, which says nothing about the others.
 #[derive(Default)]
 pub(super) struct Breaker {
     failures: AtomicU32,
@@ -23,17 +23,17 @@ pub(super) struct Breaker {
 }
 
 impl Breaker {
-    /// Whether Redis has answered, and has not failed too often since.
+    /// Whether Redis has answered, and the breaker is closed.
     pub(super) fn has_answered(&self) -> bool {
         self.has_answered.load(Ordering::Relaxed) && self.is_closed()
     }
 
-    /// Whether to ask Redis.
+    /// Whether requests may ask Redis.
     pub(super) fn is_closed(&self) -> bool {
         self.failures.load(Ordering::Relaxed) < THRESHOLD
     }
 
-    /// Whether the caller is to probe whether Redis is back.
+    /// Whether the caller should probe Redis now.
     pub(super) fn is_probe_due(&self, now: Duration) -> bool {
         let probe_at = self.probe_at.load(Ordering::Relaxed);
         let next = nanos(now + COOL_DOWN);
@@ -44,13 +44,13 @@ impl Breaker {
                 .is_ok()
     }
 
-    /// True when this answer is the first one, or ended an outage.
+    /// Returns whether this answer is the first one, or ended an outage.
     pub(super) fn answered(&self) -> bool {
         let was_down = self.failures.swap(0, Ordering::Relaxed) >= THRESHOLD;
         !self.has_answered.swap(true, Ordering::Relaxed) || was_down
     }
 
-    /// True when this failure of a probe began an outage.
+    /// Returns whether this failed probe began an outage.
     pub(super) fn failed(&self, now: Duration) -> bool {
         let before = self
             .failures

@@ -1,43 +1,43 @@
--- Decides over the cells in KEYS: that of a key, and that of its consumer if a quota is counted per
--- consumer. A request takes its units in all of them, or in none.
+-- Decides a request on the cells in KEYS: the key's cell, and its consumer's cell if a quota is
+-- counted per consumer. The request takes its units from all cells or from none.
 --
 -- A cell holds a state for each distinct quota that was applied to it lately. Each state counts all
--- units taken in the cell, whichever quota admitted them, in the measure of its own quota; what is
--- beyond its capacity is debt. So no change of quota refills anything. Only what faster quotas admitted
--- is counted no further than until the state is used up, so that it comes back as soon as they are not
--- used any more: from then on it admits no more than they would have. The cell of a key holds the
--- quotas that are counted per consumer, too, so that a key takes along what it used itself when the
--- owner of its quota changes.
+-- units taken in the cell, whichever quota admitted them, in the terms of its own quota; units
+-- beyond its capacity are debt. So no change of quota refills anything. There is one exception:
+-- units that faster quotas admitted are counted only until the state is used up, so that it
+-- recovers as soon as those quotas are no longer used; from then on it admits no more than they
+-- would have. The key's cell also holds the per-consumer quotas, so that what the key itself used
+-- still counts when its quota becomes per-key.
 --
--- ARGV: what to do, the units, how many more to take where they are there, how many to take back
--- first, the time in seconds and nanoseconds (empty but in tests), and the number of quotas. Then for
--- each quota four arguments:
+-- ARGV: the action, the units, how many more to take if available, how many to give back first, the
+-- time in seconds and nanoseconds (empty except in tests), and the number of quotas. Then for each
+-- quota four arguments:
 --
---   'g', the burst, and the billions and the rest of the interval in nanoseconds; or
+--   'g', the burst, and the interval in nanoseconds as billions and remainder; or
 --   'w', the limit, the window in milliseconds, and ''
 --
--- and for each cell three: a digit per quota, '1' if it is counted there; the cell as the asking node
--- knows it; and '1' if that node let requests through without Redis since it heard of the cell.
+-- and for each cell three: a digit per quota, '1' if the cell counts it; the cell as the calling
+-- node knows it; and '1' if that node admitted requests without Redis since it last read the cell.
 --
--- Returns whether the units were taken, how many more were, and each cell as it is then.
+-- Returns whether the units were taken, how many more were, and the resulting text of each cell.
 --
--- The text of a cell is numbers with a space between: the version of the format (1), the time in
--- seconds and nanoseconds, the milliseconds until all states would be full that were dropped, the
--- number of states, and of each state
+-- The text of a cell is space-separated numbers: the format version (1), the time in seconds and
+-- nanoseconds, the milliseconds until all dropped states would be full, the number of states, and
+-- for each state
 --
 --   g, burst, interval (2), used (2), full for, guards
 --   w, limit, window, number of the current slot, debt, full for, slots, guards
 --
--- where (2) is billions of nanoseconds and the rest; "full for" is in milliseconds, and -1 if some of
--- what was taken is not counted; "slots" and "guards" begin with their number; and a guard is the
--- position of a state and for how many milliseconds that is enforced, too. Times are relative to the
--- time of the cell, so that a clock that steps back changes no state.
+-- where (2) means billions of nanoseconds and the remainder; "full for" is in milliseconds, or -1
+-- if some units were not counted; "slots" and "guards" start with their count; and a guard is the
+-- position of a state and the milliseconds for which it is also enforced. Times are relative to the
+-- time of the cell, so a clock that steps back changes no state.
 --
--- Numbers of Lua are doubles, which are exact up to 2^53 (9.007e15). A number of nanoseconds may be
--- larger, and is two here: billions, and the rest. The clock in such halves is seconds and nanoseconds.
+-- Numbers in Lua are doubles, exact up to 2^53 (9.007e15). Nanoseconds may exceed that, so they are
+-- stored as two numbers: billions and remainder. For the clock, these are seconds and nanoseconds.
 
 if ARGV[1] == 'probe' then
-  -- A server that cannot do a little of each cannot count.
+  -- A server that cannot do each of these cannot count.
   redis.call('TIME')
   redis.call('GET', KEYS[1])
   redis.call('SET', KEYS[1], '', 'PX', 1)
@@ -46,12 +46,12 @@ end
 
 local BILLION = 1000000000
 local VERSION = '1'
--- A cell keeps no more states than these. A key has at most eight quotas.
+-- The most states in a cell. A key has at most eight quotas.
 local MOST_STATES = 16
--- How long a state is kept after it is full, in milliseconds: a cell that is forgotten starts full.
+-- How long a state is kept after it is full, in milliseconds: an expired cell starts full.
 local KEPT = 600000
 local NOT_ALL_COUNTED = -1
--- 584 years of nanoseconds: no state is further ahead of the clock.
+-- About 570 years: no state is further ahead of the clock.
 local MOST_SECONDS = 18000000000
 local MOST_UNITS = 90000000000000
 local MOST_MILLIS = 20000000000000
@@ -73,7 +73,7 @@ local function less(ah, al, bh, bl)
   return ah < bh or ah == bh and al < bl
 end
 
--- Nothing is less than zero.
+-- The result is never below zero.
 local function minus(ah, al, bh, bl)
   if less(ah, al, bh, bl) then
     return 0, 0
@@ -102,8 +102,8 @@ local function times(h, l, n)
   return rh, rl
 end
 
--- p * n / d, rounded up, where p is less than d, or nearly so. The product has no room, so that it is
--- divided as on paper, digit by digit.
+-- p * n / d, rounded up, where p is less than d, or nearly so. The product would overflow, so this
+-- is long division, digit by digit.
 local function scaled(ph, pl, nh, nl, dh, dl)
   local qh, ql, rh, rl = 0, 0, 0, 0
   for digit in string.format('%.0f%09.0f', nh, nl):gmatch('%d') do
@@ -120,13 +120,13 @@ local function scaled(ph, pl, nh, nl, dh, dl)
   return qh, ql
 end
 
--- How often d fits into p, and what is left.
+-- The quotient of p and d, and the remainder.
 local function divided(ph, pl, dh, dl)
   local times_in = floor((ph * BILLION + pl) / (dh * BILLION + dl))
   if times_in >= MOST_UNITS then
     return MOST_UNITS, 0, 0
   end
-  -- The quotient of two doubles may be one too many.
+  -- The quotient of two doubles may be too large by one.
   local mh, ml = times(dh, dl, times_in)
   if less(ph, pl, mh, ml) then
     times_in = times_in - 1
@@ -149,13 +149,13 @@ if ARGV[5] == '' then
 else
   now_s, now_n = tonumber(ARGV[5]), tonumber(ARGV[6])
 end
--- A slot is a 32nd of the window, which is whole milliseconds: it is as many ticks of 31,250 ns as the
--- window has milliseconds. Ticks of the clock are exact (6e13 of them in our days).
+-- A slot is 1/32 of the window. The window is whole milliseconds, so a slot has as many ticks of
+-- 31,250 ns as the window has milliseconds. Ticks of the clock are exact (about 6e13 at present).
 local ticks = now_s * (BILLION / TICK) + floor(now_n / TICK)
 
 -- States ---------------------------------------------------------------------------------------------
 
--- Starts full, and has been so for long.
+-- A state that is full, and has been for long.
 local function new_state(kind, burst, first, second)
   local state = { kind = kind, burst = burst, full_for = KEPT, guards = {} }
   if kind == 'g' then
@@ -184,7 +184,7 @@ local function window_of(state)
   return floor(state.millis / 1000), state.millis % 1000 * 1000000
 end
 
--- Whether a / b > c / d, exactly: quotients first, then those of what is left.
+-- Whether a / b > c / d, exactly: compares quotients, then those of the remainders.
 local function is_greater(a, b, c, d)
   while true do
     local ab, cd = floor(a / b), floor(c / d)
@@ -213,7 +213,7 @@ local function is_faster(p, q)
   return is_greater(p.burst, p.millis, q.burst, q.millis)
 end
 
--- Units a millisecond, not exactly.
+-- Units per millisecond, approximately.
 local function rate(state)
   if state.kind == 'g' then
     return 1000000 / (state.ih * BILLION + state.il)
@@ -221,7 +221,7 @@ local function rate(state)
   return state.burst / state.millis
 end
 
--- Begins the next slots up to `number`. Debt moves into a slot as room appears.
+-- Begins the slots up to `number`. Debt moves into each slot as room appears.
 local function roll(state, number)
   local slots, passed = state.slots, number - state.number
   local function one()
@@ -239,7 +239,7 @@ local function roll(state, number)
   end
   some()
   if passed > 0 and state.total + state.debt > 0 then
-    -- The slots take turns from here on: a turn of all pays off a whole limit.
+    -- From here on each turn of all slots pays off one full limit.
     local turns = min(floor(passed / SLOTS), floor(state.debt / state.burst))
     state.debt, passed = state.debt - turns * state.burst, passed - turns * SLOTS
     state.number = state.number + turns * SLOTS
@@ -249,7 +249,7 @@ local function roll(state, number)
   state.number = number
 end
 
--- The tick at which a window is full again, or was at most.
+-- The latest tick at which a window is full, now or in the past.
 local function full_at(state)
   if state.total + state.debt == 0 then
     return 0
@@ -264,7 +264,7 @@ local function full_at(state)
   return (state.number + SLOTS * (turns + 1) + 1 - youngest) * state.millis
 end
 
--- Lets time pass.
+-- Advances a state to the current time.
 local function advance(state, eh, el)
   local was_full, since = is_full(state), nil
   if state.kind == 'g' then
@@ -277,7 +277,7 @@ local function advance(state, eh, el)
     if number >= state.number then
       roll(state, number)
     elseif state.number - number > 1 then
-      -- The clock stepped back. What was taken is no younger than the next slot.
+      -- The clock stepped back. The units count as taken no later than in the next slot.
       state.number = number + 1
     end
   end
@@ -288,7 +288,7 @@ local function advance(state, eh, el)
   end
 end
 
--- Has it be used up for some milliseconds at least. What a window holds counts as taken now.
+-- Makes the state used up for at least `millis`. Units in a window count as taken now.
 local function use_up(state, millis)
   if state.kind == 'g' then
     local h, l = normal(state.full_h + floor(millis / 1000), state.full_l + millis % 1000 * 1000000)
@@ -304,8 +304,8 @@ local function use_up(state, millis)
   state.full_for = min(state.full_for, 0)
 end
 
--- Counts units, whichever quota admitted them, and no more than until it is used up for `beyond`
--- milliseconds if that is said.
+-- Counts units, whichever quota admitted them. With `beyond`, counts only until the state is used
+-- up for that many milliseconds.
 local function count(state, units, beyond)
   local is_left_out
   if state.kind == 'g' then
@@ -339,7 +339,7 @@ local function count(state, units, beyond)
   end
 end
 
--- What was used up already is charged: no more than two full buckets are owed.
+-- Charges units even if the state is used up; at most two full buckets are used up or owed.
 local function charge(state, units)
   if state.kind == 'g' then
     local h, l = times(state.ih, state.il, units)
@@ -362,7 +362,7 @@ local function charge(state, units)
   state.full_for = min(state.full_for, 0)
 end
 
--- Debt first, then from the latest slots.
+-- Removes units: from debt first, then from the latest slots.
 local function remove(state, units)
   if state.kind == 'g' then
     state.h, state.l = minus(state.h, state.l, times(state.ih, state.il, units))
@@ -386,15 +386,15 @@ local function fits(state, units)
   return state.debt == 0 and state.total + units <= state.burst
 end
 
--- Takes over what a node knows to be used beyond what is known here.
+-- Adds what a node knows to be used beyond what is known here.
 local function merge(state, other)
   if state.kind == 'g' then
     if less(state.h, state.l, other.h, other.l) then
       state.h, state.l, state.full_for = other.h, other.l, min(state.full_for, 0)
     end
   else
-    -- The slots of a node are not quite those of Redis. What it knows of beyond what is known here is
-    -- taken from its latest slots that hold more.
+    -- A node's slots are not aligned with those of Redis. The difference is taken from the node's
+    -- latest slots that hold more.
     local more = other.total + other.debt - state.total - state.debt
     for age, held in ipairs(other.slots) do
       local at = max(age + state.number - other.number, 1)
@@ -413,7 +413,7 @@ local function merge(state, other)
   end
 end
 
--- How many milliseconds until it is full, rounded up.
+-- Milliseconds until the state is full, rounded up.
 local function until_full(state)
   if state.kind == 'g' then
     return state.h * 1000 + ceil(state.l / 1000000)
@@ -504,14 +504,14 @@ local function write_cell(cell)
       put(positions[guard.state], guard.millis)
     end
   end
-  -- All of these numbers have at most 14 digits, of which none gets lost.
+  -- All of these numbers have at most 14 digits, so none loses precision.
   return table.concat(text, ' ')
 end
 
--- Lets time pass for all states. A cell in which nothing was used for long begins anew.
+-- Advances all states. A cell that has not been used for long starts afresh.
 local function advance_cell(cell)
   local eh, el = minus(now_s, now_n, cell.s, cell.n)
-  -- A clock that stepped back goes on from where it is now.
+  -- If the clock stepped back, the cell continues from the current time.
   cell.is_changed = less(now_s, now_n, cell.s, cell.n)
   local millis = eh * 1000 + floor(el / 1000000)
   cell.lost = max(cell.lost - millis, 0)
@@ -535,8 +535,8 @@ local function advance_cell(cell)
   end
 end
 
--- Has `state` begin with what `from` has counted, which refills no faster. A window counts as well what
--- has come back of it within the window, unless nothing was taken for as long.
+-- Starts `state` with what `from` has counted, which refills no faster. A window also counts what
+-- has refilled within it, unless nothing was taken for that long.
 local function carry_over(state, from)
   local units, rh, rl = 0, 0, 0
   local within = state.kind == 'w' and max(state.millis - max(from.full_for, 0), 0) or 0
@@ -568,8 +568,8 @@ local function carry_over(state, from)
   end
 end
 
--- How long `guard` is enforced beside `state`, in milliseconds: until what `state` admits on its own
--- from now on is no more than `guard` would have admitted since any earlier time.
+-- How long `guard` is enforced together with `state`, in milliseconds: until what `state` alone
+-- admits from now on is no more than `guard` would have admitted since any earlier time.
 local function guarded_for(state, guard)
   local units = state.burst
   if guard.kind == 'g' then
@@ -581,14 +581,14 @@ local function guarded_for(state, guard)
     return 0
   end
   local faster = rate(guard) - rate(state)
-  -- The difference of two doubles that are nearly the same says nothing.
+  -- The difference of two nearly equal doubles is meaningless.
   if faster <= rate(guard) * 1e-12 then
     return MOST_MILLIS
   end
   return min(ceil(units / faster * (1 + 1e-9)) + 1, MOST_MILLIS)
 end
 
--- Has `state` begin with the same slots as a window of the same length, whatever the limits.
+-- Starts `state` with the slots of a window of the same length, whatever the limits.
 local function copy_slots(state, from)
   for age, held in ipairs(from.slots) do
     state.slots[age] = held
@@ -602,12 +602,12 @@ local function copy_slots(state, from)
   state.full_for = from.full_for
 end
 
--- A quota that has no state among the others yet.
+-- Starts a state for a quota that has none among the others.
 --
--- 1. If a window of the same length is faster, it admits no more than that one.
--- 2. Else it begins with what the fastest of those that refill no faster than itself has counted, which
---    is no less than it would have counted itself; or full if there is none. Those that refill faster
---    are enforced beside it for a while.
+-- 1. If a window of the same length is faster, copies its slots: it admits more than the new one.
+-- 2. Otherwise starts with what the fastest state that refills no faster has counted, which is no
+--    less than the new one would have counted itself; or full, if there is none. States that refill
+--    faster are enforced beside it for a while.
 local function join(others, state)
   local fastest, larger, faster = nil, nil, {}
   for _, other in ipairs(others) do
@@ -663,7 +663,8 @@ for at = 1, tonumber(ARGV[argument]) do
   argument = argument + 4
 end
 
--- Leaves out what is full for long, and what is full, or would be first, where there is too much.
+-- Drops states that have long been full. If there are still too many, drops the one that is full
+-- first.
 local function trim(cell)
   local function until_unused(state)
     local millis = until_full(state)
@@ -690,7 +691,8 @@ local function trim(cell)
     return
   end
   local dropped = table.remove(cell.states, first)
-  -- Until then no other quota may join as if there were nothing else, nor go on without its guard.
+  -- Until it would be full, no quota may join as if it had never existed, and none may be used
+  -- without the guard.
   cell.lost = max(cell.lost, min(first_millis, MOST_MILLIS))
   for _, state in ipairs(cell.states) do
     for _, guard in ipairs(state.guards) do
@@ -718,7 +720,7 @@ for at, key in ipairs(KEYS) do
     known = read_cell(known_text)
     for _, state in ipairs(known.states) do
       if state.kind == 'w' then
-        -- Its slots are not those of Redis, and may begin earlier.
+        -- A node's slots are not aligned with those of Redis, and may begin earlier.
         state.number = floor(ticks / state.millis) + 1
       end
     end
@@ -726,7 +728,7 @@ for at, key in ipairs(KEYS) do
   if cell then
     advance_cell(cell)
   else
-    -- Never there, full again, or lost: a server that was flushed refills nothing.
+    -- Never existed, expired, or lost: flushing the server refills nothing.
     cell = known or { lost = 0, states = {} }
     cell.is_changed = known and #known.states > 0
   end
@@ -747,7 +749,7 @@ for at, key in ipairs(KEYS) do
       end
     end
   end
-  -- Those of the request come first, then those beside them, and then the others.
+  -- The states of the request come first, then their guards, then the others.
   local states, is_in = {}, {}
   local function put(state)
     if not is_in[state] then
@@ -787,9 +789,10 @@ local function each(operation, units)
   end
 end
 
--- The states of the request count what they admit. So do the others; but where all of these refill at
--- least as fast, no more than until they are used up. What sliding windows admit comes in steps: after
--- these, they are used up for as long as a window, too.
+-- The states of the request count what they admit. So does any other state; but if all states of
+-- the request refill at least as fast, it counts only until it is used up. What sliding windows
+-- admit comes in steps, so beside one that refills at least as fast it counts until it is used up
+-- for the length of that window.
 local function take(state, units, cell, position)
   if position <= cell.of_request then
     return count(state, units)
@@ -808,7 +811,7 @@ local function take(state, units, cell, position)
   count(state, units, beyond)
 end
 
--- What was not counted is not given back.
+-- Units that were not counted are not given back.
 local function give_back(state, units, cell, position)
   if position <= cell.of_request or state.full_for ~= NOT_ALL_COUNTED then
     remove(state, units)

@@ -14,7 +14,7 @@ const DEADLINE: Duration = Duration::from_millis(25);
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// How a [`RedisRateLimiter`](super::RedisRateLimiter) is set up.
+/// Configures a [`RedisRateLimiter`](super::RedisRateLimiter).
 pub struct RedisRateLimiterBuilder {
     url: String,
     settings: Settings,
@@ -43,55 +43,55 @@ impl RedisRateLimiterBuilder {
         Self { url: url.into(), settings }
     }
 
-    /// What the names of all keys in Redis begin with. Default `tower-api-key`.
+    /// The prefix of the names of all keys in Redis: 1 to 64 letters, digits, `-`, `_`, `.`, `:` or
+    /// `/`. Default `tower-api-key`.
     ///
-    /// Services with the same prefix share their buckets. It is 1 to 64 letters, digits, `-`, `_`,
-    /// `.`, `:` or `/`.
+    /// Services with the same prefix share their buckets.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.settings.prefix = prefix.into();
         self
     }
 
-    /// How long a request waits for Redis, connecting included. Default 25 ms, at least 1 ms and at
+    /// How long a request waits for Redis, including connecting. Default 25 ms, at least 1 ms, at
     /// most 1 s.
     ///
-    /// Redis answers in well below a millisecond; the rest is for a network and a server that are
-    /// busy. What a request waits in vain it waits on top of everything else.
+    /// Redis answers in well below a millisecond; the rest allows for a busy network or server. A
+    /// request that waits in vain is delayed by this much.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.settings.deadline = deadline;
         self
     }
 
-    /// What happens while Redis does not decide. Default [`Unavailable::Local`]: an outage of what
-    /// only counts should not be one of the service.
+    /// What to do while Redis does not decide. Default [`Unavailable::Local`]: losing the rate
+    /// limiter should not take the service down.
     #[must_use]
     pub fn when_unavailable(mut self, unavailable: Unavailable) -> Self {
         self.settings.unavailable = unavailable;
         self
     }
 
-    /// How many nodes share the quotas, while each is on its own. Default 1: each then admits all of
-    /// the quota, and `n` nodes up to `n` times as much.
+    /// The number of nodes that share the quotas while each decides locally. Default 1: each node
+    /// then admits the whole quota, and `n` nodes up to `n` times as much.
     ///
-    /// With `n`, each admits an `n`th, rounded up: the fleet keeps the limit even without Redis, but a
-    /// client that stays with one node gets less than it should.
+    /// With `n`, each node admits an `n`th, rounded up: the fleet keeps the limit even without
+    /// Redis, but a client that stays with one node gets less than its quota.
     #[must_use]
     pub fn nodes(mut self, nodes: u32) -> Self {
         self.settings.nodes = NonZeroU32::new(nodes).unwrap_or(NonZeroU32::MIN);
         self
     }
 
-    /// Takes units in advance, and so asks Redis far less often than once a request. Default: it does
-    /// not.
+    /// Takes units in advance, so that Redis is asked far less often than once per request.
+    /// Default: no leases.
     #[must_use]
     pub fn leases(mut self, leases: Leases) -> Self {
         self.settings.leases = Some(leases);
         self
     }
 
-    /// Counts by the caller's clock rather than by Redis'.
+    /// Uses the caller's clock instead of the clock of Redis.
     #[cfg(feature = "test-util")]
     #[doc(hidden)]
     #[must_use]
@@ -100,7 +100,7 @@ impl RedisRateLimiterBuilder {
         self
     }
 
-    /// What the limiter is made of, if the URL makes sense and all settings are in their ranges.
+    /// The connection and the settings, if the URL and all settings are valid.
     pub(super) fn parts(self) -> Result<(Link, Settings), InvalidRedisRateLimiter> {
         let Self { url, settings } = self;
         if !name::is_prefix(&settings.prefix) {
@@ -115,8 +115,8 @@ impl RedisRateLimiterBuilder {
     }
 }
 
-/// The client that the URL asks for. A small request leaves at once rather than when there is more to
-/// say: the deadline is shorter than a delayed acknowledgement.
+/// Opens a client for the URL. `TCP_NODELAY` is set, because the deadline is shorter than a delayed
+/// acknowledgement.
 fn client(url: &str) -> RedisResult<Client> {
     let info: ConnectionInfo = url.into_connection_info()?;
     let settings = info.tcp_settings().clone().set_nodelay(true);
@@ -124,7 +124,7 @@ fn client(url: &str) -> RedisResult<Client> {
 }
 
 impl fmt::Debug for RedisRateLimiterBuilder {
-    /// The URL may hold a password.
+    /// Omits the URL, which may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisRateLimiterBuilder")
             .field("settings", &self.settings)
@@ -145,7 +145,7 @@ fn check(
     }
 }
 
-/// Why a [`RedisRateLimiter`](super::RedisRateLimiter) could not be set up.
+/// Why a [`RedisRateLimiter`](super::RedisRateLimiter) could not be built.
 #[derive(Debug)]
 pub struct InvalidRedisRateLimiter(Reason);
 
@@ -166,13 +166,13 @@ impl fmt::Display for InvalidRedisRateLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Reason::Url(_) => f.write_str(
-                "a URL of Redis is like redis://user:password@host:6379/0, rediss:// with TLS, or unix:///path",
+                "the URL of Redis must look like redis://user:password@host:6379/0, rediss:// for TLS, or unix:///path",
             ),
             Reason::Prefix => f.write_str(
-                "a prefix is 1 to 64 letters, digits, `-`, `_`, `.`, `:` or `/`",
+                "the prefix must be 1 to 64 letters, digits, `-`, `_`, `.`, `:` or `/`",
             ),
             Reason::Range { setting, least, most } => {
-                write!(f, "`{setting}` is at least {least:?} and at most {most:?}")
+                write!(f, "`{setting}` must be at least {least:?} and at most {most:?}")
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A cell as Redis tells it, and what it says to a request.
+//! Cells as Redis returns them, and their decisions.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use crate::rate_limit::{Algorithm, Decision, Quota, level::Level, quota::SLOTS};
 
 const VERSION: &str = "1";
 const BILLION: u64 = 1_000_000_000;
-/// A slot has as many of these nanoseconds as its window has milliseconds.
+/// The nanoseconds in a slot per millisecond of its window.
 const TICK: u64 = 31_250;
 const LIVE: usize = SLOTS as usize + 1;
 
-/// All states of a cell, at the time at which Redis answered.
+/// All states of a cell at the time of Redis' answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Cell {
     pub(super) states: Vec<State>,
 }
 
-/// What was taken in a cell, as one quota measures it.
+/// The units taken in a cell, as one quota counts them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct State {
     burst: u64,
@@ -28,31 +28,31 @@ pub(super) struct State {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Measure {
-    /// In nanoseconds; `missing` is how long it takes until the state is full.
+    /// In nanoseconds; `missing` is the time until the state is full.
     Gcra { interval: u64, missing: u64 },
-    /// `slots` begin with the current one, which ends after `ends_in` nanoseconds.
+    /// `slots` starts with the current one, which ends in `ends_in` nanoseconds.
     Window { millis: u64, ends_in: u64, slots: Box<[u64]>, debt: u64 },
 }
 
-/// A state that is enforced beside another one for a while.
+/// A state that is enforced together with another one for a while.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Guard {
     state: usize,
     lasts: u64,
 }
 
-/// What a state says to a request for some units.
+/// The answer of a state to a request for some units.
 #[derive(Clone, Copy)]
 struct Look {
     left: u64,
-    /// Until the request fits, in nanoseconds: zero if it does.
+    /// Nanoseconds until the request fits: zero if it does.
     wait: u64,
-    /// Until another unit is there.
+    /// Nanoseconds until one more unit is available.
     next: u64,
 }
 
 impl Cell {
-    /// `None` if the text is none of a cell.
+    /// `None` if the text is not a cell.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
         (words.next()? == VERSION).then_some(())?;
@@ -67,7 +67,7 @@ impl Cell {
         (is_whole && words.0.next().is_none()).then_some(Self { states })
     }
 
-    /// What is told to a request for `units` of `quota`. `None` if the quota has no state here.
+    /// The decision on `units` of `quota`. `None` if the quota has no state here.
     pub(super) fn look(&self, quota: &Quota, units: u64) -> Option<Decision> {
         let state = self.states.iter().find(|state| state.is_of(quota))?;
         let mut look = state.look(units);
@@ -82,7 +82,7 @@ impl Cell {
 }
 
 impl Cell {
-    /// How a quota stands by itself. `None` if it has no state here.
+    /// The state of a quota, without guards. `None` if it has no state here.
     pub(super) fn level(&self, quota: &Quota) -> Option<Level> {
         let state = self.states.iter().find(|state| state.is_of(quota))?;
         Some(match &state.measure {
@@ -92,7 +92,7 @@ impl Cell {
                 if held.is_empty() {
                     held.push(0);
                 }
-                // What is owed stands as if it were charged.
+                // Debt counts as if it were charged.
                 let room = (2 * state.burst).saturating_sub(held.iter().sum());
                 if let Some(current) = held.first_mut() {
                     *current += room.min(*debt);
@@ -160,7 +160,7 @@ impl State {
                 let next = if *missing > all_but_one {
                     missing - all_but_one
                 } else {
-                    // 0 of a full bucket, else 1 to an interval.
+                    // 0 for a full bucket, otherwise 1 ns to one interval.
                     missing.checked_sub(1).map_or(0, |missing| missing % interval + 1)
                 };
                 Look { left, wait, next }
@@ -178,7 +178,7 @@ impl State {
         }
     }
 
-    /// How long until `units` of a window are back. What is owed takes up the room that appears.
+    /// The time until `units` of a window are back. Debt takes up the room that appears first.
     fn until_back(&self, units: u64) -> u64 {
         let Measure::Window { millis, ends_in, slots, debt } = &self.measure else { return 0 };
         let mut held = [0; LIVE];
@@ -191,7 +191,7 @@ impl State {
             return 0;
         }
         let (slot, mut passed) = (millis.saturating_mul(TICK), 0_u64);
-        // After a turn of all slots each takes in again what leaves it.
+        // After one turn of all slots, each slot takes in exactly what leaves it.
         for turn in 0..4 {
             for _ in 0..LIVE {
                 held.rotate_right(1);
@@ -205,7 +205,7 @@ impl State {
                 passed += 1;
             }
             if turn == 0 {
-                // The turns in which all that is taken in is owed, and more than the target.
+                // Skips turns that only pay off debt and do not reach the target.
                 let turns = debt.min((total + debt).saturating_sub(target + 1)) / self.burst;
                 debt -= turns.saturating_mul(self.burst);
                 passed = passed.saturating_add(turns.saturating_mul(LIVE as u64));
@@ -216,7 +216,7 @@ impl State {
 }
 
 impl Look {
-    /// What is told where both have to admit it.
+    /// The answer if both must admit.
     fn and(self, other: Self) -> Self {
         let next = match self.left.cmp(&other.left) {
             std::cmp::Ordering::Less => self.next,
@@ -238,7 +238,7 @@ impl Look {
     }
 }
 
-/// The numbers of a text.
+/// Parses the numbers of a cell's text.
 struct Words<W>(W);
 
 impl<'t, W: Iterator<Item = &'t str>> Words<W> {
@@ -246,13 +246,13 @@ impl<'t, W: Iterator<Item = &'t str>> Words<W> {
         self.0.next()?.parse().ok()
     }
 
-    /// Billions of nanoseconds, and the rest.
+    /// Billions of nanoseconds, then the remainder.
     fn nanos(&mut self) -> Option<u64> {
         self.number()?.checked_mul(BILLION)?.checked_add(self.number()?)
     }
 }
 
-/// What is told where two cells have to admit a request.
+/// The decision if two cells must admit a request.
 pub(super) fn both(one: Decision, other: Decision) -> Decision {
     let (left, wait) =
         (one.remaining().min(other.remaining()), one.next_unit_in().max(other.next_unit_in()));
@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn what_is_owed_takes_up_the_room_that_appears() {
         let quota = Quota::sliding(10, 320 * MILLI).unwrap();
-        // A slot is 10 ms, and 33 of them after it was taken a unit is back.
+        // A slot is 10 ms, and a unit is back 33 slots after it was taken.
         for (debt, turns) in [(0, 1), (5, 1), (10, 2), (25, 3), (1_000_000, 100_001)] {
             let text = format!("1 1000 0 0 1 w 10 320 100000 {debt} 0 1 10 0");
             assert_eq!(look(&text, &quota), Decision::deny(turns * 330 * MILLI), "{debt}");

@@ -12,27 +12,27 @@ use tokio::sync::Mutex;
 use super::leases::Leases;
 use crate::{clock::nanos, rate_limit::Quota};
 
-/// Units that were taken in advance, for some or all quotas of a key together.
+/// Units taken in advance, for some or all quotas of a key together.
 ///
-/// How many there are, and until when, is one number: whoever takes from them neither locks nor waits.
+/// The units and their expiry are one atomic number, so takes are lock-free.
 pub(super) struct Lease {
-    /// When it ends, in milliseconds of the monotonic clock, and the units left.
+    /// The expiry, in milliseconds of the monotonic clock, and the units left.
     held: AtomicU64,
-    /// How many units it had.
+    /// The initial number of units.
     size: AtomicU32,
-    /// How many the next one is to have.
+    /// The number of units to request next.
     wanted: AtomicU32,
     most: u32,
     lifetime: Duration,
-    /// Until when there is nothing to be had, in nanoseconds of the monotonic clock.
+    /// Until when no units are available, in nanoseconds of the monotonic clock.
     none_until: AtomicU64,
-    /// Of the one request that asks for more.
+    /// Held by the one request that asks for more.
     pub(super) turn: Arc<Mutex<()>>,
 }
 
 const UNIT_BITS: u32 = 24;
 const MOST_UNITS: u32 = (1 << UNIT_BITS) - 1;
-/// At most this part of what fits at once: several nodes then leave something for each other.
+/// At most this fraction of the burst, so that several nodes leave something for each other.
 const PART: u32 = 8;
 
 impl Lease {
@@ -49,7 +49,7 @@ impl Lease {
         }
     }
 
-    /// Takes `units`, and says how many are left; `None` where there are not as many.
+    /// Takes `units` and returns how many are left; `None` if there are too few.
     pub(super) fn take(&self, units: NonZeroU32, now: Duration) -> Option<u32> {
         let taken = |held: u64| {
             let (until, left) = unpack(held);
@@ -60,13 +60,13 @@ impl Lease {
         Some(unpack(before).1 - units.get())
     }
 
-    /// How many are left.
+    /// The units left.
     pub(super) fn left(&self, now: Duration) -> u32 {
         let (until, left) = unpack(self.held.load(Ordering::Acquire));
         if millis(now) < until { left } else { 0 }
     }
 
-    /// Begins with `units`. Returns what it is [ended](Self::end_of) by.
+    /// Starts a lease of `units`. Returns the token to [end](Self::end_of) it.
     pub(super) fn begin(&self, units: u32, now: Duration) -> u64 {
         let until = millis(now + self.lifetime);
         self.size.store(units, Ordering::Relaxed);
@@ -74,8 +74,8 @@ impl Lease {
         until
     }
 
-    /// Ends it, for another one. Returns what was not used, and how many units to ask for: twice as
-    /// many as have not lasted, as many as were used of those that have.
+    /// Ends the lease before the next one. Returns the unused units, and how many to request: twice
+    /// the size if the lease ran out early, otherwise as many as were used.
     pub(super) fn end(&self, now: Duration) -> (u32, u32) {
         let (until, left) = unpack(self.held.swap(0, Ordering::AcqRel));
         if millis(now) < until {
@@ -87,7 +87,7 @@ impl Lease {
         (left, self.wanted.load(Ordering::Relaxed).min(self.most))
     }
 
-    /// Ends the one that began so, unless there is another by now. Returns what was not used.
+    /// Ends the lease with this token, unless another has started. Returns the unused units.
     pub(super) fn end_of(&self, until: u64) -> Option<NonZeroU32> {
         let ended = |held| (unpack(held).0 == until).then_some(0);
         let held = self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, ended).ok()?;
@@ -105,19 +105,19 @@ impl Lease {
         self.lifetime
     }
 
-    /// Whether there is room for a slice at all.
+    /// Whether the quotas are large enough for a slice.
     pub(super) fn is_worthwhile(&self) -> bool {
         self.most > 0
     }
 
-    /// Remembers that there is nothing to be had. But what other nodes hold and do not use is back
-    /// after a lifetime.
+    /// Remembers that no units are available, for at most one lifetime: then unused units of other
+    /// nodes are back.
     pub(super) fn none_for(&self, wait: Duration, now: Duration) {
         let until = now.saturating_add(wait.min(self.lifetime));
         self.none_until.store(nanos(until), Ordering::Relaxed);
     }
 
-    /// Whether it is known that there is nothing to be had.
+    /// Whether it is known that no units are available.
     pub(super) fn is_none_left(&self, now: Duration) -> bool {
         nanos(now) < self.none_until.load(Ordering::Relaxed)
     }
@@ -132,7 +132,7 @@ fn unpack(held: u64) -> (u64, u32) {
     (held >> UNIT_BITS, u32::try_from(units).unwrap_or_default())
 }
 
-/// Of 40 bits, which last for 34 years.
+/// 40 bits, which last for 34 years.
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX) & (u64::MAX >> UNIT_BITS)
 }

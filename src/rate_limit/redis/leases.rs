@@ -1,16 +1,17 @@
 use std::time::Duration;
 
-/// How nodes take units in advance, so that most requests are decided without asking Redis.
+/// Leases: nodes take units in advance, and decide most requests without asking Redis.
 ///
-/// A node takes a slice of the quotas of a key at a time: about as many units as the key used there
-/// lately, and an eighth of the burst or limit at most, so that quotas below 8 are asked for one by one
-/// all the same. What is not used when the slice's lifetime is over is put back. That a key has nothing
-/// left is remembered until it may have, for a lifetime at most, so that it does not keep Redis busy.
+/// A node takes a slice of a key's quotas at a time: about as many units as the key used on this
+/// node lately, and at most an eighth of the burst or limit, so quotas below 8 are not leased.
+/// Unused units are returned when the slice's lifetime is over. A node remembers that a key's quota
+/// is exhausted until units may be available, but at most for one lifetime, so such keys do not
+/// keep Redis busy.
 ///
-/// The price: a unit is used up to a [lifetime](Self::lifetime) after it was taken. In the long run no
-/// more pass than without leases; in any window, no more than would in one that is longer by the
-/// lifetime. And a client may be turned away for what another node holds and does not need, for a
-/// lifetime at most; the wait that it is told does not know of that.
+/// The cost: a unit may be used up to one [lifetime](Self::lifetime) after it was taken. In the
+/// long run no more requests pass than without leases; in any window, no more than would in a
+/// window longer by the lifetime. A client may be denied units that another node holds and does not
+/// need, for at most one lifetime; the wait it is told does not account for that.
 #[derive(Clone, Debug)]
 pub struct Leases {
     pub(super) lifetime: Duration,
@@ -21,18 +22,18 @@ pub(super) const SHORTEST: Duration = Duration::from_millis(10);
 pub(super) const LONGEST: Duration = Duration::from_secs(10);
 
 impl Leases {
-    /// How long units are held at most. Default 1 s, at least 10 ms and at most 10 s.
+    /// How long units are held at most. Default 1 s, at least 10 ms, at most 10 s.
     ///
-    /// A second spares nearly all round trips of a busy key, and is too short for a client to notice
-    /// what another node holds.
+    /// One second saves nearly all round trips of a busy key, and is too short for clients to
+    /// notice units held by another node.
     #[must_use]
     pub fn lifetime(self, lifetime: Duration) -> Self {
         Self { lifetime, ..self }
     }
 
-    /// How many units a slice has at most. Default 1,000.
+    /// The maximum number of units in a slice. Default 1,000.
     ///
-    /// Beyond a thousand a round trip costs next to nothing per request already.
+    /// Above that, the cost of a round trip per request is already negligible.
     #[must_use]
     pub fn most(self, units: u32) -> Self {
         Self { most: units, ..self }

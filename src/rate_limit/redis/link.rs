@@ -1,4 +1,4 @@
-//! The connection to Redis, and whether to count on it.
+//! The connection to Redis, and whether requests use it.
 
 use std::{
     fmt,
@@ -21,34 +21,33 @@ use super::{
 };
 use crate::{clock::nanos, trace};
 
-/// How long connecting may take, for which no request waits longer than its own deadline.
+/// The deadline for connecting. Requests wait for it only until their own deadline.
 const CONNECTING: Duration = Duration::from_millis(500);
 /// How often failures of single requests are logged.
 const LOG_EVERY: Duration = Duration::from_secs(60);
-/// How many commands may wait for the connection's task. As many requests as that do not wait for
-/// room instead.
+/// The queue of the connection's task. Beyond this many commands, requests wait for room.
 const BUFFER: usize = 1024;
 
-/// One connection for all requests, made when the first one comes, and again after failures.
+/// One connection for all requests, opened on the first one and again after failures.
 pub(super) struct Link {
     client: Client,
     deadline: Duration,
     breaker: Breaker,
-    /// What came of connecting last; `None` if that is to be done.
+    /// The result of the last attempt to connect; `None` if a new one is needed.
     connection: watch::Sender<Option<Result<Connection, Failure>>>,
     is_connecting: AtomicBool,
-    /// Whether a request failed, and Redis is being probed for it.
+    /// Whether Redis is being probed because a request failed.
     is_probing: AtomicBool,
-    /// The key whose request failed last. A healthy server has to answer a probe of this one.
+    /// The key of the last failed request. A healthy server must answer a probe beside it.
     probe_key: Mutex<Arc<str>>,
-    /// When the next failure of a single request is logged, in nanoseconds of the monotonic clock.
+    /// When to log the next failure of a single request, in nanoseconds of the monotonic clock.
     log_at: AtomicU64,
 }
 
 #[derive(Clone)]
 struct Connection {
     commands: MultiplexedConnection,
-    /// The hash by which Redis knows the script.
+    /// The SHA-1 hash of the loaded script.
     hash: Arc<str>,
 }
 
@@ -79,13 +78,13 @@ impl Link {
         self.deadline
     }
 
-    /// Whether the last answers came from Redis.
+    /// Whether Redis decides.
     pub(super) fn has_answered(&self) -> bool {
         self.breaker.has_answered()
     }
 
-    /// Whether to ask Redis. While it is down, a task probes from time to time whether it is back, and
-    /// no request waits for that.
+    /// Whether to ask Redis. While it is down, this occasionally starts a task that probes it; no
+    /// request waits for that.
     pub(super) fn is_up(self: &Arc<Self>, now: Duration) -> bool {
         if self.breaker.is_closed() {
             return true;
@@ -96,7 +95,7 @@ impl Link {
         false
     }
 
-    /// Has Redis decide, within the deadline.
+    /// Asks Redis, within the deadline.
     pub(super) async fn ask(
         self: &Arc<Self>,
         call: &Call,
@@ -129,13 +128,13 @@ impl Link {
             return Ok(connection.clone());
         }
         self.connect();
-        // The sender is `self`.
+        // Cannot fail: the sender is in `self`.
         let _ = outcome.changed().await;
         outcome.borrow().clone().unwrap_or(Err(Failure::Dropped))
     }
 
-    /// Connects in a task of its own, unless one is at it, so that a request that hangs up takes
-    /// nothing with it.
+    /// Connects in a task of its own, unless one is already connecting, so that a cancelled request
+    /// does not abort it.
     fn connect(self: &Arc<Self>) {
         let Ok(runtime) = Handle::try_current() else { return };
         if self.is_connecting.swap(true, Ordering::AcqRel) {
@@ -155,7 +154,7 @@ impl Link {
         });
     }
 
-    /// A connection on which Redis has done in time what requests need.
+    /// A connection on which Redis has answered a probe in time.
     async fn new_connection(&self) -> Result<Connection, Failure> {
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
@@ -169,14 +168,14 @@ impl Link {
         Ok(connection)
     }
 
-    /// Has Redis do a little of what requests need.
+    /// Asks Redis for a little of everything that requests need.
     async fn probe(&self, connection: &Connection) -> Result<(), Failure> {
         let probe = script::probe(&connection.hash, &self.probe_key());
         let answer = connection.run_script(&probe).await?;
         if script::is_well(&answer) { Ok(()) } else { Err(Failure::Unreadable) }
     }
 
-    /// Finds out whether Redis failed, or this one request: it is down if it fails probes, too.
+    /// Finds out whether Redis or only this request failed: Redis is down if it fails probes, too.
     fn verify(self: &Arc<Self>, failed: &Failure, now: Duration) {
         let Ok(runtime) = Handle::try_current() else { return };
         if self.is_probing.swap(true, Ordering::AcqRel) {
@@ -204,10 +203,10 @@ impl Link {
         probed
     }
 
-    /// Redis is well, and failed one request.
+    /// Redis is up; only one request failed.
     fn acquitted(&self, failed: &Failure, now: Duration) {
         self.answered();
-        // Without `tracing` it is told to no one.
+        // Unused without `tracing`.
         let _ = failed;
         let (now, log_at) = (nanos(now), self.log_at.load(Ordering::Relaxed));
         if now >= log_at {
@@ -215,7 +214,7 @@ impl Link {
             trace::warn!(
                 key = &*self.probe_key(),
                 failure = %failed,
-                "rate limit call failed: this node decided"
+                "rate limit call failed; outage policy applied"
             );
         }
     }
@@ -223,9 +222,9 @@ impl Link {
     fn probe_failed(&self, failure: &Failure, now: Duration) {
         let _ = failure;
         if self.breaker.failed(now) {
-            // It may hang, and would not say so.
+            // The connection may hang without an error.
             self.connection.send_replace(None);
-            trace::warn!(%failure, "rate limits are this node's own: Redis does not decide");
+            trace::warn!(%failure, "redis unavailable; outage policy applies");
         }
     }
 
@@ -242,13 +241,13 @@ impl Link {
 
     fn answered(&self) {
         if self.breaker.answered() {
-            trace::info!("rate limits are shared: Redis decides");
+            trace::info!("redis connected; rate limits are shared");
         }
     }
 
     fn failed(self: &Arc<Self>, failure: &Failure, call: &Call, now: Duration) {
         if failure.is_of_one_subject() {
-            // Redis is well.
+            // Redis itself is up.
             return;
         }
         if let Some(cell) = call.counted.cells.first() {
@@ -268,7 +267,7 @@ impl Connection {
         Ok(command.query_async(&mut self.commands.clone()).await?)
     }
 
-    /// Loads the script where Redis has forgotten it.
+    /// Reloads the script if Redis has lost it.
     async fn run_script(&self, command: &Cmd) -> Result<Value, Failure> {
         let answer = self.run(command).await;
         if !answer.as_ref().is_err_and(Failure::is_unknown_script) {
@@ -280,7 +279,7 @@ impl Connection {
 }
 
 impl Failure {
-    /// The key holds something else than a cell that this version understands.
+    /// Whether the key holds something other than a cell of this version.
     pub(super) fn is_of_one_subject(&self) -> bool {
         matches!(self, Self::Redis(error) if script::is_not_a_cell(error))
     }
@@ -290,7 +289,7 @@ impl Failure {
         matches!(self, Self::Redis(error) if error.kind() == no_script)
     }
 
-    /// Nothing more will come on this connection.
+    /// Whether the connection is unusable.
     fn is_final(&self) -> bool {
         matches!(self, Self::Redis(error) if error.is_unrecoverable_error())
     }
@@ -306,14 +305,14 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Late => f.write_str("no answer within the deadline"),
-            Self::Unreadable => f.write_str("an answer that makes no sense"),
-            Self::Dropped => f.write_str("the connection was given up"),
+            Self::Unreadable => f.write_str("unreadable answer"),
+            Self::Dropped => f.write_str("connection dropped"),
             Self::Redis(error) => error.fmt(f),
         }
     }
 }
 
-/// Lets the next one connect, even after a panic.
+/// Clears the flag on drop, even after a panic.
 struct Turn<'a>(&'a AtomicBool);
 
 impl Drop for Turn<'_> {

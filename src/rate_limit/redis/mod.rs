@@ -1,4 +1,4 @@
-//! Buckets in Redis or Valkey, which a fleet shares.
+//! Buckets in Redis or Valkey, shared by a fleet.
 
 mod breaker;
 mod builder;
@@ -31,8 +31,8 @@ pub use self::{
 use super::{Buckets, RateLimiter, RateLimits, Subject, local::LocalRateLimiter};
 use crate::trace;
 
-/// Buckets in Redis or Valkey, which a fleet shares: however many nodes there are, a key gets its quota
-/// once. Feature `redis`.
+/// Keeps buckets in Redis or Valkey, shared by a fleet: a key gets its quota once, however many
+/// nodes there are. Feature `redis`.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -64,83 +64,87 @@ use crate::trace;
 ///
 /// # Rules
 ///
-/// 1. A request is one call of one script, whatever the number of its quotas: it takes from all of
-///    them or from none, to the nanosecond as [`LocalRateLimiter`] does, by the clock of Redis. What the
-///    clock of a node says does not matter.
-/// 2. A key has one cell in Redis, and its consumer another one if a quota is counted per consumer. A
-///    cell counts all units for each distinct quota that was applied to it lately. So nodes may apply
-///    different quotas at the same time, as during a rollout, and quotas may change in any way: over
-///    any interval no more passes than the most generous of them allows.
-/// 3. A request waits for Redis until its [deadline](RedisRateLimiterBuilder::deadline), connecting
-///    included. When a request fails, a task of its own probes Redis with a small call that is always
-///    the same. After two failed probes in a row no request waits; every 200 ms a task probes whether
-///    Redis is back, which is noticed within a second. A single key whose calls fail affects no other.
-/// 4. Where Redis does not decide, [this node does](Unavailable::Local), or [the request is turned
-///    away](Unavailable::Deny).
-/// 5. A node goes on where the shared bucket stood when it last heard of it, and tells Redis what it let
-///    through meanwhile. What Redis has lost, the nodes know: flushing it or restarting it empty
+/// 1. Each request is one call of one script, whatever the number of its quotas. It takes from all
+///    of them or from none, with the nanosecond precision of [`LocalRateLimiter`], by the clock of
+///    Redis. The clocks of nodes do not matter.
+/// 2. A key has one cell in Redis, and its consumer has another if a quota is counted per consumer.
+///    A cell counts all units for each distinct quota that was applied to it lately. So nodes may
+///    apply different quotas at the same time, as during a rollout, and quotas may change in any
+///    way: any interval admits no more than the most generous of them.
+/// 3. A request waits for Redis until its [deadline](RedisRateLimiterBuilder::deadline), which
+///    includes connecting. When a request fails, a task probes Redis with a small, constant call.
+///    After two consecutive failed probes the circuit breaker opens and no request waits; every 200
+///    ms a task probes whether Redis is back, which is noticed within a second. A single key whose
+///    calls fail affects no other key.
+/// 4. When Redis does not decide, [this node does](Unavailable::Local), or [the request is
+///    denied](Unavailable::Deny).
+/// 5. A node continues from the last known state of the shared bucket, and reports to Redis what it
+///    admitted meanwhile. The nodes restore what Redis has lost: flushing it or restarting it empty
 ///    refills no bucket that a node has seen.
-/// 6. With [`Leases`] a node takes units in advance, and most requests are decided at once.
+/// 6. With [`Leases`], a node takes units in advance, and decides most requests at once.
 /// 7. Nothing is spawned or connected before the first request.
 ///
-/// # How much passes
+/// # Upper bounds
 ///
-/// | | in a window *w*, by the whole fleet |
+/// | | admitted in a window *w*, by the whole fleet |
 /// |---|---|
 /// | Redis decides | [`Quota::most_in`](super::Quota::most_in)`(w)` |
 /// | with leases | `most_in(w + lifetime)` |
-/// | Redis is away | *n* × `most_in(w)` for *n* nodes; with [`nodes(n)`](RedisRateLimiterBuilder::nodes) `most_in(w)`, and less than *n* more for rounding |
-/// | Redis goes away or comes back | as much more as requests were under way |
+/// | Redis is down | *n* × `most_in(w)` for *n* nodes; with [`nodes(n)`](RedisRateLimiterBuilder::nodes) `most_in(w)`, plus less than *n* for rounding |
+/// | Redis goes down or comes back | plus the requests in progress |
 ///
-/// A client that always wants more gets all of it: units are lost only with a node that ends, or an
-/// answer that is late, while it holds a lease.
+/// A client that always wants more gets the full quota: units are lost only if a node ends while it
+/// holds a lease, or if an answer is late.
 ///
-/// # Which Redis
+/// # Requirements
 ///
-/// - Redis from 5 on, or any Valkey: one server, or a primary behind a name or a proxy that follows
-///   it. URLs are `redis://[user][:password@]host[:port][/database]`, or with `valkey://`;
-///   `rediss://` or `valkeys://` over TLS with feature `redis-tls`, which trusts what the operating
-///   system does; `unix:///path[?db=1&user=me&pass=secret]` for a socket.
-/// - All keys of a consumer have one hash tag, so that they are on one node of a cluster. Which node that
-///   is this limiter does not find out: put a proxy in front. To be sent elsewhere (`MOVED`) is a failure.
-/// - `maxmemory-policy noeviction`: another one may throw buckets out, which then are as the next node
-///   knows them, or full if it does not. A full memory is a failure, and the nodes go on by themselves.
-/// - A cell takes 200 to 500 bytes for a key with one or two quotas, and is gone ten minutes after it is
-///   full at the latest: until then it remembers what was used under other quotas. Nothing needs to be
-///   persisted. A failover may lose the last writes: what was taken then may be taken again.
-/// - The script is the only thing that is run: `EVALSHA`, `SCRIPT LOAD`, and inside of it `TIME`, `GET`
-///   and `SET` of keys that begin with the prefix. An ACL can be as narrow.
+/// - Redis 5 or later, or any Valkey: one server, or a primary behind a name or a proxy that
+///   follows it. URLs are `redis://[user][:password@]host[:port][/database]`, or with `valkey://`;
+///   `rediss://` or `valkeys://` over TLS with feature `redis-tls`, which trusts the certificates
+///   of the operating system; `unix:///path[?db=1&user=me&pass=secret]` for a socket.
+/// - All keys of a consumer share a hash tag, so they are on one node of a cluster. This limiter
+///   does not discover which: put a proxy in front. A redirection (`MOVED`) counts as a failure.
+/// - `maxmemory-policy noeviction`: other policies may evict buckets, which are then restored from
+///   the next node that knows them, or full if it does not. Running out of memory counts as a
+///   failure, and the nodes then decide locally.
+/// - A cell takes 200 to 500 bytes for a key with one or two quotas, and expires at the latest ten
+///   minutes after it is full: until then it remembers what was used under other quotas. No
+///   persistence is needed. A failover may lose the last writes, and the units they took may then
+///   be taken again.
+/// - The limiter runs only its script: `EVALSHA`, `SCRIPT LOAD`, and within the script `TIME`, and
+///   `GET` and `SET` of keys that begin with the prefix. An ACL can be as narrow.
 ///
-/// # When something goes wrong
+/// # Failures
 ///
-/// | Redis | what it costs |
+/// | Redis | cost |
 /// |---|---|
-/// | refuses, resets, ends connections | nothing: these are noticed at once |
-/// | hangs, is slow, swallows packets | the first few requests their deadline |
-/// | is loading, a replica, out of memory, not responsible (`LOADING`, `READONLY`, `OOM`, `MOVED`, `CLUSTERDOWN`) | the first few requests a round trip |
-/// | has forgotten the script | one request two more round trips |
-/// | has forgotten the buckets | as much as requests were under way |
-/// | has something else under the name of a cell, or a cell of a later version of this library | each request of that key a round trip; the value is left as it is |
+/// | refuses, resets or closes connections | none: these are noticed at once |
+/// | hangs, is slow, loses packets | the first few requests wait for their deadline |
+/// | is loading, a replica, out of memory, not responsible (`LOADING`, `READONLY`, `OOM`, `MOVED`, `CLUSTERDOWN`) | the first few requests wait for a round trip |
+/// | has lost the script | one request makes two more round trips |
+/// | has lost the buckets | admits as many more as there were requests in progress |
+/// | has another kind of value in a cell's key, or a cell of a later version of this library | each request of that key makes a round trip; the value is left as it is |
 ///
-/// A key with more than eight quotas is decided by each node by itself, and Redis is not asked.
+/// For a key with more than eight quotas Redis is not asked: the [outage policy](Unavailable)
+/// decides.
 ///
-/// Each time the node goes on by itself, or no longer does, it logs a line.
+/// A line is logged when Redis stops deciding, and when it decides again.
 pub struct RedisRateLimiter {
     link: Arc<Link>,
-    /// The buckets as this node knows them.
+    /// This node's copies of the buckets.
     own: LocalRateLimiter,
     settings: Settings,
 }
 
 impl RedisRateLimiter {
-    /// A limiter whose buckets are in the Redis of this URL.
+    /// A limiter with its buckets in the Redis at this URL.
     #[must_use]
     pub fn builder(url: &str) -> RedisRateLimiterBuilder {
         RedisRateLimiterBuilder::new(url)
     }
 
-    /// Whether Redis decides: it has answered, and has not failed two probes in a row since. Until then
-    /// this node is on its own. For metrics and dashboards.
+    /// Whether Redis decides: it has answered, and has not failed two consecutive probes since.
+    /// Otherwise this node decides locally. For metrics and dashboards.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.link.has_answered()
@@ -148,11 +152,11 @@ impl RedisRateLimiter {
 }
 
 impl RedisRateLimiterBuilder {
-    /// Connects when the first request comes, and neither spawns nor waits before that.
+    /// Builds the limiter. It connects on the first request, and spawns nothing before that.
     ///
     /// # Errors
     ///
-    /// When the URL makes no sense, or a setting is out of its range.
+    /// If the URL is invalid, or a setting is out of its range.
     pub fn build(self) -> Result<RedisRateLimiter, InvalidRedisRateLimiter> {
         let (link, settings) = self.parts()?;
         Ok(RedisRateLimiter { link: Arc::new(link), own: LocalRateLimiter::new(), settings })
@@ -172,7 +176,7 @@ impl RateLimiter for RedisRateLimiter {
                 consumer = subject.consumer(),
                 quotas = limits.iter().len(),
                 most = script::MOST_QUOTAS,
-                "too many quotas for Redis: this node decides"
+                "too many quotas for Redis; outage policy applies"
             );
         }
         let leases = self.settings.leases.as_ref();
@@ -188,14 +192,14 @@ impl RateLimiter for RedisRateLimiter {
         }))
     }
 
-    /// Forgets what this node knows of buckets. Redis forgets those that are full by itself.
+    /// Sweeps this node's copies. In Redis, cells expire by themselves.
     fn sweep(&self, now: Duration) {
         self.own.sweep(now);
     }
 }
 
 impl fmt::Debug for RedisRateLimiter {
-    /// The URL may hold a password.
+    /// Omits the URL, which may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisRateLimiter")
             .field("is_shared", &self.is_shared())

@@ -2,24 +2,24 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::rate_limit::Subject;
 
-/// Braces and colons have a meaning in the names of Redis keys, and names are read by people.
+/// Braces and colons have a meaning in names of Redis keys; the rest is left readable.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'@');
 const MAX_PREFIX_LEN: usize = 64;
 
-/// The key that holds the cell of an API key. Redis Cluster keeps keys together whose names have the
-/// same text in braces: all cells of one consumer.
+/// The name of a key's cell. Redis Cluster keeps keys with the same hash tag (the text in braces)
+/// together: all cells of one consumer.
 pub(super) fn of_key(prefix: &str, subject: &Subject<'_>) -> String {
     format!("{}:k:{:032x}{}", of_tag(prefix, subject), subject.root(), class(subject))
 }
 
-/// The key that holds the cell of all API keys of a consumer.
+/// The name of the cell of a consumer, shared by its keys.
 pub(super) fn of_consumer(prefix: &str, subject: &Subject<'_>) -> String {
     format!("{}:c{}", of_tag(prefix, subject), class(subject))
 }
 
 fn of_tag(prefix: &str, subject: &Subject<'_>) -> String {
     let consumer = escape(subject.consumer());
-    // Nothing in braces would be no tag; an escaped name is never a lone percent sign.
+    // Empty braces are not a hash tag. A lone percent sign is never the result of escaping.
     let consumer = if consumer.is_empty() { "%" } else { &consumer };
     format!("{prefix}:{{{consumer}}}")
 }
@@ -32,7 +32,7 @@ fn escape(name: &str) -> String {
     utf8_percent_encode(name, ESCAPED).to_string()
 }
 
-/// A brace in the prefix would be the tag of all keys.
+/// Braces are not allowed: they would be the hash tag of all keys.
 pub(super) fn is_prefix(prefix: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/".contains(&byte);
     !prefix.is_empty() && prefix.len() <= MAX_PREFIX_LEN && prefix.bytes().all(allowed)

@@ -1,4 +1,4 @@
-//! What is said to Redis, and what it answers.
+//! Calls of the script, and its replies.
 
 use std::{fmt::Write as _, num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -11,21 +11,21 @@ use crate::rate_limit::{
 };
 
 pub(super) const SOURCE: &str = include_str!("buckets.lua");
-/// The script counts windows in slots of whole ticks, which are 31,250 ns.
+/// The script counts windows in slots of whole ticks of 31,250 ns.
 const _: () = assert!(SLOTS == 32);
 
 const BILLION: u64 = 1_000_000_000;
-/// A call with more quotas is not made. There are no more in what stores and routers accept.
+/// Calls with more quotas are not made. Stores and routers accept no more.
 pub(super) const MOST_QUOTAS: usize = 8;
-/// What a healthy server says to a probe.
+/// A healthy server's reply to a probe.
 const PROBED: &str = "probed";
-/// The script refuses a key that holds something else, or a cell of a later version.
+/// The script's error for a key that holds something else, or a cell of a later version.
 const NOT_A_CELL: &str = "NOTACELL";
 
-/// What is to happen to the cells.
+/// What to do with the cells.
 #[derive(Clone, Copy)]
 pub(super) enum Action {
-    /// Puts `returned` back, takes `units`, and up to `extra` more where they are there.
+    /// Gives back `returned`, takes `units`, and up to `extra` more if available.
     Take {
         units: NonZeroU32,
         extra: u32,
@@ -36,7 +36,7 @@ pub(super) enum Action {
     GiveBack(NonZeroU32),
 }
 
-/// The quotas of a key, and the cells in Redis in which they are counted.
+/// The quotas of a key, and the cells in Redis that count them.
 pub(super) struct Counted {
     pub(super) quotas: Box<[Quota]>,
     pub(super) cells: SmallVec<[Named; 2]>,
@@ -45,29 +45,29 @@ pub(super) struct Counted {
 /// A cell in Redis.
 pub(super) struct Named {
     pub(super) key: Arc<str>,
-    /// A digit for each quota: 1 if it is counted there.
+    /// One digit per quota: 1 if the cell counts it.
     counted: String,
-    /// Whether what this process knows of the quotas is about this cell.
+    /// Whether this process's copy of a quota's state is a copy of this cell's.
     is_home: fn(&Quota) -> bool,
 }
 
-/// One run of the script.
+/// One call of the script.
 pub(super) struct Call {
     pub(super) action: Action,
     pub(super) counted: Arc<Counted>,
-    /// How each quota stands, as this process knows it.
+    /// This process's copy of each quota's state.
     pub(super) known: SmallVec<[Known; 1]>,
-    /// The time in nanoseconds. `None`: the server's.
+    /// The time in nanoseconds; `None` for the server's.
     pub(super) now: Option<u64>,
 }
 
 pub(super) struct Known {
     pub(super) level: Level,
-    /// Whether this process went on without Redis since it heard of the quota.
+    /// Whether the copy has diverged: units were taken without Redis since it was last updated.
     pub(super) went_on: bool,
 }
 
-/// What came of it.
+/// The reply of the script.
 pub(super) struct Reply {
     pub(super) taken: bool,
     pub(super) extra: u32,
@@ -75,8 +75,8 @@ pub(super) struct Reply {
 }
 
 impl Counted {
-    /// The cell of the key counts all quotas, so that it knows what the key itself took under a quota of
-    /// its consumer; the cell of the consumer counts those.
+    /// The key's cell counts all quotas, so that it knows what the key itself took under a
+    /// per-consumer quota; the consumer's cell counts the per-consumer ones.
     pub(super) fn new(prefix: &str, subject: &Subject<'_>, limits: &RateLimits) -> Self {
         let is_of_consumer = |quota: &Quota| quota.counted_per() == CountedPer::Consumer;
         let digit = |is_counted| if is_counted { '1' } else { '0' };
@@ -96,7 +96,7 @@ impl Counted {
         Self { quotas: limits.iter().cloned().collect(), cells }
     }
 
-    /// Whether the call takes Redis no longer than others do.
+    /// Whether the call is cheap enough for Redis.
     pub(super) fn is_small(&self) -> bool {
         self.quotas.len() <= MOST_QUOTAS
     }
@@ -141,8 +141,8 @@ impl Call {
         command
     }
 
-    /// The text of a cell as this process knows it, and whether it went on without Redis. What a
-    /// consumer used is taken for what the key did, which is no less.
+    /// The text of a cell as this process knows it, and whether that has diverged. For the key's
+    /// cell, the consumer's usage stands for the key's own, which is at most as much.
     fn known(&self, cell: &Named) -> (String, bool) {
         let quotas = self.counted.quotas.iter().zip(&self.known).zip(cell.counted.bytes());
         let (mut text, mut count, mut goes_on) = (String::new(), 0_u32, false);
@@ -158,7 +158,7 @@ impl Call {
         if count == 0 { (text, goes_on) } else { (format!("1 0 0 0 {count}{text}"), goes_on) }
     }
 
-    /// `None` if this is no answer to the call.
+    /// `None` if this is not an answer to the call.
     pub(super) fn reply(&self, value: Value) -> Option<Reply> {
         let Value::Array(values) = value else { return None };
         let mut values = values.into_iter();
@@ -177,7 +177,7 @@ impl Call {
 }
 
 impl Reply {
-    /// What is told to a request for `units` of each quota.
+    /// The decisions on `units` of each quota.
     pub(super) fn decisions<'r>(
         &'r self,
         counted: &'r Counted,
@@ -191,7 +191,7 @@ impl Reply {
         counted.quotas.iter().enumerate().map(decision)
     }
 
-    /// How the quota at this position stands where it is at home.
+    /// The state of the quota at this position, in its home cell.
     pub(super) fn level(&self, counted: &Counted, at: usize) -> Option<Level> {
         let quota = counted.quotas.get(at)?;
         let mut homes = counted.cells.iter().zip(&self.cells);
@@ -206,16 +206,16 @@ impl Reply {
     }
 }
 
-/// Whether two quotas have the same state in a cell.
+/// Whether two quotas share their state in a cell.
 fn is_same(one: &Quota, other: &Quota) -> bool {
     let of = |quota: &Quota| (quota.algorithm(), quota.burst_size(), quota.interval());
     of(one) == of(other)
 }
 
-/// As the script reads a state.
+/// Writes a state as the script reads it.
 fn write(text: &mut String, quota: &Quota, level: &Level) {
     let burst = quota.burst_size();
-    // Never an error.
+    // Writing to a string never fails.
     let _ = match level {
         Level::Gcra(missing) => {
             let interval = nanos(quota.interval());
@@ -224,7 +224,7 @@ fn write(text: &mut String, quota: &Quota, level: &Level) {
             write!(text, " g {burst} {interval} {missing} 0 0")
         }
         Level::Window { slots, .. } => {
-            // All slots up to the oldest that holds anything.
+            // All slots up to the oldest that holds units.
             let held = slots.iter().rposition(|units| *units > 0).map_or(0, |oldest| oldest + 1);
             let _ = write!(text, " w {burst} {} 0 0 0 {held}", millis(quota));
             slots.iter().take(held).for_each(|units| {
@@ -251,20 +251,20 @@ fn number(value: &Value) -> Option<u64> {
     }
 }
 
-/// Whether Redis can count, written down for a moment beside this key. As small as it is, it says
-/// nothing about requests that ask for much.
+/// A probe: checks that Redis can count, with a short-lived value beside this key. It is too small
+/// to say anything about large requests.
 pub(super) fn probe(hash: &str, key: &str) -> Cmd {
     let mut command = cmd("EVALSHA");
     command.arg(hash).arg(1).arg(format!("{key}:probe")).arg("probe").arg(PROBED);
     command
 }
 
-/// Whether this is what a server says to a probe that can count.
+/// Whether this is a healthy server's reply to a probe.
 pub(super) fn is_well(value: &Value) -> bool {
     matches!(value, Value::BulkString(text) if text == PROBED.as_bytes())
 }
 
-/// Whether the key holds something else than a cell of this version.
+/// Whether the key holds something other than a cell of this version.
 pub(super) fn is_not_a_cell(error: &redis::RedisError) -> bool {
     matches!(error.code(), Some("WRONGTYPE" | NOT_A_CELL))
 }

@@ -1,4 +1,4 @@
-//! The buckets of a key, which a fleet shares.
+//! The buckets of a key in Redis, with a local copy.
 
 use std::{
     num::NonZeroU32,
@@ -32,14 +32,14 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unavailable {
-    /// It decides by itself, and goes on where the shared buckets stood when it last heard of them.
+    /// Decides locally, continuing from the last known state of the shared buckets.
     #[default]
     Local,
-    /// It turns every request away that has a quota: 429 with `Retry-After: 1`.
+    /// Denies every request that has a quota: 429 with `Retry-After: 1`.
     Deny,
 }
 
-/// What clients are told to wait where nobody decides.
+/// The wait that clients are told when neither Redis nor this node decides.
 const WAIT: Duration = Duration::from_secs(1);
 
 pub(super) struct SharedBuckets(Arc<Shared>);
@@ -47,13 +47,13 @@ pub(super) struct SharedBuckets(Arc<Shared>);
 pub(super) struct Shared {
     pub(super) link: Arc<Link>,
     pub(super) counted: Arc<Counted>,
-    /// The buckets as this node knows them. They follow the shared ones, and go on where those cannot
-    /// be had.
+    /// This node's copies of the buckets. They mirror the shared ones, and take over during an
+    /// outage.
     pub(super) own: BucketSet,
     pub(super) unavailable: Unavailable,
     pub(super) nodes: NonZeroU32,
     pub(super) lease: Option<Lease>,
-    /// Whether the caller's clock is Redis', too, which it is in tests.
+    /// Whether Redis uses the caller's clock, as in tests.
     pub(super) has_callers_time: bool,
     pub(super) is_reported: AtomicBool,
 }
@@ -63,7 +63,8 @@ impl SharedBuckets {
         Self(Arc::new(shared))
     }
 
-    /// Has Redis do it in a task of its own, as nobody waits for it; or this node where that fails.
+    /// Adjusts the buckets in Redis in a task of its own, because the caller does not wait; locally
+    /// if that fails.
     fn settle(&self, action: Action, now: Duration) {
         let Ok(runtime) = Handle::try_current() else { return self.0.settle_alone(action, now) };
         let shared = Arc::clone(&self.0);
@@ -101,13 +102,13 @@ impl Buckets for SharedBuckets {
 }
 
 impl Shared {
-    /// Whether to ask Redis. A call that asks for too much at once is not made: it would hold up the
+    /// Whether to ask Redis. Calls with too many quotas are not made, because they would delay
     /// others.
     fn is_asked(&self, now: Duration) -> bool {
         self.counted.is_small() && self.link.is_up(now)
     }
 
-    /// Decides without asking, where what is held in advance suffices, or is known to be used up.
+    /// Decides without asking, if the lease suffices or the quota is known to be exhausted.
     fn at_hand(&self, units: NonZeroU32, now: Duration) -> Option<Decisions> {
         let lease = self.lease.as_ref()?;
         if let Some(left) = lease.take(units, now) {
@@ -138,8 +139,8 @@ impl Shared {
         Some(self.decisions(&reply, units, reply.taken))
     }
 
-    /// One request at a time asks for a slice; the others wait for what it brings. It is asked for in
-    /// a task of its own, so that no slice is lost to a request that hangs up.
+    /// Only one request at a time asks for a slice; the others wait for its result. It asks in a
+    /// task of its own, so that a cancelled request loses no slice.
     async fn take_slice(
         self: &Arc<Self>,
         lease: &Lease,
@@ -155,7 +156,7 @@ impl Shared {
             let Some(lease) = &shared.lease else { return };
             let (decisions, slice) = shared.renew(lease, units, now).await;
             drop(turn);
-            // Whoever asked may be gone.
+            // The request may have been cancelled.
             let _ = decided.send(decisions);
             if let Some(slice) = slice {
                 sleep_until(Instant::now() + lease.lifetime()).await;
@@ -165,7 +166,7 @@ impl Shared {
         decision.await.ok().flatten()
     }
 
-    /// What is decided, and the slice if there is one.
+    /// The decisions, and the token of the new slice, if any.
     async fn renew(
         &self,
         lease: &Lease,
@@ -187,7 +188,7 @@ impl Shared {
         (Some(decisions), slice)
     }
 
-    /// Remembers if there is nothing left.
+    /// Remembers in the lease that the quota is exhausted.
     fn remember(&self, reply: &Reply, now: Duration) {
         let Some(lease) = self.lease.as_ref().filter(|_| !reply.taken) else { return };
         let one = self.decisions(reply, NonZeroU32::MIN, false);
@@ -230,7 +231,7 @@ impl Shared {
         }
     }
 
-    /// Has Redis do it. The buckets here follow.
+    /// Asks Redis, and updates the local copies.
     async fn ask(&self, call: &Call, now: Duration) -> Option<Reply> {
         match self.link.ask(call, now).await {
             Ok(reply) => {
@@ -274,7 +275,7 @@ impl Shared {
         if !decisions.is_admitted() {
             return decisions;
         }
-        // The other nodes are taken to admit as many meanwhile.
+        // Assumes that every other node admits as much meanwhile.
         let others = units.get().saturating_mul(self.nodes.get() - 1);
         let Some(others) = NonZeroU32::new(others) else { return decisions };
         self.own.charge(others, now);
@@ -298,13 +299,13 @@ impl Shared {
             trace::warn!(
                 keys = ?self.counted.cells.iter().map(|cell| &*cell.key).collect::<Vec<_>>(),
                 %failure,
-                "rate limit key in Redis unreadable: this node decides"
+                "rate limit key in Redis unreadable; outage policy applies"
             );
         }
     }
 }
 
-/// Admitted, with `more` units at hand than the bucket has left.
+/// Admits, with `more` units beside those that the bucket has left.
 fn admit(bucket: Decision, more: u32) -> Decision {
     Decision::admit(bucket.remaining().saturating_add(more), bucket.next_unit_in())
 }

@@ -6,29 +6,32 @@ use crate::rate_limit::{
     measure::{Measure, Rate},
 };
 
-/// How a state begins.
+/// How a new state starts.
 enum Start {
-    /// As if it had been there all along.
+    /// As if it had counted from the beginning.
     Counted,
-    /// Full, beside states that go on being enforced for a while.
+    /// Full, beside existing states that stay enforced for a while.
     Full,
 }
 
 impl Inner {
     /// Adds the states that `specs` lack.
     ///
-    /// A state has not counted what was taken before it joined, but there are states that have.
+    /// A new state has not counted the units taken before it joined, but existing states have. It
+    /// starts in one of two ways:
     ///
-    /// - **Counted.** A state that refills no faster has used up at least what the new one would. The
-    ///   fastest of them says most exactly how much that is. Sliding windows count more than what is
-    ///   used up of GCRA, which may have let through a window's refill on top. A window of the same
-    ///   length has counted in the same slots.
-    /// - **Full.** If the slowest quota of the list refills no faster than any state, the list keeps
-    ///   within the lines of all of them in the end. Until then they are enforced beside it, as
-    ///   [guards](Guard). A new state that refills faster than one that is there
-    ///   [relies](Reliance) on the slowest, and is no witness for others as long as that matters.
+    /// - **Counted.** A state that refills no faster has used up at least what the new one would
+    ///   have, and the fastest such state gives the tightest bound. A new sliding window counts
+    ///   more than what a GCRA state has used up, because GCRA may have let through a window's
+    ///   refill on top. A window of the same length has counted in the same slots, which are
+    ///   copied.
+    /// - **Full.** If the slowest quota of the list refills no faster than any state, the list
+    ///   stays within the lines of all of them in the end. Until then they are enforced beside it,
+    ///   as [guards](Guard). A new state that refills faster than an existing one
+    ///   [relies](Reliance) on the slowest quota, and is not sufficient evidence for later states
+    ///   while that matters.
     ///
-    /// The first is taken unless it leaves nothing and the second is possible.
+    /// It is counted, unless that leaves no units and starting full is possible.
     pub(super) fn join(&mut self, specs: &[Spec], now: u64) -> States {
         if self.is_forgettable(now) {
             self.begin_again(now);
@@ -53,14 +56,14 @@ impl Inner {
         states
     }
 
-    /// Nothing was taken for so long that all begins anew.
+    /// Starts afresh after a long time without takes.
     fn begin_again(&mut self, now: u64) {
         self.entries.retain(|entry| entry.is_in_use());
         self.entries.iter_mut().for_each(|entry| entry.more = None);
         self.born = now;
     }
 
-    /// Decides how the last state begins, beside the `earlier` first ones.
+    /// Decides how the last state starts, given the first `earlier` ones.
     fn begin(&mut self, earlier: usize, slowest: Measure, now: u64) {
         let Some(mut new) = self.entries.pop() else { return };
         let (measure, known) = (new.measure(), self.entries.get(..earlier).unwrap_or_default());
@@ -99,7 +102,8 @@ impl Inner {
         self.entries.push(new);
     }
 
-    /// A state that relies on a slower quota is used without it: it counts as if it were new.
+    /// If the state relies on a slower quota and is now used without it, makes it count as if it
+    /// were new.
     fn use_again(&mut self, at: usize, slowest: Rate, now: u64) {
         let Some(reliance) = self.entries.get(at).and_then(|entry| entry.more.as_ref()?.relies)
         else {
@@ -114,7 +118,7 @@ impl Inner {
         self.entries.insert(at, entry);
     }
 
-    /// Has a new state begin as if it had counted everything, if that leaves something or has to be.
+    /// Starts a new state as if it had counted everything, if that leaves units or is required.
     fn count(&self, new: &mut Entry, known: &[Entry], keeps_all: bool, now: u64) -> Start {
         let rate = new.measure().rate();
         let is_slowest = known.iter().all(|entry| entry.measure().rate() >= rate);
@@ -143,7 +147,7 @@ impl Inner {
         Start::Counted
     }
 
-    /// Has a state used up at least what those of `known` that refill no faster say.
+    /// Raises a state to at least what the states in `known` that refill no faster have counted.
     fn raise(&self, entry: &mut Entry, known: &[Entry], now: u64) {
         let measure = entry.measure();
         let (ahead, units) = self.witnessed(measure, known, now);
@@ -157,8 +161,8 @@ impl Inner {
         }
     }
 
-    /// What a state would have used up that had always been there: in nanoseconds of refilling if it
-    /// is one of GCRA, and in units.
+    /// What `measure` would have used up had it counted from the beginning: in nanoseconds of
+    /// refill if it is GCRA, and in units.
     fn witnessed(&self, measure: Measure, known: &[Entry], now: u64) -> (u64, i128) {
         let rate = measure.rate();
         let mut slower: Vec<&Entry> =
@@ -197,7 +201,7 @@ impl Inner {
                 (units.saturating_mul(interval), units.into())
             }
             (Measure::Window { window, .. }, other) => {
-                // What has come back of it within the window counts.
+                // What has refilled within the window counts as well.
                 let since = i128::from(window.min(now.saturating_sub(self.born)));
                 let (used, span) = match (other, full_at) {
                     (Measure::Gcra { .. }, Some(full_at)) => {
@@ -215,7 +219,8 @@ impl Inner {
         }
     }
 
-    /// Where there are too many states, shuts the cell until one of them is full.
+    /// If there are too many unused states, closes the cell until one of them is full, and drops
+    /// that one.
     fn close(&mut self, now: u64) {
         let unused = |entry: &&Entry| !entry.is_in_use();
         while self.entries.iter().filter(unused).count() > MOST_UNUSED {
@@ -234,8 +239,8 @@ impl Inner {
     }
 }
 
-/// How long until the line of the state `of` lies above all that a quota can let through, of which so
-/// many units are left.
+/// The time until the line of the state `of` lies above everything that a quota with `left` units
+/// can let through.
 fn time_ahead(of: &Entry, (measure, left): (Measure, i128), now: u64) -> u64 {
     let stair = if of.measure().window() > 0 { of.measure().size() } else { 0 };
     let units = left.saturating_sub(of.left(now)).saturating_add(stair);

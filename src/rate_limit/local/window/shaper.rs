@@ -1,11 +1,11 @@
 use crate::rate_limit::quota::SLOTS;
 
-/// The slots that reach into a window.
+/// The slots that overlap a window.
 const LIVE: usize = SLOTS as usize + 1;
 
-/// A window over time: in each slot, as much of what is owed is counted as there is room for.
+/// Simulates a window over time: each slot pays off as much of the debt as it has room for.
 pub(super) struct Shaper {
-    /// By the number of the slot, modulo as many as are live.
+    /// Indexed by slot number, modulo the number of live slots.
     held: [u32; LIVE],
     used: u64,
     at: u64,
@@ -24,21 +24,21 @@ impl Shaper {
         shaper
     }
 
-    /// Goes on to slot `to`.
+    /// Advances to slot `to`.
     pub(super) fn forward(&mut self, to: u64) {
         self.steps(to);
-        // From here on each slot takes in again what leaves it.
+        // From here on, each slot takes in exactly what leaves it.
         let periods = to.saturating_sub(self.at) / LIVE as u64;
         self.skip(periods);
         self.steps(to);
         self.steps(to);
         if self.at < to {
-            // Nothing is owed, and all is out.
+            // The debt is paid off, and every slot has left the window.
             (self.at, self.used, self.held) = (to, 0, [0; LIVE]);
         }
     }
 
-    /// The slot in which nothing is owed and `units` fit.
+    /// The first slot in which the debt is paid off and `units` fit.
     pub(super) fn until_room(&mut self, units: u32) -> u64 {
         for round in 0..4 {
             for _ in 0..LIVE {
@@ -54,12 +54,12 @@ impl Shaper {
         self.at
     }
 
-    /// The live slots, and what they hold.
+    /// The live slots and their units.
     pub(super) fn slots(mut self) -> impl Iterator<Item = (u64, u32)> {
         self.numbers().map(move |number| (number, *self.held(number)))
     }
 
-    /// Goes on by as many slots as are live at most.
+    /// Advances by at most as many slots as are live.
     fn steps(&mut self, to: u64) {
         let to = to.min(self.at.saturating_add(LIVE as u64));
         while self.at < to {
@@ -78,7 +78,7 @@ impl Shaper {
         self.debt -= u64::from(moved);
     }
 
-    /// Whole windows, each of which takes in all that fits.
+    /// Skips whole windows, each of which pays off a full limit.
     fn skip(&mut self, most: u64) {
         let periods = most.min(self.debt / u64::from(self.limit.max(1)));
         self.at = self.at.saturating_add(periods.saturating_mul(LIVE as u64));
