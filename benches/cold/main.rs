@@ -1,12 +1,12 @@
-//! What a key costs that is not cached: look-ups among a million keys in PostgreSQL, a herd of
-//! requests for one of them, the memory each takes once it is cached, writing its use, and what a
-//! client with a known key notices of many changes.
+//! The cost of an uncached key: look-ups among a million keys in PostgreSQL, a herd of requests for
+//! one of them, the memory of a cached key, writing last uses, and the latency of a client with a
+//! known key during many changes.
 //!
 //! ```text
 //! cargo bench --bench cold -- [--rounds N] [--keys N] [--json FILE]
 //! ```
 //!
-//! `benches/README.md` says what it shows and how to read it.
+//! `benches/README.md` explains what it measures and how to read it.
 
 #![allow(clippy::disallowed_methods, reason = "what is measured is real time")]
 
@@ -39,7 +39,7 @@ cargo bench --bench cold -- [OPTIONS]
   --keys N       how many keys there are; 1000000
   --json FILE    writes the figures to this file";
 
-/// Whose versions matter.
+/// Crates whose versions matter.
 const CRATES: [&str; 4] = ["moka", "sha2", "sqlx", "tokio"];
 
 struct Options {
