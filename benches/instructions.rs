@@ -8,8 +8,8 @@
 //!
 //! - libc. It chooses its `memcpy` by the processor, and its allocator differs between versions;
 //!   `tests/allocations.rs` counts allocations.
-//! - The processor. Wherever there is AVX2, valgrind emulates a Haswell, on which `sha2` uses no SHA
-//!   instructions, and `memchr` uses AVX2.
+//! - The processor. Wherever there is AVX2, valgrind emulates a Haswell, on which `sha2` uses no
+//!   SHA instructions, and `memchr` uses AVX2.
 //! - The compiler. The file names its version, and other versions refuse to compare.
 //! - Chance and time. Keys are the same in every run, and every record stays fresh.
 

@@ -2,8 +2,8 @@
 //! number of calls per request.
 //!
 //! `cargo bench --bench redis --features redis` starts a Redis of its own; with `REDIS_URL` it uses
-//! that one, and leaves keys behind there until their buckets are full. All cases are interleaved in
-//! one run, and the results are medians.
+//! that one, and leaves keys behind there until their buckets are full. All cases are interleaved
+//! in one run, and the results are medians.
 
 #![allow(
     clippy::unwrap_used,

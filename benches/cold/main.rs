@@ -70,14 +70,14 @@ impl Options {
         let mut options = Self { rounds: 7, keys: 1_000_000, json: None };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
-            let mut value = || arguments.next().ok_or_else(|| format!("{argument} what?\n{USAGE}"));
+            let mut value = || arguments.next().ok_or_else(|| format!("{argument}: no value\n{USAGE}"));
             match argument.as_str() {
                 "--rounds" => options.rounds = value()?.parse::<usize>()?.max(1),
                 "--keys" => options.keys = value()?.parse::<usize>()?.max(setting::KNOWN),
                 "--json" => options.json = Some(value()?.into()),
                 // As cargo calls every benchmark.
                 "--bench" => {}
-                _ => return Err(format!("{argument}: there is no such option\n{USAGE}").into()),
+                _ => return Err(format!("unknown option {argument}\n{USAGE}").into()),
             }
         }
         Ok(options)

@@ -36,7 +36,7 @@ pub(crate) fn chosen(options: &Options) -> Result<Vec<Contender>> {
     let unknown =
         options.only.iter().find(|only| !names.iter().any(|name| name.starts_with(*only)));
     if let Some(unknown) = unknown {
-        return Err(format!("no server is named {unknown}; choose from {}", names.join(", ")).into());
+        return Err(format!("no server {unknown}; choose from {}", names.join(", ")).into());
     }
     let asked_for = |contender: &Contender| {
         let only = &options.only;
@@ -139,8 +139,8 @@ impl Running<'_> {
         Ok(file.unwrap_or_else(|| setting.authorizations(keys)).to_owned())
     }
 
-    /// Waits until the requests of closed connections are done: a request sent now is answered after
-    /// them.
+    /// Waits until the requests of closed connections are done: a request sent now is answered
+    /// after them.
     pub(crate) fn settle(&self, setting: &Setting) -> Result<()> {
         self.ask(Some(self.key(setting)))?;
         self.process.settle()

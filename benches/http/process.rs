@@ -52,7 +52,8 @@ struct Ready {
 }
 
 impl Server {
-    /// Starts a server that prints a line of JSON with its port and exits when its standard input closes.
+    /// Starts a server that prints a line of JSON with its port and exits when its standard input
+    /// closes.
     pub(crate) fn start(mut command: Command) -> Result<Self> {
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = spawned.map_err(|error| format!("{command:?}: {error}"))?;

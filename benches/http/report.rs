@@ -56,8 +56,8 @@ pub(crate) struct Row {
     pub(crate) cpu_us_added: f64,
     /// CPU time of PostgreSQL per request.
     pub(crate) database_cpu_us: f64,
-    /// Requests per second of `layer` in the same round, and its CPU time per request, as multiples of
-    /// this server's.
+    /// Requests per second of `layer` in the same round, and its CPU time per request, as multiples
+    /// of this server's.
     pub(crate) layer_speed: f64,
     pub(crate) layer_cpu: f64,
     pub(crate) resident_bytes: u64,

@@ -30,7 +30,8 @@ const SCHEME: &str = "Bearer ";
 pub(crate) struct Service {
     pub(crate) format: KeyFormat,
     pub(crate) auth: Authenticator,
-    /// `Authorization` values, sorted by text: neighbours in this list are not neighbours in memory.
+    /// `Authorization` values, sorted by text: neighbours in this list are not neighbours in
+    /// memory.
     pub(crate) keys: Vec<HeaderValue>,
     /// Well-formed, and in the negative cache.
     pub(crate) unknown: HeaderValue,

@@ -68,8 +68,8 @@ struct Row {
     p99_us: f64,
     /// The median over the rounds of p99 under attack divided by p99 without one in the same round.
     p99_of_quiet: f64,
-    /// Resident memory in MiB of this process, which is the service and the clients of the others: the
-    /// maximum at the end of a round.
+    /// Resident memory in MiB of this process, which is the service and the clients of the others:
+    /// the maximum at the end of a round.
     resident_mib: u64,
     /// Its growth since before the first round.
     grown_mib: u64,
