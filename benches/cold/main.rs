@@ -70,7 +70,8 @@ impl Options {
         let mut options = Self { rounds: 7, keys: 1_000_000, json: None };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
-            let mut value = || arguments.next().ok_or_else(|| format!("{argument}: no value\n{USAGE}"));
+            let mut value =
+                || arguments.next().ok_or_else(|| format!("{argument} needs a value\n{USAGE}"));
             match argument.as_str() {
                 "--rounds" => options.rounds = value()?.parse::<usize>()?.max(1),
                 "--keys" => options.keys = value()?.parse::<usize>()?.max(setting::KNOWN),
