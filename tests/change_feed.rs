@@ -1263,7 +1263,7 @@ mod polling {
             feed.next().await.unwrap();
             assert!(!feed.staleness().unwrap().is_too_old);
         }
-        // Nor are they more frequent, except for the second.
+        // Nor are polls more frequent because of it, except the second one.
         assert!(begun.elapsed() >= Duration::from_secs(29 * 60), "{:?}", begun.elapsed());
     }
 

@@ -74,10 +74,10 @@ impl Node {
         self.service.store.revoke(key.record.id, None).await.unwrap();
     }
 
-    /// Waits until the worker has handled the announced changes.
+    /// Announces a change, and waits until the worker has handled it.
     async fn tell(&self, change: Change) {
         self.feed.tell(change);
-        // The last change is handled when the next one is taken.
+        // A change is handled once the worker takes the one after it.
         self.feed.tell(Change::Junk);
         self.heard(Said::FeedJunk).await;
     }
