@@ -1,17 +1,17 @@
-//! How many instructions a request takes: the same figure whatever else the machine is doing.
+//! The instructions of a request: the same figure whatever else the machine is doing.
 //!
 //! `cargo bench --bench instructions` runs itself under callgrind and compares with
-//! `benches/instructions.txt`; with `-- --write` it writes that file instead. What differs by more
-//! than the tolerance, in either direction, is an error: a gain is to be written down, too.
+//! `benches/instructions.txt`; with `-- --write` it writes that file instead. A difference beyond
+//! the tolerance, in either direction, is an error: gains must be recorded, too.
 //!
-//! What would make the figures differ between machines is left out:
+//! What differs between machines is excluded:
 //!
-//! - What runs in libc. It picks its `memcpy` by the processor, and its allocator differs from one
-//!   version to the next; `tests/allocations.rs` counts what is asked of that.
-//! - The processor. Wherever there is AVX2, valgrind shows programs a Haswell, on which `sha2` uses
-//!   no SHA instructions, and `memchr` uses AVX2.
-//! - The compiler. The file says which one it was, and there is no comparing with others.
-//! - Chance and time. Keys are the same in every run, and no record ceases to be fresh.
+//! - libc. It chooses its `memcpy` by the processor, and its allocator differs between versions;
+//!   `tests/allocations.rs` counts allocations.
+//! - The processor. Wherever there is AVX2, valgrind emulates a Haswell, on which `sha2` uses no
+//!   SHA instructions, and `memchr` uses AVX2.
+//! - The compiler. The file names its version, and other versions refuse to compare.
+//! - Chance and time. Keys are the same in every run, and every record stays fresh.
 
 #![allow(
     clippy::disallowed_methods,
@@ -43,13 +43,13 @@ use self::service::{Service, ask};
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
-/// What a change elsewhere in the program may make of it, by what the compiler inlines.
+/// The effect that a change elsewhere in the program may have on inlining.
 const TOLERANCE: f64 = 0.03;
 const FEW: u32 = 200;
 const MANY: u32 = 1_200;
 const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
 const ACCEPT: &str = "\
-if that is meant, write the new counts down, and commit them:
+if the change is intended, write the new counts and commit them:
 cargo bench --bench instructions -- --write";
 
 const SCENARIOS: [&str; 5] = ["bare router", "hit", "hit, headers off", "malformed key", "429"];
@@ -124,7 +124,7 @@ fn compiler() -> Result<String> {
     Ok(format!("rustc {version} on {}", env::consts::ARCH))
 }
 
-/// Of one request.
+/// The instructions of one request.
 fn instructions(scenario: &str) -> Result<f64> {
     let [few, many] = [FEW, MANY].map(|turns| instructions_of_turns(scenario, turns));
     Ok(((many? - few?) as f64 / f64::from(MANY - FEW)).round())
@@ -149,7 +149,7 @@ fn instructions_of_turns(scenario: &str, turns: u32) -> Result<u64> {
     own(&fs::read_to_string(profile.path())?, &this)
 }
 
-/// The sum of what was executed in `program` itself, of a profile in
+/// The sum of the instructions executed in `program` itself, from a profile in
 /// [callgrind's format](https://valgrind.org/docs/manual/cl-format.html).
 fn own(profile: &str, program: &Path) -> Result<u64> {
     let program = format!("ob={}", program.display());
@@ -160,7 +160,7 @@ fn own(profile: &str, program: &Path) -> Result<u64> {
         if line.starts_with("ob=") {
             is_own = line == program;
         } else if line.starts_with("calls=") {
-            // What a call takes is counted where it runs.
+            // The cost of a call is counted in the callee.
             lines.next();
         } else if is_own && line.starts_with(|first: char| first.is_ascii_digit()) {
             sum += line.rsplit(' ').next().unwrap_or_default().parse::<u64>()?;

@@ -1,9 +1,9 @@
-//! What limits that a fleet shares cost: a decision beside what Redis takes for anything at all, and
-//! how often it is asked.
+//! The cost of limits that a fleet shares: a decision compared with any other Redis call, and the
+//! number of calls per request.
 //!
 //! `cargo bench --bench redis --features redis` starts a Redis of its own; with `REDIS_URL` it uses
-//! that one, and leaves keys behind there for as long as their buckets are not full. All of it is one
-//! interleaved run, of which medians are told.
+//! that one, and leaves keys behind there until their buckets are full. All cases are interleaved
+//! in one run, and the results are medians.
 
 #![allow(
     clippy::unwrap_used,
@@ -90,7 +90,7 @@ async fn run(redis: Option<&Redis>, url: &str) {
     let limiter = RedisRateLimiter::builder(url).deadline(Duration::from_secs(1)).build().unwrap();
     let leasing = RedisRateLimiter::builder(url).deadline(Duration::from_secs(1));
     let leasing = leasing.leases(Leases::default()).build().unwrap();
-    // Never used up.
+    // Too large to be used up.
     let second = Quota::per_second(1_000_000).unwrap();
     let sliding = Quota::sliding(1_000_000_000, Duration::from_secs(60)).unwrap();
     let take = |limiter: &RedisRateLimiter, key: u128, quotas: &[&Quota]| {
@@ -129,7 +129,7 @@ async fn run(redis: Option<&Redis>, url: &str) {
                 join_all((0..AT_ONCE).map(|_| case.once())).await;
             }
             let of_many = begun.elapsed() / u32::try_from(TIMES_AT_ONCE * AT_ONCE).unwrap();
-            // The first one connects and warms up.
+            // The first request connects and warms up.
             if round > 0 {
                 alone[at].push(one);
                 together[at].push(of_many);
@@ -146,7 +146,7 @@ async fn run(redis: Option<&Redis>, url: &str) {
     }
 }
 
-/// As the limiter has it: a small request leaves at once.
+/// As in the limiter: small requests are sent at once (`TCP_NODELAY`).
 fn nodelay(url: &str) -> redis::ConnectionInfo {
     let info = redis::IntoConnectionInfo::into_connection_info(url).unwrap();
     let settings = info.tcp_settings().clone().set_nodelay(true);

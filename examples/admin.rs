@@ -4,13 +4,14 @@
 //! DATABASE_URL=postgres://localhost/app cargo run --example admin --features openapi
 //! ```
 //!
-//! `/v1/orders` is what the service is for, `/admin` is for who manages its keys, and `/account` is
-//! for who holds them. It makes no key: the first one, the administrator's, is made on the command
-//! line. With the feature `openapi`, `/admin/docs` says what can be asked for.
+//! `/v1/orders` is the service itself, `/admin` is for operators who manage its keys, and
+//! `/account` is for the holders of keys. The service issues no key: the first one, the
+//! administrator's, is issued on the command line. With the feature `openapi`, `/admin/docs`
+//! documents the routes.
 //!
-//! `API_KEY_PREFIX` (default `sk_live_`, as of the command line), `BIND`, `DATABASE_URL` and
-//! `RUST_LOG` may be set in the environment or in a `.env` file. SIGTERM and Ctrl-C end it: requests
-//! under way are answered, then the last uses of keys are written.
+//! `API_KEY_PREFIX` (default `sk_live_`, as on the command line), `BIND`, `DATABASE_URL` and
+//! `RUST_LOG` can be set in the environment or in a `.env` file. SIGTERM and Ctrl-C stop it:
+//! running requests are answered, then the last uses of keys are written.
 
 #[expect(dead_code, reason = "each example uses a part of it")]
 mod shared;
@@ -45,7 +46,7 @@ async fn run() -> Result<()> {
     let format = KeyFormat::new(setting("API_KEY_PREFIX").as_deref().unwrap_or("sk_live_"))?;
     let (auth, worker) = Authenticator::builder(store.clone(), format.clone())
         .default_rate_limits(Quota::per_second(1000)?)
-        // A key that is revoked on the command line is refused here within milliseconds.
+        // A key revoked on the command line is refused here within milliseconds.
         .change_feed(store.change_feed())
         .build();
 
@@ -56,14 +57,14 @@ async fn run() -> Result<()> {
 }
 
 fn routes(issuer: KeyIssuer, auth: Authenticator) -> Result<Router, InvalidScope> {
-    // Anybody may read what can be asked for; browsers have no key to send.
+    // The document is public, because browsers have no key to send.
     let admin = Admin::new(issuer.clone(), auth.clone()).open_document(true).router();
     Ok(Router::new()
         .route("/v1/orders", get(orders).layer(RequireScope::one("orders:read")?))
         .layer(ApiKeyLayer::new(auth.clone()))
         .nest_service("/admin", admin)
         .nest_service("/account", account::router(issuer, auth))
-        // It logs no headers: outside of the guards, these have the keys.
+        // Outside the guards, headers contain keys. `TraceLayer` does not log headers.
         .layer(TraceLayer::new_for_http()))
 }
 

@@ -1,10 +1,10 @@
-//! Draws what quotas of the same limit let through, for the manual:
+//! Draws how many requests four quotas of the same limit admit, for the manual:
 //!
 //! ```text
 //! cargo run --example limits > docs/limits.svg
 //! ```
 //!
-//! It asks the real limiter, and moves the clock itself.
+//! It uses the real limiter, and moves the clock itself.
 
 use std::{fmt::Write as _, num::NonZeroU32, time::Duration};
 
@@ -23,7 +23,7 @@ fn main() -> Result {
     Ok(())
 }
 
-/// How they are made, and what makes them.
+/// The source text of each quota, and the quota.
 pub(crate) fn quotas() -> Result<[(&'static str, Quota); 4], InvalidQuota> {
     Ok([
         ("per_minute(600)", Quota::per_minute(LIMIT)?),
@@ -33,19 +33,20 @@ pub(crate) fn quotas() -> Result<[(&'static str, Quota); 4], InvalidQuota> {
     ])
 }
 
-/// Who asks.
+/// A simulated client.
 pub(crate) struct Client {
     title: &'static str,
-    /// How many requests it wants every minute, all at the same time.
+    /// How many requests it sends every minute, all at the same time; `None` for a client that
+    /// always sends more.
     burst: Option<u32>,
 }
 
 pub(crate) const CLIENTS: [Client; 2] = [
-    Client { title: "Admitted of a client that always wants more", burst: None },
-    Client { title: "Admitted of one that wants 600 every minute", burst: Some(LIMIT) },
+    Client { title: "Admitted from a client that always sends more", burst: None },
+    Client { title: "Admitted from one that sends 600 every minute", burst: Some(LIMIT) },
 ];
 
-/// When each request of a client is admitted that comes back as soon as it is told to.
+/// When each request is admitted, of a client that retries exactly when it is told to.
 pub(crate) fn admitted(quota: &Quota, client: &Client) -> Vec<Duration> {
     let limiter = LocalRateLimiter::new();
     let subject = Subject::of_key("a client", 1);
@@ -112,7 +113,7 @@ pub(crate) fn svg() -> Result<String> {
     Ok(svg)
 }
 
-/// On a ground of its own, as a page may be light or dark.
+/// With a background of its own, because a page may be light or dark.
 const HEAD: &str = r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 820 376" font-family="sans-serif" font-size="13" fill="#222" role="img" aria-label="Requests admitted over three minutes, by quota">
 <rect x="1" y="1" width="818" height="374" rx="8" fill="#fff" stroke="#bbb"/>
 "##;
@@ -141,7 +142,7 @@ fn axes(svg: &mut String) -> Result {
 
 type Point = (f64, f64);
 
-/// Each request is a step up.
+/// Each admitted request is a step up.
 fn steps(admitted: &[Duration]) -> Vec<Point> {
     let x = |at: Duration| at.as_secs_f64() / END.as_secs_f64() * WIDTH;
     let y = |count: usize| HEIGHT - count as f64 / MOST * HEIGHT;
@@ -151,7 +152,7 @@ fn steps(admitted: &[Duration]) -> Vec<Point> {
     steps
 }
 
-/// Without points that nobody would miss.
+/// Drops points that lie on the line between their neighbours.
 fn simplified(points: &[Point]) -> Vec<Point> {
     let (mut kept, mut between) = (Vec::<Point>::new(), Vec::<Point>::new());
     for to in points {
@@ -170,7 +171,7 @@ fn simplified(points: &[Point]) -> Vec<Point> {
     kept
 }
 
-/// From a point to the line through two others.
+/// The distance of a point from the line through two others.
 fn distance((x, y): Point, (from_x, from_y): Point, (to_x, to_y): Point) -> f64 {
     let (dx, dy) = (to_x - from_x, to_y - from_y);
     let length = dx.hypot(dy);

@@ -1,12 +1,12 @@
-//! A small service on PostgreSQL, as one would deploy it:
+//! A small service on PostgreSQL, ready to deploy:
 //!
 //! ```text
 //! DATABASE_URL=postgres://localhost/app ISSUE_DEMO_KEY=1 cargo run --example postgres
 //! ```
 //!
-//! `BIND`, `DATABASE_URL`, `ISSUE_DEMO_KEY` and `RUST_LOG` may be set in the environment or in a
-//! `.env` file. It issues a key only if `ISSUE_DEMO_KEY` is 1. SIGTERM and Ctrl-C end it: requests
-//! under way are answered, then the last uses of keys are written.
+//! `BIND`, `DATABASE_URL`, `ISSUE_DEMO_KEY` and `RUST_LOG` can be set in the environment or in a
+//! `.env` file. It issues a key only if `ISSUE_DEMO_KEY` is 1. SIGTERM and Ctrl-C stop it: running
+//! requests are answered, then the last uses of keys are written.
 
 mod shared;
 
@@ -53,7 +53,7 @@ async fn run() -> Result<()> {
 
     let (auth, worker) = Authenticator::builder(store.clone(), key_format()?)
         .default_rate_limits(Quota::per_minute(600)?)
-        // A key revoked by another node, or by hand, is refused here within milliseconds.
+        // A key revoked by another node, or in SQL, is refused here within milliseconds.
         .change_feed(store.change_feed())
         .build();
 
@@ -66,24 +66,24 @@ async fn run() -> Result<()> {
     serve(listener, around(routes(auth)?), worker, end).await
 }
 
-/// The layers every service has, outermost first. The order is not a matter of taste.
+/// The layers of any service, outermost first. The order matters.
 fn around(routes: Router) -> Router {
     routes.layer(
         ServiceBuilder::new()
-            // Before anything that logs: from here on the key prints as `Sensitive`.
+            // Outside anything that logs: from here on the key prints as `Sensitive`.
             .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION]))
-            // Before tracing, whose spans name the id.
+            // Outside tracing, whose spans contain the id.
             .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
-            // Around everything that can answer, 401 and 504 included. At its default level,
-            // `debug`, the filter would drop the answers.
+            // Around everything that can respond, including 401 and 504. At the default level,
+            // `debug`, the filter would drop the responses.
             .layer(
                 TraceLayer::new_for_http()
                     .make_span_with(span)
                     .on_response(DefaultOnResponse::new().level(Level::INFO)),
             )
             .layer(PropagateRequestIdLayer::new(REQUEST_ID))
-            // Around the keys: a preflight has none. Around the time-out too: a browser may read
-            // only what has CORS headers, be it a 401 or a 504.
+            // Outside the key check, because a preflight has no key, and outside the time-out: a
+            // browser can read a response, even a 401 or a 504, only if it has CORS headers.
             .layer(
                 CorsLayer::new()
                     .allow_origin(Any)
@@ -96,16 +96,16 @@ fn around(routes: Router) -> Router {
                         REQUEST_ID,
                     ]),
             )
-            // Around the look-up of the key too.
+            // Covers the look-up of the key too.
             .layer(TimeoutLayer::with_status_code(
                 StatusCode::GATEWAY_TIMEOUT,
                 Duration::from_secs(10),
             )),
-        // Innermost, and only around the routes that need it, comes the `ApiKeyLayer`.
+        // The `ApiKeyLayer` is innermost, and only around the routes that need it.
     )
 }
 
-/// The path alone: a query may hold what nobody meant to log.
+/// The path alone: a query may hold secrets.
 fn span<B>(request: &Request<B>) -> Span {
     let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     info_span!("request", id, method = %request.method(), path = request.uri().path())

@@ -1,12 +1,12 @@
-//! The first five minutes, with nothing to set up:
+//! The quickstart, with nothing to set up:
 //!
 //! ```text
 //! cargo run --example quickstart --features sqlite
 //! ```
 //!
-//! `BIND` and `DATABASE_URL` (`sqlite:` or `postgres:`) may be set in the environment or in a
+//! `BIND` and `DATABASE_URL` (`sqlite:` or `postgres:`) can be set in the environment or in a
 //! `.env` file. Each start issues a key and prints it, which no real service should do. SIGTERM and
-//! Ctrl-C end it: requests under way are answered, then the last uses of keys are written.
+//! Ctrl-C stop it: running requests are answered, then the last uses of keys are written.
 
 mod shared;
 
@@ -49,9 +49,9 @@ async fn start(store: impl ManageKeys + Clone) -> Result<()> {
     println!("listening on http://{address}");
     println!("key: {key}");
     println!();
-    println!("# 200: the key is known");
+    println!("# 200: a valid key");
     println!("curl -i -H 'Authorization: Bearer {key}' http://{address}/v1/whoami");
-    println!("# 401: there is no key");
+    println!("# 401: no key");
     println!("curl -i http://{address}/v1/whoami");
     println!("# 403: the key lacks a scope");
     println!("curl -i -H 'Authorization: Bearer {key}' http://{address}/v1/reports");

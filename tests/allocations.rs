@@ -1,4 +1,4 @@
-//! What a request costs in memory. Counted per thread, beyond a layer that does nothing.
+//! Allocations of a request, counted per thread, beyond those of a no-op layer.
 
 #![cfg(test)]
 
@@ -26,11 +26,11 @@ use tower_api_key::{
 
 use self::support::{Keys, unknown_key};
 
-/// Among so many requests there are some for which moka, which tidies up within every 64th or so,
-/// has nothing to do.
+/// Enough requests that in some of them moka, which runs its maintenance in every 64th or so, has
+/// nothing to do.
 const RUNS: usize = 500;
 
-/// Answers without allocating anything but the response's own headers.
+/// Responds without allocating anything but the response's own headers.
 #[derive(Clone)]
 struct Inner {
     headers: bool,
@@ -55,7 +55,7 @@ impl Service<Request<String>> for Inner {
     }
 }
 
-/// The layer that does nothing.
+/// A no-op layer.
 #[derive(Clone)]
 struct Bare<S>(S);
 
@@ -73,7 +73,7 @@ impl<S: Service<Request<String>>> Service<Request<String>> for Bare<S> {
     }
 }
 
-/// A request, as a server makes it: with extensions, or with none so far.
+/// A request as a server creates it: with extensions, or without.
 fn request(authorization: &[u8], extensions: bool) -> Request<String> {
     let mut request = Request::new(String::new());
     let value = HeaderValue::from_bytes(authorization).unwrap();
@@ -88,7 +88,7 @@ fn with_key(key: &str, extensions: bool) -> Request<String> {
     request(format!("Bearer {key}").as_bytes(), extensions)
 }
 
-/// What one call costs, at its cheapest.
+/// The least allocations of one call.
 fn cost<S>(
     service: &mut S,
     request: impl Fn() -> Request<String>,
@@ -164,13 +164,13 @@ mod a_cached_key {
         assert_eq!(beyond_bare(RateLimitHeaders::Off, plenty(), false, true).await, 3);
     }
 
-    /// `Vary` needs room: a map of headers is a list and an index of it.
+    /// `Vary` needs memory: a header map is a list and its index.
     #[tokio::test]
     async fn costs_two_more_where_the_response_has_no_headers_yet() {
         assert_eq!(beyond_bare(RateLimitHeaders::Off, plenty(), true, false).await, 3);
     }
 
-    /// `RateLimit` is written anew; `RateLimit-Policy` is shared.
+    /// `RateLimit` is formatted each time; `RateLimit-Policy` is shared.
     #[tokio::test]
     async fn costs_one_more_for_the_rate_limit_headers() {
         let standard = RateLimitHeaders::Standard;
@@ -185,7 +185,7 @@ mod a_cached_key {
         assert_eq!(beyond_bare(RateLimitHeaders::Off, two, true, true).await, 2);
     }
 
-    /// Its address is not even looked for.
+    /// The client's address is not read.
     #[tokio::test]
     async fn costs_no_more_where_failures_are_throttled() {
         let (auth, _worker, key) = warm(plenty()).await;
@@ -213,7 +213,7 @@ mod a_cached_key {
         assert_eq!(cost, 0);
     }
 
-    /// moka keeps a log of reads and works it off in some of them. Over many that is nothing.
+    /// moka logs reads and processes the log in some of them. Averaged over many, that is nothing.
     #[tokio::test]
     async fn costs_less_than_one_in_fifty_requests_for_tidying_up() {
         const MANY: u64 = 100_000;
@@ -231,7 +231,7 @@ mod a_cached_key {
 mod a_refused_key {
     use super::*;
 
-    /// What it costs to find out that a key is to be refused.
+    /// The allocations of the decision to refuse a key.
     fn attempt(auth: &Authenticator, key: &[u8], kind: RejectionKind) -> u64 {
         cheapest(|| match auth.attempt(key) {
             Attempt::Reject(rejection) => assert_eq!(rejection.kind(), kind),
@@ -273,14 +273,14 @@ mod a_refused_key {
         assert_eq!(cost, 0);
     }
 
-    /// What is seen of a rejection afterwards is kept in one place.
+    /// The details of a rejection share one allocation.
     #[tokio::test]
     async fn costs_one_where_it_is_one_of_ours() {
         let (auth, _worker, key) = warm(Quota::per_hour(1).unwrap()).await;
         assert_eq!(attempt(&auth, key.as_bytes(), RejectionKind::RateLimited), 1);
     }
 
-    /// The response included, which is all there is.
+    /// Including the response.
     #[tokio::test]
     async fn costs_the_same_memory_whatever_its_length() {
         let (auth, _worker, _) = warm(plenty()).await;

@@ -1,8 +1,9 @@
-//! The floors of the crate, held by a test so that no reviewer has to.
+//! The floors of the crate, checked by a test.
 //!
-//! The rooms of `src` lie on floors. A room uses the floors below it, never its own floor or one
-//! above; the files of a room know each other without circles; a third-party crate is named in its
-//! one home. Tests inside `src` may use any crate, but respect the floors too.
+//! Each module of `src` (a room) is on a floor. A room uses only the floors below it, never its own
+//! floor or one above; the files of a room do not import each other in a cycle; a third-party crate
+//! is named in one place, its home. Tests inside `src` may use any crate, but respect the floors
+//! too.
 //!
 //! The test reads tokens rather than a syntax tree, so that it sees into macros as well.
 
@@ -16,7 +17,7 @@ use std::{
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// From the ground up.
+/// From the lowest floor up.
 const FLOORS: &[&[&str]] = &[
     &["key", "clock"],
     &["rate_limit"],
@@ -28,10 +29,10 @@ const FLOORS: &[&[&str]] = &[
     &["admin", "account"],
 ];
 
-/// Used by every room, or containing no code.
+/// Used by every room, or without code.
 const STAIRCASE: &[&str] = &["trace", "manual"];
 
-/// Which modules may name a third-party crate, and why no others.
+/// Third-party crates, the modules that may name them, and why no others may.
 const HOMES: &[(&[&str], &[&str], &str)] = &[
     (
         &["sqlx"],
@@ -77,7 +78,8 @@ fn the_library_neither_panics_nor_reads_the_time_by_itself() {
     assert!(offences.is_empty(), "\n{}\n", offences.join("\n"));
 }
 
-/// The stable compiler does not check which error an example fails with: a typo would do.
+/// The stable compiler does not check which error a `compile_fail` example fails with: a typo would
+/// pass.
 #[test]
 fn an_example_that_must_not_compile_has_a_twin_that_does_but_for_one_line() {
     let sources = sources("src");
@@ -99,8 +101,8 @@ fn no_test_is_ignored() {
     assert!(ignored.is_empty(), "a test that does not run is no test: {ignored:?}");
 }
 
-/// The examples of a file that must not compile: each names its error, and differs in one line from
-/// the example after it, which is compiled.
+/// The `compile_fail` examples of a file: each must name its error, and differ in one line from the
+/// next example, which compiles.
 fn twins(file: &str, text: &str) -> Vec<Result<(), String>> {
     let blocks = code_blocks(text);
     let mut found = Vec::new();
@@ -124,7 +126,7 @@ fn twins(file: &str, text: &str) -> Vec<Result<(), String>> {
     found
 }
 
-/// The code in the documentation of a file: how each block is marked, and its lines.
+/// The code blocks in the documentation of a file: the info string and the lines of each.
 fn code_blocks(text: &str) -> Vec<(&str, Vec<&str>)> {
     let mut blocks: Vec<(&str, Vec<&str>)> = Vec::new();
     let mut is_open = false;
@@ -173,12 +175,12 @@ fn sources(folder: &str) -> Vec<(String, String)> {
 struct Mention {
     file: String,
     line: usize,
-    /// The module it stands in.
+    /// The module that contains it.
     module: Vec<String>,
     path: Vec<String>,
-    /// The new name, where a `use` gives one to the outside.
+    /// The exported name, if a `pub use` exports the path.
     exported: Option<String>,
-    /// Whether it stands in a `use`, where even a single word names a crate.
+    /// Whether it is in a `use`, where even a single word names a crate.
     imported: bool,
     test: bool,
 }
@@ -229,7 +231,7 @@ impl Scanner<'_> {
             Some(TokenTree::Punct(punct)) => punct.as_char() == sign,
             _ => false,
         };
-        // Whether the item at hand is marked `#[cfg(test)]`, and whether it is public.
+        // Whether the current item is marked `#[cfg(test)]`, and whether it is public.
         let mut marked = false;
         let mut public = false;
         let mut at = 0;
@@ -280,7 +282,7 @@ impl Scanner<'_> {
                         (marked, public) = (false, false);
                         at += 1;
                     } else if test_here {
-                        // Files of tests are recognised by this.
+                        // Test files are recognised by this mention.
                         mention.path = vec!["mod".into(), inner.join("::")];
                         self.mentions.push(mention);
                     }
@@ -341,12 +343,12 @@ fn is_cfg_test(attribute: &TokenStream) -> bool {
     text == "cfg(test)" || text.starts_with("cfg(all(test,")
 }
 
-/// The files of `src` seen together.
+/// All files of `src`.
 struct Crate {
     mentions: Vec<Mention>,
     /// The file that holds a module.
     modules: BTreeMap<Vec<String>, String>,
-    /// What a module hands out under a name, and where that comes from.
+    /// The names that a module exports, and the paths they come from.
     exports: BTreeMap<(Vec<String>, String), Vec<String>>,
 }
 
@@ -373,7 +375,7 @@ impl Crate {
         all
     }
 
-    /// The path from the root of the crate, if it is one of this crate's.
+    /// The path from the root of the crate, if it belongs to this crate.
     fn absolute(&self, mention: &Mention) -> Option<Vec<String>> {
         let mut module = mention.module.clone();
         let mut path = mention.path.as_slice();
@@ -400,10 +402,10 @@ impl Crate {
         Some(module)
     }
 
-    /// The module in which the item of an absolute path is written, however it was reached.
+    /// The module that defines the item of an absolute path, through any re-exports.
     fn home(&self, path: &[String]) -> Vec<String> {
         let mut path = path.to_vec();
-        // Re-exports of re-exports are few; this only keeps a circle of them from hanging the test.
+        // Chains of re-exports are short; the bound only keeps a cycle from hanging the test.
         for _ in 0..8 {
             let module = (0..=path.len()).rev().map(|end| &path[..end]);
             let module = module.into_iter().find(|module| self.modules.contains_key(*module));
@@ -441,7 +443,7 @@ fn breaches(sources: &[(String, String)]) -> Vec<String> {
 
     let mut edges = BTreeMap::<&str, BTreeMap<&str, String>>::new();
     for mention in &all.mentions {
-        // The root of the crate only hands out what the rooms hold.
+        // The root of the crate only re-exports items of the rooms.
         let Some(room) = mention.module.first() else { continue };
         let Some(path) = all.absolute(mention) else {
             breaches.extend(homeless(mention).filter(|_| !mention.test));
@@ -467,7 +469,7 @@ fn breaches(sources: &[(String, String)]) -> Vec<String> {
     breaches.into_iter().collect()
 }
 
-/// A breach, if the path begins with a crate that has its home elsewhere.
+/// A breach, if the path begins with a crate whose home is elsewhere.
 fn homeless(mention: &Mention) -> impl Iterator<Item = String> {
     let module = mention.module.join("::");
     let first = mention.path.first().filter(|_| mention.imported || mention.path.len() > 1);
@@ -507,7 +509,7 @@ fn offences(sources: &[(String, String)]) -> Vec<String> {
     all.mentions.iter().filter(judged).filter_map(|mention| offence(&mention)).collect()
 }
 
-/// For every file that is part of a circle, the shortest way back to it; each circle once.
+/// For every file in a cycle, the shortest path back to it; each cycle once.
 fn circles(edges: &BTreeMap<&str, BTreeMap<&str, String>>) -> Vec<String> {
     let mut found = BTreeMap::new();
     for start in edges.keys() {

@@ -1,5 +1,5 @@
-//! A process that is killed in the middle of a change leaves all of it behind, with its line in the
-//! audit, or nothing.
+//! A process that is killed during a change leaves either all of it, with its line in the audit, or
+//! nothing.
 
 #![cfg(test)]
 
@@ -47,16 +47,16 @@ async fn issuer(url: &str) -> KeyIssuer {
     }
 }
 
-/// What a process prints for each round, and the test framework never does.
+/// The line that a process prints for each round, unlike any of the test framework's.
 const ROUND: u8 = b'+';
 const NEW_KEYS_OF_A_ROUND: usize = 7;
 
-/// Changes keys for as long as it lives, and prints a byte after each round.
+/// Changes keys until killed, and prints a byte after each round.
 async fn change_keys(url: &str) {
     use std::io::Write;
 
     let (issuer, clock) = (issuer(url).await, SystemClock::new());
-    // Another process at the same time ends none of these keys.
+    // A concurrent process ends none of these keys.
     let consumer = format!("consumer-{:016x}", unique());
     let new = || NewKey::new(&*consumer, Expiry::In(DAY));
     for round in 0_u64.. {
@@ -95,7 +95,7 @@ fn start(url: &str) -> Child {
         .unwrap()
 }
 
-/// The rounds of a process, as it prints them.
+/// The completed rounds of a process, as it prints them.
 struct Rounds {
     stdout: ChildStdout,
     completed: usize,
@@ -106,7 +106,7 @@ impl Rounds {
         Self { stdout: child.stdout.take().unwrap(), completed: 0 }
     }
 
-    /// Reads on. False at the end.
+    /// Reads more. False at the end.
     async fn read(&mut self) -> bool {
         let mut bytes = [0; 256];
         let read = self.stdout.read(&mut bytes).await.unwrap();
@@ -129,7 +129,7 @@ async fn kill_one(url: &str) -> usize {
         }
     };
     timeout(PATIENCE, first).await.unwrap();
-    // At no particular moment of a change.
+    // At a random moment of a change.
     let moment = Duration::from_micros(unique() % 30_000);
     let _ = timeout(moment, rounds.read_to_end()).await;
     child.kill().await.unwrap();
@@ -152,12 +152,12 @@ async fn keys(issuer: &KeyIssuer) -> BTreeMap<KeyId, KeyRecord> {
     }
 }
 
-/// What happened to a key, by the audit.
+/// The history of a key, from the audit.
 #[derive(Debug, Default)]
 struct Life {
     /// Oldest first.
     actions: Vec<KeyAction>,
-    /// The key that it replaced.
+    /// The key that this one replaced.
     rotated_from: Option<KeyId>,
 }
 
@@ -190,14 +190,14 @@ async fn lives(issuer: &KeyIssuer) -> BTreeMap<KeyId, Life> {
     }
 }
 
-/// Every change has its line, and every line its change. `processes` have made them, which completed
-/// so many `rounds`.
+/// Checks that every change has its line, and every line its change. `processes` have made them,
+/// and completed this many `rounds`.
 async fn check(url: &str, processes: usize, rounds: usize) {
     let issuer = issuer(url).await;
     let (keys, lives) = (keys(&issuer).await, lives(&issuer).await);
     assert!(keys.len() > 100, "{} keys are not much of a test", keys.len());
 
-    // What a process has been told to be done is done, and one round of each may be in part.
+    // Every confirmed change is there, and one round of each process may be partial.
     let (least, most) = (NEW_KEYS_OF_A_ROUND * rounds, NEW_KEYS_OF_A_ROUND * (rounds + processes));
     assert!((least..=most).contains(&lives.len()), "{least} to {most} keys, not {}", lives.len());
     for action in [
@@ -224,7 +224,7 @@ async fn check(url: &str, processes: usize, rounds: usize) {
         let replacement = usize::from(replaced.contains_key(id));
         assert_eq!(life.count(KeyAction::Rotated), replacement, "{id}: {actions:?}");
         assert!(life.count(KeyAction::Revoked) <= 1, "{id}: {actions:?}");
-        // It is there, or it was pruned, and nothing happened to it after that.
+        // The key exists, or it was pruned and has no later line.
         let pruned = usize::from(!keys.contains_key(id));
         assert_eq!(life.count(KeyAction::Pruned), pruned, "{id}: {actions:?}");
         assert!(pruned == 0 || actions.last() == Some(&KeyAction::Pruned), "{id}: {actions:?}");
@@ -252,7 +252,7 @@ async fn a_process_that_is_killed_leaves_whole_changes() {
     let sqlite = format!("sqlite://{}/keys.db", folder.path().display());
     let database = Server::shared().database().await;
     for url in [&sqlite, database.url()] {
-        // Two at once, so that there is something to wait for.
+        // Two concurrent processes, so that they wait for each other.
         issuer(url).await;
         let mut rounds = 0;
         for _ in 0..15 {

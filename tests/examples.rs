@@ -1,5 +1,5 @@
 #![cfg(test)]
-//! The examples do what they print and what their comments say, as processes of their own.
+//! The examples do what they print and what their comments say, as separate processes.
 
 mod harness;
 mod wait;
@@ -22,7 +22,7 @@ use tower_api_key::{
 use crate::harness::postgres::{Database, Server};
 use crate::wait::within;
 
-/// A folder for an example to run in, and all that is in its environment.
+/// A folder for an example to run in, and its complete environment.
 struct Place {
     folder: TempDir,
     variables: Vec<(&'static str, String)>,
@@ -47,7 +47,7 @@ impl Place {
         self
     }
 
-    /// What the examples that ran here said on stderr.
+    /// The stderr of the examples that ran here.
     fn stderr(&self) -> String {
         fs::read_to_string(self.folder.path().join("stderr")).unwrap()
     }
@@ -73,7 +73,7 @@ impl Place {
     async fn start(&self, example: &str) -> Running<'_> {
         let mut child = self.spawn(example);
         let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
-        // Where it listens is known from its first line.
+        // The first line contains the address.
         let mut running = Running { place: self, child, stdout, address: ([0; 4], 0).into() };
         let first = running.line().await;
         let address = first.strip_prefix("listening on http://").expect("where it listens");
@@ -81,7 +81,7 @@ impl Place {
         running
     }
 
-    /// What an example that must not start says on stderr.
+    /// The stderr of an example that must not start.
     async fn refuses(&self, example: &str) -> String {
         let output = within(self.spawn(example).wait_with_output()).await.unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", self.stderr());
@@ -90,8 +90,8 @@ impl Place {
     }
 }
 
-/// `cargo test` builds examples beside tests, but says nowhere where they are. With `--test` it does
-/// not build them anew.
+/// `cargo test` builds examples beside the tests, but does not say where. With `--test` it does not
+/// rebuild them.
 fn binary(example: &str) -> PathBuf {
     let test = env::current_exe().unwrap();
     let target = test.ancestors().nth(2).unwrap();
@@ -105,7 +105,7 @@ fn binary(example: &str) -> PathBuf {
     binary
 }
 
-/// An example that listens.
+/// A running example.
 struct Running<'a> {
     place: &'a Place,
     child: Child,
@@ -128,7 +128,7 @@ impl Running<'_> {
         send("GET", self.address, path, headers).await
     }
 
-    /// Asks who a key is for, and is told.
+    /// Sends a request with a valid key, and returns the key's id.
     async fn knows(&self, key: &str) -> KeyId {
         let answer = self.get("/v1/whoami", &[&authorization(key)]).await;
         assert_eq!(answer.status, 200, "{}", answer.text);
@@ -137,10 +137,10 @@ impl Running<'_> {
         consumer["key_id"].as_str().unwrap().parse().unwrap()
     }
 
-    /// Returns what it has said on stdout since it was last listened to.
+    /// Stops it, and returns its further stdout.
     async fn ends_well_by(mut self, signal: &str) -> Vec<String> {
         let id = self.child.id().expect("it runs").to_string();
-        // The `kill` of the shell, as not every system has a program of that name.
+        // The shell's `kill`, because not every system has the program.
         let mut kill = std::process::Command::new("sh");
         let killed = kill.args(["-c", r#"kill -s "$0" "$1""#, signal, &id]).status().unwrap();
         assert!(killed.success());
@@ -224,7 +224,7 @@ impl Curl {
         Self { times, header, address: address.parse().unwrap(), path: path.to_owned() }
     }
 
-    /// The answer to the last of its requests.
+    /// Sends its requests, and returns the last response.
     async fn run(&self) -> Answer {
         let headers: Vec<_> = self.header.iter().map(String::as_str).collect();
         for _ in 1..self.times {
@@ -234,7 +234,8 @@ impl Curl {
     }
 }
 
-/// Does as the quickstart prints, from the blank line on. The answers are the promised ones.
+/// Follows the printed instructions of the quickstart, from the blank line on, and checks the
+/// responses.
 async fn follow(quickstart: &mut Running<'_>, key: &str) {
     assert_eq!(quickstart.line().await, "");
     for status in [200, 401, 403, 429] {
@@ -423,7 +424,7 @@ mod postgres {
         assert!(limited.header("retry-after").is_some());
     }
 
-    /// Until `example` hears of changes made elsewhere.
+    /// Waits until the feed of `example` is live.
     async fn hears(example: &Running<'_>) {
         within(async {
             loop {
@@ -444,7 +445,7 @@ mod postgres {
         let key = example.key().await;
         hears(&example).await;
         example.knows(&key).await;
-        // Not to run into its limit.
+        // Without limits, so that the loop is not rate limited.
         let revoke = "update api_keys set rate_limits = '[]', revoked_at = clock_timestamp()";
         raw_sql(revoke).execute(&node.database.pool().await).await.unwrap();
         within(async {
@@ -514,7 +515,7 @@ mod postgres {
         example.get("/v1/reports", &[&authorization(&key)]).await;
         example.ends_well_by("TERM").await;
         let said = place.stderr();
-        // Nothing that the example is made of logs at a lower level.
+        // No part of the example logs at a lower level.
         assert!(said.contains("DEBUG") && said.contains("/v1/whoami"), "{said}");
         assert!(!said.contains(&key), "{said}");
     }

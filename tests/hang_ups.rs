@@ -35,7 +35,7 @@ use tower_api_key::{
 
 use crate::doubles::{FakeStore, Key, format, within};
 
-/// How often anything in this process has panicked: a server hides the panics of its tasks.
+/// The number of panics in this process: a server hides the panics of its tasks.
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 fn count_panics() {
@@ -49,11 +49,12 @@ fn count_panics() {
     });
 }
 
-/// How many requests are in the service at the moment.
+/// The number of requests in the service at the moment.
 #[derive(Clone, Default)]
 struct Present(watch::Sender<usize>);
 
-/// Leaves when it is dropped, which is how a server ends the request of a client that is gone.
+/// Decrements the count when dropped, which is how a server ends the request of a closed
+/// connection.
 struct Guest(Present);
 
 impl Present {
@@ -115,7 +116,7 @@ impl Server {
         keys
     }
 
-    /// A client that has sent a whole request and waits for the answer.
+    /// A client that has sent a complete request and waits for the response.
     async fn call(&self, key: &Key) -> TcpStream {
         let mut client = within(TcpStream::connect(self.address)).await.unwrap();
         let request =
@@ -164,13 +165,13 @@ fn hash(key: &Key) -> &KeyHash {
 
 const ROUNDS: usize = 4;
 const CLIENTS: usize = 256;
-/// As many as may wait for one turn.
+/// The maximum number of waiting look-ups per permit.
 const QUEUE: usize = 64;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_look_ups_end_without_those_who_asked_for_them() {
-    // Every round takes every turn that keys nobody knows may have, which is three quarters: one
-    // that was lost would be missed.
+    // Every round takes all permits for unknown keys, which are three quarters: a lost one would be
+    // noticed.
     let server = Server::with(CLIENTS * 4 / 3).await;
     let mut keys = Vec::new();
     for round in 1..=ROUNDS {

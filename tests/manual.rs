@@ -1,5 +1,5 @@
 #![cfg(test)]
-//! What the manual promises, a test holds.
+//! Every promise of the manual names a test, and the test exists.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ fn rows(table: &str) -> Vec<Vec<&str>> {
     rows.map(|row| row.split('|').map(str::trim).collect()).collect()
 }
 
-/// Of those tables of `page` whose last column names tests, that column.
+/// The last column of those tables of `page` where it is `test`.
 fn tests_named(page: &str) -> Vec<&str> {
     let mut named = Vec::new();
     for table in tables(page) {
@@ -83,20 +83,20 @@ fn source_of(name: &str) -> String {
     fs::read_to_string(path).unwrap()
 }
 
-/// The tests that a test binary has with all features on this machine, wherever in the file they
-/// are. One is a function with `#[test]` or `#[tokio::test]`, by itself, in `proptest!`, or made by a
-/// macro of the file. What is ignored or configured away is none.
+/// The tests of a test binary with all features on this machine, anywhere in the file: functions
+/// with `#[test]` or `#[tokio::test]`, by themselves, in `proptest!`, or made by a macro of the
+/// file. Ignored or disabled tests do not count.
 #[derive(Default)]
 struct Tests {
     names: BTreeSet<String>,
     makers: BTreeMap<String, Maker>,
 }
 
-/// What a macro of the file makes wherever it is called.
+/// The tests that a macro of the file makes at each call.
 #[derive(Default)]
 struct Maker {
     names: BTreeSet<String>,
-    /// Whether it makes a test of each name that it is called with.
+    /// Whether it makes a test for each name in the call.
     names_from_call: bool,
 }
 
@@ -114,7 +114,7 @@ impl Tests {
         while let Some(rest) = tokens.get(at..).filter(|rest| !rest.is_empty()) {
             at += 1;
             match rest {
-                // An attribute of what it is in.
+                // An inner attribute.
                 [TokenTree::Punct(hash), TokenTree::Punct(not), TokenTree::Group(group), ..]
                     if hash.as_char() == '#' && not.as_char() == '!' =>
                 {
@@ -214,7 +214,7 @@ impl Maker {
     }
 }
 
-/// Without spaces.
+/// The tokens as text, without spaces.
 fn text(tokens: &TokenStream) -> String {
     tokens.to_string().split_whitespace().collect()
 }
@@ -224,7 +224,7 @@ fn is_test(attribute: &str) -> bool {
     matches!(path, Some("test" | "tokio::test"))
 }
 
-/// Whether something with these attributes is compiled with all features, and executed.
+/// Whether an item with these attributes is compiled with all features, and run.
 fn is_there(attributes: &[String]) -> bool {
     attributes.iter().all(|attribute| match attribute.split_once('(') {
         Some(("cfg", condition)) => holds(condition.strip_suffix(')').unwrap()),
@@ -250,7 +250,7 @@ fn holds(condition: &str) -> bool {
     }
 }
 
-/// What the commas outside of parentheses are between.
+/// The parts of a list, split at commas outside parentheses.
 fn parts(list: &str) -> Vec<&str> {
     let list = list.strip_suffix(')').unwrap();
     let mut depth = 0;

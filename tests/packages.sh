@@ -1,4 +1,4 @@
-# Installs what a script lacks. To be sourced.
+# Installs missing packages. To be sourced.
 # shellcheck shell=bash
 
 fail() {
@@ -16,11 +16,11 @@ install_packages() {
     fi
     type -P apt-get >/dev/null || fail "$advice"
 
-    # Keeps the distribution from starting a server of its own.
+    # Prevents the distribution from starting a server of its own.
     local policy=/usr/sbin/policy-rc.d remove=true
     if [[ ! -e $policy ]]; then
         remove="${as_root[*]} rm -f $policy"
-        # shellcheck disable=SC2064 # the values of now
+        # shellcheck disable=SC2064 # expanded now
         trap "$remove" EXIT
         printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" install -m 755 /dev/stdin "$policy"
     fi

@@ -1,6 +1,5 @@
-//! The ring of slots behind sliding windows, under every order in which threads can meet, and with
-//! all that processors may reorder: what they are told is what they would have been told one after
-//! the other.
+//! The ring of slots behind sliding windows, under every interleaving of threads and every memory
+//! reordering: each result is one that a sequential order would give.
 
 #![cfg(test)]
 
@@ -12,7 +11,7 @@
 )]
 mod ring;
 
-/// What the ring takes its atomics from.
+/// The atomics of the ring.
 mod atomic {
     pub(super) use loom::sync::atomic::{AtomicU64, Ordering};
 }
@@ -30,10 +29,10 @@ type Ring = ring::Ring<SLOTS, PLACES>;
 
 const LIMIT: u32 = 3;
 
-/// What one thread was told, the other, and who came after both.
+/// The results of one thread, of the other, and of the calls after both.
 type Told = (Vec<bool>, Vec<bool>, Vec<bool>);
 
-/// With the number of the slot that it is by the clock of whoever acts.
+/// With the number of the current slot by the caller's clock.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Take(u64, u32),
@@ -57,7 +56,7 @@ fn act(ring: &Ring, act: Act) -> bool {
     }
 }
 
-/// The ring as a list, for one at a time.
+/// The ring as a list, for sequential use.
 #[derive(Clone, Default)]
 struct List {
     latest: u64,
@@ -76,7 +75,7 @@ impl List {
         }
     }
 
-    /// Of the slots that count for whoever acts.
+    /// The slots that count for the caller.
     fn first(&self, number: u64) -> u64 {
         let late = (self.latest + 1).saturating_sub(PLACES as u64);
         number.saturating_sub(SLOTS).max(late)
@@ -101,11 +100,11 @@ impl List {
         }
     }
 
-    /// What each of the acts of two threads may be told, and those after them.
+    /// The possible results of the acts of two threads, and of those after them.
     fn outcomes(&self, one: &[Act], other: &[Act], last: &[Act]) -> BTreeSet<Told> {
         let mut outcomes = BTreeSet::new();
-        // Before an act is done, others may know already that it is later: slot by slot, as whoever
-        // finds one closed knows no more than that it is over.
+        // Before an act is complete, other threads may already see that time has advanced: slot by
+        // slot, because a thread that finds a slot closed knows only that it is over.
         if [one, other].iter().filter_map(|acts| acts.first()).any(|act| act.number() > self.latest)
         {
             let later = Self { latest: self.latest + 1, ..self.clone() };
@@ -133,8 +132,8 @@ impl List {
     }
 }
 
-/// Lets two threads act at once after `before`, and then asks `last`: what they are told is what they
-/// could be told one after the other.
+/// Lets two threads act concurrently after `before`, and then calls `last`: the results must be
+/// those of some sequential order.
 fn check(before: &[Act], one: &[Act], other: &[Act], last: &[Act]) {
     let mut list = List::default();
     before.iter().for_each(|act| _ = list.act(*act));
@@ -170,7 +169,7 @@ proptest! {
 
 fn acts(most: usize) -> impl Strategy<Value = Vec<Act>> {
     let take = (0..7_u64, 1..=LIMIT).prop_map(|(number, units)| Take(number, units));
-    // More are given back slot by slot, and others may come in between.
+    // Several units are given back slot by slot, and other threads may interleave.
     let give_back = (0..7_u64).prop_map(|number| GiveBack(number, 1));
     proptest::collection::vec(prop_oneof![4 => take, 1 => give_back], 0..=most)
 }

@@ -1,4 +1,4 @@
-"""Keeps schemathesis from ending the key that it calls with."""
+"""Keeps schemathesis from revoking its own key."""
 
 import os
 

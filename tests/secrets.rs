@@ -1,4 +1,4 @@
-//! No key is ever seen in a log, a panic, an error, a `Debug` or an answer.
+//! No key appears in a log, a panic, an error, a `Debug` output or a response.
 
 #![cfg(test)]
 
@@ -55,7 +55,7 @@ use self::support::{Keys, PREFIX, format, send, text, unknown_key, with_authoriz
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// Whether any eight characters of the secret part of `key`, or its whole hash, are in `text`.
+/// Whether `text` contains any eight characters of the secret part of `key`, or its whole hash.
 fn leaks(text: &str, key: &str) -> bool {
     let secret = &key[PREFIX.len()..key.len() - 4];
     let mut pieces = (0..=secret.len() - 8).map(|at| &secret[at..at + 8]);
@@ -83,7 +83,7 @@ fn a_leak_is_noticed() {
     assert!(!leaks(&harmless, &key));
 }
 
-/// Fails to compile where a type has a trait that would let its secret out.
+/// Fails to compile if a type has a trait that would expose its secret.
 macro_rules! assert_not_implemented {
     ($type:ty: $($trait:path),+) => {
         $(const _: fn() = || {
@@ -105,7 +105,7 @@ assert_not_implemented!(Rotated: fmt::Display, Clone, serde::Serialize);
 assert_not_implemented!(KeyHash: fmt::Display, fmt::LowerHex, serde::Serialize);
 assert_not_implemented!(KeyRecord: serde::Serialize);
 
-/// An error whose `Debug` shows more than its `Display`, as a database driver's does.
+/// An error whose `Debug` shows more than its `Display`, like a database driver's.
 struct Driver(String);
 
 impl fmt::Display for Driver {
@@ -317,7 +317,7 @@ mod debug_and_display {
     }
 }
 
-/// Where everything ends up that is logged or said in a panic.
+/// Collects everything logged or printed in a panic.
 #[derive(Clone, Default)]
 struct Sink(Arc<Mutex<Vec<u8>>>);
 
@@ -362,7 +362,7 @@ fn hook_panics() {
     });
 }
 
-/// Logs everything of a request that it can get hold of, and panics with it if asked to.
+/// Logs everything it can read from a request, and panics with it on demand.
 async fn indiscreet(request: Request) -> String {
     tracing::error!(?request, headers = ?request.headers(), extensions = ?request.extensions());
     let consumer = request.extensions().get::<Consumer>();
@@ -383,11 +383,11 @@ fn trace_layer() -> TraceLayer<
         .on_response(DefaultOnResponse::new().level(Level::ERROR).include_headers(true))
 }
 
-/// How an application puts the layers around its routes.
+/// The order in which an application applies the layers.
 type Composition = fn(Router, ApiKeyLayer) -> Router;
 
-/// Sends keys in every state down every path and returns all that was logged, said in a panic,
-/// told to the observer or answered, with the keys that were sent.
+/// Sends keys in every state through every path, and returns everything logged, printed in a panic,
+/// observed or answered, with the keys that were sent.
 async fn eavesdrop(compose: Composition) -> (String, Vec<String>) {
     hook_panics();
     let sink = Sink::default();
@@ -510,7 +510,7 @@ mod logs_and_panics {
         assert_discreet((heard, keys));
     }
 
-    /// What the order is for: this is how it goes wrong.
+    /// The control: the wrong order leaks.
     #[tokio::test]
     async fn a_trace_layer_outside_sees_keys_unless_they_are_marked_before_it() {
         for compose in [

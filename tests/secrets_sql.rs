@@ -1,6 +1,6 @@
-//! No log shows a key or a password where the database is a real one, however much is logged.
+//! No log shows a key or a password with a real database, at any log level.
 //!
-//! In a binary of its own: sqlx works on threads and tasks that only a global subscriber hears.
+//! In a binary of its own: sqlx works on threads and tasks that only a global subscriber sees.
 
 #![cfg(test)]
 
@@ -43,7 +43,7 @@ use crate::{
 
 const PREFIX: &str = "sk_test_";
 
-/// Where everything ends up that anybody in this process logs.
+/// Collects everything logged in this process.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -52,7 +52,7 @@ impl Log {
         static LOG: OnceLock<Log> = OnceLock::new();
         LOG.get_or_init(|| {
             let log = Self::default();
-            // Also hears what is said through the `log` crate.
+            // Also captures the `log` crate.
             tracing_subscriber::fmt()
                 .json()
                 .with_max_level(Level::TRACE)
@@ -87,7 +87,7 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// Whether any eight characters of the secret part of `key`, or its hash, are in `text`.
+/// Whether `text` contains any eight characters of the secret part of `key`, or its hash.
 fn leaks(text: &str, key: &str) -> bool {
     let secret = &key[PREFIX.len()..key.len() - 4];
     let hash = format().parse(key.as_bytes()).map(|presented| {
@@ -104,7 +104,7 @@ fn tell_nothing_of<'k>(log: &str, keys: impl IntoIterator<Item = &'k str>) {
     }
 }
 
-/// A service on `store` that logs what its observer hears, too.
+/// A service on `store` that also logs its observer's events.
 fn service<S: KeyStore + Clone>(store: S) -> (Service<S>, Worker) {
     let patient = CachePolicy::default().load_deadline(Duration::from_secs(20)).unwrap();
     let observer = |event: &Event<'_>| tracing::error!(?event);
@@ -212,7 +212,7 @@ async fn a_key_that_somebody_logs_is_noticed() {
     assert!(leaks(&log.text(), &key));
 }
 
-/// A database behind a user whose password the server really asks for.
+/// A database with a user whose password the server really checks.
 struct Guarded {
     database: Database,
     user: String,
@@ -240,7 +240,7 @@ impl Guarded {
         raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.unwrap();
         admin.close().await.unwrap();
         let guarded = Self { database, user, password };
-        // The server takes up its new rules in its own time.
+        // The server reloads its rules asynchronously.
         let refused = async {
             while PgKeyStore::connect(&guarded.url("wrong")).await.is_ok() {
                 tokio::task::yield_now().await;
@@ -259,7 +259,7 @@ impl Guarded {
 #[tokio::test]
 async fn on_postgresql_no_password_is_logged() {
     let log = Log::listen();
-    // What it takes to log in is this test's to change.
+    // The test changes the authentication rules of its own server.
     let server = Server::start();
     let guarded = Guarded::on(&server).await;
     let wrong = format!("mistake{:016x}", unique());
@@ -281,7 +281,7 @@ async fn on_postgresql_no_password_is_logged() {
     }
 }
 
-/// Also of what a store is handed to.
+/// The `Debug` output of a store and of everything built on it.
 fn debug<S: ManageKeys + Clone + std::fmt::Debug>(store: &S) -> String {
     let (service, worker) = service(store.clone());
     let issuer = KeyIssuer::new(store.clone(), format());

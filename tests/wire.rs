@@ -1,5 +1,5 @@
-//! What comes over the wire: requests that two servers could read in two ways, heads without end,
-//! clients that send too slowly, and the connection to the database.
+//! On the wire: ambiguous requests, endless request heads, slow clients, and the connection to the
+//! database.
 //!
 //! Both servers of the manual are tested: `axum::serve`, and the one of `examples/shared/timed.rs`.
 
@@ -35,7 +35,7 @@ use tower_api_key::ApiKeyLayer;
 
 use self::support::{Keys, SECOND, server};
 
-/// Plenty for anything that happens at all.
+/// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ enum Server {
 
 const SERVERS: [Server; 2] = [Server::Axum, Server::Timed];
 
-/// A service that wants a key on every route, and its one good key.
+/// A service that requires a key on every route, and its valid key.
 struct Service {
     address: SocketAddr,
     key: String,
@@ -76,12 +76,12 @@ impl Service {
         Self { address, key, calls }
     }
 
-    /// The header with the good key.
+    /// The header with the valid key.
     fn authorization(&self) -> String {
         format!("Authorization: Bearer {}\r\n", self.key)
     }
 
-    /// A request by the good key that ends the connection.
+    /// A request with the valid key that closes the connection.
     fn good(&self, path: &str) -> String {
         format!(
             "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{}\r\n",
@@ -89,14 +89,14 @@ impl Service {
         )
     }
 
-    /// The paths for which the handler was called since this was last asked.
+    /// The paths for which the handler was called since the last call.
     fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.calls.lock().unwrap())
     }
 }
 
-/// Sends until the server closes the connection, and returns what it said. It may close it with
-/// bytes of ours unread, which resets it.
+/// Sends until the server closes the connection, and returns the server's bytes. The server may
+/// close with unread bytes, which resets the connection.
 async fn exchange<B: AsRef<[u8]>>(
     address: SocketAddr,
     pieces: impl IntoIterator<Item = B>,
@@ -123,7 +123,7 @@ async fn exchange<B: AsRef<[u8]>>(
     answer
 }
 
-/// The statuses of all answers on a connection.
+/// The statuses of all responses on a connection.
 async fn statuses(address: SocketAddr, sent: &str) -> Vec<u16> {
     let answers = String::from_utf8(exchange(address, [sent]).await).unwrap();
     let heads = answers.split("HTTP/1.1 ").skip(1);
@@ -133,8 +133,8 @@ async fn statuses(address: SocketAddr, sent: &str) -> Vec<u16> {
 mod smuggling {
     use super::*;
 
-    /// `headers` are those of a request by a good key. What is behind it is a request by a good key,
-    /// too, which only a server serves that ends the first one where another server would not.
+    /// Sends a request with the valid key and these `headers`, followed by another request with the
+    /// valid key, which is served only by a server that disagrees about the end of the first.
     async fn told(service: &Service, version: &str, headers: &str, body: &str) -> Vec<u16> {
         let sent = format!(
             "POST /first {version}\r\nHost: a\r\n{}{headers}\r\n{body}{}",
@@ -144,7 +144,7 @@ mod smuggling {
         statuses(service.address, &sent).await
     }
 
-    /// The control of all that follows: where nothing is wrong with the first, both are served.
+    /// The control for the following tests: if the first request is in order, both are served.
     #[tokio::test]
     async fn a_request_behind_another_one_is_served() {
         for server in SERVERS {
@@ -251,13 +251,13 @@ mod smuggling {
                 let headers = "Transfer-Encoding: chunked\r\n";
                 let told = told(&service, "HTTP/1.1", headers, body).await;
                 assert_eq!(told, [400], "{server:?}: {body:?}");
-                // The head was in order: the handler gets an error instead of the body.
+                // The head was valid, so the handler gets an error instead of the body.
                 assert_eq!(service.calls(), ["/first"], "{server:?}: {body:?}");
             }
         }
     }
 
-    /// A proxy that joins the lines sees a key where another one sees none.
+    /// A proxy that joins the lines would see a key where another would not.
     #[tokio::test]
     async fn a_key_in_a_folded_or_spoilt_header_is_refused_before_the_handler() {
         for server in SERVERS {
@@ -285,7 +285,7 @@ mod smuggling {
         }
     }
 
-    /// The layer answers without having read the body.
+    /// The layer responds without reading the body.
     #[tokio::test]
     async fn the_body_of_a_request_that_the_layer_refuses_is_not_read_as_a_request() {
         for server in SERVERS {
@@ -305,7 +305,7 @@ mod smuggling {
                         let sent =
                             format!("POST / HTTP/1.1\r\nHost: a\r\n{credential}{framed}{last}");
                         let told = statuses(service.address, &sent).await;
-                        // A body that is too long to be skipped ends the connection.
+                        // A body that is too long to be skipped closes the connection.
                         assert!(
                             told == [401] || told == [401, 401],
                             "{server:?}, {credential:?}, {}: {told:?}",
@@ -315,7 +315,7 @@ mod smuggling {
                     }
                 }
             }
-            // The control: they are good requests.
+            // The control: the requests are valid.
             assert_eq!(statuses(service.address, &smuggled).await, [200]);
             assert_eq!(service.calls(), ["/smuggled"]);
         }
@@ -330,7 +330,7 @@ mod heads {
         for server in SERVERS {
             let service = Service::start(server).await;
             for (number, status) in [(100, 200), (101, 431), (1_000, 431)] {
-                // Three are there already.
+                // Three headers are there already.
                 let more: String = (3..number).map(|it| format!("X-{it}: y\r\n")).collect();
                 let sent = service.good("/").replace("Host: a\r\n", &format!("Host: a\r\n{more}"));
                 assert_eq!(
@@ -381,7 +381,7 @@ mod heads {
     }
 }
 
-/// HTTP/2 by hand: what a decent client would not send.
+/// HTTP/2 frames by hand, which no regular client would send.
 mod frames {
     pub(super) const PREFACE: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     pub(super) const HEADERS: u8 = 1;
@@ -406,17 +406,17 @@ mod frames {
 
     /// `GET http://a/` by `key`, as a block of headers.
     pub(super) fn get(key: &str) -> Vec<u8> {
-        // Of the static table: `GET`, `http` and `/`. Its first entry is `:authority`.
+        // From the static table: `GET`, `http` and `/`. Its first entry is `:authority`.
         let mut block = vec![0x82, 0x86, 0x84, 0x01, 1, b'a'];
         block.extend(literal(0x00, "authorization", &format!("Bearer {key}")));
         block
     }
 
-    /// A header that is not in the table. `kind` is 0x40 for one that is put there.
+    /// A header that is not in the table. `kind` is 0x40 to add it.
     pub(super) fn literal(kind: u8, name: &str, value: &str) -> Vec<u8> {
         let mut literal = vec![kind];
         for text in [name, value] {
-            // Without Huffman's code, so the prefix has seven bits.
+            // Without Huffman coding, so the prefix has seven bits.
             let mut length = text.len();
             if length >= 127 {
                 literal.push(127);
@@ -438,7 +438,7 @@ mod frames {
             .any(|(kind, payload)| kind == GOAWAY && payload.get(4..8) == Some(&[0, 0, 0, 11]))
     }
 
-    /// What frames there are: their kinds and payloads.
+    /// The frames: their kinds and payloads.
     fn frames(mut said: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
         std::iter::from_fn(move || {
             let (head, rest) = said.split_at_checked(9)?;
@@ -449,10 +449,10 @@ mod frames {
         })
     }
 
-    /// The status of the first answer, where its frame has come: 200 or another one.
+    /// The status of the first response, if its frame has arrived: 200 or another one.
     pub(super) fn status(said: &[u8]) -> Option<u16> {
         let (_, payload) = frames(said).find(|(kind, _)| *kind == HEADERS)?;
-        // In the static table, and `431` in Huffman's code.
+        // In the static table, or `431` in Huffman coding.
         match payload {
             [0x88, ..] => Some(200),
             [_, 0x83, 0x69, 0x90, 0xff, ..] => Some(431),
@@ -470,12 +470,12 @@ mod memory {
     const ROUNDS: usize = 15;
     const MIB: u64 = 1024 * 1024;
 
-    /// Server and clients are on this thread, whose memory is counted.
+    /// Server and clients run on this thread, whose memory is counted.
     fn runtime() -> Runtime {
         Builder::new_current_thread().enable_all().build().unwrap()
     }
 
-    /// What a server holds while clients do so, one after the other.
+    /// The memory of a server while clients act, one after the other.
     fn held(server: Server, attack: &impl AsyncFn(&Service)) -> AllocationInfo {
         let runtime = runtime();
         let service = runtime.block_on(Service::start(server));
@@ -493,7 +493,7 @@ mod memory {
                 }
             });
         };
-        // What is made once.
+        // One-time allocations.
         rounds(2);
         let info = measure(|| rounds(ROUNDS));
         assert_eq!(service.calls(), [""; 0], "{server:?}");
@@ -513,7 +513,7 @@ mod memory {
                 let said = String::from_utf8(said).unwrap();
                 assert!(said.starts_with("HTTP/1.1 431 "), "{said}");
             });
-            // The control: the server has buffered as much as it does.
+            // The control: the server has buffered its limit.
             assert!(info.bytes_max > 256 * 1024, "{info:?}");
         }
     }
@@ -545,7 +545,7 @@ mod memory {
         }
     }
 
-    /// A kilobyte that stands for four megabytes, and a smaller one that is merely too large.
+    /// A kilobyte that expands to four megabytes, and a smaller one that is merely too large.
     #[test]
     fn headers_that_are_compressed_take_no_more_than_they_may_uncompressed() {
         for server in SERVERS {
@@ -553,7 +553,7 @@ mod memory {
                 for (times, status) in [(1_000, None), (8, Some(431))] {
                     let mut block = get(&service.key);
                     block.extend(literal(0x40, "x", &"y".repeat(4_000)));
-                    // The newest of those that were put into the table.
+                    // The newest entry of the table.
                     block.extend(iter::repeat_n(0xbe, times));
                     let bomb = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block);
                     let mut connection = TcpStream::connect(service.address).await.unwrap();
@@ -585,7 +585,7 @@ mod slow_clients {
         frame(SETTINGS, 0, 0, &[])
     }
 
-    /// What a client sends before it falls silent, and the rest of it.
+    /// The bytes of a client before it goes silent, and the rest.
     struct Story {
         name: &'static str,
         begun: Vec<u8>,
@@ -623,7 +623,7 @@ mod slow_clients {
         ]
     }
 
-    /// A client of a thread of its own, which real time goes on for.
+    /// A client on its own thread, in real time.
     async fn client<T: Send + 'static>(does: impl FnOnce() -> T + Send + 'static) -> T {
         spawn_blocking(does).await.unwrap()
     }
@@ -646,7 +646,7 @@ mod slow_clients {
         })
     }
 
-    /// Reads until all that was asked for is answered.
+    /// Reads until all requests are answered.
     async fn answered(mut connection: BlockingStream, story: &Story) -> bool {
         let (rest, is_http_2) = (story.rest.clone(), story.is_http_2);
         let answers = if story.begun.starts_with(b"GET /first") { 2 } else { 1 };
@@ -671,7 +671,7 @@ mod slow_clients {
         .await
     }
 
-    /// Lets the time of this runtime pass, and returns how long `event` took by it.
+    /// Advances the time of this runtime, and returns how long `event` took by it.
     async fn passes<T>(event: JoinHandle<T>) -> (T, Duration) {
         let (_waiting, end) = std::sync::mpsc::channel::<()>();
         let late = spawn_blocking(move || end.recv_timeout(2 * PATIENCE));
@@ -688,7 +688,7 @@ mod slow_clients {
     #[tokio::test]
     async fn the_timed_server_closes_their_connections_and_axums_own_does_not() {
         pause();
-        // Time stands still while a thread is busy, and so passes by `advance` alone.
+        // The paused time does not advance by itself while a thread is busy, only by `advance`.
         let (_busy, idle) = std::sync::mpsc::channel::<()>();
         spawn_blocking(move || idle.recv());
 
@@ -701,7 +701,7 @@ mod slow_clients {
             let (closed, took) = passes(closed).await;
             assert!(closed.is_ok(), "{name}: not closed, {closed:?}");
             assert!(took >= timed::HEAD, "{name}: closed after {took:?}");
-            // A day more.
+            // Another day.
             for _ in 0..24 {
                 advance(3_600 * SECOND).await;
                 yield_now().await;
@@ -711,11 +711,11 @@ mod slow_clients {
                 "{name}: axum closes the connection by now: say so in the manual"
             );
 
-            // The control: on a connection that is in time, it is an answer of the timed one, too.
+            // The control: a client that is in time gets a response from the timed server, too.
             let connection = begin(timed.address, story.begun.clone()).await;
             assert!(answered(connection, &story).await, "{name}");
         }
-        // What was not sent in time was not served: two of the stories have a first request.
+        // Late requests were not served: two of the cases have a first request.
         let calls = [timed.calls().len(), axum.calls().len()];
         assert_eq!(calls, [7 + 2 + 2, 7 + 2]);
     }
@@ -738,7 +738,7 @@ mod slow_clients {
                 Server::Timed => tokio::spawn(timed::serve(listener, app, end)),
             };
             let half = begin(address, b"GET / HTTP/1.1\r\nHost: a\r\n".to_vec()).await;
-            // Later clients are answered: the server read the half before.
+            // Later clients get responses, so the server has read the earlier half.
             let good = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
             assert_eq!(statuses(address, good).await, [200]);
 
@@ -771,10 +771,10 @@ mod database {
     use super::*;
     use crate::harness::{postgres, tls::Authority};
 
-    /// What is between a node and its database, and says that the database has no TLS. Of each
-    /// connection it tells what is said after that.
+    /// A proxy between a node and its database that claims the database has no TLS. For each
+    /// connection it reports the bytes after that.
     async fn denier() -> (SocketAddr, mpsc::UnboundedReceiver<Vec<u8>>) {
-        /// Its length and its code.
+        /// The length and code of the TLS request.
         const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -787,7 +787,7 @@ mod database {
                 assert_eq!(asked, SSL_REQUEST);
                 connection.write_all(b"N").await.unwrap();
                 let mut said = Vec::new();
-                // The end, or what is not meant for it.
+                // The end, or another message.
                 let _ = connection.read_buf(&mut said).await;
                 told.send(said).unwrap();
             }
@@ -822,17 +822,17 @@ mod database {
                 assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{mode}: {error:?}");
             }
             drop(lazy);
-            // One for each attempt, at least.
+            // At least one for each attempt.
             for _ in 0..5 {
                 let said = timeout(PATIENCE, heard.recv()).await.unwrap().unwrap();
                 assert_eq!(String::from_utf8_lossy(&said), "", "{mode}");
             }
         }
-        // The control, and why the manual asks for more than the default.
+        // The control, and the reason why the manual recommends more than the default.
         let control = tokio::spawn(async move { PgKeyStore::connect(&url("prefer")).await });
         let said = async {
             loop {
-                // Of earlier attempts.
+                // From earlier attempts.
                 let said = heard.recv().await.unwrap();
                 if !said.is_empty() {
                     return said;
@@ -870,7 +870,7 @@ mod database {
             assert_eq!(error.kind(), StoreErrorKind::Unavailable);
             let cause = error.source().map(ToString::to_string).unwrap_or_default();
             assert!(cause.contains("certificate"), "{cause}");
-            // What a database by that name would be let through by.
+            // The modes that accept this connection.
             for mode in accepted {
                 connect(&server, mode).await.expect(mode);
             }

@@ -1,4 +1,4 @@
-//! What a client with a known key notices while ten thousand changes a second are announced.
+//! The latency of a client with a known key while ten thousand changes a second are announced.
 
 use std::{
     cell::Cell,
@@ -23,18 +23,18 @@ use tower_api_key::{ApiKeyLayer, Authenticator, Consumer, auth::FeedHealth};
 
 use crate::{Result, setting::Setting, stats::median};
 
-/// One a millisecond, if the machine keeps up.
+/// One per millisecond, if the machine keeps up.
 const STATEMENTS: u32 = 1_000;
 const STATEMENT_EVERY: Duration = Duration::from_millis(1);
 
-/// Ten changes of keys that do not exist, on the channel of the service.
+/// Announces ten changes of keys that do not exist, on the channel of the service.
 const ANNOUNCED: &str = "do $$ begin perform \
     api_key_announce('changed:' || gen_random_uuid()) \
     from generate_series(1, 10); end $$";
-/// The same work for the database and for a listener, and none for the service.
+/// The same work for the database and for a listener, but none for the service.
 const ELSEWHERE: &str = "do $$ begin perform elsewhere_announce('changed:' || gen_random_uuid()) \
     from generate_series(1, 10); end $$";
-/// As `api_key_announce`, but for the channel.
+/// The same as `api_key_announce`, on another channel.
 const MAKE_ELSEWHERE: &str = "create function elsewhere_announce(message text) returns void
     language sql
     begin atomic
@@ -61,7 +61,7 @@ const MAKE_ELSEWHERE: &str = "create function elsewhere_announce(message text) r
 pub(crate) struct Changes {
     changes_per_second: f64,
     quiet_p99_us: f64,
-    /// While the database has as much to announce to another listener.
+    /// While the database announces as many changes to another listener.
     elsewhere_p99_us: f64,
     announced_p99_us: f64,
     /// The median of the ratios of each round.
@@ -122,10 +122,10 @@ async fn announce(database: &mut PgConnection, statement: &'static str) {
     }
 }
 
-/// Of requests one after another until `phase` is over, in microseconds.
+/// Latencies in microseconds of requests one after another until `phase` is over.
 async fn p99_during(client: &mut Client, phase: impl Future<Output = ()>) -> Result<f64> {
     let (mut times, is_over) = (Vec::new(), Cell::new(false));
-    // A request that is dropped would take its connection along.
+    // Dropping a request would close its connection.
     let requests = async {
         while !is_over.get() {
             let begin = Instant::now();
@@ -144,7 +144,7 @@ async fn p99_during(client: &mut Client, phase: impl Future<Output = ()>) -> Res
     Ok(times.get(times.len() * 99 / 100).copied().unwrap_or(f64::NAN))
 }
 
-/// Listens to changes, and serves on a port of its own.
+/// Follows changes, and serves on a port of its own.
 struct Service {
     address: SocketAddr,
 }

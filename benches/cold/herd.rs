@@ -1,4 +1,4 @@
-//! A thousand requests at once for one key that is not cached.
+//! A thousand concurrent requests for one uncached key.
 
 use std::{
     sync::{
@@ -24,9 +24,9 @@ const HERD: usize = 1_000;
 #[derive(Serialize)]
 pub(crate) struct Herd {
     requests: usize,
-    /// Of each round.
+    /// Queries in each round.
     queries: Vec<usize>,
-    /// Until the last one is answered: the median over the rounds.
+    /// Time until the last response: the median over the rounds.
     milliseconds: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Latency and throughput of look-ups, beside what the database does at best.
+//! Latency and throughput of look-ups, compared with the cheapest query.
 
 use std::{
     sync::{
@@ -21,7 +21,7 @@ use crate::{Result, setting::Setting, stats::median};
 const SLICE: Duration = Duration::from_secs(1);
 const CONCURRENCY: [usize; 3] = [1, 16, 64];
 
-/// What is asked of the database, least first.
+/// The query, cheapest first.
 #[derive(Clone, Copy)]
 enum Case {
     SelectOne,
@@ -47,7 +47,7 @@ pub(crate) struct Row {
     per_second: f64,
     p50_us: f64,
     p99_us: f64,
-    /// Of `select 1`, in look-ups a second of the same round.
+    /// Relative to `select 1`, in look-ups per second of the same round.
     share_of_select_one: f64,
 }
 
@@ -97,10 +97,10 @@ pub(crate) async fn measure(setting: &Setting, rounds: usize) -> Result<Vec<Row>
     Ok(rows)
 }
 
-/// So many tasks at once, until time is up or every known key has had its turn.
+/// `concurrency` tasks, until time is up or every known key was looked up.
 async fn run(setting: &Setting, case: Case, concurrency: usize) -> Result<Round> {
     let store = setting.store.clone();
-    // A new one knows no key.
+    // A new authenticator, with an empty cache.
     let (auth, worker) = Authenticator::builder(store.clone(), setting.format.clone()).build();
     drop(worker);
     let keys = |task| {

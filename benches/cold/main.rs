@@ -1,12 +1,12 @@
-//! What a key costs that is not cached: look-ups among a million keys in PostgreSQL, a herd of
-//! requests for one of them, the memory each takes once it is cached, writing its use, and what a
-//! client with a known key notices of many changes.
+//! The cost of an uncached key: look-ups among a million keys in PostgreSQL, a herd of requests for
+//! one of them, the memory of a cached key, writing last uses, and the latency of a client with a
+//! known key during many changes.
 //!
 //! ```text
 //! cargo bench --bench cold -- [--rounds N] [--keys N] [--json FILE]
 //! ```
 //!
-//! `benches/README.md` says what it shows and how to read it.
+//! `benches/README.md` explains what it measures and how to read it.
 
 #![allow(clippy::disallowed_methods, reason = "what is measured is real time")]
 
@@ -39,7 +39,7 @@ cargo bench --bench cold -- [OPTIONS]
   --keys N       how many keys there are; 1000000
   --json FILE    writes the figures to this file";
 
-/// Whose versions matter.
+/// Crates whose versions matter.
 const CRATES: [&str; 4] = ["moka", "sha2", "sqlx", "tokio"];
 
 struct Options {
@@ -70,14 +70,15 @@ impl Options {
         let mut options = Self { rounds: 7, keys: 1_000_000, json: None };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
-            let mut value = || arguments.next().ok_or_else(|| format!("{argument} what?\n{USAGE}"));
+            let mut value =
+                || arguments.next().ok_or_else(|| format!("{argument} needs a value\n{USAGE}"));
             match argument.as_str() {
                 "--rounds" => options.rounds = value()?.parse::<usize>()?.max(1),
                 "--keys" => options.keys = value()?.parse::<usize>()?.max(setting::KNOWN),
                 "--json" => options.json = Some(value()?.into()),
                 // As cargo calls every benchmark.
                 "--bench" => {}
-                _ => return Err(format!("{argument}: there is no such option\n{USAGE}").into()),
+                _ => return Err(format!("unknown option {argument}\n{USAGE}").into()),
             }
         }
         Ok(options)

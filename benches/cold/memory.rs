@@ -1,6 +1,6 @@
-//! What the cache keeps of a key, by what the process grows.
+//! The memory of a cached key, from the growth of the process.
 //!
-//! Each case is a process of its own, whose memory nobody else has used before.
+//! Each case is a process of its own, so that no other case has used its memory before.
 
 use std::{
     env,
@@ -22,11 +22,11 @@ use tower_api_key::{
 
 use crate::{Result, machine::resident, setting::Setting};
 
-/// Who answers, and with which limits: a bucket is part of what a key keeps in memory.
+/// The store and the limits of each case: a bucket is part of the memory of a key.
 const MADE_UP: &str = "records made up";
 const MADE_UP_LIMITED: &str = "records made up, a quota";
 const POSTGRES: &str = "records of PostgreSQL";
-/// Loads at once, where they are PostgreSQL's.
+/// Concurrent look-ups, for PostgreSQL.
 const AT_ONCE: usize = 64;
 
 #[derive(Serialize, Deserialize)]
@@ -34,11 +34,11 @@ pub(crate) struct Row {
     case: String,
     keys: usize,
     resident_bytes: i64,
-    /// What is asked of the allocator and not given back, where one thread does it all.
+    /// Bytes allocated and not freed, if one thread does all the work.
     allocated_bytes: Option<i64>,
 }
 
-/// Knows every key and keeps none.
+/// Has a record for every key and stores none.
 struct MadeUp(Scopes);
 
 impl KeyStore for MadeUp {
@@ -50,7 +50,7 @@ impl KeyStore for MadeUp {
         record.key_prefix = "sk_live_".into();
         record.key_last4 = "abcd".into();
         record.name = Some("nightly export".into());
-        // Parsed anew, as from a row: no two records share their words.
+        // Parsed anew, as from a row: no two records share their scopes.
         record.scopes =
             Scopes::parse(self.0.iter().map(|scope| scope.as_str().to_owned())).unwrap_or_default();
         Ok(Some(record))
@@ -85,7 +85,7 @@ pub(crate) fn measure(setting: &Setting, keys: usize) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Prints the bytes that a key takes, as JSON.
+/// Prints the bytes per key as JSON.
 pub(crate) fn report(case: &str, keys: &str) -> Result<()> {
     let row = match case {
         POSTGRES => of_postgres(case)?,
@@ -104,7 +104,7 @@ fn authenticator(store: impl KeyStore, limits: RateLimits) -> Result<Authenticat
     Ok(auth)
 }
 
-/// One after the other, on one thread.
+/// Look-ups one after the other, on one thread.
 fn of_made_up(case: &str, keys: usize) -> Result<Row> {
     let format = KeyFormat::new("sk_live_")?;
     let limits = match case {
@@ -120,7 +120,7 @@ fn of_made_up(case: &str, keys: usize) -> Result<Row> {
         }
         Ok(())
     };
-    // What the first ones bring along is nobody's.
+    // The first keys also allocate memory that belongs to no key.
     runtime.block_on(authenticate(1_000))?;
     let before = resident(process::id())?;
     let mut outcome = Ok(());
@@ -129,7 +129,7 @@ fn of_made_up(case: &str, keys: usize) -> Result<Row> {
     Row::new(case, keys, before, Some(allocated.bytes_current))
 }
 
-/// As a server does it: many at once, on all threads, and no bucket.
+/// As in a server: many look-ups at once, on all threads, without buckets.
 fn of_postgres(case: &str) -> Result<Row> {
     let keys: Vec<String> = io::stdin().lock().lines().collect::<io::Result<_>>()?;
     let runtime = tokio::runtime::Runtime::new()?;

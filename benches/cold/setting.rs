@@ -1,4 +1,4 @@
-//! A PostgreSQL with many keys, of which some are known to this benchmark.
+//! A PostgreSQL server with many keys, some of which this benchmark knows.
 
 use sqlx::{AssertSqlSafe, PgPool, postgres::PgPoolOptions, query, query_scalar, raw_sql};
 use tower_api_key::{
@@ -11,9 +11,9 @@ use crate::{
     harness::postgres::{Database, Server},
 };
 
-/// So many that no look-up of one round meets a key of another look-up.
+/// Enough that no two look-ups of a round use the same key.
 pub(crate) const KNOWN: usize = 50_000;
-/// Of sqlx by default.
+/// sqlx's default.
 pub(crate) const CONNECTIONS: u32 = 10;
 
 pub(crate) struct Setting {
@@ -22,11 +22,11 @@ pub(crate) struct Setting {
     pub(crate) known: Vec<ApiKey>,
     pub(crate) postgres: String,
     database: Database,
-    // Ends last.
+    // Dropped last.
     _server: Server,
 }
 
-/// As they come with PostgreSQL. The server of the tests has them off.
+/// PostgreSQL's defaults. The server of the tests has them off.
 const DURABLE: [&str; 4] = [
     "alter system set fsync = on",
     "alter system set full_page_writes = on",
@@ -34,7 +34,7 @@ const DURABLE: [&str; 4] = [
     "select pg_reload_conf()",
 ];
 
-/// Known keys lie among the others, on no particular page.
+/// Known keys are spread among the others, over all pages.
 const FILL: &str = "
     insert into api_keys (id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, metadata,
                           is_active, created_at, root_id, version)
@@ -83,7 +83,7 @@ impl Setting {
 async fn fill(pool: &PgPool, keys: usize, known: &[ApiKey]) -> Result<()> {
     let hashes: Vec<_> = known.iter().map(|key| key.hash().as_bytes().to_vec()).collect();
     let mut transaction = pool.begin().await?;
-    // Nobody listens, and a million notifications take minutes.
+    // Nothing listens, and a million notifications take minutes.
     raw_sql("alter table api_keys disable trigger user").execute(&mut *transaction).await?;
     let others = i64::try_from(keys - known.len())?;
     query(FILL).bind(others).bind(hashes).execute(&mut *transaction).await?;

@@ -1,4 +1,4 @@
-//! Writing when keys were last used: one batch, as the worker does.
+//! Writing last uses: one batch, as the worker does.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,9 +17,9 @@ const BATCH: usize = 10_000;
 #[derive(Serialize)]
 pub(crate) struct Flush {
     keys: usize,
-    /// Keys that were never used before.
+    /// Keys without an earlier use.
     insert_ms: f64,
-    /// Keys that were.
+    /// Keys with an earlier use.
     update_ms: f64,
 }
 
@@ -29,7 +29,7 @@ pub(crate) async fn measure(setting: &Setting, rounds: usize) -> Result<Flush> {
     let begin = SystemTime::now();
     for round in 0..rounds {
         query("truncate api_key_usage").execute(pool).await?;
-        // Other keys every time, wherever they lie.
+        // Different random keys in each round.
         let ids: Vec<String> = query_scalar(
             "select id::text from api_keys
             tablesample bernoulli (least(100, 100.0 * 3 * $1 / (select greatest(1, count(*)) from api_keys)))

@@ -1,4 +1,4 @@
-//! One cached key, and one thread: what the layer adds, beside the sum of what it cannot do without.
+//! One cached key on one thread: what the layer adds, compared with the sum of its necessary parts.
 
 use std::{
     num::NonZeroU32,
@@ -28,7 +28,7 @@ use crate::{
     support::Cases,
 };
 
-/// What every request takes, but for finding the record.
+/// The parts of every request, except finding the record.
 const STEPS: [&str; 6] = [
     "find the credential, take it out",
     "parse: length, prefix, alphabet, checksum",
@@ -173,7 +173,7 @@ fn state(left: u32) -> HeaderValue {
     HeaderValue::from_bytes(&text[..length]).unwrap()
 }
 
-/// The layer that does nothing.
+/// A no-op layer.
 #[derive(Clone)]
 struct NoOp<S>(S);
 

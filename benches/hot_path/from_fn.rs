@@ -1,4 +1,4 @@
-//! The layer beside middleware of axum's `from_fn` in the same place.
+//! The layer compared with axum's `from_fn` in the same place.
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
@@ -14,7 +14,7 @@ use crate::{
     support::Cases,
 };
 
-/// Of what each adds, the layer is to add no more than this share.
+/// The layer should add at most this share of what each one adds.
 const BY_HAND: (&str, f64) = ("from_fn by hand: moka, governor, to_string", 1.0 / 3.0);
 const SAME_WORK: (&str, f64) = ("from_fn, the layer's own work", 0.75);
 
@@ -47,7 +47,7 @@ pub(crate) fn measure(runtime: &Runtime) {
     println!("layer: adds {:.0} ns (paired {:.0})", added("layer"), paired("layer"));
     for (name, most) in [SAME_WORK, BY_HAND] {
         println!(
-            "{name}: adds {:.0} ns (paired {:.0}), of which the layer {:.2} (paired {:.2}), to be at most {most:.2}",
+            "{name}: adds {:.0} ns (paired {:.0}), of which the layer {:.2} (paired {:.2}), should be at most {most:.2}",
             added(name),
             paired(name),
             added("layer") / added(name),
@@ -56,7 +56,7 @@ pub(crate) fn measure(runtime: &Runtime) {
     }
 }
 
-/// A database that answers at once.
+/// A database that responds immediately.
 #[derive(Clone)]
 struct Records(Arc<HashMap<[u8; 32], Caller>>);
 

@@ -4,7 +4,7 @@
 //! cargo bench --bench hot_path -- [SECTION]..
 //! ```
 //!
-//! `benches/README.md` says what it shows and how to read it.
+//! `benches/README.md` explains what it measures and how to read it.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     arguments.retain(|argument| argument != "--bench");
     let names = SECTIONS.map(|(name, _)| name);
     if let Some(unknown) = arguments.iter().find(|argument| !names.contains(&argument.as_str())) {
-        eprintln!("{unknown}: there are {}", names.join(", "));
+        eprintln!("no section is named {unknown}; choose from {}", names.join(", "));
         return ExitCode::FAILURE;
     }
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
@@ -68,7 +68,6 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Runs the cases and prints a line for each.
 fn run(cases: &mut Cases<'_>) {
     let rounds = env::var("ROUNDS").map_or(41, |rounds| rounds.parse().unwrap());
     cases.run(rounds, Duration::from_millis(15));

@@ -1,4 +1,4 @@
-//! Requests that are turned away, and the decision to do so alone.
+//! Refused requests, and the decision to refuse alone.
 
 use http::StatusCode;
 use tokio::runtime::Runtime;
@@ -18,7 +18,7 @@ pub(crate) fn measure(runtime: &Runtime) {
     let layer = service::bare().layer(service.layer());
     let bare = service::bare();
     let (hot, malformed, unknown) = (service.hot(), service.malformed(), &service.unknown);
-    // `Service::new` has taken all that there was of the quota.
+    // `Service::new` has used up the quota.
     let whole = [
         ("malformed key, 401", &malformed, StatusCode::UNAUTHORIZED),
         ("unknown key, 401", unknown, StatusCode::UNAUTHORIZED),
@@ -57,5 +57,5 @@ pub(crate) fn measure(runtime: &Runtime) {
         );
     }
     let malformed = cases.min("decision: malformed");
-    println!("decision: malformed: {malformed:.1} ns, to be below {MOST_FOR_MALFORMED:.0}");
+    println!("decision: malformed: {malformed:.1} ns, should be below {MOST_FOR_MALFORMED:.0}");
 }

@@ -1,4 +1,4 @@
-//! One key and many, by one thread and by as many as there are cores.
+//! One key and many, from one thread and from one per core.
 
 use std::{
     hint::black_box,
@@ -23,7 +23,7 @@ pub(crate) fn measure(runtime: &Runtime) {
     let service = Service::new(runtime, KEYS, service::roomy());
     let routers = [("bare", service::bare()), ("layer", service::bare().layer(service.layer()))];
     let all = available_parallelism().unwrap().get();
-    // Of its own for each thread, as each connection has a buffer of its own.
+    // Each thread has its own copy, as each connection has its own buffer.
     let copies: Vec<Vec<_>> = (0..all).map(|_| service.keys.iter().map(copy).collect()).collect();
     let mut loads = vec![(1, 1), (all, 1), (1, KEYS), (all, KEYS)];
     loads.dedup();
@@ -60,7 +60,7 @@ fn case(threads: usize, keys: usize, name: &str) -> String {
     format!("{threads} thread(s), {keys} key(s): {name}")
 }
 
-/// What the slowest thread takes for `turns` requests.
+/// The time of the slowest thread for `turns` requests.
 fn at_once<'a>(
     router: &Router,
     requests: &mut [impl Iterator<Item = &'a HeaderValue> + Send],
@@ -76,7 +76,7 @@ fn at_once<'a>(
                     barrier.wait();
                     let begin = Instant::now();
                     for key in requests.take(turns as usize) {
-                        // As a server has that has just received it.
+                        // In the CPU cache, as in a server that has just received it.
                         black_box(key.as_bytes().iter().fold(0, |sum, byte| sum ^ byte));
                         black_box(ask(router, key));
                     }

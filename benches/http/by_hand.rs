@@ -1,4 +1,4 @@
-//! What people write where they have no library: middleware of a page, by `from_fn`.
+//! What is written without a library: a page of middleware with `from_fn`.
 
 use std::{
     sync::Arc,
@@ -32,7 +32,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
-/// Who asks, as handlers see it.
+/// The caller, as handlers see it.
 #[derive(Clone, Debug)]
 #[expect(dead_code, reason = "handlers would read it")]
 pub(crate) struct Caller {
@@ -41,7 +41,7 @@ pub(crate) struct Caller {
     pub(crate) scopes: Vec<String>,
 }
 
-/// Where the records are.
+/// The source of the records.
 pub(crate) trait Database: Clone + Send + Sync + 'static {
     type Error: Send + Sync + 'static;
 
@@ -91,7 +91,7 @@ pub(crate) async fn queried(
 type Limiter =
     RateLimiter<String, DefaultKeyedStateStore<String>, DefaultClock, StateInformationMiddleware>;
 
-/// Records for a minute, and a limiter by consumer.
+/// Records cached for a minute, and a limiter per consumer.
 #[derive(Clone)]
 pub(crate) struct Cache<D> {
     database: D,
@@ -168,8 +168,8 @@ impl Gate {
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// The decision, its cache and its limiter are the library's, and so are the headers' texts; only
-/// the service around them is `from_fn`'s.
+/// The library makes the decision, caches, limits and formats the headers; only the service around
+/// it is `from_fn`'s.
 pub(crate) async fn attempt(
     State(gate): State<Gate>,
     mut request: Request,
@@ -228,7 +228,7 @@ fn state(standing: &Standing) -> SmallVec<[u8; 96]> {
     text
 }
 
-/// What tower_governor counts by: it has no records, so the key itself.
+/// What tower_governor counts by: the key itself, because it has no records.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BearerKey;
 

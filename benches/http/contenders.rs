@@ -1,4 +1,4 @@
-//! Who is compared.
+//! The compared servers.
 
 use std::{
     env,
@@ -26,7 +26,7 @@ pub(crate) enum Contender {
     Peer(Peer),
 }
 
-/// axum alone and the layer, with which all are compared, and whatever else was asked for. Peers are installed.
+/// axum alone and the layer, which are always compared, and the requested servers. Installs peers.
 pub(crate) fn chosen(options: &Options) -> Result<Vec<Contender>> {
     let mut contenders: Vec<_> = Server::ALL.into_iter().map(Contender::Axum).collect();
     if options.peers {
@@ -36,7 +36,7 @@ pub(crate) fn chosen(options: &Options) -> Result<Vec<Contender>> {
     let unknown =
         options.only.iter().find(|only| !names.iter().any(|name| name.starts_with(*only)));
     if let Some(unknown) = unknown {
-        return Err(format!("{unknown}: there are {}", names.join(", ")).into());
+        return Err(format!("no server {unknown}; choose from {}", names.join(", ")).into());
     }
     let asked_for = |contender: &Contender| {
         let only = &options.only;
@@ -79,12 +79,12 @@ impl Contender {
         matches!(self, Self::Peer(_))
     }
 
-    /// Whether it asks the database for a key once, and not for each request.
+    /// Whether it queries the database once per key rather than once per request.
     pub(crate) fn caches(&self) -> bool {
         matches!(self, Self::Axum(server) if server.caches())
     }
 
-    /// How much longer it is loaded, for more than a handful of answers.
+    /// How many times longer it is loaded, to get more than a handful of responses.
     pub(crate) fn slowness(&self) -> u32 {
         match self {
             Self::Axum(_) => 1,
@@ -139,7 +139,8 @@ impl Running<'_> {
         Ok(file.unwrap_or_else(|| setting.authorizations(keys)).to_owned())
     }
 
-    /// Waits until it has answered those who are gone: whoever asks now is answered after them.
+    /// Waits until the requests of closed connections are done: a request sent now is answered
+    /// after them.
     pub(crate) fn settle(&self, setting: &Setting) -> Result<()> {
         self.ask(Some(self.key(setting)))?;
         self.process.settle()
@@ -149,7 +150,7 @@ impl Running<'_> {
         self.process.key.as_deref().unwrap_or_else(|| setting.key.expose_secret())
     }
 
-    /// Fails unless it lets the key in, and turns others away.
+    /// Fails unless the server lets the key in and refuses others.
     pub(crate) fn check(&self, setting: &Setting) -> Result<()> {
         let name = self.contender.name();
         let answer = self.ask(Some(self.key(setting)))?;

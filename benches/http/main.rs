@@ -4,7 +4,7 @@
 //! cargo bench --bench http -- [--rounds N] [--seconds S] [--only NAME].. [--peers] [--json FILE] [--plot]
 //! ```
 //!
-//! `benches/README.md` says what it shows and how to read it.
+//! `benches/README.md` explains what it measures and how to read it.
 
 #![allow(clippy::disallowed_methods, reason = "what is measured is real time")]
 
@@ -66,7 +66,7 @@ fn plot(options: &Options) -> Result<()> {
 }
 
 fn measure(options: &Options) -> Result<()> {
-    // Before anything that takes a while, as it may be missing.
+    // wrk may be missing, so check before anything that takes long.
     wrk::version()?;
     let contenders = contenders::chosen(options)?;
     let setting = Setting::new()?;
@@ -78,7 +78,7 @@ fn measure(options: &Options) -> Result<()> {
             server.check(&setting)?;
         }
         for keys in [1, setting::KEYS] {
-            // A peer looks one key up as it does another.
+            // Peers run with one key only: each look-up costs them the same.
             let servers: Vec<_> =
                 servers.iter().filter(|server| keys == 1 || !server.contender.is_peer()).collect();
             let load = compare(&servers, &setting, pinned, keys, options)?;
@@ -92,7 +92,7 @@ fn measure(options: &Options) -> Result<()> {
     }
 }
 
-/// Every round loads each server once, and not always in the same order.
+/// Every round loads each server once, in varying order.
 fn compare(
     servers: &[&Running<'_>],
     setting: &Setting,
@@ -124,7 +124,7 @@ fn run(
 ) -> Result<Round> {
     let authorizations = server.authorizations(setting, keys)?;
     let load = |time| wrk::load(&server.process.address, &authorizations, pinned, time);
-    // Brings back what has become stale while others had their turn.
+    // Refreshes what has become stale during the turns of the other servers.
     while load(Duration::from_secs(1))?.requests < keys as u64 && server.contender.caches() {}
     server.settle(setting)?;
     let (cpu, database) = (server.process.cpu()?, setting.database_cpu()?);

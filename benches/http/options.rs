@@ -7,12 +7,12 @@ cargo bench --bench http -- [OPTIONS]
 
   --rounds N     how often each server is loaded, for its median; 15
   --seconds S    how long each time; 1
-  --only NAME    only servers whose name begins so, beside axum alone and the layer; may be repeated
-  --peers        also what users of other languages would pick: needs node, npm, python3, registries
+  --only NAME    only servers with this name prefix, beside axum alone and the layer; repeatable
+  --peers        also alternatives in other languages: needs node, npm, python3, registries
   --json FILE    writes the figures to this file
   --plot         measures nothing: draws docs/http.svg from FILE, or from benches/results/http.json";
 
-/// Where the figures are that the README quotes.
+/// The figures that the README quotes.
 const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/http.json");
 
 pub(crate) struct Options {
@@ -36,7 +36,8 @@ impl Options {
         };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
-            let mut value = || arguments.next().ok_or_else(|| format!("{argument} what?\n{USAGE}"));
+            let mut value =
+                || arguments.next().ok_or_else(|| format!("{argument} needs a value\n{USAGE}"));
             match argument.as_str() {
                 "--rounds" => options.rounds = value()?.parse::<usize>()?.max(1),
                 "--seconds" => {
@@ -48,7 +49,7 @@ impl Options {
                 "--plot" => options.plot = true,
                 // As cargo calls every benchmark.
                 "--bench" => {}
-                _ => return Err(format!("{argument}: there is no such option\n{USAGE}").into()),
+                _ => return Err(format!("unknown option {argument}\n{USAGE}").into()),
             }
         }
         Ok(options)

@@ -1,5 +1,5 @@
-//! What users of other languages would pick. Their apps are in `peers/`, their packages come from
-//! npm and PyPI into a folder below `target`.
+//! What users of other languages would choose. The apps are in `peers/`; their packages are
+//! installed from npm and PyPI into a folder below `target`.
 
 use std::{
     collections::BTreeMap,
@@ -73,7 +73,7 @@ pub(crate) const ALL: [Peer; 5] = [
     },
 ];
 
-/// What is read of `package.json`.
+/// The part of `package.json` that is read.
 #[derive(Deserialize)]
 struct Package {
     dependencies: BTreeMap<String, String>,
@@ -102,7 +102,7 @@ impl Peer {
         command
     }
 
-    /// Of the language and of each package it names.
+    /// Versions of the language and of each package the app names.
     pub(crate) fn versions(&self) -> Result<Vec<(String, String)>> {
         let read = |file| fs::read_to_string(self.folder().join(file));
         Ok(match self.language {
@@ -120,7 +120,7 @@ impl Peer {
         })
     }
 
-    /// Copies the app and fetches its packages, unless that was done before.
+    /// Copies the app and installs its packages, unless that was done before.
     pub(crate) fn install(&self) -> Result<()> {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/http/peers");
         let folder = self.folder();

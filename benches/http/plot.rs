@@ -1,4 +1,4 @@
-//! The figures as a picture: plain SVG that brings its own background, light or dark.
+//! The results as a figure: plain SVG with a background of its own, light or dark.
 
 use std::fmt::Write as _;
 
@@ -14,7 +14,7 @@ const LONGEST: f64 = 440.0;
 const BAR: f64 = 13.0;
 const GAP: f64 = 11.0;
 
-/// Attributes are what a renderer without style sheets goes by.
+/// A renderer without style sheets uses the attributes instead.
 const STYLE: &str = "\
 text { font-family: system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif }
 @media (prefers-color-scheme: dark) {
@@ -23,7 +23,7 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans
   .other { fill: #8b949e } .other-pale { fill: #4d5660 }
 }";
 
-/// Two panels: what of axum's throughput is left, and what a request costs beside peers.
+/// Two panels: the share of axum's throughput that is left, and the CPU per request of each peer.
 pub(crate) fn draw(report: &Report) -> String {
     let mut page = Page { body: String::new(), y: MARGIN };
     let load = |keys: bool| report.loads.iter().find(|load| load.pinned && (load.keys > 1) == keys);
@@ -70,9 +70,9 @@ fn inks(row: &Row) -> [Ink; 2] {
 impl Page {
     fn throughput(&mut self, one: &Load, many: Option<&Load>) {
         self.title(
-            "Requests a second, of what axum alone serves",
+            "Requests per second, as a share of axum alone",
             "one core each for server and load; above: one key, below: 10,000 keys in turn; \
-             right: CPU added to a request",
+             right: CPU added per request",
         );
         for row in one.servers.iter().filter(|row| !row.is_peer && row.name != "axum") {
             let other = many.and_then(|many| many.row(&row.name));
@@ -92,8 +92,8 @@ impl Page {
         }
         self.y += GAP;
         self.title(
-            "CPU of the server for a request",
-            "everything from the socket on, one key, without the database's; the scale is logarithmic",
+            "CPU of the server per request",
+            "everything from the socket on, one key, without the database; logarithmic scale",
         );
         let mut rows: Vec<_> = (one.servers.iter())
             .filter(|row| row.is_peer || ["layer", "from_fn-query"].contains(&row.name.as_str()))
@@ -107,7 +107,7 @@ impl Page {
         }
     }
 
-    /// Bars under one label, each a share of the longest.
+    /// Bars under one label, each as a share of the longest.
     fn bars(&mut self, label: &str, bars: impl IntoIterator<Item = (f64, String, Ink)>) {
         let top = self.y;
         for (share, text, Ink { class, fill }) in bars {

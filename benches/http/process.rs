@@ -1,4 +1,4 @@
-//! Servers as processes of their own, and what they cost.
+//! Server processes, and their CPU time and memory.
 
 use std::{
     collections::HashMap,
@@ -14,13 +14,13 @@ use serde::Deserialize;
 
 use crate::{Result, machine::resident};
 
-/// How long a server may take until it says where it listens.
+/// How long a server may take to print its port.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Of a server with nothing left to do, in [`LOOK`].
+/// The CPU time an idle server may use in [`LOOK`].
 const IDLE: Duration = Duration::from_millis(3);
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The core of the server where both are pinned, and that of wrk.
+/// The cores of the server and of wrk, if both are pinned.
 pub(crate) const SERVER_CORE: &str = "0";
 pub(crate) const WRK_CORE: &str = "1";
 
@@ -36,11 +36,11 @@ pub(crate) fn command(program: &str, core: Option<&str>) -> Command {
     }
 }
 
-/// A server that listens. It ends with this value, and with this process.
+/// A listening server. It ends when this value is dropped, or with this process.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: String,
-    /// Its own key, where it does not take those of `api_keys`.
+    /// Its own key, if it does not use those of `api_keys`.
     pub(crate) key: Option<String>,
 }
 
@@ -52,12 +52,13 @@ struct Ready {
 }
 
 impl Server {
-    /// Starts a server that prints a line of JSON with its port, and ends with its standard input.
+    /// Starts a server that prints a line of JSON with its port and exits when its standard input
+    /// closes.
     pub(crate) fn start(mut command: Command) -> Result<Self> {
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = spawned.map_err(|error| format!("{command:?}: {error}"))?;
         let stdout = child.stdout.take().ok_or("no standard output")?;
-        // Made first, so that a server that says nothing is ended as well.
+        // Before waiting for the port: a server that prints nothing is killed too.
         let mut server = Self { child, address: String::new(), key: None };
         let line = first_json(stdout).map_err(|error| format!("{command:?}: {error}"))?;
         let ready: Ready = serde_json::from_str(&line)?;
@@ -66,17 +67,17 @@ impl Server {
         Ok(server)
     }
 
-    /// What it has cost so far, with the processes it started.
+    /// CPU time so far, of the server and the processes it started.
     pub(crate) fn cpu(&self) -> Result<Cpu> {
         Cpu::of_tree(self.child.id())
     }
 
-    /// The memory it keeps resident, in bytes.
+    /// Resident memory in bytes.
     pub(crate) fn resident(&self) -> Result<u64> {
         tree(self.child.id())?.into_iter().map(resident).sum()
     }
 
-    /// Waits until it has nothing left to do.
+    /// Waits until the server is idle.
     pub(crate) fn settle(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -104,7 +105,7 @@ impl Drop for Server {
     }
 }
 
-/// The first line that is JSON. The others go on being read, so that nobody writes into a full pipe.
+/// The first line of JSON. The rest is read too, so that the server never blocks on a full pipe.
 fn first_json(stdout: ChildStdout) -> Result<String> {
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
@@ -127,11 +128,11 @@ fn first_json(stdout: ChildStdout) -> Result<String> {
 pub(crate) struct Cpu(HashMap<u32, u64>);
 
 impl Cpu {
-    /// Of a process, and of those it started.
+    /// Of a process and its descendants.
     pub(crate) fn of_tree(root: u32) -> Result<Self> {
         let mut times = HashMap::new();
         for process in tree(root)? {
-            // Whatever has ended meanwhile is left out.
+            // Skip a process that has exited in the meantime.
             let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else { continue };
             for thread in threads.flatten() {
                 let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else {
@@ -147,14 +148,14 @@ impl Cpu {
         Ok(Self(times))
     }
 
-    /// What was used from here until `later`, by threads that are still there.
+    /// CPU time between `self` and `later`, of threads that still exist.
     pub(crate) fn until(&self, later: &Self) -> Duration {
         let used = |(thread, time): (&u32, &u64)| time - self.0.get(thread).unwrap_or(&0);
         Duration::from_nanos(later.0.iter().map(used).sum())
     }
 }
 
-/// A process, and those it started.
+/// A process and its descendants.
 fn tree(root: u32) -> Result<Vec<u32>> {
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
     for process in fs::read_dir("/proc").map_err(|error| format!("/proc, of Linux: {error}"))? {

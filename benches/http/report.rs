@@ -1,4 +1,4 @@
-//! Figures, and where they come from.
+//! Results, and the machine they come from.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     wrk::{self, Seen},
 };
 
-/// What the others are compared with.
+/// The baseline of the comparison.
 const BARE: &str = "axum";
 const LAYER: &str = "layer";
 
@@ -28,7 +28,7 @@ pub(crate) struct Report {
     pub(crate) loads: Vec<Load>,
 }
 
-/// One way of loading the servers, and what became of each.
+/// One kind of load, and the results of each server.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Load {
     pub(crate) pinned: bool,
@@ -46,24 +46,24 @@ pub(crate) struct Row {
     pub(crate) requests_per_second: f64,
     pub(crate) slowest_round: f64,
     pub(crate) fastest_round: f64,
-    /// Of axum alone, in requests a second of the same round.
+    /// Relative to axum alone, in requests per second of the same round.
     pub(crate) share_of_axum: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
-    /// CPU time of the server's processes, a request.
+    /// CPU time of the server's processes per request.
     pub(crate) cpu_us: f64,
     /// More than axum alone in the same round.
     pub(crate) cpu_us_added: f64,
-    /// CPU time of PostgreSQL, a request.
+    /// CPU time of PostgreSQL per request.
     pub(crate) database_cpu_us: f64,
-    /// Requests a second of `layer` in the same round, and its CPU time a request: so many times
-    /// those of this one.
+    /// Requests per second of `layer` in the same round, and its CPU time per request, as multiples
+    /// of this server's.
     pub(crate) layer_speed: f64,
     pub(crate) layer_cpu: f64,
     pub(crate) resident_bytes: u64,
 }
 
-/// One server, once.
+/// One measurement of one server.
 #[derive(Clone, Debug)]
 pub(crate) struct Round {
     per_second: f64,
@@ -186,7 +186,7 @@ impl Load {
     }
 }
 
-/// Whose versions matter.
+/// Crates whose versions matter.
 const CRATES: [&str; 9] =
     ["axum", "governor", "hyper", "moka", "sha2", "sqlx", "tokio", "tower", "tower_governor"];
 
@@ -196,7 +196,7 @@ impl Report {
         contenders: &[Contender],
         postgres: &str,
     ) -> Result<Self> {
-        // First, as it says what is missing.
+        // First: its error says what is missing.
         let mut versions = BTreeMap::from([("wrk".into(), wrk::version()?)]);
         versions.insert("postgresql".into(), postgres.into());
         versions.extend(machine::versions(&CRATES)?);

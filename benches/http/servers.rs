@@ -1,4 +1,4 @@
-//! The servers over axum that are compared: a route that says "ok", and what stands before it.
+//! The compared servers on axum: a route that answers "ok", and the middleware before it.
 //!
 //! Each is a process of its own: this program, started again as `serve NAME`.
 
@@ -18,7 +18,7 @@ use tower_governor::{GovernorLayer, governor::GovernorConfigBuilder};
 
 use crate::by_hand;
 
-/// What a request goes through.
+/// The middleware before the handler.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Server {
     Bare,
@@ -56,7 +56,7 @@ impl Server {
         }
     }
 
-    /// What a picture calls it.
+    /// The label in the figure.
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Bare => "axum alone",
@@ -79,16 +79,16 @@ impl Server {
             Self::FromFnAttempt => "the work of `layer` in an axum from_fn, by the Authenticator",
             Self::FromFnCache => "axum from_fn: moka, keyed governor, X-RateLimit headers",
             Self::FromFnQuery => "axum from_fn: a query per request, no limits",
-            Self::TowerGovernor => "tower_governor: limits and headers, nobody authenticated",
+            Self::TowerGovernor => "tower_governor: limits and headers, no authentication",
         }
     }
 
-    /// Whether it turns unknown keys away.
+    /// Whether it refuses unknown keys.
     pub(crate) const fn authenticates(self) -> bool {
         !matches!(self, Self::Bare | Self::TowerGovernor)
     }
 
-    /// Whether it remembers keys.
+    /// Whether it caches keys.
     pub(crate) const fn caches(self) -> bool {
         self.authenticates() && !matches!(self, Self::FromFnQuery)
     }
@@ -130,7 +130,7 @@ impl Server {
     }
 }
 
-/// So many requests a second that nobody is turned away.
+/// A limit that no load reaches.
 const BURST: u32 = 50_000_000;
 
 fn quota() -> Result<Quota, Box<dyn Error>> {
@@ -152,7 +152,7 @@ async fn authenticator(url: &str) -> Result<Authenticator, Box<dyn Error>> {
     Ok(auth)
 }
 
-/// Serves until standard input ends, as it does with the process that started this one.
+/// Serves until standard input closes, which happens when the parent process ends.
 pub(crate) fn serve(name: &str) -> Result<(), Box<dyn Error>> {
     let server = Server::ALL.into_iter().find(|server| server.name() == name);
     let server = server.ok_or_else(|| format!("there is no server {name:?}"))?;
@@ -161,7 +161,7 @@ pub(crate) fn serve(name: &str) -> Result<(), Box<dyn Error>> {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(0);
     });
-    // As many threads as it may use cores.
+    // As many threads as the process may use cores.
     tokio::runtime::Runtime::new()?.block_on(async {
         let app = server.app(&url).await?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;

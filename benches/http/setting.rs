@@ -1,4 +1,4 @@
-//! What all servers share: a PostgreSQL, and the keys in it.
+//! What all servers share: a PostgreSQL server with keys.
 
 use std::{error::Error, io::Write, path::Path};
 
@@ -23,16 +23,16 @@ const BATCH: usize = 1_000;
 
 pub(crate) struct Setting {
     database: Database,
-    /// Of the server's parent of all processes.
+    /// The process id of PostgreSQL's postmaster.
     postmaster: u32,
-    /// `Authorization` of one key, and of each.
+    /// Files with the `Authorization` of one key, and of each key.
     one: NamedTempFile,
     many: NamedTempFile,
     pub(crate) key: ApiKey,
-    /// Well-formed, and nobody's.
+    /// Well-formed, but not in the database.
     pub(crate) unknown: ApiKey,
     pub(crate) postgres: String,
-    // Ends last.
+    // Dropped last.
     _server: Server,
 }
 

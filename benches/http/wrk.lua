@@ -1,6 +1,6 @@
--- Requests whose Authorization comes from the lines of the file that AUTHORIZATIONS names, in turn.
--- They are built before the clock runs. With one line wrk sends one request over and over, and does
--- not call Lua at all.
+-- Requests that take their Authorization from the lines of the file named by AUTHORIZATIONS, in turn.
+-- They are built before the clock runs. With one line wrk repeats one request and does not call Lua
+-- at all.
 
 local lines = {}
 for line in io.lines(os.getenv("AUTHORIZATIONS")) do
@@ -25,7 +25,7 @@ if #lines > 1 then
   end
 end
 
--- What wrk prints for people rounds; this does not.
+-- wrk's own report is rounded; this one is not.
 function done(summary, latency, requests)
   local errors = summary.errors
   io.write(string.format(

@@ -12,7 +12,7 @@ use crate::{
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/http/wrk.lua");
 pub(crate) const CONNECTIONS: u32 = 64;
 
-/// What wrk has seen.
+/// wrk's results.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Seen {
     pub(crate) requests: u64,
@@ -23,9 +23,9 @@ pub(crate) struct Seen {
     pub(crate) errors: u64,
 }
 
-/// The version, or what to do about it.
+/// The version of wrk, or an error that says how to install it.
 pub(crate) fn version() -> Result<String> {
-    // It prints its version with its usage, and fails.
+    // wrk prints its version with its usage, and fails.
     let output = Command::new("wrk").arg("--version").output().map_err(|error| {
         format!("wrk: {error}. The load comes from wrk: install it, for instance with `apt-get install wrk`")
     })?;
@@ -33,7 +33,7 @@ pub(crate) fn version() -> Result<String> {
     Ok(text.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
 }
 
-/// Loads the server at `address`, with the lines of the file `authorizations` in turn.
+/// Puts load on the server at `address`, with the lines of the file `authorizations` in turn.
 pub(crate) fn load(
     address: &str,
     authorizations: &Path,
@@ -43,7 +43,7 @@ pub(crate) fn load(
     let output = command("wrk", pinned.then_some(WRK_CORE))
         .env("AUTHORIZATIONS", authorizations)
         .args(["--threads", "1", "--connections", &CONNECTIONS.to_string()])
-        // Whole seconds. Slow peers take several for an answer, and are not to fail for that.
+        // Whole seconds. Slow peers take several per response, and should not fail for that.
         .args(["--duration", &format!("{}s", time.as_secs()), "--timeout", "60s"])
         .args(["--script", SCRIPT, &format!("http://{address}/")])
         .output()?;

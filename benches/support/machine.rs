@@ -1,4 +1,4 @@
-//! Where figures come from, and what a process uses.
+//! The machine and versions that results come from, and the memory of a process.
 
 use std::{collections::BTreeMap, error::Error, fs, process::Command, thread};
 
@@ -11,7 +11,7 @@ pub(crate) struct Machine {
     pub(crate) processor: String,
     pub(crate) cores: usize,
     pub(crate) system: String,
-    /// Of the last minute before the run. What is above 0 is somebody else's.
+    /// Load average of the last minute before the run: above 0, other processes were running.
     pub(crate) load_before: f64,
 }
 
@@ -29,7 +29,7 @@ impl Machine {
     }
 }
 
-/// Of the compiler and of these crates.
+/// Versions of the compiler and of these crates.
 pub(crate) fn versions(crates: &[&str]) -> Result<BTreeMap<String, String>> {
     let locked = |name: &&str| Some(((*name).to_owned(), locked(name)?));
     let mut versions: BTreeMap<_, _> = crates.iter().filter_map(locked).collect();
@@ -37,7 +37,7 @@ pub(crate) fn versions(crates: &[&str]) -> Result<BTreeMap<String, String>> {
     Ok(versions)
 }
 
-/// The version of a crate that this was built with: the newest, as dependencies bring older ones.
+/// The version of a crate in this build: the newest, because dependencies may bring older ones.
 fn locked(name: &str) -> Option<String> {
     const LOCK: &str = include_str!("../../Cargo.lock");
     let mut packages = LOCK.rsplit("[[package]]");
@@ -55,7 +55,7 @@ pub(crate) fn said(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(text.lines().next().unwrap_or_default().trim().into())
 }
 
-/// The memory of a process that is resident, in bytes.
+/// Resident memory of a process in bytes.
 pub(crate) fn resident(process: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -1,5 +1,5 @@
-//! Timing that a machine whose speed wanders cannot spoil: every round runs each case once, and what
-//! is told are minima, medians, and medians of differences within a round.
+//! Timing that is robust on a machine whose speed fluctuates: every round runs each case once, and
+//! the results are minima, medians, and medians of differences within a round.
 
 mod stats;
 
@@ -10,11 +10,11 @@ use std::{
 
 use self::stats::median;
 
-/// One thing to be timed.
+/// One timed case.
 pub(crate) struct Case<'a> {
     name: String,
     run: Box<dyn FnMut(u64) -> Duration + 'a>,
-    /// Nanoseconds a turn, by round.
+    /// Nanoseconds per turn, by round.
     times: Vec<f64>,
 }
 
@@ -35,7 +35,7 @@ impl<'a> Cases<'a> {
         self.add_timed(name, run);
     }
 
-    /// Adds a case that times itself: `run` is told how many turns to make.
+    /// Adds a case that times itself: `run` gets the number of turns to make.
     pub(crate) fn add_timed(
         &mut self,
         name: impl Into<String>,
@@ -55,7 +55,7 @@ impl<'a> Cases<'a> {
         }
     }
 
-    /// The fastest round of a case, in nanoseconds a turn.
+    /// The fastest round of a case, in nanoseconds per turn.
     pub(crate) fn min(&self, name: &str) -> f64 {
         self.times(name).iter().copied().fold(f64::INFINITY, f64::min)
     }
@@ -65,13 +65,13 @@ impl<'a> Cases<'a> {
         median(self.times(name).to_vec())
     }
 
-    /// The median of what `name` takes longer than `base` in the same round.
+    /// The median of the extra time of `name` over `base` in the same round.
     pub(crate) fn more_than(&self, base: &str, name: &str) -> f64 {
         let pairs = self.times(name).iter().zip(self.times(base));
         median(pairs.map(|(time, base)| time - base).collect())
     }
 
-    /// A line for each case.
+    /// Prints a line for each case.
     pub(crate) fn print(&self) {
         println!("{:<58} {:>9} {:>9}", "ns", "min", "median");
         for case in &self.0 {

@@ -1,4 +1,4 @@
-//! A service whose keys are all cached, and what is sent to it.
+//! A service whose keys are all cached, and the requests sent to it.
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
@@ -30,9 +30,10 @@ const SCHEME: &str = "Bearer ";
 pub(crate) struct Service {
     pub(crate) format: KeyFormat,
     pub(crate) auth: Authenticator,
-    /// What requests carry, in the order of their texts: neighbours here are none in memory.
+    /// `Authorization` values, sorted by text: neighbours in this list are not neighbours in
+    /// memory.
     pub(crate) keys: Vec<HeaderValue>,
-    /// Well-formed, and cached as not being a key.
+    /// Well-formed, and in the negative cache.
     pub(crate) unknown: HeaderValue,
 }
 
@@ -40,7 +41,7 @@ impl Service {
     pub(crate) fn new(runtime: &Runtime, keys: usize, quota: Quota) -> Self {
         runtime.block_on(async {
             let (store, format) = (MemoryKeyStore::new(), KeyFormat::new("sk_live_").unwrap());
-            // As long as it may be: nothing is to be looked up while time is taken.
+            // The maximum, so that no look-up falls into the measurement.
             let cache = CachePolicy::default().fresh(Duration::from_secs(300)).unwrap();
             let (auth, worker) = Authenticator::builder(store.clone(), format.clone())
                 .default_rate_limits(quota)
@@ -52,7 +53,7 @@ impl Service {
             for _ in 0..keys {
                 let key = issue(&issuer).await;
                 auth.authenticate(key_of(&key)).await.unwrap();
-                // Only the second use of a key brings it to where those in use are found.
+                // Only the second use promotes a key to the hot table.
                 let _ = auth.attempt(key_of(&key));
                 issued.push(key);
             }
@@ -81,7 +82,7 @@ impl Service {
     }
 }
 
-/// The same in every run, so that each measures the same keys.
+/// Deterministic, so that every run measures the same keys.
 #[derive(Default)]
 struct Entropy(AtomicU64);
 
@@ -102,7 +103,7 @@ async fn issue(issuer: &KeyIssuer) -> HeaderValue {
     HeaderValue::try_from(format!("{SCHEME}{}", issued.key.expose_secret())).unwrap()
 }
 
-/// High enough that nobody is turned away.
+/// High enough never to be reached.
 pub(crate) fn roomy() -> Quota {
     Quota::per_second(50_000_000).unwrap().named("minute").unwrap()
 }
@@ -121,7 +122,7 @@ pub(crate) fn key_of(authorization: &HeaderValue) -> &[u8] {
     &authorization.as_bytes()[SCHEME.len()..]
 }
 
-/// The whole of a request: built, sent through, answered at once.
+/// A complete request: built, sent through the router, answered at once.
 pub(crate) fn ask(router: &Router, authorization: &HeaderValue) -> StatusCode {
     let mut request = Request::new(Body::empty());
     request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());

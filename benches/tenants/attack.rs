@@ -1,5 +1,5 @@
 //! An attacker in a process of its own: 64 connections that never pause, with a valid key or with
-//! keys that it makes up.
+//! made-up keys.
 
 use std::{
     env,
@@ -66,8 +66,8 @@ impl Attack {
         }
     }
 
-    /// Whether the service knows the keys of the others. Look-ups of keys it does not know share
-    /// their rate with the attacker's, which a flood of unknown keys spends.
+    /// Whether the service already knows the keys of the others. Look-ups of unknown keys share one
+    /// rate, which a flood of unknown keys uses up.
     pub(crate) fn is_on_known_keys(self) -> bool {
         matches!(self, Self::UnknownKeys)
     }
@@ -87,7 +87,7 @@ impl Attack {
         }
     }
 
-    /// Method and paths, which the connections take in turn.
+    /// Method and paths, which the connections use in turn.
     fn requests(self, setting: &Setting) -> (&'static str, Vec<String>) {
         let of_targets = |mount: &str, verb: &str| {
             let path = |id| format!("/{mount}/api-keys/{id}/{verb}");
@@ -105,7 +105,7 @@ impl Attack {
     }
 }
 
-/// How many answers of each class the attacker got.
+/// The number of responses of each class that the attacker got.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Report {
     succeeded: usize,
@@ -123,7 +123,7 @@ impl Report {
     }
 }
 
-/// The process, as the benchmark sees it.
+/// The attacker's process, as the benchmark sees it.
 pub(crate) struct Attacker {
     child: Child,
     says: BufReader<ChildStdout>,
@@ -137,7 +137,7 @@ impl Attacker {
             _ => None,
         };
         let (method, paths) = attack.requests(setting);
-        // The attacker's own work is to cost the service nothing: it has machines of its own.
+        // The attacker must not take CPU from the service: it would have machines of its own.
         let mut child = Command::new("chrt")
             .args(["--idle", "0"])
             .arg(env::current_exe()?)
@@ -201,7 +201,7 @@ impl Counts {
     }
 }
 
-/// The process itself.
+/// The attacker's process itself.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let [address, method, pace, paths @ ..] = arguments else {
         return Err("attack ADDRESS METHOD PACE PATH…".into());
@@ -276,7 +276,7 @@ impl Client {
         Ok(status)
     }
 
-    /// Asks, and does not read the answer for two seconds.
+    /// Sends a request, and does not read the response for two seconds.
     async fn hold(&mut self, path: &str, key: &str) -> Result<()> {
         let mut stream = TcpStream::connect(self.address).await?;
         let text = format!("GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n");

@@ -1,11 +1,11 @@
-//! What other tenants notice of one that does the worst its key allows, or of a flood of unknown
-//! keys.
+//! How other tenants are affected by one that does the worst its key allows, or by a flood of
+//! unknown keys.
 //!
 //! ```text
 //! cargo bench --bench tenants --features admin -- [--rounds N] [--json FILE]
 //! ```
 //!
-//! `benches/README.md` says what it shows and how to read it.
+//! `benches/README.md` explains what it measures and how to read it.
 
 #![allow(clippy::disallowed_methods, reason = "real time is what is measured")]
 
@@ -50,7 +50,7 @@ cargo bench --bench tenants --features admin -- [OPTIONS]
 /// Crates whose versions matter.
 const CRATES: [&str; 4] = ["axum", "hyper", "sqlx", "tokio"];
 
-/// Keys of other tenants that are asked for in each round, none of them cached.
+/// Keys of other tenants that send a request in each round, none of them cached.
 const KEYS: usize = 60;
 
 struct Options {
@@ -58,7 +58,7 @@ struct Options {
     json: Option<PathBuf>,
 }
 
-/// Of all rounds together.
+/// Results of all rounds together.
 #[derive(Serialize)]
 struct Row {
     case: &'static str,
@@ -66,14 +66,14 @@ struct Row {
     refused: usize,
     p50_us: f64,
     p99_us: f64,
-    /// The median over the rounds of p99 under attack by p99 of the same round without one.
+    /// The median over the rounds of p99 under attack divided by p99 without one in the same round.
     p99_of_quiet: f64,
-    /// Of this process, which is the service and the client of the others: the most at the end of
-    /// a round, in MiB.
+    /// Resident memory in MiB of this process, which is the service and the clients of the others:
+    /// the maximum at the end of a round.
     resident_mib: u64,
-    /// By how much that is more than before the first round.
+    /// Its growth since before the first round.
     grown_mib: u64,
-    /// What the attacker got, in all rounds.
+    /// The attacker's responses, in all rounds.
     attacker: attack::Report,
 }
 
@@ -118,7 +118,7 @@ fn measure(options: &Options) -> Result<()> {
     let versions = machine::versions(&CRATES).map_err(|error| error.to_string())?;
     let service = Runtime::new()?;
     let setting = service.block_on(Setting::new())?;
-    // The clients of the others have threads of their own, too.
+    // The clients of the others have threads of their own.
     let clients = Builder::new_current_thread().enable_all().build()?;
     let rows = clients.block_on(compare(&setting, options.rounds))?;
     let report = json!({
@@ -147,13 +147,13 @@ async fn compare(setting: &Setting, rounds: usize) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// How much memory this process has.
+/// The memory of this process.
 fn resident_mib() -> Result<u64> {
     let resident = machine::resident(std::process::id()).map_err(|error| error.to_string())?;
     Ok(resident >> 20)
 }
 
-/// Takes turns: each round asks for 60 keys without an attack, then for 60 others under it.
+/// Interleaved: each round uses 60 keys without an attack, then 60 others under it.
 async fn against(setting: &Setting, attack: Attack, rounds: usize) -> Result<Row> {
     let (mut quiet, mut attacked) = (Round::default(), Round::default());
     let mut ratios = Vec::new();
@@ -218,7 +218,7 @@ impl Round {
         self.refused += other.refused;
     }
 
-    /// In microseconds, of the requests that were admitted.
+    /// In microseconds, of the admitted requests.
     fn percentile(&self, percent: usize) -> f64 {
         let mut times = self.times.clone();
         times.sort_by(f64::total_cmp);
@@ -227,8 +227,8 @@ impl Round {
     }
 }
 
-/// Keys of the others for one half of a round. The service has not seen them, or has answered each
-/// once, as `attack` has it.
+/// Keys of the others for one half of a round. Depending on `attack`, the service has not seen them
+/// or has answered each once.
 async fn keys(setting: &Setting, attack: Attack) -> Result<Vec<String>> {
     let keys = setting.new_keys(KEYS).await?;
     if attack.is_on_known_keys() && ask(setting, keys.clone()).await?.refused > 0 {
@@ -237,7 +237,7 @@ async fn keys(setting: &Setting, attack: Attack) -> Result<Vec<String>> {
     Ok(keys)
 }
 
-/// Asks for these keys, one after another over one connection.
+/// Sends a request with each of these keys, one after another over one connection.
 async fn ask(setting: &Setting, keys: Vec<String>) -> Result<Round> {
     let mut client = Client::connect(setting.address).await?;
     let mut round = Round::default();

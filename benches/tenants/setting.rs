@@ -20,7 +20,7 @@ use crate::{
 };
 
 pub(crate) const PREFIX: &str = "sk_live_";
-/// Keys of the attacking consumer: a page of them is as large as pages get.
+/// Keys of the attacking consumer: a page of them has the maximum size.
 const ATTACKERS_KEYS: usize = 300;
 
 pub(crate) struct Setting {
@@ -35,7 +35,7 @@ pub(crate) struct Setting {
     pub(crate) foreign: KeyId,
     issuer: KeyIssuer,
     database: Database,
-    // Ends last.
+    // Dropped last.
     _server: Server,
 }
 
@@ -60,7 +60,7 @@ impl Setting {
         let address = listener.local_addr()?;
         tokio::spawn(async move { axum::serve(listener, app).await });
 
-        // A pool of its own, so that making keys takes nothing of the service's.
+        // A pool of its own, so that creating keys uses none of the service's connections.
         let own = KeyIssuer::new(PgKeyStore::connect(database.url()).await?, format);
         let metadata = Metadata::new(&json!({ "note": "x".repeat(10_000) }))?;
         let mut targets = Vec::new();
@@ -94,7 +94,7 @@ impl Setting {
         Ok(keys)
     }
 
-    /// Keeps the attackers' rows locked for as long as the connection is there.
+    /// Keeps the attackers' rows locked for as long as the connection lives.
     pub(crate) async fn lock_targets(&self) -> Result<PgConnection> {
         let mut connection = PgConnection::connect(self.database.url()).await?;
         sqlx::raw_sql("begin").execute(&mut connection).await?;

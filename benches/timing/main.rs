@@ -1,10 +1,10 @@
-//! Whether the time that a refusal takes tells why a key was refused.
+//! Whether the time of a refusal reveals why the key was refused.
 //!
 //! ```text
 //! cargo bench --bench timing [-- --pairs N] [--json FILE]
 //! ```
 //!
-//! `benches/README.md` says what it shows and how to read it.
+//! `benches/README.md` explains what it measures and how to read it.
 
 #![allow(clippy::disallowed_methods, reason = "real time is what is measured")]
 
@@ -43,9 +43,9 @@ cargo bench --bench timing -- [OPTIONS]
   --pairs N      pairs of requests for each comparison; 100000
   --json FILE    writes the figures to this file";
 
-/// The slowest answers, one in so many, are noise of the machine, in both classes alike.
+/// The slowest responses, one in this many, are noise of the machine, equally in both classes.
 const DROPPED: usize = 10;
-/// |t| beyond which two classes are told apart.
+/// |t| beyond which two classes can be told apart.
 const TOLD_APART: f64 = 5.0;
 /// How much longer the control takes for one of its classes.
 const LEAK: Duration = Duration::from_micros(5);
@@ -63,7 +63,7 @@ struct Row {
     medians_us: [f64; 2],
 }
 
-/// Keys that are refused, each for another reason, and with the same bytes.
+/// Refused keys, each for a different reason, all with the same response bytes.
 struct Classes {
     unknown: String,
     revoked: String,
@@ -111,7 +111,7 @@ fn measure(options: &Options) -> Result<bool> {
     let versions = machine::versions(&["axum", "hyper", "tokio"]);
     let versions = versions.map_err(|error| error.to_string())?;
     let (tell, told) = std::sync::mpsc::channel();
-    // The server has a thread of its own, as it has a machine of its own.
+    // The server has a thread of its own, as it would have a machine of its own.
     thread::spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(serve(&tell))
@@ -125,7 +125,7 @@ fn measure(options: &Options) -> Result<bool> {
         let [first, second] = row.medians_us;
         println!("{:<24} t {:>8.2}   medians {first:.1} and {second:.1} us", row.classes, row.t);
     }
-    println!("no class is told from another: {is_quiet}; the control is: {is_sharp}");
+    println!("no two classes can be told apart: {is_quiet}; the control can: {is_sharp}");
     if let Some(file) = &options.json {
         let report = json!({
             "date": jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
@@ -204,7 +204,7 @@ impl Client {
         Ok(Self(sender))
     }
 
-    /// Asks for both keys in turn, in an order that changes from pair to pair.
+    /// Sends both keys in turn, in an order that changes from pair to pair.
     async fn times(
         &mut self,
         path: &str,

@@ -1,4 +1,4 @@
-//! What the examples have in common: settings from the environment, the routes, and a good end.
+//! Shared by the examples: settings from the environment, the routes, and a graceful shutdown.
 
 pub(crate) mod timed;
 
@@ -27,9 +27,9 @@ use tower_api_key::{
 
 pub(crate) type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
-/// Adds the lines of a `.env` file to the environment, which wins where both name a variable.
+/// Adds the lines of a `.env` file to the environment. A variable that is already set wins.
 ///
-/// This is for the start of `main`: the environment may only change while there is one thread.
+/// Call this at the start of `main`: the environment may change only while there is one thread.
 pub(crate) fn load_dotenv() -> Result<()> {
     match dotenvy::dotenv() {
         Ok(_) => Ok(()),
@@ -42,7 +42,7 @@ pub(crate) fn load_dotenv() -> Result<()> {
     }
 }
 
-/// An environment variable that is not empty.
+/// An environment variable, unless it is empty.
 pub(crate) fn setting(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -56,7 +56,7 @@ pub(crate) fn key_format() -> Result<KeyFormat, InvalidFormat> {
     KeyFormat::new("sk_test_")
 }
 
-/// Issues a key for 10 requests a minute, 5 of them at once, and without the scope `reports:read`.
+/// Issues a key for 10 requests a minute, 5 at once, without the scope `reports:read`.
 pub(crate) async fn issue_demo_key(store: impl ManageKeys, auth: &Authenticator) -> Result<String> {
     let quota = Quota::per_minute(10)?.burst(5)?;
     let issuer = KeyIssuer::new(store, key_format()?).invalidates(auth.clone());
@@ -65,7 +65,7 @@ pub(crate) async fn issue_demo_key(store: impl ManageKeys, auth: &Authenticator)
     Ok(issued.key.expose_secret().to_owned())
 }
 
-/// `/healthz` and `/readyz` are open, `/v1` asks for a key, `/v1/reports` for a scope.
+/// `/healthz` and `/readyz` are open, `/v1` requires a key, `/v1/reports` also a scope.
 pub(crate) fn routes(auth: Authenticator) -> Result<Router> {
     let v1 = Router::new()
         .route("/whoami", get(whoami))
@@ -77,7 +77,7 @@ pub(crate) fn routes(auth: Authenticator) -> Result<Router> {
         .route("/readyz", get(async move || ready(&auth))))
 }
 
-/// For a load balancer: whether requests should come here, and how the parts are.
+/// For a load balancer: whether to send requests here, and the state of the parts.
 fn ready(auth: &Authenticator) -> (StatusCode, String) {
     let health = auth.health();
     let status = if health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -98,9 +98,9 @@ async fn whoami(consumer: Consumer) -> Json<Value> {
     }))
 }
 
-/// Serves until `end`, answers the requests under way, then has their keys' last uses written.
+/// Serves until `end`, answers running requests, then lets the worker write last uses.
 ///
-/// `axum::serve(listener, app).with_graceful_shutdown(end)` does the same, but waits without end for
+/// `axum::serve(listener, app).with_graceful_shutdown(end)` does the same, but waits forever for
 /// clients that send nothing.
 pub(crate) async fn serve(
     listener: TcpListener,
@@ -108,7 +108,7 @@ pub(crate) async fn serve(
     worker: Worker,
     end: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    // The worker goes on until the server is done, and so sees the last requests too.
+    // The worker outlives the server, so that it counts the last requests too.
     let (server_done, done) = oneshot::channel::<()>();
     let worker = tokio::spawn(worker.run(async {
         let _ = done.await;
@@ -118,7 +118,7 @@ pub(crate) async fn serve(
     Ok(worker.await?)
 }
 
-/// SIGTERM or Ctrl-C. Either is heard from the call on, not only once the future is polled.
+/// SIGTERM or Ctrl-C, both caught from this call on, not only once the future is polled.
 pub(crate) fn terminated() -> Result<impl Future<Output = ()> + Send + 'static> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

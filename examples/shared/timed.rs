@@ -1,5 +1,5 @@
-// A server that closes the connections of clients that send nothing, or too slowly, and that loses no
-// answer when it ends.
+// A server that closes the connections of clients that send nothing or send too slowly, and that
+// loses no response when it stops.
 
 use std::{
     future::pending,
@@ -32,14 +32,14 @@ use tokio::{
 };
 use tower::{ServiceExt, service_fn};
 
-/// How long a client has for the head of a request. Behind a proxy that keeps its connections for
-/// later requests, it must be longer than the proxy keeps them.
+/// The time limit for the head of a request. Behind a proxy that reuses connections, it must be
+/// longer than the proxy's idle time-out.
 pub(crate) const HEAD: Duration = Duration::from_secs(75);
 
-/// How long a client has to close its side of a connection, once it has got all that there is.
+/// The time a client has to close its side of a connection after the last response.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Serves `app` until `end`, then answers the requests under way.
+/// Serves `app` until `end`, then answers running requests.
 pub(crate) async fn serve(mut listener: TcpListener, app: Router, end: impl Future<Output = ()>) {
     let (stop, stopped) = watch::channel(());
     let mut connections = JoinSet::new();
@@ -64,12 +64,12 @@ async fn serve_one(
     mut stopped: watch::Receiver<()>,
 ) {
     let mut server = auto::Builder::new(TokioExecutor::new());
-    // HTTP/1: without a timer, hyper waits for the head of a request without end.
+    // HTTP/1: without a timer, hyper waits for the head of a request forever.
     server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
-    // HTTP/2: a client that does not answer to a ping is gone.
+    // HTTP/2: close the connection if the client does not answer a ping.
     server.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD).keep_alive_timeout(HEAD);
 
-    // The version of HTTP is told from the first bytes, for which hyper has no time limit.
+    // hyper detects the HTTP version from the first bytes, without a time limit for them.
     let first = Arc::new(Notify::new());
     let silence = {
         let first = Arc::clone(&first);
@@ -102,8 +102,9 @@ async fn serve_one(
     }
 }
 
-/// A socket that is closed with bytes unread is reset, and with it goes what the client has not read
-/// yet. HTTP/2 clients send frames at any time: so this one reads on until they have closed it, too.
+/// Closing a socket with unread bytes resets it, and the client loses what it has not read yet.
+/// HTTP/2 clients send frames at any time, so this stream reads on until the client has closed it,
+/// too.
 struct Lingering {
     stream: TcpStream,
     end: Option<Pin<Box<Sleep>>>,

@@ -1,6 +1,6 @@
-//! What is remembered of keys: how long, how much, and what makes it forgotten.
+//! The cache: how long and how much it keeps, and what invalidates it.
 //!
-//! Time is the test's own: the clock's, and tokio's, so that no deadline passes on a busy machine.
+//! The test controls the clock and tokio's time, so that no deadline passes on a busy machine.
 
 use std::{sync::Arc, time::Duration};
 
@@ -153,7 +153,7 @@ async fn after_a_slow_look_up_a_key_neither_begins_early_nor_ends_late() {
         service.issue_new(NewKey::new("begins", Expiry::Never).not_before(now + second)).await;
     let begun = service.issue_new(NewKey::new("begun", Expiry::Never).not_before(now)).await;
     let ends = service.issue_new(NewKey::new("ends", Expiry::At(now + second))).await;
-    // The store reads its clock at once, and answers later.
+    // The store reads its clock at once, and responds later.
     service.store.hold();
     let replies = [&begins, &begun, &ends].map(|key| service.begin(&key.text));
     service.store.until(|state| state.queries.len() == 3).await;
@@ -164,7 +164,7 @@ async fn after_a_slow_look_up_a_key_neither_begins_early_nor_ends_late() {
     within(begun_before).await.is_for("begun");
     within(ends_later).await.is_for("ends");
 
-    // It may have read its clock just before it answered, as far as anybody knows here.
+    // For all the node knows, the store may have read its clock just before it responded.
     service.clock.advance(second - slow);
     service.get_at_once(&begins.text).is_refused(RejectionKind::NotYetActive);
     service.get_at_once(&ends.text).is_refused(RejectionKind::Expired);
@@ -221,7 +221,7 @@ async fn a_deleted_key_is_unknown_once_it_is_no_longer_fresh() {
 
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_unknown_keys_does_not_push_out_the_known_one() {
-    // The shape without a checksum, so that junk costs nothing to make.
+    // The format without a checksum, so that junk is cheap to make.
     let junk = ImportedFormat::new("", Alphabet::Hex, 64).unwrap();
     let policy = policy().capacity(1).stranger_queries(u32::MAX);
     let service = Service::with(|builder| builder.accept(junk).cache(policy));
@@ -248,7 +248,7 @@ async fn only_so_many_unknown_keys_are_remembered() {
         service.get(key).await.is_refused(RejectionKind::Unknown);
     }
     let remembered = 2 * junk.len() - service.store.queries();
-    // Some slack: what is too much goes in batches.
+    // Some slack: moka evicts in batches.
     assert!(remembered < 1_000, "{remembered} unknown keys are remembered");
 }
 
@@ -266,7 +266,7 @@ async fn only_so_many_known_keys_are_remembered() {
     assert!(remembered < 1_000, "{remembered} keys are remembered");
 }
 
-// Many at once.
+// Single flight.
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_first_requests_of_a_key_make_one_query() {
@@ -443,9 +443,9 @@ async fn clients_that_hang_up_take_no_turn_with_them() {
     }
 }
 
-// What is forgotten.
+// Invalidation.
 
-/// A request whose query has read its row and has not yet answered.
+/// A request whose query has read its row but not yet responded.
 async fn held(service: &Service, key: &str) -> FutureReply {
     let query = service.store.queries() + 1;
     service.store.hold();
@@ -519,7 +519,7 @@ async fn a_request_after_the_revocation_does_not_join_the_look_up_from_before() 
         let after = held(&service, &key.text).await;
         assert!(service.store.release_one(newest_first.into()));
         assert!(service.store.release_one(0));
-        // The one from before asks again, and joins.
+        // The earlier request looks up again, and joins.
         within(before).await.is_refused(RejectionKind::Revoked);
         within(after).await.is_refused(RejectionKind::Revoked);
         service.get_at_once(&key.text).is_refused(RejectionKind::Revoked);
@@ -580,7 +580,7 @@ async fn forgetting_a_key_does_not_refill_its_quota() {
 
 // Without a store.
 
-/// A service that knows a key, and whose store has gone.
+/// A service that has cached a key, and whose store is down.
 async fn stranded(settings: CachePolicy, new: NewKey) -> (Service, Key) {
     let service = Service::with(|builder| builder.cache(settings));
     let key = service.issue_new(new).await;
@@ -1005,7 +1005,7 @@ async fn a_key_that_exists_already_is_made_again_and_left_as_it_is() {
     let service = Service::new();
     let seeds: Vec<_> = Draws::usable().take(2).collect();
     let [seed, other] = seeds[..] else { panic!("two keys that can be drawn at once") };
-    // A draw for the key, another for its id.
+    // One draw for the key, another for its id.
     let first =
         issuer(&service.store, [seed, 1]).issue(NewKey::new("first", Expiry::Never)).await.unwrap();
     let draws = [seed, 2, seed, 3, other, 4];
@@ -1034,7 +1034,7 @@ async fn a_generator_that_repeats_itself_issues_nothing_and_overwrites_nothing()
     service.get(first.key.expose_secret()).await.is_for("first");
 }
 
-// What the observer hears.
+// Events for the observer.
 
 #[tokio::test(start_paused = true)]
 async fn each_request_that_is_turned_away_is_observed_once() {
@@ -1128,7 +1128,7 @@ async fn authenticators_of_one_store_forget_apart() {
     assert!(neighbour.authenticate(key.text.as_bytes()).await.is_ok());
     service.revoke(&key).await;
     service.get(&key.text).await.is_refused(RejectionKind::Revoked);
-    // Until it hears of it, or a minute has gone.
+    // Until it is told, or a minute has passed.
     assert!(neighbour.authenticate(key.text.as_bytes()).await.is_ok());
     service.clock.advance(FRESH);
     let rejection = neighbour.authenticate(key.text.as_bytes()).await.unwrap_err();

@@ -1,5 +1,5 @@
-//! Whatever is interleaved with whatever: each answer is explained by a state its key was in, no
-//! longer ago than promised.
+//! Under any interleaving, each response is explained by a state that its key had no longer ago
+//! than promised.
 
 use std::{
     cell::Cell,
@@ -22,7 +22,7 @@ use crate::doubles::{
 };
 
 const KEYS: usize = 4;
-/// The defaults: for how long an answer may be old, and how long a load may take.
+/// The defaults: the maximum age of data in a response, and the maximum duration of a look-up.
 const FRESH: Duration = Duration::from_secs(60);
 const FRESH_DURING_GAP: Duration = Duration::from_secs(5);
 const ABSENT: Duration = Duration::from_secs(30);
@@ -34,12 +34,12 @@ const DOWN_AFTER: usize = 5;
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Request(usize),
-    /// The client has had enough of its oldest request.
+    /// The client cancels its oldest request.
     HangUp,
     Change(usize, Change),
-    /// The same elsewhere: the feed tells of it, if it is connected.
+    /// The same on another node: the feed announces it, if it is connected.
     ChangeToldByFeed(usize, Change),
-    /// The same, where no cache is told of it.
+    /// The same, without announcing it.
     ChangeElsewhere(usize, Change),
     FeedTellsOfEverything,
     FeedIsLost,
@@ -72,7 +72,7 @@ fn step() -> impl Strategy<Value = Step> {
     let wait = prop_oneof![
         4 => 1..400_u64,
         2 => 400..40_000_u64,
-        // What was fresh is stale then.
+        // Fresh entries are stale afterwards.
         3 => 60_000..400_000_u64,
     ];
     prop_oneof![
@@ -94,8 +94,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Steps in any order, and now and then an outage in which a key in use is changed and no cache is
-/// told. At random that is rare.
+/// Steps in any order, and sometimes an outage in which a key in use is changed without
+/// announcement, which is rare in random steps.
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let outage = (0..KEYS, 60_000..400_000_u64).prop_map(|(key, millis)| {
         vec![
@@ -112,21 +112,21 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     vec(part, 1..100).prop_map(|parts| parts.concat())
 }
 
-/// A key, and everything it ever was.
+/// A key and all its versions.
 struct History {
     text: String,
     consumer: String,
     versions: Vec<Version>,
-    /// The version the cache has been told of.
+    /// The version that was last announced to the cache.
     announced: usize,
-    /// The version the cache was at when it was last told to confirm everything.
+    /// The announced version when the cache was last told to confirm everything.
     confirmed: usize,
 }
 
 struct Version {
     /// `None` before it was created.
     record: Option<KeyRecord>,
-    /// When it came into force, on the monotonic clock.
+    /// When it took effect, on the monotonic clock.
     since: Duration,
 }
 
@@ -135,7 +135,7 @@ impl History {
         self.versions.last()?.record.as_ref()
     }
 
-    /// The version in force at `time`.
+    /// The version in effect at `time`.
     fn at(&self, time: Duration) -> usize {
         self.versions.iter().skip(1).take_while(|next| next.since < time).count()
     }
@@ -145,11 +145,11 @@ struct Request {
     reply: FutureReply,
     key: usize,
     began: Duration,
-    /// The versions the cache had been told of.
+    /// The versions announced to the cache.
     announced: usize,
     confirmed: usize,
     in_gap: bool,
-    /// The store had failed so often in a row that it counted as down.
+    /// The store had failed often enough in a row to count as down.
     store_was_down: bool,
     failures_before: usize,
 }
@@ -168,14 +168,14 @@ struct World {
     seen: Seen,
 }
 
-/// How many answers were of a kind: a story in which all are fresh would say little.
+/// Responses by kind: a run in which all are fresh would prove little.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
-    /// 200 or 401, from what was fresh or has just been loaded.
+    /// 200 or 401, from an entry that was fresh or just loaded.
     confirmed: usize,
-    /// The same, from what was stale while the store failed.
+    /// The same, from a stale entry while the store failed.
     stale: usize,
-    /// Of these the ones that only a state explains which was older than what is fresh.
+    /// Those of them that only a state older than the freshness time explains.
     old: usize,
     in_gap: usize,
     admitted: usize,
@@ -220,7 +220,7 @@ impl World {
             failures: 0,
             failures_in_a_row: 0,
             answered: 0,
-            // Until the feed has connected.
+            // Wait until the feed has connected.
             in_gap: true,
             replies: 0,
             gaps_closed: 0,
@@ -246,8 +246,8 @@ impl World {
                     let was_connected = self.feed.is_connected();
                     self.settle().await;
                     let history = &mut self.keys[key];
-                    // A change of a key that the cache takes for unknown says nothing to it: a feed
-                    // tells of its creation first.
+                    // A change of a key in the negative cache does not affect it: a feed announces
+                    // the creation first.
                     let created = matches!(told, store::Change::Created(_));
                     let knows_of_it = created || history.announced.max(history.confirmed) > 0;
                     if was_connected && knows_of_it {
@@ -293,9 +293,9 @@ impl World {
         self.go_on(request);
     }
 
-    /// Checks the answer to `request`, if it has one, or keeps the request.
+    /// Checks the response to `request`, if it is ready; otherwise keeps the request.
     fn go_on(&mut self, mut request: Request) {
-        // The observer is told while the answer is made.
+        // The observer is notified while the response is made.
         let stale_before = self.served_stale(request.key);
         match poll_once(&mut request.reply) {
             Poll::Ready(reply) => {
@@ -306,12 +306,12 @@ impl World {
         }
     }
 
-    /// How often the observer was told that this key was answered for from what is stale.
+    /// How many times the observer was notified of a stale entry for this key.
     fn served_stale(&self, key: usize) -> usize {
         self.service.heard.count(Said::StaleServed(id(key)))
     }
 
-    /// What a feed tells of the change.
+    /// The feed's announcement of the change.
     async fn change(&mut self, key: usize, change: Change) -> Option<store::Change> {
         let store = &self.service.store;
         let (wall, now) = (self.service.clock.now(), self.service.clock.monotonic());
@@ -346,25 +346,25 @@ impl World {
         Some(told)
     }
 
-    /// Lets everything go on that waits for nothing.
+    /// Runs every task that is ready.
     async fn settle(&mut self) {
         run_tasks().await;
         self.count();
         for request in std::mem::take(&mut self.requests) {
             self.go_on(request);
         }
-        // Requests that were overtaken by a change have begun another load.
+        // Requests superseded by a change have begun another look-up.
         run_tasks().await;
         self.count();
     }
 
-    /// Takes note of what the store and the feed did.
+    /// Records what the store and the feed did.
     fn count(&mut self) {
         let failed = Said::LoadFailed(StoreErrorKind::Unavailable);
         let failures = self.service.heard.count(failed);
         let answered = self.service.store.answered();
         let gaps_closed = self.service.heard.count(Said::FeedLive);
-        // Whatever comes at once may have come in the order that leaves most failures.
+        // Simultaneous results may have arrived in the order with the most failures.
         if answered > self.answered || gaps_closed > self.gaps_closed {
             self.failures_in_a_row = 0;
         }
@@ -374,7 +374,7 @@ impl World {
             self.gaps_closed = gaps_closed;
             self.keys.iter_mut().for_each(|key| key.confirmed = key.versions.len() - 1);
         }
-        // The worker takes up at once what becomes of the feed.
+        // The worker handles changes of the feed's state at once.
         self.in_gap = !self.feed.is_connected();
     }
 
@@ -384,7 +384,7 @@ impl World {
         let has_failed = request.store_was_down || self.failures > request.failures_before;
         assert!(has_failed || !is_stale, "{reply:?} is stale, and the store answers");
         let history = &self.keys[request.key];
-        // A load that it joined may have begun a deadline earlier.
+        // A look-up that it joined may have begun a deadline earlier.
         let from = |age: Duration| {
             let told = request.announced.max(if is_stale { 0 } else { request.confirmed });
             history.at(request.began.saturating_sub(age + LOAD_DEADLINE)).max(told)
@@ -479,7 +479,7 @@ fn each_answer_is_explained_by_a_state_the_key_was_in() {
                 world.take(step).await;
             }
             world.take(Step::ReleaseQueries).await;
-            // What was overtaken by a change is asked for again.
+            // A look-up superseded by a change is repeated.
             world.settle().await;
             assert_eq!(world.replies + hung_up, requests, "a request was left waiting");
             all.set(all.get().and(world.seen));

@@ -1,5 +1,5 @@
-//! Requests, look-ups and invalidations on threads of their own: an answer is never older than what
-//! was invalidated before the request began.
+//! Requests, look-ups and invalidations on separate threads: a response is never older than the
+//! last invalidation before the request.
 
 use std::{
     collections::HashMap,
@@ -27,14 +27,14 @@ const KEYS: usize = 48;
 const READERS: usize = 16;
 const REQUESTS: usize = 500;
 
-/// The version of a key: as it is in the store, and as caches were told.
+/// The version of a key in the store, and the version announced to caches.
 #[derive(Default)]
 struct Version {
     stored: AtomicU64,
     told: AtomicU64,
 }
 
-/// Tells the version of a key in its metadata, and takes its time between reading and telling it.
+/// Returns the version of a key in its metadata, with a delay between reading and returning it.
 struct SlowStore {
     records: HashMap<KeyHash, (KeyRecord, Arc<Version>)>,
     finds: Arc<AtomicUsize>,
@@ -62,7 +62,7 @@ impl KeyStore for SlowStore {
     }
 }
 
-/// Some keys of the table share their places: there are fewer places than keys.
+/// Some keys of the hot table share their slots: there are fewer slots than keys.
 async fn stale_answers(is_forgetting: bool) -> (usize, usize) {
     let keys = Keys::new();
     let finds = Arc::<AtomicUsize>::default();
@@ -86,7 +86,7 @@ async fn stale_answers(is_forgetting: bool) -> (usize, usize) {
         let (auth, issued, stale) = (auth.clone(), Arc::clone(&issued), Arc::clone(&stale));
         readers.spawn(async move {
             for request in 0..REQUESTS {
-                // A few keys are asked for by all, the others by some.
+                // A few keys are used by all threads, the others by some.
                 let at = if request % 2 == 0 { request % 4 } else { (request * 7 + reader) % KEYS };
                 let (key, _, version) = &issued[at];
                 let told = version.told.load(Ordering::SeqCst);
@@ -137,7 +137,7 @@ async fn no_answer_is_older_than_what_was_invalidated_before_its_request() {
     assert!(finds >= 1_000, "only {finds} look-ups met a change");
 }
 
-/// The test would notice.
+/// The control: the test would notice a stale entry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn without_invalidations_answers_are_older() {
     let (stale, _) = stale_answers(true).await;

@@ -1,4 +1,4 @@
-//! What becomes of changes that a feed tells, and of those it misses.
+//! The effect of changes that a feed announces, and of those it misses.
 
 use std::{
     collections::HashMap,
@@ -29,7 +29,7 @@ const FRESH_DURING_GAP: Duration = Duration::from_secs(5);
 const STALE_IF_ERROR: Duration = Duration::from_secs(600);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A service that hears of changes, and its worker at work.
+/// A service with a change feed and a running worker.
 struct Node {
     service: Service,
     feed: FakeFeed,
@@ -45,7 +45,7 @@ impl Node {
     async fn with(settings: impl FnOnce(Builder) -> Builder) -> Self {
         let node = Self::without_feed_yet(FakeFeed::new(), settings);
         node.heard(Said::FeedLive).await;
-        // The worker has asked the store whether it answers.
+        // Wait until the worker has probed the store.
         node.service.store.until(|state| state.answered == 1).await;
         node
     }
@@ -64,26 +64,26 @@ impl Node {
         key
     }
 
-    /// Revokes as another node does.
+    /// Revokes like another node.
     async fn revoke_elsewhere(&self, key: &Key) {
         self.service.store.revoke(key.record.id, None).await.unwrap();
     }
 
-    /// The worker has taken up what it was told.
+    /// Announces a change, and waits until the worker has handled it.
     async fn tell(&self, change: Change) {
         self.feed.tell(change);
-        // The last of what is told is taken up when the one after it is.
+        // A change is handled once the worker takes the one after it.
         self.feed.tell(Change::Junk);
         self.heard(Said::FeedJunk).await;
     }
 
-    /// The gap has begun.
+    /// Waits until the gap has begun.
     async fn lose_feed(&self) {
         self.feed.lose();
         self.heard(Said::FeedLost(StoreErrorKind::Unavailable)).await;
     }
 
-    /// A request whose query has read its row and answers when the store is released.
+    /// A request whose query has read its row and responds when the store is released.
     async fn look_up(&self, key: &Key) -> FutureReply {
         self.service.store.hold();
         let request = self.service.begin(&key.text);
@@ -100,7 +100,7 @@ impl Node {
         self.service.auth.health().feed
     }
 
-    /// How many queries asked for this key.
+    /// The number of queries for this key.
     fn queries_for(&self, key: &Key) -> usize {
         self.service.store.queries_for(&key.record.key_hash)
     }
@@ -111,7 +111,7 @@ impl Node {
     }
 }
 
-// What is told.
+// Announced changes.
 
 #[tokio::test(start_paused = true)]
 async fn a_key_that_was_changed_elsewhere_is_asked_for_again() {
@@ -250,7 +250,7 @@ async fn limits_changed_elsewhere_apply_to_the_running_bucket() {
     assert_eq!(remaining().await, [(100, 93)], "what was taken counts, and one more");
 }
 
-// What is told during a look-up.
+// Changes during a look-up.
 
 #[tokio::test(start_paused = true)]
 async fn a_change_during_a_look_up_wins() {
@@ -259,7 +259,7 @@ async fn a_change_during_a_look_up_wins() {
     let before = node.look_up(&key).await;
     node.revoke_elsewhere(&key).await;
     node.tell(Change::Changed(key.record.id)).await;
-    // The look-up is under its hash, and nobody knows yet whose it is.
+    // The look-up is registered by hash, and the id of the key is not known yet.
     let joined = node.service.begin(&key.text);
     node.service.store.release();
 
@@ -275,7 +275,7 @@ async fn a_creation_during_a_look_up_wins() {
     let key = node.service.issue("acme").await;
     node.service.store.delete(key.record.key_hash);
     let before = node.look_up(&key).await;
-    // What the query has read stays what it was.
+    // The row that the query has read does not change.
     node.service.store.restore(key.record.key_hash);
     node.tell(Change::Created(key.record.id)).await;
     node.service.store.release();
@@ -407,7 +407,7 @@ async fn after_a_gap_a_store_that_was_down_is_asked_at_once() {
     node.service.get(&key.text).await.is_refused(RejectionKind::Revoked);
 }
 
-/// What is revoked during a gap, after it, with so many keys in use that the store cannot confirm
+/// A key is revoked during a gap; after it, so many keys are in use that the store cannot confirm
 /// all of them at once.
 #[tokio::test(start_paused = true)]
 async fn after_a_gap_a_key_that_gets_no_turn_is_let_in_for_as_long_as_in_one() {
@@ -419,7 +419,7 @@ async fn after_a_gap_a_key_that_gets_no_turn_is_let_in_for_as_long_as_in_one() {
     node.feed.come_back();
     node.heard(Said::FeedLive).await;
 
-    // The one turn is taken, again and again.
+    // The only permit is always taken.
     let overloaded = async || {
         let taken = node.look_up(&other).await;
         let reply = node.service.get(&key.text).await;
@@ -444,7 +444,7 @@ async fn a_changed_key_does_not_queue_up_with_strangers() {
     let key = node.known("acme").await;
     node.service.store.hold();
     let mut strangers: Vec<_> = (0..10).map(|_| node.service.begin(&unknown_key())).collect();
-    // Three of four turns are theirs.
+    // Three of four permits are theirs.
     let asked = node.service.store.queries();
     node.service.store.until(|state| state.queries.len() >= asked + 3).await;
 
@@ -462,7 +462,7 @@ async fn a_changed_key_does_not_queue_up_with_strangers() {
     strangers.clear();
 }
 
-/// A feed that is never at a loss.
+/// A feed that always has another change.
 struct Endless;
 
 impl ChangeFeed for Endless {
@@ -496,7 +496,7 @@ async fn a_look_up_from_before_the_end_of_a_gap_is_repeated() {
     let before = node.look_up(&key).await;
     node.revoke_elsewhere(&key).await;
     node.feed.come_back();
-    // Waits for the next attempt, at most twice 100 ms from now: within the look-up's deadline.
+    // The next attempt comes after at most twice 100 ms: within the look-up's deadline.
     node.heard(Said::FeedLive).await;
     node.service.store.release();
     within(before).await.is_refused(RejectionKind::Revoked);
@@ -537,7 +537,7 @@ async fn a_feed_that_connects_and_fails_at_once_backs_off_too() {
     }
     assert!(begin.elapsed() >= Duration::from_secs(30), "{:?}", begin.elapsed());
 
-    // Having lasted for a while, it is connected again soon.
+    // After a long connection, the next one comes soon.
     tokio::time::advance(Duration::from_secs(5)).await;
     node.feed.lose();
     node.feed.come_back();
@@ -602,7 +602,7 @@ async fn a_worker_may_be_dropped_at_any_await() {
         let key = service.issue("acme").await;
         let mut run = Box::pin(worker.run(pending()));
         for poll in 0..polls {
-            // A request, a change, a gap and a flush that does not end are under way by turns.
+            // A request, a change, a gap and a flush that does not end, in turns.
             match poll % 5 {
                 0 => service.get(&key.text).await.is_for("acme"),
                 1 => feed.tell(Change::Everything),
@@ -657,7 +657,7 @@ async fn a_node_is_ready_once_its_store_has_answered() {
     assert_eq!(service.auth.health().store, StoreHealth::Unknown);
     assert!(!service.auth.health().is_ready());
 
-    // Nobody asks for anything, and it heals.
+    // It recovers without any request.
     service.store.answer(Answers::Truthfully);
     let advancing = async {
         while !service.auth.health().is_ready() {
@@ -757,14 +757,14 @@ async fn messages_that_are_ignored_are_counted_in_health() {
         node.feed.tell(Change::Junk);
     }
     node.tell(Change::Nothing { lag: SECOND }).await;
-    // And the one by which the test sees that all before was taken up.
+    // And the one that shows the test that everything before was handled.
     assert_eq!(node.service.auth.health().ignored_messages, 11);
 }
 
 // A replica that is behind.
 
 impl Node {
-    /// The feed and the store are this old, and the worker knows it.
+    /// Sets the age of the feed and the store, and waits until the worker knows.
     async fn falls_behind(&self, age: Duration) {
         self.feed.set_staleness(Some(Staleness::new(age, true)));
         self.tell(Change::Nothing { lag: age }).await;
@@ -778,7 +778,7 @@ impl Node {
     }
 }
 
-/// What the store says stays what it was: a replica whose replay is paused.
+/// The store keeps answering with old data: a replica whose replay is paused.
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_is_behind_lets_a_key_in_for_no_longer_than_an_outage() {
     let node = Node::new().await;
@@ -788,7 +788,7 @@ async fn a_replica_that_is_behind_lets_a_key_in_for_no_longer_than_an_outage() {
     while age < FRESH + STALE_IF_ERROR {
         node.service.get(&key.text).await.is_for("acme");
         node.service.get(&other.text).await.is_for("other");
-        // As old as the last poll says, and as time has passed since.
+        // The age at the last poll, plus the time since.
         node.service.clock.advance(10 * SECOND);
         age += 10 * SECOND;
         if age < Duration::from_secs(300) {
@@ -810,7 +810,7 @@ async fn a_key_that_is_fresh_when_its_replica_falls_behind_is_not_confirmed_by_i
     let key = node.known("acme").await;
     node.falls_behind(FRESH + STALE_IF_ERROR).await;
     node.service.get_at_once(&key.text).is_for("acme");
-    // It was read shortly before, when nobody knew. That ends as it does in every gap.
+    // It was read shortly before, when the lag was unknown. That ends as in every gap.
     node.service.clock.advance(FRESH + STALE_IF_ERROR - Duration::from_nanos(1));
     node.service.get(&key.text).await.is_for("acme");
     node.service.clock.advance(Duration::from_nanos(1));
@@ -822,7 +822,7 @@ async fn a_replica_that_is_behind_may_refuse_a_key() {
     let node = Node::new().await;
     let (revoked, deleted) = (node.known("acme").await, node.known("other").await);
     node.falls_behind(10 * SECOND).await;
-    // It has got as far as this.
+    // The replica has caught up to this point.
     node.revoke_elsewhere(&revoked).await;
     node.service.store.delete(deleted.record.key_hash);
     node.service.clock.advance(FRESH_DURING_GAP);
@@ -843,7 +843,7 @@ async fn a_replica_that_is_behind_cannot_say_that_there_is_no_such_key() {
     for _ in 0..2 {
         node.service.get(&key.text).await.is_unavailable(RejectionKind::StoreUnavailable);
     }
-    // And what it said is not remembered.
+    // And its answer is not cached.
     node.service.store.restore(key.record.key_hash);
     node.service.get(&key.text).await.is_for("acme");
 }
@@ -877,11 +877,11 @@ async fn a_replica_that_is_behind_is_one_gap_however_long_and_whether_or_not_it_
     node.feed.lose();
     node.feed.until(|state| state.attempts >= 3).await;
     assert_eq!(node.feed_health(), FeedHealth::Gap);
-    // Nothing has been heard that would make it newer.
+    // Nothing was announced that would make it newer.
     node.service.clock.advance(FRESH + STALE_IF_ERROR);
     node.service.get(&key.text).await.is_unavailable(RejectionKind::StoreUnavailable);
 
-    // It is behind when it can be connected to again.
+    // It is behind once it can be connected to again.
     node.feed.come_back();
     node.feed.until(|state| state.is_connected).await;
     node.falls_behind(20 * SECOND).await;
@@ -927,14 +927,14 @@ async fn a_stream_does_not_outlast_what_a_replica_behind_may_say_of_its_key() {
     assert!(lasted + 10 * SECOND >= expected && lasted <= expected, "{lasted:?}");
 }
 
-// Whoever asks when a key ends.
+// Waiting for the end of a key.
 
 /// The consumer behind `key`, as a handler has it.
 async fn consumer(node: &Node, key: &Key) -> Consumer {
     node.service.auth.authenticate(key.text.as_bytes()).await.unwrap().consumer().clone()
 }
 
-/// Resolves when `key`, which works, no longer does.
+/// Resolves when the valid key `key` ends.
 async fn watched(node: &Node, key: &Key) -> Revoked {
     let mut ended = consumer(node, key).await.revoked();
     assert!(poll_once(&mut ended).is_pending());
@@ -979,7 +979,7 @@ async fn a_consumer_hears_of_it_even_if_its_key_is_no_longer_cached() {
     let node = Node::with(|builder| builder.cache(policy)).await;
     let key = node.known("acme").await;
     let ended = watched(&node, &key).await;
-    // Looked up by now, and not kept.
+    // Looked up by now, and not cached.
     let asked = node.queries_for(&key);
     assert!(asked >= 2);
     node.revoke_elsewhere(&key).await;
@@ -1134,12 +1134,12 @@ async fn the_end_of_a_gap_ends_no_stream_of_a_key_that_nobody_can_confirm_yet() 
     }
 }
 
-/// Keys that a test changes as an administrator with SQL can: any column, and the hash too.
+/// Keys that a test changes like an administrator in SQL: any column, even the hash.
 #[derive(Clone, Default)]
 struct Rows(Arc<Mutex<HashMap<KeyHash, KeyRecord>>>);
 
 impl Rows {
-    /// `secret` is the key `id`, and what it was before is gone.
+    /// Makes `secret` the secret of key `id`, and removes the previous one.
     fn put(&self, id: KeyId, secret: &str, now: SystemTime) {
         let mut rows = self.0.lock().unwrap();
         rows.retain(|_, row| row.id != id);
@@ -1235,7 +1235,7 @@ async fn a_stream_that_begins_on_an_old_record_does_not_outlast_it() {
     let almost = FRESH + STALE_IF_ERROR - SECOND;
     node.service.clock.advance(almost);
     let consumer = consumer(&node, &key).await;
-    // Making the answer takes a while.
+    // Creating the response takes a while.
     node.service.clock.advance(2 * SECOND);
     let begin = tokio::time::Instant::now();
     within(consumer.revoked()).await;

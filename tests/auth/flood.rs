@@ -1,8 +1,8 @@
-//! A flood of junk through a real server into a real database, and the good customer who comes from
+//! A flood of unknown keys through a real server into a real database, and a legitimate client at
 //! the same address.
 //!
-//! The flood makes the time: the clock goes on by a second with every ten thousand junk keys, as
-//! fast or as slowly as the machine answers them.
+//! The flood drives the clock: it advances by a second with every ten thousand junk keys, however
+//! fast the machine answers them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -41,31 +41,32 @@ use tower_api_key::{
 use crate::harness::postgres::{Database, Server as Postgres};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Plenty for anything that happens at all.
+/// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const JUNK_A_SECOND: u32 = 10_000;
 const CONNECTIONS: usize = 6;
-/// Requests that an attacker sends before it reads an answer.
+/// Requests that an attacker sends before it reads a response.
 const BATCH: u32 = 32;
 
-/// Requests of the good customer with a key that the node knows, and its keys that it does not.
+/// Requests of the legitimate client with a key that the node knows, and the number of its keys
+/// that it does not.
 const WARM: usize = 200;
 const COLD: usize = 8;
-/// Beyond which a client has not been let in politely. That all of a key's marks are washed away
-/// happens once in a million times.
+/// The maximum number of attempts of a client. With a chance of one in a million, all traces of a
+/// key are overwritten.
 const TRIES: usize = 6;
 
-/// The tests take turns: each wants the machine for itself.
+/// The tests run one at a time: each needs the whole machine.
 static TURN: AsyncMutex<()> = AsyncMutex::const_new(());
 
-/// As [`wait::within`], with more patience.
+/// The same as [`wait::within`], with more patience.
 #[track_caller]
 fn within<T>(event: impl Future<Output = T>) -> impl Future<Output = T> {
     wait::within_time(PATIENCE, event)
 }
 
-/// Counts the queries that the database gets for each key.
+/// Counts the database queries for each key.
 #[derive(Clone)]
 struct Counting {
     keys: PgKeyStore,
@@ -98,7 +99,7 @@ impl Node {
         keys.migrate().await.unwrap();
         let store = Counting { keys, queries: Arc::default() };
         let clock = ManualClock::default();
-        // Junk of this shape costs the attacker nothing to make.
+        // Junk of this format is free for the attacker to make.
         let junk = ImportedFormat::new("", Alphabet::Hex, 64).unwrap();
         let builder = Authenticator::builder(store.clone(), format()).clock(clock.clone());
         let (auth, _) = builder.accept(junk).build();
@@ -107,7 +108,7 @@ impl Node {
         let app = app.layer(ApiKeyLayer::new(auth).throttle_failures(address));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        // Else a small answer waits for the next one.
+        // Otherwise a small response waits for the next one.
         let listener = listener.tap_io(|connection| connection.set_nodelay(true).unwrap());
         let app = app.into_make_service_with_connect_info::<SocketAddr>();
         tokio::spawn(async move { axum::serve(listener, app).await });
@@ -120,7 +121,7 @@ impl Node {
         issued.key.expose_secret().to_owned()
     }
 
-    /// For this key.
+    /// The number of queries for this key.
     fn queries(&self, key: &str) -> usize {
         self.store.queries.lock().unwrap().get(&hash(key)).copied().unwrap_or_default()
     }
@@ -138,16 +139,16 @@ fn format() -> KeyFormat {
     KeyFormat::new("sk_test_").unwrap()
 }
 
-/// Where requests say they come from.
+/// The address that requests claim.
 #[derive(Clone, Copy)]
 enum From {
-    /// All from here.
+    /// All from this machine.
     Here,
-    /// Each from somewhere else, as a proxy in front of the node sees it.
+    /// Each from a different address, as a node behind a proxy sees it.
     Everywhere,
 }
 
-/// Attackers on connections of their own, each as fast as it is answered.
+/// Attackers with a connection each, as fast as the responses allow.
 struct Flood {
     from: From,
     clock: ManualClock,
@@ -187,7 +188,7 @@ impl Flood {
         }
     }
 
-    /// No two with one key.
+    /// No two requests with the same key.
     fn request(&self) -> String {
         let number = self.next.fetch_add(1, Ordering::SeqCst);
         let from = match self.from {
@@ -223,13 +224,13 @@ impl Flood {
 
 const STATUS_LINE: &str = "HTTP/1.1 ";
 
-/// Every answer is a problem, in JSON.
+/// Checks that every response is a JSON problem.
 fn is_complete(answers: &[u8]) -> bool {
     let text = String::from_utf8_lossy(answers);
     text.ends_with('}') && text.matches(STATUS_LINE).count() == BATCH as usize
 }
 
-/// The good customer.
+/// The legitimate client.
 struct Customer(SendRequest<Empty<Bytes>>);
 
 impl Customer {
@@ -241,7 +242,7 @@ impl Customer {
         Self(sender)
     }
 
-    /// The status, and how long to wait.
+    /// The status, and the time to wait.
     async fn get(&mut self, key: &str) -> (StatusCode, Option<Duration>) {
         let request = Request::get("/")
             .header(header::HOST, "api")
@@ -256,14 +257,14 @@ impl Customer {
         (parts.status, wait)
     }
 
-    /// Asks with a key that the node knows, and is let in each time.
+    /// Sends requests with a key that the node knows, each of which is let in.
     async fn warm(&mut self, key: &str) {
         for _ in 0..WARM {
             assert_eq!(self.get(key).await, (StatusCode::OK, None));
         }
     }
 
-    /// How often a client asks that comes again when it was told to, until it is let in.
+    /// The number of requests of a client that retries as told, until it is let in.
     async fn cold(mut self, key: String, flood: Arc<Flood>) -> usize {
         for tries in 1..=TRIES {
             match self.get(&key).await {
@@ -278,7 +279,7 @@ impl Customer {
     }
 }
 
-/// What the database was asked for junk, by the second of the flood, of which there were so many.
+/// The database queries for junk, by second of the flood, and the number of seconds.
 async fn besieged(address: ClientAddress, from: From) -> (usize, Duration) {
     let _turn = TURN.lock().await;
     let node = Node::start(address).await;
@@ -322,7 +323,7 @@ async fn besieged(address: ClientAddress, from: From) -> (usize, Duration) {
     (queries, elapsed)
 }
 
-/// So many at once, and so many a second, rounded up.
+/// The allowed number: this many at once, and this many a second, rounded up.
 fn budget(at_once: usize, a_second: u32, elapsed: Duration) -> usize {
     let since = (elapsed * a_second).as_nanos().div_ceil(SECOND.as_nanos());
     at_once + usize::try_from(since).unwrap()
@@ -331,7 +332,7 @@ fn budget(at_once: usize, a_second: u32, elapsed: Duration) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_from_the_customers_own_address() {
     let (queries, elapsed) = besieged(ClientAddress::peer(), From::Here).await;
-    // And those that were under way when it stopped being trusted.
+    // Plus those under way when the failures of the network reached the limit.
     assert!(queries <= budget(20, 1, elapsed) + CONNECTIONS, "{queries} queries");
 }
 

@@ -1,4 +1,4 @@
-//! What answers to a rotated key say, until it ends.
+//! The headers of responses to a rotated key, until it ends.
 
 use std::{
     sync::{Arc, Mutex},
@@ -19,7 +19,7 @@ use tower_layer::Layer;
 use crate::support::{App, Keys, SECOND, format, text};
 
 const DAY: Duration = Duration::from_secs(86_400);
-/// The clock of these tests begins at 2026-01-01.
+/// The start of the tests' clock: 2026-01-01.
 const SINCE: &str = "@1767225600";
 const SUNSET: &str = "Fri, 02 Jan 2026 00:00:00 GMT";
 

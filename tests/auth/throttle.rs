@@ -1,6 +1,6 @@
-//! Slowing those who guess, and not the good customer next to them.
+//! Throttling of guesses, without hurting legitimate clients on the same network.
 //!
-//! Time is the clock's alone: it stands still unless a test says otherwise.
+//! Only the test's clock counts: it stands still unless a test advances it.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -36,7 +36,7 @@ fn policy() -> CachePolicy {
     CachePolicy::default()
 }
 
-/// Spends all that strangers have, and says how much that was.
+/// Uses up the budget for unknown keys, and returns how much that was.
 async fn flood(service: &Service) -> usize {
     let asked = service.store.queries();
     for _ in 0..100 * STRANGERS {
@@ -49,7 +49,7 @@ async fn flood(service: &Service) -> usize {
     panic!("strangers are never turned away")
 }
 
-// What strangers may ask of the store.
+// The limits on unknown keys.
 
 #[tokio::test(start_paused = true)]
 async fn strangers_make_a_hundred_queries_at_once_and_then_a_hundred_a_second() {
@@ -66,7 +66,7 @@ async fn strangers_make_as_many_queries_as_is_said() {
     for rate in [0, 1, 7, 1000] {
         let policy = policy().max_loads(1).stranger_queries(rate);
         let service = Service::with(|builder| builder.cache(policy));
-        // What one good key needs while another one waits, at least.
+        // At least enough for one valid key while another one waits.
         let at_once = rate.max(2);
         assert_eq!(flood(&service).await, usize::try_from(at_once).unwrap(), "{rate}");
         service.clock.advance(SECOND);
@@ -164,9 +164,9 @@ async fn a_query_that_fails_is_spent() {
     assert_eq!(service.store.queries(), STRANGERS);
 }
 
-// Who comes again.
+// Retries.
 
-/// Spends what is kept for keys that come again, with keys that are none.
+/// Uses up the reserve for retries, with unknown keys.
 async fn flood_of_those_who_come_again(service: &Service) -> usize {
     let asked = service.store.queries();
     for _ in 0..100 * RETURNING {
@@ -228,7 +228,7 @@ async fn a_good_key_that_comes_again_does_not_queue_up_with_strangers() {
     drop(strangers);
 }
 
-// What a network may fail.
+// Failures per network.
 
 fn network(address: &str) -> ClientNetwork {
     address.parse::<IpAddr>().unwrap().into()
@@ -238,7 +238,7 @@ fn home() -> ClientNetwork {
     network("192.0.2.1")
 }
 
-/// Why a key is turned away, and when to come again.
+/// The reason for the refusal of a key, and the wait.
 type Told = (Option<RejectionKind>, Option<Duration>);
 
 const IN: Told = (None, None);
@@ -255,7 +255,7 @@ async fn ask(auth: &Authenticator, key: &str, network: ClientNetwork) -> Told {
     }
 }
 
-/// Fails as often as `network` may.
+/// Uses up the failures of `network`.
 async fn fail(service: &Service, network: ClientNetwork) -> usize {
     let mut failures = 0;
     while ask(&service.auth, &unknown_key(), network).await == UNKNOWN {
@@ -353,12 +353,12 @@ async fn a_client_that_hangs_up_has_failed_nevertheless() {
         drop(lookup);
         service.store.until(|state| state.answered == failures).await;
     }
-    // The last task has answered, and has yet to say so.
+    // The last task has responded, but not yet reported.
     tokio::task::yield_now().await;
     assert_eq!(fail(&service, home()).await, 0);
 }
 
-/// How many of so many strangers may have a query. The clients hang up.
+/// How many of these unknown keys get a query. The clients hang up.
 fn at_once(service: &Service, strangers: usize) -> usize {
     let begin = |_: usize| {
         let attempt = service.auth.attempt_from(unknown_key().as_bytes(), home());
@@ -407,7 +407,7 @@ async fn good_keys_of_a_network_that_failed_take_nothing_of_what_it_may_fail() {
     assert_eq!(fail(&service, home()).await, 1);
 }
 
-/// As when a node starts behind which a whole office has its keys.
+/// Like a cold start of a node behind which a whole office has its keys.
 #[tokio::test(start_paused = true)]
 async fn many_good_keys_of_one_network_come_at_once() {
     let service = Service::new();
@@ -427,7 +427,7 @@ async fn many_good_keys_of_one_network_come_at_once() {
     }
 }
 
-/// A key in the cache, and all that its network may fail used up.
+/// A cached key whose network has used up its failures.
 async fn besieged() -> (Service, Key) {
     let service = Service::new();
     let key = service.issue("acme").await;
@@ -547,7 +547,7 @@ async fn strangers_from_everywhere_have_no_more_queries_than_from_one_place() {
     assert_eq!(service.store.queries(), STRANGERS);
 }
 
-/// F38: failures are nobody's but their network's.
+/// F38: failures count against their own network only.
 #[tokio::test(start_paused = true)]
 async fn a_thousand_failures_leave_every_quota_as_it_was() {
     let quota = Quota::per_hour(3).unwrap();
@@ -562,11 +562,11 @@ async fn a_thousand_failures_leave_every_quota_as_it_was() {
     assert_eq!(left, [1]);
 }
 
-// The two together, whatever happens.
+// Both limits together, under any sequence.
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Some of so many junk keys, so that some come again, from some of a few networks.
+    /// Some of these junk keys, so that some repeat, from a few networks.
     Junk(Vec<(usize, u8)>),
     Wait(Duration),
 }
@@ -613,17 +613,17 @@ proptest! {
     }
 }
 
-// What a flood leaves behind.
+// After a flood.
 
 /// T6, at the pace of fifty thousand a second.
 #[test]
 fn a_flood_of_ever_new_junk_pushes_no_good_key_out_and_takes_no_memory() {
     const JUNK: usize = 150_000;
     const MIB: i64 = 1 << 20;
-    // The shape without a checksum, so that junk costs nothing to make.
+    // The format without a checksum, so that junk is cheap to make.
     let junk = ImportedFormat::new("", Alphabet::Hex, 64).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    // So that nothing but an eviction could make a query for a known key.
+    // So that only an eviction could cause a query for a known key.
     let policy = policy().fresh(300 * SECOND).unwrap();
     let service = Service::with(|builder| builder.accept(junk).cache(policy));
     let keys: Vec<_> = runtime.block_on(async {
@@ -652,7 +652,7 @@ fn a_flood_of_ever_new_junk_pushes_no_good_key_out_and_takes_no_memory() {
     let cost = measure(|| flood(0..JUNK));
     assert!(cost.bytes_max < 16 * MIB as u64, "{cost:?}");
     assert!(cost.bytes_current < 8 * MIB, "{cost:?}");
-    // What is remembered of junk is full by then.
+    // The filter of refused keys is full by then.
     let further = measure(|| flood(JUNK..2 * JUNK));
     assert!(further.bytes_current < MIB / 2, "{further:?}");
     for key in &keys {
@@ -664,7 +664,7 @@ fn a_flood_of_ever_new_junk_pushes_no_good_key_out_and_takes_no_memory() {
     assert!(service.store.queries() <= keys.len() + STRANGERS + elapsed * STRANGERS);
 }
 
-// What the layer says.
+// Responses of the layer.
 
 fn from(key: &str, address: &str) -> Request<Body> {
     let mut request = with_key(key);
@@ -711,7 +711,7 @@ async fn a_client_hears_how_long_to_wait_in_whole_seconds_and_nothing_else() {
     }
     assert_eq!(keys.queries(), 2);
 
-    // A good key gets the same answer, and is let in afterwards.
+    // A valid key gets the same response, and is let in afterwards.
     let answer = app.send(from(&cold, "192.0.2.1")).await;
     assert_eq!(
         (answer.kind(), answer.header("retry-after")),

@@ -1,4 +1,4 @@
-//! Last uses: gathered, written in batches, and never in the way of a request.
+//! Last uses: collected, written in batches, and never in the way of a request.
 
 use std::{
     collections::HashSet,
@@ -27,7 +27,7 @@ const MILLI: Duration = Duration::from_millis(1);
 const INTERVAL: Duration = Duration::from_secs(10);
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 
-/// A service whose worker runs until it is told to stop.
+/// A service whose worker runs until stopped.
 struct Running {
     service: Service,
     stop: oneshot::Sender<()>,
@@ -48,16 +48,16 @@ impl Running {
         Self { service, stop, worker }
     }
 
-    /// Lets time pass on all clocks.
+    /// Advances all clocks.
     async fn pass(&self, time: Duration) {
-        // The worker takes up what it has been told before the time passes.
+        // The worker receives pending reports before the time advances.
         settle().await;
         self.service.clock.advance(time);
         tokio::time::advance(time).await;
         settle().await;
     }
 
-    /// What the worker leaves behind, and how long it took to stop.
+    /// The final state after the worker stops, and the time it took.
     async fn stop(self) -> (Service, Duration) {
         let begun = Instant::now();
         self.stop.send(()).expect("the worker is running");
@@ -66,7 +66,7 @@ impl Running {
     }
 }
 
-/// Lets everything go on that waits for nothing.
+/// Runs every task that is ready.
 async fn settle() {
     for _ in 0..8 {
         tokio::task::yield_now().await;
@@ -256,7 +256,7 @@ async fn requests_do_not_wait_for_a_flush_that_hangs() {
 
 // Bounds. The stores here know every key, so that many cost little.
 
-/// Everybody's key is known.
+/// Every key exists.
 struct Everybody;
 
 impl KeyStore for Everybody {
@@ -337,19 +337,19 @@ async fn a_worker_dropped_while_it_runs_costs_no_request() {
     }
 }
 
-// Clocks that do not agree: the monotonic one stands still while some machines sleep.
+// Clocks that disagree: the monotonic one stands still while some machines sleep.
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// How often the worker compares the clocks.
 const CLOCK_INTERVAL: Duration = SECOND;
 
 impl Running {
-    /// The machine sleeps: only the wall clock goes on.
+    /// The machine sleeps: only the wall clock advances.
     fn sleep(&self, time: Duration) {
         self.service.clock.set_wall(self.service.clock.now() + time);
     }
 
-    /// A key that was let in, and expires after this long.
+    /// A cached key that expires after this long.
     async fn key_for(&self, lifetime: Duration) -> Key {
         let key = self.service.issue_new(NewKey::new("acme", Expiry::In(lifetime))).await;
         self.service.get(&key.text).await.is_for("acme");
@@ -484,7 +484,7 @@ async fn a_gap_of_the_clocks_brings_no_beginning_forward_and_refills_no_quota() 
     assert_eq!(kind, Some(RejectionKind::RateLimited));
 }
 
-/// Resolves when the key no longer works.
+/// Resolves when the key ends.
 async fn watched(service: &Service, key: &Key) -> Revoked {
     let admission = service.auth.authenticate(key.text.as_bytes()).await.unwrap();
     let mut ended = admission.consumer().revoked();
@@ -509,7 +509,7 @@ async fn a_stream_whose_key_expired_while_the_machine_slept_ends_at_the_next_che
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_ends_although_timers_slept_and_the_monotonic_clock_did_not() {
-    // As with `CLOCK_BOOTTIME`: the key is not known to be expired by any timer.
+    // As with `CLOCK_BOOTTIME`: no timer has noticed that the key has expired.
     let running = Running::start();
     let key = running.key_for(30 * SECOND).await;
     running.pass(SECOND).await;
@@ -705,8 +705,8 @@ mod postgres {
     const KEYS: usize = 1_000;
     const ROUNDS: usize = 20;
 
-    /// Keys are looked up in memory, as this is not about look-ups. Uses are written to the
-    /// database, once the other node is about to.
+    /// Keys are looked up in memory, because this is not about look-ups. Uses are written to the
+    /// database once the other node is about to write.
     #[derive(Clone)]
     struct Shared {
         keys: MemoryKeyStore,
@@ -738,7 +738,7 @@ mod postgres {
             uses.insert(&key.record).await.unwrap();
             issued.push(key);
         }
-        // One after the other in neither the order of ids nor that of the other node.
+        // In sequence, in neither the order of ids nor that of the other node.
         let mut shuffled = issued.clone();
         shuffled.sort_by(|one, other| one.text.cmp(&other.text));
 
@@ -752,7 +752,7 @@ mod postgres {
             for key in &issued {
                 one.get(&key.text).await.is_for("acme");
             }
-            // The later node has seen half of the keys.
+            // The later node has used half of the keys.
             for key in shuffled.iter().skip(round % 2).step_by(2) {
                 other.get(&key.text).await.is_for("acme");
             }

@@ -1,4 +1,4 @@
-//! Changes to a store without anybody's leave, as a script or a person at the prompt makes them.
+//! Changes to a store that bypass `KeyIssuer`, as a script or an operator's SQL makes them.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -9,7 +9,7 @@ use tower_api_key::{
 
 /// One change, in a transaction of its own.
 pub trait ByHand: ManageKeys {
-    /// [`Conflict`](StoreErrorKind::Conflict) where the id or the hash is known.
+    /// [`Conflict`](StoreErrorKind::Conflict) if the id or the hash exists.
     fn insert(&self, record: &KeyRecord) -> impl Future<Output = Result<(), StoreError>> + Send {
         async {
             let mut transaction = self.begin().await?;
@@ -33,7 +33,7 @@ pub trait ByHand: ManageKeys {
         }
     }
 
-    /// The record as it is then; `None` where there is no such key.
+    /// The record after the change; `None` if there is no such key.
     fn revoke(
         &self,
         id: KeyId,

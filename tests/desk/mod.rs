@@ -1,4 +1,4 @@
-//! Routers to manage keys with, over a store in memory.
+//! The management routers over a store in memory.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -18,7 +18,7 @@ use crate::support::{Answer, format, send};
 
 pub struct Desk {
     pub app: Router,
-    /// At the service of the application itself.
+    /// Acts as an operator.
     pub issuer: KeyIssuer,
     mount: &'static str,
     _worker: Worker,
@@ -36,7 +36,7 @@ impl Desk {
         Self { app, issuer, mount, _worker: worker }
     }
 
-    /// A key without expiry and limits.
+    /// Issues a key without expiry or limits.
     pub async fn key(&self, consumer: &str, scopes: &[&str]) -> (String, KeyId) {
         let scopes = Scopes::parse(scopes.iter().copied()).unwrap();
         let issued =
@@ -68,7 +68,7 @@ impl Desk {
         send(self.app.clone(), self.request(key, method, path, body)).await
     }
 
-    /// How many denied attempts are in the audit.
+    /// The number of denied attempts in the audit.
     pub async fn denials(&self) -> usize {
         let page = self.issuer.events(&EventQuery::new()).await.unwrap();
         page.events.iter().filter(|event| event.entry.action == KeyAction::Denied).count()
@@ -80,7 +80,7 @@ impl Desk {
     }
 }
 
-/// A problem of this kind, which says where it is.
+/// Asserts a problem of this kind that names its field.
 #[track_caller]
 pub fn assert_problem(answer: &Answer, status: u16, code: &str, field: Option<&str>) {
     assert_eq!(
@@ -102,7 +102,7 @@ pub fn assert_problem(answer: &Answer, status: u16, code: &str, field: Option<&s
     assert_eq!(answer.header("cache-control"), Some("no-store"));
 }
 
-/// Neither the key nor its hash is in the answer.
+/// Asserts that neither the key nor its hash is in the response.
 #[track_caller]
 pub fn sealed(answer: &Answer, key: &str) {
     let text = answer.wire();

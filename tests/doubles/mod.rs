@@ -1,4 +1,4 @@
-//! Stand-ins for what surrounds an authenticator, and a small service made of them.
+//! Fakes for the surroundings of an authenticator, and a small service made of them.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of the doubles")]
 #![allow(
@@ -43,7 +43,7 @@ use tower_api_key::{
 use crate::by_hand::ByHand as _;
 pub use crate::wait::within;
 
-/// What is ready without waiting.
+/// Polls a future once.
 pub fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
 }
@@ -52,7 +52,7 @@ pub fn format() -> KeyFormat {
     KeyFormat::new("sk_test_").unwrap()
 }
 
-/// A well-formed key that nobody has.
+/// A well-formed key that was never issued.
 pub fn unknown_key() -> String {
     format().generate().unwrap().expose_secret().to_owned()
 }
@@ -63,7 +63,7 @@ pub fn hash(key: &str) -> KeyHash {
 
 pub type FutureReply = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
-/// A handler behind the layer, everything the layer is made of, and what the observer heard.
+/// A handler behind the layer, the parts of the layer, and the observed events.
 pub struct Service<S = FakeStore> {
     pub store: S,
     pub clock: ManualClock,
@@ -102,7 +102,7 @@ impl<S: KeyStore + Clone> Service<S> {
         (Self { store, clock, auth, heard, app }, worker)
     }
 
-    /// The whole answer to a request with `key`, which nobody has begun to work on.
+    /// The future of the response to a request with `key`, not polled yet.
     pub fn request(&self, key: &str) -> FutureReply {
         let request = Request::get("/").header(header::AUTHORIZATION, format!("Bearer {key}"));
         self.send(request.body(Body::empty()).unwrap())
@@ -117,14 +117,14 @@ impl<S: KeyStore + Clone> Service<S> {
         within(self.request(key)).await
     }
 
-    /// A request that has begun and waits for the store.
+    /// A request that was polled once and waits for the store.
     pub fn begin(&self, key: &str) -> FutureReply {
         let mut request = self.request(key);
         assert!(poll_once(&mut request).is_pending(), "the request waits for nothing");
         request
     }
 
-    /// The answer to a request that has to wait for nothing.
+    /// The response to a request that must be ready at once.
     pub fn get_at_once(&self, key: &str) -> Reply {
         match poll_once(&mut self.request(key)) {
             Poll::Ready(reply) => reply,
@@ -134,7 +134,7 @@ impl<S: KeyStore + Clone> Service<S> {
 }
 
 impl<S: ManageKeys + Clone> Service<S> {
-    /// A key of `consumer` that works, stored behind the authenticator's back.
+    /// A valid key of `consumer`, stored without telling the authenticator.
     pub async fn issue(&self, consumer: &str) -> Key {
         self.issue_new(NewKey::new(consumer, Expiry::Never)).await
     }
@@ -144,7 +144,7 @@ impl<S: ManageKeys + Clone> Service<S> {
         Key::from(issuer.issue(new).await.unwrap())
     }
 
-    /// Revokes as an administrator on this node does: nothing of the key is left in the cache.
+    /// Revokes as an operator on this node does, which also invalidates the cache.
     pub async fn revoke(&self, key: &Key) {
         self.store.revoke(key.record.id, None).await.unwrap().expect("a key to revoke");
         self.auth.invalidate(&key.record.key_hash);
@@ -169,7 +169,7 @@ impl From<Issued> for Key {
     }
 }
 
-/// What a client gets.
+/// The response that a client gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     pub status: StatusCode,
@@ -203,7 +203,7 @@ impl Reply {
         assert_eq!(self.retry_after, None, "{self:?}");
     }
 
-    /// 503, and when to try again.
+    /// Asserts 503 with `Retry-After`.
     #[track_caller]
     pub fn is_unavailable(&self, kind: RejectionKind) {
         let expected = (StatusCode::SERVICE_UNAVAILABLE, Some(kind));
@@ -212,10 +212,10 @@ impl Reply {
     }
 }
 
-/// Keys in memory, behind a database that does as the test says.
+/// Keys in memory, behind a database that the test controls.
 ///
-/// A query reads its row at once and answers in its own time, as a real one does: what it brings
-/// may no longer be true.
+/// A query reads its row at once and answers later, as in a real database: by then, the row may
+/// have changed.
 #[derive(Clone)]
 pub struct FakeStore {
     keys: MemoryKeyStore,
@@ -228,13 +228,13 @@ pub struct State {
     holding: bool,
     held: VecDeque<oneshot::Sender<()>>,
     deleted: HashSet<KeyHash>,
-    /// What was asked for.
+    /// The hashes that were looked up.
     pub queries: Vec<KeyHash>,
-    /// How many of that were answered.
+    /// How many look-ups were answered.
     pub answered: usize,
-    /// What was written of last uses.
+    /// The batches of last uses that were written.
     pub batches: Vec<Vec<Usage>>,
-    /// How often that was tried.
+    /// How many times a batch was offered.
     pub flushes: usize,
 }
 
@@ -257,12 +257,12 @@ impl FakeStore {
         Self { keys, state: Arc::default() }
     }
 
-    /// From now on.
+    /// Sets how the database answers from now on.
     pub fn answer(&self, answers: Answers) {
         self.state.send_modify(|state| state.answers = answers);
     }
 
-    /// From now on, queries keep the row they have read to themselves.
+    /// From now on, queries read their row but do not answer.
     pub fn hold(&self) {
         self.state.send_modify(|state| state.holding = true);
     }
@@ -275,8 +275,7 @@ impl FakeStore {
         });
     }
 
-    /// Lets one of the queries that are held answer, counted from the oldest. False if there is
-    /// none.
+    /// Lets one held query answer, counted from the oldest. False if there is none.
     pub fn release_one(&self, index: usize) -> bool {
         self.state.send_if_modified(|state| {
             state.held.retain(|query| !query.is_closed());
@@ -348,7 +347,7 @@ impl KeyStore for FakeStore {
         });
         let row = row.filter(|_| !is_deleted);
         if let Some(released) = held {
-            // Either way the other end is no longer held.
+            // An error means the other end was dropped, which releases the query as well.
             let _ = released.await;
         }
         self.answers().await?;
@@ -364,7 +363,7 @@ impl KeyStore for FakeStore {
     }
 }
 
-/// Whoever manages keys is never held up.
+/// Management is never held.
 impl ManageKeys for FakeStore {
     type Transaction = MemoryTransaction;
 
@@ -403,7 +402,7 @@ impl ManagePlans for FakeStore {
     }
 }
 
-/// A change feed that tells what the test says. Clones are one feed.
+/// A change feed that the test controls. Clones are one feed.
 #[derive(Clone)]
 pub struct FakeFeed(Arc<watch::Sender<FeedState>>);
 
@@ -429,7 +428,7 @@ impl FakeFeed {
         Self(Arc::default())
     }
 
-    /// What nobody listens to is lost.
+    /// A change is lost if nothing listens.
     pub fn tell(&self, change: Change) {
         self.push(Tells::Change(change));
     }
@@ -457,7 +456,7 @@ impl FakeFeed {
         self.0.send_modify(|state| state.is_down = false);
     }
 
-    /// From the next change on.
+    /// Takes effect with the next change.
     pub fn set_staleness(&self, staleness: Option<Staleness>) {
         self.0.send_modify(|state| state.staleness = staleness);
     }
@@ -502,7 +501,7 @@ impl ChangeFeed for FakeFeed {
     }
 }
 
-/// An observer that remembers.
+/// An observer that records events.
 #[derive(Clone, Default)]
 pub struct Heard(Arc<watch::Sender<Vec<Said>>>);
 
@@ -522,7 +521,7 @@ pub enum Said {
 }
 
 impl Heard {
-    /// What was heard since the last time.
+    /// The events since the last call.
     pub fn take(&self) -> Vec<Said> {
         self.0.send_replace(Vec::new())
     }
@@ -556,8 +555,8 @@ impl tower_api_key::auth::Observer for Heard {
     }
 }
 
-/// Randomness from a list: each draw of this many bytes gets the next byte, repeated. It fails when
-/// the list is used up.
+/// Randomness from a list: each draw is filled with the next byte of the list, and fails when the
+/// list is used up.
 pub struct Draws(Mutex<VecDeque<u8>>);
 
 impl Draws {
@@ -565,7 +564,7 @@ impl Draws {
         Self(Mutex::new(bytes.into_iter().collect()))
     }
 
-    /// A byte that makes a key in one draw. Draws whose text has a `-` are repeated.
+    /// Bytes that make a key in one draw. Draws whose text has a `-` are repeated.
     pub fn usable() -> impl Iterator<Item = u8> {
         (1..=u8::MAX).filter(|&byte| format().generate_from(&Self::of([byte])).is_ok())
     }

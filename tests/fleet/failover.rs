@@ -1,4 +1,4 @@
-//! Whole services while the servers behind them change places, are away together, or are upgraded.
+//! Whole services while their servers fail over, are down together, or are upgraded.
 
 use std::{
     collections::BTreeMap,
@@ -44,13 +44,13 @@ use crate::{
 const DAY: Duration = Duration::from_secs(86_400);
 const HEARTBEAT: Duration = Duration::from_millis(500);
 const FRESH_DURING_GAP: Duration = Duration::from_millis(500);
-/// How long a revocation may go unnoticed where the connection is dead.
+/// How long a revocation may go unnoticed on a dead connection.
 const UNNOTICED: Duration = HEARTBEAT.saturating_mul(2);
 const LOAD_DEADLINE: Duration = Duration::from_secs(2);
-/// What a deadline is given on a busy machine.
+/// The slack of a deadline on a busy machine.
 const SLACK: Duration = Duration::from_millis(500);
 
-/// The nodes of this file are this test in processes of their own.
+/// Runs a node of this file: this test in a process of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_comes_up_and_ends() {
     if run_if_node().await {
@@ -62,12 +62,12 @@ async fn a_node_comes_up_and_ends() {
 
 // A standby takes over.
 
-/// A primary, its standby, and a node that reaches whichever the proxies lead to.
+/// A primary, its standby, and a node that reaches either through proxies.
 struct Scene {
     database: Database,
     primary: Server,
     standby: Server,
-    /// On the primary.
+    /// The store on the primary.
     store: PgKeyStore,
     feed: FaultProxy,
     look_ups: FaultProxy,
@@ -101,7 +101,7 @@ impl Scene {
         Self { database, primary, standby, store, feed, look_ups, keys, node }
     }
 
-    /// The store on the standby, once that has been promoted. It has all that the primary had.
+    /// Promotes the standby, which has all changes of the primary, and returns its store.
     async fn promote(&self) -> PgKeyStore {
         let url = self.standby.url(self.database.url().rsplit('/').next().unwrap());
         let pool = PgPoolOptions::new().max_connections(5).connect(&url).await.unwrap();
@@ -115,7 +115,7 @@ impl Scene {
         PgKeyStore::new(pool)
     }
 
-    /// Ends all connections through `proxy` to the old primary, and leads to the new one.
+    /// Closes all connections through `proxy` to the old primary, and redirects to the new one.
     async fn moves(&self, proxy: &FaultProxy) {
         proxy.redirect(self.standby.addr());
         proxy.set(Fault::Rst).await;
@@ -123,7 +123,7 @@ impl Scene {
         proxy.set(Fault::Pass).await;
     }
 
-    /// How long it takes until the node refuses a key that `store` has revoked.
+    /// The time until the node refuses a key that `store` has revoked.
     async fn revoke(&self, store: &PgKeyStore, key: usize) -> Duration {
         let key = &self.keys[key];
         let mut client = self.node.client().await;
@@ -134,7 +134,7 @@ impl Scene {
         within(refused).await.unwrap().saturating_duration_since(revoked)
     }
 
-    /// Requests with some of the keys, all the time.
+    /// Continuous requests with some of the keys.
     fn load(&self, keys: Range<usize>) -> Load {
         let load = Load { is_over: Arc::default(), tasks: JoinSet::new() };
         let mut tasks = JoinSet::new();
@@ -164,7 +164,7 @@ struct Load {
 }
 
 impl Load {
-    /// How many requests had which answer.
+    /// The number of responses by status.
     async fn end(self) -> BTreeMap<u16, u64> {
         self.is_over.store(true, Ordering::Release);
         let mut all = BTreeMap::new();
@@ -195,7 +195,7 @@ async fn a_standby_is_promoted_under_load_and_no_request_of_a_known_key_fails() 
     node.get(&unknown[0].text).await.is(StatusCode::SERVICE_UNAVAILABLE);
 
     scene.standby.promote().await;
-    // While the node cannot hear of it.
+    // While the node's feed is down.
     new.revoke(scene.keys[1].id(), None).await.unwrap();
     scene.look_ups.redirect(scene.standby.addr());
     scene.feed.redirect(scene.standby.addr());
@@ -216,7 +216,7 @@ async fn a_standby_is_promoted_under_load_and_no_request_of_a_known_key_fails() 
     println!("answers to known keys during the failover: {answers:?}");
     assert_eq!(answers.keys().collect::<Vec<_>>(), [&200], "{answers:?}");
 
-    // Every key that was not asked for meanwhile is confirmed, once.
+    // Every key without a request in the meantime is confirmed once.
     let before = node.count("queries").await;
     for _ in 0..3 {
         for key in &scene.keys[30..] {
@@ -232,14 +232,14 @@ async fn a_key_revoked_on_a_new_primary_is_refused_soon_after_the_link_to_the_ol
     let scene = Scene::new().await;
     let new = scene.promote().await;
     scene.standby.promote().await;
-    // The old primary runs on, and the node has no reason to doubt it.
+    // The old primary keeps running, and the node has no reason to doubt it.
     new.revoke(scene.keys[1].id(), None).await.unwrap();
     scene.node.get(&scene.keys[1].text).await.is(StatusCode::OK);
 
     let mut client = scene.node.client().await;
     let text = scene.keys[1].text.clone();
     let refused = tokio::spawn(async move { client.until_refused(&text).await });
-    // Both at once: until then, either may still confirm the key.
+    // Both at the same time: until then, either may still confirm the key.
     tokio::join!(scene.moves(&scene.look_ups), scene.moves(&scene.feed));
     let ended = Instant::now();
     let took = within(refused).await.unwrap().saturating_duration_since(ended);
@@ -256,7 +256,7 @@ async fn a_key_revoked_on_a_new_primary_is_refused_although_the_link_to_the_old_
     scene.standby.promote().await;
     scene.moves(&scene.look_ups).await;
     scene.feed.redirect(scene.standby.addr());
-    // Neither end learns of it, and new connections lead to the new primary.
+    // Neither end notices, and new connections lead to the new primary.
     scene.feed.set(Fault::BlackHole).await;
     let took = scene.revoke(&new, 1).await;
     println!("revoked on the new primary, with a dead link to the old one: after {took:.1?}");
@@ -266,7 +266,7 @@ async fn a_key_revoked_on_a_new_primary_is_refused_although_the_link_to_the_old_
     assert!(scene.revoke(&new, 2).await < SLACK, "the feed listens to the new primary");
 }
 
-// Redis and PostgreSQL are away together.
+// Redis and PostgreSQL are down together.
 
 /// A service whose limits are in Redis.
 struct Service {
@@ -280,7 +280,7 @@ impl Service {
         let store = PgKeyStore::new(pool.clone());
         let limiter = Arc::new(RedisRateLimiter::builder(&redis.url()).build().unwrap());
         let (auth, worker) = Authenticator::builder(store.clone(), format())
-            // What comes back during the test is less than one request.
+            // Less than one request refills during the test.
             .default_rate_limits(Quota::per(10, DAY).unwrap())
             .rate_limiter(Arc::clone(&limiter))
             .change_feed(PgChangeFeed::new(pool))
@@ -301,7 +301,7 @@ impl Service {
         within(self.app.clone().oneshot(request)).await.unwrap()
     }
 
-    /// How many of so many requests are let in. The others hear 429, and when to come again.
+    /// How many of these requests are let in. The others get 429 and `Retry-After`.
     async fn admitted(&self, key: &str, requests: usize) -> usize {
         let mut admitted = 0;
         for _ in 0..requests {
@@ -327,7 +327,7 @@ async fn known_keys_keep_their_limits_while_redis_and_postgres_are_away_together
     let service = Service::new(pool, &redis);
     let (known, idle, unknown) =
         (service.issue().await, service.issue().await, service.issue().await);
-    // It connects when it is asked.
+    // It connects on its first request.
     let often = NewKey::new("acme", Expiry::Never).rate_limits(Quota::per_second(1_000).unwrap());
     let often = service.issuer.issue(often).await.unwrap().key.expose_secret().to_owned();
     let is_shared = async || {
@@ -363,7 +363,7 @@ async fn known_keys_keep_their_limits_while_redis_and_postgres_are_away_together
 
 // A rolling upgrade.
 
-/// A program of the release whose last migration is `version`, and the statements it has prepared.
+/// A program of the release whose last migration is `version`, with its prepared statements.
 #[derive(Clone)]
 struct OldProgram {
     pool: PgPool,
@@ -443,7 +443,7 @@ impl OldProgram {
         Self { pool, find, revoke, keys: Arc::new(keys), rounds, is_over }
     }
 
-    /// What it does all the time, as five clients. The longest look-up, or what went wrong.
+    /// Runs five continuous clients. Returns the longest look-up, or the error.
     fn traffic(&self) -> JoinSet<Result<Duration, String>> {
         let mut tasks = JoinSet::new();
         for task in 0..5 {
@@ -492,7 +492,7 @@ impl OldProgram {
         Ok(())
     }
 
-    /// Waits until each of its clients has done this much more.
+    /// Waits until each of its clients has made this many more rounds.
     async fn goes_on(&self, rounds: usize, tasks: &mut JoinSet<Result<Duration, String>>) {
         let now = || self.rounds.each_ref().map(|rounds| rounds.load(Ordering::SeqCst));
         let before = now();
@@ -509,7 +509,7 @@ impl OldProgram {
     }
 }
 
-/// Thirty-two bytes that nothing else has.
+/// Thirty-two unique bytes.
 fn hash_of(number: u64) -> Vec<u8> {
     number.to_be_bytes().repeat(4)
 }
@@ -529,7 +529,7 @@ fn migrations() -> Vec<(i64, String)> {
     all
 }
 
-/// A database as the release left it whose last migration is the `count`th, with keys in it.
+/// A database in the state of the release whose last migration is the `count`th, with keys.
 async fn of_a_release(count: usize) -> Database {
     let database = Server::shared().database().await;
     let (old, new) = (database.pool().await, Server::shared().database().await);
@@ -575,7 +575,7 @@ async fn an_upgrade_from(count: usize) {
     let begun = Instant::now();
     new.migrate().await.unwrap();
     let migrated = begun.elapsed();
-    // The old program goes on, on tables that are newer than it is.
+    // The old program keeps running on tables that are newer than it is.
     program.goes_on(20, &mut traffic).await;
     program.is_over.store(true, Ordering::Release);
     let mut longest = Duration::ZERO;
@@ -585,7 +585,7 @@ async fn an_upgrade_from(count: usize) {
     println!("from migration {count}: {migrated:.1?}; the longest statement {longest:.1?}");
     assert!(longest < LOCK_TIMEOUT, "{longest:?}");
 
-    // The new program knows the keys of the old one, and the other way round.
+    // The new program accepts the keys of the old one, and vice versa.
     for (key, id, _) in program.keys.iter() {
         let hash = format().parse(key.as_bytes()).unwrap().hash();
         let found = new.find(&hash).await.unwrap().expect("a key of the old program");

@@ -1,4 +1,4 @@
-//! What becomes of the connection that changes are heard on, and of keys that are revoked meanwhile.
+//! The connection of the change feed under faults, and keys that are revoked in the meantime.
 
 use std::{env, io, time::Duration};
 
@@ -28,13 +28,13 @@ use crate::{
 const MILLI: Duration = Duration::from_millis(1);
 const HEARTBEAT: Duration = Duration::from_millis(500);
 const FRESH_DURING_GAP: Duration = Duration::from_millis(500);
-/// How long a revocation may go unnoticed where the connection is dead and nobody has noticed: until
-/// somebody does. By then records are no longer trusted.
+/// How long a revocation may go unnoticed on a dead connection: until the heartbeat notices. By
+/// then records are no longer trusted.
 const UNNOTICED: Duration = HEARTBEAT.saturating_mul(2);
-/// What a deadline is given on a busy machine.
+/// The slack of a deadline on a busy machine.
 const SLACK: Duration = Duration::from_millis(300);
 
-/// The nodes of this file are this test in processes of their own.
+/// Runs a node of this file: this test in a process of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_comes_up_and_ends() {
     if run_if_node().await {
@@ -45,11 +45,11 @@ async fn a_node_comes_up_and_ends() {
     assert!(node.terminate().await.success());
 }
 
-/// A database, and the way the feeds of nodes take to it.
+/// A database, and the proxy for the feeds of nodes.
 struct Scene {
     heartbeat: Duration,
     database: Database,
-    /// Past the proxy.
+    /// A store that bypasses the proxy.
     store: PgKeyStore,
     proxy: FaultProxy,
     keys: Vec<Key>,
@@ -79,7 +79,7 @@ impl Scene {
         }
     }
 
-    /// A node that knows all keys, and listens.
+    /// A node that has cached all keys, with a connected feed.
     async fn start(&self) -> Node {
         let node = Node::start(&self.settings()).await;
         self.is_known_to(&node).await;
@@ -94,7 +94,7 @@ impl Scene {
         }
     }
 
-    /// Revokes a key past the proxy; how long after that the node refuses it.
+    /// Revokes a key past the proxy, and returns the time until the node refuses it.
     async fn revoke(&self, node: &Node, key: usize) -> Duration {
         let key = &self.keys[key];
         let mut client = node.client().await;
@@ -105,7 +105,7 @@ impl Scene {
         within(refused).await.unwrap().saturating_duration_since(revoked)
     }
 
-    /// After a gap each key is confirmed once, and revocations are heard of again.
+    /// Checks that after a gap each key is confirmed once, and revocations arrive again.
     async fn is_over(&self, node: &Node) {
         heard(node, 2).await;
         assert_eq!(node.count("feed_lost").await, 1);
@@ -137,7 +137,7 @@ async fn heard(node: &Node, times: u64) {
 /// How a node notices that something happened to its connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Noticed {
-    /// It is told, and needs no heartbeat for it.
+    /// At once, without a heartbeat.
     AtOnce,
     ByHeartbeat,
 }
@@ -224,7 +224,7 @@ async fn a_network_that_drops_everything() {
     a_revocation_during_fault(Fault::Unplugged).await;
 }
 
-/// In a network of its own, whose link is cut as a cable is. That needs root.
+/// In a network namespace, whose link is cut. Needs root.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_that_is_cut() {
     let network = Network::new().await;
@@ -239,7 +239,7 @@ async fn a_link_that_is_cut() {
     scene.is_over(&node).await;
 }
 
-/// A network in which a node has one link for its feed, and one for everything else.
+/// A network in which a node has one link for its feed, and another for everything else.
 struct Network {
     namespace: Namespace,
     feeds: Link,
@@ -279,8 +279,8 @@ impl Network {
     }
 }
 
-/// Whoever may connect to the database, and has learnt the name of the channel as well: 10,000
-/// forgeries and copies cost no look-up, and delay no revocation.
+/// A role that can connect to the database and knows the channel's name: 10,000 forgeries and
+/// copies cost no look-up, and delay no revocation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forged_notifications_cost_no_look_up_and_delay_no_revocation() {
     let scene = Scene::on(Server::shared(), 60_000 * MILLI).await;
@@ -300,7 +300,7 @@ async fn forged_notifications_cost_no_look_up_and_delay_no_revocation() {
     raw_sql(AssertSqlSafe(connect_only)).execute(&mut forger).await.unwrap();
     let flood = tokio::spawn(async move {
         for round in 0..100 {
-            // Within a transaction, the same is sent once.
+            // Within a transaction, equal notifications are sent once.
             let sql = format!(
                 "select pg_notify('{channel}', '{genuine}');
                 select pg_notify('{channel}', 'v1:everything');
@@ -315,8 +315,8 @@ async fn forged_notifications_cost_no_look_up_and_delay_no_revocation() {
     });
     let took = scene.revoke(&node, 1).await;
     println!("revoked during a flood: refused after {took:.1?}");
-    // What came before it has to be read first, which takes some microseconds each; the heartbeat,
-    // or the end of a gap, would take a minute.
+    // Earlier messages must be read first, which takes some microseconds each; the heartbeat, or
+    // the end of a gap, would take a minute.
     assert!(took < 10_000 * MILLI, "{took:?}");
     within(flood).await.unwrap();
     eventually("all is read", async || node.count("feed_junk").await == 10_000).await;
@@ -332,8 +332,8 @@ async fn forged_notifications_cost_no_look_up_and_delay_no_revocation() {
     assert_eq!((node.count("feed_live").await, node.count("feed_lost").await), (1, 0));
 }
 
-/// Revocations all the time while the feeds of some nodes connect again, each at its own moment:
-/// none falls between hearing again and trusting again.
+/// Continuous revocations while the feeds of some nodes reconnect at different moments: none is
+/// lost between listening again and trusting again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn revocations_while_feeds_connect_again() {
     let scene = Scene::new().await;
@@ -348,7 +348,7 @@ async fn revocations_while_feeds_connect_again() {
     let (mut revoked, mut pace) = (Vec::new(), interval(5 * MILLI));
     for (number, key) in scene.keys.iter().enumerate() {
         if number == scene.keys.len() - 10 {
-            // The last ones are revoked after that.
+            // The last keys are revoked after that.
             for node in &nodes {
                 heard(node, 2).await;
             }
@@ -367,7 +367,7 @@ async fn revocations_while_feeds_connect_again() {
     assert!(latest < FRESH_DURING_GAP + SLACK, "{latest:?}");
 }
 
-/// When the last request was sent with each key that was let in, once all are refused.
+/// For each key, when the last request that was let in was sent, once all keys are refused.
 async fn last_let_in(mut client: Client, keys: Vec<Key>) -> Vec<Instant> {
     let (mut let_in, mut refused) = (vec![Instant::now(); keys.len()], vec![false; keys.len()]);
     while refused.contains(&false) {
@@ -383,8 +383,8 @@ async fn last_let_in(mut client: Client, keys: Vec<Key>) -> Vec<Instant> {
     let_in
 }
 
-/// The feed waits longer and longer between attempts to connect. Returns how many connections the
-/// proxy accepted during the first six.
+/// Checks the feed's backoff between attempts to connect. Returns how many connections the proxy
+/// accepted during the first six.
 async fn six_attempts_take_three_seconds(fault: Fault) -> u64 {
     let scene = Scene::new().await;
     let node = scene.start().await;

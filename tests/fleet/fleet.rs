@@ -1,5 +1,5 @@
-//! Nodes that are processes of their own, in front of one database: what one does the others know,
-//! and none of them minds what happens to the database or to another node.
+//! Nodes that are separate processes, in front of one database: each learns of the others' changes,
+//! and none is affected by faults of the database or of another node.
 
 use std::{
     collections::HashMap,
@@ -34,7 +34,7 @@ use crate::{
 
 const MILLI: Duration = Duration::from_millis(1);
 
-/// Tests of this file take turns: what one measures, another one at the same time would falsify.
+/// Tests of this file run one at a time: concurrent ones would distort each other's measurements.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 async fn database(server: &Server) -> Database {
@@ -43,7 +43,7 @@ async fn database(server: &Server) -> Database {
     database
 }
 
-/// The nodes of a fleet are this test in processes of their own.
+/// Runs a node of a fleet: this test in a process of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_comes_up_and_ends() {
     if run_if_node().await {
@@ -62,14 +62,15 @@ async fn a_node_comes_up_and_ends() {
     assert!(node.terminate().await.success());
 }
 
-/// A node that hears of changes.
+/// A node with a connected feed.
 async fn listening(settings: &Settings) -> Node {
     let node = Node::start(settings).await;
     eventually("the feed is connected", async || node.count("feed_live").await == 1).await;
     node
 }
 
-/// How long after `revoke` has returned the others refuse the key, which they know.
+/// The time from the return of `revoke` until the other nodes, which have cached the key, refuse
+/// it.
 async fn revocations(
     others: &[&Node],
     keys: Vec<Key>,
@@ -136,14 +137,14 @@ async fn a_key_revoked_by_hand_is_refused_by_all() {
     .await;
 }
 
-/// Clients that ask for known keys at a steady rate until they are told to end.
+/// Clients that use known keys at a steady rate until stopped.
 struct Load {
     end: watch::Sender<bool>,
     clients: JoinSet<Vec<Use>>,
     answers: Arc<AtomicUsize>,
 }
 
-/// A request with a key, and what became of it: `None` if the connection ended first.
+/// A request with a key, and its response: `None` if the connection ended first.
 struct Use {
     key: KeyId,
     at: SystemTime,
@@ -179,7 +180,7 @@ impl Load {
         Self { end, clients, answers }
     }
 
-    /// Waits for so many more answers.
+    /// Waits for this many more responses.
     async fn is_answered(&self, more: usize) {
         let then = self.answers.load(Ordering::SeqCst) + more;
         let what = format!("{more} requests are answered");
@@ -275,8 +276,8 @@ async fn a_database_that_crashes_and_starts_again_under_load_fails_no_known_key(
 
 const USAGE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A node that is asked 2,000 times a second, for 200 keys by turns. At any time, some key was
-/// last recorded almost an interval ago: what was written of it is as old as it gets.
+/// A node with 2,000 requests a second, for 200 keys in turn. At any time, the last record of some
+/// key is almost an interval old: the recorded uses are as old as they get.
 async fn under_load(database: &Database) -> (Node, Load) {
     let settings =
         Settings { usage_interval: Some(USAGE_INTERVAL), ..Settings::new(database.url()) };
@@ -298,7 +299,7 @@ async fn a_node_that_is_terminated_under_load_has_written_every_use() {
     let uses = load.end().await;
     let Recorded { never, lag } = Recorded::of(&uses, &database).await;
     assert_eq!(never, 0);
-    // Of each interval the first use counts.
+    // The first use of each interval is recorded.
     assert!(lag <= USAGE_INTERVAL, "{lag:?}");
 }
 
@@ -312,12 +313,12 @@ async fn a_node_that_is_killed_loses_the_uses_of_one_interval() {
     while flushes.len() < 4 {
         flushes.push(next_flush(&mut connection, &mut latest).await);
     }
-    // Some that are not written yet.
+    // Some uses are not written yet.
     load.is_answered(500).await;
     node.kill().await;
     let uses = load.end().await;
 
-    // What was used before a flush was over is in the next one.
+    // A use before the end of a flush is in the next one.
     let written = flushes[flushes.len() - 2];
     let mut last_uses = HashMap::new();
     for it in uses.iter().filter(|it| it.answered <= written) {
@@ -329,7 +330,7 @@ async fn a_node_that_is_killed_loses_the_uses_of_one_interval() {
     for (key, last_use) in last_uses {
         let recorded = store.last_used_at(key).await.unwrap();
         let recorded = recorded.unwrap_or_else(|| panic!("no use of {key} was written"));
-        // Of each interval the first use counts. Times are stored in microseconds.
+        // The first use of each interval is recorded. Times are stored in microseconds.
         let lag = last_use.duration_since(recorded).unwrap_or_default();
         assert!(lag <= USAGE_INTERVAL + MILLI, "{lag:?} of the uses of {key} are lost");
     }
@@ -349,11 +350,11 @@ async fn next_flush(connection: &mut PgConnection, latest: &mut Option<String>) 
     clock.now()
 }
 
-/// What was recorded of the uses of keys.
+/// The recorded uses of keys.
 struct Recorded {
-    /// Keys of which nothing was.
+    /// Keys without a recorded use.
     never: usize,
-    /// By how much the last use was later at most than the one recorded, or than the first.
+    /// The maximum time by which the last use was later than the recorded one, or than the first.
     lag: Duration,
 }
 
@@ -438,7 +439,7 @@ async fn twenty_thousand_changes_of_other_keys_cost_a_known_key_no_query() {
     assert_eq!(node.count("queries").await, before.0);
     assert_eq!(node.count("feed_lost").await, 0);
 
-    // The feed still tells of changes that count.
+    // The feed still announces real changes.
     let by_hand = format!("update api_keys set revoked_at = now() where id = '{}'", keys[0].id());
     raw_sql(AssertSqlSafe(by_hand)).execute(&database.pool().await).await.unwrap();
     within(client.until_refused(&keys[0].text)).await;
@@ -488,7 +489,7 @@ async fn streams_and_sockets_end_when_their_key_expires() {
     let mut late = Vec::new();
     while let Some(end) = within(ends.join_next()).await {
         let (expires, ended) = end.unwrap();
-        // Reckoned from when the store was asked: a little early is as it should be.
+        // Measured from the start of the look-up, so a little early is correct.
         assert!(ended + 100 * MILLI >= expires, "{:?} too early", expires - ended);
         late.push(ended.saturating_duration_since(expires));
     }

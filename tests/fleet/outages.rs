@@ -1,5 +1,5 @@
-//! The whole service while its database misbehaves: known keys go on, unknown ones hear 503, and
-//! everybody is told the truth again as soon as there is one.
+//! The whole service while its database misbehaves: known keys keep working, unknown ones get 503,
+//! and all get correct responses as soon as the database is back.
 
 use std::{
     sync::{
@@ -39,7 +39,7 @@ use crate::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What a deadline of half a second is given on a busy machine.
+/// The slack of a deadline of half a second on a busy machine.
 const PROMPTLY: Duration = Duration::from_secs(2);
 /// The defaults.
 const FRESH: Duration = Duration::from_secs(60);
@@ -51,20 +51,20 @@ struct Node {
     service: Service<Counted<PgKeyStore>>,
     worker: Option<Worker>,
     proxy: FaultProxy,
-    /// Through the proxy, as the service sees it.
+    /// The store through the proxy, as the service uses it.
     pool: PgPool,
-    /// Past the proxy, as an administrator elsewhere sees it.
+    /// The store past the proxy, as an administrator elsewhere uses it.
     direct: PgKeyStore,
     _database: Database,
 }
 
 impl Node {
-    /// As the library has it by default.
+    /// The library's default.
     async fn start() -> Self {
         Self::with(5, |builder| builder).await
     }
 
-    /// For what must succeed on a busy machine, too.
+    /// Long enough for look-ups that must succeed on a busy machine.
     async fn patient() -> Self {
         Self::with(5, patient).await
     }
@@ -82,11 +82,11 @@ impl Node {
         let direct = PgKeyStore::new(database.pool().await);
         direct.migrate().await.unwrap();
         let proxy = FaultProxy::start(server.addr()).await;
-        // Everything else as sqlx has it: patience for 30 seconds, for instance.
+        // Otherwise sqlx's defaults, such as an acquire timeout of 30 seconds.
         let pool = PgPoolOptions::new().max_connections(connections);
         let address: PgConnectOptions = proxy.url(database.url()).parse().unwrap();
         let pool = pool.connect_lazy_with(address.application_name("the service"));
-        // One pool for all, so that a test sees what look-ups leave of it.
+        // One pool for everything, so that a test sees what look-ups leave of it.
         let store = PgKeyStore::builder().lookup_pool(pool.clone()).build(pool.clone());
         let store = Counted::new(store.unwrap());
         let (service, worker) = Service::around(store, ManualClock::default(), settings);
@@ -109,7 +109,7 @@ impl Node {
         self.service.store.queries()
     }
 
-    /// 503, and promptly.
+    /// Checks for a prompt 503.
     async fn is_unavailable(&self, key: &str) {
         let begun = Instant::now();
         let reply = self.service.get(key).await;
@@ -118,7 +118,7 @@ impl Node {
         assert!(took < PROMPTLY, "{took:?}");
     }
 
-    /// Holds every look-up up until the transaction ends.
+    /// Blocks every look-up until the transaction ends.
     async fn lock(&self) -> PgTransaction<'static> {
         let mut transaction = self.direct.pool().begin().await.unwrap();
         let lock = query("lock table api_keys in access exclusive mode");
@@ -142,7 +142,7 @@ impl Node {
         query_scalar(count).fetch_one(self.direct.pool()).await.unwrap()
     }
 
-    /// Every connection the pool may have can be had at once.
+    /// Checks that all connections of the pool can be acquired at once.
     async fn has_its_whole_pool(&self) {
         let mut connections = Vec::new();
         for _ in 0..self.pool.options().get_max_connections() {
@@ -152,7 +152,7 @@ impl Node {
         self.is_quiet().await;
     }
 
-    /// No connection is in use, not even to find out whether it still works.
+    /// Waits until no connection is in use, not even for a check that it still works.
     async fn is_quiet(&self) {
         let pool = &self.pool;
         let idle = async || usize::try_from(pool.size()).unwrap() == pool.num_idle();
@@ -160,14 +160,13 @@ impl Node {
     }
 }
 
-/// Nobody waits this long for anything but a test that has failed, and a clock that stands still
-/// gives no query back.
+/// Only a failed test waits this long. The clock stands still, so no query budget refills.
 fn patient(builder: Builder) -> Builder {
     let policy = CachePolicy::default().stranger_queries(u32::MAX);
     builder.cache(policy.load_deadline(20 * SECOND).unwrap())
 }
 
-/// Counts what it is asked for.
+/// Counts look-ups.
 #[derive(Clone)]
 struct Counted<S> {
     inner: S,
@@ -285,7 +284,7 @@ async fn columns_added_under_a_running_service_are_no_outage() {
     }
 }
 
-// Nobody there.
+// No database.
 
 #[tokio::test]
 async fn a_fresh_key_does_not_notice_that_connections_are_refused() {
@@ -325,7 +324,7 @@ async fn an_old_record_lets_nobody_in_past_its_expiry() {
     let key = Key::from(issued);
     node.service.get(&key.text).await.is_for("acme");
     node.proxy.set(Fault::Refuse).await;
-    // The database's clock has gone on a little since the key was issued.
+    // The database's clock has advanced a little since the key was issued.
     node.service.clock.advance(2 * FRESH - 30 * SECOND);
     node.service.get(&key.text).await.is_for("acme");
     node.service.clock.advance(30 * SECOND);
@@ -408,7 +407,7 @@ async fn a_server_that_crashes_and_starts_again_costs_known_keys_nothing() {
     node.has_its_whole_pool().await;
 }
 
-// Somebody there who says nothing.
+// A database that does not respond.
 
 #[tokio::test]
 async fn a_database_that_goes_silent_is_waited_for_no_longer_than_the_deadline() {
@@ -416,7 +415,7 @@ async fn a_database_that_goes_silent_is_waited_for_no_longer_than_the_deadline()
     let known = node.known("acme").await;
     let others = [node.issue("a").await, node.issue("b").await, node.issue("c").await];
     node.proxy.set(Fault::BlackHole).await;
-    // Through the connection that is there, through new ones, and past the size of the pool.
+    // Through the existing connection, through new ones, and beyond the size of the pool.
     let begun = Instant::now();
     let mut requests: Vec<_> = others.iter().map(|key| node.service.begin(&key.text)).collect();
     requests.push(node.service.begin(&unknown_key()));
@@ -445,7 +444,7 @@ async fn connections_that_went_silent_in_the_pool_are_replaced() {
     node.proxy.set(Fault::BlackHole).await;
     node.is_unavailable(&key.text).await;
     node.proxy.set(Fault::Pass).await;
-    // Two are left, and each costs one look-up.
+    // Two connections are left, and each costs one look-up.
     let mut failures = 0;
     loop {
         node.service.clock.advance(COOL_DOWN);
@@ -738,7 +737,7 @@ mod sqlite {
     }
 }
 
-/// Whoever closes the pool before the worker has ended has heard the last of changes and of uses.
+/// If the pool is closed before the worker has ended, changes and uses are lost.
 #[tokio::test]
 async fn a_pool_that_is_closed_early_is_a_gap_and_the_worker_ends_nevertheless() {
     let database = Server::shared().database().await;

@@ -1,6 +1,5 @@
-//! What limits that a fleet shares do while their Redis is away, slow, or has lost its mind: nobody
-//! waits, nobody is turned away who would not be by one node alone, and what is shared is shared again
-//! within a second.
+//! Limits that a fleet shares while Redis is down, slow, or misbehaving: no request waits, none is
+//! refused that a single node would admit, and sharing resumes within a second.
 
 use std::{
     num::NonZeroU32,
@@ -38,7 +37,7 @@ use crate::wait::{PATIENCE, eventually, within};
 
 /// The default.
 const DEADLINE: Duration = Duration::from_millis(25);
-/// What may come on top of the deadline: timers are of a millisecond, and work takes time.
+/// The slack beyond the deadline: timers have a resolution of a millisecond, and work takes time.
 const SLACK: Duration = Duration::from_millis(5);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -50,7 +49,7 @@ async fn decided(check: Check) -> Decisions {
     }
 }
 
-/// Always the same key, whose quotas let far less through than is asked for.
+/// Always the same key, whose quotas admit far fewer than are sent.
 const KEY: Subject<'_> = Subject::of_key("acme", 1);
 
 fn quotas() -> RateLimits {
@@ -59,23 +58,23 @@ fn quotas() -> RateLimits {
     RateLimits::new([second, sliding]).unwrap()
 }
 
-/// Requests that come all the time, and what became of them.
+/// Continuous requests, and their results.
 struct Load {
     tasks: JoinSet<Seen>,
-    /// How late this machine is by itself: other tests are busy, too.
+    /// The lateness of this machine itself: other tests are busy, too.
     lateness: JoinSet<Vec<Duration>>,
     decisions: Arc<AtomicU64>,
     is_over: Arc<AtomicBool>,
 }
 
-/// As many decisions as clients get in half a second, if the machine keeps up.
+/// The decisions of half a second, if the machine keeps up.
 const HALF_A_SECOND: u64 = 500;
 
 #[derive(Default)]
 struct Seen {
     times: Vec<Duration>,
     admitted: u32,
-    /// By a limiter of one process that was asked the same.
+    /// The decisions of a limiter of one process on the same requests.
     admitted_by_one: u32,
 }
 
@@ -102,7 +101,7 @@ impl Load {
         Self { tasks, lateness, decisions, is_over }
     }
 
-    /// Waits for so many more decisions.
+    /// Waits for this many more decisions.
     async fn is_decided(&self, more: u64) {
         let then = self.decisions.load(Ordering::SeqCst) + more;
         let what = format!("{more} requests are decided");
@@ -169,12 +168,12 @@ struct Outage<B, E> {
     url: String,
     begin: B,
     end: E,
-    /// Whether nodes are on their own during it.
+    /// Whether nodes decide locally during it.
     is_alone: bool,
 }
 
 impl<B: AsyncFn(), E: AsyncFn()> Outage<B, E> {
-    /// By a node that asks for each request, and by one that does not.
+    /// On a node that asks Redis for each request, and on one that does not.
     async fn is_survived(&self) {
         let asking = RedisRateLimiter::builder(&self.url);
         let leasing = RedisRateLimiter::builder(&self.url).prefix("leases");
@@ -318,7 +317,7 @@ async fn redis_answers_with_errors_or_nonsense() {
 async fn what_redis_has_lost_the_nodes_know() {
     let redis = Redis::start();
     for lost in ["FLUSHALL", "SCRIPT FLUSH"] {
-        // Each time, what the requests under way have taken is lost.
+        // Each time, the units of the requests under way are lost.
         let begin = async || {
             let mut pace = interval(SECOND / 4);
             for _ in 0..4 {
@@ -422,7 +421,7 @@ async fn clients_of_the_whole_service_never_see_more_of_an_outage_than_their_lim
         pace.tick().await;
         request().await;
     }
-    // All answers lie in here.
+    // All responses arrive within this time.
     let most = quota.most_in(begun.elapsed());
     let [admitted, refused] = seen;
     assert!(admitted <= most, "{admitted} admitted of at most {most}");

@@ -1,4 +1,4 @@
-//! Keys that are looked up on a standby, and what becomes of revocations that it has not applied.
+//! Keys that are looked up on a standby, and revocations that it has not applied.
 
 use std::{
     future::{Future, pending},
@@ -42,7 +42,7 @@ use crate::{
 const SOON: Duration = Duration::from_secs(30);
 const OFTEN: Duration = Duration::from_millis(10);
 const MAX_LAG: Duration = Duration::from_millis(500);
-/// What a busy machine adds.
+/// The slack of a busy machine.
 const SLACK: Duration = Duration::from_secs(3);
 const KEY: KeyId = KeyId::from_bytes([9; 16]);
 
@@ -56,7 +56,7 @@ async fn execute(connection: &mut PgConnection, sql: impl Into<String>) {
     done.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
-/// A primary with a key, and a standby of it.
+/// A primary with a key, and its standby.
 struct Pair {
     database: Database,
     primary: Server,
@@ -106,7 +106,7 @@ impl Pair {
         execute(&mut admin, "select pg_wal_replay_resume()").await;
     }
 
-    /// From now on, the standby hears of its primary through `proxy`.
+    /// From now on, the standby replicates through `proxy`.
     async fn follow_through(&self, proxy: &FaultProxy, settings: &str) {
         let mut admin = PgConnection::connect(&self.replica_url()).await.unwrap();
         let conninfo = format!(
@@ -132,7 +132,7 @@ async fn touch(connection: &mut PgConnection) {
     execute(connection, format!("update api_keys set name = '{}'", unique())).await;
 }
 
-/// How long it takes until what is polled is too old, or is not any more.
+/// The time until the polled standby becomes, or is no longer, too far behind.
 async fn until(feed: &mut impl ChangeFeed, is_too_old: bool) -> Duration {
     let begun = Instant::now();
     soon(async {
@@ -144,7 +144,7 @@ async fn until(feed: &mut impl ChangeFeed, is_too_old: bool) -> Duration {
     begun.elapsed()
 }
 
-/// Nothing happens, for several times as long as a standby may be behind.
+/// Nothing happens for several times `max_lag`.
 async fn stays_current(feed: &mut impl ChangeFeed) {
     let begun = Instant::now();
     while begun.elapsed() < 3 * MAX_LAG {
@@ -163,7 +163,7 @@ async fn told(feed: &mut impl ChangeFeed, change: Change) {
 async fn a_standby_is_behind_when_its_replay_is_paused_and_not_when_its_primary_is_idle() {
     let pair = Pair::new().await;
     let mut prompt = pair.prompt().await;
-    // By a role that may read the log, and nothing else: no statistics either.
+    // With a role that may read the log, and nothing else, not even statistics.
     execute(&mut prompt, "create role poller; grant select on api_key_changes to poller").await;
     let mut feed = pair.feed().await;
     let url = format!("{}?options=-crole=poller", pair.replica_url());
@@ -182,7 +182,7 @@ async fn a_standby_is_behind_when_its_replay_is_paused_and_not_when_its_primary_
     println!("replay paused: noticed after {took:.1?} and {took_poller:.1?}");
     assert!(took.max(took_poller) < MAX_LAG + SLACK, "{took:?} {took_poller:?}");
     assert!(feed.staleness().unwrap().age >= MAX_LAG);
-    // Also by who comes only now.
+    // Also with a new feed.
     let mut late = pair.feed().await;
     soon(late.connect()).await.unwrap();
     until(&mut late, true).await;
@@ -215,7 +215,7 @@ async fn a_standby_is_behind_when_it_is_cut_off() {
         touch(&mut prompt).await;
         let (took, took_sure) = tokio::join!(until(&mut feed, true), until(&mut sure, true));
         println!("{fault:?}: noticed after {took:.1?}, and {took_sure:.1?} by asking the primary");
-        // It takes the standby's time-out to notice a dead connection; the primary knows at once.
+        // The standby needs its time-out to notice a dead connection; the primary notices at once.
         assert!(took < Duration::from_secs(1) + MAX_LAG + SLACK, "{fault:?}: {took:?}");
         assert!(took_sure < MAX_LAG + SLACK, "{fault:?}: {took_sure:?}");
 
@@ -237,13 +237,13 @@ async fn a_primary_that_does_not_say_how_far_it_is_vouches_for_nothing() {
     for fault in [Fault::Refuse, Fault::BlackHole] {
         proxy.set(fault).await;
         until(&mut feed, true).await;
-        // Changes are told nevertheless.
+        // Changes are announced nevertheless.
         touch(&mut pair.prompt().await).await;
         told(&mut feed, Change::Changed(KEY)).await;
         proxy.set(Fault::Pass).await;
         until(&mut feed, false).await;
     }
-    // A standby is no primary.
+    // A standby is not a primary.
     let mut feed = pair.feed().await.primary(pair.replica().await);
     soon(feed.connect()).await.unwrap();
     until(&mut feed, true).await;
@@ -299,7 +299,7 @@ async fn a_key_that_was_revoked_stops_although_its_standby_has_stopped() {
     let took = revoked.elapsed();
     println!("revoked where its standby does not hear of it: refused after {took:.1?}");
     assert!(took < MAX_LAG + FRESH + STALE_IF_ERROR + SLACK, "{took:?}");
-    // For good, as long as the standby stands still, and as during an outage.
+    // As long as the standby is stopped, for the same time as in an outage.
     for _ in 0..20 {
         let rejection = auth.authenticate(text(0)).await.unwrap_err();
         assert_eq!(rejection.kind(), RejectionKind::StoreUnavailable);
@@ -320,7 +320,7 @@ async fn a_key_that_was_revoked_stops_although_its_standby_has_stopped() {
 
 const ADMIN: [&str; 2] = ["api-keys:read", "api-keys:write"];
 
-/// A service with the routes that keys are managed by.
+/// A service with the management routes.
 struct Service {
     app: Router,
     auth: Authenticator,
@@ -328,7 +328,7 @@ struct Service {
 }
 
 impl Service {
-    /// Looks keys up in one store, and changes them in another one, which may be the same.
+    /// Looks keys up in one store, and changes them in another, which may be the same.
     fn new(
         look_ups: PgKeyStore,
         changes: PgKeyStore,
@@ -404,7 +404,7 @@ async fn issue(pair: &Pair, consumer: &str, scopes: &[&str]) -> (String, KeyId) 
     let issuer = KeyIssuer::new(store, KeyFormat::new("sk_test_").unwrap());
     let scopes = Scopes::parse(scopes.iter().copied()).unwrap();
     let issued = issuer.issue(NewKey::new(consumer, Expiry::Never).scopes(scopes)).await.unwrap();
-    // Until the standby has it.
+    // Waits until the standby has it.
     let replica = pair.replica().await;
     let there = async || replica.find(&issued.record.key_hash).await.unwrap().is_some();
     eventually("the standby has the key", there).await;
@@ -447,7 +447,7 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// A service that was given the URL of a standby for everything.
+/// A service that uses the URL of a standby for everything.
 #[tokio::test]
 async fn a_service_on_a_standby_lets_keys_in_refuses_changes_with_503_and_logs_each_reason_once() {
     let pair = Pair::new().await;
@@ -493,7 +493,7 @@ async fn a_service_on_a_standby_lets_keys_in_refuses_changes_with_503_and_logs_e
     assert_eq!(service.heard("feed live"), 0);
 }
 
-/// The same service, with a feed that suits a standby and a store for changes on the primary.
+/// The same service, with the right feed for a standby and a store for changes on the primary.
 #[tokio::test]
 async fn a_service_on_a_standby_that_polls_it_and_manages_keys_on_the_primary_lacks_nothing() {
     let pair = Pair::new().await;
@@ -508,7 +508,7 @@ async fn a_service_on_a_standby_that_polls_it_and_manages_keys_on_the_primary_la
     let issued: Value = serde_json::from_str(&issued.body).unwrap();
     let (key, id) = (issued["key"].as_str().unwrap(), issued["id"].as_str().unwrap());
     eventually("the key is let in", async || service.get(key).await == StatusCode::OK).await;
-    // A key that is revoked elsewhere is told of.
+    // A revocation elsewhere is announced.
     let store = PgKeyStore::connect(pair.database.url()).await.unwrap();
     store.revoke(id.parse().unwrap(), None).await.unwrap();
     eventually("the key is refused", async || service.get(key).await != StatusCode::OK).await;
@@ -546,7 +546,7 @@ async fn a_standby_that_has_not_applied_a_revocation_revives_no_key_that_this_no
             assert_eq!(old.revoked_at, None, "the standby has old data");
         }
         if round % 5 == 4 {
-            // Even where nothing is cached.
+            // Even if nothing is cached.
             service.auth.invalidate_all();
         }
     }

@@ -1,6 +1,6 @@
-//! What is lost when a node is told to end, and when it is killed.
+//! What is lost when a node is terminated or killed.
 //!
-//! The node is a process of its own: the same test, which finds its orders in its environment.
+//! The node is a process of its own: the same test, with commands in its environment.
 
 #[path = "../../examples/shared/mod.rs"]
 #[expect(dead_code, reason = "it is the examples', too")]
@@ -50,10 +50,10 @@ use tower_api_key::{
 
 use crate::harness::postgres::{Database, Server};
 
-/// The database of a node, and which server it has.
+/// The database of a node, and the kind of server it uses.
 const DATABASE: &str = "SIGNALS_DATABASE_URL";
 const SERVER: &str = "SIGNALS_SERVER";
-/// Plenty for anything that happens at all.
+/// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 const INTERVAL: Duration = Duration::from_secs(10);
 
@@ -99,14 +99,14 @@ async fn written(store: &PgKeyStore, keys: &[Key]) -> Vec<bool> {
 
 // -- The process of a node ---------------------------------------------------------------------------
 
-/// Says a line to the test. What the test framework prints may be in front of it.
+/// Prints a line for the test. Output of the test framework may precede it.
 fn say(line: &str) {
     let mut stdout = std::io::stdout();
     stdout.write_all(format!("\n:{line}\n").as_bytes()).unwrap();
     stdout.flush().unwrap();
 }
 
-/// Lines of standard input, which a thread waits for.
+/// Lines of standard input, read by a thread.
 fn orders() -> mpsc::UnboundedReceiver<String> {
     let (order, orders) = mpsc::unbounded_channel();
     spawn_blocking(move || {
@@ -147,7 +147,7 @@ impl Node {
         self.stdin.write_all(format!("{line}\n").as_bytes()).await.unwrap();
     }
 
-    /// The next line that the node says.
+    /// The next line that the node prints.
     async fn line(&mut self) -> String {
         within(async {
             loop {
@@ -166,12 +166,12 @@ impl Node {
 
     fn terminate(&self) {
         let id = self.child.id().expect("it runs").to_string();
-        // The `kill` of the shell, as not every system has a program of that name.
+        // The shell's `kill`, because not every system has the program.
         let mut kill = std::process::Command::new("sh");
         assert!(kill.args(["-c", r#"kill -s TERM "$0""#, &id]).status().unwrap().success());
     }
 
-    /// The last line that it says, and how it ends.
+    /// The last line that it prints, and its exit status.
     async fn ends(mut self) -> (String, ExitStatus) {
         within(async {
             let mut last = String::new();
@@ -195,7 +195,7 @@ impl Node {
 /// Half of a body.
 const HALF: usize = 200_000;
 
-/// Serves until SIGTERM. The answers of `/late` and `/half` end once there was an order to.
+/// Serves until SIGTERM. The responses of `/late` and `/half` end once the test says so.
 async fn serve(url: &str, server: &str) {
     let (auth, worker) = Authenticator::builder(store(url).await, format())
         // The only flush is the last one.
@@ -247,7 +247,7 @@ async fn serve(url: &str, server: &str) {
     if server == "timed" {
         shared::serve(listener, app, worker, end).await.unwrap();
     } else {
-        // As the manual has it.
+        // As in the manual.
         let (shutdown, ended) = tokio::sync::oneshot::channel::<()>();
         let worker = tokio::spawn(worker.run(async {
             let _ = ended.await;
@@ -259,7 +259,7 @@ async fn serve(url: &str, server: &str) {
     say(&format!("quick {}", quick.load(Ordering::SeqCst)));
 }
 
-/// Keeps `open` for as long as the process lives.
+/// Keeps `open` until the process ends.
 async fn pending<T>(open: T) {
     std::future::pending::<()>().await;
     drop(open);
@@ -291,7 +291,7 @@ async fn http2(address: SocketAddr) -> Http2 {
     sender
 }
 
-/// The length of a body that came whole.
+/// The length of a body that arrived completely.
 async fn whole(answer: hyper::Result<Response<Incoming>>) -> Result<usize, String> {
     let answer = answer.map_err(|error| format!("no answer: {error:?}"))?;
     assert_eq!(answer.status(), StatusCode::OK);
@@ -299,15 +299,15 @@ async fn whole(answer: hyper::Result<Response<Incoming>>) -> Result<usize, Strin
     Ok(body.map_err(|error| format!("cut off: {error:?}"))?.to_bytes().len())
 }
 
-/// A client that asks with each of `keys` by turns until the node is no longer there. It returns the
-/// keys of requests that were answered, and how often.
+/// A client that uses each of `keys` in turn until the node is gone. It returns the keys of
+/// answered requests, and how many there were.
 async fn ask_on(
     address: SocketAddr,
     keys: Vec<Key>,
     answered: Arc<AtomicUsize>,
 ) -> (HashSet<KeyId>, usize) {
     let (mut used, mut count) = (HashSet::new(), 0);
-    // A connection that was waiting to be accepted is reset, and what is not begun is not answered.
+    // A connection in the accept queue is reset, and a request not yet begun is not answered.
     while let Ok(mut sender) = http1(address).await {
         for key in keys.iter().cycle() {
             if sender.ready().await.is_err() {
@@ -316,7 +316,7 @@ async fn ask_on(
             let Ok(answer) = sender.send_request(request(address, "/quick", key)).await else {
                 break;
             };
-            // Whatever has begun to be answered is answered.
+            // A response that has begun is completed.
             assert_eq!(whole(Ok(answer)).await, Ok("quick".len()));
             used.insert(key.id);
             count += 1;
@@ -349,8 +349,8 @@ async fn terminated_under_load(server: &str) {
     let line = node.line().await;
     let address: SocketAddr = line.strip_prefix("listening on ").unwrap().parse().unwrap();
 
-    // Requests under way: on connections of their own, and on one of HTTP/2. `axum::serve` resets
-    // that one if the client still sends frames when the last answer has been written.
+    // Running requests: on separate connections, and on one HTTP/2 connection. `axum::serve` resets
+    // that one if the client still sends frames after the last response.
     let mut under_way = JoinSet::new();
     let shared = http2(address).await;
     for (at, key) in gated.iter().cloned().enumerate() {
@@ -385,7 +385,7 @@ async fn terminated_under_load(server: &str) {
     .await;
 
     node.terminate();
-    // New connections are refused, and every client is told so.
+    // New connections are refused, and every client is notified.
     let (mut used, mut count) = (HashSet::new(), 0);
     while let Some(client) = within(load.join_next()).await {
         let (keys, answers) = client.unwrap();
@@ -417,7 +417,7 @@ async fn terminated_under_load(server: &str) {
 
 // -- SIGKILL -----------------------------------------------------------------------------------------
 
-/// Does as it is told, in a time that goes on only as it is told.
+/// Follows commands, with a clock that advances only on command.
 async fn obey(url: &str) {
     let store = store(url).await;
     let (auth, worker) = Authenticator::builder(store.clone(), format())
@@ -430,7 +430,7 @@ async fn obey(url: &str) {
         .build();
     let app: Router = Router::new().route("/", get(async || "used")).layer(ApiKeyLayer::new(auth));
     let issuer = KeyIssuer::new(store, format());
-    // From here on no timer fires by itself: a thread is busy all the time.
+    // From here on no timer fires by itself: one thread is always busy.
     let mut orders = orders();
     pause();
     tokio::spawn(worker.run(std::future::pending()));
@@ -446,7 +446,7 @@ async fn obey(url: &str) {
                 say(answer.status().as_str());
             }
             ("wait", millis) => {
-                // The worker has taken up what was reported until now.
+                // Waits until the worker has received the reported uses.
                 for _ in 0..100 {
                     yield_now().await;
                 }
@@ -472,13 +472,13 @@ impl Node {
         }
     }
 
-    /// Time goes on, and nothing is written.
+    /// Time advances, and nothing is written.
     async fn waits(&mut self, time: Duration) {
         self.order(&format!("wait {}", time.as_millis())).await;
         self.says("waited").await;
     }
 
-    /// Time goes on to the end of an interval, at which the uses of so many keys are written.
+    /// Time advances to the end of an interval, when the uses of this many keys are written.
     async fn flushes(&mut self, time: Duration, keys: usize) {
         self.order(&format!("wait {}", time.as_millis())).await;
         let mut said = [self.line().await, self.line().await];
@@ -493,7 +493,7 @@ async fn a_node_that_is_killed_loses_the_uses_of_one_interval_and_not_of_two() {
         return obey(&url).await;
     }
     const EACH: usize = 20;
-    // A timer of tokio's is late by less than this.
+    // A tokio timer is late by less than this.
     let moment = Duration::from_millis(10);
     let database = Server::shared().database().await;
     let store = store(database.url()).await;
@@ -510,13 +510,13 @@ async fn a_node_that_is_killed_loses_the_uses_of_one_interval_and_not_of_two() {
             node.uses(late).await;
             node.flushes(2 * moment, EACH).await;
         }
-        // The interval that is lost is as long as it can be.
+        // The lost interval is as long as possible.
         node.uses(last).await;
         node.waits(INTERVAL - moment).await;
         node.kill().await;
 
         assert_eq!(written(&store, whole).await, vec![true; whole.len()], "{intervals}");
-        // The control: the uses of the last one are in no other place.
+        // The control: the uses of the last interval are stored nowhere else.
         assert_eq!(written(&store, last).await, vec![false; EACH], "{intervals}");
     }
 }
@@ -537,7 +537,7 @@ async fn what_a_node_said_it_changed_is_in_the_audit_after_it_is_killed() {
         for _ in 0..count {
             said.insert(node.line().await.parse::<KeyId>().unwrap());
         }
-        // Right after it said so, as the kernel goes.
+        // Killed right after its message.
         node.kill().await;
     }
     assert_eq!(said.len(), 20 * 21 / 2);
@@ -555,7 +555,7 @@ async fn what_a_node_said_it_changed_is_in_the_audit_after_it_is_killed() {
         }
     }
     assert!(said.is_subset(&issued), "{:?}", said.difference(&issued));
-    // And no line without a key, nor a key without a line.
+    // And no line without a key, or key without a line.
     for id in &issued {
         assert!(store.get(*id).await.unwrap().is_some(), "{id}");
     }

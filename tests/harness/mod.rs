@@ -1,5 +1,5 @@
-//! What integration tests share: a throwaway PostgreSQL and Redis, and a proxy that breaks connections
-//! to them.
+//! Shared by integration tests: a throwaway PostgreSQL and Redis, and a proxy that breaks
+//! connections to them.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of the harness")]
 #![allow(
@@ -29,11 +29,11 @@ use std::{
 
 use tokio::net::TcpSocket;
 
-/// A port that stays ours while nobody listens on it.
+/// A port that stays reserved while nothing listens on it.
 ///
-/// A bound socket that never listens refuses connections and keeps the port from being handed to
-/// anybody else; on Linux a listener that sets `SO_REUSEADDR`, as tokio's and PostgreSQL's do, may
-/// still bind beside it. Elsewhere it may not, and the port is merely likely to stay free.
+/// A bound socket that never listens refuses connections and keeps the system from assigning the
+/// port elsewhere; on Linux a listener that sets `SO_REUSEADDR`, as tokio's and PostgreSQL's do,
+/// can still bind beside it. Elsewhere it cannot, and the port is merely likely to stay free.
 pub struct Port {
     pub addr: SocketAddr,
     _held: Option<TcpSocket>,
@@ -44,7 +44,7 @@ impl Port {
         Self::reserve_on(Ipv4Addr::LOCALHOST)
     }
 
-    /// The same of another address of this machine.
+    /// The same on another address of this machine.
     pub fn reserve_on(ip: Ipv4Addr) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_reuseaddr(true).expect("SO_REUSEADDR");
@@ -54,13 +54,13 @@ impl Port {
     }
 }
 
-/// Where it is set, tests that need root are left out where it is missing.
+/// If set, tests that need root are skipped without it.
 const WITHOUT_ROOT: &str = "WITHOUT_ROOT";
-/// The file into which each such test writes its line. `tests/run` counts them.
+/// The file to which each skipped test writes a line. `tests/run` counts them.
 const LEFT_OUT: &str = "LEFT_OUT";
 
-/// What only root can do for `test`, if it was done. Otherwise the test fails; or it has to return,
-/// as it is left out where [`WITHOUT_ROOT`] says so.
+/// The result of what only root can do for `test`. Without root the test fails, or, if
+/// [`WITHOUT_ROOT`] is set, gets `None` and must return.
 pub fn as_root<T>(test: &str, done: io::Result<T>) -> Option<T> {
     let error = match done {
         Ok(done) => return Some(done),
@@ -79,7 +79,7 @@ pub fn as_root<T>(test: &str, done: io::Result<T>) -> Option<T> {
     None
 }
 
-/// A number no other run of any test has drawn.
+/// A number unique among all tests and runs.
 pub fn unique() -> u64 {
     RandomState::new().build_hasher().finish()
 }

@@ -1,4 +1,4 @@
-//! A network of its own for a process, with links that can be cut as a cable can: nobody is told.
+//! A network namespace for a process, with links that can be cut like a cable: silently.
 
 use std::{
     ffi::OsStr,
@@ -9,17 +9,17 @@ use std::{
 
 use super::unique;
 
-/// A network namespace. It ends with the value, or with the test's process, and its links with it.
+/// A network namespace. It is removed with its links when the value is dropped or the test ends.
 pub struct Namespace {
     /// Holds the namespace for as long as its stdin is open.
     holder: Child,
-    /// The process that is in the namespace. `holder` may be `sudo`, which is not.
+    /// The process inside the namespace. `holder` may be `sudo`, which is outside.
     pid: u32,
 }
 
 impl Namespace {
-    /// Needs to be root, or `sudo` without a password, and the programs `unshare`, `nsenter` and
-    /// `ip`. The error says what failed.
+    /// Needs root, or `sudo` without a password, and the programs `unshare`, `nsenter` and `ip`.
+    /// The error says what failed.
     pub fn new() -> io::Result<Self> {
         let mut holder = as_root("unshare")
             .args(["--net", "sh", "-c", "echo $$; exec cat"])
@@ -28,7 +28,7 @@ impl Namespace {
             .stderr(Stdio::null())
             .spawn()?;
         let mut line = String::new();
-        // The holder says who it is once it is where it belongs, and nothing if it cannot be.
+        // The holder prints its pid once it is in the namespace, and nothing if that fails.
         if let Some(stdout) = holder.stdout.take() {
             BufReader::new(stdout).read_line(&mut line)?;
         }
@@ -42,7 +42,7 @@ impl Namespace {
         }
     }
 
-    /// Runs `program` in here.
+    /// Runs `program` in the namespace.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = as_root("nsenter");
         command.arg(format!("--net=/proc/{}/ns/net", self.pid)).arg("--").arg(program);
@@ -54,7 +54,7 @@ impl Namespace {
         let number = unique();
         let [a, b, c, d, ..] = number.to_be_bytes();
         let name = format!("t{a:02x}{b:02x}{c:02x}{d:02x}");
-        // Of the network set aside for tests of networks, RFC 2544.
+        // From the network reserved for benchmarks of networks, RFC 2544.
         let first = Ipv4Addr::new(198, 18 | (b & 1), c, d & !3);
         let [outside, inside] = [1, 2].map(|it| Ipv4Addr::from_bits(first.to_bits() + it));
 
@@ -82,7 +82,7 @@ impl Drop for Namespace {
     }
 }
 
-/// A link whose ends have an address each.
+/// A link, with an address at each end.
 pub struct Link {
     name: String,
     pub outside: Ipv4Addr,
@@ -90,7 +90,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// What is sent is lost from now on, and neither end learns of it.
+    /// From now on packets are lost, and neither end is notified.
     pub fn cut(&self) {
         ip(as_root("ip"), &["link", "set", &self.name, "down"]).expect("cutting the link");
     }
@@ -100,7 +100,7 @@ impl Link {
     }
 }
 
-/// `program`, run by root. Runners of CI may `sudo`; it keeps the environment.
+/// `program`, run as root. CI runners may `sudo`, which keeps the environment.
 fn as_root(program: &str) -> Command {
     let id = Command::new("id").arg("-u").output();
     if id.is_ok_and(|id| id.stdout.trim_ascii() == b"0") {

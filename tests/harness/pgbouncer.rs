@@ -20,13 +20,13 @@ use super::{
 
 const HELP: &str = "The tests need PgBouncer. Install it (for instance `apt-get install \
     pgbouncer`), or run the tests through `tests/run`";
-/// Names the program of PgBouncer 1.21 or later, if it is not the one on the path.
+/// The path of PgBouncer 1.21 or later, unless it is the one on `PATH`.
 const PROGRAM: &str = "PGBOUNCER";
 
 /// Longer than PgBouncer takes for its next line while it starts.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// PgBouncer, which hands its connections to the server round among its clients.
+/// PgBouncer, which shares its server connections among its clients.
 pub struct PgBouncer {
     port: Port,
     _folder: TempDir,
@@ -34,13 +34,13 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// In this mode (`session`, `transaction`), with so many connections to the server.
+    /// Starts in this mode (`session`, `transaction`), with this many connections to the server.
     pub fn start(server: &Server, mode: &str, connections: u32) -> Self {
         let settings = format!("pool_mode = {mode}\ndefault_pool_size = {connections}\n");
         Self::with(&program(), server, &settings)
     }
 
-    /// In transaction mode, of a version that keeps track of prepared statements: 1.21 or later.
+    /// Starts in transaction mode, a version that supports prepared statements: 1.21 or later.
     pub fn start_with_prepared_statements(server: &Server, connections: u32) -> Self {
         let program = env::var_os(PROGRAM).map_or_else(program, PathBuf::from);
         let version = version(&program);
@@ -84,7 +84,7 @@ impl PgBouncer {
         let mut running = run(program, &settings).spawn().expect("running a shell");
         let said = BufReader::new(running.stderr.take().expect("a pipe"));
         let (sender, lines) = mpsc::channel();
-        // It is read to the end: a full pipe would hold PgBouncer up.
+        // Read to the end: a full pipe would block PgBouncer.
         thread::spawn(move || {
             for line in said.lines().map_while(Result::ok) {
                 let _ = sender.send(line);
@@ -114,8 +114,8 @@ impl Drop for PgBouncer {
     }
 }
 
-/// It ends with this process, however that ends: the shell reads a pipe that only this process
-/// holds open.
+/// PgBouncer ends when this process ends for any reason: the shell reads a pipe that only this
+/// process holds open.
 fn run(program: &Path, settings: &Path) -> Command {
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", r#""$1" "$2" & cat; kill -KILL $!"#, "sh"]).arg(program).arg(settings);

@@ -34,7 +34,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// The server of `DATABASE_URL`, else one throwaway server for all tests of this process.
+    /// The server of `DATABASE_URL`, or one throwaway server for all tests of this process.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Server> = OnceLock::new();
         SHARED.get_or_init(|| match env::var("DATABASE_URL") {
@@ -43,22 +43,22 @@ impl Server {
         })
     }
 
-    /// A throwaway server of the test's own, which it may stop.
+    /// A throwaway server for one test, which may stop it.
     pub fn start() -> Self {
         Self::of(Throwaway::start(), "")
     }
 
-    /// The same, and whoever takes its URL speaks TLS.
+    /// The same; its URL requires TLS.
     pub fn start_with_tls() -> Self {
         Self::of(Throwaway::start_with_tls(), "?sslmode=require")
     }
 
-    /// The same with this certificate. Its URL does not ask for TLS.
+    /// The same with this certificate. Its URL does not require TLS.
     pub fn start_with_certificate(certificate: &Certificate) -> Self {
         Self::of(Throwaway::start_with_certificate(certificate), "")
     }
 
-    /// A hot standby of this throwaway server, which follows it.
+    /// A hot standby that follows this throwaway server.
     pub fn standby(&self) -> Self {
         let primary = self.throwaway.as_ref().expect("only a `Server::start()` has standbys");
         Self::of(Throwaway::standby(primary), "")
@@ -69,12 +69,12 @@ impl Server {
         Self { url, throwaway: Some(throwaway) }
     }
 
-    /// A new, empty database. It is dropped with the value.
+    /// A new, empty database. Dropping the value drops the database.
     pub async fn database(&self) -> Database {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("test_{}_{count}_{:016x}", process::id(), unique());
-        // Nobody can be connected to template0, which would fail the statement.
+        // Connections to the template would fail the statement; template0 allows none.
         let create = format!("CREATE DATABASE {name} TEMPLATE template0");
         if let Err(error) = execute(&self.url, create).await {
             panic!("creating a database for a test: {error}\n{HELP}");
@@ -90,7 +90,7 @@ impl Server {
         format!("{scheme}://{authority}/{database}{query}")
     }
 
-    /// User and password, as far as the URL has them.
+    /// User and password from the URL, empty if absent.
     pub(super) fn user(&self) -> (&str, &str) {
         let (_, rest) = self.url.split_once("://").expect("a URL");
         let authority = rest.split(['/', '?']).next().unwrap_or_default();
@@ -98,7 +98,7 @@ impl Server {
         user.split_once(':').unwrap_or((user, ""))
     }
 
-    /// Where a proxy finds this server.
+    /// The address of this server, for a proxy.
     pub fn addr(&self) -> SocketAddr {
         let (_, rest) = self.url.split_once("://").expect("a URL");
         let authority = rest.split(['/', '?']).next().unwrap_or_default();
@@ -108,7 +108,7 @@ impl Server {
         addr.unwrap_or_else(|| panic!("DATABASE_URL must name a host that TCP reaches: {host:?}"))
     }
 
-    /// Stops the server without a word to its clients, as a crash does.
+    /// Stops the server without notice to its clients, like a crash.
     pub async fn stop_immediate(&self) {
         self.pg_ctl(&["stop", "--mode=immediate"]).await;
     }
@@ -118,7 +118,7 @@ impl Server {
         self.pg_ctl(&["start"]).await;
     }
 
-    /// Makes a primary of this standby. When it returns, it takes changes.
+    /// Promotes this standby to primary. On return it accepts changes.
     pub async fn promote(&self) {
         self.pg_ctl(&["promote"]).await;
     }
@@ -158,8 +158,8 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         let (url, name) = (self.server_url.clone(), self.name.clone());
-        // A runtime cannot be entered twice on one thread. A database that stays is no failure: its
-        // server may be stopped by now.
+        // A runtime cannot be entered twice on one thread. Failing to drop the database is no
+        // failure: its server may be stopped by now.
         let dropped = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let drop = execute(&url, format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
@@ -187,7 +187,7 @@ struct Throwaway {
     watcher: Child,
 }
 
-/// Who PostgreSQL and PgBouncer run as when the tests run as root, which they refuse to.
+/// The user for PostgreSQL and PgBouncer when the tests run as root: both refuse to run as root.
 #[derive(Clone, Copy)]
 pub(super) struct User {
     pub(super) uid: u32,
@@ -219,7 +219,7 @@ impl Throwaway {
         {
             let file = server.data().join(name);
             fs::write(&file, text).expect("a file for PostgreSQL");
-            // PostgreSQL refuses a key that others may read.
+            // PostgreSQL refuses a key that other users may read.
             fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("its rights");
             if let Some(User { uid, gid }) = server.user {
                 chown(&file, Some(uid), Some(gid)).expect("giving the file to PostgreSQL's user");
@@ -268,8 +268,8 @@ impl Throwaway {
     }
 
     fn serve(&self) {
-        // Nothing here outlives a crash of the machine. A crash of the server it does outlive, so
-        // commits stay synchronous. Of two settings the last one counts: a backup comes with some.
+        // The data need not survive a crash of the machine. It must survive a crash of the server,
+        // so commits stay synchronous. The last of two settings wins: a base backup brings some.
         let settings = format!(
             "listen_addresses = '127.0.0.1'\n\
              port = {}\n\
@@ -302,7 +302,7 @@ impl Throwaway {
         program(&self.programs, name, &self.folder, self.user)
     }
 
-    /// `pg_ctl` returns when the server answers, or has ended.
+    /// `pg_ctl` returns when the server responds, or has ended.
     fn pg_ctl(&self, arguments: &[&str]) -> Command {
         let mut command = self.program("pg_ctl");
         command.args(arguments).args(["--wait", "--timeout=30"]);
@@ -329,11 +329,11 @@ impl Drop for Throwaway {
     }
 }
 
-/// Stops the server and removes its folder as soon as this process has ended, however it ends:
-/// statics are not dropped, and nothing is when a process is killed.
+/// Stops the server and removes its folder as soon as this process has ended for any reason:
+/// statics are not dropped, and nothing is dropped when a process is killed.
 ///
-/// The watcher reads a pipe that only this process holds open. It is in a process group of its own,
-/// where an interrupt from the keyboard does not reach it.
+/// The watcher reads a pipe that only this process holds open. It has a process group of its own,
+/// so that an interrupt from the keyboard does not reach it.
 fn watch(folder: &Path, programs: &Path, user: Option<User>) -> io::Result<Child> {
     let script = r#"
         cat
@@ -349,7 +349,7 @@ fn watch(folder: &Path, programs: &Path, user: Option<User>) -> io::Result<Child
 
 fn program(programs: &Path, name: &str, folder: &Path, user: Option<User>) -> Command {
     let mut command = Command::new(programs.join(name));
-    // The folder of the tests may be closed to PostgreSQL's user.
+    // PostgreSQL's user may not be able to read the folder of the tests.
     command.current_dir(folder).env_remove("PGDATA").env("LC_ALL", "C");
     if let Some(User { uid, gid }) = user {
         command.uid(uid).gid(gid);

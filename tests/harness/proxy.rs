@@ -21,30 +21,30 @@ use tokio::{
 
 use super::Port;
 
-/// What the proxy does to its connections, to those that exist and to those that come.
+/// What the proxy does to existing and new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Forwards everything.
     Pass,
-    /// Refuses new connections, as a stopped server does, and drops the existing ones.
+    /// Refuses new connections, like a stopped server, and drops existing ones.
     Refuse,
-    /// Accepts connections and swallows every byte in both directions, the end included.
-    /// A connection that was in the hole never comes out of it.
+    /// Accepts connections and swallows every byte in both directions, including the end. An
+    /// affected connection never recovers.
     BlackHole,
-    /// Does what a cable does that is cut: existing connections are in a black hole, and attempts to
-    /// connect are not even refused. Clients hear nothing at all.
+    /// Like a cut cable: existing connections are in a black hole, and attempts to connect are not
+    /// even refused. Clients get no response at all.
     Unplugged,
-    /// Hands on what the server says this much later.
+    /// Delays the server's bytes by this much.
     Delay(Duration),
-    /// Swallows what the server says, the end included; what the client says arrives.
-    /// A connection that was muted stays so.
+    /// Swallows the server's bytes, including the end; the client's bytes arrive. An affected
+    /// connection never recovers.
     Mute,
-    /// Ends a connection once the server has said this many bytes on it.
+    /// Ends a connection after this many bytes from the server.
     CutAfter(u64),
-    /// Flips the lowest bit of what the server says on a connection after this many bytes, which
-    /// makes another letter of a letter, and another number of a number.
+    /// Flips the lowest bit of the server's byte at this offset of a connection, which turns a
+    /// letter into another letter, and a number into another number.
     Corrupt(u64),
-    /// Ends connections in good order.
+    /// Closes connections normally.
     Fin,
     /// Resets connections.
     Rst,
@@ -73,12 +73,12 @@ pub struct FaultProxy {
     listening: Mutex<Listening>,
 }
 
-/// What is on the port.
+/// The state of the port.
 enum Listening {
     /// The port is closed.
     Closed,
     Accepting(JoinHandle<()>),
-    /// A listener whose queue is full, so that the system drops what comes.
+    /// A listener whose queue is full, so that the system drops new connections.
     Full {
         _listener: TcpListener,
         _queue: Vec<TcpStream>,
@@ -133,7 +133,7 @@ impl FaultProxy {
         format!("{scheme}://{user}{}{path}", self.addr())
     }
 
-    /// From its return on, nothing is forwarded but as `fault` says.
+    /// When it returns, bytes are forwarded only as `fault` says.
     pub async fn set(&self, fault: Fault) {
         let mut listening = self.listening.lock().await;
         self.fault.send_replace(fault);
@@ -157,8 +157,7 @@ impl FaultProxy {
         }
     }
 
-    /// Has connections that come from now on go to another server, as an address that moves does.
-    /// Those that exist stay where they are.
+    /// Sends new connections to another server, like an address that moves. Existing ones stay.
     pub fn redirect(&self, upstream: SocketAddr) {
         self.upstream.send_replace(upstream);
     }
@@ -173,7 +172,7 @@ impl FaultProxy {
         self.shared.counts.open.load(Ordering::SeqCst)
     }
 
-    /// How many bytes of the server's were handed on, over all connections.
+    /// How many bytes of the server were forwarded, over all connections.
     pub fn bytes_from_server(&self) -> u64 {
         self.shared.counts.bytes_from_server.load(Ordering::SeqCst)
     }
@@ -209,7 +208,7 @@ impl Shared {
     }
 }
 
-/// On Linux, a listener whose queue is full answers no attempt to connect.
+/// On Linux, a listener whose queue is full does not respond to attempts to connect.
 async fn full(addr: SocketAddr) -> io::Result<Listening> {
     const NO_ANSWER: Duration = Duration::from_millis(200);
     let socket = TcpSocket::new_v4()?;
@@ -236,7 +235,7 @@ async fn accept(listener: TcpListener, shared: Shared) {
     }
 }
 
-/// Counts a connection as open for as long as it lives, however it ends.
+/// Counts a connection as open until it is dropped.
 struct Open(Arc<Counts>);
 
 impl Open {
@@ -256,7 +255,7 @@ async fn serve(mut client: TcpStream, shared: Shared) {
     let mut fault = shared.fault.clone();
     let upstream = *shared.upstream.borrow();
     let Ok(mut server) = TcpStream::connect(upstream).await else {
-        // The nearest to a refusal that is left after accepting.
+        // After accepting, a reset is the closest thing to a refusal.
         let _ = client.set_zero_linger();
         return;
     };
@@ -278,13 +277,14 @@ async fn serve(mut client: TcpStream, shared: Shared) {
         return;
     }
     drop(server);
-    // Closing a socket with unread bytes would reset it: what the client still says is read first.
+    // Closing a socket with unread bytes would reset it, so read the client's remaining bytes
+    // first.
     let _ = client.shutdown().await;
     let _ = copy(&mut client, &mut sink()).await;
 }
 
 async fn wait_for(fault: &mut watch::Receiver<Fault>, is: fn(&Fault) -> bool) -> Fault {
-    // The sender is gone when the proxy is.
+    // The sender is dropped with the proxy.
     fault.wait_for(is).await.map_or(Fault::Refuse, |fault| *fault)
 }
 
@@ -324,7 +324,7 @@ async fn answers(
         let fault = *fault.borrow();
         muted |= fault == Fault::Mute;
         if muted {
-            // The end is no news either.
+            // The end of the stream is swallowed, too.
             match chunk {
                 0 => return pending().await,
                 _ => continue,
@@ -349,7 +349,7 @@ async fn answers(
             }
             _ => {}
         }
-        // Counted first: what the client has seen is in the count.
+        // Counted before sending: the count includes everything the client has seen.
         counts.bytes_from_server.fetch_add(chunk as u64, Ordering::SeqCst);
         to.write_all(&buffer[..chunk]).await?;
         said += chunk as u64;

@@ -1,4 +1,4 @@
-//! A Redis of the tests' own, and one that says what it is told to.
+//! A throwaway Redis, and a fake one with scripted answers.
 
 use std::{
     env,
@@ -26,7 +26,7 @@ const HELP: &str = "The tests need Redis. Install it (for instance `apt-get inst
     redis-server`), or run the tests through `tests/run`";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A server on a port of its own, which keeps what it is told when it is stopped in good order.
+/// A server on a port of its own, which keeps its data across an orderly stop.
 pub struct Redis {
     port: Port,
     folder: TempDir,
@@ -63,12 +63,12 @@ impl Redis {
         format!("unix://{}", self.folder.path().join("socket").display())
     }
 
-    /// What it answers.
+    /// Runs a command and returns the answer.
     pub fn ask<T: FromRedisValue>(&self, command: &Cmd) -> T {
         command.query(&mut self.connect().expect("the Redis of this test")).expect("an answer")
     }
 
-    /// Has it do something, which goes well: `"CONFIG SET maxmemory 1"`.
+    /// Runs a command that must succeed: `"CONFIG SET maxmemory 1"`.
     pub fn tell(&self, command: &str) {
         let mut words = command.split(' ');
         let mut command = cmd(words.next().unwrap());
@@ -84,14 +84,14 @@ impl Redis {
         keys
     }
 
-    /// How often a script was run.
+    /// How many times a script was run.
     pub fn scripts_run(&self) -> u64 {
         let stats: String = self.ask(cmd("INFO").arg("commandstats"));
         let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
         line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
     }
 
-    /// Ends it without a word, as `kill -9` does.
+    /// Kills it, like `kill -9`.
     pub fn kill(&self) {
         if let Some(mut running) =
             self.running.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -101,7 +101,7 @@ impl Redis {
         }
     }
 
-    /// Has it write everything down, and ends it.
+    /// Saves its data and stops it.
     pub fn stop(&self) {
         self.tell("SAVE");
         self.kill();
@@ -114,7 +114,7 @@ impl Redis {
         let begun = Instant::now();
         let is_up = || match self.connect().and_then(|mut redis| cmd("PING").exec(&mut redis)) {
             Ok(()) => true,
-            // It wants a password first.
+            // It requires a password.
             Err(error) => error.code() == Some("NOAUTH"),
         };
         while !is_up() {
@@ -123,7 +123,7 @@ impl Redis {
         }
     }
 
-    /// Stops it in the middle of what it does, or has it go on: `STOP`, `CONT`.
+    /// Freezes or resumes it: `STOP`, `CONT`.
     pub fn signal(&self, signal: &str) {
         let pid = std::fs::read_to_string(self.folder.path().join("pid")).expect("Redis' pid");
         let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.trim()).status();
@@ -134,8 +134,8 @@ impl Redis {
         redis::Client::open(self.url())?.get_connection_with_timeout(PATIENCE)
     }
 
-    /// It ends with this process, however that ends: the shell reads a pipe that only this process
-    /// holds open.
+    /// Redis ends when this process ends for any reason: the shell reads a pipe that only this
+    /// process holds open.
     fn command(&self) -> Command {
         let mut shell = Command::new("/bin/sh");
         let script = r#"program=$1; shift; "$program" "$@" & cat; kill -KILL $!; wait"#;
@@ -166,10 +166,10 @@ fn program() -> PathBuf {
     programs.find(|program| program.is_file()).unwrap_or_else(|| panic!("{HELP}"))
 }
 
-/// To which commands, by a text in them, and what.
+/// A text that selects commands, and the answer to them.
 type Said = (&'static str, &'static str);
 
-/// Stands in front of a Redis, and says what it says, or one thing to everything.
+/// A proxy for Redis that forwards its answers, or replaces them.
 pub struct Impostor {
     addr: SocketAddr,
     says: watch::Sender<Option<Said>>,
@@ -198,12 +198,13 @@ impl Impostor {
         format!("redis://{}", self.addr)
     }
 
-    /// `-LOADING ...`, without the end of the line; `None`: what Redis says.
+    /// The answer to every command, such as `-LOADING ...`, without the end of the line; `None`
+    /// forwards the answers of Redis.
     pub fn say(&self, answer: Option<&'static str>) {
         self.says.send_replace(answer.map(|answer| ("", answer)));
     }
 
-    /// Says this to commands that have a text in them, and to others what Redis says.
+    /// Answers this to commands that contain the text, and forwards the others.
     pub fn say_to(&self, text: &'static str, answer: &'static str) {
         self.says.send_replace(Some((text, answer)));
     }
@@ -222,7 +223,7 @@ async fn front(
     let (mut from_client, mut from_server) =
         (BufReader::new(from_client), BufReader::new(from_server));
     loop {
-        // A command has the form of an answer.
+        // A command has the format of an answer.
         let command = message(&mut from_client).await?;
         let said = *answer.borrow();
         let is_meant = |text: &str| String::from_utf8_lossy(&command).contains(text);
@@ -237,7 +238,7 @@ async fn front(
     }
 }
 
-/// One message of the protocol, as it is.
+/// One message of the protocol, unparsed.
 async fn message(from: &mut (impl AsyncBufReadExt + Unpin)) -> std::io::Result<Vec<u8>> {
     let mut whole = Vec::new();
     let mut parts = 1_i64;

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, process::Command};
 
 use tempfile::TempDir;
 
-/// An authority that only those trust who name its file.
+/// A certificate authority, trusted only by clients that name its file.
 pub struct Authority {
     folder: TempDir,
 }
@@ -25,7 +25,7 @@ impl Authority {
         this
     }
 
-    /// What `sslrootcert` names.
+    /// The file for `sslrootcert`.
     pub fn file(&self) -> PathBuf {
         self.folder.path().join("authority.pem")
     }

@@ -114,7 +114,7 @@ mod methods_and_versions {
         assert_eq!(opened.status(), StatusCode::OK);
     }
 
-    /// Switches to a protocol that sends back what it receives.
+    /// Switches to a protocol that echoes what it receives.
     async fn switch(mut request: Request) -> Response {
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
@@ -147,7 +147,7 @@ mod methods_and_versions {
         assert!(opened.ends_with("\r\n\r\nping"), "{opened}");
 
         let mut refused = upgrade(&unknown_key()).replace("ping", "").into_bytes();
-        // The connection stays one of HTTP: a second request on it is answered.
+        // The connection stays an HTTP connection: a second request on it is answered.
         refused.extend_from_slice(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         let refused = server::raw(address, &refused).await;
         assert_eq!(refused.matches("HTTP/1.1 401 Unauthorized\r\n").count(), 2, "{refused}");
@@ -293,7 +293,7 @@ mod cors {
 mod caching {
     use super::*;
 
-    /// The `Cache-Control` and `Vary` lines of a handler's response that has passed the layer.
+    /// The `Cache-Control` and `Vary` lines of a handler's response after the layer.
     async fn passed(name: HeaderName, lines: &[&'static str]) -> Vec<String> {
         let keys = Keys::new();
         let response = lines.iter().map(|&line| (name.clone(), line)).collect::<Vec<_>>();
@@ -530,7 +530,7 @@ mod credentials {
         assert_eq!(send(app, request).await.text(), "Bearer of-the-application");
     }
 
-    /// Sees a request, cached or not, as the handler does.
+    /// Captures a request, for a cached or uncached key, as the handler sees it.
     async fn seen(layer: ApiKeyLayer, requests: [Request; 2]) -> Vec<http::HeaderMap> {
         let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
         let handler = service_fn(move |request: Request| {
@@ -724,7 +724,7 @@ mod rejections {
         assert_eq!(admitted.body(), &Opaque(1));
     }
 
-    /// An app whose renderer says nothing, with a key of which one request may be made.
+    /// An app with an empty renderer, and a key with a quota of one request.
     async fn terse(keys: &Keys) -> (App, String) {
         let quota = Quota::per_minute(1).unwrap();
         let (auth, _) = keys.builder().default_rate_limits(quota).build();

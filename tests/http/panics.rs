@@ -30,7 +30,7 @@ use crate::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What panics, and how often that was asked for.
+/// The part that panics, and how many times it was called.
 #[derive(Clone, Default)]
 struct Fuse(Arc<(AtomicU8, AtomicUsize)>);
 
@@ -128,7 +128,7 @@ impl Clock for Watch {
     }
 }
 
-/// A service whose limiter and clock panic when they are told to.
+/// A service whose limiter and clock panic on demand.
 fn fused(
     settings: impl FnOnce(Builder) -> Builder,
 ) -> (Service, Fuse, tower_api_key::auth::Worker) {
@@ -263,7 +263,7 @@ async fn a_clock_that_panics_while_a_stream_looks_at_its_key_ends_the_stream() {
 
 // The worker.
 
-/// Lets time pass on all clocks.
+/// Advances all clocks.
 async fn pass(service: &Service, time: Duration) {
     for _ in 0..8 {
         tokio::task::yield_now().await;
@@ -295,7 +295,7 @@ async fn a_limiter_that_panics_when_it_is_swept_ends_no_duty_of_the_worker() {
     service.get(&key.text).await.is_refused(RejectionKind::Revoked);
     assert!(matches!(service.auth.health().feed, FeedHealth::Live { .. }));
 
-    // It is swept again, for as long as that panics and after it.
+    // The sweep runs again while it panics, and afterwards.
     for _ in 0..10 {
         pass(&service, 10 * SECOND).await;
     }

@@ -13,7 +13,7 @@ use crate::support::{
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// An app with one valid key, of which ten requests may be made.
+/// An app with one valid key, whose quota is ten requests.
 struct Guarded {
     keys: Keys,
     app: App,
@@ -33,7 +33,8 @@ impl Guarded {
         Self { app: App::new(change(ApiKeyLayer::new(auth))), keys, key }
     }
 
-    /// What was refused so far asked no store, reached no handler and cost the key nothing.
+    /// Checks that the refused requests so far made no query, reached no handler and cost the key
+    /// nothing.
     async fn assert_untouched(&self) {
         assert_eq!(self.keys.queries(), 0, "the store was asked");
         assert_eq!(self.app.calls(), 0, "the handler was called");

@@ -1,4 +1,4 @@
-//! What a key may do, and what handlers learn of it.
+//! The scopes of a key, and the consumer that handlers see.
 
 use std::sync::{Arc, Mutex};
 
@@ -28,7 +28,7 @@ async fn key_with(keys: &Keys, scopes: &[&str]) -> String {
     text(&keys.issue(NewKey::new("acme", Expiry::Never).scopes(scopes)).await)
 }
 
-/// What keys with these scopes get from a route that requires `scope`.
+/// The responses to keys with these scopes from a route that requires `scope`.
 async fn statuses<const N: usize>(scope: &RequireScope, held: [&[&str]; N]) -> [u16; N] {
     let keys = Keys::new();
     let app = App::new((ApiKeyLayer::new(keys.auth()), scope.clone()));
@@ -141,7 +141,7 @@ async fn every_character_a_scope_may_have_survives_in_the_challenge() {
 
 #[tokio::test]
 async fn a_renderer_of_ones_own_gets_the_scopes_and_keeps_the_challenge() {
-    // 404 hides that there is anything to be allowed (RFC 9110 §15.5.4).
+    // 404 hides the existence of the route (RFC 9110 §15.5.4).
     for status in [StatusCode::FORBIDDEN, StatusCode::NOT_FOUND] {
         let keys = Keys::new();
         let scope = RequireScope::one("admin").unwrap();
@@ -356,7 +356,7 @@ fn scope_a() -> RequireScope {
     RequireScope::one("a").unwrap()
 }
 
-/// Everything that asks who the client is, each on a route of its own.
+/// Everything that uses the consumer, each on a route of its own.
 fn asking() -> Router {
     async fn raw(request: Request<Body>) -> String {
         request.extensions().get().map_or("nobody", Consumer::id).to_owned()
@@ -458,7 +458,7 @@ async fn a_scope_of_an_authenticator_is_not_satisfied_by_the_key_of_another() {
     assert_says_that_the_layer_is_missing(&app.send(request()).await);
     assert_eq!(app.calls(), 0);
 
-    // A clone of the authenticator is the same one.
+    // A clone counts as the same authenticator.
     let layer = ApiKeyLayer::new(two.staff_auth.clone()).only_header(STAFF_HEADER);
     let app = App::new((layer, only_staff.render_rejections(StatusOnly)));
     assert_eq!(app.send(request()).await.text(), "hello staff");
@@ -492,7 +492,7 @@ async fn limits_of_an_authenticator_do_not_count_the_keys_of_another() {
     }
 }
 
-/// Makes one type of the bodies of a [`ConcurrencyLimit`] and others.
+/// Unifies the body types of a [`ConcurrencyLimit`] and others.
 #[derive(Clone)]
 struct MapBody;
 
@@ -533,7 +533,7 @@ async fn the_consumer_of_an_authenticator_that_is_gone_is_not_taken_for_another_
     let two = Two::new();
     let key = two.partner(&["a"]).await;
     let only_gone = scope_a().of(&two.partners.auth());
-    // The memory of the one that is gone would be used again, if anything could free it.
+    // The memory of the dropped one would be reused, if anything could free it.
     for _ in 0..100 {
         let layer = ApiKeyLayer::new(two.partners.auth());
         let app = App::new((layer, only_gone.clone()));
@@ -586,7 +586,7 @@ async fn a_test_can_make_a_consumer_in_place_of_the_layer() {
         let answer = send(app.clone(), support::get(path)).await;
         assert_eq!((answer.status, answer.text()), (StatusCode::OK, "acme"), "{path}");
     }
-    // No layer that names its authenticator takes it for one of that.
+    // No layer that names its authenticator accepts it as that one's.
     let app = Router::new()
         .route("/", get(whoami).layer(scope_a().of(&keys.auth())))
         .layer(from_fn_with_state(consumer, put));
@@ -607,7 +607,7 @@ async fn a_middleware_by_hand_may_hand_on_the_consumer_of_an_authenticator() {
 
 #[tokio::test]
 async fn a_middleware_that_puts_the_extensions_of_a_layer_around_back_makes_nobody_a_caller() {
-    /// As a batch endpoint does that makes requests out of one.
+    /// Like a batch endpoint that makes several requests out of one.
     async fn copy(
         State(before): State<Saved>,
         mut request: Request<Body>,

@@ -1,4 +1,4 @@
-//! The layer is a good citizen of tower: readiness, errors, panics, bodies, clones, cancellation.
+//! The layer follows tower's contract: readiness, errors, panics, bodies, clones, cancellation.
 
 use std::{
     convert::Infallible,
@@ -37,7 +37,7 @@ use tower_test::mock;
 
 use crate::support::{App, Handler, Keys, SECOND, format, unknown_key, with_key};
 
-/// Whether a request's key is in the cache: the two ways through the layer.
+/// Whether a request's key is cached: the two paths through the layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Key {
     Cached,
@@ -46,7 +46,7 @@ enum Key {
 
 const BOTH: [Key; 2] = [Key::Cached, Key::Uncached];
 
-/// An authenticator, and a key that it has cached or not.
+/// An authenticator, and a cached or uncached key.
 async fn auth(state: Key) -> (Authenticator, String) {
     let keys = Keys::new();
     let (auth, key) = (keys.auth(), keys.key().await);
@@ -60,7 +60,7 @@ async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
-/// A store that does not answer before it is told to.
+/// A store that does not respond until released.
 #[derive(Clone)]
 struct Gated {
     memory: MemoryKeyStore,
@@ -130,7 +130,7 @@ mod readiness {
         assert_eq!(error.to_string(), "out of order");
     }
 
-    /// A mock panics when it is called before it was ready, as a clone of one that was is.
+    /// A mock panics when called before it is ready, as is a clone of a ready one.
     #[tokio::test]
     async fn the_service_that_was_ready_is_the_one_that_is_called() {
         for state in BOTH {
@@ -185,7 +185,7 @@ mod readiness {
             .layer(ConcurrencyLimitLayer::new(1))
             .service(Handler::default());
         let mut second = first.clone();
-        // Malformed, unknown and not cached, unknown and cached.
+        // Malformed, unknown and uncached, unknown and cached.
         let unknown = unknown_key();
         for key in ["junk", &unknown, &unknown] {
             let Ok(answer) = first.ready().await.unwrap().call(with_key(key)).await;
@@ -307,7 +307,7 @@ mod failures {
         assert_eq!(answer.unwrap_err(), Mine);
     }
 
-    /// Panics in `call` or in the future, as the path of the request says.
+    /// Panics in `call` or in the future, depending on the path of the request.
     fn explosive()
     -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
     + Clone
@@ -500,7 +500,7 @@ mod types {
 mod clones {
     use super::*;
 
-    /// Counts how often it is cloned.
+    /// Counts its clones.
     struct Counted {
         clones: Arc<AtomicUsize>,
         handler: Handler,
@@ -527,7 +527,7 @@ mod clones {
         }
     }
 
-    /// How often the inner service is cloned for one request.
+    /// The number of clones of the inner service for one request.
     async fn clones(auth: Authenticator, request: Request<Body>) -> usize {
         let clones = Arc::new(AtomicUsize::new(0));
         let inner = Counted { clones: Arc::clone(&clones), handler: Handler::default() };

@@ -1,4 +1,4 @@
-//! What becomes of a key that is no longer, not yet or not at all valid.
+//! A key that is no longer, not yet or not at all valid.
 
 use std::time::Duration;
 
@@ -211,7 +211,7 @@ async fn a_node_whose_wall_clock_is_wrong_judges_by_the_stores_clock() {
 #[tokio::test]
 async fn failed_guesses_do_not_use_up_a_keys_quota() {
     let keys = Keys::new();
-    // The clock stands still, and the budget of strangers with it.
+    // The clock stands still, so the query budget for unknown keys does not refill.
     let policy = CachePolicy::default().stranger_queries(u32::MAX);
     let quota = Quota::per_minute(10).unwrap();
     let (auth, _) = keys.builder().cache(policy).default_rate_limits(quota).build();

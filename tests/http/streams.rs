@@ -1,4 +1,4 @@
-//! Answers that go on end when their key does: bodies and WebSockets, over real connections.
+//! Streams end when their key does: bodies and WebSockets, over real connections.
 
 use std::{convert::Infallible, future::pending, net::SocketAddr, time::Duration};
 
@@ -42,7 +42,7 @@ use crate::{
     support::server,
 };
 
-/// How many answers are under way: each keeps a guest for as long as it is alive.
+/// The number of open streams: each keeps a guest for as long as it lives.
 #[derive(Clone, Default)]
 struct Present(watch::Sender<usize>);
 
@@ -70,7 +70,7 @@ impl Drop for Guest {
 struct Office {
     present: Present,
     news: watch::Sender<&'static str>,
-    /// What became of the sessions.
+    /// The results of the sessions.
     outcomes: mpsc::UnboundedSender<Option<String>>,
 }
 
@@ -85,7 +85,7 @@ impl Office {
         })
     }
 
-    /// Chunks without an end, each at once.
+    /// Endless chunks, each ready at once.
     fn flood(&self) -> impl Stream<Item = Result<Bytes, Infallible>> + use<> {
         let guest = self.present.enter();
         stream::repeat_with(move || {
@@ -99,7 +99,7 @@ async fn events(State(office): State<Office>, consumer: Consumer) -> impl IntoRe
     UntilRevoked::response(Sse::new(office.news()).into_response(), &consumer)
 }
 
-/// Asks nobody to watch its key.
+/// Not wrapped.
 async fn carefree(State(office): State<Office>, _: Consumer) -> impl IntoResponse {
     Sse::new(office.news())
 }
@@ -112,7 +112,7 @@ async fn page(consumer: Consumer) -> impl IntoResponse {
     UntilRevoked::response("a page".into_response(), &consumer)
 }
 
-/// Answers until it is told to stop; returns what told it to.
+/// Responds until it is told to stop; returns the reason.
 async fn echo(
     State(office): State<Office>,
     upgrade: WebSocketUpgrade,
@@ -134,7 +134,7 @@ async fn echo(
     })
 }
 
-/// Reads and writes independently of each other.
+/// Reads and writes concurrently.
 async fn halves(
     State(office): State<Office>,
     upgrade: WebSocketUpgrade,
@@ -172,7 +172,7 @@ async fn elsewhere(
     })
 }
 
-/// Sends what fits into no buffer of a connection.
+/// Sends more than the buffers of a connection hold.
 async fn bulk(
     State(office): State<Office>,
     upgrade: WebSocketUpgrade,
@@ -188,7 +188,7 @@ async fn bulk(
     })
 }
 
-/// A service whose answers go on, and its administrator.
+/// A service with streams, and its issuer.
 struct Live {
     store: FakeStore,
     clock: ManualClock,
@@ -246,7 +246,7 @@ impl Live {
         Key::from(issuer.issue(new).await.unwrap())
     }
 
-    /// Ends a key as an administrator on this node does.
+    /// Revokes a key like an operator on this node.
     async fn end(&self, key: &Key, end: End) {
         match end {
             End::Revoked => {
@@ -262,7 +262,7 @@ impl Live {
         self.auth.invalidate(&key.record.key_hash);
     }
 
-    /// An answer without a connection in between.
+    /// A response without a connection.
     async fn answer(&self, path: &str, key: &Key) -> Body {
         let response = self.app.clone().oneshot(request(path, key, Body::empty())).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
@@ -298,7 +298,7 @@ impl Protocol {
     }
 }
 
-/// The next piece of a body; `None` after a proper end.
+/// The next chunk of a body; `None` after a regular end.
 async fn next<B>(body: &mut B) -> Option<Result<Bytes, B::Error>>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
@@ -315,7 +315,7 @@ async fn connect(address: SocketAddr, path: &str, key: &Key) -> WebSocketStream<
     within(client_async(request, connection)).await.unwrap().0
 }
 
-/// The close frame the server sends, after whatever it sent before.
+/// The close frame from the server, after any other messages.
 async fn closed(socket: &mut WebSocketStream<TcpStream>) -> (CloseCode, String) {
     loop {
         let message = within(socket.next()).await.expect("a close frame before the end");
@@ -388,7 +388,7 @@ async fn a_client_that_stalled_is_cut_off_when_it_reads_on() {
     assert!(matches!(next(&mut events).await, Some(Err(_))));
 
     let mut answer = Vec::new();
-    // A reset is as good an end as any.
+    // A reset is an acceptable end, too.
     let _ = within(stalled.read_to_end(&mut answer)).await;
     assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"));
     assert!(!answer.ends_with(b"\r\n0\r\n\r\n"), "a part is taken for the whole");
@@ -458,7 +458,7 @@ async fn a_socket_is_closed_for_a_violation_of_policy() {
         let (address, key) = (live.serve().await, live.issue().await);
         let mut socket = connect(address, path, &key).await;
         live.office.present.until(1).await;
-        // Some of it is still unread when the key ends.
+        // Some of it is unread when the key ends.
         for _ in 0..100 {
             within(socket.send("words".into())).await.unwrap();
         }
@@ -514,12 +514,12 @@ async fn a_client_that_does_not_answer_is_not_waited_for() {
 
     live.end(&key, End::Revoked).await;
 
-    // Its own close frame goes out with the next thing it does, and it does nothing more.
+    // Its own close frame would be sent with its next action, and there is none.
     assert_eq!(closed(&mut socket).await.0, CloseCode::Policy);
     assert_eq!(live.outcome().await, None);
 }
 
-/// Thousands of streams over a store that answers slowly.
+/// Thousands of streams over a slow store.
 mod herd {
     use std::{
         collections::{HashMap, HashSet},
@@ -545,12 +545,12 @@ mod herd {
     const SECOND: Duration = Duration::from_secs(1);
     const MILLI: Duration = Duration::from_millis(1);
     const STREAMS: usize = 4_000;
-    /// How fast a store is that is 30 ms away.
+    /// The latency of a store that is 30 ms away.
     const LATENCY: Duration = Duration::from_millis(30);
-    /// A quarter of the look-ups that there may be at once by default.
+    /// A quarter of the maximum number of look-ups, by default.
     const TURNS: usize = 16;
 
-    /// What the paused runtime says, so that everything is as late as the timers are.
+    /// The clock of the paused runtime, so that everything is as late as the timers are.
     struct RuntimeClock(Instant);
 
     impl Clock for RuntimeClock {
@@ -563,7 +563,7 @@ mod herd {
         }
     }
 
-    /// Knows every key, but for those that it was told of.
+    /// Has every key, except those that were removed.
     #[derive(Clone, Default)]
     struct SlowStore(Arc<Slow>);
 
@@ -624,7 +624,7 @@ mod herd {
         auth: Authenticator,
         store: SlowStore,
         feed: FakeFeed,
-        /// Of each stream that has ended, its number, and when.
+        /// The number of each ended stream, and when it ended.
         ended: mpsc::UnboundedReceiver<(usize, Instant)>,
         end: mpsc::UnboundedSender<(usize, Instant)>,
     }
@@ -669,7 +669,7 @@ mod herd {
             self.feed.until(|state| state.told.is_empty()).await;
         }
 
-        /// Which streams have ended `for_this_long` from now, and how long that took.
+        /// The streams that have ended within `for_this_long` from now, and the time that took.
         async fn ends(&mut self, for_this_long: Duration) -> Vec<(usize, Duration)> {
             let (begin, mut ends) = (Instant::now(), Vec::new());
             let wait = async {
@@ -704,14 +704,14 @@ mod herd {
         revoked.iter().for_each(|number| herd.store.revoke(hash_of(*number)));
         herd.tell_all(STREAMS).await;
 
-        // As long as it takes to look all of them up, so many at a time.
+        // The time to look all of them up, this many at a time.
         let all = LATENCY * u32::try_from(STREAMS / TURNS).unwrap() + SECOND;
         assert_only(&herd.ends(50 * SECOND).await, &revoked, all);
         let queries = herd.store.take_queries();
         assert_eq!(queries.len(), STREAMS);
         assert!(queries.values().all(|queries| *queries == 1), "a key was asked for twice");
         assert!(herd.store.0.most.load(Ordering::SeqCst) <= TURNS);
-        // And again when their records are no longer fresh.
+        // And again when their records become stale.
         assert_only(&herd.ends(120 * SECOND).await, &[], all);
     }
 
@@ -754,7 +754,7 @@ mod herd {
         assert!(queries.values().all(|queries| *queries == 1), "{queries:?}");
     }
 
-    /// Requests for keys that are forgotten again and again take every turn.
+    /// Requests for keys that are invalidated again and again take every permit.
     async fn overload(herd: &Herd) {
         let mut requests = Vec::new();
         for _ in 0..300 {
@@ -786,11 +786,11 @@ mod herd {
         herd.store.revoke(hash_of(3));
         herd.tell_all(50).await;
         overload(&herd).await;
-        // During the overload or after it.
+        // During the overload or afterwards.
         assert_only(&herd.ends(20 * SECOND).await, &[3], 20 * SECOND);
     }
 
-    /// Says that it is overloaded, or down, to whoever asks for an old key.
+    /// Reports that it is overloaded, or down, for old keys.
     #[derive(Clone, Default)]
     struct Failing(Arc<Mutex<Option<StoreErrorKind>>>);
 

@@ -1,4 +1,4 @@
-//! What limiters admit: exactly what they should. One suite for all of them.
+//! What limiters admit: exactly what they should. One suite for all limiters.
 
 use std::{future::Future, num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::simulator::{
 
 const NANO: Duration = Duration::from_nanos(1);
 
-/// Every fact holds of every limiter.
+/// Runs every fact on every limiter.
 macro_rules! contract {
     (
         $limiter:ident, $new:expr, $scripts:literal scripts,
@@ -102,7 +102,7 @@ macro_rules! contract {
 }
 
 contract!(local, LocalRateLimiter::new(), 500 scripts, 500 cases of up to 100 requests in 20 windows);
-// Each of its answers is a round trip. Short stories are enough to use a bucket up, wait and come back.
+// Each decision is a round trip. Short scenarios are enough to use a bucket up, wait and refill.
 #[cfg(feature = "redis")]
 contract!(redis, redis_limiter::limiter(), 100 scripts, 64 cases of up to 16 requests in 4 windows);
 
@@ -199,7 +199,7 @@ async fn no_window_holds_more_than_promised(
         if decisions.is_admitted() {
             admitted.push((now, u64::from(units.get())));
         }
-        // All that is left, as often as not.
+        // Half the time, everything that is left.
         if units.get() == 1 {
             admitted.push((now, key.drain(now).await));
         }
@@ -246,7 +246,7 @@ async fn a_client_that_always_wants_more_gets_all_there_is(
     }
     match quota.algorithm() {
         Algorithm::Gcra => assert_eq!(taken, quota.most_in(elapsed)),
-        // One slot of 33 is waste. It has the windows and what it got before the first of them.
+        // One slot of 33 is lost. The total covers the windows and the first burst before them.
         _ => {
             let (limit, windows) = (u64::from(quota.limit()), u64::from(windows));
             assert_eq!(taken, limit * (windows * 32 / 33 + 1), "{quota:?}");
@@ -318,7 +318,7 @@ async fn what_is_given_back_at_once_was_never_taken(
     }
 }
 
-/// In any window, what was taken less what was given back in it keeps the promise.
+/// Checks that in any window, the units taken minus those given back keep the promise.
 async fn what_is_given_back_later_makes_room_for_as_much(
     limiter: &dyn RateLimiter,
     quotas: &[Quota],
@@ -470,8 +470,8 @@ proptest! {
     }
 }
 
-/// What holds of a limiter in this process: the times that requests bring count, in whatever order
-/// they come.
+/// Facts about in-process limiters: they decide by the times passed to their calls, in any order of
+/// the calls.
 mod late {
     use super::*;
 
@@ -485,7 +485,7 @@ mod late {
                 let limiter = LocalRateLimiter::new();
                 let (mut now, mut admitted) = (Duration::ZERO, Vec::new());
                 let key = Key::new(&limiter, &quotas, now);
-                // What a sliding window allows for; GCRA allows for any.
+                // The lateness that a sliding window tolerates; GCRA tolerates any.
                 let most = quotas.iter().map(Quota::window).min().unwrap() / 32 * 31;
                 for (gap, units, late) in requests {
                     now = (now + gap.length(&key, Duration::ZERO)).min(END);

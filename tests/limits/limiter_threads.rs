@@ -1,4 +1,4 @@
-//! Many threads on one bucket get all there is, and no request more.
+//! Many threads on one bucket get everything that is left, and no request more.
 
 use std::{
     num::NonZeroU32,
@@ -29,10 +29,10 @@ fn admits(buckets: &dyn Buckets, units: NonZeroU32, now: Duration) -> bool {
     decided(buckets.take(units, now)).is_admitted()
 }
 
-/// A clock that goes on when nothing is left.
+/// A clock that advances when nothing is left.
 struct Clock {
     now: AtomicU64,
-    /// What each thread has read that is not done yet. The clock waits for those who fall too far
+    /// The time that each running thread has read. The clock waits for threads that lag too far
     /// behind it.
     readings: Vec<AtomicU64>,
     patience: u64,
@@ -73,13 +73,13 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap()
 }
 
-/// How threads go about it.
+/// The behaviour of the threads.
 struct Hammer {
     elapsed: Duration,
     step: Duration,
-    /// What the nth request of each costs.
+    /// The cost of the nth request of each thread.
     units: fn(u64) -> u32,
-    /// Whether a request was turned away because no other thread would get anything either.
+    /// Whether a request was refused because no other thread would get anything either.
     nothing_left: fn(&Decisions) -> bool,
 }
 
@@ -89,8 +89,8 @@ impl Default for Hammer {
     }
 }
 
-/// Lets all threads take what they can. Returns who was admitted at which time, by what it had read,
-/// and for how much.
+/// Lets all threads take what they can. Returns each admitted request: the time it had read, the
+/// time of admission, and its cost.
 fn hammer(
     buckets: &(dyn Fn(usize) -> Arc<dyn Buckets> + Sync),
     hammer: &Hammer,
@@ -159,10 +159,10 @@ fn one_for_all(quotas: &[Quota]) -> impl Fn(usize) -> Arc<dyn Buckets> + Sync + 
     move |_| Arc::clone(&buckets)
 }
 
-/// 330 slots of a window of 32 seconds, in which it comes back ten times.
+/// 330 slots of a window of 32 seconds, in which it refills ten times.
 const TEN_WINDOWS: Duration = Duration::from_secs(330);
 const WINDOW: Duration = Duration::from_secs(32);
-/// As many slots as a request may be late.
+/// The number of slots that a request may be late.
 const PATIENCE: Duration = Duration::from_secs(31);
 
 #[test]
@@ -215,7 +215,7 @@ fn stacked_quotas_give_away_what_the_narrowest_has() {
     for quota in &quotas {
         assert_promised(quota, &admitted);
     }
-    // The window is used up before the rest.
+    // The window is used up before the other quota.
     assert!(total(&admitted) >= 10 * 1_000 * 99 / 100, "{}", total(&admitted));
 }
 
@@ -230,7 +230,7 @@ fn keys_of_one_consumer_share_what_is_theirs_and_keep_what_is_their_own() {
         let subject = Subject::of_key("acme", thread as u128 % 8);
         limiter.buckets(&subject, &limits, Duration::ZERO)
     };
-    // A key that has used up its own leaves the rest to others.
+    // A key that has used up its own quota leaves the rest to others.
     let nothing_left = |decisions: &Decisions| !decisions[1].is_admitted();
     let admitted = hammer(&buckets, &Hammer { nothing_left, ..Hammer::default() });
     assert_promised(&shared, &admitted);
@@ -270,7 +270,7 @@ fn what_is_given_back_is_neither_lost_nor_doubled() {
                 });
             }
         });
-        // A unit of the second comes back in 53 minutes.
+        // A unit of the second quota refills in 53 minutes.
         let left = 10_000 - u32::try_from(kept.load(SeqCst)).unwrap();
         for decision in decided(buckets.peek(end)).iter() {
             assert_eq!(decision.remaining(), left);

@@ -1,5 +1,5 @@
-//! What limits a request beside the quotas of its key: cost, classes of routes, plans, consumers
-//! and how much is under way.
+//! Limits of a request beside the quotas of its key: cost, classes of routes, plans, consumers and
+//! concurrency.
 
 use std::{
     convert::Infallible,
@@ -93,7 +93,7 @@ mod cost {
             assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
             assert_eq!(answer.kind(), Some(RejectionKind::RateLimited));
             assert_eq!(answer.json()["violated-policies"], serde_json::json!(["minute"]));
-            // Three more units come back in 3 x 60 / 7 seconds.
+            // Three more units refill in 3 x 60 / 7 seconds.
             assert_eq!(answer.header("retry-after"), Some("26"));
             let state = r#""minute";r=2;t=9, "day";r=95;t=864"#;
             assert_eq!(answer.header("ratelimit"), Some(state));
@@ -133,7 +133,7 @@ mod cost {
         for _ in 0..4 {
             assert_eq!(call(&app, "/", &key).await.status, StatusCode::OK);
         }
-        // Two are left, and it costs four.
+        // Two units are left, and the request costs four.
         let answer = call(&app, "/metered", &key).await;
         assert_eq!(answer.status, StatusCode::OK);
         assert_eq!(answer.header("ratelimit"), Some(r#""minute";r=0;t=30"#));
@@ -234,7 +234,7 @@ mod classes {
         assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(answer.json()["violated-policies"], serde_json::json!(["search"]));
         assert_eq!(answer.header("retry-after"), Some("1800"));
-        // Nothing was taken of the quota that it did fit.
+        // Nothing was taken from the quota that it did fit.
         let state = r#""minute";r=8;t=6, "search";r=0;t=1800"#;
         assert_eq!(answer.header("ratelimit"), Some(state));
         assert_eq!(answer.header("ratelimit-policy"), Some(policy));
@@ -388,7 +388,7 @@ mod plans {
         }
         keys.change(&issued, |record| record.plan = Some("pro".to_owned())).await;
         auth.invalidate(&issued.record.key_hash);
-        // The two that were taken are taken of the other plan's quota, too.
+        // The two units already taken count against the other plan's quota, too.
         let answer = call(&app, "/", &key).await;
         assert_eq!(answer.status, StatusCode::OK);
         assert_eq!(answer.header("ratelimit-policy"), Some(r#""minute";q=60;w=60"#));
@@ -446,7 +446,7 @@ mod concurrency {
         assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(answer.json()["violated-policies"], serde_json::json!(["concurrent"]));
         assert_eq!(answer.header("retry-after"), Some("1"));
-        // What is turned away costs nothing.
+        // A refused request costs nothing.
         let state = r#""minute";r=58;t=1, "concurrent";r=0"#;
         assert_eq!(answer.header("ratelimit"), Some(state));
         assert_eq!(call(&app, "/", &other).await.status, StatusCode::OK);
@@ -477,7 +477,7 @@ mod concurrency {
         let waiting = get(std::future::pending::<()>).layer(limit.clone());
         let app = guarded(&keys, per_minute(60), routes(&limit).route("/waiting", waiting));
         let key = keys.key().await;
-        // Known before, so that it is let in at the first poll.
+        // Cached beforehand, so that it is let in at the first poll.
         assert_eq!(call(&app, "/", &key).await.status, StatusCode::OK);
         let mut waiting = Box::pin(app.clone().oneshot(request("/waiting", &key)));
         assert!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
@@ -586,7 +586,7 @@ mod usage {
     }
 }
 
-/// That the parts fit where axum takes them.
+/// The layers fit everywhere axum takes them.
 #[expect(dead_code, reason = "it compiles")]
 fn cost_is_part_of_a_response() -> impl IntoResponse {
     (StatusCode::CREATED, Cost::new(3), [("x-a", "b")], "text")

@@ -22,7 +22,7 @@ async fn a_handler_sees_the_plan_of_the_key() {
     assert_eq!(send(app, with_key(&keys.key().await)).await.text(), "none");
 }
 
-/// Where nobody else tells it.
+/// Without a change feed.
 #[tokio::test]
 async fn a_changed_plan_is_asked_for_by_the_next_request() {
     let keys = Keys::new();

@@ -1,5 +1,5 @@
-//! Changes of quotas, names, owners and plans of a key let no more through than the most generous of
-//! them allows.
+//! Changes of quotas, names, owners and plans of a key let no more through than the most generous
+//! of them allows.
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -37,7 +37,7 @@ fn buckets(
     limiter.buckets(&Subject::of_key("acme", key), &limits.into(), now)
 }
 
-/// One key asks 40 times a minute, the other once; both are loaded anew each minute, as a cache does.
+/// One key sends 40 requests a minute, the other one; both are reloaded each minute, as by a cache.
 #[test]
 fn two_keys_that_disagree_about_a_shared_quota_do_not_refill_each_other() {
     let limiter = LocalRateLimiter::new();
@@ -128,7 +128,7 @@ fn a_key_that_is_counted_by_itself_and_with_its_consumer_in_turn_gains_nothing()
         [[own.clone(), own.clone().per_consumer()], [own.clone().per_consumer(), own]]
     {
         let limiter = LocalRateLimiter::new();
-        // A sibling keeps the bucket of the consumer alive.
+        // Another key keeps the consumer's bucket alive.
         let sibling = Quota::per(10, HOUR).unwrap().per_consumer();
         let _sibling = buckets(&limiter, 2, sibling, SECOND);
         let mut admitted = 0;
@@ -171,7 +171,7 @@ fn a_slow_quota_starts_full_after_a_fast_one_which_stays_for_a_while() {
     let slow = buckets(&limiter, 1, Quota::per(50_000, DAY).unwrap(), SECOND);
     assert_eq!(drain(&*slow, SECOND), 0);
     assert_eq!(drain(&*slow, SECOND * 2), 100);
-    // By then as much has passed as the fast one would have let through.
+    // By then as much has passed as the fast quota would have let through.
     let later = SECOND * 900;
     assert!(drain(&*slow, later) > 40_000);
 }

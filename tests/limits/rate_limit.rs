@@ -1,4 +1,4 @@
-//! How often a key may be used, and what its owner is told.
+//! Rate limits of a key, and the headers that its owner sees.
 
 use std::{
     cell::Cell,
@@ -35,7 +35,7 @@ use crate::by_hand::ByHand as _;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// An app whose keys have these limits unless they have their own, and a key without.
+/// An app whose keys have these limits unless they have their own, and a key without its own.
 async fn limited(keys: &Keys, limits: impl Into<RateLimits>) -> (App, String) {
     let (auth, _) = keys.builder().default_rate_limits(limits).build();
     (App::new(ApiKeyLayer::new(auth)), keys.key().await)
@@ -144,8 +144,8 @@ mod headers {
         u64::try_from(*value).unwrap()
     }
 
-    /// Checks the headers of an answer against each other and the draft, and returns how long a
-    /// client has to wait.
+    /// Checks the headers of a response against each other and the draft, and returns the time that
+    /// a client has to wait.
     fn check(answer: &Answer, limits: &RateLimits) -> Duration {
         let policy = parse(answer.header("ratelimit-policy").unwrap());
         let state = parse(answer.header("ratelimit").unwrap());
@@ -161,11 +161,11 @@ mod headers {
             let (left, all) = (parameter(parameters, "r"), parameter(quota, "q"));
             match retry_after {
                 None => assert!(left < all),
-                // A client that waits as told finds no quota still empty.
+                // A client that waits as told finds every quota available.
                 Some(wait) if left == 0 => {
                     assert!(parameter(parameters, "t") <= wait, "{answer:?}")
                 }
-                // Nothing is taken of those that a request does fit.
+                // Nothing is taken from the quotas that a request does fit.
                 Some(_) => assert!(left <= all),
             }
         }
@@ -263,7 +263,7 @@ mod headers {
         assert_eq!(answer.header("ratelimit"), Some(r#""second";r=4;t=1, "daily";r=999;t=87"#));
     }
 
-    /// The names and values of what a key is told with these headers, admitted and denied.
+    /// The names and values of the rate limit headers, admitted and denied.
     async fn told(headers: RateLimitHeaders) -> [Vec<(String, String)>; 2] {
         let keys = Keys::new();
         let (auth, _) = keys.builder().default_rate_limits(Quota::per_minute(1).unwrap()).build();
@@ -380,7 +380,7 @@ mod headers {
 mod quotas {
     use super::*;
 
-    /// What a key is told when its burst is used up.
+    /// The headers when the burst is used up.
     async fn exhausted(quota: Quota) -> (Option<String>, Option<String>) {
         let keys = Keys::new();
         let burst = quota.burst_size().get();
@@ -451,7 +451,7 @@ mod quotas {
         }
     }
 
-    /// Windows of any length, many of them short, some at the longest that a quota can have.
+    /// Windows of any length, many short, some at the maximum.
     fn windows() -> impl Strategy<Value = Duration> {
         let millis = prop_oneof![
             1 => Just(0),
@@ -470,10 +470,10 @@ mod quotas {
         prop_oneof![1 => Just(0), 6 => 1..10_000_u32, 2 => any::<u32>(), 1 => Just(u32::MAX)]
     }
 
-    /// The longest time that a bucket may take to fill: 146 years.
+    /// The maximum time for a bucket to fill: 146 years.
     const MOST_MILLIS: u64 = u64::MAX / 4 / 1_000_000;
 
-    /// Why there is no such quota, by the documentation of [`Quota::per`] and [`Quota::burst`].
+    /// The error for an invalid quota, by the documentation of [`Quota::per`] and [`Quota::burst`].
     fn refusal(limit: u32, window: Duration, burst: u32) -> Option<InvalidQuota> {
         let [limit, burst] = [limit, burst].map(u128::from);
         if limit == 0 {
@@ -629,7 +629,7 @@ mod sliding_windows {
         let keys = Keys::new();
         let quota = Quota::sliding(3, 64 * SECOND).unwrap().named("day").unwrap();
         let (app, key) = limited(&keys, quota).await;
-        // Slots are two seconds long: what is taken now is back when the 33rd from here begins.
+        // Slots are two seconds long: a unit taken now is back when the 33rd slot from here begins.
         keys.clock.advance(Duration::from_millis(2_500));
         for left in [2, 1] {
             let answer = app.get(&key).await;
@@ -648,7 +648,7 @@ mod sliding_windows {
         keys.clock.advance(Duration::from_millis(55_499));
         assert_eq!(app.get(&key).await.status, StatusCode::TOO_MANY_REQUESTS);
         keys.clock.advance(MILLI);
-        // Both are back that were taken together.
+        // Both units that were taken together are back.
         for left in [1, 0] {
             let state = format!(r#""day";r={left};t=10"#);
             assert_eq!(app.get(&key).await.header("ratelimit"), Some(state.as_str()));
@@ -709,7 +709,7 @@ mod consumers {
             let state = format!(r#""minute";r={own};t=30, "all";r={shared};t=3300"#);
             assert_eq!(app.get(key).await.header("ratelimit"), Some(state.as_str()));
         }
-        // The key has none left of its own. What all have stays as it is.
+        // The key's own quota is used up. The shared one is unchanged.
         for _ in 0..9 {
             let answer = app.get(&first).await;
             assert_eq!(answer.json()["violated-policies"], serde_json::json!(["minute"]));
@@ -717,7 +717,7 @@ mod consumers {
             assert_eq!(answer.header("ratelimit"), Some(state));
         }
         assert_eq!(app.get(&second).await.status, StatusCode::OK);
-        // All together have none left. What the key has of its own stays as it is.
+        // The shared quota is used up. The key's own is unchanged.
         for _ in 0..9 {
             let answer = app.get(&second).await;
             assert_eq!(answer.json()["violated-policies"], serde_json::json!(["all"]));
@@ -817,7 +817,7 @@ mod buckets {
         keys.change(&issued, |record| record.rate_limits = Some(wider.into())).await;
         auth.invalidate(&issued.record.key_hash);
 
-        // The six that were taken are taken of it, too.
+        // The six units already taken count against it, too.
         let answer = app.get(&key).await;
         assert_eq!(answer.header("ratelimit-policy"), Some(r#""minute";q=60;w=60"#));
         assert_eq!(answer.header("ratelimit"), Some(r#""minute";r=53;t=1"#));
@@ -864,7 +864,7 @@ mod under_load {
     use super::*;
 
     /// Lets `threads` threads use one key as often as they can, `step` after `step`, and returns
-    /// how often they could.
+    /// the number of uses.
     async fn hammer(quota: Quota, threads: usize, step: Duration, steps: usize) -> u64 {
         let keys = Keys::new();
         let (auth, _) = keys.builder().default_rate_limits(quota).build();
@@ -942,7 +942,7 @@ mod under_load {
         assert_eq!(admitted, 500);
     }
 
-    /// A limiter whose sweep stops in the middle until it is told to go on.
+    /// A limiter whose sweep pauses in the middle until released.
     #[derive(Clone)]
     struct Gated {
         local: Arc<LocalRateLimiter>,
@@ -1038,7 +1038,7 @@ mod under_load {
                     Check::Ready(decision) if decision.is_admitted()
                 );
                 assert!(admitted);
-                // This sweep was under way before the request and is still.
+                // This sweep began before the request and is still running.
                 if before > 0 && ended.load(Ordering::SeqCst) < before {
                     during += 1;
                 }

@@ -1,5 +1,5 @@
-//! Limits that a fleet shares, on a real Redis: what it is told, what it keeps, and how often it is
-//! asked. What it decides is in `limiter_contract.rs`, what happens without it in `redis_outages.rs`.
+//! Limits that a fleet shares, on a real Redis: the commands, the stored state, and the number of
+//! calls. Decisions are tested in `limiter_contract.rs`, outages in `redis_outages.rs`.
 
 use std::{
     error::Error,
@@ -34,7 +34,8 @@ async fn decided(check: Check) -> Decisions {
     }
 }
 
-/// One that decides nothing by itself, and is patient: a busy machine is no outage.
+/// A limiter that decides nothing locally, with a long deadline: a busy machine must not look like
+/// an outage.
 fn builder(url: &str) -> RedisRateLimiterBuilder {
     RedisRateLimiter::builder(url).when_unavailable(Unavailable::Deny).deadline(SECOND)
 }
@@ -127,7 +128,7 @@ async fn nothing_stays_behind_longer_than_ten_minutes_after_it_is_full() {
     for key in keys {
         assert!(key.starts_with("tower-api-key:{acme}:k:"), "{key}");
         let lives: u64 = redis.ask(cmd("PTTL").arg(&key));
-        // It owes half as much as it holds.
+        // Its debt is half of what it holds.
         assert!((580_000..=601_000).contains(&lives), "{key}: {lives}");
     }
 }
@@ -308,7 +309,7 @@ async fn with_leases_exactly_as_much_passes_in_the_end() {
         tasks.spawn(async move {
             let mut admitted = 0;
             let begun = Instant::now();
-            // Until what others held in vain is put back.
+            // Until the unused units of other nodes are put back.
             while begun.elapsed() < 3 * SECOND {
                 let check = buckets.take(ONE, clock.monotonic());
                 admitted += u32::from(decided(check).await.is_admitted());
@@ -335,7 +336,7 @@ async fn with_leases_what_is_not_used_is_put_back() {
         decided(asked.peek(SECOND)).await[0].remaining() == 770
     })
     .await;
-    // What it says itself is what is left of the bucket and of what it holds.
+    // The reported rest is what is left in the bucket and in the lease.
     let decisions = decided(leased.take(ONE, clock.monotonic())).await;
     assert_eq!(decisions[0].remaining(), 769);
 }
@@ -367,7 +368,7 @@ async fn with_leases_nobody_misses_for_long_what_another_node_holds() {
     let leases = || Leases::default().lifetime(SECOND / 4);
     let (holding, other) = (leasing(&redis, leases()), leasing(&redis, leases()));
     let [held, wanted] = [&holding, &other].map(|node| bucket(node, 1, &quota, clock.monotonic()));
-    // Slices of 1, 2, 4 and 8, and 10 from then on: of the last one, 5 are held in vain.
+    // Slices of 1, 2, 4 and 8, and 10 from then on: of the last one, 5 units are held unused.
     assert_eq!(admitted(&held, 75, clock.monotonic()).await, 75);
     assert_eq!(admitted(&wanted, 1, clock.monotonic()).await, 0);
     eventually("it is back", async || admitted(&wanted, 1, clock.monotonic()).await == 1).await;

@@ -1,4 +1,4 @@
-//! Three processes and one Redis: together they let through what was promised, and all of it.
+//! Three processes and one Redis: together they admit what was promised, and all of it.
 //!
 //! Windows are of 4 s here, so that it does not take long. With
 //! `FLEET_WINDOW_MS=60000 cargo test --all-features --test redis_fleet -- --nocapture` they are minutes.
@@ -32,7 +32,7 @@ use tower_api_key::{
 const NODES: usize = 3;
 const LIMIT: u32 = 1_000;
 const WINDOWS: u32 = 3;
-/// Requests of each node at a time.
+/// Concurrent requests of each node.
 const CLIENTS: usize = 4;
 const SETTINGS: &str = "FLEET_NODE";
 
@@ -41,11 +41,11 @@ struct Settings {
     redis: String,
     quota: Quota,
     leases: bool,
-    /// A client asks this often.
+    /// The interval of a client's requests.
     pace: Duration,
 }
 
-/// When a request was decided: at some time between these two, in microseconds.
+/// The time of a decision: some time between these two, in microseconds.
 type Asked = (u64, u64);
 
 #[derive(Default, Serialize, Deserialize)]
@@ -61,8 +61,8 @@ impl Report {
     }
 }
 
-/// Whether this process was started as a node, which has then ended. A node asks for as much as it
-/// can get.
+/// Runs the node if this process was started as one; returns whether it was, after its end. A node
+/// makes as many requests as it can.
 async fn run_if_node() -> bool {
     let Ok(settings) = env::var(SETTINGS) else { return false };
     run_node(serde_json::from_str(&settings).unwrap()).await;
@@ -70,7 +70,7 @@ async fn run_if_node() -> bool {
 }
 
 async fn run_node(settings: Settings) {
-    // What a busy machine is late for is seen in the sum.
+    // Lateness of a busy machine shows in the sum.
     let mut builder = RedisRateLimiter::builder(&settings.redis)
         .when_unavailable(Unavailable::Deny)
         .deadline(Duration::from_secs(1));
@@ -103,7 +103,7 @@ async fn run_node(settings: Settings) {
             report
         });
     }
-    // It ends with the test, or when the test says so.
+    // It ends with the test, or when the test stops it.
     let mut nothing = [0];
     let _ = tokio::io::stdin().read(&mut nothing).await;
     is_over.store(true, Ordering::Release);
@@ -113,7 +113,7 @@ async fn run_node(settings: Settings) {
     writeln!(std::io::stdout(), "\nreport {report}").unwrap();
 }
 
-/// All processes of a machine have one.
+/// A clock that all processes of a machine share.
 fn micros(clock: &SystemClock) -> u64 {
     let now = clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     u64::try_from(now.as_micros()).unwrap()
@@ -123,7 +123,7 @@ struct Node(Child);
 
 impl Node {
     fn start(settings: &Settings) -> Self {
-        // A test of this file that runs a node where the settings are set.
+        // The test of this file that runs as a node if the settings are set.
         let test = ["redis_fleet::a_fleet_keeps_a_sliding_window", "--exact", "--nocapture"];
         let child = Command::new(env::current_exe().unwrap())
             .args(test)
@@ -152,7 +152,8 @@ fn window() -> Duration {
 
 async fn a_fleet_keeps(quota: Quota, leases: bool) {
     let (redis, window) = (Redis::start(), quota.window());
-    // All clients together ask for four times as much as there is, and at least 500 times a second.
+    // All clients together make four times as many requests as are admitted, and at least 500 a
+    // second.
     let clients = u32::try_from(NODES * CLIENTS).unwrap();
     let pace = (window / LIMIT / 4 * clients).min(Duration::from_millis(24));
     let settings = Settings { redis: redis.url(), quota: quota.clone(), leases, pace };
@@ -184,7 +185,7 @@ async fn a_fleet_keeps(quota: Quota, leases: bool) {
     assert!(total * 100 >= all * 99, "{total} of {all}");
 }
 
-/// What the limiter of one process lets in of the same requests.
+/// The number of the same requests that a single process would admit.
 fn admitted_by_one(quota: &Quota, report: &Report) -> usize {
     let mut asked: Vec<_> = report.admitted.iter().chain(&report.denied).copied().collect();
     asked.sort_unstable();
@@ -199,8 +200,8 @@ fn admitted_by_one(quota: &Quota, report: &Report) -> usize {
     asked.iter().filter(is_admitted).count()
 }
 
-/// How much of the bound is used in the worst window, which is no more than all of it. A window
-/// counts what was certainly let in in it.
+/// The largest share of the bound used in any window, which must be at most all of it. A window
+/// counts what was certainly admitted in it.
 fn most_used(quota: &Quota, admitted: &[Asked], held_for: Duration) -> f64 {
     let mut worst = 0.0_f64;
     for window in [quota.window(), quota.window() / 2, quota.window() / 7, quota.window() * 2] {
@@ -210,7 +211,7 @@ fn most_used(quota: &Quota, admitted: &[Asked], held_for: Duration) -> f64 {
         by_end.sort_by_key(|(_, after)| *after);
         let mut begins: Vec<u64> = admitted.iter().map(|(before, _)| *before).collect();
         begins.sort_unstable();
-        // Every window that matters begins with a request.
+        // Every relevant window begins with a request.
         for begin in begins.into_iter().step_by(7) {
             let within = by_end.iter().take_while(|(_, after)| *after <= begin + length);
             let held = within.filter(|(before, _)| *before >= begin).count() as u64;

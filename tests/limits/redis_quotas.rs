@@ -1,5 +1,5 @@
-//! Quotas that change, or that differ from node to node, on a real Redis: however they do, no more
-//! passes than the most generous of them allows, and every bucket comes back.
+//! Quotas that change, or that differ between nodes, on a real Redis: no more passes than the most
+//! generous of them allows, and every bucket refills.
 
 use std::{
     num::NonZeroU32,
@@ -22,7 +22,7 @@ const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
-/// When the tests begin, by the clock that they bring.
+/// The start of the tests, by their own clock.
 const START: Duration = Duration::from_secs(1_000_000_000);
 
 async fn decided(check: Check) -> Decisions {
@@ -33,7 +33,7 @@ async fn decided(check: Check) -> Decisions {
     }
 }
 
-/// A node that decides nothing by itself, is patient, and counts by the time that requests bring.
+/// A node that decides nothing locally, has a long deadline, and counts by the times passed to it.
 fn builder(redis: &Redis) -> RedisRateLimiterBuilder {
     RedisRateLimiter::builder(&redis.url())
         .when_unavailable(Unavailable::Deny)
@@ -63,7 +63,7 @@ async fn admits(buckets: &Arc<dyn Buckets>, units: u32, now: Duration) -> bool {
     decided(buckets.take(NonZeroU32::new(units).unwrap(), now)).await.is_admitted()
 }
 
-/// Takes all there is, in as many requests as bits are set.
+/// Takes everything that is left, in as many requests as the number has set bits.
 async fn drain(buckets: &Arc<dyn Buckets>, now: Duration) -> u64 {
     let decisions = decided(buckets.peek(now)).await;
     let left = decisions.iter().map(|decision| decision.remaining()).min().unwrap();
@@ -178,7 +178,7 @@ mod passes_no_more {
             passed += drain(&key, now).await;
         }
         assert!((48..=49).contains(&passed), "{passed}");
-        // Those that share the quota do not pay for what one had of its own.
+        // Keys that share the quota do not pay for another key's own quota.
         let sibling = buckets(&node, 2, &owners[1..], START + 4 * HOUR);
         assert!(drain(&sibling, START + 4 * HOUR).await > 0);
     }
@@ -209,7 +209,7 @@ mod passes_no_more {
             assert_eq!(drain(&key, back).await, 0);
             let early = quota.interval() - MILLI;
             assert_eq!(drain(&key, back + early).await, 0, "{quota:?}");
-            // It is back as soon as it would have been, and a slot later at most.
+            // It refills as soon as it would have, and at most one slot later.
             let late = quota.refill_time() + quota.window() / 32;
             assert_eq!(drain(&key, back + late).await, 10, "{quota:?}");
         }
@@ -304,7 +304,7 @@ mod comes_back {
 mod one_subject {
     use super::*;
 
-    /// By the clock of Redis, and deciding by itself where Redis does not.
+    /// By the clock of Redis, and deciding locally if Redis does not.
     fn alone(url: &str) -> RedisRateLimiter {
         RedisRateLimiter::builder(url).deadline(SECOND).build().unwrap()
     }
@@ -336,7 +336,7 @@ mod one_subject {
         let redis = Redis::start();
         let node = alone(&redis.url());
         let list = |count: u32| limits((1..=count).map(|n| per(10 + n, HOUR, 10 + n)));
-        // Of its own and of its plan, as many as are refused wherever they come together.
+        // Its own quotas and its plan's: as many as are refused where they are combined.
         let of_plan = (1..=8).map(|n| per(20 + n, HOUR, 20 + n).named(format!("p{n}")).unwrap());
         let many = list(8).and(&RateLimits::new(of_plan).unwrap());
         let hostile = node.buckets(&Subject::of_key("hostile", 1), &many, START);
@@ -374,7 +374,7 @@ mod one_subject {
     }
 }
 
-/// What nodes do with one consumer.
+/// The actions of nodes with one consumer.
 #[derive(Clone, Debug)]
 struct Story {
     lists: Vec<Vec<Quota>>,
@@ -387,7 +387,7 @@ enum Owners {
     Key,
     /// Two keys share it.
     Consumer,
-    /// It changes from list to list.
+    /// The quota changes from list to list.
     Mixed,
 }
 
@@ -401,12 +401,12 @@ struct Step {
     takes_all: bool,
 }
 
-/// How long after the step before.
+/// The time since the previous step.
 #[derive(Clone, Debug)]
 enum Gap {
     None,
     Millis(u64),
-    /// So many 100ths of the time in which a quota of the list refills.
+    /// This many 100ths of the time in which a quota of the list refills.
     Refill(Index, u32),
 }
 
@@ -451,7 +451,7 @@ fn story() -> impl Strategy<Value = Story> {
     })
 }
 
-/// As nodes of one test share a server.
+/// Runs of one test share a server, as nodes do.
 static REDIS: LazyLock<Redis> = LazyLock::new(Redis::start);
 
 impl Story {
@@ -470,7 +470,7 @@ impl Story {
         self.lists.iter().enumerate().map(owned).collect()
     }
 
-    /// `held_for`: how long a unit may be used after it was taken.
+    /// `held_for`: how long a unit may be used after it was taken from Redis.
     async fn keeps_the_promise(&self, nodes: &[RedisRateLimiter; 2], held_for: Duration) {
         let consumer = new_consumer();
         let (lists, mut now) = (self.lists(), START);
@@ -492,7 +492,7 @@ impl Story {
                 admits(&buckets, 1, now).await.into()
             };
             if taken.is_empty() {
-                // All of it is there, however much of it a node holds.
+                // All of it is available, however much of it a node holds.
                 let all = list.iter().map(|quota| u64::from(quota.burst_size().get())).min();
                 assert_eq!(Some(units), if step.takes_all { all } else { Some(1) }, "{list:?}");
             }
@@ -516,7 +516,7 @@ impl Story {
         }
     }
 
-    /// Long after the last request each list has all of what it holds.
+    /// Long after the last request, each list has its full quota.
     async fn comes_back(&self, node: &RedisRateLimiter) {
         let lists = self.lists();
         let mut now = START + 24 * HOUR;
@@ -536,7 +536,7 @@ impl Story {
     }
 }
 
-/// One that was never used.
+/// An unused key.
 fn new_consumer() -> String {
     static CONSUMERS: AtomicU32 = AtomicU32::new(0);
     format!("consumer-{}", CONSUMERS.fetch_add(1, Ordering::Relaxed))

@@ -21,12 +21,12 @@ use tower_api_key::rate_limit::{
 const URL: &str = "REDIS_OVER_TLS";
 const SECOND: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(20);
-/// What a node prints before its verdict.
+/// Printed by a node before its result.
 const VERDICT: &str = "verdict: ";
 const SHARED: &str = "redis connected; rate limits are shared";
 const ALONE: &str = "redis unavailable; outage policy applies";
 
-/// A node asks once, and prints whether Redis decided, with the reason as it is logged.
+/// Runs a node, which asks once and prints whether Redis decided, with the logged reason.
 async fn run_node(url: &str) {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer({
@@ -58,7 +58,7 @@ async fn run_node(url: &str) {
 struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// The line that has this text.
+    /// The line that contains this text.
     fn find(&self, text: &str) -> Option<String> {
         let log = self.0.lock().unwrap();
         let log = String::from_utf8_lossy(&log);
@@ -77,7 +77,7 @@ impl Write for Log {
     }
 }
 
-/// The verdict of a node in a process of its own, as what is trusted is set for a whole process.
+/// The result of a node in a process of its own, because trust is configured per process.
 async fn node(url: &str, trusted: &Path) -> String {
     let output = Command::new(env::current_exe().unwrap())
         .args(["redis_tls::redis_is_asked_over_tls_if_it_is_who_it_says", "--exact", "--nocapture"])
@@ -103,7 +103,7 @@ fn openssl(folder: &Path, arguments: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Also what a node runs: this test in a process of its own, where [`URL`] is set.
+/// This test also runs as a node, in a process of its own, if [`URL`] is set.
 #[tokio::test]
 async fn redis_is_asked_over_tls_if_it_is_who_it_says() {
     if let Ok(url) = env::var(URL) {

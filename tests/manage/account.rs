@@ -1,4 +1,4 @@
-//! The account router: what consumers can do for themselves, and what that costs them.
+//! The account router: what consumers can do for themselves, and what it costs them.
 
 use std::time::Duration;
 
@@ -56,7 +56,8 @@ async fn a_consumer_looks_after_its_own_keys() {
     assert_eq!(desk.send(&other, "GET", "/api-keys", None).await.status, 200);
 }
 
-/// The owner's key is not a viewer's to rotate, with the owner's metadata for the new key, or to end.
+/// A viewer cannot rotate the owner's key, which would give the new key the owner's metadata, or
+/// revoke it.
 #[tokio::test]
 async fn a_key_takes_over_no_other_key_of_its_consumer() {
     let desk = desk();
@@ -95,7 +96,7 @@ async fn the_scope_for_other_keys_can_have_another_name() {
     }
 }
 
-/// The old key works for a while: with it, its owner can put things right.
+/// The old key works for a while: with it, its owner can correct mistakes.
 #[tokio::test]
 async fn a_key_that_was_rotated_rotates_and_ends_what_it_was_rotated_to() {
     let desk = desk();
@@ -111,7 +112,7 @@ async fn a_key_that_was_rotated_rotates_and_ends_what_it_was_rotated_to() {
     assert_eq!(answer.json()["status"], json!("revoked"));
 }
 
-/// Every route, by a key that may do all the admin router knows of.
+/// Every route, with a key that holds every scope of the admin router.
 #[tokio::test]
 async fn the_keys_of_others_do_not_exist() {
     let desk = desk();
@@ -181,7 +182,8 @@ async fn a_scope_can_be_asked_for() {
     assert_eq!(desk.denials().await, 1);
 }
 
-/// Asking any number of times leaves all for other requests, and works when nothing is left.
+/// Reading the quota any number of times leaves all of it for other requests, and works when
+/// nothing is left.
 #[tokio::test]
 async fn asking_what_is_left_spends_nothing() {
     let store = MemoryKeyStore::new();
@@ -221,7 +223,7 @@ async fn asking_what_is_left_spends_nothing() {
     assert_eq!(ask("/nothing").await.status, 429, "all else is charged");
 }
 
-/// A client that repeats what it may not do is slowed down, and no other consumer with it.
+/// A client that repeats a forbidden request is slowed down, and no other consumer is.
 #[tokio::test(start_paused = true)]
 async fn denials_are_held_back_and_count_as_under_way() {
     let desk = Desk::new("/admin", admin::router);
@@ -237,7 +239,7 @@ async fn denials_are_held_back_and_count_as_under_way() {
             let request = desk.request(key, "POST", &path, Some(&json!({})));
             denied.spawn(send(desk.app.clone(), request));
         }
-        // Between the answers to the first four and to the next.
+        // Between the first four responses and the next.
         sleep_until(began + Duration::from_millis(50)).await;
         assert_eq!(desk.send(&other, "GET", "/api-keys", None).await.status, 200);
         assert_eq!(began.elapsed(), Duration::from_millis(50), "others are not held back");

@@ -1,4 +1,4 @@
-//! The admin router: what it answers to whom, and that nobody gets past its guard.
+//! The admin router: its responses to each caller, and that its guard cannot be bypassed.
 
 use std::sync::{
     Arc,
@@ -117,7 +117,7 @@ async fn a_key_is_issued_shown_changed_rotated_and_revoked() {
     assert_eq!(list.json()["keys"].as_array().unwrap().len(), 2);
 }
 
-/// Which scope each operation takes: one that is not here is forgotten.
+/// The scope of each operation: an operation that is missing here is not tested.
 const OPERATIONS: &[(&str, &str, &str)] = &[
     ("POST", "/api-keys", WRITE),
     ("GET", "/api-keys", READ),
@@ -290,7 +290,7 @@ async fn a_caller_that_was_revoked_after_it_was_let_in_gets_a_401_and_makes_noth
     let desk = desk();
     let (caller, id) = desk.key("acme", &[READ, WRITE]).await;
     assert_eq!(desk.send(&caller, "GET", "/api-keys", None).await.status, StatusCode::OK);
-    // The routers' cache does not hear of it.
+    // The routers' cache is not told of the change.
     desk.issuer.revoke(id, None).await.unwrap();
     let new = json!({ "consumer_id": "acme", "expires": "never" });
     let refused = desk.send(&caller, "POST", "/api-keys", Some(&new)).await;
@@ -347,7 +347,7 @@ async fn a_key_on_a_plan_grants_that_one() {
     assert_eq!(desk.send(caller, "POST", "/api-keys", Some(&new)).await.status, 201);
 }
 
-/// What is wrong with a request, and where.
+/// The error of a request, and its place.
 #[tokio::test]
 async fn every_mistake_is_told_with_its_place() {
     let desk = desk();
@@ -426,7 +426,7 @@ async fn every_mistake_is_told_with_its_place() {
     }
     let patch = json!({ "plan": "a b" });
     let mut request = desk.request(&caller, "PATCH", &key, Some(&patch));
-    // What makes no sense does not depend on what the key is now.
+    // An invalid request is refused whatever the state of the key.
     request.headers_mut().insert(header::IF_MATCH, "\"42\"".parse().unwrap());
     let answer = send(desk.app.clone(), request).await;
     assert_problem(&answer, 422, "invalid", Some("/plan"));
@@ -574,7 +574,7 @@ async fn bodies_that_are_no_decent_json_are_refused() {
     assert_problem(&answer, 413, "body_too_large", None);
 }
 
-/// A key in the wrong place of a request is not sent back in what is said of it.
+/// A key in the wrong place of a request is not repeated in the error.
 #[tokio::test]
 async fn mistakes_are_not_repeated() {
     let desk = desk();
@@ -696,7 +696,7 @@ async fn a_repeated_request_makes_no_second_key() {
     assert_problem(&wrong, 400, "invalid_header", Some("Idempotency-Key"));
 }
 
-/// Fails once it is told to.
+/// Fails when the test says so.
 #[derive(Clone, Default)]
 struct Drying(Arc<AtomicBool>);
 
@@ -728,7 +728,8 @@ async fn without_randomness_there_is_no_key() {
     assert_eq!(list.json()["keys"].as_array().unwrap().len(), 1);
 }
 
-/// Whatever is tried with a foreign key: the answer of a key that is not there, and the same line.
+/// Any operation on a foreign key gets the same response as on a key that does not exist, and the
+/// same audit line.
 #[tokio::test]
 async fn attempts_on_a_foreign_key_look_the_same_whatever_they_are() {
     let large = "x".repeat(9000);
@@ -814,7 +815,7 @@ async fn the_audit_says_from_where_and_believes_no_header() {
     assert_eq!(from(&trusting).await.as_deref(), Some("6.6.6.6"));
 }
 
-/// A key that is revoked over HTTP is refused from the very next request on.
+/// A key revoked over HTTP is refused from the next request on.
 #[tokio::test]
 async fn changes_are_heeded_at_once() {
     let desk = desk();

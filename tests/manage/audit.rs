@@ -1,5 +1,5 @@
-//! The audit can be relied on: what keys try does not flood it or show them to others, every face of
-//! the library leaves the same lines, and so do changes in SQL.
+//! The audit is reliable: denied attempts neither flood it nor reveal foreign keys, every interface
+//! of the library leaves the same lines, and so do changes in SQL.
 
 use std::time::{Duration, SystemTime};
 
@@ -100,7 +100,7 @@ async fn key(issuer: &KeyIssuer, consumer: &str, held: &[&str]) -> KeyRecord {
     issuer.issue(new).await.unwrap().record
 }
 
-/// As the admin router has it.
+/// A caller as the admin router creates it.
 fn admin(issuer: &KeyIssuer, key: &KeyRecord) -> KeyIssuer {
     let actor = Actor::caller(&Consumer::from(key.clone()))
         .requires(Scope::new(WRITE).unwrap())
@@ -109,7 +109,7 @@ fn admin(issuer: &KeyIssuer, key: &KeyRecord) -> KeyIssuer {
     issuer.by(actor)
 }
 
-/// As the account router has it.
+/// A caller as the account router creates it.
 fn account(issuer: &KeyIssuer, key: &KeyRecord) -> KeyIssuer {
     let actor = Actor::caller(&Consumer::from(key.clone()));
     issuer.by(actor.other_keys_scope(Scope::new(WRITE).unwrap()))
@@ -153,7 +153,7 @@ async fn thousands_of_denials_leave_a_few_lines_and_a_sum(store: impl ManageKeys
     let target = key(&issuer, "acme", &[]).await;
     let attacker = key(&issuer, "acme", &[]).await;
     for _ in 0..11_410 {
-        // A caller of its own for each request, as over HTTP.
+        // A separate caller for each request, as over HTTP.
         let error = admin(&issuer, &attacker).revoke(target.id, None).await.unwrap_err();
         assert_eq!(error.required_scope(), Some(&Scope::new(WRITE).unwrap()));
     }
@@ -174,7 +174,7 @@ async fn denials_that_take_a_look_at_keys_are_summed_up_too(store: impl ManageKe
     let clock = ManualClock::default();
     let issuer = issuer(store).clock(clock.clone());
     let foreign = key(&issuer, "globex", &[]).await;
-    // By the store's clock, which is another one.
+    // Measured by the store's clock, not the issuer's.
     let new = NewKey::new("acme", Expiry::Never).scopes(scopes(&[WRITE]));
     let attacker = admin(&issuer, &issuer.issue(new).await.unwrap().record);
     for _ in 0..10 {
@@ -235,7 +235,7 @@ async fn an_attempt_on_a_key_is_no_event_of_that_key(store: impl ManageKeys) {
         let text = format!("{seen:?}");
         assert!(!text.contains(&attacker.id.to_string()) && !text.contains("192.0.2.7"), "{text}");
     }
-    // An operator sees all of it.
+    // An operator sees everything.
     for event in denials(&issuer).await {
         assert_eq!(event.entry.key_id, Some(attacker.id));
         assert_eq!(event.entry.consumer_id.as_deref(), Some("acme"));
@@ -325,7 +325,7 @@ async fn every_kind_of_attempt_on_a_foreign_key_leaves_the_same_line(store: impl
         let expected = json!({ "attempt": "update", "target": target });
         assert_eq!(changes(&denials[0]), expected);
     }
-    // The store in hand: by metadata as by name.
+    // By metadata as well as by name.
     let issuer = issuer(store);
     let foreign = key(&issuer, "globex", &[]).await;
     let caller = admin(&issuer, &key(&issuer, "acme", &[WRITE]).await);
@@ -356,7 +356,7 @@ async fn what_may_not_be_done_is_denied_before_anything_is_said_of_the_key(store
         let error = caller.update(id, update).await.unwrap_err();
         assert_eq!(error.required_scope(), Some(&Scope::new(WRITE).unwrap()), "{error}");
     }
-    // Beyond what a writer holds, too: 403 whatever version, state or size the key has.
+    // 403 also beyond the writer's grants, whatever version, state or size the key has.
     let writer = admin(&issuer, &key(&issuer, "acme", &[WRITE]).await);
     let beyond = || KeyUpdate::new().scopes(scopes(&["beyond"]));
     for (id, update) in [
@@ -369,7 +369,7 @@ async fn what_may_not_be_done_is_denied_before_anything_is_said_of_the_key(store
     }
 }
 
-// Changes that depend on what the key is.
+// Changes that depend on the state of the key.
 
 async fn metadata_are_merged_in_the_transaction(store: impl ManageKeys) {
     let issuer = issuer(store);
@@ -381,7 +381,7 @@ async fn metadata_are_merged_in_the_transaction(store: impl ManageKeys) {
     let merged: Value = updated.metadata.parse().unwrap();
     assert_eq!(merged, json!({ "a": { "c": 2, "e": [null] }, "d": "x", "f": {} }));
 
-    // At once, each adds its own.
+    // Concurrent denials each add their own line.
     let mut merging = tokio::task::JoinSet::new();
     for number in 0..8 {
         let issuer = issuer.clone();
@@ -394,7 +394,7 @@ async fn metadata_are_merged_in_the_transaction(store: impl ManageKeys) {
     }
     let merged: Value = issuer.get(id).await.unwrap().record.metadata.parse().unwrap();
     assert_eq!(merged.as_object().unwrap().len(), 3 + 8, "{merged}");
-    // One that changes nothing is none.
+    // An update that changes nothing leaves no line.
     let same = KeyUpdate::new().merge_metadata(metadata(r#"{"absent":null}"#));
     assert_eq!(issuer.update(id, same).await.unwrap().version, 10);
 }
@@ -426,7 +426,7 @@ async fn one_of_several_versions_is_enough(store: impl ManageKeys) {
     issuer.update(id, update(&[1, 2, 3], "b")).await.unwrap();
 }
 
-// Who may change whom.
+// Which key may change which.
 
 async fn without_a_scope_a_key_changes_itself_and_what_it_was_rotated_to(store: impl ManageKeys) {
     let issuer = issuer(store);
@@ -456,7 +456,7 @@ async fn without_a_scope_a_key_changes_itself_and_what_it_was_rotated_to(store: 
     }
     let second = caller.rotate(viewer.id, Rotation::new()).await.unwrap().record;
     assert_eq!(second.metadata, viewer.metadata);
-    // The answer was lost: once more, from the key that was rotated.
+    // The response was lost: the rotated key retries.
     let third = caller.rotate(second.id, Rotation::new()).await.unwrap().record;
     account(&issuer, &third).revoke(second.id, None).await.unwrap();
     caller.revoke(third.id, None).await.unwrap();
@@ -539,7 +539,7 @@ async fn a_change_of_a_plan_is_in_the_audit(store: impl ManageKeys) {
         json!({ "name": { "from": "pro" }, "rate_limits": { "from": limits(90) } }),
     ];
     assert_eq!(all, expected);
-    // It is an event of no consumer.
+    // The event belongs to no consumer.
     let tenant = admin(&issuer, &key(&issuer, "acme", &[WRITE]).await);
     let seen = tenant.events(&EventQuery::new()).await.unwrap().events;
     let seen: Vec<_> = seen.iter().map(|event| event.entry.action).collect();
@@ -567,7 +567,7 @@ async fn what_keys_tried_with_plans_is_in_the_audit(store: impl ManageKeys) {
     assert_eq!(issuer.plans().await.unwrap(), []);
 }
 
-// Bad rows, and changes in SQL: the same on both databases, but for their words.
+// Bad rows, and changes in SQL: the same on both databases, except for the dialect.
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 async fn ended(issuer: &KeyIssuer, count: u32) -> Vec<KeyId> {
@@ -618,7 +618,7 @@ async fn pruning_goes_past_what_is_referred_to(issuer: &KeyIssuer, referred: &[K
     assert_eq!(pruned.count(), 9, "a key that is deleted has its line");
 }
 
-/// The database refuses to revoke the key that is called `stays`, and cannot read one called
+/// The database refuses to revoke the key named `stays`, and cannot read the one named
 /// `unreadable`.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 async fn revoking_many_goes_past_what_is_refused(issuer: &KeyIssuer, bad: usize) {
@@ -642,7 +642,7 @@ fn imports(numbers: std::ops::Range<u32>, name: impl Fn(u32) -> &'static str) ->
     numbers.map(import).collect()
 }
 
-/// The database refuses keys that are called `bad`.
+/// The database refuses keys named `bad`.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 async fn an_import_names_what_the_database_refuses(issuer: &KeyIssuer) {
     for bad in [0, 1, 7, 19] {
@@ -657,7 +657,7 @@ async fn an_import_names_what_the_database_refuses(issuer: &KeyIssuer) {
     assert_eq!(issuer.import(imports(0..20, |_| "good")).await.unwrap().keys.len(), 20);
 }
 
-/// The library's own changes of every kind, in SQL each of which would have left another line.
+/// Every kind of change by the library; each would have left an additional line as SQL.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 async fn the_librarys_changes_leave_the_librarys_lines_alone(issuer: &KeyIssuer) {
     let issuer = issuer.by(Actor::operator("somebody"));
@@ -851,7 +851,7 @@ mod in_sqlite {
             raw_sql(AssertSqlSafe(sql)).execute(store.pool()).await.unwrap();
         };
         run(format!("insert {INSERT}")).await;
-        // Which changes nothing, although a trigger before it fires.
+        // Changes nothing, although a trigger before it fires.
         run(format!("insert or ignore {INSERT}")).await;
         run("update api_keys set name = name, version = version + 1".into()).await;
         let other = format!("x'{}'", "07".repeat(16));
@@ -887,7 +887,7 @@ mod in_sqlite {
         assert_eq!(left(&issuer).await, [kept.id]);
     }
 
-    /// Of the release before, which does not know the mark: its changes are told twice.
+    /// A program of the previous release, which does not set the mark: its changes leave two lines.
     #[tokio::test]
     async fn a_node_of_the_release_before_goes_on_working() {
         let (_folder, store) = store().await;
@@ -909,7 +909,7 @@ mod in_sqlite {
         assert_eq!(events.len(), 3);
     }
 
-    /// A mark that was put there by hand is worth nothing after the library's next transaction.
+    /// A mark set by hand is worthless after the library's next transaction.
     #[tokio::test]
     async fn a_mark_that_was_left_behind_is_cleared() {
         let (_folder, store) = store().await;
@@ -1042,7 +1042,7 @@ mod in_postgres {
         let pool = pool.connect(&pgbouncer.url(database.url())).await.unwrap();
         let pooled = PgKeyStore::new(pool);
         the_librarys_changes_leave_the_librarys_lines_alone(&issuer(pooled.clone())).await;
-        // The mark is gone with the transaction, on the connection that the pooler hands round.
+        // The mark ends with the transaction, on the connection that the pooler shares.
         key(&issuer(store.clone()), "acme", &[]).await;
         run(&pooled, "update api_keys set name = 'by hand'").await;
         assert_eq!(lines(&issuer(store)).await.last().unwrap().0, "updated");
@@ -1110,7 +1110,7 @@ mod in_postgres {
         }
         let after = events(&issuer, EventQuery::new()).await.len();
         assert_eq!(after, before + 8, "each left one line");
-        // What changes nothing leaves none.
+        // Statements that change nothing leave no line.
         key(&issuer, "acme", &[]).await;
         run(&store, "update api_keys set name = name, version = version + 1").await;
         assert_eq!(events(&issuer, EventQuery::new()).await.len(), after + 1);
@@ -1168,7 +1168,7 @@ mod in_postgres {
         assert!(changes(event).get("key_hash").is_none());
     }
 
-    /// Values of the setting that are no mark of this transaction.
+    /// Values of the setting that do not mark this transaction.
     #[tokio::test]
     async fn no_accident_silences_the_audit() {
         let (database, store) = store().await;
@@ -1178,7 +1178,7 @@ mod in_postgres {
         for set in [
             "set tower_api_key.audited = 'on'",
             "set tower_api_key.audited = ''",
-            // As an earlier transaction has marked itself, but for the session.
+            // The mark of an earlier transaction, but set for the session.
             "select set_config(
                 'tower_api_key.audited', extract(epoch from transaction_timestamp())::text, false
             )",
@@ -1191,7 +1191,7 @@ mod in_postgres {
         }
     }
 
-    /// Of the release before, which does not know the mark: its changes are told twice.
+    /// A program of the previous release, which does not set the mark: its changes leave two lines.
     #[tokio::test]
     async fn a_node_of_the_release_before_goes_on_working() {
         let (_database, store) = store().await;
@@ -1228,7 +1228,8 @@ mod in_postgres {
         assert_eq!((action, who), ("updated".to_owned(), actor(&store).await));
     }
 
-    /// Of the release before: no row is written again, and readers are not waited for.
+    /// A database of the previous release: the migration rewrites no row and does not wait for
+    /// readers.
     #[tokio::test]
     async fn tables_of_the_release_before_are_audited_without_touching_a_key() {
         let (database, store) = store().await;
@@ -1256,7 +1257,7 @@ mod in_postgres {
         assert_eq!(changes(&last), json!({ "name": { "from": "unseen", "to": "seen" } }));
     }
 
-    /// As hosted databases have them.
+    /// Default privileges as on hosted databases.
     #[tokio::test]
     async fn default_privileges_of_the_public_do_not_open_the_tables() {
         let database = Server::shared().database().await;
@@ -1278,8 +1279,8 @@ mod in_postgres {
                 and proname <> 'api_key_announce'";
         let open: Vec<String> = query_scalar(open).fetch_all(store.pool()).await.unwrap();
         assert!(open.is_empty(), "{open:?}");
-        // Functions without a list of rights are everybody's. To announce takes the right to read
-        // the secret, which no function lends.
+        // Functions without an access list are callable by everyone. Announcing needs the right to
+        // read the secret, which no function lends.
         let open = "select proname::text from pg_proc
             where pronamespace = current_schema()::regnamespace and proacl is null
                 and proname <> 'api_key_announce'";

@@ -1,6 +1,6 @@
-//! What the holder of a key can make is bounded, at every door and again where it is read: quotas,
-//! scopes, metadata, keys, rotations, pages and headers. What a database holds beyond that is not let
-//! in, and is shown as it is.
+//! What the holder of a key can make is bounded, in every interface and again when read: quotas,
+//! scopes, metadata, keys, rotations, pages and headers. Rows in a database beyond the bounds are
+//! not let in, and are shown as they are.
 
 use std::{
     future::Future,
@@ -142,7 +142,7 @@ on_every_database! {
     a_page_with_rows_that_cannot_be_read_goes_on_behind_them
 }
 
-/// A database that can be changed by hand.
+/// A database that the test changes in SQL.
 trait Prompt: ManageKeys + Clone {
     /// Sets a column to a text, or to JSON.
     fn set(&self, id: KeyId, column: &str, value: &str) -> impl Future<Output = ()> + Send;
@@ -208,7 +208,7 @@ impl Prompt for SqliteKeyStore {
 
 struct Service {
     app: Router,
-    /// At the service of an operator.
+    /// Acts as an operator.
     issuer: KeyIssuer,
     _worker: Worker,
 }
@@ -260,7 +260,7 @@ fn quota(name: impl Into<String>) -> Quota {
     Quota::per_minute(600).unwrap().named(name).unwrap()
 }
 
-/// So many quotas, each with a name of its own.
+/// This many quotas, each with its own name.
 fn quotas(prefix: &str, count: usize) -> RateLimits {
     RateLimits::new((0..count).map(|at| quota(format!("{prefix}{at}")))).unwrap()
 }
@@ -270,12 +270,12 @@ fn quotas_json(count: usize) -> Value {
     (0..count).map(quota).collect()
 }
 
-/// JSON with as many levels, the outermost of which is an object.
+/// JSON with this many levels, the outermost of which is an object.
 fn nested(levels: usize) -> String {
     format!("{}1{}", r#"{"leak":"#.repeat(levels), "}".repeat(levels))
 }
 
-/// How many arrays and objects are within each other.
+/// The nesting depth of arrays and objects.
 fn depth(json: &str) -> usize {
     let (mut depth, mut deepest, mut is_text, mut is_escaped) = (0_usize, 0, false, false);
     for byte in json.bytes() {
@@ -334,7 +334,7 @@ fn is(error: &ManageError, kind: ManageErrorKind, field: Option<&str>) {
     assert_eq!((error.kind(), error.field()), (kind, field), "{error}");
 }
 
-/// The issuer at the service of the key.
+/// The issuer, acting for the key.
 fn caller(issuer: &KeyIssuer, key: &KeyRecord) -> KeyIssuer {
     let actor = Actor::caller(&Consumer::from(key.clone())).requires(Scope::new(WRITE).unwrap());
     issuer.by(actor)
@@ -371,7 +371,7 @@ async fn a_ninth_quota_is_refused_over_http() {
 async fn a_ninth_quota_is_refused_in_code() {
     let nine = RateLimits::new((0..9).map(|at| quota(format!("q{at}"))));
     assert_eq!(nine, Err(InvalidQuota::TooMany));
-    // Put together of lists that are short enough.
+    // Combined from lists that are short enough.
     let sixteen = quotas("a", 8).and(&quotas("b", 8));
     let issuer = KeyIssuer::new(MemoryKeyStore::new(), format());
     let key = issuer.issue(acme()).await.unwrap().record;
@@ -405,7 +405,7 @@ async fn a_window_beyond_400_days_is_refused_over_http() {
         let created = desk.send(&caller, "POST", "/api-keys", Some(&new(&limits))).await;
         assert_eq!(created.status, 201, "{}", created.text());
     }
-    // What is used of the last one is remembered for 1,000 days, too.
+    // The use of the last one is remembered for 1,000 days, too.
     for limits in [
         quota(10, MOST + 1, 10),
         sliding(MOST + 1),
@@ -440,7 +440,7 @@ async fn a_key_has_eight_quotas_together_with_its_plan(store: impl ManageKeys + 
     assert!(page.keys.is_empty(), "nothing was stored");
     issuer.import(vec![good]).await.unwrap();
 
-    // Quotas of the plan's names are not more than the plan has.
+    // Quotas with the plan's names replace the plan's.
     let same = quotas("plan", 5).and(&quotas("own", 3));
     for own in [quotas("own", 3), same] {
         let (key, record) = service.issue(on_plan(own)).await;
@@ -450,12 +450,12 @@ async fn a_key_has_eight_quotas_together_with_its_plan(store: impl ManageKeys + 
         assert_eq!(issuer.get(record.id).await.unwrap().record.version, 1);
         issuer.rotate(record.id, Rotation::new()).await.unwrap();
     }
-    // The other way round.
+    // In the other direction.
     let (_, record) = service.issue(acme().rate_limits(quotas("own", 4))).await;
     let update = KeyUpdate::new().plan(Some("pro".into()));
     refused(&issuer.update(record.id, update).await.unwrap_err());
     assert_eq!(issuer.get(record.id).await.unwrap().record.plan, None);
-    // The store does not define this plan, so its quotas are not known here.
+    // The store does not define this plan, so its quotas are unknown here.
     let elsewhere = acme().plan("elsewhere").rate_limits(quotas("own", 8));
     assert_eq!(service.hello(&service.issue(elsewhere).await.0).await, 200);
 }
@@ -480,7 +480,7 @@ async fn a_plan_that_grew_beyond_that_lets_its_keys_with_quotas_of_their_own_not
     assert!(said.contains("WARN") && said.contains(&record.id.to_string()), "{said}");
     assert!(said.contains("more than 8 quotas together with its plan"), "{said}");
     assert_eq!(said.lines().count(), 1, "once a minute, however often it comes: {said}");
-    // Operators see it, and can mend it.
+    // Operators see it, and can repair it.
     assert_eq!(issuer.get(record.id).await.unwrap().record.rate_limits, Some(quotas("own", 3)));
     issuer.update(record.id, KeyUpdate::new().rate_limits(None)).await.unwrap();
     assert_eq!(service.hello(&special).await, 200);
@@ -517,7 +517,7 @@ async fn a_key_has_at_most_128_scopes() {
     assert_eq!(desk.send(caller, "POST", "/api-keys", Some(&new)).await.status, 201);
 }
 
-/// What a key says of its maker comes from code that no client sees, and is kept with the key.
+/// The name of a key's maker comes from code that clients do not see, and is stored with the key.
 #[tokio::test]
 async fn the_name_of_a_maker_has_at_most_1024_bytes() {
     let issuer = KeyIssuer::new(MemoryKeyStore::new(), format());
@@ -555,7 +555,7 @@ async fn metadata_beyond_32_levels_or_16_kib_are_refused_over_http() {
         assert_problem(&refused, 422, "invalid", Some("/metadata"));
         assert!(refused.text().contains(bound), "{}", refused.text());
     }
-    // What no parser reads is not said to be something else than JSON.
+    // Unparsable JSON is not reported as another error.
     let mut request = desk.request(&caller, "POST", "/api-keys", None);
     let body = format!(r#"{{"consumer_id":"acme","expires":"1d","metadata":{}}}"#, nested(500));
     *request.body_mut() = Body::from(body);
@@ -587,7 +587,7 @@ async fn a_merge_deepens_metadata_step_by_step_to_32_levels() {
     let patch = json!({ "metadata": serde_json::from_str::<Value>(&nested(33)).unwrap() });
     let refused = desk.send(&caller, "PATCH", &key, Some(&patch)).await;
     assert_problem(&refused, 422, "invalid", Some("/metadata"));
-    // Side by side, each of which is small.
+    // Next to each other, each of which is small.
     for at in 0..3 {
         let patch = json!({ "metadata": { format!("part{at}"): "x".repeat(5 * KIB) } });
         assert_eq!(desk.send(&caller, "PATCH", &key, Some(&patch)).await.status, 200);
@@ -601,7 +601,7 @@ async fn a_merge_deepens_metadata_step_by_step_to_32_levels() {
     assert_eq!(changes.count(), 1 + 31 + 3);
 }
 
-/// A database writes numbers in another way, which is still within the bounds.
+/// A database formats numbers differently, still within the bounds.
 async fn metadata_that_were_accepted_are_read_again(store: impl ManageKeys + Clone) {
     let service = Service::new(store);
     let numbers = |number: &str, count: usize| {
@@ -618,7 +618,7 @@ async fn metadata_that_were_accepted_are_read_again(store: impl ManageKeys + Clo
         Metadata::from_json(&nested(32)).unwrap(),
         Metadata::new(&json!({ "a": "\u{1}\u{7f}é".repeat(1_500) })).unwrap(),
     ];
-    // To the last digit of what is accepted.
+    // Up to the last accepted digit.
     let accepted = |count: &usize| {
         Metadata::from_json(&format!(r#"{{"a":[{}]}}"#, vec!["1e16"; *count].join(","))).is_ok()
     };
@@ -629,13 +629,13 @@ async fn metadata_that_were_accepted_are_read_again(store: impl ManageKeys + Clo
         assert_eq!(service.hello(&key).await, 200);
         let read = service.issuer.get(record.id).await.unwrap().record.metadata;
         assert!(read.as_json().len() <= Metadata::MAX_LEN);
-        // Once more as it was read.
+        // The value as it was read is accepted again.
         service.issuer.update(record.id, KeyUpdate::new().metadata(read)).await.unwrap();
         assert_eq!(service.hello(&key).await, 200);
     }
 }
 
-// What a database holds beyond the bounds.
+// Rows in a database beyond the bounds.
 
 async fn a_row_beyond_the_bounds_is_not_let_in_and_shown_as_it_is(store: impl Prompt) {
     let (log, _guard) = Log::listen();
@@ -658,7 +658,7 @@ async fn a_row_beyond_the_bounds_is_not_let_in_and_shown_as_it_is(store: impl Pr
     ] {
         store.set(record.id, column, &value).await;
         log.take();
-        // A service of its own, which has nothing in its cache and has not said anything.
+        // A separate service, with an empty cache and no earlier warnings.
         let service = Service::new(store.clone());
         for _ in 0..2 {
             assert_eq!(service.hello(&bad).await, 503, "{column}: {bound}");
@@ -688,7 +688,7 @@ async fn a_row_beyond_the_bounds_is_not_let_in_and_shown_as_it_is(store: impl Pr
         assert!(row["values"][column].as_str().unwrap().contains("leak"), "{column}: {row}");
         assert!(row["values"].get("key_hash").is_none());
 
-        // Mended, it works again, and nothing is marked.
+        // After the repair the key works again, and no mark is left.
         store.set(record.id, column, harmless).await;
         assert_eq!(Service::new(store.clone()).hello(&bad).await, 200, "{column}");
         let list = service.send(&admin, "GET", "/admin/api-keys", None).await.json();
@@ -737,7 +737,8 @@ async fn an_event_that_cannot_be_read_is_shown_as_it_is(store: impl Prompt) {
     let (admin, _) = service.issue(administrator()).await;
     let (_, record) = service.issue(acme()).await;
     let path = format!("/admin/api-keys/{}/events", record.id);
-    // Too deep for serde_json; read by it, but not by others, once it is in a page; and fine.
+    // Too deep for serde_json; readable for serde_json, but not for other parsers once it is inside
+    // a page; and fine.
     for (levels, is_text) in [(500, true), (100, true), (60, true), (40, false)] {
         store.tell(record.id, "updated", "by hand", &nested(levels)).await;
         let page = service.send(&admin, "GET", &path, None).await;
@@ -749,7 +750,7 @@ async fn an_event_that_cannot_be_read_is_shown_as_it_is(store: impl Prompt) {
         let shown = changes.as_str().map_or_else(|| changes.to_string(), str::to_owned);
         assert_eq!(shown.matches("leak").count(), levels, "all of it is there");
     }
-    // As a later release may write it, between others.
+    // An event of a later release, between others.
     store.tell(record.id, "frozen", "it was cold", r#"{"name":{"to":"ice"}}"#).await;
     service.issuer.revoke(record.id, None).await.unwrap();
     let page = service.send(&admin, "GET", &path, None).await;
@@ -764,7 +765,7 @@ async fn an_event_that_cannot_be_read_is_shown_as_it_is(store: impl Prompt) {
     {
         assert!(row["values"][column].as_str().unwrap().contains(text), "{column}: {row}");
     }
-    // One by one, too.
+    // Also one at a time.
     let mut seen = 0;
     let mut query = EventQuery::new().key_id(record.id).limit(1);
     loop {
@@ -777,7 +778,7 @@ async fn an_event_that_cannot_be_read_is_shown_as_it_is(store: impl Prompt) {
     assert_eq!(seen, 7);
 }
 
-/// To those who rely on it, a time that cannot be written is not no time.
+/// An unprintable time must not look like an absent time.
 async fn a_time_beyond_the_year_9999_is_shown(store: impl Prompt) {
     let service = Service::new(store.clone());
     let (admin, _) = service.issue(administrator()).await;
@@ -799,7 +800,7 @@ async fn a_time_beyond_the_year_9999_is_shown(store: impl Prompt) {
 async fn a_key_that_was_made_after_its_expiry_is_not_rotated_to_one_without(store: impl Prompt) {
     let service = Service::new(store.clone());
     let (_, record) = service.issue(NewKey::new("acme", Expiry::In(DAY))).await;
-    // By hand: in the far future, of which no lifetime can be told.
+    // Set in SQL: so far in the future that its lifetime cannot be computed.
     store.set(record.id, "created_at", "4102444800000000").await;
     let rotated = service.issuer.rotate(record.id, Rotation::new()).await.unwrap().record;
     assert_eq!(rotated.expires_at, record.expires_at);
@@ -807,7 +808,7 @@ async fn a_key_that_was_made_after_its_expiry_is_not_rotated_to_one_without(stor
 
 // Keys and rotations.
 
-/// A key that was made long ago.
+/// A key created long ago.
 fn old(number: u128, change: impl FnOnce(&mut KeyRecord)) -> KeyRecord {
     let long_ago = SystemTime::UNIX_EPOCH + 20_000 * DAY;
     let mut hash = [0; 32];
@@ -826,7 +827,7 @@ async fn a_caller_makes_as_many_keys_as_its_consumer_may_have(store: impl Manage
     for record in [
         old(1, |_| {}),
         old(2, |key| key.is_active = false),
-        // Neither counts.
+        // Neither of these counts.
         old(3, |key| key.expires_at = Some(long_ago)),
         old(4, |key| {
             key.revoked_at = Some(long_ago);
@@ -872,7 +873,7 @@ async fn of_callers_that_ask_at_once_as_many_get_a_key_as_there_is_room_for(
 ) {
     const MOST: usize = 8;
     let issuer = KeyIssuer::new(store, format()).max_keys_per_consumer(MOST);
-    // Several, as the changes of one wait for each other anyway.
+    // Several, because the changes of one caller wait for each other anyway.
     let mut callers = Vec::new();
     for _ in 0..3 {
         let writer = issuer.issue(writer()).await.unwrap().record;
@@ -923,7 +924,7 @@ async fn a_chain_of_rotations_has_as_many_links_an_hour(store: impl ManageKeys +
         assert!(wait > HOUR / 2 && wait <= HOUR, "{wait:?}");
     }
     assert_eq!(issuer.get(key.id).await.unwrap().record.rotated_at, None, "nothing is left of it");
-    // Other chains have their own bound, and operators have none.
+    // Other chains have bounds of their own, and operators have none.
     let other = issuer.issue(acme()).await.unwrap().record;
     caller.rotate(other.id, Rotation::new()).await.unwrap();
     issuer.rotate(key.id, Rotation::new()).await.unwrap();
@@ -942,7 +943,7 @@ async fn each_of_the_keys_that_there_may_be_can_be_rotated(store: impl ManageKey
     for id in ids.into_iter().chain([writer.id]) {
         last = Some(caller.rotate(id, Rotation::new()).await.unwrap().record.id);
     }
-    // Beyond that, keys that go on working would pile up.
+    // Otherwise, keys in their grace period would accumulate.
     let error = caller.rotate(last.unwrap(), Rotation::new()).await.unwrap_err();
     is(&error, ManageErrorKind::TooManyKeys, None);
 }
@@ -1012,13 +1013,13 @@ async fn large_keys(service: &Service) {
     service.issuer.import((0..200).map(import).collect()).await.unwrap();
 }
 
-/// The ids on all pages, and how many pages there are.
+/// The ids on all pages, and the number of pages.
 async fn all_pages(service: &Service, admin: &str, path: &str, rows: &str) -> (Vec<String>, usize) {
     let (mut found, mut pages, mut cursor) = (Vec::new(), 0, String::new());
     loop {
         let page = service.send(admin, "GET", &format!("{path}limit=1000{cursor}"), None).await;
         assert_eq!(page.status, 200, "{}", page.text());
-        // What is counted is about what is sent.
+        // The counted size is about the size that is sent.
         assert!(page.text().len() <= MIB + 64 * KIB, "{}", page.text().len());
         pages += 1;
         assert!(pages <= 1_000, "the pages do not end");
@@ -1043,7 +1044,7 @@ async fn a_page_of_keys_has_a_mebibyte(store: impl ManageKeys + Clone) {
         assert!(found.is_sorted_by(|a, b| a > b), "each once, the newest first");
         assert!((3..=5).contains(&pages), "{pages}");
     }
-    // Small ones are as many as are asked for.
+    // Small rows fill the requested limit.
     let page = service.send(&admin, "GET", "/admin/api-keys?limit=20", None).await.json();
     assert_eq!(page["keys"].as_array().unwrap().len(), 20);
 }

@@ -1,4 +1,4 @@
-//! No sequence of requests makes a key that holds more than the key it was asked for with.
+//! No sequence of requests makes a key that holds more than the calling key.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,22 +24,22 @@ use tower_api_key::{
 };
 
 const SCOPES: [&str; 5] = ["api-keys:write", "api-keys:all-consumers", "a", "b", "c"];
-/// The store defines the first two, the service the third, and nobody the last.
+/// The store defines the first two, the service the third, and the last is undefined.
 const PLANS: [&str; 4] = ["free", "pro", "team", "lost"];
 const CONSUMERS: [&str; 2] = ["acme", "other"];
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What can be asked for in a key.
+/// The properties of a requested key.
 #[derive(Clone, Debug)]
 struct Grant {
     consumer: &'static str,
     scopes: Vec<&'static str>,
-    /// In hours; `None` is never.
+    /// In hours; `None` for no expiry.
     hours: Option<u32>,
     limits: Option<RateLimits>,
     plan: Option<&'static str>,
-    /// Where no more is asked for than the caller has: consumer, scopes, expiry, limits and plan.
-    /// At random most requests would be denied, and nothing learned from them.
+    /// Requests within the caller's grants: consumer, scopes, expiry, limits and plan. Most random
+    /// requests would be denied, and prove little.
     modest: [bool; 4],
 }
 
@@ -149,14 +149,14 @@ impl Grant {
     }
 }
 
-/// What a key is worth, in words of its own: not as the library compares keys.
+/// The grants of a key, computed independently of the library's comparison.
 struct Worth<'a> {
     key: &'a KeyRecord,
     world: &'a World,
 }
 
 impl Worth<'_> {
-    /// Its own and its plan's, or those of all.
+    /// Its own and its plan's, or the default.
     fn quotas(&self) -> Vec<&Quota> {
         let own = self.key.rate_limits.as_ref();
         let plan = self.key.plan.as_ref().and_then(|plan| self.world.plans.get(&**plan));
@@ -178,7 +178,7 @@ impl Worth<'_> {
         self.key.expires_at.unwrap_or(SystemTime::UNIX_EPOCH + HOUR * 1_000_000)
     }
 
-    /// Where it exceeds `bound`.
+    /// The properties that exceed `bound`.
     fn beyond(&self, bound: &Self) -> Option<String> {
         for scope in self.key.scopes.iter() {
             if !bound.key.has(scope.as_str()) {
@@ -213,7 +213,7 @@ impl Has for KeyRecord {
     }
 }
 
-/// What a request asks for.
+/// The properties that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Issue,
@@ -256,7 +256,7 @@ impl Kind {
         Self::RevokeAnotherConsumers,
     ];
 
-    /// All that `request` is, as `caller` makes it.
+    /// The result of `request`, made by `caller`.
     fn of(request: &Request, caller: &KeyRecord, target: &KeyRecord) -> Vec<Self> {
         let is_foreign = target.consumer_id != caller.consumer_id;
         let kinds = match request {
@@ -288,7 +288,7 @@ impl Kind {
     }
 }
 
-/// How many requests were granted and denied.
+/// The number of granted and denied requests.
 #[derive(Default)]
 struct Tally {
     granted: u32,
@@ -310,7 +310,7 @@ struct World {
     operator: KeyIssuer,
     tally: Arc<Mutex<Tally>>,
     default_limits: RateLimits,
-    /// Whoever defines them.
+    /// From the store or the service.
     plans: HashMap<&'static str, RateLimits>,
 }
 
@@ -327,7 +327,8 @@ impl World {
         Worth { key, world: self }
     }
 
-    /// `caller` asks, concerning `target`. Whatever it gets is held against what it held.
+    /// Sends a request of `caller` about `target`, and compares the result with the caller's
+    /// grants.
     async fn ask(&self, caller: &KeyRecord, target: &KeyRecord, request: Request) {
         let scope = |scope: &str| Scope::new(scope).unwrap();
         let actor = Actor::caller(&Consumer::from(caller.clone()))
@@ -395,7 +396,7 @@ impl World {
                 "{error}"
             ),
         }
-        // Nothing but what was minted is worth more than it was, unless the caller holds that.
+        // No key except the new one has more grants than before, unless the caller holds them.
         for after in self.keys().await {
             if after.id == target.id {
                 let grown = self.worth(&after).beyond(&self.worth(target));
@@ -452,7 +453,7 @@ fn nobody_makes_a_key_that_holds_more() {
                 let known = |key: &KeyRecord| before.iter().any(|old| old.id == key.id);
                 let after = world.keys().await;
                 offspring.extend(after.iter().filter(|key| !known(key)).map(|key| key.id));
-                // Whatever came of it, over any number of steps.
+                // The invariants hold over any number of steps.
                 for key in after.iter().filter(|key| offspring.contains(&key.id)) {
                     prop_assert!(
                         key.consumer_id == root.consumer_id || root.has(SCOPES[1]),
@@ -466,7 +467,7 @@ fn nobody_makes_a_key_that_holds_more() {
     });
     outcome.unwrap_or_else(|error| panic!("{error}"));
 
-    // If everything were denied, or nothing asked for that must be, all of this would hold.
+    // If everything were denied, or nothing critical requested, all of this would hold trivially.
     let Tally { granted, denied, by_kind } = &*tally.lock().unwrap();
     println!("{granted} granted, {denied} denied: {by_kind:#?}");
     assert!(*granted * 5 >= granted + denied, "{granted} granted, {denied} denied");

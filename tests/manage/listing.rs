@@ -1,5 +1,5 @@
 //! Pages among a million keys in PostgreSQL: each is read along an index and from few blocks,
-//! wherever the keys lie that are asked for.
+//! wherever its keys are.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
@@ -19,12 +19,12 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::harness::postgres::Server;
 
-/// Blocks of 8 KiB that the statements of one page look at, whether they are in memory or not: ten
-/// for each of the 1,500 keys that it looks at. Each is found by way of up to two indexes.
+/// The maximum number of 8 KiB blocks that the statements of one page read, from memory or disk:
+/// ten for each of the 1,500 keys it looks at. Each key is found through up to two indexes.
 const MOST_BLOCKS: u64 = 15_000;
 
-/// Every other key is that of one consumer. What is rare is among the oldest, at the far end of
-/// everything that is read from the newest on, and planners believe it is spread evenly.
+/// Every other key belongs to one consumer. Rare keys are among the oldest, at the far end of a
+/// list that starts with the newest, and the planner believes they are spread evenly.
 const MILLION: &str = "
     alter table api_keys disable trigger user;
     insert into api_keys (id, key_hash, key_prefix, key_last4, consumer_id, scopes, metadata,
@@ -51,7 +51,7 @@ const MILLION: &str = "
     select 'issued', id, consumer_id, 'operator' from api_keys order by id limit 200000 offset 1000;
     analyze api_keys, api_key_scopes, api_key_usage, api_key_events";
 
-/// What the server logs on this connection: the plan of each statement.
+/// The server's log for this connection: the plan of each statement.
 #[derive(Clone, Default)]
 struct Plans(Arc<Mutex<Vec<u8>>>);
 
@@ -107,7 +107,7 @@ fn filters() -> Vec<Filter> {
     ]
 }
 
-/// No filter, each, and all pairs.
+/// No filter, each one, and all pairs.
 fn questions() -> Vec<(String, KeyQuery)> {
     let filters = filters();
     let mut questions = vec![("all".to_owned(), KeyQuery::new())];
@@ -129,7 +129,7 @@ async fn pool(url: &str, options: &str) -> PgPool {
     PgPoolOptions::new().max_connections(1).connect(&url).await.unwrap()
 }
 
-/// Of all statements whose plans these are: each tells first what it needed in all.
+/// The totals of all statements with these plans: each plan begins with its totals.
 fn blocks(plans: &str) -> u64 {
     let number = |line: &str, name: &str| {
         let digits = line.split_once(name).map_or("", |(_, rest)| rest);
@@ -159,7 +159,7 @@ async fn a_page_among_a_million_keys_takes_an_index_and_few_blocks() {
         -cauto_explain.log_analyze%3Don%20-cauto_explain.log_buffers%3Don%20\
         -cauto_explain.log_timing%3Doff%20-cauto_explain.log_min_duration%3D0%20-cclient_min_messages%3Dlog";
     let explained = PgKeyStore::new(pool(database.url(), explained).await);
-    // From here on it knows which schema its tables are in.
+    // From here on the store knows the schema of its tables.
     explained.changes_since(None).await.unwrap();
 
     let mut most = (0, String::new());

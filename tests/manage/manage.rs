@@ -1,5 +1,5 @@
-//! The life of a key, on every store: what is promised of issuing, changing, rotating, revoking,
-//! importing and pruning, and of the audit.
+//! The life of a key, on every store: the rules of issuing, changing, rotating, revoking, importing
+//! and pruning, and of the audit.
 
 use std::{
     collections::BTreeSet,
@@ -123,9 +123,9 @@ on_every_store! {
     caches_are_told_when_a_plan_changes
 }
 
-/// A store that shows that a change waits for a transaction.
+/// A store that can show that a change waits for a transaction.
 trait Waits: ManageKeys {
-    /// Unless a store can tell: looks keys up so often that a change that need not wait is done.
+    /// By default: looks keys up so often that a change that need not wait would be done.
     async fn is_waited_for(&self) {
         for _ in 0..200 {
             self.get(KeyId::from_bytes([0; 16])).await.unwrap();
@@ -192,7 +192,7 @@ fn is(error: &ManageError, kind: ManageErrorKind, field: Option<&str>) {
     assert_eq!((error.kind(), error.field()), (kind, field), "{error}");
 }
 
-// Databases keep microseconds.
+// Databases store microseconds.
 fn micros(time: SystemTime) -> u128 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros()
 }
@@ -424,7 +424,7 @@ async fn a_repeated_request_makes_no_second_key(store: impl ManageKeys) {
     assert_eq!(error.key_id(), Some(second.id));
     assert_eq!(all(&issuer).await.len(), 2);
 
-    // To somebody else it is another request.
+    // For another caller it is another request.
     issuer.by(Actor::operator("eve")).issue(new().idempotency_key("one")).await.unwrap();
 }
 
@@ -476,7 +476,7 @@ async fn revoking_twice_keeps_the_first_reason(store: impl ManageKeys) {
 async fn all_keys_of_a_consumer_are_revoked(store: impl ManageKeys) {
     let issuer = issuer(store);
     let other = issuer.issue(NewKey::new("other", Expiry::Never)).await.unwrap().record;
-    // More than a batch.
+    // More keys than a batch.
     let keys: Vec<_> = (0..1001_u32).map(|number| imported(number, "acme")).collect();
     issuer.import(keys).await.unwrap();
     assert_eq!(issuer.revoke_consumer("acme", Some("left")).await.unwrap().keys, 1001);
@@ -541,7 +541,7 @@ async fn an_import_that_was_interrupted_begins_again(store: impl ManageKeys) {
     let issuer = issuer(store);
     let first = issuer.import((0..3).map(|n| imported(n, "acme")).collect()).await.unwrap();
     assert_eq!((first.keys.len(), first.known), (3, 0));
-    // Twice in one batch, too.
+    // Also twice in one batch.
     let again = [0, 1, 2, 3, 3].map(|n| imported(n, "somebody else"));
     let again = issuer.import(again.into()).await.unwrap();
     assert_eq!((again.keys.len(), again.known), (1, 4));
@@ -549,7 +549,7 @@ async fn an_import_that_was_interrupted_begins_again(store: impl ManageKeys) {
     assert_eq!(keys.iter().filter(|key| key.consumer_id == "acme").count(), 3);
     assert_eq!(actions(&issuer).await, [KeyAction::Imported; 4]);
 
-    // What has been revoked since stays so.
+    // A key revoked since stays revoked.
     issuer.revoke(first.keys[0], None).await.unwrap();
     let again = issuer.import(vec![imported(0, "acme"), imported(4, "acme")]).await.unwrap();
     assert_eq!((again.keys.len(), again.known), (1, 1));
@@ -619,7 +619,7 @@ async fn what_has_ended_is_pruned_in_batches(store: impl ManageKeys + Clone) {
 const WRITE: &str = "api-keys:write";
 const EVERYWHERE: &str = "api-keys:all-consumers";
 
-/// What the layer makes of a key.
+/// The consumer of a key, as from the layer.
 fn caller(issuer: &KeyIssuer, key: &KeyRecord) -> KeyIssuer {
     let actor = Actor::caller(&Consumer::from(key.clone()))
         .requires(scope(WRITE))
@@ -637,7 +637,7 @@ async fn admin(issuer: &KeyIssuer) -> (KeyRecord, KeyIssuer) {
     (admin, caller)
 }
 
-/// Something that [`admin`] may issue.
+/// A key that [`admin`] may issue.
 fn within() -> NewKey {
     NewKey::new("acme", Expiry::In(HOUR))
         .scopes(scopes(&["a"]))
@@ -658,13 +658,13 @@ async fn a_caller_grants_what_it_holds(store: impl ManageKeys) {
         caller.revoke(rotated.id, None).await.unwrap();
     }
     let events = audit(&issuer).await;
-    // Its own, and of each key: issued, updated, rotated, issued anew and revoked.
+    // Its own event, and those of each key: issued, updated, rotated, issued anew and revoked.
     assert_eq!(events.len(), 1 + 2 * 5);
     assert!(events.iter().skip(1).all(|event| {
         event.entry.actor == format!("key:{}", admin.id)
             && event.entry.origin.as_deref() == Some("192.0.2.7")
     }));
-    // Itself: the new key ends no later.
+    // It rotates itself: the new key ends no later.
     let next = caller.rotate(admin.id, Rotation::new()).await.unwrap();
     assert!(next.record.expires_at.map(micros) <= admin.expires_at.map(micros));
 }
@@ -688,7 +688,7 @@ async fn a_caller_grants_no_more_than_it_holds(store: impl ManageKeys) {
     is(&caller.issue(foreign).await.unwrap_err(), ManageErrorKind::NotFound, None);
     assert_eq!(all(&issuer).await.len(), 1);
 
-    // A key that holds more is not copied.
+    // A key that holds more cannot be rotated.
     let powerful = issuer.issue(new().scopes(scopes(&["c"]))).await.unwrap().record;
     let error = caller.rotate(powerful.id, Rotation::new()).await.unwrap_err();
     is(&error, ManageErrorKind::Denied, Some("scopes"));
@@ -765,7 +765,7 @@ async fn a_caller_does_not_see_the_keys_of_others(store: impl ManageKeys) {
     assert!(caller.list(&query).await.unwrap().keys.is_empty());
     assert!(issuer.get(foreign.id).await.unwrap().record.revoked_at.is_none());
 
-    // Unless it may.
+    // Unless it holds the scope.
     let scopes = scopes(&[WRITE, EVERYWHERE]);
     let roaming = issuer.issue(NewKey::new("ops", Expiry::Never).scopes(scopes)).await.unwrap();
     let roaming = self::caller(&issuer, &roaming.record);
@@ -801,7 +801,7 @@ async fn what_is_denied_is_in_the_audit(store: impl ManageKeys) {
         [
             (own.id, json!("issue"), target(None, None)),
             (own.id, json!("revoke"), target(Some(foreign.id), Some("other"))),
-            // Nobody looked at the key that it was about.
+            // The target key was not read.
             (reader_id, json!("revoke"), target(Some(own.id), None)),
             (own.id, json!("prune"), target(None, None)),
         ]
@@ -837,7 +837,7 @@ async fn a_caller_that_is_being_revoked_waits_and_changes_nothing(store: impl Wa
     let mut revoking = store.begin().await.unwrap();
     revoking.revoke(&[own.id], None).await.unwrap();
     let minting = tokio::spawn(async move { caller.issue(within()).await });
-    // Until it is known whether the caller is revoked, nothing is decided.
+    // Nothing is decided until it is known whether the caller is revoked.
     store.is_waited_for().await;
     assert!(!minting.is_finished());
     revoking.commit().await.unwrap();
@@ -846,7 +846,7 @@ async fn a_caller_that_is_being_revoked_waits_and_changes_nothing(store: impl Wa
     assert_eq!(all(&issuer).await.len(), 1);
 }
 
-// What holds of every change.
+// Rules of every change.
 
 async fn a_change_that_nobody_waits_for_is_carried_through(store: impl ManageKeys) {
     let issuer = issuer(store);
@@ -866,7 +866,7 @@ async fn a_change_that_nobody_waits_for_is_carried_through(store: impl ManageKey
     assert!(issuer.get(key.id).await.unwrap().record.revoked_at.is_some());
 }
 
-/// Hashes; `None` is all of them.
+/// Hashes; `None` for all keys.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<Vec<Option<KeyHash>>>>);
 
@@ -1025,14 +1025,14 @@ async fn a_caller_grants_its_own_plan(store: impl ManageKeys) {
         ((Some("pro"), None), (Some("pro"), own(60)), None),
         ((Some("pro"), None), (Some("pro"), own(61)), limits),
         ((Some("pro"), None), (Some("pro"), Some(RateLimits::unlimited())), limits),
-        // None is another one, too.
+        // No plan counts as another plan.
         ((Some("pro"), None), (None, None), plan),
         ((Some("pro"), None), (None, own(1)), plan),
-        // As is any other, whatever that means today.
+        // So does any other plan, whatever it means today.
         ((Some("pro"), None), (Some("free"), None), plan),
         ((Some("pro"), None), (Some("free"), own(1)), plan),
         ((Some("pro"), None), (Some("team"), None), plan),
-        // Limits of its own count beside those of the plan, and instead of those of one name.
+        // Its own limits apply in addition to the plan's, and replace those of the same name.
         ((Some("pro"), own(10)), (Some("pro"), own(10)), None),
         ((Some("pro"), own(10)), (Some("pro"), own(9)), None),
         ((Some("pro"), own(10)), (Some("pro"), hourly()), limits),
@@ -1043,7 +1043,7 @@ async fn a_caller_grants_its_own_plan(store: impl ManageKeys) {
         ((Some("pro"), own(10)), (Some("pro"), own(11)), limits),
         ((Some("pro"), own(10)), (Some("pro"), None), limits),
         ((Some("pro"), own(100)), (Some("free"), own(1)), plan),
-        // On a plan that only the service knows.
+        // On a plan that only the service defines.
         ((Some("team"), None), (Some("team"), None), None),
         ((Some("team"), None), (Some("team"), own(1)), limits),
         ((Some("team"), None), (None, own(1)), plan),
@@ -1052,11 +1052,11 @@ async fn a_caller_grants_its_own_plan(store: impl ManageKeys) {
         ((Some("team"), own(10)), (Some("team"), own(10)), None),
         ((Some("team"), own(10)), (Some("team"), own(9)), None),
         ((Some("team"), own(10)), (Some("team"), own(11)), limits),
-        // Of another name it might stand for one of the plan that is narrower.
+        // A limit of another name might replace a narrower one of the plan.
         ((Some("team"), own(10)), (Some("team"), both(10)), limits),
         ((Some("team"), Some(RateLimits::unlimited())), (Some("pro"), own(1)), plan),
         ((Some("team"), Some(RateLimits::unlimited())), (Some("team"), None), limits),
-        // What left its plan would be free to grant any.
+        // A key that left its plan could grant any plan.
         ((Some("team"), Some(RateLimits::unlimited())), (None, None), plan),
     ] {
         let case = format!("{held:?} grants {granted:?}");
@@ -1120,7 +1120,7 @@ async fn a_caller_does_not_move_a_key_to_a_plan_it_is_not_on(store: impl ManageK
     let other = issuer.issue(other).await.unwrap().record;
     let to = |plan: Option<&str>| KeyUpdate::new().plan(plan.map(Into::into));
     for (key, plan, field) in [
-        // Not even of one that was not limited at all, or to what another key is on.
+        // Not even for a key that was unlimited, or onto another key's plan.
         (&unlimited, Some("other"), "plan"),
         (&other, Some("enterprise"), "plan"),
         (&own, Some("other"), "plan"),
@@ -1130,7 +1130,7 @@ async fn a_caller_does_not_move_a_key_to_a_plan_it_is_not_on(store: impl ManageK
         let error = caller.update(key.id, to(plan)).await.unwrap_err();
         is(&error, ManageErrorKind::Denied, Some(field));
     }
-    // What the caller has, and taking away.
+    // The caller's own grants, and revoking.
     caller.update(unlimited.id, to(Some("pro"))).await.unwrap();
     caller.update(other.id, KeyUpdate::new().name(Some("less".into()))).await.unwrap();
     caller.update(other.id, KeyUpdate::new().is_active(false)).await.unwrap();

@@ -1,11 +1,11 @@
-//! The documents that the routers serve are those that are checked in, and hold what they promise.
+//! The served OpenAPI documents equal the committed ones, and are complete.
 
 use serde_json::Value;
 use tower_api_key::{account, admin};
 
 use crate::desk::Desk;
 
-/// Writes the documents instead of comparing them, where it is set.
+/// If set, writes the documents instead of comparing them.
 const UPDATE: &str = "UPDATE_OPENAPI";
 
 #[tokio::test]
@@ -40,7 +40,7 @@ async fn they_are_valid_where_they_refer_to_themselves() {
     }
 }
 
-/// Every operation says what a client gets that is turned away, and every body is closed.
+/// Every operation documents refusals, and every body is closed to unknown fields.
 #[tokio::test]
 async fn they_tell_of_refusals_and_leave_no_body_open() {
     for (_, desk) in desks() {
@@ -97,7 +97,7 @@ async fn the_page_loads_nothing_and_runs_nothing() {
     }
 }
 
-/// A scanner for secrets would fire at an example that looks like a key.
+/// A secret scanner would report an example that looks like a key.
 #[tokio::test]
 async fn nothing_in_them_looks_like_a_key() {
     let like_a_key = regex::Regex::new(r"\b[a-z]{2,}_[a-z]+_[A-Za-z0-9_-]{8,}").unwrap();

@@ -1,4 +1,4 @@
-//! Keys in PostgreSQL that were rotated: their chain has one quota.
+//! Rotated keys in PostgreSQL: their chain has one quota.
 
 use http::StatusCode;
 use tokio::task::JoinSet;
@@ -19,8 +19,8 @@ use crate::{
 
 const QUOTA: u32 = 10;
 
-/// A service in front of PostgreSQL, whose keys may be used ten times an hour. Its clock stands
-/// still, so that nothing comes back.
+/// A service over PostgreSQL, whose keys may be used ten times an hour. Its clock stands still, so
+/// that nothing refills.
 async fn service() -> (Database, Service<PgKeyStore>) {
     let database = Server::shared().database().await;
     let store = PgKeyStore::new(database.pool().await);
@@ -33,7 +33,7 @@ async fn service() -> (Database, Service<PgKeyStore>) {
     (database, service)
 }
 
-/// The key that replaces `old`, which goes on working.
+/// Rotates `old`, which keeps working, and returns its successor.
 async fn rotate(service: &Service<PgKeyStore>, old: &Key) -> Key {
     let (key, now) = (format().generate().unwrap(), service.clock.now());
     let id = KeyId::generate(now, &SystemEntropy).unwrap();

@@ -1,4 +1,4 @@
-//! The admin API does what its document says, as schemathesis tries it with all its checks.
+//! The admin API matches its document, as tested by schemathesis with all checks.
 
 use std::{env, fs, path::Path, process::Stdio, time::Duration};
 
@@ -16,7 +16,7 @@ use tower_api_key::{
 
 use crate::harness::postgres::Server;
 
-/// The service of `examples/admin.rs`, and where it listens.
+/// The service of `examples/admin.rs`, and its address.
 async fn start(database: &str) -> (Child, String) {
     let test = env::current_exe().unwrap();
     let binary = test.ancestors().nth(2).unwrap().join("examples/admin");
@@ -69,7 +69,7 @@ async fn the_admin_api_does_what_its_document_says() {
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     println!("{said}");
 
-    // It has not locked itself out, and tried nothing after that.
+    // Schemathesis did not lock itself out: its key is still valid.
     let admin = issuer.get(admin.record.id).await.unwrap().record;
     assert_eq!((admin.revoked_at, admin.rotated_at, admin.is_active), (None, None, true));
     let made = issuer.list(&tower_api_key::store::KeyQuery::new()).await.unwrap().keys.len();

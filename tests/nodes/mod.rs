@@ -1,4 +1,4 @@
-//! A fleet: nodes that are processes of their own, and clients that ask them.
+//! A fleet: nodes that are processes of their own, and their clients.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses the part it needs")]
 #![allow(
@@ -54,7 +54,7 @@ pub fn format() -> KeyFormat {
     KeyFormat::new("sk_test_").unwrap()
 }
 
-/// A well-formed key that nobody has.
+/// A well-formed key that was never issued.
 pub fn unknown_key() -> String {
     format().generate().unwrap().expose_secret().to_owned()
 }
@@ -91,11 +91,12 @@ pub async fn issue_new(
     Ok(issued)
 }
 
-/// A service in a process of its own. It ends with the value, or with the test's process.
+/// A service in a process of its own. It ends when the value is dropped, or with the test's
+/// process.
 pub struct Node {
     pub address: SocketAddr,
     child: Child,
-    /// Waiting for the child would close its own.
+    /// Kept here, because waiting for the child would close the child's own handle.
     _stdin: ChildStdin,
 }
 
@@ -104,12 +105,12 @@ impl Node {
         Self::start_by(Command::new(env::current_exe().unwrap()), settings).await
     }
 
-    /// `command` is the test's own program, in whatever surroundings.
+    /// `command` runs the test's own program, perhaps in another network namespace.
     pub async fn start_by(mut command: Command, settings: &Settings) -> Self {
         command
             .args(["--exact", process::TEST, "--nocapture"])
             .env(process::SETTINGS, serde_json::to_string(settings).unwrap())
-            // The node reads it to learn of the end of this process.
+            // The node reads it to notice the end of this process.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true);
@@ -124,7 +125,7 @@ impl Node {
             }
         })
         .await;
-        // What the test framework says at the end of the node must find somebody who reads it.
+        // The output of the test framework at the end of the node must be read.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let stdin = child.stdin.take().unwrap();
         Self { address, child, _stdin: stdin }
@@ -134,7 +135,7 @@ impl Node {
         self.child.id().expect("it runs")
     }
 
-    /// A connection of its own, which is kept.
+    /// Opens a persistent connection.
     pub async fn client(&self) -> Client {
         Client::connect(self.address).await.unwrap()
     }
@@ -143,7 +144,7 @@ impl Node {
         self.client().await.get(key).await
     }
 
-    /// What an administrator asks for, whom no key is asked of.
+    /// A request to the node's admin routes, which need no key.
     pub async fn admin(&self, method: Method, path: &str) -> Value {
         self.client().await.admin(method, path).await
     }
@@ -158,7 +159,7 @@ impl Node {
         self.admin(Method::GET, "/health").await
     }
 
-    /// How often something happened since the start.
+    /// How many times something happened since the start.
     pub async fn count(&self, what: &str) -> u64 {
         self.admin(Method::GET, "/counts").await[what].as_u64().unwrap()
     }
@@ -178,7 +179,7 @@ impl Node {
     }
 }
 
-/// A connection that is kept.
+/// A persistent connection.
 pub struct Client {
     address: SocketAddr,
     sender: SendRequest<Empty<Bytes>>,
@@ -193,7 +194,7 @@ impl Client {
         Ok(Self { address, sender })
     }
 
-    /// `None` when the connection has ended, without an answer or before the question.
+    /// `None` if the connection has ended, before the request or without a response.
     pub async fn try_get(&mut self, key: &str) -> Option<Reply> {
         self.send(Method::GET, "/", Some(key)).await.ok()
     }
@@ -244,7 +245,7 @@ impl Client {
         self.sender.send_request(request.body(Empty::new()).unwrap()).await
     }
 
-    /// When `key` was refused. It is asked for all the time.
+    /// Sends requests with `key` until one is refused, and returns that time.
     pub async fn until_refused(&mut self, key: &str) -> Instant {
         within(async {
             loop {
@@ -259,7 +260,7 @@ impl Client {
     }
 }
 
-/// Events that have begun.
+/// An open event stream.
 pub struct Events(Incoming);
 
 impl Events {
@@ -272,7 +273,7 @@ impl Events {
         Self(events)
     }
 
-    /// When they were cut off.
+    /// The time when the stream was cut off.
     pub async fn cut_off(mut self) -> Instant {
         let next = within(self.0.frame()).await;
         assert!(matches!(next, Some(Err(_))), "{next:?}");
@@ -280,7 +281,7 @@ impl Events {
     }
 }
 
-/// A WebSocket that is open.
+/// An open WebSocket.
 pub struct Socket(WebSocketStream<TcpStream>);
 
 impl Socket {
@@ -293,7 +294,7 @@ impl Socket {
         Self(within(client_async(request, connection)).await.unwrap().0)
     }
 
-    /// When the node closed it.
+    /// The time when the node closed it.
     pub async fn closed(mut self) -> Instant {
         let next = within(self.0.next()).await;
         assert!(matches!(next, Some(Ok(Message::Close(Some(_))))), "{next:?}");
@@ -301,7 +302,7 @@ impl Socket {
     }
 }
 
-/// What a client gets.
+/// The response that a client gets.
 #[derive(Debug)]
 pub struct Reply {
     pub status: StatusCode,
@@ -316,7 +317,7 @@ impl Reply {
     }
 }
 
-/// How long something took, each time.
+/// A list of durations.
 pub struct Distribution(Vec<Duration>);
 
 impl Distribution {
@@ -327,7 +328,7 @@ impl Distribution {
         Self(times)
     }
 
-    /// No more than `percent` of them took less.
+    /// The duration that at most `percent` of them were below.
     pub fn percentile(&self, percent: usize) -> Duration {
         self.0[(self.0.len() * percent / 100).min(self.0.len() - 1)]
     }

@@ -1,4 +1,4 @@
-//! What a node does in its process.
+//! The process of a node.
 
 use std::{
     convert::Infallible,
@@ -43,25 +43,25 @@ use tower_api_key::{
 
 use crate::by_hand::ByHand as _;
 
-/// The test that is a node where [`SETTINGS`] say so.
+/// The test that runs as a node if [`SETTINGS`] says so.
 pub(super) const TEST: &str = "fleet::a_node_comes_up_and_ends";
 pub(super) const SETTINGS: &str = "NODE_SETTINGS";
-/// What a node says once it listens, before its address.
+/// Printed before the address once a node listens.
 pub(super) const LISTENING: &str = "listening on ";
 
-/// How a node is set up. What is `None` is as the library has it by default.
+/// The settings of a node. `None` means the library's default.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
-    /// Where to listen.
+    /// The address to listen on.
     pub bind: String,
     pub database: String,
-    /// The database as the change feed reaches it; `None`: there is no feed.
+    /// The database URL of the change feed; `None` for no feed.
     pub feed: Option<String>,
     pub heartbeat: Option<Duration>,
     pub fresh: Option<Duration>,
     pub fresh_during_gap: Option<Duration>,
     pub usage_interval: Option<Duration>,
-    /// Nobody waits this long for anything but a test that has failed, unless it is set to `None`.
+    /// Longer than any look-up unless the test has failed. `None` is the library's default.
     pub load_deadline: Option<Duration>,
 }
 
@@ -94,10 +94,10 @@ impl Settings {
     }
 }
 
-/// Whether this process was started as a node, which has then ended.
+/// Runs the node if this process was started as one; returns whether it was, after its end.
 pub async fn run_if_node() -> bool {
     let Ok(settings) = env::var(SETTINGS) else { return false };
-    // Nodes of a test that was killed end with it.
+    // The node ends with the test, even if the test is killed.
     thread::spawn(|| {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
         process::exit(1);
@@ -130,7 +130,7 @@ async fn run(settings: &Settings) {
     }
     let (auth, worker) = builder.build();
 
-    // The worker goes on until the server is done, and so sees the last requests too.
+    // The worker outlives the server, so that it counts the last requests too.
     let (server_done, done) = oneshot::channel::<()>();
     let worker = tokio::spawn(worker.run(async {
         let _ = done.await;
@@ -146,7 +146,7 @@ async fn run(settings: &Settings) {
     worker.await.unwrap();
 }
 
-/// As [`PgKeyStore::connect`] has it, but for a database that may not be there yet.
+/// The pool of [`PgKeyStore::connect`], for a database that may not be up yet.
 fn pool(url: &str) -> PgPool {
     let options = PgPoolOptions::new().max_connections(5).acquire_timeout(Duration::from_secs(2));
     options.connect_lazy(url).unwrap()
@@ -167,14 +167,14 @@ fn app(admin: Admin) -> Router {
     keyed.nest("/admin", open)
 }
 
-/// Says hello, and then nothing for ever.
+/// Sends one event, and then nothing.
 async fn events(consumer: Consumer) -> impl IntoResponse {
     let hello = stream::once(ready(Ok::<_, Infallible>(sse::Event::default().data("hello"))));
     let events = Sse::new(hello.chain(stream::pending()));
     UntilRevoked::response(events.into_response(), &consumer)
 }
 
-/// Hears the client out, for ever.
+/// Reads from the client forever.
 async fn socket(upgrade: WebSocketUpgrade, consumer: Consumer) -> impl IntoResponse {
     upgrade.on_upgrade(async move |socket| {
         until_revoked(
@@ -222,7 +222,7 @@ async fn counts(State(admin): State<Admin>) -> Answer {
     Ok(Json(counts))
 }
 
-/// How often something happened.
+/// Event counters.
 #[derive(Default, Serialize)]
 struct Counts {
     queries: AtomicU64,
@@ -278,7 +278,7 @@ impl ChangeFeed for CountedFeed {
     }
 }
 
-/// Counts what it is asked for.
+/// Counts queries.
 struct Counted {
     keys: PgKeyStore,
     counts: Arc<Counts>,

@@ -1,7 +1,7 @@
-//! Every public type says nothing secret, by whatever trait it can be printed.
+//! No public type prints a secret, by any trait.
 //!
 //! The types are those that the sources declare as `pub`: the compiler's lint `unreachable_pub`
-//! warns of each that cannot be reached from outside, and warnings fail the build.
+//! warns of any that is not reachable from outside, and warnings fail the build.
 
 use std::{
     any::type_name,
@@ -38,19 +38,20 @@ use crate::{
     support::{Handler, Keys, format, text, unknown_key, with_key},
 };
 
-/// Of databases and Redis.
+/// The password of databases and Redis.
 const PASSWORD: &str = "hunter2canary";
 
-/// What each public type may hold, in the order of their names.
+/// What each public type may print, sorted by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holds {
-    /// A key, its hash, a password, or a text that may be one of them by mistake: it is printed here.
+    /// A key, its hash, a password, or a text that may be one of them by mistake: printed as a
+    /// test.
     ASecret,
-    /// Neither text nor bytes from outside.
+    /// No text or bytes from outside.
     NoText,
-    /// Names that the code of the application or its operators make up.
+    /// Names chosen by the application's code or its operators.
     Names,
-    /// Ids of keys, which are no secrets, and positions.
+    /// Ids of keys, which are not secret, and positions.
     Ids,
 }
 
@@ -77,7 +78,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("ChangedKey", Ids),
     ("Changes", Ids),
     ("Check", NoText),
-    // Two digests, by which an idempotency key is recognized.
+    // Two digests that identify an idempotency key.
     ("Claim", Ids),
     ("ClientAddress", ASecret),
     ("ClientNetwork", NoText),
@@ -198,7 +199,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Worker", ASecret),
 ];
 
-/// The names after `pub struct`, `pub enum` and `pub union` in `tokens`, also within macros.
+/// The names after `pub struct`, `pub enum` and `pub union` in `tokens`, including macros.
 fn declared(tokens: TokenStream, names: &mut Vec<String>) {
     let mut last = [const { String::new() }; 2];
     for token in tokens {
@@ -219,7 +220,7 @@ fn declared(tokens: TokenStream, names: &mut Vec<String>) {
 fn declared_in(folder: &Path, names: &mut Vec<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        // The command line is no library.
+        // The command line is not part of the library.
         if path.is_dir() && !path.ends_with("bin") {
             declared_in(&path, names);
         } else if path.extension().is_some_and(|it| it == "rs") {
@@ -254,7 +255,7 @@ fn every_public_type_is_registered_here() {
     );
 }
 
-/// What was printed, by the names of its types.
+/// The printed text of each type.
 struct Heard {
     key: String,
     text: BTreeMap<String, String>,
@@ -277,7 +278,7 @@ impl Heard {
     }
 }
 
-/// Prints a value by `Display` and `Serialize`, where it has them.
+/// Prints a value by `Display` and `Serialize`, if it implements them.
 struct Print<'a, T>(&'a T);
 
 trait Displayed {
@@ -377,7 +378,7 @@ async fn no_public_type_that_may_hold_a_secret_prints_one() {
     let secret = REGISTER.iter().filter(|(_, holds)| *holds == ASecret).map(|(name, _)| *name);
     let missing: Vec<_> = secret.filter(|name| !printed.contains(name)).collect();
     assert!(missing.is_empty(), "not printed: {missing:?}");
-    // The control: what is printed is not nothing.
+    // The control: the printed text is not empty.
     assert!(heard.text.values().all(|text| text.trim().len() > 2), "{:?}", heard.text);
 }
 
@@ -496,7 +497,7 @@ async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
     say!(heard:
         layer,
         service,
-        // Looked up, and from the cache.
+        // Once looked up, and once from the cache.
         service.call(with_key(key)),
         service.ready().await.unwrap().call(with_key(key)).await.unwrap(),
         service.call(with_key(key)),
@@ -567,10 +568,10 @@ async fn of_databases(heard: &mut Heard, key: &str) {
         PollingChangeFeed::new(sqlite.clone()),
         page.invalid[0],
         page,
-        // The row cannot be read.
+        // An unreadable row.
         sqlite.find(&hash).await.unwrap_err(),
     );
     record.consumer_id = String::new();
-    // An error of the database may quote what it was asked.
+    // A database error may quote its query.
     say!(heard: sqlite.insert(&record).await.unwrap_err());
 }

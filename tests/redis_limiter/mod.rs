@@ -1,4 +1,4 @@
-//! The limiter of a fleet, with the times that requests bring, as Redis decides it and nobody else.
+//! The Redis limiter, which decides in Redis alone, by the times that the calls bring.
 
 use std::{
     num::NonZeroU32,
@@ -14,11 +14,11 @@ use tower_api_key::rate_limit::{
 
 use crate::harness::redis::Redis;
 
-/// Has everything done in the order in which it was asked for, and what nobody waits for, too.
+/// Runs all calls in order, including those that nothing waits for.
 pub(crate) struct InOrder {
     limiter: RedisRateLimiter,
-    /// Of one thread, which begins tasks in the order in which they were spawned. On the one
-    /// connection they stay in that order.
+    /// One thread, which starts tasks in the order in which they were spawned. The single
+    /// connection keeps that order.
     runtime: Handle,
     _redis: Redis,
 }
@@ -31,7 +31,7 @@ pub(crate) fn limiter() -> Arc<InOrder> {
 impl InOrder {
     fn new() -> Self {
         let redis = Redis::start();
-        // What it decided by itself would be seen; and a busy machine is no outage.
+        // A local decision would be noticed, and a busy machine must not count as an outage.
         let limiter = RedisRateLimiter::builder(&redis.url())
             .when_unavailable(Unavailable::Deny)
             .deadline(Duration::from_secs(1))
@@ -44,7 +44,7 @@ impl InOrder {
         this
     }
 
-    /// What comes before there is a connection waits for it, and goes on in any order.
+    /// Connects first, because calls before the connection may continue in any order.
     fn connect(&self) {
         let (is_connected, connected) = mpsc::channel();
         let quota = Quota::per_second(1).unwrap();
@@ -66,7 +66,7 @@ impl RateLimiter for InOrder {
     ) -> Arc<dyn Buckets> {
         let buckets = self.limiter.buckets(subject, limits, now);
         let buckets = BucketsInOrder { buckets, runtime: self.runtime.clone() };
-        // Redis hears of other quotas with the next request. The suite changes them at a time.
+        // Redis learns new quotas with the next request; the suite changes them at a definite time.
         if let Check::Pending(peek) = buckets.buckets.peek(now) {
             self.runtime.spawn(peek);
         }

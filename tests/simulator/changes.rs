@@ -1,4 +1,4 @@
-//! What clients do whose quotas change, and what must hold of a limiter whatever they do.
+//! Scenarios of clients whose quotas change, and the invariants of a limiter in all of them.
 //!
 //! For another limiter:
 //!
@@ -13,9 +13,9 @@
 //! }
 //! ```
 //!
-//! The limiter must decide by the times that calls bring, and in the order in which it is called
-//! (`InOrder` of `redis_limiter` does). Each run has a consumer of its own. The oracle keeps all that was
-//! admitted, and shares nothing with a limiter but [`Quota::most_in`].
+//! The limiter must decide by the times passed to its calls, in the order of the calls (`InOrder`
+//! of `redis_limiter` does). Each run has a consumer of its own. The oracle records everything that
+//! was admitted, and shares nothing with a limiter except [`Quota::most_in`].
 
 use std::{
     num::NonZeroU32,
@@ -34,9 +34,9 @@ use super::{
     requests::{limits, wait},
 };
 
-/// A limiter may forget a bucket that was full and unused for so long.
+/// A limiter may forget a bucket that was full and unused for this long.
 const RETENTION: Duration = Duration::from_secs(600);
-/// The longest that the slowest quota here may be owed by all that the others admitted.
+/// The longest debt that the other quotas can leave in the slowest quota here.
 const LONG: Duration = Duration::from_secs(2_000 * 3600);
 const KEYS: u128 = 2;
 
@@ -48,26 +48,26 @@ pub(crate) struct Scenario {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    /// A key, which may have been rotated meanwhile, is loaded with one of the lists.
+    /// A key, which may have been rotated since, is loaded with one of the lists.
     Load {
         key: u128,
         list: Index,
     },
-    /// What was loaded once is forgotten.
+    /// One loaded key is evicted.
     Forget(Index),
     Take {
         by: Index,
         units: u32,
     },
-    /// Takes all there is.
+    /// Takes everything that is left.
     Drain {
         by: Index,
     },
-    /// Gives back what was taken last.
+    /// Gives back the last take.
     GiveBack,
-    /// So many 1000ths of the window of a quota pass.
+    /// Waits for this many 1000ths of the window of a quota.
     Wait(Index, u32),
-    /// As long as the last denied request was told to wait.
+    /// Waits as long as the last denied request was told to.
     WaitAsTold,
     Sweep,
 }
@@ -91,7 +91,7 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
     (vec(list, 1..=5), vec(step, 1..40)).prop_map(|(lists, steps)| Scenario { lists, steps })
 }
 
-/// A small one, so that it is used up often.
+/// A small quota, so that it is used up often.
 fn quota() -> impl Strategy<Value = Quota> {
     let millis = prop_oneof![100..1_000_u64, 1_000..60_000_u64, 60_000..3_600_000_u64];
     let parts = (1..50_u32, millis, 1..50_u32, 0..5_u32, any::<bool>());
@@ -107,21 +107,22 @@ fn quota() -> impl Strategy<Value = Quota> {
     })
 }
 
-/// What was admitted of a subject, and under which quotas.
+/// Everything admitted for a subject, and its quotas at the time.
 #[derive(Default)]
 struct Record {
     lists: Vec<Vec<Quota>>,
-    /// Units, less what was given back, and when.
+    /// Times and units, minus those given back.
     units: Vec<(Duration, i64)>,
     last: Duration,
-    /// When it may have been forgotten: a list of quotas or all of it had not been used for so long.
+    /// Times when a limiter may have forgotten a list of quotas or the subject, unused for
+    /// [`RETENTION`].
     pauses: Vec<Duration>,
-    /// How many of each list are loaded, and since when none is.
+    /// For each list, how many keys are loaded with it, and since when none is.
     loaded: Vec<(usize, Duration)>,
 }
 
 impl Record {
-    /// A key has this list. Returns its number.
+    /// Adds a key with this list, and returns the list's number.
     fn apply(&mut self, list: Vec<Quota>, now: Duration) -> usize {
         let is_unused =
             |(loaded, since): &(usize, Duration)| *loaded == 0 && *since + RETENTION <= now;
@@ -151,7 +152,8 @@ impl Record {
         self.units.push((now, units));
     }
 
-    /// In any interval that ends now, no more was admitted than the most generous list allows.
+    /// Asserts that in any interval that ends now, no more was admitted than the most generous list
+    /// allows.
     fn check(&self, whose: &str, scenario: &Scenario) {
         let Some((now, _)) = self.units.last().copied() else { return };
         let mut admitted = 0;
@@ -165,7 +167,7 @@ impl Record {
                 list.iter().map(|quota| quota.most_in(now - *from)).min().unwrap()
             };
             let most = self.lists.iter().map(of_list).max().unwrap();
-            // It was full after each.
+            // The bucket was full after each pause.
             let at_once = |list: &Vec<Quota>| {
                 list.iter().map(|quota| u64::from(quota.burst_size().get())).min().unwrap()
             };
@@ -237,8 +239,8 @@ impl Run<'_> {
     }
 }
 
-/// Over any interval, no more is admitted of a key or of the keys of a consumer than the most generous
-/// list of quotas that it had allows alone; and in the end there is something again for all.
+/// Asserts that over any interval, no more is admitted for a key or a consumer than the most
+/// generous of its lists of quotas allows alone, and that in the end every bucket refills.
 pub(crate) async fn check(limiter: &dyn RateLimiter, scenario: &Scenario) {
     static CONSUMERS: AtomicU32 = AtomicU32::new(0);
     let mut run = Run {

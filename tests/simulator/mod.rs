@@ -1,11 +1,11 @@
-//! What every limiter has to do, one request after the other and from the definitions alone.
+//! A reference limiter: one request after the other, straight from the definitions.
 //!
 //! - **GCRA**: a bucket of `burst` units which gets one back every `interval`. It is kept in
 //!   nanoseconds of refilling, so that parts of a unit are exact.
-//! - **Sliding window**: a list of what was taken in which slot. A slot is a 32nd of the window,
+//! - **Sliding window**: a list of the units taken in each slot. A slot is a 32nd of the window,
 //!   counted from the origin of the clock. 33 are live: the current one and the 32 before it.
 //!
-//! Times never go backwards here.
+//! Time never goes backwards here.
 
 #![allow(dead_code, reason = "not every test uses all of it")]
 
@@ -23,7 +23,7 @@ use tower_api_key::rate_limit::{Algorithm, Check, Decision, Decisions, Quota};
 const SLOTS: u128 = 32;
 const LIVE: u128 = SLOTS + 1;
 
-/// The answer of a limiter, now or later.
+/// The decisions of a limiter, awaited if pending.
 pub(crate) async fn decided(check: Check) -> Decisions {
     match check {
         Check::Ready(decisions) => decisions,
@@ -43,13 +43,13 @@ impl Simulator {
         Self::default()
     }
 
-    /// `RateLimiter::buckets`, for a key that was never used.
+    /// `RateLimiter::buckets`, for an unused key.
     pub(crate) fn buckets(&mut self, quotas: &[Quota], now: Duration) {
         let full = |quota: &Quota| (quota.name().to_owned(), Bucket::full(quota, now.as_nanos()));
         self.buckets = quotas.iter().map(full).collect();
     }
 
-    /// The quotas have other names now, which changes nothing.
+    /// Renames the quotas, which changes no bucket.
     pub(crate) fn rename(&mut self, from: &[Quota], to: &[Quota]) {
         let pairs: Vec<_> = from.iter().zip(to).collect();
         let mut renamed = HashMap::new();
@@ -59,7 +59,7 @@ impl Simulator {
         self.buckets = renamed;
     }
 
-    /// `Buckets::take`: of all of them or of none.
+    /// `Buckets::take`: from all of them or from none.
     pub(crate) fn take(&mut self, quotas: &[Quota], units: NonZeroU32, now: Duration) -> Decisions {
         let (now, units) = (now.as_nanos(), units.get());
         let fits = self.look(quotas, units, now).is_admitted();
@@ -78,13 +78,13 @@ impl Simulator {
         self.look(quotas, 1, now.as_nanos())
     }
 
-    /// `Buckets::charge`: at most until as much is owed as fits into a full bucket.
+    /// `Buckets::charge`: the debt is at most one full bucket.
     pub(crate) fn charge(&mut self, quotas: &[Quota], units: NonZeroU32, now: Duration) {
         let now = now.as_nanos();
         self.each(quotas, |bucket| bucket.charge(units.get().into(), now));
     }
 
-    /// `Buckets::give_back`: never more than a full bucket.
+    /// `Buckets::give_back`: at most up to a full bucket.
     pub(crate) fn give_back(&mut self, quotas: &[Quota], units: NonZeroU32, now: Duration) {
         let now = now.as_nanos();
         self.each(quotas, |bucket| bucket.give_back(units.get().into(), now));
@@ -109,9 +109,9 @@ struct Bucket {
 
 #[derive(Clone)]
 enum Counter {
-    /// Nanoseconds of refilling that it holds, at a time. Less than nothing is owed.
+    /// The content at a time, in nanoseconds of refilling. Negative is debt.
     Gcra { holds: i128, at: u128 },
-    /// Units by the number of the slot that they were taken in.
+    /// Units taken, by slot number.
     Sliding(BTreeMap<u128, u128>),
 }
 
@@ -125,7 +125,7 @@ impl Bucket {
         Self { quota: quota.clone(), counter }
     }
 
-    /// What it says of a request that it has not admitted yet.
+    /// The decision on a request, without taking its units.
     fn look(&self, units: u32, now: u128) -> Decision {
         let standing = self.standing(now);
         if self.fits(units, now) {
@@ -155,7 +155,7 @@ impl Bucket {
         }
     }
 
-    /// What is left, and the time until one unit more is.
+    /// The units left, and the time until the next one.
     fn standing(&self, now: u128) -> Decision {
         match &self.counter {
             Counter::Gcra { .. } => {
@@ -216,7 +216,7 @@ impl Bucket {
             Counter::Gcra { holds: left, at } => {
                 (*left, *at) = ((holds + i128::try_from(units).unwrap() * unit).min(full), now);
             }
-            // Those that were taken last.
+            // The most recent units.
             Counter::Sliding(taken) => {
                 let mut rest = units;
                 for (_, units) in taken.range_mut(oldest..).rev() {
@@ -228,7 +228,7 @@ impl Bucket {
         }
     }
 
-    /// Of a bucket of GCRA.
+    /// The content of a GCRA bucket.
     fn holds(&self, now: u128) -> i128 {
         match self.counter {
             Counter::Gcra { holds, at } => {
@@ -239,7 +239,7 @@ impl Bucket {
         }
     }
 
-    /// Of a sliding window.
+    /// The units used in a sliding window.
     fn used(&self, now: u128) -> u128 {
         match &self.counter {
             Counter::Gcra { .. } => 0,

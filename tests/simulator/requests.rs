@@ -1,4 +1,4 @@
-//! What keys with limits do, in tests.
+//! Requests of keys with limits, for tests.
 
 use std::{
     num::NonZeroU32,
@@ -16,13 +16,13 @@ use tower_api_key::rate_limit::{
 
 use super::decided;
 
-/// For a hundred years the clocks of limiters go on.
+/// The clocks of limiters cover a hundred years.
 pub(crate) const END: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// The buckets of a key that nobody has used before.
+/// The buckets of an unused key.
 pub(crate) struct Key {
     consumer: String,
-    /// In the order in which they are decided.
+    /// In the order of decisions.
     pub(crate) quotas: Vec<Quota>,
     pub(crate) buckets: Arc<dyn Buckets>,
 }
@@ -42,7 +42,7 @@ impl Key {
         self.buckets = limiter.buckets(&Subject::of_key(&self.consumer, 1), &limits, now);
     }
 
-    /// Asks for the buckets once more.
+    /// Requests the buckets from the limiter again.
     pub(crate) fn ask_again(&mut self, limiter: &dyn RateLimiter, now: Duration) {
         self.change(limiter, &self.quotas.clone(), now);
     }
@@ -59,7 +59,7 @@ impl Key {
         decided(self.buckets.peek(now)).await
     }
 
-    /// Takes all there is, in as many requests as bits are set.
+    /// Takes everything that is left, in as many requests as the number has set bits.
     pub(crate) async fn drain(&self, now: Duration) -> u64 {
         let left = self.peek(now).await.iter().map(Decision::remaining).min().unwrap_or_default();
         let bits = u32::BITS - left.leading_zeros();
@@ -78,7 +78,7 @@ pub(crate) fn limits(quotas: &[Quota]) -> RateLimits {
     RateLimits::new(quotas.iter().cloned()).unwrap()
 }
 
-/// How long until all that were in the way no longer are.
+/// The wait until every denied quota admits again.
 pub(crate) fn wait(decisions: &[Decision]) -> Duration {
     let denied = decisions.iter().filter(|decision| !decision.is_admitted());
     denied.map(Decision::next_unit_in).max().unwrap_or_default()
@@ -90,7 +90,7 @@ pub(crate) fn quota() -> impl Strategy<Value = Quota> {
     any_quota(limit.boxed(), window.boxed())
 }
 
-/// One that a test can use up a few times.
+/// A quota that a test can use up a few times.
 pub(crate) fn small(most: u32) -> impl Strategy<Value = Quota> {
     any_quota((1..most).boxed(), (100..1_000_000_u64).boxed())
 }
@@ -125,14 +125,14 @@ pub(crate) fn units() -> impl Strategy<Value = NonZeroU32> {
     units.prop_map(|units| NonZeroU32::new(units).unwrap())
 }
 
-/// How long after the last request. Quotas know what is long.
+/// The time since the last request, relative to the quotas.
 #[derive(Clone, Debug)]
 pub(crate) enum Gap {
     None,
     AsTold,
-    /// So many 1000ths of what a quota needs for one unit.
+    /// This many 1000ths of the time a quota needs for one unit.
     Interval(Index, u32),
-    /// So many 1000ths of the window of a quota.
+    /// This many 1000ths of the window of a quota.
     Window(Index, u32),
     Nanos(u64),
 }
@@ -173,7 +173,7 @@ pub(crate) enum Act {
     Take(NonZeroU32),
     Peek,
     Charge(NonZeroU32),
-    /// What the latest request took.
+    /// Gives back what the latest request took.
     GiveBack,
     AskAgain,
     Sweep,

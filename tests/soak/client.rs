@@ -1,4 +1,4 @@
-//! A client: asks for keys, one after another, over HTTP/1.1 or HTTP/2.
+//! A client: sends requests with keys, one after another, over HTTP/1.1 or HTTP/2.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
     random::Random,
 };
 
-/// Longer than any fault, so that an answer that is late still comes.
+/// Longer than any fault, so that late responses still arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Client {
@@ -119,7 +119,7 @@ impl Connection {
         self.address.map(|address| address.to_string()).unwrap_or_default()
     }
 
-    /// What an operator asks of the admin router, with the operator's key.
+    /// Sends an operator's request to the admin router, with the operator's key.
     pub(crate) async fn manage(
         &mut self,
         operator: &str,
@@ -167,7 +167,7 @@ impl Connection {
     }
 }
 
-/// The number of a header, or the one behind `after` in it.
+/// The number in a header, or the one after `after` in it.
 fn number(headers: &HeaderMap, name: &str, after: Option<&str>) -> Option<u64> {
     let value = headers.get(name)?.to_str().ok()?;
     let value = match after {

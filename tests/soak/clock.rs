@@ -1,4 +1,4 @@
-//! The clock that changes, faults and answers are compared by.
+//! The clock for times of changes, faults and responses.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ pub(crate) type Micros = u64;
 pub(crate) const MILLI: Micros = 1_000;
 pub(crate) const SECOND: Micros = 1_000_000;
 
-/// Monotonic, and knows what the wall clock of this machine said when it began.
+/// A monotonic clock that remembers this machine's wall clock at its start.
 #[derive(Clone, Copy)]
 pub(crate) struct Clock {
     origin: Instant,
@@ -24,7 +24,8 @@ impl Clock {
         micros(self.origin.elapsed())
     }
 
-    /// An instant of PostgreSQL's clock, in microseconds since 1970. PostgreSQL runs on this machine.
+    /// An instant of PostgreSQL's clock, in microseconds since 1970. PostgreSQL runs on this
+    /// machine.
     pub(crate) fn of_wall(&self, unix_micros: i64) -> Micros {
         let origin = self.wall.duration_since(UNIX_EPOCH).expect("a wall clock after 1970");
         let since = i128::from(unix_micros) - i128::try_from(origin.as_micros()).expect("a date");

@@ -1,4 +1,4 @@
-//! Changes keys: through the service, by SQL, and through the admin router of a node. It tells the
+//! The driver changes keys: in code, by SQL, and through the admin router of a node. It tells the
 //! oracle when each change began, and when it was known to be committed.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -33,13 +33,13 @@ pub(crate) struct Driver {
     clock: Clock,
     random: Random,
     issuer: KeyIssuer,
-    /// Of an operator, who may change all keys over HTTP.
+    /// The key of an operator, which may change all keys over HTTP.
     admin: String,
     session: Option<PgConnection>,
     made: BTreeMap<String, u64>,
 }
 
-/// How often each change was made.
+/// How many times each change was made.
 pub(crate) type Changes = BTreeMap<String, u64>;
 
 impl Driver {
@@ -71,7 +71,7 @@ impl Driver {
         }
     }
 
-    /// Makes changes until it is stopped, and returns how many of each.
+    /// Makes changes until stopped, and returns the number of each.
     pub(crate) async fn run(mut self, stopped: watch::Receiver<bool>) -> Changes {
         while !*stopped.borrow() {
             if self.random.one_in(40) {
@@ -105,7 +105,7 @@ impl Driver {
             _ => {}
         }
         let begun = self.clock.now();
-        // Where the outcome is unknown, no client learns of the key.
+        // If the outcome is unknown, no client gets the key.
         if let Ok(issued) = self.issuer.issue(new).await {
             self.add(&issued.key, &issued.record, begun).await;
             self.note("issued by the service");
@@ -118,7 +118,7 @@ impl Driver {
         self.oracle.add(id, text, state, begun);
     }
 
-    /// Small, so that it is used up all the time.
+    /// A small quota, so that it is used up all the time.
     fn quota(&mut self) -> Quota {
         let limit = u32::try_from(self.random.between(2, 10)).expect("a limit");
         let window = Duration::from_secs(self.random.between(1, 6));
@@ -127,7 +127,7 @@ impl Driver {
         quota.burst(burst).expect("a quota")
     }
 
-    /// All keys on the plan have another quota.
+    /// Gives all keys on the plan another quota.
     async fn change_plan(&mut self, plan: &'static str) {
         let quota = self.quota();
         let limits = RateLimits::from(quota.clone());
@@ -177,7 +177,7 @@ impl Driver {
         };
         if outcome.is_err() {
             self.session = None;
-            // What a session had sent when it was lost may still be carried out.
+            // A statement that a lost session had sent may still be executed.
             drop(self.fleet.session().await);
             sleep(Duration::from_secs(1)).await;
         }
@@ -230,7 +230,7 @@ impl Driver {
         Ok(())
     }
 
-    /// The session that is kept, or another one where that was lost.
+    /// The persistent session, or a new one if it was lost.
     async fn session(&mut self) -> PgConnection {
         match self.session.take() {
             Some(session) => session,
@@ -264,7 +264,7 @@ impl Driver {
         }
     }
 
-    /// The key as it is in the database.
+    /// The state of the key in the database.
     async fn read(&mut self, id: &str) -> State {
         loop {
             let mut session = self.session().await;
@@ -276,7 +276,7 @@ impl Driver {
     }
 }
 
-/// Whether it was made has to be found out.
+/// The outcome of the change is not known yet.
 struct Unknown;
 
 impl From<ManageError> for Unknown {
@@ -334,7 +334,7 @@ async fn read(session: &mut PgConnection, id: &str, clock: Clock) -> sqlx::Resul
     })
 }
 
-/// As the oracle sees it.
+/// The quota in the oracle's form.
 fn told(quota: &Quota) -> oracle::Quota {
     let (limit, burst) = (quota.limit().into(), quota.burst_size().get().into());
     oracle::Quota { limit, window: crate::clock::micros(quota.window()), burst }

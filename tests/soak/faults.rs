@@ -1,4 +1,4 @@
-//! What goes wrong, one thing after another, as the seed decides.
+//! Faults, one after another, in the order that the seed decides.
 
 use std::{
     collections::BTreeMap,
@@ -40,15 +40,15 @@ pub(crate) struct Faults {
     made: Made,
 }
 
-/// Those who fill the pool of a node. No client asks for their keys.
+/// Operators that fill the pool of a node. No client uses their keys.
 struct Operators {
     keys: Vec<String>,
-    /// What they change.
+    /// The id of the key that they change.
     locked: String,
 }
 
 impl Operators {
-    /// More than a node has connections.
+    /// More than the connections of a node.
     const COUNT: usize = 10;
 
     async fn issue(fleet: &Fleet) -> Self {
@@ -67,7 +67,7 @@ impl Operators {
     }
 }
 
-/// How often each fault was made.
+/// How many times each fault was made.
 pub(crate) type Made = BTreeMap<String, u64>;
 
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +129,7 @@ impl Faults {
 
     pub(crate) async fn run(mut self, length: Duration) -> Made {
         let end = self.clock.now() + micros(length);
-        // Each kind comes once before one comes again.
+        // Each kind occurs once before any occurs again.
         let mut left: Vec<Kind> = Vec::new();
         while self.clock.now() < end {
             self.rest(500, 4_000).await;
@@ -269,7 +269,7 @@ impl Faults {
                 self.end(wrong);
             }
             Kind::NodeReplaced => {
-                // Connections end. Nothing else does.
+                // Only connections are lost.
                 let wrong = self.disturb(Some(node), &[Down], "the node is replaced");
                 self.fleet.replace_node(node).await;
                 self.end(wrong);
@@ -282,11 +282,11 @@ impl Faults {
                 self.end(wrong);
             }
             Kind::PoolFilled => {
-                // No disturbance: look-ups have connections of their own.
+                // Not a disturbance: look-ups have connections of their own.
                 self.fill_pool(node).await;
             }
             Kind::RowsLocked => {
-                // No disturbance: only changes of these rows wait, and fail.
+                // Not a disturbance: only changes of these rows wait, and fail.
                 self.lock("select from api_keys order by id desc limit 20 for update").await;
             }
             Kind::UsageLocked => {
@@ -350,7 +350,7 @@ impl Faults {
         session.execute("rollback").await.expect("the end of the lock");
     }
 
-    /// Operators change a key that is locked, as many at once as there are connections, and more.
+    /// Operators change a locked key concurrently, more of them than there are connections.
     async fn fill_pool(&mut self, node: usize) {
         let mut session = self.fleet.session().await;
         session.execute("begin").await.expect("a transaction");
@@ -362,7 +362,8 @@ impl Faults {
         for operator in self.operators.keys.clone() {
             let path = self.operators.locked.clone();
             let is_over = Arc::clone(&is_over);
-            // A node gives up on a lock after half a second: operators try again until all wait at once.
+            // A node gives up on a lock after half a second, so operators retry until all wait at
+            // once.
             waiting.spawn(async move {
                 let mut connection = Connection::open(address, false).await?;
                 let patch = json!({ "name": "changed by an operator" });

@@ -33,21 +33,21 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Fleet {
     slots: Vec<Slot>,
     pub(crate) redis: Redis,
-    /// For sessions of our own. It goes to whichever server is the primary, and has no faults.
+    /// For the test's own sessions. It always leads to the primary, and has no faults.
     own: FaultProxy,
     database: Database,
-    // Ends last.
+    // Dropped last.
     server: Mutex<Arc<Server>>,
 }
 
-/// A node's place: its links stay when its process is replaced.
+/// A slot for a node: the links stay when its process is replaced.
 struct Slot {
     store: FaultProxy,
     feed: FaultProxy,
     process: Mutex<Option<Process>>,
 }
 
-/// What a process takes. Of several, the most of each.
+/// The resources of a process, or the maxima over several.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Resources {
     pub(crate) resident_mib: u64,
@@ -67,7 +67,7 @@ impl Resources {
 
 struct Process {
     child: Child,
-    /// It ends when this is closed, which waiting for the child would do.
+    /// The node ends when this is closed. Kept here, because waiting for the child would close it.
     stdin: ChildStdin,
     address: SocketAddr,
 }
@@ -83,7 +83,7 @@ impl Process {
 
 impl Fleet {
     pub(crate) async fn start() -> Arc<Self> {
-        // A flipped bit on the way is noticed behind TLS alone.
+        // Flipped bits on the link are detected only with TLS.
         let server = Server::start_with_tls();
         let database = server.database().await;
         let store = PgKeyStore::connect(database.url()).await.expect("the database");
@@ -103,7 +103,7 @@ impl Fleet {
         fleet
     }
 
-    /// Of the database, for sessions of our own.
+    /// The URL of the database for the test's own sessions.
     pub(crate) fn url(&self) -> String {
         self.own.url(self.database.url())
     }
@@ -117,7 +117,7 @@ impl Fleet {
         self.slots.len()
     }
 
-    /// `None` while there is no such process.
+    /// The address of a node; `None` while it has no process.
     pub(crate) fn address(&self, node: usize) -> Option<SocketAddr> {
         let process = self.slots[node].process.lock().expect("the node");
         process.as_ref().map(|process| process.address)
@@ -131,7 +131,7 @@ impl Fleet {
         &self.slots[node].feed
     }
 
-    /// A session of our own, past all links. It waits until the server is there.
+    /// A session of the test, which bypasses all faulty links. Waits until the server is up.
     pub(crate) async fn session(&self) -> PgConnection {
         let connected = async {
             let url = self.url();
@@ -145,7 +145,7 @@ impl Fleet {
         timeout(PATIENCE, connected).await.expect("PostgreSQL comes back")
     }
 
-    /// A standby of the primary that has everything whose commit has returned.
+    /// A standby of the primary that has every commit that has returned.
     pub(crate) async fn standby(&self) -> Server {
         let primary = self.server();
         let standby = spawn_blocking(move || primary.standby()).await.expect("a standby");
@@ -165,7 +165,7 @@ impl Fleet {
         standby
     }
 
-    /// The primary crashes, the standby becomes the primary, and its address moves there.
+    /// Crashes the primary, promotes the standby, and moves the address there.
     pub(crate) async fn fail_over(&self, standby: Server) {
         self.server().stop_immediate().await;
         standby.promote().await;
@@ -173,7 +173,7 @@ impl Fleet {
         links.chain([&self.own]).for_each(|link| link.redirect(standby.addr()));
         let old =
             std::mem::replace(&mut *self.server.lock().expect("the server"), Arc::new(standby));
-        // It waits for its folder to be removed.
+        // The drop waits for its folder to be removed.
         spawn_blocking(move || drop(old)).await.expect("the end of the old server");
     }
 
@@ -182,8 +182,8 @@ impl Fleet {
         *self.slots[node].process.lock().expect("the node") = Some(process);
     }
 
-    /// Another process takes the node's place, and the one before ends when it has answered what it was
-    /// asked: a rolling upgrade.
+    /// Starts a new process in the slot and ends the old one after it has answered its requests: a
+    /// rolling upgrade.
     pub(crate) async fn replace_node(&self, node: usize) {
         let process = self.spawn(node).await;
         let before = self.slots[node].process.lock().expect("the node").replace(process);
@@ -223,7 +223,8 @@ impl Fleet {
         Process { child, stdin, address }
     }
 
-    /// What the node's process takes; `None` while there is none, or where the system does not tell.
+    /// The resources of the node's process; `None` if it has none, or the system does not report
+    /// them.
     pub(crate) fn resources(&self, node: usize) -> Option<Resources> {
         let id = {
             let process = self.slots[node].process.lock().expect("the node");
@@ -241,7 +242,7 @@ impl Fleet {
         })
     }
 
-    /// `TERM`, `KILL`, `STOP` or `CONT`.
+    /// Sends `TERM`, `KILL`, `STOP` or `CONT`.
     pub(crate) async fn signal(&self, node: usize, signal: &str) {
         let id = {
             let process = self.slots[node].process.lock().expect("the node");
@@ -256,12 +257,12 @@ impl Fleet {
         process.expect("a node that was running").ended().await;
     }
 
-    /// Has all processes of PostgreSQL stand still, or go on.
+    /// Freezes or resumes all processes of PostgreSQL.
     pub(crate) async fn signal_postgres(&self, postmaster: &str, signal: &str) {
         let mut children = Command::new("pkill");
         children.args([&format!("-{signal}"), "-P", postmaster]);
         let status = children.status().await.expect("pkill");
-        // 1: it has none.
+        // 1: it has no children.
         assert!(matches!(status.code(), Some(0 | 1)), "pkill -P {postmaster}: {status}");
         kill(signal, postmaster).await;
     }

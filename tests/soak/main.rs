@@ -1,15 +1,16 @@
-//! A fleet under a schedule of faults, every answer of which an oracle judges.
+//! A fleet under a schedule of faults; an oracle judges every response.
 //!
 //! ```text
 //! cargo test --all-features --test soak                                  # a minute
-//! SOAK_SECONDS=3600 SOAK_SEED=7 cargo test --all-features --test soak    # an hour of another story
-//! SOAK_REPORT=soak.json …                                                # the figures, for docs/soak.md
+//! SOAK_SECONDS=3600 SOAK_SEED=7 cargo test --all-features --test soak    # an hour of another
+//! schedule SOAK_REPORT=soak.json …                                                # the figures,
+//! for docs/soak.md
 //! ```
 //!
-//! Three nodes, each a process, share a PostgreSQL and a Redis. A driver changes keys through the
-//! service, by SQL and through the admin router of a node; clients ask for keys over HTTP/1.1 and
-//! HTTP/2 at random nodes; faults follow a schedule that the seed decides. The [oracle](oracle) knows
-//! when each change was committed and what the manual promises, and nothing of the library.
+//! Three nodes, each a process, share a PostgreSQL and a Redis. A driver changes keys in code, by
+//! SQL and through the admin router of a node; clients send requests over HTTP/1.1 and HTTP/2 to
+//! random nodes; faults follow a schedule that the seed decides. The [oracle](oracle) knows when
+//! each change was committed and what the manual promises, and nothing about the library.
 
 #![cfg(test)]
 #![allow(
@@ -47,10 +48,10 @@ use self::{
     random::Random,
 };
 
-/// How many keys there are at the beginning.
+/// The number of keys at the beginning.
 const KEYS: usize = 400;
 const CLIENTS: usize = 12;
-/// The test that is a node where its settings say so.
+/// The test that runs as a node if its settings say so.
 const TEST: &str = "every_answer_of_a_fleet_under_faults_is_as_the_manual_promises";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,7 +93,8 @@ async fn soak(length: Duration, seed: u64) -> report::Report {
     let resources = tokio::spawn(watch_nodes(Arc::clone(&fleet), length));
     let faults = Faults::new(&fleet, &oracle, clock, random.fork()).await;
     let faults = faults.run(length).await;
-    // First the changes, so that the last of them is resolved before the last answer is judged.
+    // Stop the changes first, so that the last of them is resolved before the last response is
+    // judged.
     stop.send_replace(true);
     let changes = changes.await.expect("the driver");
     while let Some(ended) = tasks.join_next().await {
@@ -104,7 +106,7 @@ async fn soak(length: Duration, seed: u64) -> report::Report {
     report::Report::new(seed, length, changes, faults, resources, judgement)
 }
 
-/// The most that a node takes in this time.
+/// The maximum resources of a node in this time.
 async fn watch_nodes(fleet: Arc<Fleet>, length: Duration) -> Resources {
     let mut most = Resources::default();
     let mut turns = tokio::time::interval(Duration::from_secs(1));
@@ -116,7 +118,8 @@ async fn watch_nodes(fleet: Arc<Fleet>, length: Duration) -> Resources {
     most
 }
 
-/// Tells the oracle when this process got no turn for a while: then the nodes had none, either.
+/// Tells the oracle when this process was not scheduled for a while: then the nodes were not
+/// either.
 async fn watch_machine(oracle: Oracle, clock: Clock) {
     const TICK: Duration = Duration::from_millis(50);
     const LATE: clock::Micros = 300 * clock::MILLI;

@@ -46,29 +46,30 @@ pub(crate) const SETTINGS: &str = "SOAK_NODE";
 pub(crate) const LISTENING: &str = "listening on ";
 pub(crate) const PREFIX: &str = "sk_test_";
 
-/// Shorter than the defaults, so that a minute has many of each. The oracle is told the same.
+/// Shorter than the defaults, so that a minute covers many periods. The oracle gets the same
+/// values.
 pub(crate) const POLICY: Policy = Policy {
     fresh: Duration::from_secs(4),
     fresh_during_gap: Duration::from_secs(1),
     stale_if_error: Duration::from_secs(3),
-    // One machine runs the whole fleet, and is not to be taken for a store that is away.
+    // One machine runs the whole fleet; its slowness must not look like an outage of the store.
     load_deadline: Duration::from_secs(2),
     heartbeat: Duration::from_millis(500),
 };
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Settings {
-    /// As look-ups and management reach it.
+    /// The database URL of look-ups and management.
     pub(crate) database: String,
-    /// As the change feed reaches it.
+    /// The database URL of the change feed.
     pub(crate) feed: String,
     pub(crate) redis: String,
 }
 
-/// Whether this process was started as a node, which has then ended.
+/// Runs the node if this process was started as one; returns whether it was, after its end.
 pub(crate) async fn run_if_node() -> bool {
     let Ok(settings) = env::var(SETTINGS) else { return false };
-    // A node ends with the test, however that ends.
+    // A node ends with the test, for any reason.
     thread::spawn(|| {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
         process::exit(1);
@@ -94,9 +95,9 @@ async fn run(settings: &Settings) {
         .and_then(|policy| policy.stale_if_error(POLICY.stale_if_error))
         .and_then(|policy| policy.load_deadline(POLICY.load_deadline))
         .expect("a cache policy")
-        // All clients have one address, and ask for keys that ended all the time.
+        // All clients have one address, and use ended keys all the time.
         .stranger_queries(u32::MAX);
-    // A machine that runs the whole fleet is not to be taken for a Redis that is away.
+    // The slowness of a machine that runs the whole fleet must not look like an outage of Redis.
     let limiter = RedisRateLimiter::builder(&settings.redis).deadline(SECOND);
     let limiter = limiter.build().expect("a URL of Redis");
     let (auth, worker) = Authenticator::builder(store.clone(), format())
@@ -122,7 +123,7 @@ async fn run(settings: &Settings) {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// HTTP/1.1 and HTTP/2, until SIGTERM.
+/// Serves HTTP/1.1 and HTTP/2 until SIGTERM.
 async fn serve(listener: TcpListener, app: Router) {
     let mut terminate = signal(SignalKind::terminate()).expect("a signal");
     let (draining, drain) = watch::channel(false);
@@ -165,7 +166,7 @@ fn app(issuer: KeyIssuer, auth: &Authenticator, wall: Wall) -> Router {
         .route("/wall/{millis}", post(step).with_state(wall))
 }
 
-/// Everything that the layer says of the consumer.
+/// Everything the layer knows about the consumer.
 async fn told(consumer: Consumer) -> Json<Value> {
     Json(json!({
         "consumer": consumer.id(),
@@ -180,7 +181,7 @@ async fn step(State(wall): State<Wall>, Path(millis): Path<i64>) {
     wall.0.store(millis, Ordering::SeqCst);
 }
 
-/// The system's clocks, of which the one for people can be set.
+/// The system's clocks, with a wall clock that can be set.
 #[derive(Clone, Default)]
 struct Wall(Arc<AtomicI64>, Arc<SystemClock>);
 

@@ -1,10 +1,10 @@
-//! Judges answers by when each change was committed, and by what the manual promises. It shares no
+//! Judges responses by the commit times of changes and the promises of the manual. It shares no
 //! code with the library.
 //!
-//! A change is committed at some instant between its beginning and its end, which the driver tells. An
-//! answer was decided at some instant between its request and its arrival. A state of a key explains an
-//! answer if it was the current one at the decision, or had been superseded for no longer than the node
-//! may go on believing it: how long that is follows from what was wrong with the node at the time.
+//! A change is committed at some instant between its beginning and its end, which the driver
+//! reports. A response is decided at some instant between its request and its arrival. A state of a
+//! key explains a response if it was current at the decision, or had been superseded for no longer
+//! than the node may use it; that bound depends on the disturbances of the node at the time.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -24,7 +24,7 @@ use crate::{
     random::Random,
 };
 
-/// The settings of a node that bounds follow from.
+/// The settings of a node that determine bounds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
     pub(crate) fresh: Duration,
@@ -34,14 +34,14 @@ pub(crate) struct Policy {
     pub(crate) heartbeat: Duration,
 }
 
-/// What scheduling, on a machine that runs the whole fleet, may add to a bound.
+/// The delay that scheduling may add to a bound, on a machine that runs the whole fleet.
 const NOISE: Micros = 750 * MILLI;
-/// A feed reconnects after 5 s at most, and asks for all keys in use then.
+/// A feed reconnects after 5 s at most; then all keys in use are confirmed.
 const RECOVERY: Micros = 6 * SECOND;
-/// How much earlier than a state is superseded an interval is looked at for the most generous quota.
+/// How far before the end of a state quotas are considered when looking for the most generous one.
 const MEMORY: Micros = 12 * SECOND;
 
-/// A key, as its row in the database has it.
+/// The state of a key in its database row.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct State {
     pub(crate) exists: bool,
@@ -55,7 +55,7 @@ pub(crate) struct State {
     pub(crate) metadata: Value,
 }
 
-/// `limit` units in `window`, of which `burst` at once.
+/// `limit` units in `window`, and `burst` at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Quota {
     pub(crate) limit: u64,
@@ -70,7 +70,7 @@ impl Quota {
 }
 
 impl State {
-    /// Of a row that is not there.
+    /// The state of a deleted row.
     pub(crate) fn gone() -> Self {
         Self {
             exists: false,
@@ -101,26 +101,26 @@ struct Key {
     admitted: VecDeque<(Micros, Micros)>,
 }
 
-/// The quota of a plan, for as long as it may have been in the database.
+/// A quota of a plan, and the time in which it may have been in the database.
 struct PlanVersion {
     quota: Quota,
     begun: Micros,
-    /// When a later one was known to be there.
+    /// When a later quota was known to be in the database.
     superseded: Option<Micros>,
 }
 
-/// What is wrong with a node, or with something that it depends on.
+/// A disturbance of a node, or of something it depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(crate) enum Situation {
     /// The feed's connection ends: the node knows that it may miss changes.
     FeedBroken,
-    /// The feed's connection is dead and the node cannot know yet.
+    /// The feed's connection is dead, and the node cannot have noticed yet.
     FeedSilent,
     /// Look-ups fail or are late.
     StoreAway,
-    /// The process stands still.
+    /// The process is frozen.
     Frozen,
-    /// The process ends, is gone or has just begun.
+    /// The process is ending, gone or just started.
     Down,
     /// Limits are not shared.
     RedisAway,
@@ -167,17 +167,17 @@ pub(crate) struct Response {
     pub(crate) remaining: Option<u64>,
 }
 
-/// What was found.
+/// The verdict of the oracle.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Judgement {
     pub(crate) judged: u64,
     pub(crate) by_status: BTreeMap<String, u64>,
-    /// Answers of 5xx and lost connections by what was wrong with the node.
+    /// 5xx responses and lost connections, by the disturbance of the node.
     pub(crate) failures_by_cause: BTreeMap<String, u64>,
-    /// By what was wrong meanwhile: the longest time that a superseded state was believed, in
-    /// milliseconds, and the longest that it might have been.
+    /// By disturbance: the longest time that a superseded state was used, in milliseconds, and its
+    /// bound.
     pub(crate) worst: BTreeMap<String, Worst>,
-    /// Stories of wrong answers; the first few.
+    /// The histories of the first few wrong responses.
     pub(crate) wrong: Vec<String>,
     pub(crate) wrong_count: u64,
 }
@@ -202,7 +202,7 @@ struct Known {
     keys: Vec<Key>,
     plans: BTreeMap<&'static str, Vec<PlanVersion>>,
     disturbances: Vec<Disturbance>,
-    /// When each change that is under way began.
+    /// When each pending change began.
     pending: BTreeMap<usize, Micros>,
 }
 
@@ -215,21 +215,21 @@ impl Oracle {
         self.known.lock().expect("the oracle's knowledge")
     }
 
-    /// A new key. Clients ask for it from now on.
+    /// Adds a key, which clients use from now on.
     pub(crate) fn add(&self, id: String, text: String, state: State, begun: Micros) {
         let how = "issued".to_owned();
         let versions = vec![Version { state, begun, done: Some(self.clock.now()), how }];
         self.known().keys.push(Key { id, text, versions, admitted: VecDeque::new() });
     }
 
-    /// A change of the key begins. Until its outcome is told, no later answer is judged.
+    /// Begins a change of the key. Until its outcome is known, no later response is judged.
     pub(crate) fn begin(&self, key: usize) {
         let now = self.clock.now();
         let earlier = self.known().pending.insert(key, now);
         assert!(earlier.is_none(), "one change of a key at a time");
     }
 
-    /// The change made this of the key.
+    /// Ends a change, with the resulting state of the key.
     pub(crate) fn done(&self, key: usize, state: State, how: &str) {
         let now = self.clock.now();
         let mut known = self.known();
@@ -240,13 +240,13 @@ impl Oracle {
         }
     }
 
-    /// A change of the plan begins. It may have this quota from now on.
+    /// Begins a change of the plan, which may have this quota from now on.
     pub(crate) fn begin_plan(&self, plan: &'static str, quota: Quota) {
         let version = PlanVersion { quota, begun: self.clock.now(), superseded: None };
         self.known().plans.entry(plan).or_default().push(version);
     }
 
-    /// The plan has the quota that was told last, and none of those before.
+    /// Ends a change of the plan: it has the latest quota and none of the earlier ones.
     pub(crate) fn plan_done(&self, plan: &'static str) {
         let now = self.clock.now();
         let mut known = self.known();
@@ -257,7 +257,7 @@ impl Oracle {
         }
     }
 
-    /// The last known state of a key without a change under way.
+    /// The last known state of a key without a pending change.
     pub(crate) fn settled(&self, key: usize) -> Option<State> {
         let known = self.known();
         let is_pending = known.pending.contains_key(&key);
@@ -273,7 +273,7 @@ impl Oracle {
         self.known().keys[key].id.clone()
     }
 
-    /// A key to ask for: most often one of the newest, at times one that has ended long ago.
+    /// A key for the next request: mostly one of the newest, sometimes one that ended long ago.
     pub(crate) fn pick(&self, random: &mut Random) -> (usize, String) {
         let known = self.known();
         let count = known.keys.len() as u64;
@@ -295,7 +295,7 @@ impl Oracle {
         DisturbanceId(known.disturbances.len() - 1)
     }
 
-    /// It began earlier than it was told.
+    /// Moves the beginning of a disturbance to an earlier time.
     pub(crate) fn began(&self, disturbance: DisturbanceId, at: Micros) {
         self.known().disturbances[disturbance.0].begun = at;
     }
@@ -305,7 +305,7 @@ impl Oracle {
         self.known().disturbances[disturbance.0].ended = Some(now);
     }
 
-    /// Judges answers until there are no more.
+    /// Judges responses until the channel closes.
     pub(crate) async fn judge(self, mut answers: UnboundedReceiver<Answer>) -> Judgement {
         let mut waiting = Vec::new();
         let mut judgement = Judgement::default();
@@ -318,13 +318,13 @@ impl Oracle {
                         waiting.push(answer);
                     }
                 }
-                // The driver may still be finding out what became of its last change.
+                // The driver may still be determining the outcome of its last change.
                 Ok(None) if !is_open => sleep(Duration::from_millis(50)).await,
                 Ok(None) => is_open = false,
                 Err(_) => {}
             }
             let mut known = self.known();
-            // A disturbance of the machine itself is told after it is over.
+            // A disturbance of the machine itself is reported after it is over.
             let lag = if is_open { self.clock.now().saturating_sub(SECOND) } else { Micros::MAX };
             let horizon = known.pending.values().min().copied().unwrap_or(Micros::MAX).min(lag);
             let (ready, later): (Vec<_>, Vec<_>) =
@@ -370,7 +370,7 @@ impl Known {
         let versions = &self.keys[answer.key].versions;
         let mut why_not = Vec::new();
         let mut explained = None;
-        // The newest first: an answer that the current state explains took no time.
+        // Newest first: a response explained by the current state used no superseded state.
         for (at, version) in versions.iter().enumerate().rev() {
             if version.begun > answer.answered {
                 continue;
@@ -407,7 +407,7 @@ impl Known {
         Ok(())
     }
 
-    /// Whether something was wrong that explains a failure.
+    /// Checks that a disturbance explains a failure, and counts it.
     fn excuse(
         &self,
         answer: &Answer,
@@ -425,7 +425,7 @@ impl Known {
         Ok(())
     }
 
-    /// What was wrong with `node` at some time from `from` to `to`.
+    /// The disturbances of `node` at any time from `from` to `to`.
     fn during(&self, node: usize, from: Micros, to: Micros) -> impl Iterator<Item = &Disturbance> {
         self.disturbances.iter().filter(move |it| {
             it.node.is_none_or(|other| other == node)
@@ -434,15 +434,15 @@ impl Known {
         })
     }
 
-    /// Until when `node` may answer by a state that was superseded at `at`, and why so long.
+    /// Until when `node` may use a state that was superseded at `at`, and the reason.
     fn believed_until(&self, node: usize, at: Micros, oracle: &Oracle) -> (Micros, String) {
         let policy = &oracle.policy;
         let gap = micros(policy.fresh_during_gap) + micros(policy.load_deadline);
         let silence = gap.max(2 * micros(policy.heartbeat));
         let outage = micros(policy.fresh + policy.stale_if_error);
         let (mut until, mut label) = (at + NOISE, "feed connected".to_owned());
-        // A disturbance counts that was there when the change was made, or began before the node had to
-        // know of it. One may lead into the next.
+        // A disturbance counts if it was active at the change, or began before the node had to know
+        // of the change. One disturbance may lead into the next.
         loop {
             let from = at.saturating_sub(RECOVERY);
             let there: Vec<_> = self.during(node, from, until).collect();
@@ -465,7 +465,7 @@ impl Known {
             }
             let thawed = there.iter().filter(|it| it.situation == Situation::Frozen);
             if let Some(thawed) = thawed.map(|it| it.ended.unwrap_or(Micros::MAX / 2)).max() {
-                // A node that stood still notices within a second of running again.
+                // A frozen node notices within a second of running again.
                 consider(thawed + SECOND + NOISE, "node stood still");
             }
             if longest.0 == until {
@@ -529,7 +529,7 @@ impl Known {
         Ok(())
     }
 
-    /// A key may end as much earlier as its look-up took.
+    /// A key may expire early by the duration of its look-up.
     fn may_have_expired(
         &self,
         state: &State,
@@ -538,7 +538,7 @@ impl Known {
     ) -> Result<(), String> {
         let end = state.expires_at.ok_or("the key does not expire")?;
         let mut early = micros(oracle.policy.load_deadline) + 20 * MILLI;
-        // While a store is away, a wall clock that has run ahead ends keys.
+        // While the store is away, a wall clock that has run ahead makes keys expire.
         let from = answer.sent.saturating_sub(RECOVERY);
         if self
             .during(answer.node, from, answer.answered)
@@ -549,7 +549,7 @@ impl Known {
         if answer.answered + early >= end { Ok(()) } else { Err("it expires later".into()) }
     }
 
-    /// Whether no more passed than the most generous of the key's quotas allows.
+    /// Checks that no more passed than the most generous of the key's quotas allows.
     fn count(&mut self, answer: &Answer, oracle: &Oracle) -> Result<(), String> {
         let key = &self.keys[answer.key];
         let from = answer.sent.saturating_sub(MEMORY);
@@ -580,7 +580,7 @@ impl Known {
             let most = most.map(|quota| quota.most_in(time)).max().unwrap_or_default();
             let from = begun.saturating_sub(RECOVERY);
             let mut disturbances = self.during(answer.node, from, answer.answered);
-            // Each node lets the whole quota through while it cannot ask.
+            // Each node admits the whole quota while it cannot reach Redis.
             let is_alone = disturbances
                 .any(|it| matches!(it.situation, Situation::RedisAway | Situation::Frozen));
             let buckets = if is_alone { oracle.nodes + 1 } else { 1 };

@@ -1,4 +1,4 @@
-//! The oracle judges as it should: right answers right, and each kind of wrong answer wrong.
+//! The oracle accepts right responses, and rejects each kind of wrong response.
 
 use serde_json::json;
 
@@ -25,14 +25,14 @@ fn told(state: &State) -> Value {
     })
 }
 
-/// The history of one key, and what was wrong with the nodes.
+/// The history of one key, and the disturbances of the nodes.
 struct Story {
     oracle: Oracle,
     known: Known,
 }
 
 impl Story {
-    /// A key that has these states, each from its instant in milliseconds on.
+    /// A key with these states, each from its instant in milliseconds on.
     fn of(states: impl IntoIterator<Item = (u64, State)>) -> Self {
         let version = |(at, state)| {
             let at = at * MILLI;
@@ -53,7 +53,7 @@ impl Story {
         self
     }
 
-    /// Judges an answer to a request that was sent at this millisecond, and took one.
+    /// Judges the response to a request that was sent at this millisecond and took one millisecond.
     fn judge(&mut self, at: u64, route: Route, response: Option<Response>) -> bool {
         let (sent, answered) = (at * MILLI, (at + 1) * MILLI);
         let answer = Answer { node: NODE, key: 0, route, sent, answered, response };

@@ -1,4 +1,4 @@
-//! Random numbers that a seed repeats: SplitMix64.
+//! Random numbers from a seed: SplitMix64.
 
 pub(crate) struct Random(u64);
 
@@ -7,7 +7,7 @@ impl Random {
         Self(seed)
     }
 
-    /// Another sequence, which stays the same whatever is drawn from this one later.
+    /// An independent sequence, unaffected by later draws from this one.
     pub(crate) fn fork(&mut self) -> Self {
         Self(self.next())
     }

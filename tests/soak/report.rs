@@ -1,4 +1,4 @@
-//! What the test tells in the end.
+//! The report at the end of the test.
 
 use std::{fmt, time::Duration};
 
@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::{driver::Changes, faults::Made, fleet::Resources, oracle::Judgement};
 
-/// However long it goes on. A node has two pools of connections to PostgreSQL, one to Redis, and a
-/// connection of each client.
+/// The maximum for any duration. A node has two pools of connections to PostgreSQL, one connection
+/// to Redis, and one for each client.
 const MOST: Resources = Resources { resident_mib: 128, threads: 16, descriptors: 128 };
 
 #[derive(Serialize)]
@@ -16,7 +16,7 @@ pub(crate) struct Report {
     seconds: u64,
     changes: Changes,
     faults: Made,
-    /// The most that a node took.
+    /// The maximum resources of a node.
     resources: Resources,
     #[serde(flatten)]
     judgement: Judgement,
@@ -34,7 +34,7 @@ impl Report {
         Self { seed, seconds: length.as_secs(), changes, faults, resources, judgement }
     }
 
-    /// No answer was wrong, no node took more than it may, and there was something to judge.
+    /// No response was wrong, no node exceeded its maximum, and there were responses to judge.
     pub(crate) fn is_right(&self) -> bool {
         let total = |counts: &std::collections::BTreeMap<String, u64>| counts.values().sum::<u64>();
         self.judgement.wrong_count == 0

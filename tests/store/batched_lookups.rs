@@ -1,5 +1,4 @@
-//! Look-ups that come while others are under way are asked together, and nobody notices but the
-//! server.
+//! Look-ups that arrive while others are under way share a query, and only the server notices.
 
 use std::{
     future::{Future, ready},
@@ -37,7 +36,7 @@ use crate::wait::{eventually, within};
 const SOON: Duration = Duration::from_secs(20);
 const KEYS: u32 = 1_000;
 
-/// Keys `1..=KEYS`, each of a consumer of its number.
+/// Keys `1..=KEYS`, each of the consumer with the same number.
 const FILL: &str = "
     insert into api_keys (id, key_hash, key_prefix, key_last4, consumer_id, scopes, metadata,
                           is_active, created_at, root_id, version)
@@ -55,13 +54,13 @@ async fn database() -> Database {
     database
 }
 
-/// A store that has one connection, and therefore one query under way at a time.
+/// A store with one connection, and therefore one query at a time.
 async fn narrow(url: &str) -> PgKeyStore {
     let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(SOON);
     on_one_pool(pool.connect(url).await.unwrap())
 }
 
-/// A store that looks keys up where everything else is asked, so that a test sees what was asked.
+/// A store that uses one pool for look-ups and everything else, so that a test sees every query.
 fn on_one_pool(pool: PgPool) -> PgKeyStore {
     PgKeyStore::builder().lookup_pool(pool.clone()).build(pool).unwrap()
 }
@@ -82,19 +81,19 @@ fn hash(key: u32) -> KeyHash {
     KeyHash::from_bytes(hash)
 }
 
-/// All at once.
+/// Runs all look-ups concurrently.
 async fn find(store: &PgKeyStore, keys: impl IntoIterator<Item = u32>) -> Vec<(u32, Found)> {
     let find = |key| async move { (key, store.find(&hash(key)).await) };
     within(join_all(keys.into_iter().map(find))).await
 }
 
-/// What [`FILL`] made, and nothing else.
+/// Asserts that the result is what [`FILL`] made.
 fn is_right((key, found): (u32, Found)) {
     let consumer = found.unwrap().map(|record| record.consumer_id);
     assert_eq!(consumer, (1..=KEYS).contains(&key).then(|| key.to_string()));
 }
 
-/// How often the only connection has executed a look-up.
+/// How many times the only connection has executed a look-up.
 async fn queries(pool: &PgPool) -> i64 {
     let executed = "select coalesce(sum(generic_plans + custom_plans), 0)::bigint \
                     from pg_prepared_statements where statement like '%api_keys%'";
@@ -105,7 +104,7 @@ async fn backend(pool: &PgPool) -> i32 {
     query_scalar("select pg_backend_pid()").fetch_one(pool).await.unwrap()
 }
 
-/// The backends that wait for a lock, once there are so many.
+/// The backends that wait for a lock, once there are this many.
 async fn stuck(connection: &mut PgConnection, count: usize) -> Vec<i32> {
     let stuck = "select pid from pg_locks where not granted \
                  and database = (select oid from pg_database where datname = current_database())";
@@ -121,7 +120,7 @@ async fn stuck(connection: &mut PgConnection, count: usize) -> Vec<i32> {
     within(are_stuck).await
 }
 
-/// Polls it until so many backends are stuck.
+/// Polls the future until this many backends are blocked.
 async fn get_stuck(
     connection: &mut PgConnection,
     count: usize,
@@ -168,7 +167,7 @@ async fn a_key_asked_for_by_many_at_once_is_found_for_each_of_them() {
     let store = narrow(database.url()).await;
     let keys = repeat_n([1, KEYS + 1], 20).flatten();
     find(&store, keys).await.into_iter().for_each(is_right);
-    // The first asked at once.
+    // The first look-up was sent at once.
     assert_eq!(queries(store.pool()).await, 2);
 }
 
@@ -214,7 +213,7 @@ async fn a_row_that_makes_no_sense_spoils_no_other_answer() {
             is_right((key, found));
         }
     }
-    // One query, whose connection is gone with it: it may be what mixed the row up.
+    // One query, whose connection is dropped: it may have mixed up the row.
     assert_eq!(queries(store.pool()).await, 0);
 }
 
@@ -239,7 +238,7 @@ async fn a_row_that_the_server_cannot_read_spoils_no_other_answer() {
 #[tokio::test]
 async fn nobody_is_answered_by_a_query_that_was_sent_before_they_asked() {
     let database = database().await;
-    // A query that has seen the table as it was, and takes its time before it says so.
+    // A query that has read the table and delays its answer.
     let slow = "
         create function public.clock_timestamp() returns timestamptz language plpgsql as $$
         begin
@@ -288,7 +287,7 @@ async fn a_query_goes_on_without_those_who_no_longer_wait_for_it() {
     begin(&mut gone).await;
     begin(&mut stays).await;
     drop(alone);
-    // What has lost its connection goes on at the server.
+    // A query that lost its connection continues on the server.
     let stuck = get_stuck(&mut obstacle, 2, future::select(&mut gone, &mut stays)).await;
     drop(gone);
     yield_now().await;
@@ -337,7 +336,7 @@ async fn nobody_is_asked_for_who_has_gone() {
     assert_eq!(queries(store.pool()).await, 1);
 }
 
-/// Ends so many queries one after the other, each when it is stuck.
+/// Ends this many queries one after the other, each when it is blocked.
 async fn kill(obstacle: &mut PgConnection, queries: usize) {
     for _ in 0..queries {
         for pid in stuck(obstacle, 1).await {
@@ -353,7 +352,7 @@ async fn a_connection_that_is_killed_costs_none_of_those_who_asked_together_an_a
     let mut obstacle = connection(&database).await;
     execute(&mut obstacle, LOCK).await;
     let killed = async {
-        // That of the first, and that of those who came later, who ask once more.
+        // The query of the first look-up, and the query of the later ones, which is retried once.
         kill(&mut obstacle, 2).await;
         execute(&mut obstacle, "rollback").await;
     };
@@ -400,8 +399,8 @@ async fn a_network_that_swallows_everything_holds_up_nobody_afterwards() {
     find(&store, 1..=100).await.into_iter().for_each(is_right);
 }
 
-/// The driver waits for ever for the rest of a message that claims to be longer, and panics at one
-/// that claims to be shorter.
+/// The driver waits forever for the rest of a message whose length field is too large, and panics
+/// if it is too small.
 #[tokio::test]
 async fn answers_corrupted_anywhere_are_those_of_the_right_keys_or_none() {
     let database = database().await;
@@ -469,7 +468,7 @@ async fn prepared(store: &PgKeyStore) -> i64 {
     count.fetch_one(store.pool()).await.unwrap().get(0)
 }
 
-/// Look-ups in batches of every size up to this, and everything else that a service does.
+/// Look-ups in batches of every size up to this, and all other operations of a service.
 async fn everything(store: &PgKeyStore, most: u32) {
     for keys in 1..=most {
         find(store, 1..=keys).await.into_iter().for_each(is_right);
@@ -501,7 +500,8 @@ async fn prepared_statements_do_not_pile_up_with_or_without_pgbouncer() {
             assert_eq!(prepared(&store).await, first, "{url}");
         }
     }
-    // That they would be noticed if they did: the advice for old poolers, which the manual warns of.
+    // The control: leaked statements would be noticed, as with the advice for old poolers, which
+    // the manual warns of.
     let leaking = format!("{}?statement-cache-capacity=0", database.url());
     let store = narrow(&leaking).await;
     find(&store, 1..=10).await.into_iter().for_each(is_right);
@@ -512,10 +512,10 @@ async fn prepared_statements_do_not_pile_up_with_or_without_pgbouncer() {
     assert!(prepared(&store).await >= first + 20);
 }
 
-/// How many statements each of PgBouncer's connections to the server has prepared.
+/// How many statements are prepared on each server connection of PgBouncer.
 async fn prepared_by_each(pool: &PgPool, connections: u32) -> Vec<i64> {
     let mut counts = Vec::new();
-    // All are open at once, so that each has a connection to itself.
+    // All are open at once, so that each has its own server connection.
     let mut transactions = Vec::new();
     for _ in 0..connections {
         let mut transaction = within(pool.begin()).await.unwrap();
@@ -537,7 +537,7 @@ async fn where_pgbouncer_tracks_statements_connections_take_turns_and_nothing_pi
     let pgbouncer = PgBouncer::start_with_prepared_statements(Server::shared(), SHARED);
     let pool = PgPoolOptions::new().max_connections(8).acquire_timeout(SOON);
     let store = on_one_pool(pool.connect(&pgbouncer.url(database.url())).await.unwrap());
-    // Eight connections of ours, all open, take turns on two to the server.
+    // Eight client connections, all open, share two server connections.
     let ours = join_all((0..8).map(|_| store.pool().acquire())).await;
     assert!(ours.into_iter().all(|connection| connection.is_ok()));
 

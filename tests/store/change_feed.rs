@@ -1,4 +1,4 @@
-//! Whoever changes a key, and however, those who cache it are told.
+//! Change feeds: every change of a key, by any means, reaches the nodes that cache it.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -41,7 +41,8 @@ const SOON: Duration = Duration::from_secs(20);
 const HEARTBEAT: Duration = Duration::from_millis(500);
 const OFTEN: Duration = Duration::from_millis(10);
 
-/// The key that a test changes, and the one it changes to see that all before has been told.
+/// The key that a test changes, and a marker key, changed afterwards to see that everything before
+/// was announced.
 const KEY: KeyId = KeyId::from_bytes([9; 16]);
 const MARKER: KeyId = KeyId::from_bytes([1; 16]);
 const OTHER: KeyId = KeyId::from_bytes([8; 16]);
@@ -55,7 +56,7 @@ async fn soon<T>(event: impl Future<Output = T>) -> T {
     timeout(SOON, event).await.expect("it should have happened by now")
 }
 
-/// The next thing worth telling.
+/// The next change that is not a heartbeat.
 async fn told(feed: &mut impl ChangeFeed) -> Change {
     soon(async {
         loop {
@@ -68,7 +69,7 @@ async fn told(feed: &mut impl ChangeFeed) -> Change {
     .await
 }
 
-/// The end of a feed that changes nothing.
+/// Waits for the end of a feed without changes.
 async fn end(feed: &mut impl ChangeFeed) -> StoreError {
     soon(async {
         loop {
@@ -82,7 +83,7 @@ async fn end(feed: &mut impl ChangeFeed) -> StoreError {
     .await
 }
 
-/// What is told before a change of the marker, and with it: who polls sees both at once.
+/// The changes announced up to a change of the marker: a poll sees both at once.
 async fn told_before_marker(feed: &mut impl ChangeFeed) -> BTreeSet<String> {
     let mut before = BTreeSet::new();
     let mut change = told(feed).await;
@@ -120,7 +121,7 @@ async fn refused(feed: &mut impl ChangeFeed) -> String {
     format!("{error:?}")
 }
 
-/// Polls `future` this often at most.
+/// Polls `future` at most this many times.
 async fn polled<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
     let (mut future, mut left) = (pin!(future), times);
     poll_fn(|context| match left.checked_sub(1) {
@@ -166,7 +167,7 @@ async fn touch(connection: &mut PgConnection, id: KeyId) {
         .await;
 }
 
-/// A pool that has not connected, and need not be able to.
+/// A pool without connections, which need not be able to connect.
 fn pool(url: &str) -> PgPool {
     let options: PgConnectOptions = url.parse().unwrap();
     PgPoolOptions::new().acquire_timeout(SOON).connect_lazy_with(options)
@@ -183,7 +184,7 @@ fn polling(url: &str) -> PollingChangeFeed<PgKeyStore> {
 mod triggers {
     use super::*;
 
-    /// Everything that hears of changes, and a prompt to make them at.
+    /// All feeds, and a session to make changes in.
     struct Audience {
         database: Database,
         prompt: PgConnection,
@@ -202,7 +203,7 @@ mod triggers {
             }
         }
 
-        /// What the two feeds tell of `sql`.
+        /// The changes that both feeds announce for `sql`.
         async fn hears(&mut self, sql: &str) -> [BTreeSet<String>; 2] {
             execute(&mut self.prompt, sql).await;
             touch(&mut self.prompt, MARKER).await;
@@ -442,7 +443,7 @@ mod triggers {
             PgPoolOptions::new().connect_lazy_with(options.options(path))
         };
         let [one, other] = ["one", r#""the ""other""""#].map(options);
-        // A second set of tables is made on purpose only.
+        // A second set of tables is created only on purpose.
         for (schema, pool) in [("one", &one), (r#"the "other""#, &other)] {
             furnish(&PgKeyStore::builder().schema(schema).build(pool.clone()).unwrap()).await;
         }
@@ -491,7 +492,7 @@ mod listening {
         }
     }
 
-    /// Where changes are announced.
+    /// The channel of the announcements.
     async fn channel(connection: &mut PgConnection) -> String {
         let channel = query_scalar("select channel from api_key_feed");
         channel.fetch_one(connection).await.unwrap()
@@ -540,7 +541,7 @@ mod listening {
             ("everything".into(), Change::Everything),
             (format!("changed:{KEY}"), Change::Changed(KEY)),
             (format!("created:{KEY}"), Change::Created(KEY)),
-            // A later release may announce what this one does not know.
+            // A later release may announce changes that this one does not know.
             (format!("suspended:{KEY}"), Change::Everything),
             (format!("changed:{{{KEY}}}"), Change::Everything),
         ] {
@@ -574,7 +575,8 @@ mod listening {
         }
     }
 
-    /// Heartbeats forget what has been taken long ago: it is not taken again, and nothing is missed.
+    /// Heartbeats forget old message numbers: old messages are still not accepted again, and none
+    /// is missed.
     #[tokio::test]
     async fn heartbeats_come_in_between_and_nothing_is_missed_or_told_twice() {
         let database = database().await;
@@ -588,7 +590,7 @@ mod listening {
             execute(&mut slow, "begin; select pg_current_xact_id()").await;
             touch(&mut prompt, KEY).await;
             assert_eq!(told(&mut feed).await, Change::Changed(KEY));
-            // Two heartbeats: the second has seen the hello of the first arrive.
+            // Two heartbeats: the second one has seen the first one's hello arrive.
             for _ in 0..2 {
                 assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
             }
@@ -596,7 +598,7 @@ mod listening {
             let replay = format!("select pg_notify('{channel}', '{copy}')");
             execute(&mut prompt, replay).await;
             assert_eq!(told(&mut feed).await, Change::Junk, "{copy}");
-            // Of a lower number than what was forgotten.
+            // With a lower number than those forgotten.
             touch(&mut slow, MARKER).await;
             execute(&mut slow, "commit").await;
             assert_eq!(told(&mut feed).await, Change::Changed(MARKER));
@@ -608,7 +610,7 @@ mod listening {
         }
     }
 
-    /// A session of a role that may connect to the database, and nothing else.
+    /// A session of a role that can connect to the database, and nothing else.
     struct Stranger {
         session: PgConnection,
         role: String,
@@ -711,7 +713,7 @@ mod listening {
                 "alter table api_key_plans disable trigger user".into(),
                 "api_key_plans_tell on api_key_plans",
             ),
-            // One of its name in another schema, of an older copy of the tables.
+            // A table of the same name in another schema, from an older copy of the tables.
             (
                 format!(
                     "{DROP} create schema other; \
@@ -721,7 +723,7 @@ mod listening {
                 ),
                 "api_keys_tell_update on api_keys",
             ),
-            // One of its name on another table.
+            // A trigger of the same name on another table.
             (
                 format!(
                     "{DROP} create table decoy (like api_keys); \
@@ -730,7 +732,7 @@ mod listening {
                 ),
                 "api_keys_tell_update on api_keys",
             ),
-            // One of its name that calls something else.
+            // A trigger of the same name that calls another function.
             (
                 format!(
                     "{DROP} create schema other; \
@@ -741,7 +743,7 @@ mod listening {
                 ),
                 "api_keys_tell_update on api_keys",
             ),
-            // One of its name for other statements.
+            // A trigger of the same name for other statements.
             (
                 format!(
                     "{DROP} create trigger api_keys_tell_update after insert on api_keys \
@@ -792,7 +794,7 @@ mod listening {
         options = options.options([("role", &role)]);
         let mut feed = PgChangeFeed::new(PgPoolOptions::new().connect_lazy_with(options));
         let denied = refused(&mut feed).await;
-        // Rows that are hidden are no reason to hear nothing without a word.
+        // Hidden rows must not silence the feed without an error.
         execute(
             &mut prompt,
             format!(
@@ -825,7 +827,7 @@ mod listening {
         let mut prompt = connection(&url).await;
         let channel = channel(&mut prompt).await;
         execute(&mut prompt, format!(r"select pg_notify('{channel}', e'v1:\xff')")).await;
-        // PostgreSQL refuses to send it, or it is sent and refused here.
+        // Either PostgreSQL refuses to send it, or it is sent and refused here.
         let heard = soon(async {
             loop {
                 match feed.next().await {
@@ -857,7 +859,7 @@ mod listening {
             assert_eq!(told(&mut feed).await, Change::Changed(KEY), "{fault:?}");
 
             proxy.set(fault).await;
-            // Two heartbeats, and what a busy machine takes.
+            // Two heartbeats, and the slack of a busy machine.
             let deadline = 2 * HEARTBEAT + Duration::from_secs(2);
             let error = timeout(deadline, end(&mut feed)).await.expect("a verdict in time");
             assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{fault:?}: {error:?}");
@@ -893,7 +895,7 @@ mod listening {
         end(&mut listening).await;
         refused(&mut listening).await;
         server.start_again().await;
-        // A poll may not have noticed that the server was away.
+        // A poll may have missed the outage.
         end(&mut polling).await;
         soon(listening.connect()).await.unwrap();
         soon(polling.connect()).await.unwrap();
@@ -923,7 +925,7 @@ mod listening {
         let error = refused(&mut feed).await;
         assert!(error.contains("Migration") && error.contains("`migrate`"), "{error}");
 
-        // As after the table was restored by itself.
+        // As after a restore of the table alone.
         furnish(&store(database.url()).await).await;
         soon(feed.connect()).await.unwrap();
         let disable = "alter table api_keys disable trigger user";
@@ -1032,14 +1034,15 @@ mod polling {
         touch(&mut second, MARKER).await;
         execute(&mut second, "commit").await;
         assert_eq!(told(&mut feed).await, Change::Changed(MARKER));
-        // The first one keeps the horizon back: what is beyond it is read again, and not told.
+        // The first transaction holds the horizon back: later changes are read again, and not
+        // announced twice.
         for _ in 0..3 {
             assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
         }
         execute(&mut first, "commit").await;
         assert_eq!(told(&mut feed).await, Change::Changed(KEY));
 
-        // The lower number of two that change one key may be the later one.
+        // Of two changes of one key, the one with the lower number may be the later one.
         execute(&mut first, "begin; select pg_current_xact_id()").await;
         touch(&mut third, KEY).await;
         assert_eq!(told(&mut feed).await, Change::Changed(KEY));
@@ -1047,7 +1050,7 @@ mod polling {
         execute(&mut first, "commit").await;
         assert_eq!(told(&mut feed).await, Change::Changed(KEY));
 
-        // What is created is told once, however often it is changed then.
+        // A creation is announced once, however often the key changes afterwards.
         execute(&mut first, "begin; select pg_current_xact_id()").await;
         store(database.url()).await.insert(&record(OTHER)).await.unwrap();
         let created = [told(&mut feed).await, told(&mut feed).await];
@@ -1087,7 +1090,7 @@ mod polling {
     async fn numbers_of_another_server_are_overlooked_until_they_are_replaced() {
         let database = database().await;
         let mut prompt = connection(database.url()).await;
-        // As a dump brings them.
+        // As restored from a dump.
         let restored = "update api_key_changes set created_in = '1000000000000000000', \
                         changed_in = '1000000000000000000'";
         execute(&mut prompt, restored).await;
@@ -1125,7 +1128,7 @@ mod polling {
             })
             .collect();
 
-        // A cache that reads again whatever it is told of.
+        // A cache that looks up again every key that is announced.
         let mut cache = std::collections::HashMap::new();
         let follow = async {
             loop {
@@ -1139,7 +1142,7 @@ mod polling {
                     _ => {}
                 }
             }
-            // One more, as the last poll may have begun before the last writer ended.
+            // One more poll, because the last one may have begun before the last writer ended.
             while !matches!(feed.next().await.unwrap(), Change::Nothing { .. }) {}
         };
         soon(follow).await;
@@ -1148,7 +1151,7 @@ mod polling {
         }
     }
 
-    /// A log that says what is next on its list.
+    /// A change log with scripted answers.
     struct Script(Mutex<VecDeque<Changes>>);
 
     impl ChangeLog for Script {
@@ -1180,7 +1183,7 @@ mod polling {
         }
     }
 
-    /// What a poll says of a replica, and whether that is too old then.
+    /// What a poll reports about a replica, and whether the replica is then too far behind.
     async fn polls_of_a_replica(polls: &[(Option<Replica>, bool)]) {
         let changes = |replica| {
             let mut changes = Changes::new(Horizon::new(100, 7));
@@ -1205,18 +1208,18 @@ mod polling {
     #[tokio::test(start_paused = true)]
     async fn a_replica_is_behind_when_it_has_lacked_something_for_too_long() {
         let at = |applied, known| Some(Replica::new(applied, known, Some(Duration::ZERO)));
-        // Idle, and all there is.
+        // Idle, with everything applied.
         polls_of_a_replica(&[(at(7, Some(7)), false); 60]).await;
-        // Busy: it never has all there is, and always what there was a moment ago.
+        // Busy: never completely up to date, but always up to the state of a moment ago.
         let busy: Vec<_> = (0..60).map(|n| (at(n, Some(n + 1)), false)).collect();
         polls_of_a_replica(&busy).await;
-        // Paused while its source goes on, or stands still after that.
+        // Paused while its source continues, or stops after that.
         for end in [|n: u64| 10 + n, |_: u64| 10] {
             let paused: Vec<_> = (1..20).map(|n| (at(7, Some(end(n))), n > 7)).collect();
             let all = [&[(at(7, Some(7)), false)][..], &paused].concat();
             polls_of_a_replica(&all).await;
         }
-        // Cut off, and back.
+        // Cut off, then reconnected.
         let mut cut_off = vec![(at(7, Some(7)), false)];
         cut_off.extend((1..20).map(|n| (at(7, None), n > 7)));
         cut_off.extend([(at(8, Some(9)), true), (at(9, Some(9)), false), (None, false)]);
@@ -1255,7 +1258,7 @@ mod polling {
             feed.next().await.unwrap();
             assert!(!feed.staleness().unwrap().is_too_old);
         }
-        // Nor do they come more often for it, but for the second.
+        // Nor are polls more frequent because of it, except the second one.
         assert!(begun.elapsed() >= Duration::from_secs(29 * 60), "{:?}", begun.elapsed());
     }
 
@@ -1290,7 +1293,8 @@ mod polling {
             let pgbouncer = PgBouncer::start(Server::shared(), "transaction", connections);
             let url = pgbouncer.url(database.url());
             let error = refused(&mut listening(&url)).await;
-            // Before a LISTEN is left behind, to be heard in the middle of somebody else's query.
+            // Otherwise a LISTEN would be left on the connection, and notifications would arrive
+            // during other queries.
             assert!(error.contains("share a backend") && error.contains("PgBouncer"), "{error}");
             assert!(error.contains("`PollingChangeFeed`"), "{error}");
         }
@@ -1326,7 +1330,7 @@ mod polling {
         touch(&mut prompt, KEY).await;
         assert_eq!(told(&mut feed).await, Change::Changed(KEY));
 
-        // As often as it takes for a plan that serves any parameter.
+        // Often enough for PostgreSQL to switch to a generic plan.
         for _ in 0..10 {
             assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
         }
@@ -1366,7 +1370,7 @@ mod polling {
         proxy.set(Fault::BlackHole).await;
         let begin = Instant::now();
         assert_eq!(end(&mut feed).await.kind(), StoreErrorKind::Unavailable);
-        // The deadline of a poll, and what a busy machine adds.
+        // The deadline of a poll, and the slack of a busy machine.
         assert!(begin.elapsed() < Duration::from_secs(7), "{:?}", begin.elapsed());
         assert!(feed.next().await.is_err());
     }
@@ -1397,7 +1401,8 @@ mod polling {
         assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
     }
 
-    /// The server recovers without ending, and draws numbers again that no disk has seen.
+    /// The server recovers without exiting, and reuses sequence numbers that were never written to
+    /// disk.
     #[tokio::test]
     async fn a_server_that_recovers_from_a_crash_is_another_one() {
         let server = Server::start();
@@ -1412,7 +1417,7 @@ mod polling {
         assert!(kill.await.unwrap().success());
         soon(async {
             while raw_sql("select 1").execute(&mut victim).await.is_ok() {}
-            // It is recovering.
+            // The server is recovering.
             while PgConnection::connect(database.url()).await.is_err() {}
         })
         .await;
@@ -1423,7 +1428,7 @@ mod polling {
 mod sqlite {
     use super::*;
 
-    /// A file of two keys, as two processes have it open.
+    /// A file with two keys, opened by two processes.
     async fn file() -> (tempfile::TempDir, [SqliteKeyStore; 2]) {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}/keys.db", folder.path().display());
@@ -1529,7 +1534,7 @@ mod sqlite {
             ("insert or replace into api_keys select * from copy".into(), &created),
             ("insert or ignore into api_keys select * from copy".into(), &set(&[])),
             (rename.clone(), &moved),
-            // The hash is that of the other one, which goes without a trigger.
+            // The hash belonged to the other key, which is deleted without a trigger.
             ("insert or replace into api_keys select * from copy".into(), &back),
             (rename, &moved),
             (format!("begin; delete from api_keys {OF_KEY}; rollback"), &set(&[])),
@@ -1543,7 +1548,7 @@ mod sqlite {
             set(&[Change::Changed(OTHER)])
         );
         audience.hears("insert into api_keys select * from copy").await;
-        // The one that had the hash goes without a trigger here, too.
+        // The key that had the hash is deleted without a trigger here, too.
         let taken = "update or replace api_keys set key_hash = (select key_hash from copy) \
                      where id = x'01010101010101010101010101010101'";
         let expected = set(&[Change::Changed(KEY), Change::Created(MARKER)]);
@@ -1592,7 +1597,7 @@ mod sqlite {
         assert_eq!(audience.hears("select 1").await, set(&told));
     }
 
-    /// Who has it open reads on in what nobody writes any more.
+    /// A process that has the file open keeps reading a file that is no longer written.
     #[tokio::test]
     async fn a_file_that_was_replaced_or_deleted_is_behind() {
         for replace in [true, false] {
@@ -1646,7 +1651,7 @@ mod sqlite {
         let index = "api_key_changes USING INDEX api_key_changes_by_number";
         let range = format!("SEARCH {index} (changed_in>?)");
         assert!(steps.iter().any(|step| step.starts_with(&range)), "{steps:?}");
-        // The end of the log is one look into the index, too.
+        // The end of the log is a single index look-up, too.
         let reads = steps.iter().filter(|step| step.contains("api_key_changes"));
         let reads: Vec<_> = reads.filter(|step| !step.starts_with(&range)).collect();
         let [end] = reads[..] else { panic!("{steps:?}") };
@@ -1654,8 +1659,8 @@ mod sqlite {
         assert!(end.contains("INDEX api_key_changes_by_number"), "{steps:?}");
     }
 
-    /// The statements that the driver runs, as it logs them. It runs them on threads of its own, so
-    /// they are logged by the subscriber of the process.
+    /// The statements that the driver runs, from its log. The driver runs them on threads of its
+    /// own, so the subscriber is that of the process.
     mod statements {
         use std::{
             fmt,
@@ -1673,7 +1678,7 @@ mod sqlite {
 
         const SPAN: &str = "statements";
 
-        /// With the span that each belongs to.
+        /// With the span of each.
         static LOG: Mutex<Vec<(Id, String)>> = Mutex::new(Vec::new());
 
         static SUBSCRIBED: LazyLock<()> = LazyLock::new(|| {
@@ -1681,7 +1686,7 @@ mod sqlite {
             tracing::subscriber::set_global_default(subscriber).unwrap();
         });
 
-        /// All that is run by `work`, in full.
+        /// All statements run by `work`, in full.
         pub(super) async fn of<T>(work: impl Future<Output = T>) -> Vec<String> {
             LazyLock::force(&SUBSCRIBED);
             let span = tracing::info_span!(SPAN);
@@ -1704,7 +1709,7 @@ mod sqlite {
                 let Some(span) = span else { return };
                 let mut statement = Statement::default();
                 event.record(&mut statement);
-                // A statement that is as short as its summary is not repeated.
+                // A statement as short as its summary is logged only once.
                 let text = if statement.text.trim().is_empty() {
                     statement.summary
                 } else {

@@ -13,7 +13,7 @@ use crate::harness::proxy::{Fault, FaultProxy};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// A proxy in front of a server that repeats what it hears.
+/// A proxy in front of an echo server.
 async fn echo_proxy() -> FaultProxy {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = listener.local_addr().unwrap();
@@ -241,7 +241,7 @@ async fn what_is_unplugged_neither_accepts_nor_refuses() {
 
         proxy.set(Fault::Pass).await;
         says_back(&mut connect(&proxy).await, b"hello").await;
-        // Who has tried all the time gets through.
+        // A client that retried all the time gets through.
         for attempt in attempts {
             let mut late = timeout(SOON, attempt).await.expect("a connection").unwrap();
             says_back(&mut late, b"late").await;

@@ -1,5 +1,5 @@
-//! What one consumer, one session at the database's prompt, one setting of the database or one bad
-//! row does is not felt by the others.
+//! One consumer, one database session, one database setting or one bad row does not affect the
+//! others.
 
 use std::{
     collections::BTreeSet,
@@ -64,7 +64,7 @@ async fn execute(connection: &mut PgConnection, sql: impl AsRef<str>) {
     raw_sql(AssertSqlSafe(sql.as_ref())).execute(connection).await.unwrap();
 }
 
-/// Waits until so many sessions of the database wait for a lock.
+/// Waits until this many sessions of the database wait for a lock.
 async fn stuck(prompt: &mut PgConnection, at_least: i64) {
     let stuck = "select count(*) from pg_stat_activity \
                  where datname = current_database() and wait_event_type = 'Lock'";
@@ -78,14 +78,13 @@ fn shown(error: &StoreError) -> String {
     format!("{error:?}")
 }
 
-/// Nobody waits this long but a test that has failed, and a clock that stands still gives no query
-/// back.
+/// Only a failed test waits this long. The clock stands still, so no query budget refills.
 fn patient(builder: Builder) -> Builder {
     let policy = CachePolicy::default().stranger_queries(u32::MAX);
     builder.cache(policy.load_deadline(20 * SECOND).unwrap())
 }
 
-/// A service, and the routes that its clients manage their keys with.
+/// A service, and the routes with which its clients manage their keys.
 struct Node {
     service: Service<PgKeyStore>,
     account: Router,
@@ -141,7 +140,7 @@ impl Node {
     }
 }
 
-/// Stores as applications make them.
+/// Stores as applications create them.
 async fn stores(database: &Database) -> Vec<PgKeyStore> {
     let pool = PgPoolOptions::new().max_connections(2).acquire_timeout(2 * SECOND);
     vec![
@@ -150,7 +149,7 @@ async fn stores(database: &Database) -> Vec<PgKeyStore> {
     ]
 }
 
-// A holder of a valid key.
+// One consumer.
 
 #[tokio::test]
 async fn a_consumer_that_lists_its_keys_64_at_once_keeps_no_key_of_another_out() {
@@ -161,7 +160,7 @@ async fn a_consumer_that_lists_its_keys_64_at_once_keeps_no_key_of_another_out()
         let others = node.issue_many("acme", 60).await;
         node.service.get(&noisy.text).await.is_for("noisy");
 
-        // Lists read when keys were last used, look-ups do not.
+        // Lists read last uses, look-ups do not.
         let mut prompt = prompt(&database).await;
         execute(&mut prompt, "begin; lock table api_key_usage in access exclusive mode").await;
         let mut lists = JoinSet::new();
@@ -190,7 +189,7 @@ async fn one_page_of_a_consumer_is_read_at_a_time_and_changes_go_on_beside_it() 
     let store = PgKeyStore::builder().lock_timeout(20 * SECOND);
     let node = Node::on(store.connect(database.url()).await.unwrap());
     let (reader, other) = (node.issue("reader").await, node.issue("other").await);
-    // Within a transaction a session sees activity as it was when it first looked.
+    // Within a transaction a session sees activity as of its first query.
     let mut watcher = prompt(&database).await;
     let mut prompt = prompt(&database).await;
     execute(&mut prompt, "begin; lock table api_key_usage in access exclusive mode").await;
@@ -272,7 +271,7 @@ async fn a_row_locked_at_the_prompt_keeps_only_those_waiting_who_want_it_and_not
     for other in &others {
         node.service.get(&other.text).await.is_for("acme");
     }
-    // Changes of others go on beside them.
+    // Changes of other consumers proceed in parallel.
     let path = format!("/api-keys/{}/revoke", others[0].record.id);
     let (status, _, body) = within(node.ask(&others[0], "POST", &path)).await;
     assert_eq!(status, StatusCode::OK, "{body}");
@@ -311,7 +310,7 @@ async fn management_beyond_its_share_of_the_pool_is_overloaded_and_leaves_a_conn
     let first = (store.begin().await.unwrap(), store.begin().await.unwrap());
     let error = store.begin().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Overloaded, "{error:?}");
-    // The application itself, and times of last use, still have one.
+    // The application itself, and the writing of last uses, still get one.
     drop(within(pool.acquire()).await.unwrap());
     let usage = [Usage::new(KeyId::from_bytes([9; 16]), SystemTime::UNIX_EPOCH)];
     within(store.record_usage(&usage)).await.unwrap();
@@ -337,7 +336,7 @@ async fn answers_that_are_not_read_are_few_for_each_consumer() {
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(refused.headers().get("retry-after").unwrap(), "1");
     assert_eq!(within(request(&other)).await.unwrap().status(), StatusCode::OK);
-    // Read or dropped, it makes room.
+    // A response that was read or dropped frees its slot.
     let body = unread.pop().unwrap().into_body().collect().await.unwrap().to_bytes();
     assert!(serde_json::from_slice::<serde_json::Value>(&body).unwrap()["keys"].is_array());
     assert_eq!(within(request(&slow)).await.unwrap().status(), StatusCode::OK);
@@ -345,9 +344,9 @@ async fn answers_that_are_not_read_are_few_for_each_consumer() {
     assert_eq!(within(request(&slow)).await.unwrap().status(), StatusCode::OK);
 }
 
-// An overload of our own is not an outage.
+// Overload within the process is not an outage.
 
-/// A store that looks keys up on a pool that others can take all of.
+/// A store whose look-up pool can be exhausted by others.
 async fn shared_pool(database: &Database) -> (PgKeyStore, PgPool) {
     let pool = PgPoolOptions::new().max_connections(2).connect(database.url()).await.unwrap();
     let store = PgKeyStore::builder().lookup_pool(pool.clone()).build(pool.clone()).unwrap();
@@ -372,7 +371,7 @@ async fn a_pool_that_is_busy_is_no_outage_and_serves_nothing_stale() {
     let busy = all_of(&pool).await;
     let error = within(store.find(&key.record.key_hash)).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Overloaded, "{error:?}");
-    // More than it takes to call a store down.
+    // More failures than the circuit breaker's threshold.
     for _ in 0..8 {
         let reply = node.service.get(&unknown_key()).await;
         reply.is_unavailable(RejectionKind::Overloaded);
@@ -383,7 +382,7 @@ async fn a_pool_that_is_busy_is_no_outage_and_serves_nothing_stale() {
     assert_eq!(node.service.heard.count(Said::StaleServed(key.record.id)), 0);
 
     drop(busy);
-    // At once: nothing has to cool down.
+    // At once: there is no cool-down.
     node.service.get(&key.text).await.is_for("acme");
     node.service.get(&unknown_key()).await.is_refused(RejectionKind::Unknown);
 }
@@ -450,7 +449,7 @@ async fn look_ups_take_the_options_and_hooks_of_the_pool_and_end_with_it() {
     let hash = KeyHash::from_bytes([7; 32]);
     let error = within(store.find(&hash)).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
-    // As a password that is replaced.
+    // As for a password change.
     let options: PgConnectOptions = database.url().parse().unwrap();
     pool.set_connect_options(options.application_name("the service"));
     assert_eq!(within(store.find(&hash)).await.unwrap(), None);
@@ -495,7 +494,7 @@ async fn a_connection_that_the_application_left_in_a_transaction_is_not_used() {
 
 // Row-level security.
 
-/// A database with a key on a plan, and a role that is not the owner of the tables.
+/// A database with a key on a plan, and a role that does not own the tables.
 struct Guarded {
     database: Database,
     role: String,
@@ -540,7 +539,7 @@ impl Guarded {
         Self { database, role, key, plain: Key::from(plain) }
     }
 
-    /// A store of the role, whose look-ups take the hook along.
+    /// A store that connects as the role, including its look-ups.
     fn store(&self) -> PgKeyStore {
         let set = format!("set role {}", self.role);
         let pool = PgPoolOptions::new().max_connections(3).after_connect(move |connection, _| {
@@ -550,7 +549,7 @@ impl Guarded {
         PgKeyStore::new(pool.connect_lazy(self.database.url()).unwrap())
     }
 
-    /// All questions that a store answers, and what it says.
+    /// All operations of a store, and their results.
     async fn answers(&self, store: &PgKeyStore) -> Vec<(&'static str, Result<String, StoreError>)> {
         let (key, plain) = (&self.key.record, &self.plain.record);
         let limits = async |hash: &KeyHash| {
@@ -575,7 +574,7 @@ impl Guarded {
             let locked = transaction.lock(&[key.id, plain.id]).await?;
             Ok(format!("{:?}", locked.iter().map(|key| key.id).collect::<Vec<_>>()))
         };
-        // Everything that was ever changed.
+        // All changes so far.
         let poll = async || {
             let changes = store.changes_since(Some(Horizon::new(1, 0))).await?;
             let ids = changes.keys.iter().map(|changed| changed.key_id);
@@ -631,7 +630,7 @@ async fn row_level_security_hides_nothing_silently() {
         for policy in policies {
             execute(&mut prompt, format!("alter table {table} enable row level security")).await;
             execute(&mut prompt, policy.replace("{table}", table)).await;
-            // A service that runs, and one that starts then.
+            // A running service, and one that starts then.
             for store in [&store, &guarded.store()] {
                 let mut refused = 0;
                 for ((question, before), (_, after)) in
@@ -681,7 +680,7 @@ async fn a_valid_key_that_row_level_security_hides_is_503_and_not_remembered_as_
         node.service.get(&guarded.key.text).await.is_for("acme");
         node.service.auth.invalidate_all();
     }
-    // Many at once are one query.
+    // Many concurrent look-ups share one query.
     execute(&mut prompt, "alter table api_keys enable row level security").await;
     let keys = [guarded.key.clone(), guarded.plain.clone()];
     let mut requests = JoinSet::new();
@@ -721,7 +720,7 @@ async fn tables(prompt: &mut PgConnection) -> Vec<String> {
     query_scalar(tables).fetch_all(prompt).await.unwrap()
 }
 
-/// Everything that a store does, in the schema that it has.
+/// All operations of a store, in its schema.
 async fn works(store: &PgKeyStore) {
     let node = Node::on(store.clone());
     let scopes = Scopes::parse(["orders:read"]).unwrap();
@@ -758,7 +757,8 @@ async fn a_schema_that_comes_to_stand_in_front_later_gets_no_second_set_of_table
     works(&store).await;
     let both = ["public._api_key_migrations", "public.api_keys"];
     assert_eq!(tables(&mut prompt).await, both);
-    // An upgrade creates what is missing where the history is: there it comes upon what is there.
+    // An upgrade creates missing tables in the schema of the history, where it finds one that
+    // exists.
     execute(&mut prompt, "delete from _api_key_migrations where version = 4").await;
     let upgraded = PgKeyStore::connect(&url).await.unwrap();
     let error = upgraded.migrate().await.unwrap_err();
@@ -827,14 +827,15 @@ async fn a_schema_may_have_any_name_and_is_not_on_the_path_behind_pgbouncer() {
         works(&direct).await;
         let pgbouncer = PgBouncer::start(Server::shared(), "transaction", 1);
         let through = pgbouncer.url(database.url());
-        // No startup options there, and one client: an old one mixes up the statements of several.
+        // Without startup options, and with one client: an old PgBouncer mixes up the statements of
+        // several.
         let pool = PgPoolOptions::new().max_connections(1).connect(&through).await.unwrap();
         let pooled = PgKeyStore::builder().schema(name).lookup_pool(pool.clone());
         let pooled = pooled.build(pool.clone()).unwrap();
         pooled.migrate().await.unwrap();
         assert!(pooled.find(&KeyHash::from_bytes([7; 32])).await.unwrap().is_none());
         assert_eq!(pooled.list(&KeyQuery::new()).await.unwrap().keys.len(), 1);
-        // Nothing stays behind on a connection that others use.
+        // No state is left on a connection that others use.
         let path: String = query_scalar("show search_path").fetch_one(&pool).await.unwrap();
         assert_eq!(path, r#""$user", public"#);
         pool.close().await;
@@ -857,14 +858,14 @@ async fn a_service_that_started_before_its_tables_finds_them_and_keeps_to_them()
     assert!(shown(&error).contains("run `migrate`"), "{error:?}");
     PgKeyStore::connect(database.url()).await.unwrap().migrate().await.unwrap();
     assert_eq!(store.find(&hash).await.unwrap(), None);
-    // Another set in front of it changes nothing for who runs.
+    // Another set of tables earlier on the path does not affect a running service.
     let late = PgKeyStore::builder().schema("late").connect(database.url()).await.unwrap();
     late.migrate().await.unwrap();
     works(&store).await;
     assert!(late.list(&KeyQuery::new()).await.unwrap().keys.is_empty());
 }
 
-// What an error leaves in the log.
+// Errors in the log.
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
@@ -951,7 +952,7 @@ async fn the_reason_why_keys_cannot_be_managed_is_logged_and_trying_again_is_not
     guarded.end().await;
 }
 
-// Times of last use.
+// Last uses.
 
 #[tokio::test]
 async fn a_time_of_last_use_that_cannot_be_written_holds_up_no_other() {
@@ -1096,7 +1097,7 @@ mod sqlite {
             let mut failures = 0;
             let metadata =
                 Metadata::new(&serde_json::json!({ "note": "x".repeat(10_000) })).unwrap();
-            // The write-ahead log may have room that it took before.
+            // The write-ahead log may have free space from before.
             for _ in 0..2_000 {
                 if failures == 30 {
                     break;
@@ -1152,7 +1153,7 @@ mod sqlite {
             .filename(folder.path().join("keys.db"))
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal);
-        // For good: no connection of the pool has to change it.
+        // Permanently: no connection of the pool has to change it.
         options.connect().await.unwrap().close().await.unwrap();
         let options = SqliteConnectOptions::new().filename(folder.path().join("keys.db"));
         let pool = SqlitePoolOptions::new().max_connections(3).acquire_timeout(SECOND);
@@ -1169,7 +1170,7 @@ mod sqlite {
         let mut connections = Vec::new();
         for _ in 0..2 {
             let mut connection = pool.acquire().await.unwrap();
-            // A snapshot that would be looked at for good.
+            // A snapshot that would be kept forever.
             raw_sql("begin; select * from api_keys").execute(&mut *connection).await.unwrap();
             connections.push(connection);
         }

@@ -1,4 +1,4 @@
-//! Migrations: by many at once, by the killed, by those that fail, beside somebody else's.
+//! Migrations: concurrent, killed, failing, and beside the application's own.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,10 +11,10 @@ use std::{env, process::Stdio};
 
 use tokio::process::{Child, Command};
 
-/// Where a process that a test started finds the test's database.
+/// The environment variable with the database of a child process.
 const DATABASE: &str = "MIGRATE_DATABASE";
 
-/// Runs one test of this file as a process of its own, on the database at `url`.
+/// Runs one test of this file in a process of its own, on the database at `url`.
 fn process(test: &str, url: &str) -> Child {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--exact", &format!("migrate::{test}")]).env(DATABASE, url);
@@ -70,7 +70,7 @@ mod postgres {
         assert_eq!(tables, 0);
     }
 
-    /// Waits until `count` of the locks of this database are as described.
+    /// Waits until `count` locks of this database match the description.
     async fn locks(connection: &mut PgConnection, sql: &'static str, count: usize) {
         let reached = async {
             let expected = i64::try_from(count).unwrap();
@@ -96,7 +96,7 @@ mod postgres {
         where held.locktype = 'advisory' and datname = current_database()
         and held.granted and not awaited.granted";
 
-    /// Other tests run this one as a process of its own.
+    /// Run by other tests in a process of its own.
     #[tokio::test]
     async fn migrating_twice_is_migrating_once() {
         let (own, url);
@@ -132,7 +132,7 @@ mod postgres {
         let database = Server::shared().database().await;
         let mut obstacle = connection(database.url()).await;
         let mut observer = connection(database.url()).await;
-        // The first of the tables is made, the second waits for this one to come or go.
+        // The first table is created; the second waits for this transaction to end.
         execute(&mut obstacle, "begin; create table api_key_usage ()").await;
         let name = "postgres::migrating_twice_is_migrating_once";
         let mut killed = process(name, database.url());
@@ -229,9 +229,9 @@ mod postgres {
         store.migrate().await.unwrap();
     }
 
-    /// A database as the release before plans left it, with a key that works and one that does not.
+    /// A database of the release before plans, with a valid and an invalid key.
     async fn before_plans(connection: &mut PgConnection, url: &str) {
-        // What is written of a migration is not for a test to reckon.
+        // The recorded details of a migration are not compared.
         migrate(url).await;
         execute(
             connection,
@@ -282,7 +282,7 @@ mod postgres {
             assert_eq!(found.rate_limits, Some(Quota::per_second(1).unwrap().into()));
             assert_eq!(found.revoked_at.is_some(), byte == 2);
         }
-        // What was there before is held to the rule once it is written again.
+        // An old row must satisfy the constraint once it is written again.
         let refused = raw_sql("update api_keys set plan = 'no plan'").execute(&mut prompt).await;
         assert!(refused.unwrap_err().as_database_error().unwrap().is_check_violation());
         execute(&mut prompt, "update api_keys set plan = 'pro'").await;
@@ -336,7 +336,7 @@ mod postgres {
         execute(&mut connection, "create schema one; create schema two").await;
         let url = |schema| format!("{}?options=-csearch_path={schema}", database.url());
         migrate(&url("one")).await;
-        // A second set is made on purpose only.
+        // A second set of tables is created only on purpose.
         let second = PgKeyStore::connect(&url("two")).await.unwrap();
         let error = second.migrate().await.unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Migration);
@@ -393,7 +393,7 @@ mod sqlite {
         assert_eq!(tables, 0);
     }
 
-    /// Other tests run this one as a process of its own.
+    /// Run by other tests in a process of its own.
     #[tokio::test]
     async fn migrating_twice_is_migrating_once() {
         let (_folder, own) = new_file();
@@ -429,8 +429,8 @@ mod sqlite {
         }
     }
 
-    /// Keeps whoever migrates inside its transaction for ever, once the tables are made: recording
-    /// the migration writes more than SQLite keeps in memory, and then does not end.
+    /// Keeps a migrating process inside its transaction forever, once the tables are created:
+    /// recording the migration writes more than SQLite keeps in memory, and then does not end.
     const OBSTACLE: &str = "
         create table _api_key_migrations (
             version integer primary key,
@@ -447,12 +447,12 @@ mod sqlite {
             select count(*) from endless;
         end";
 
-    /// How long the write-ahead log is.
+    /// The length of the write-ahead log.
     fn log(folder: &Path) -> u64 {
         fs::metadata(folder.join("keys.db-wal")).unwrap().len()
     }
 
-    /// Whether somebody is inside a transaction that writes.
+    /// Whether a process is inside a writing transaction.
     async fn somebody_writes(url: &str) -> bool {
         let mut connection = SqliteConnection::connect(url).await.unwrap();
         raw_sql("pragma busy_timeout = 0").execute(&mut connection).await.unwrap();
@@ -563,7 +563,7 @@ mod sqlite {
             ) strict",
         )
         .await;
-        // What is written of a migration is not for a test to reckon.
+        // The recorded details of a migration are not compared.
         let applied = "select version, description, checksum from _api_key_migrations
             where version < 4";
         let applied: Vec<(i64, String, i64)> =

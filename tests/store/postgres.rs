@@ -1,4 +1,4 @@
-//! `PgKeyStore` when things go wrong: dropped futures, broken networks, rows that make no sense.
+//! `PgKeyStore` under faults: dropped futures, broken networks, invalid rows.
 
 #![allow(
     clippy::unwrap_used,
@@ -59,18 +59,18 @@ async fn execute(connection: &mut PgConnection, sql: &'static str) {
     raw_sql(sql).execute(connection).await.unwrap();
 }
 
-/// A pool of a single connection: whoever loses it is missed at once.
+/// A pool with a single connection: losing it is noticed at once.
 async fn narrow_pool(url: &str) -> PgPool {
     let options = PgPoolOptions::new().max_connections(1).acquire_timeout(SOON);
     options.connect(url).await.unwrap()
 }
 
-/// A store that looks keys up on the pool that is used for everything else.
+/// A store that uses one pool for look-ups and everything else.
 fn on_one_pool(pool: PgPool) -> PgKeyStore {
     PgKeyStore::builder().lookup_pool(pool.clone()).build(pool).unwrap()
 }
 
-/// Asks until the connections that are being closed have made room.
+/// Retries until the connections that are being closed have made room.
 async fn is_found(store: &PgKeyStore) {
     let found = within(async {
         loop {
@@ -88,7 +88,7 @@ async fn unavailable(store: &PgKeyStore) {
     assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
 }
 
-/// Waits until somebody waits for a lock on `api_keys`.
+/// Waits until a session waits for a lock on `api_keys`.
 async fn somebody_waits(connection: &mut PgConnection) {
     let waiting = "select count(*) from pg_locks where relation = 'api_keys'::regclass \
                    and database = (select oid from pg_database where datname = current_database()) \
@@ -101,7 +101,7 @@ async fn somebody_waits(connection: &mut PgConnection) {
     .await;
 }
 
-/// Drops a look-up once something that was said to it or by it was lost on the way.
+/// Drops a look-up once a message from or to it was lost on the way.
 async fn is_swallowed<T>(proxy: &FaultProxy, find: impl Future<Output = T>) {
     let before = proxy.bytes_swallowed();
     tokio::select! {
@@ -122,7 +122,7 @@ async fn a_look_up_that_is_dropped_does_not_keep_its_connection() {
         _ = &mut find => panic!("found a key in a table that is locked"),
         () = somebody_waits(&mut obstacle) => {}
     }
-    // The query goes on at the server, so its connection is of no use to anybody.
+    // The query continues on the server, so its connection cannot be reused.
     drop(find);
     assert_eq!(within(store.last_used_at(ID)).await.unwrap(), None);
 
@@ -157,7 +157,7 @@ async fn a_network_that_swallows_everything_costs_connections_but_not_capacity()
     let store = on_one_pool(narrow_pool(&proxy.url(database.url())).await);
     is_found(&store).await;
     for _ in 0..2 {
-        // The connection of the last look-up is on its way back into the pool.
+        // The connection of the last look-up is being returned to the pool.
         proxy.set(Fault::BlackHole).await;
         for _ in 0..2 {
             is_swallowed(&proxy, store.find(&HASH)).await;
@@ -225,7 +225,7 @@ async fn an_answer_cut_off_anywhere_is_the_right_one_or_none() {
 
     let (mut found, mut refused) = (0, 0);
     for bytes in (0..whole + 200).step_by(17) {
-        // The connection of the last round is past the limit, so each round makes its own.
+        // The connection of the last round is past the limit, so each round opens its own.
         proxy.set(Fault::CutAfter(bytes)).await;
         match within(store.find(&HASH)).await {
             Ok(answer) => {
@@ -245,7 +245,7 @@ async fn an_answer_cut_off_anywhere_is_the_right_one_or_none() {
     is_found(&store).await;
 }
 
-/// What looking a key up brings when a byte of the answer is another one, for every `step`th byte.
+/// The result of a look-up if one byte of the response is changed, for every `step`th byte.
 async fn corrupted_answers(server: &Server, step: usize) -> Vec<Option<KeyRecord>> {
     let database = server.database().await;
     let direct = PgKeyStore::connect(database.url()).await.unwrap();
@@ -265,8 +265,8 @@ async fn corrupted_answers(server: &Server, step: usize) -> Vec<Option<KeyRecord
         proxy.set(Fault::Pass).await;
         let store = connected().await;
         proxy.set(Fault::Corrupt(byte)).await;
-        // The driver waits for ever for the rest of a message that claims to be longer, and panics
-        // at one that claims to be shorter.
+        // The driver waits forever for the rest of a message whose length field is too large, and
+        // panics if it is too small.
         let find = tokio::spawn(async move { timeout(BRIEF / 5, store.find(&HASH)).await });
         if let Ok(Ok(Ok(found))) = find.await {
             answers.push(Some(found.expect("a key that is there is not unknown")));
@@ -423,7 +423,7 @@ async fn no_error_shows_a_hash_or_a_password() {
     senseless.version = 0;
     let refused = store.insert(&senseless).await.unwrap_err();
     let source = std::error::Error::source(&refused).unwrap();
-    // The driver's own error shows the row it refused.
+    // The driver's own error contains the refused row.
     let shown = format!("{refused:?} {refused} {source:?} {source}");
     assert!(shown.contains("version_counts_from_1") && !shown.contains("07070707"), "{shown}");
 
@@ -458,7 +458,7 @@ async fn two_nodes_that_record_the_same_usage_do_not_deadlock() {
         let store = PgKeyStore::connect(database.url()).await.unwrap();
         nodes.push(tokio::spawn(async move {
             for round in 1..=ROUNDS {
-                // They are never in the same round, so each has news for the other.
+                // They are never in the same round, so each has changes for the other.
                 let at = at(2 * round + node);
                 let batch: Vec<_> = (1..=KEYS).map(|key| Usage::new(id(key), at)).collect();
                 store.record_usage(&batch).await.unwrap();
@@ -505,7 +505,7 @@ async fn a_store_can_be_made_before_its_database_is_there() {
     assert_eq!(within(store.find(&KeyHash::from_bytes([7; 32]))).await.unwrap(), None);
 }
 
-/// What the server says to `sql`.
+/// The server's response to `sql`.
 async fn refusal(connection: &mut PgConnection, sql: &'static str) -> String {
     let error = raw_sql(sql).execute(connection).await.unwrap_err();
     error.as_database_error().unwrap().code().unwrap().into_owned()

@@ -1,5 +1,5 @@
-//! A million keys in PostgreSQL: a look-up costs one query and one index, and a service does not
-//! notice them otherwise.
+//! A million keys in PostgreSQL: a look-up costs one query and one index, and the service is
+//! otherwise unaffected.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-/// Told to nobody, which would take as long again.
+/// Without announcements, which would take as long again.
 const MILLION: &str = "
     alter table api_keys disable trigger user;
     insert into api_key_plans (name, rate_limits)
@@ -46,8 +46,8 @@ const MILLION: &str = "
     alter table api_keys enable trigger user;
     analyze api_keys, api_key_plans";
 
-/// The database with a million keys, which the tests of this file share where they run at once:
-/// filling it takes longer than they do.
+/// The database with a million keys, shared by the concurrent tests of this file: filling it takes
+/// longer than they do.
 async fn million() -> Arc<Database> {
     static SHARED: Mutex<Weak<Database>> = Mutex::const_new(Weak::new());
     let mut shared = SHARED.lock().await;
@@ -62,14 +62,14 @@ async fn million() -> Arc<Database> {
     database
 }
 
-/// All that is asked through a pool of one connection is asked where the store looks keys up.
+/// With a pool of one connection, look-ups use the same connection as everything else.
 fn on_one_pool(pool: &PgPool) -> PgKeyStore {
     PgKeyStore::builder().lookup_pool(pool.clone()).build(pool.clone()).unwrap()
 }
 
-/// The statements a connection has prepared, and how often it executed each.
+/// The prepared statements of a connection, and how many times each was executed.
 ///
-/// Asked in simple queries, which prepare nothing.
+/// Read by simple queries, which prepare nothing.
 async fn prepared(pool: &PgPool) -> Vec<(String, i64)> {
     let prepared = "select name, generic_plans + custom_plans as executed \
                     from pg_prepared_statements where not from_sql order by name";
@@ -93,7 +93,7 @@ fn hash(key: u32) -> KeyHash {
 #[tokio::test]
 async fn a_look_up_is_one_query_of_two_indexes_among_a_million_keys() {
     let database = million().await;
-    // All that is asked through a pool of one connection is asked where the store asks.
+    // With a pool of one connection, look-ups use the same connection as everything else.
     let pool = PgPoolOptions::new().max_connections(1).connect(database.url()).await.unwrap();
     let store = on_one_pool(&pool);
 
@@ -113,7 +113,7 @@ async fn a_look_up_is_one_query_of_two_indexes_among_a_million_keys() {
         raw_sql(mode).execute(&pool).await.unwrap();
         let lines = explain(&pool, statement, &format!("'\\x{:064x}'", 123_456)).await;
         let expected = [
-            // What says whether rows are hidden, whether there is a key or not.
+            // The part that says whether rows are hidden, with or without a key.
             "Nested Loop Left Join (actual rows=1",
             "->  Result (actual rows=1",
             "->  Index Scan using api_keys_key_hash_key on api_keys (actual rows=1",
@@ -143,7 +143,7 @@ async fn look_ups_that_come_at_once_are_few_queries_of_two_indexes_that_are_plan
     let row = raw_sql(planned).fetch_one(&pool).await.unwrap();
     let (statement, generic, custom): (String, i64, i64) =
         (row.get("name"), row.get("generic_plans"), row.get("custom_plans"));
-    // The first five executions are planned whatever the statement.
+    // The first five executions are planned individually for any statement.
     assert_eq!((generic, custom), (5, 5));
 
     let hashes = format!("array['\\x{:064x}', '\\x{:064x}']::bytea[]", 123_456, 654_321);
@@ -157,12 +157,12 @@ async fn look_ups_that_come_at_once_are_few_queries_of_two_indexes_that_are_plan
     }
 }
 
-/// A service whose database is behind a proxy, and asked on one connection.
+/// A service whose database is behind a proxy, with one connection.
 struct Node {
     service: Service<PgKeyStore>,
     proxy: FaultProxy,
     pool: PgPool,
-    /// Past the proxy.
+    /// The pool past the proxy.
     direct: PgKeyStore,
 }
 
@@ -185,20 +185,20 @@ impl Node {
         Key::from(issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap())
     }
 
-    /// One more key, which the service has been asked for.
+    /// Issues one more key, and looks it up through the service.
     async fn known(&self) -> Key {
         let key = self.issue().await;
         self.service.get(&key.text).await.is_for("acme");
         key
     }
 
-    /// How many queries PostgreSQL has executed for the service.
+    /// The number of queries that PostgreSQL has executed for the service.
     async fn queries(&self) -> i64 {
         let prepared = prepared(&self.pool).await;
         prepared.iter().map(|(_, executed)| executed).sum()
     }
 
-    /// Waits until the only connection is back in its pool, for which it is asked for a last sign.
+    /// Waits until the only connection is back in its pool, which pings it first.
     async fn is_quiet(&self) {
         let idle = async {
             while self.pool.num_idle() == 0 {
@@ -209,7 +209,7 @@ impl Node {
     }
 }
 
-/// Each fact on a service of its own, all on one database.
+/// Each fact uses a service of its own, all on one database.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_works_among_a_million_keys_as_it_does_among_a_few() {
     let database = million().await;
@@ -217,7 +217,7 @@ async fn a_service_works_among_a_million_keys_as_it_does_among_a_few() {
     a_key_is_asked_for_once(&node(20).await).await;
     a_thousand_first_requests_of_a_key_make_one_query(&node(20).await).await;
     a_revoked_key_is_refused_by_the_next_request(&node(20).await).await;
-    // This one is used up: sqlx goes on trying to connect.
+    // This deadline is used up: sqlx keeps trying to connect.
     without_its_database_it_knows_the_keys_it_has_seen(&node(2).await).await;
 }
 

@@ -1,4 +1,4 @@
-//! `SqliteKeyStore` when things go wrong: locked files, read-only files, connections that go.
+//! `SqliteKeyStore` under faults: locked files, read-only files, lost connections.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,7 +28,8 @@ use tower_api_key::{
 use crate::{by_hand::ByHand as _, wait::within};
 
 const BRIEF: Duration = Duration::from_millis(100);
-/// Statements on another connection, during which a statement that need not wait would be done.
+/// The number of statements on another connection, during which a statement that need not wait
+/// would finish.
 const TURNS: usize = 200;
 const HASH: KeyHash = KeyHash::from_bytes([7; 32]);
 const ID: KeyId = KeyId::from_bytes([9; 16]);
@@ -58,7 +59,7 @@ impl File {
         self.folder.path().join(format!("keys.db{suffix}"))
     }
 
-    /// Whether it is read and written through a write-ahead log, by its header.
+    /// Whether the file uses a write-ahead log, by its header.
     fn has_log(&self) -> bool {
         fs::read(self.path("")).unwrap().get(18..20) == Some(&[2, 2])
     }
@@ -171,7 +172,7 @@ async fn a_file_that_may_only_be_read_serves_look_ups() {
         assert!(format!("{error:?}").contains("attempt to write a readonly database"), "{error:?}");
     }
 
-    // A file without a log, such as one that another program made.
+    // A file without a write-ahead log, as another program creates it.
     store.pool().close().await;
     execute(&mut file.connection().await, "pragma journal_mode = delete").await;
     is_found(&SqliteKeyStore::connect(&read_only).await.unwrap()).await;
@@ -264,7 +265,7 @@ async fn a_change_that_is_dropped_happens_or_does_not() {
             }
         }
         drop(insert);
-        // Whichever it was, nothing is left locked.
+        // In any case, nothing is left locked.
         if let Err(error) = store.insert(&record).await {
             assert_eq!(error.kind(), StoreErrorKind::Conflict);
         }

@@ -1,4 +1,4 @@
-//! What every store promises, asked of all of them.
+//! The contract of every store, checked on all of them.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
@@ -141,7 +141,7 @@ fn record() -> KeyRecord {
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A record without a default in it.
+/// A record without default values.
 fn full_record() -> KeyRecord {
     let mut record = record();
     record.key_prefix = "sk_live_".into();
@@ -181,7 +181,7 @@ async fn found(store: &impl ManageKeys, record: &KeyRecord) -> KeyRecord {
     found
 }
 
-/// A record but for the moment it was read at.
+/// A record without the time it was read at.
 fn unread(record: &KeyRecord) -> KeyRecord {
     let mut unread = record.clone();
     unread.read_at = SystemTime::UNIX_EPOCH;
@@ -631,7 +631,7 @@ async fn old_claims_are_swept(store: &impl ManageKeys) {
     }
 }
 
-/// All pages of a question, to the end.
+/// All pages of a query.
 async fn listed(store: &impl ManageKeys, mut query: KeyQuery) -> Vec<KeyId> {
     let mut found = Vec::new();
     loop {
@@ -738,7 +738,7 @@ async fn a_plan_without_a_decent_name_is_refused(store: &impl ManageKeys) {
     assert_eq!(store.plans().await.unwrap().len(), 1);
 }
 
-/// All that a store can be asked for that has a record in it, but what is written by that.
+/// All operations of a store that return a record, except writes.
 async fn reads(store: &impl ManageKeys, record: &KeyRecord) -> Vec<KeyRecord> {
     let mut tx = store.begin().await.unwrap();
     let mut reads = tx.lock(&[record.id]).await.unwrap();
@@ -808,7 +808,7 @@ async fn a_plan_that_nobody_defined_has_no_limits_here(store: &impl ManageKeys) 
     assert_eq!((found.plan.as_deref(), found.plan_limits), (Some("elsewhere"), None));
 }
 
-/// What was read of it is not written back.
+/// Limits read from the plan are not written back to the key.
 async fn a_plan_is_no_part_of_a_key(store: &impl ManageKeys) {
     let mut record = record();
     record.plan = Some("pro".into());

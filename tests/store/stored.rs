@@ -1,4 +1,4 @@
-//! What a database knows of a key: its SHA-256, and nothing the key could be made of again.
+//! What a database stores of a key: its SHA-256, and nothing from which the key could be restored.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
@@ -17,7 +17,7 @@ use tower_api_key::{
 const PREFIX: &str = "sk_stored_";
 const BODY: usize = 43;
 
-/// Takes a key through all that a store is ever asked to write.
+/// Takes a key through every write operation of a store.
 async fn lead_a_life(store: &(impl ManageKeys + Clone)) -> ApiKey {
     let issuer = KeyIssuer::new(store.clone(), KeyFormat::new(PREFIX).unwrap());
     let new = NewKey::new("acme", Expiry::Never)
@@ -36,7 +36,7 @@ async fn lead_a_life(store: &(impl ManageKeys + Clone)) -> ApiKey {
     issued.key
 }
 
-/// The key's parts that nobody but its owner may have.
+/// The secret parts of the key.
 fn secrets(key: &ApiKey) -> [(&'static str, Vec<u8>); 3] {
     let key = key.expose_secret();
     let body = &key[PREFIX.len()..][..BODY];
@@ -55,7 +55,7 @@ fn contains(bytes: &[u8], piece: &[u8]) -> bool {
     bytes.windows(piece.len()).any(|window| window == piece)
 }
 
-/// What of the key is in `stored`, as it is or as PostgreSQL and `Debug` show bytes.
+/// The parts of the key that are in `stored`, verbatim or as PostgreSQL and `Debug` print bytes.
 fn found(stored: &[u8], key: &ApiKey) -> Vec<&'static str> {
     let is_there = |secret: &[u8]| {
         let decimal = format!("{secret:?}");
@@ -79,7 +79,7 @@ fn a_key_that_is_stored_is_noticed() {
     assert!(found(key.hash().as_bytes(), &key).is_empty());
 }
 
-/// By its id and by its hash, of which neither is the key.
+/// By its id and by its hash, neither of which is the key.
 async fn records_do_not_know_the_key(store: &impl ManageKeys, key: &ApiKey) {
     let found_by_hash = store.find(&key.hash()).await.unwrap().unwrap();
     let got_by_id = store.get(found_by_hash.id).await.unwrap().unwrap();
@@ -189,7 +189,7 @@ mod sqlite {
         let (folder, store) = store().await;
         let key = lead_a_life(&store).await;
         hold_only_the_hash(&files(folder.path()), &key, "keys.db-wal");
-        // The last one to leave moves the log into the file.
+        // The last connection to close moves the log into the file.
         store.pool().close().await;
         hold_only_the_hash(&files(folder.path()), &key, "keys.db");
     }

@@ -1,4 +1,4 @@
-//! Keys in a store that counts its queries, an app behind the layer, and what the app answers.
+//! Keys in a store that counts its queries, an app behind the layer, and the app's responses.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses the part it needs")]
 
@@ -104,7 +104,7 @@ pub fn text(issued: &Issued) -> String {
     issued.key.expose_secret().to_owned()
 }
 
-/// Counts how often it is asked for a key.
+/// Counts look-ups.
 #[derive(Clone)]
 pub struct CountingStore {
     pub memory: MemoryKeyStore,
@@ -156,13 +156,13 @@ impl App {
         self.send(with_authorization([authorization])).await
     }
 
-    /// How often the handler was called.
+    /// How many times the handler was called.
     pub fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
     }
 }
 
-/// Greets the consumer and counts.
+/// Greets the consumer and counts calls.
 #[derive(Clone, Debug, Default)]
 pub struct Handler {
     pub calls: Arc<AtomicUsize>,
@@ -218,7 +218,7 @@ pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// What the service itself gets to know.
+    /// The rejection in the response's extensions, which only the service sees.
     pub rejection: Option<Rejection>,
 }
 
@@ -252,7 +252,8 @@ impl Answer {
         std::str::from_utf8(&self.body).unwrap()
     }
 
-    /// Status, headers in their order and body: all that a client can tell two answers apart by.
+    /// Status, headers in order and body: everything by which a client could tell two responses
+    /// apart.
     pub fn wire(&self) -> String {
         let mut wire = format!("{}\n", self.status);
         for (name, value) in &self.headers {

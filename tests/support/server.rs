@@ -1,4 +1,4 @@
-//! A real server on a port of the system's choice, and clients that speak to it.
+//! A real server on a port chosen by the system, and clients for it.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -20,7 +20,7 @@ use tokio::{
 
 use super::Answer;
 
-/// After this a test has failed: nothing here takes a second.
+/// A test that takes this long has failed: nothing here takes a second.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Serves `app` over HTTP/1 and HTTP/2 until the test's runtime ends.
@@ -34,7 +34,7 @@ pub async fn serve(app: Router) -> SocketAddr {
             tokio::spawn(async move {
                 let server = auto::Builder::new(TokioExecutor::new());
                 let connection = TokioIo::new(connection);
-                // A client that hangs up early is an error here, and none of the test's.
+                // A client that hangs up early is an error here, but not a failure of the test.
                 let _ = server.serve_connection_with_upgrades(connection, service).await;
             });
         }
@@ -42,7 +42,7 @@ pub async fn serve(app: Router) -> SocketAddr {
     address
 }
 
-/// Sends `bytes` and returns all that comes back until the server closes the connection.
+/// Sends `bytes` and returns everything received until the server closes the connection.
 pub async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     let exchange = async {
         let mut connection = TcpStream::connect(address).await.unwrap();

@@ -8,17 +8,17 @@ use std::{fmt::Display, panic::Location, time::Duration};
 
 use tokio::time::{Instant, interval, timeout};
 
-/// Longer than any event takes on a busy machine: only a test that has failed waits this long.
+/// Longer than any event takes on a busy machine: only a failed test waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What `event` returns. It fails the test, and names the line of the caller, if `event` is not over
-/// within [`PATIENCE`].
+/// Awaits `event`. Fails the test, and names the line of the caller, if that takes longer than
+/// [`PATIENCE`].
 #[track_caller]
 pub fn within<T>(event: impl Future<Output = T>) -> impl Future<Output = T> {
     within_time(PATIENCE, event)
 }
 
-/// As [`within`], for an event that takes longer.
+/// The same as [`within`], for an event that takes longer.
 #[track_caller]
 pub fn within_time<T>(
     patience: Duration,
@@ -31,7 +31,7 @@ pub fn within_time<T>(
     }
 }
 
-/// Asks again and again until `is_so`. It fails the test if that takes longer than [`PATIENCE`].
+/// Polls until `is_so`. Fails the test if that takes longer than [`PATIENCE`].
 pub async fn eventually(what: impl Display, mut is_so: impl AsyncFnMut() -> bool) {
     let asking = async {
         let mut again = interval(Duration::from_millis(5));

@@ -28,7 +28,7 @@ struct Place {
     _database: Option<Database>,
 }
 
-/// What the program said.
+/// The program's output.
 #[derive(Debug)]
 struct Said {
     code: i32,
@@ -49,7 +49,7 @@ impl Place {
         Self { folder: tempfile::tempdir().unwrap(), url, _database: Some(database) }
     }
 
-    /// One of each kind, with its tables.
+    /// One database of each kind, with its tables.
     async fn all() -> Vec<Self> {
         let all = vec![Self::sqlite(), Self::postgres().await];
         for place in &all {
@@ -69,18 +69,18 @@ impl Place {
         self.fed(line, "")
     }
 
-    /// With `input` on standard input.
+    /// Runs the program with `input` on standard input.
     fn fed(&self, line: &str, input: &str) -> Said {
         let arguments: Vec<_> = line.split_whitespace().collect();
         let mut command = self.command(&arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut running = command.spawn().unwrap();
-        // It may end without having read it.
+        // The program may end without reading its input.
         let _ = running.stdin.take().unwrap().write_all(input.as_bytes());
         said(running.wait_with_output().unwrap())
     }
 
-    /// Of a command that succeeds.
+    /// The output of a command that succeeds.
     fn done(&self, line: &str) -> Said {
         let said = self.run(line);
         assert_eq!(said.code, 0, "{line}: {said:?}");
@@ -93,7 +93,7 @@ impl Place {
         serde_json::from_str(&said.out).unwrap()
     }
 
-    /// A new key, and its id.
+    /// Issues a key, and returns it with its id.
     fn issue(&self, options: &str) -> (String, String) {
         let answer = self.json(&format!("issue --consumer acme {options}"));
         (text(&answer, "key"), text(&answer, "id"))
@@ -136,7 +136,7 @@ fn text(value: &Value, field: &str) -> String {
     value[field].as_str().unwrap_or_else(|| panic!("no `{field}` in {value}")).to_owned()
 }
 
-/// The hash of a key of somebody else's.
+/// The hash of a key issued elsewhere.
 fn hash(number: usize) -> String {
     format!("{number:064x}")
 }
@@ -211,7 +211,7 @@ async fn a_key_goes_through_its_whole_life() {
         assert!(by.out.is_empty(), "{by:?}");
         assert!(place.done("events").out.contains("robot"));
 
-        // Expired keys cannot be made, so revoked ones show that it deletes.
+        // Expired keys cannot be created, so revoked ones show that it deletes.
         let pruned = place.json("prune --ended-before 0s");
         assert_eq!(pruned["keys"], 2, "{pruned}");
         assert_eq!(place.run(&format!("show {id}")).code, 3);
@@ -281,7 +281,7 @@ async fn a_key_goes_to_a_file_that_only_its_owner_reads() {
         assert_eq!(place.read("acme.key"), key);
         assert_eq!(count(&place), before, "no key was issued");
 
-        // Refused, it leaves no file in the way.
+        // A refusal leaves no file behind.
         assert_eq!(place.run(&format!("rotate {NOBODY} --key-prefix a_ --out new.key")).code, 3);
         assert!(!place.folder.path().join("new.key").exists());
 
@@ -312,7 +312,7 @@ async fn a_key_that_nobody_would_see_is_not_issued() {
     assert_eq!(closed.unwrap().status.code(), Some(1));
     assert_eq!(count(&place), 0);
 
-    // That this one is full only writing it tells.
+    // Only writing shows that this device is full.
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let output = place.command(&issue).stdout(full).stderr(Stdio::piped()).output().unwrap();
     let output = said(output);
@@ -410,7 +410,7 @@ async fn rows_that_cannot_be_read_are_told_of_and_shown() {
         let [row] = &answer["invalid"].as_array().unwrap()[..] else { panic!("{answer}") };
         assert!(row.to_string().contains(bad), "{row}");
         let shown = answer[rows].as_array().unwrap().len();
-        // Three were issued, and one was changed in SQL.
+        // Three keys were issued, and one was changed in SQL.
         assert_eq!(shown, if command == "list" { 2 } else { 4 });
     }
 }
@@ -509,12 +509,12 @@ async fn the_database_is_named_by_option_environment_or_file() {
     let said = said(place.command(&["list"]).output().unwrap());
     assert!(said.code == 1 && !said.err.contains("geheim"), "{said:?}");
 
-    // A password is in no error.
+    // No error contains a password.
     place.write(".env", "");
     let said = place.run("list --database-url postgres://a:geheim@127.0.0.1:1/c");
     assert!(said.code == 1 && !said.err.contains("geheim"), "{said:?}");
     assert!(!place.done("--help").out.contains(&place.url), "help shows no URL");
-    // A file that is not there is not made by mistake.
+    // A missing file is not created by mistake.
     assert_eq!(place.run("list --database-url sqlite:typo.db").code, 1);
     assert!(!place.folder.path().join("typo.db").exists());
 }
@@ -644,7 +644,7 @@ async fn an_import_stops_at_what_makes_no_sense_and_can_be_begun_again() {
             assert!(said.err.contains("line 3") && said.err.contains(problem), "{said:?}");
             assert!(!said.err.contains(secret), "{said:?}");
         }
-        // What was before it is there.
+        // The keys before it are there.
         assert_eq!(
             place.fed("import - --json", &import_line(3000)).out,
             "{\"imported\":0,\"invalid\":0,\"known\":1}\n"
@@ -739,7 +739,7 @@ async fn an_import_that_is_killed_is_begun_again() {
     for place in Place::all().await {
         let lines = 20_000;
         place.write("keys", &(0..lines).map(import_line).collect::<String>());
-        // Fed by hand, so that it is in the middle for certain.
+        // Fed line by line, so that it is certainly in the middle.
         let mut running = place.command(&["import", "-"]);
         let mut running = running.stdin(Stdio::piped()).spawn().unwrap();
         let mut stdin = running.stdin.take().unwrap();
@@ -808,7 +808,7 @@ fn doctor(place: &Place) -> (i32, Vec<(String, String, String)>) {
     (said.code, findings.collect())
 }
 
-/// What is not as it should be, in words.
+/// The details of the findings that are not fine.
 fn complaints(place: &Place) -> (i32, String) {
     let (code, findings) = doctor(place);
     let complaints = findings.into_iter().filter(|(_, severity, _)| severity != "ok");
@@ -862,7 +862,7 @@ async fn the_doctor_finds_what_is_missing() {
 #[tokio::test]
 async fn the_doctor_knows_every_part_of_the_tables() {
     for place in Place::all().await {
-        // Without the indexes of keys and other constraints, which are parts of the tables.
+        // Without the indexes of primary keys and other constraints, which belong to the tables.
         let found: Vec<String> = if place.url.starts_with("sqlite") {
             let parts = "select type from sqlite_schema
                 where sql is not null and type in ('trigger', 'index')";
@@ -951,7 +951,8 @@ async fn the_doctor_recognises_a_pooler() {
 async fn no_list_of_processes_shows_a_key() {
     let place = Place::postgres().await;
     place.done("migrate");
-    // It waits for the lock of the table, so that it can be looked at while it has made a key.
+    // It waits for the lock of the table, so that the test can look at it after it has issued a
+    // key.
     let mut connection = PgConnection::connect(&place.url).await.unwrap();
     let mut transaction = connection.begin().await.unwrap();
     raw_sql("lock table api_keys in access exclusive mode")

@@ -1,6 +1,6 @@
-//! `diagnose` against databases unlike the tests' own: what it reports is held against what works.
+//! `diagnose` on databases with faults: its report is compared with what works.
 //!
-//! In each state every operation is performed through the public API as well. A report without a
+//! In each state every operation is also performed through the public API. A report without a
 //! warning means that all of them succeed, one without a problem that keys are looked up.
 
 use std::{
@@ -53,7 +53,7 @@ impl Report {
         self.0.iter().map(|finding| finding.severity).max().unwrap()
     }
 
-    /// Whether a finding of this severity says `words`, in detail or advice.
+    /// Whether a finding of this severity contains `words`, in detail or advice.
     fn says(&self, severity: Severity, words: &str) -> bool {
         self.0.iter().filter(|finding| finding.severity == severity).any(|finding| {
             let advice = finding.advice.as_deref().unwrap_or_default();
@@ -63,7 +63,7 @@ impl Report {
         })
     }
 
-    /// Whether any finding that is not fine says `words`.
+    /// Whether any finding that is not fine contains `words`.
     fn complains_of(&self, words: &str) -> bool {
         self.says(Severity::Problem, words) || self.says(Severity::Warning, words)
     }
@@ -80,7 +80,7 @@ impl fmt::Display for Report {
 
 // -- What works ------------------------------------------------------------------------------------
 
-/// Keys that operations are tried on, of one run.
+/// Keys for the operations of one run.
 struct Seeds {
     live: KeyRecord,
     rotated: KeyRecord,
@@ -106,7 +106,7 @@ fn now() -> SystemTime {
     SystemTime::now()
 }
 
-/// Of a key that ended, prune has to find at least this one.
+/// An ended key that prune must find.
 fn long_ago(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
 }
@@ -193,7 +193,7 @@ where
     ]
 }
 
-/// What a report promises is true.
+/// Checks that the promises of a report hold.
 fn hold(state: &str, report: &Report, operations: &[(&'static str, Outcome)]) {
     let failed: Vec<_> = operations.iter().filter(|(_, outcome)| outcome.is_err()).collect();
     assert!(
@@ -208,7 +208,7 @@ fn hold(state: &str, report: &Report, operations: &[(&'static str, Outcome)]) {
 
 // -- PostgreSQL ------------------------------------------------------------------------------------
 
-/// A server of its own: states need roles, which belong to a server.
+/// A server for these tests alone: the states need roles, which belong to a server.
 async fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     static READY: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
@@ -236,10 +236,10 @@ async fn execute(url: &str, sql: &str) {
     connection.close().await.unwrap();
 }
 
-/// A database with tables, and a role `svc` that has every right it needs and no other.
+/// A database with tables, and a role `svc` with exactly the rights it needs.
 struct Place {
     url: String,
-    /// Connections of a superuser.
+    /// Connections as superuser.
     admin: PgKeyStore,
 }
 
@@ -252,7 +252,7 @@ impl Place {
 
     async fn without_grants(template: &str) -> Self {
         let server = server().await;
-        // A template must not be connected to: one copy at a time.
+        // A template must have no connections: one copy at a time.
         static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
         let _turn = TURN.lock().await;
         let name = format!("keys_{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -294,7 +294,7 @@ impl Place {
         report
     }
 
-    /// The report, held against what works.
+    /// The report, compared with what works.
     async fn examine(&self, state: &str, role: &str, seeds: &Seeds) -> (Report, Vec<&'static str>) {
         let store = self.store(role).await;
         let outcome = examine(&store, state, seeds).await;
@@ -311,19 +311,19 @@ async fn examine(store: &PgKeyStore, state: &str, seeds: &Seeds) -> (Report, Vec
     (report, failed.map(|(name, _)| *name).collect())
 }
 
-/// What a service that manages keys takes.
+/// The rights of a service that manages keys.
 const GRANTS: &str = "
 grant select on _api_key_migrations, api_key_changes, api_key_feed, api_key_scopes to svc;
 grant select, insert on api_key_events to svc;
 grant select, insert, update, delete on api_keys, api_key_plans, api_key_usage, api_key_requests
     to svc";
 
-/// How a database came to be as it is, and what a report says of it.
+/// The preparation of a database, and the expected report.
 struct State {
     name: &'static str,
     brought_about_by: &'static str,
     severity: Severity,
-    /// What the report says at this severity.
+    /// The expected text at this severity.
     says: &'static [&'static str],
     /// Whether every operation works, as far as tests can tell.
     works: bool,
@@ -346,7 +346,7 @@ const fn warning(
 }
 
 impl State {
-    /// What the report says and should not, or the other way round.
+    /// Differences between the report and the expectation.
     fn mistakes(&self, (report, failed): (Report, Vec<&'static str>)) -> Vec<String> {
         let Self { name, severity, says, works, .. } = self;
         let mut mistakes = Vec::new();
@@ -681,7 +681,7 @@ async fn every_right_that_is_missing_is_named_if_it_is_needed() {
             let is_needed = report.worst() > Severity::Ok;
             needed += u32::from(is_needed);
             assert_eq!(named, is_needed, "{state}: {failed:?}\n{report}");
-            // Only `migrate` reads the history, and only who listens the channel.
+            // Only `migrate` reads the history, and only a listener needs the channel.
             let is_read = table == TABLES[0] || table == "api_key_feed";
             let fails = !failed.is_empty() || (is_read && right == "select");
             assert_eq!(fails, is_needed, "{state}: {failed:?}\n{report}");
@@ -703,7 +703,7 @@ async fn row_security_of_any_table_is_a_problem() {
         let remedy = format!("alter table public.{table} disable row level security");
         assert!(report.says(Severity::Problem, &remedy), "{table}:\n{report}");
     }
-    // Those whom no policy binds are not bothered.
+    // Roles that no policy applies to get no warning.
     place.execute("alter table api_keys enable row level security").await;
     let report = place.report("postgres").await;
     assert!(!report.complains_of("row-level security"), "{report}");
@@ -763,7 +763,7 @@ async fn default_privileges_that_let_others_write_are_told() {
         place.execute(&defaults).await;
         place.admin.migrate().await.unwrap();
         if grantee == "public" {
-            // Whatever the migrations take back, a script may give again.
+            // A script may grant again what the migrations revoke.
             place.execute("grant all on all tables in schema public to public").await;
         }
         place.execute(GRANTS).await;
@@ -844,7 +844,7 @@ async fn a_row_that_cannot_be_read_is_told() {
 async fn a_trial_leaves_nothing_and_notifies_nobody() {
     let place = Place::new().await;
     place.seeds().await;
-    // Numbers of events are spent.
+    // Sequence numbers of events are used up.
     let contents = "select string_agg(content::text, '; ') from (
         select table_name, query_to_xml(format('select * from %I t order by t::text', table_name),
             true, true, '') as content
@@ -864,7 +864,7 @@ async fn a_trial_leaves_nothing_and_notifies_nobody() {
         if told == "the end" {
             break;
         }
-        // The check of the listener says hello to itself.
+        // The check of the listener sends a hello to itself.
         assert!(told.starts_with("v1:hello:"), "{told}");
     }
     let idle = "select count(*)::text from pg_stat_activity
@@ -873,8 +873,8 @@ async fn a_trial_leaves_nothing_and_notifies_nobody() {
     assert_eq!(place.ask(contents).await, before);
 }
 
-/// A network reaches this server by an address that is not the loopback's. That it is this machine's
-/// own, the doctor cannot know.
+/// The server is reached by an address other than the loopback's. The doctor cannot know that it
+/// belongs to this machine.
 fn over_a_network(url: &str) -> String {
     let (user, rest) = url.split_once('@').unwrap();
     let port = rest.strip_prefix("127.0.0.1").or_else(|| rest.strip_prefix("localhost"));
@@ -885,7 +885,7 @@ async fn encryption(url: &str) -> Finding {
     let store = PgKeyStore::connect_briefly(url).await.unwrap();
     let report = store.diagnose(&SystemClock::new()).await;
     store.pool().close().await;
-    // Exactly one, and it is no reason for an exit code.
+    // Exactly one, and it does not change the exit code.
     assert!(report.iter().all(|it| it.severity != Severity::Problem), "{}", Report(report));
     let mut found = report.into_iter().filter(|finding| finding.check == "encryption");
     let (finding, other) = (found.next().expect("a finding"), found.next());
@@ -902,7 +902,7 @@ async fn plain_text_to_another_machine_is_a_warning_and_to_this_one_it_is_not() 
             assert_eq!(finding.severity, Severity::Ok, "{mode}: {finding:?}");
         }
     }
-    // The server has no TLS, which is found out where the URL says nothing.
+    // The server has no TLS, which is noticed if the URL does not say.
     let remote = over_a_network(&place.url);
     for url in [
         remote.clone(),
@@ -936,7 +936,7 @@ async fn encryption_that_is_optional_is_a_warning_and_encryption_that_is_require
     let finding = encryption(&remote).await;
     assert_eq!(finding.severity, Severity::Warning, "{finding:?}");
     assert!(finding.detail.contains("is optional"), "{finding:?}");
-    // What the server could do does not matter to a client that does not ask for it.
+    // The server's abilities do not matter to a client that does not ask for TLS.
     let finding = encryption(&format!("{remote}?sslmode=disable")).await;
     assert!(finding.detail.contains("are in plain text"), "{finding:?}");
     let finding = encryption(&format!("{remote}?sslmode=require")).await;
@@ -944,7 +944,7 @@ async fn encryption_that_is_optional_is_a_warning_and_encryption_that_is_require
     assert!(finding.detail.contains("name is not checked"), "{finding:?}");
 }
 
-/// Writes the file instead of comparing it, where it is set.
+/// If set, writes the file instead of comparing it.
 const UPDATE: &str = "UPDATE_CATALOG";
 
 #[tokio::test]
@@ -1130,7 +1130,7 @@ const FILES: &[State] = &[
 ];
 
 impl State {
-    /// Connecting puts it right.
+    /// Connecting repairs it.
     const fn that_is_mended(self) -> Self {
         Self { severity: Severity::Ok, says: &["all work"], ..self }
     }
@@ -1176,7 +1176,7 @@ async fn every_trigger_and_index_of_a_file_that_is_gone_is_named() {
 async fn a_file_that_only_may_be_read_is_told() {
     let file = File::new().await;
     let seeds = file.seeds().await;
-    // Root writes anywhere, but not through this.
+    // Even root cannot write through this.
     let url = format!("{}?mode=ro", file.url());
     let (report, failed) = file.examine("read-only", &url, &seeds).await;
     assert_eq!(report.worst(), Severity::Warning, "{report}");
@@ -1219,11 +1219,11 @@ async fn keys_in_memory_are_diagnosed_as_well() {
     assert!(report.worst() < Severity::Problem, "{report}");
 }
 
-/// Beyond a limit of the file size nothing is written, as on a full disk.
+/// Nothing is written beyond a file size limit, as on a full disk.
 #[tokio::test]
 async fn a_full_disk_is_told() {
     let file = File::new().await;
-    // It has the shared memory of the log made, for which there would be no room either.
+    // First creates the shared memory of the log, for which there would be no room either.
     let mut witness = SqliteConnection::connect(&file.url()).await.unwrap();
     raw_sql("select count(*) from api_keys").execute(&mut witness).await.unwrap();
     let doctor = |limit: &str| {

@@ -1,5 +1,5 @@
-//! The README's path from nothing to a working key, command by command, with the real binary, a real
-//! service and curl. And nothing that is said or written on the way has a key in it that should not.
+//! The README's section "From nothing to a working key", command by command, with the real binary,
+//! a real service and curl; and a check that no output or log contains a key by accident.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +21,7 @@ use crate::harness::{Port, postgres::Server};
 
 const HEADING: &str = "## From nothing to a working key";
 
-/// Whatever `cargo` would do has been done, and `curl` writes down what it was answered.
+/// Replaces `cargo`, whose work is already done, and makes `curl` record its responses.
 const PRELUDE: &str = r#"
 set -euo pipefail
 cargo() {
@@ -44,7 +44,7 @@ curl() {
 }
 "#;
 
-/// What is done in the README, one command after the other.
+/// The commands of the README's section.
 fn commands() -> String {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     let section = readme.split(HEADING).nth(1).expect("the section");
@@ -58,7 +58,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// The statuses that are promised behind the commands.
+/// The statuses that the comments promise.
 fn promised(commands: &str) -> Vec<&str> {
     (commands.lines())
         .filter_map(|line| line.rsplit_once(" # "))
@@ -74,7 +74,7 @@ fn example(name: &str) -> PathBuf {
     binary
 }
 
-/// Looks at what is running, over and over: its command lines are for everybody to see.
+/// Collects the command lines of all processes continuously, because every user can see them.
 fn watch_processes(end: &Arc<AtomicBool>) -> thread::JoinHandle<BTreeSet<String>> {
     let end = Arc::clone(end);
     thread::spawn(move || {
@@ -104,7 +104,7 @@ async fn the_readme_does_what_it_says() {
     let script = commands
         .replace("postgres://localhost/app", database.url())
         .replace("127.0.0.1:3000", &port.addr.to_string())
-        // The prelude sends it there, once it listens.
+        // The prelude starts it in the background, and waits until it listens.
         .replace("--features admin &", "--features admin");
     assert_ne!(script, commands);
 
@@ -133,7 +133,7 @@ async fn the_readme_does_what_it_says() {
     assert!(output.status.success(), "{said}\n{complained}\n{}", read("service.log"));
     assert_eq!(read("statuses").split_whitespace().collect::<Vec<_>>(), promised, "{said}");
 
-    // The answers mean what they are said to mean.
+    // The responses are as documented.
     let created: serde_json::Value = serde_json::from_str(&read("created.json")).unwrap();
     let id = created["id"].as_str().unwrap();
     let headers = read("all-headers").to_lowercase();
@@ -146,7 +146,7 @@ async fn the_readme_does_what_it_says() {
         assert!(said.matches(action).count() >= 2, "{action} by curl and by api-key: {said}");
     }
 
-    // A key is where it was put, and nowhere else.
+    // A key is in its file, and nowhere else.
     let bearer = |file: &str| {
         let header = read(file);
         let key = header.trim().strip_prefix("Authorization: Bearer ").unwrap().to_owned();
@@ -159,7 +159,7 @@ async fn the_readme_does_what_it_says() {
     let tables: String = query_scalar(tables).fetch_one(&database.pool().await).await.unwrap();
     assert!(tables.contains(id) && tables.contains("revoked"), "{tables}");
     let log = read("service.log");
-    // Nothing that the service is made of logs at a lower level.
+    // No part of the service logs at a lower level.
     assert!(log.contains("DEBUG") && log.contains("/v1/orders"), "{log}");
     let processes = Vec::from_iter(processes).join("\n");
     assert!(processes.contains("api-key") && processes.contains("curl"), "{processes}");

@@ -1,5 +1,5 @@
-//! Backups that are restored, in which keys that were revoked since are live again: the manual's advice,
-//! with the real programs.
+//! Restored backups, in which keys revoked since are valid again: the manual's advice, with the
+//! real programs.
 
 use std::{
     fs,
@@ -46,7 +46,7 @@ impl Place {
         Self { folder, url, database: Some(database) }
     }
 
-    /// One of each kind, with its tables.
+    /// One database of each kind, with its tables.
     async fn all() -> [Self; 2] {
         let all = [Self::sqlite(), Self::postgres().await];
         all.iter().for_each(|place| drop(place.done("migrate", "")));
@@ -79,7 +79,7 @@ impl Place {
         Key { id: text(&issued, "id"), text: text(&issued, "key") }
     }
 
-    /// Whether a service that asks this database lets the key in.
+    /// Whether a service with this database lets the key in.
     fn admits(&self, key: &Key) -> bool {
         match self.run("verify", &key.text) {
             (0, ..) => true,
@@ -115,7 +115,7 @@ impl Place {
         }
     }
 
-    /// Sets what services and time would: when keys were made and used.
+    /// Sets when keys were created and used, as services and time would.
     async fn date(&self, key: &Key, created_hours_ago: i64, used_hours_ago: Option<i64>) {
         let id = &key.id;
         let (key_id, at): (String, fn(i64) -> String) = if self.database.is_some() {
@@ -134,20 +134,20 @@ impl Place {
         }
     }
 
-    /// Copies all there is, as a backup does.
+    /// Makes a backup.
     async fn back_up(&self) {
         if self.database.is_some() {
             let dump = self.folder.path().join("dump");
             succeeded(client("pg_dump").args(["-Fc", "-d", &self.url, "-f"]).arg(dump).output());
         } else {
-            // A copy of the file alone may lack what is still in the log beside it.
+            // A copy of the file alone may lack data that is still in the write-ahead log.
             let dump = self.folder.path().join("dump");
             let _ = fs::remove_file(&dump);
             self.sql(&format!("vacuum into '{}'", dump.display())).await;
         }
     }
 
-    /// The backup in place of what was there, the audit of that included.
+    /// Restores the backup over the database, including its audit.
     async fn restore(&mut self) {
         let dump = self.folder.path().join("dump");
         if self.database.is_some() {
@@ -179,7 +179,7 @@ fn text(value: &Value, field: &str) -> String {
     value[field].as_str().unwrap_or_else(|| panic!("no `{field}` in {value}")).to_owned()
 }
 
-/// The outcome of each key in the answer of `reconcile --json`.
+/// The outcome for each key in the output of `reconcile --json`.
 fn outcomes(answer: &Value) -> Vec<(String, String)> {
     let keys = answer["keys"].as_array().unwrap();
     keys.iter().map(|key| (text(key, "id"), text(key, "outcome"))).collect()
@@ -199,7 +199,7 @@ async fn keys_that_a_restored_backup_has_brought_back_are_revoked_again_by_the_e
             [0; 5].map(|_| place.issue("--scope orders:read --scope orders:write"));
         let gone_before = place.issue("");
         place.done(&format!("revoke {} --reason early", gone_before.id), "");
-        // Triggers write times and limits of this in a form of their own.
+        // Triggers format times and limits differently.
         let sooner = if place.database.is_some() {
             "expires_at - interval '1 day'"
         } else {
@@ -266,7 +266,7 @@ async fn keys_that_a_restored_backup_has_brought_back_are_revoked_again_by_the_e
         assert_eq!(events["events"][0]["action"], "revoked", "it is in the audit");
         assert!(text(&events["events"][0], "actor").starts_with("ann@"));
 
-        // Once more, and nothing happens.
+        // A second run changes nothing.
         let before = place.json("events --limit 1")["events"][0]["id"].clone();
         let again = place.json("reconcile audit.jsonl --yes");
         assert_eq!(again["counts"]["revoked"], Value::Null, "{again}");
@@ -288,7 +288,7 @@ async fn without_an_export_all_that_was_issued_before_the_backup_is_revoked() {
         let new = place.issue("");
         assert!(place.admits(&used), "the backup has it");
 
-        // Those that were used since.
+        // The keys used since.
         let answer = place.json("revoke --created-before 1d --used-since 2h --dry-run");
         assert_eq!(answer["would_revoke"], json!([used.id]));
         assert!(place.admits(&used), "a dry run changes nothing");
@@ -299,7 +299,7 @@ async fn without_an_export_all_that_was_issued_before_the_backup_is_revoked() {
         assert_eq!(answer, json!({ "revoked": 1, "skipped": 0 }));
         assert!(!place.admits(&used) && place.admits(&old) && place.admits(&new));
 
-        // All of them.
+        // All keys.
         assert_eq!(place.json("revoke --created-before 1d --yes")["revoked"], 1);
         assert!(!place.admits(&old) && place.admits(&new));
         assert_eq!(place.json("revoke --created-before 1d --yes")["revoked"], 0);
@@ -371,7 +371,7 @@ async fn an_export_that_makes_no_sense_revokes_nothing_and_is_told_of() {
         assert!(!err.contains("sk_live_secret"), "{err}");
         assert!(place.admits(&key), "{input}");
     }
-    // One event a line, as a collector of logs keeps them.
+    // One event per line, as a log collector stores them.
     let lines = format!("{}\n{}\n", event("issued"), event("revoked"));
     place.done("reconcile - --yes", &lines);
     assert!(!place.admits(&key));
@@ -411,7 +411,7 @@ async fn history_of(issuer: &KeyIssuer, order: impl Fn(&mut Vec<KeyEvent>)) -> A
     let mut events = issuer.events(&EventQuery::new().limit(1000)).await.unwrap().events;
     order(&mut events);
     let mut history = AuditHistory::new();
-    // More than once makes no difference.
+    // A second time makes no difference.
     events.iter().chain(&events).for_each(|event| history.add(event));
     history
 }
@@ -471,7 +471,7 @@ async fn thousands_of_keys_are_reconciled() {
 fn revocation(id: KeyId) -> KeyEvent {
     let mut entry = AuditEntry::new(KeyAction::Revoked, "ann");
     entry.key_id = Some(id);
-    // What an edited file may hold, longer than a reason may be.
+    // The content of an edited file, with a reason that is too long.
     entry.reason = Some("é".repeat(2_000));
     KeyEvent::new(1, SystemTime::UNIX_EPOCH, entry)
 }

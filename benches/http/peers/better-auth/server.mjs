@@ -9,7 +9,7 @@ const options = {
   baseURL: "http://127.0.0.1",
   secret: "only for this benchmark, and of a decent length",
   database: new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 10 }),
-  // It prints every key that is turned away.
+  // It would print every refused key.
   logger: { disabled: true },
   emailAndPassword: { enabled: true },
   plugins: [

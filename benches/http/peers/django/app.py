@@ -18,13 +18,13 @@ settings.configure(
             "PORT": url.port,
             "USER": url.username,
             "NAME": url.path.lstrip("/"),
-            # A connection of each thread's own that stays open.
+            # A persistent connection per thread.
             "CONN_MAX_AGE": None,
         }
     },
     DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
     INSTALLED_APPS=["rest_framework", "rest_framework_api_key"],
-    # No users: only keys. What Django's template adds for browsers is left out.
+    # Only keys, no users: without what Django's project template adds for browsers.
     MIDDLEWARE=[],
     REST_FRAMEWORK={
         "DEFAULT_AUTHENTICATION_CLASSES": [],

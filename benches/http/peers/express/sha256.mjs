@@ -1,4 +1,4 @@
-// Keys as many services write them: SHA-256 and a query.
+// What many services implement: SHA-256 and a query.
 import { createHash } from "node:crypto";
 import express from "express";
 import pg from "pg";

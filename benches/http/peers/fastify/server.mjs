@@ -1,4 +1,4 @@
-// A static key in memory, and limits by key: no records, nothing to revoke without a restart.
+// A static key in memory, and limits by key: no records, no revocation without a restart.
 import bearerAuth from "@fastify/bearer-auth";
 import rateLimit from "@fastify/rate-limit";
 import Fastify from "fastify";
@@ -8,7 +8,7 @@ await app.register(bearerAuth, { keys: new Set([process.env.KEY]) });
 await app.register(rateLimit, {
   max: 1_000_000_000,
   timeWindow: "1 minute",
-  // After authentication, so that only good keys are counted.
+  // After authentication, so that only valid keys are counted.
   hook: "preHandler",
   keyGenerator: (request) => request.headers.authorization,
 });
