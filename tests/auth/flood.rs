@@ -60,10 +60,10 @@ const TRIES: usize = 6;
 /// The tests run one at a time: each needs the whole machine.
 static TURN: AsyncMutex<()> = AsyncMutex::const_new(());
 
-/// The same as [`wait::within`], with more patience.
+/// The same as [`crate::wait::within`], with more patience.
 #[track_caller]
 fn within<T>(event: impl Future<Output = T>) -> impl Future<Output = T> {
-    wait::within_time(PATIENCE, event)
+    crate::wait::within_time(PATIENCE, event)
 }
 
 /// Counts the database queries for each key.

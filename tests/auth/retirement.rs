@@ -69,7 +69,7 @@ async fn a_handler_that_is_on_its_way_out_itself_is_left_alone() {
     });
     let service = ApiKeyLayer::new(keys.auth()).layer(handler);
     let response =
-        tower::ServiceExt::oneshot(service, support::with_key(&text(&old))).await.unwrap();
+        tower::ServiceExt::oneshot(service, crate::support::with_key(&text(&old))).await.unwrap();
     assert_eq!(response.headers()["deprecation"], "@1");
     assert_eq!(response.headers()["sunset"], SUNSET);
 }

@@ -784,7 +784,7 @@ async fn services_of_one_authenticator_count_together() {
 
 #[tokio::test]
 async fn a_request_that_is_throttled_is_observed_once() {
-    let heard = doubles::Heard::default();
+    let heard = crate::doubles::Heard::default();
     let keys = Keys::new();
     let builder = keys.builder().observer(heard.clone()).failure_limit(1, SECOND);
     let app = throttled(builder, ClientAddress::peer());

@@ -142,7 +142,7 @@ impl Scene {
             let (address, is_over) = (self.node.address, Arc::clone(&load.is_over));
             let keys = self.keys[keys.clone()].to_vec();
             tasks.spawn(async move {
-                let mut client = nodes::Client::connect(address).await.unwrap();
+                let mut client = crate::nodes::Client::connect(address).await.unwrap();
                 let mut seen = BTreeMap::new();
                 for key in keys.iter().cycle().skip(task * 7) {
                     if is_over.load(Ordering::Acquire) {
@@ -345,7 +345,7 @@ async fn known_keys_keep_their_limits_while_redis_and_postgres_are_away_together
         assert_eq!(admitted, if round == 0 { 7 } else { 0 }, "of 10 in all: round {round}");
         assert_eq!(service.admitted(&idle, 2).await, 2, "another key has its own limit");
         assert!(!service.limiter.is_shared());
-        let unavailable = if round == 0 { &unknown } else { &nodes::unknown_key() };
+        let unavailable = if round == 0 { &unknown } else { &crate::nodes::unknown_key() };
         for _ in 0..3 {
             let response = service.get(unavailable).await;
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -435,7 +435,7 @@ impl OldProgram {
         for _ in 0..40 {
             let key = format().generate().unwrap().expose_secret().to_owned();
             let hash = format().parse(key.as_bytes()).unwrap().hash().as_bytes().to_vec();
-            let id = Uuid::from_u128(harness::unique().into());
+            let id = Uuid::from_u128(crate::harness::unique().into());
             query(INSERT).bind(id).bind(&hash).execute(&pool).await.unwrap();
             keys.push((key, id, hash));
         }
@@ -483,7 +483,8 @@ impl OldProgram {
 
     /// Issues a key, changes it and revokes it.
     async fn manage(&self) -> sqlx::Result<()> {
-        let (id, hash) = (Uuid::from_u128(harness::unique().into()), hash_of(harness::unique()));
+        let (id, hash) =
+            (Uuid::from_u128(crate::harness::unique().into()), hash_of(crate::harness::unique()));
         query(INSERT).bind(id).bind(&hash).execute(&self.pool).await?;
         let version: i64 = query_scalar(UPDATE).bind(id).bind("x").fetch_one(&self.pool).await?;
         assert_eq!(version, 2);

@@ -11,12 +11,9 @@
 )]
 
 pub mod netns;
-#[cfg(feature = "postgres")]
 pub mod pgbouncer;
-#[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod proxy;
-#[cfg(feature = "redis")]
 pub mod redis;
 pub mod tls;
 

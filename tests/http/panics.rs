@@ -133,7 +133,7 @@ fn fused(
     settings: impl FnOnce(Builder) -> Builder,
 ) -> (Service, Fuse, tower_api_key::auth::Worker) {
     let (fuse, clock) = (Fuse::default(), ManualClock::default());
-    let store = doubles::FakeStore::new(&clock);
+    let store = crate::doubles::FakeStore::new(&clock);
     let (limiter, watch) =
         (Limiter(LocalRateLimiter::new(), fuse.clone()), Watch(clock.clone(), fuse.clone()));
     let (service, worker) = Service::around(store, clock, |builder| {

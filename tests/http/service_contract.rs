@@ -279,7 +279,7 @@ mod failures {
             let service = ApiKeyLayer::new(auth).layer(inner);
             let issued = keys.issue(NewKey::new("acme", Expiry::Never)).await;
             let request = |path: &str| {
-                let mut request = with_key(&support::text(&issued));
+                let mut request = with_key(&crate::support::text(&issued));
                 *request.uri_mut() = path.parse().unwrap();
                 request
             };
@@ -342,9 +342,9 @@ mod failures {
                 request
             };
             for left in [9, 7, 5] {
-                let answer = support::send(service.clone(), request(path)).await;
+                let answer = crate::support::send(service.clone(), request(path)).await;
                 assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
-                let answer = support::send(service.clone(), request("/")).await;
+                let answer = crate::support::send(service.clone(), request("/")).await;
                 let state = format!(r#""minute";r={};t="#, left - 1);
                 assert_eq!(answer.status, StatusCode::OK);
                 assert!(answer.header("ratelimit").unwrap().starts_with(&state), "{path}: {left}");
@@ -405,7 +405,7 @@ mod failures {
             *request.uri_mut() = "/never".parse().unwrap();
             assert!(poll_once(pin!(service.clone().oneshot(request))).await.is_pending());
         }
-        assert_eq!(support::send(service, with_key(&key)).await.status, StatusCode::OK);
+        assert_eq!(crate::support::send(service, with_key(&key)).await.status, StatusCode::OK);
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use harness::redis::Redis;
+use crate::harness::redis::Redis;
 use redis::cmd;
 use tokio::time::Instant;
 use tower_api_key::{

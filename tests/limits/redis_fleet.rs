@@ -15,7 +15,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use harness::redis::Redis;
+use crate::harness::redis::Redis;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::AsyncReadExt,

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use harness::redis::{Impostor, Redis};
+use crate::harness::redis::{Impostor, Redis};
 use proptest::{collection::vec, prelude::*, sample::Index};
 use redis::cmd;
 use tower_api_key::rate_limit::{
@@ -567,9 +567,9 @@ proptest! {
 
     #[test]
     fn keys_that_are_loaded_with_other_quotas_and_give_back_pass_no_more_and_come_back(
-        scenario in simulator::changes::scenario(),
+        scenario in crate::simulator::changes::scenario(),
     ) {
-        run(simulator::changes::check(&redis_limiter::limiter(), &scenario));
+        run(crate::simulator::changes::check(&crate::redis_limiter::limiter(), &scenario));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use harness::{Port, redis::Redis};
+use crate::harness::{Port, redis::Redis};
 use tokio::{
     process::Command,
     time::{Instant, interval},
