@@ -54,10 +54,9 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     (
         &["axum", "axum_core"],
         &[
-            "layer::extract",
-            "layer::forward_auth",
-            "layer::peer",
-            "layer::websocket",
+            "layer::request::extract",
+            "layer::request::peer",
+            "layer::stream::websocket",
             "rest",
             "admin",
             "account",

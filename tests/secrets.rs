@@ -210,7 +210,7 @@ mod debug_and_display {
         let new = || NewKey::new("acme", Expiry::Never).idempotency_key("one");
         let issued = issuer.issue(new()).await.unwrap();
         let mut heard = format!("{issuer:?} {:?} {issued:?}", new());
-        let caller = issuer.by(Actor::caller(&Consumer::from(issued.record.clone())));
+        let caller = issuer.by(Actor::key(&Consumer::from(issued.record.clone())));
         let rotated = issuer.rotate(issued.record.id, Rotation::new()).await.unwrap();
         let imported = KeyImport::new(issued.key.hash(), new());
         heard += &format!("{rotated:?} {caller:?} {imported:?}");
@@ -243,21 +243,26 @@ mod debug_and_display {
         let issued = keys.issue(NewKey::new("acme", Expiry::Never)).await;
         let key = text(&issued);
         let lookup = auth.attempt(key.as_bytes());
-        assert!(matches!(lookup, Attempt::Lookup(_)));
+        assert!(matches!(lookup, Attempt::Pending(_)));
         values.push(debug(&lookup));
-        let Attempt::Lookup(lookup) = lookup else { panic!() };
+        let Attempt::Pending(lookup) = lookup else { panic!() };
         values.push(debug(&lookup));
         let admission = lookup.await.unwrap();
         values.extend([
             debug(&admission),
-            debug(admission.standing()),
+            debug(admission.rate_limit_status()),
             debug(admission.consumer()),
         ]);
         let limited = auth.attempt(key.as_bytes());
         assert!(matches!(limited, Attempt::Reject(_)));
         values.push(debug(&limited));
         let Attempt::Reject(limited) = limited else { panic!() };
-        values.extend([both(&limited), debug(limited.standing()), debug(&auth), debug(&worker)]);
+        values.extend([
+            both(&limited),
+            debug(limited.rate_limit_status()),
+            debug(&auth),
+            debug(&worker),
+        ]);
         values.extend([debug(CachePolicy::default()), debug(LocalRateLimiter::new())]);
         values.push(debug(Subject::of_key("acme", issued.record.id.as_u128())));
         values.push(debug(Decision::deny(Duration::MAX)));

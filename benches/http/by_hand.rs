@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 use sqlx::{PgPool, query_as};
 use tower_api_key::{
     Authenticator,
-    auth::{Attempt, RejectionKind, Standing},
+    auth::{Attempt, RateLimitStatus, RejectionKind},
     rate_limit::Quota,
 };
 use tower_governor::{GovernorError, key_extractor::KeyExtractor};
@@ -185,7 +185,7 @@ pub(crate) async fn attempt(
     let outcome = match gate.auth.attempt(key) {
         Attempt::Admit(admission) => Ok(admission),
         Attempt::Reject(rejection) => Err(rejection),
-        Attempt::Lookup(lookup) => lookup.await,
+        Attempt::Pending(lookup) => lookup.await,
     };
     let admission = match outcome {
         Ok(admission) => admission,
@@ -205,7 +205,7 @@ pub(crate) async fn attempt(
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.insert(RATE_LIMIT_POLICY, gate.policy);
-    if let Ok(state) = HeaderValue::from_bytes(&state(admission.standing())) {
+    if let Ok(state) = HeaderValue::from_bytes(&state(admission.rate_limit_status())) {
         headers.insert(RATE_LIMIT, state);
     }
     headers.append(VARY, HeaderValue::from_static("Authorization"));
@@ -213,9 +213,9 @@ pub(crate) async fn attempt(
 }
 
 /// `"minute";r=599;t=1`
-fn state(standing: &Standing) -> SmallVec<[u8; 96]> {
+fn state(rate_limit_status: &RateLimitStatus) -> SmallVec<[u8; 96]> {
     let mut text = SmallVec::new();
-    for (quota, decision) in standing.iter() {
+    for (quota, decision) in rate_limit_status.iter() {
         let wait = decision.next_unit_in();
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         text.push(b'"');

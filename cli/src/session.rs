@@ -68,7 +68,7 @@ impl Session {
         };
         let host = host();
         let name = self.global.actor.clone().unwrap_or_else(|| format!("{}@{host}", user()));
-        Ok(issuer.by(Actor::operator(name).from(format!("command line on {host}"))))
+        Ok(issuer.by(Actor::operator(name).origin(format!("command line on {host}"))))
     }
 }
 

@@ -43,7 +43,7 @@ use crate::{
     auth::Authenticator,
     manage::KeyIssuer,
     record::{InvalidScope, Scope},
-    rest::{Desk, DocumentSettings, Operation, guard},
+    rest::{AdminState, DocumentSettings, Operation, guard},
 };
 
 const OPERATIONS: &[Operation] = &[
@@ -65,7 +65,7 @@ pub fn router(issuer: KeyIssuer, auth: Authenticator) -> GuardedRoutes {
 #[derive(Debug)]
 #[must_use]
 pub struct Account {
-    desk: Desk,
+    state: AdminState,
     auth: Authenticator,
     is_open: bool,
 }
@@ -73,9 +73,9 @@ pub struct Account {
 impl Account {
     /// Default settings, for keys of `auth`.
     pub fn new(issuer: KeyIssuer, auth: Authenticator) -> Self {
-        let mut desk = Desk::new(issuer, &auth);
-        desk.others = Scope::new("api-keys:write").ok();
-        Self { desk, auth, is_open: false }
+        let mut state = AdminState::new(issuer, &auth);
+        state.others = Scope::new("api-keys:write").ok();
+        Self { state, auth, is_open: false }
     }
 
     /// The scope to read and change keys. `GET /rate-limit` never needs one. Default: none.
@@ -85,8 +85,8 @@ impl Account {
     /// When it is not a valid scope.
     pub fn required_scope(mut self, scope: impl Into<String>) -> Result<Self, InvalidScope> {
         let scope = Scope::new(scope)?;
-        self.desk.read = Some(scope.clone());
-        self.desk.write = Some(scope);
+        self.state.read = Some(scope.clone());
+        self.state.write = Some(scope);
         Ok(self)
     }
 
@@ -102,7 +102,7 @@ impl Account {
     ///
     /// When it is not a valid scope.
     pub fn other_keys_scope(mut self, scope: impl Into<String>) -> Result<Self, InvalidScope> {
-        self.desk.others = Some(Scope::new(scope)?);
+        self.state.others = Some(Scope::new(scope)?);
         Ok(self)
     }
 
@@ -115,6 +115,6 @@ impl Account {
     #[must_use]
     pub fn router(self) -> GuardedRoutes {
         let document = DocumentSettings { title: "API keys: your account", is_open: self.is_open };
-        guard(self.desk, self.auth, OPERATIONS, document)
+        guard(self.state, self.auth, OPERATIONS, document)
     }
 }

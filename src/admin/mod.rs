@@ -53,7 +53,7 @@
 //!    consumers. A key outside its reach gets the same answer as one that does not exist.
 //! 3. A key can grant no more than it holds: scopes, expiry, limits, its plan. The write scope is
 //!    checked before the transaction of a change and again in it, where what the calling key holds
-//!    is checked too. Denied attempts are in the audit under the calling key; beyond five entries a
+//!    is checked too. AccessDenied attempts are in the audit under the calling key; beyond five entries a
 //!    minute they are only counted.
 //! 4. A new key is shown once, in the response to the request that made it. Responses never contain
 //!    its hash.
@@ -90,7 +90,7 @@ use crate::{
     auth::Authenticator,
     manage::KeyIssuer,
     record::{InvalidScope, Scope},
-    rest::{Desk, DocumentSettings, Operation, guard},
+    rest::{AdminState, DocumentSettings, Operation, guard},
 };
 
 const OPERATIONS: &[Operation] = &[
@@ -117,7 +117,7 @@ pub fn router(issuer: KeyIssuer, auth: Authenticator) -> GuardedRoutes {
 #[derive(Debug)]
 #[must_use]
 pub struct Admin {
-    desk: Desk,
+    state: AdminState,
     auth: Authenticator,
     is_open: bool,
 }
@@ -125,11 +125,11 @@ pub struct Admin {
 impl Admin {
     /// Default settings, for keys of `auth`.
     pub fn new(issuer: KeyIssuer, auth: Authenticator) -> Self {
-        let mut desk = Desk::new(issuer, &auth);
-        desk.read = Scope::new("api-keys:read").ok();
-        desk.write = Scope::new("api-keys:write").ok();
-        desk.everywhere = Scope::new("api-keys:all-consumers").ok();
-        Self { desk, auth, is_open: false }
+        let mut state = AdminState::new(issuer, &auth);
+        state.read = Scope::new("api-keys:read").ok();
+        state.write = Scope::new("api-keys:write").ok();
+        state.everywhere = Scope::new("api-keys:all-consumers").ok();
+        Self { state, auth, is_open: false }
     }
 
     /// The scopes to read keys, to change keys, and to do so for all consumers. Default:
@@ -144,9 +144,9 @@ impl Admin {
         write: impl Into<String>,
         everywhere: impl Into<String>,
     ) -> Result<Self, InvalidScope> {
-        self.desk.read = Some(Scope::new(read)?);
-        self.desk.write = Some(Scope::new(write)?);
-        self.desk.everywhere = Some(Scope::new(everywhere)?);
+        self.state.read = Some(Scope::new(read)?);
+        self.state.write = Some(Scope::new(write)?);
+        self.state.everywhere = Some(Scope::new(everywhere)?);
         Ok(self)
     }
 
@@ -161,7 +161,7 @@ impl Admin {
         mut self,
         origin: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static,
     ) -> Self {
-        self.desk.origin = Arc::new(origin);
+        self.state.origin = Arc::new(origin);
         self
     }
 
@@ -176,6 +176,6 @@ impl Admin {
     pub fn router(self) -> GuardedRoutes {
         let document =
             DocumentSettings { title: "API keys: administration", is_open: self.is_open };
-        guard(self.desk, self.auth, OPERATIONS, document)
+        guard(self.state, self.auth, OPERATIONS, document)
     }
 }

@@ -9,12 +9,11 @@ use std::{
 };
 
 use super::{
-    ClientNetwork, Event, Health, Rejection, RejectionKind, Standing, StoreHealth,
-    cache::Peek,
-    caught::{Panicked, catch_pending_panic, catch_request_panic},
-    entry::Entry,
-    load::Loader,
-    usage::UsageRecorder,
+    ClientNetwork, Event, Health, RateLimitStatus, Rejection, RejectionKind, StoreHealth,
+    cache::{Entry, Peek},
+    catch_panic::{Panicked, catch_pending_panic, catch_request_panic},
+    lookup::Loader,
+    worker::UsageRecorder,
 };
 use crate::{
     key::{AcceptedFormat, KeyHash},
@@ -63,7 +62,7 @@ pub enum Attempt {
     /// Rejected.
     Reject(Rejection),
     /// Not decided yet: await this future.
-    Lookup(Lookup),
+    Pending(PendingAttempt),
 }
 
 /// How many units a request takes of each quota.
@@ -94,33 +93,33 @@ impl Authenticator {
     /// [`authenticate`](Self::authenticate), this does not report rejections to the
     /// [`Observer`](super::Observer).
     pub fn attempt(&self, key: &[u8]) -> Attempt {
-        self.judge(key, Charge::One, || None)
+        self.evaluate(key, Charge::One, || None)
     }
 
     /// Like [`attempt`](Self::attempt), for a client in `network`, whose [failures are
     /// limited](super::Builder::failure_limit).
     pub fn attempt_from(&self, key: &[u8], network: ClientNetwork) -> Attempt {
-        self.judge(key, Charge::One, || Some(network))
+        self.evaluate(key, Charge::One, || Some(network))
     }
 
     /// Like [`attempt`](Self::attempt), but takes nothing from the key's quotas and lets the key in
     /// when they are exhausted: for clients that ask for their remaining quota.
     pub fn peek(&self, key: &[u8]) -> Attempt {
-        self.judge(key, Charge::Nothing, || None)
+        self.evaluate(key, Charge::Nothing, || None)
     }
 
     /// `network` is called only if the cache has not let the key in.
-    pub(crate) fn judge(
+    pub(crate) fn evaluate(
         &self,
         key: &[u8],
         charge: Charge,
         network: impl FnOnce() -> Option<ClientNetwork>,
     ) -> Attempt {
-        catch_request_panic(|| self.judge_or_panic(key, charge, network))
+        catch_request_panic(|| self.evaluate_or_panic(key, charge, network))
             .unwrap_or_else(|Panicked| Attempt::Reject(Rejection::new(RejectionKind::Internal)))
     }
 
-    fn judge_or_panic(
+    fn evaluate_or_panic(
         &self,
         key: &[u8],
         charge: Charge,
@@ -130,13 +129,13 @@ impl Authenticator {
             return Attempt::Reject(Rejection::new(RejectionKind::Malformed));
         };
         let now = self.0.loader.clock.monotonic();
-        let judge = |entry: &Arc<Entry>| Inner::judge(&self.0, entry, charge, now);
-        if let Some(attempt) = self.0.loader.cache.recent(&hash, now, judge) {
+        let evaluate = |entry: &Arc<Entry>| Inner::evaluate(&self.0, entry, charge, now);
+        if let Some(attempt) = self.0.loader.cache.recent(&hash, now, evaluate) {
             return attempt;
         }
         match self.0.loader.peek(&hash, now) {
-            Peek::Fresh(entry) => judge(&entry),
-            Peek::Absent => Attempt::Reject(self.0.loader.strangers.guess(network(), now)),
+            Peek::Fresh(entry) => evaluate(&entry),
+            Peek::Absent => Attempt::Reject(self.0.loader.unknown_keys.guess(network(), now)),
             // This was not a guess, even if the key is gone by now.
             Peek::Stale(_) => self.look_up(hash, charge, None),
             Peek::Miss => self.look_up(hash, charge, network()),
@@ -145,7 +144,7 @@ impl Authenticator {
 
     fn look_up(&self, hash: KeyHash, charge: Charge, network: Option<ClientNetwork>) -> Attempt {
         let inner = Arc::clone(&self.0);
-        Attempt::Lookup(Lookup::of(inner.look_up(hash, charge, network)))
+        Attempt::Pending(PendingAttempt::of(inner.look_up(hash, charge, network)))
     }
 
     /// Checks `key`, the bare key without a scheme, waiting for the store if necessary. A key that
@@ -178,7 +177,7 @@ impl Authenticator {
     /// # Errors
     ///
     /// If the key may not be used.
-    pub async fn usage(&self, key: &[u8]) -> Result<Standing, Rejection> {
+    pub async fn usage(&self, key: &[u8]) -> Result<RateLimitStatus, Rejection> {
         self.outcome(self.peek(key)).await.map(|admission| admission.0)
     }
 
@@ -186,7 +185,7 @@ impl Authenticator {
         let outcome = match attempt {
             Attempt::Admit(admission) => Ok(admission),
             Attempt::Reject(rejection) => Err(rejection),
-            Attempt::Lookup(lookup) => lookup.await,
+            Attempt::Pending(lookup) => lookup.await,
         };
         outcome.inspect_err(|rejection| self.rejected(rejection))
     }
@@ -205,7 +204,7 @@ impl Authenticator {
     /// The limits of keys that have neither limits of their own nor a plan.
     #[must_use]
     pub fn default_rate_limits(&self) -> &RateLimits {
-        &self.0.loader.terms.default
+        &self.0.loader.limits.default
     }
 
     /// The current health, from what is already known: no query is made.
@@ -257,19 +256,19 @@ impl Inner {
         self.formats.iter().find_map(|format| format.parse(key).ok()).map(|key| key.hash())
     }
 
-    fn judge(self: &Arc<Self>, entry: &Arc<Entry>, charge: Charge, now: Duration) -> Attempt {
+    fn evaluate(self: &Arc<Self>, entry: &Arc<Entry>, charge: Charge, now: Duration) -> Attempt {
         let status = self.loader.status(entry, now);
         if let Some(rejection) = Rejection::of_status(status, entry.key_id()) {
             return Attempt::Reject(rejection);
         }
-        let check = entry.live.meter.ask(charge.units(), now);
+        let check = entry.ext.meter.ask(charge.units(), now);
         let decided = match check {
-            None => self.conclude(entry, charge, Decisions::default(), now),
-            Some(Check::Ready(decisions)) => self.conclude(entry, charge, decisions, now),
+            None => self.finish(entry, charge, Decisions::default(), now),
+            Some(Check::Ready(decisions)) => self.finish(entry, charge, decisions, now),
             Some(Check::Pending(decisions)) => {
                 let (inner, entry) = (Arc::clone(self), Arc::clone(entry));
-                return Attempt::Lookup(Lookup::of(async move {
-                    inner.conclude(&entry, charge, decisions.await, now)
+                return Attempt::Pending(PendingAttempt::of(async move {
+                    inner.finish(&entry, charge, decisions.await, now)
                 }));
             }
         };
@@ -279,7 +278,7 @@ impl Inner {
         }
     }
 
-    fn conclude(
+    fn finish(
         &self,
         entry: &Arc<Entry>,
         charge: Charge,
@@ -287,15 +286,15 @@ impl Inner {
         now: Duration,
     ) -> Result<Admission, Rejection> {
         let is_admitted = charge == Charge::Nothing || decisions.is_admitted();
-        let standing = Standing::new(Consumer::of(entry), decisions);
+        let rate_limit_status = RateLimitStatus::new(Consumer::of(entry), decisions);
         if !is_admitted {
-            return Err(Rejection::rate_limited(standing));
+            return Err(Rejection::rate_limited(rate_limit_status));
         }
         self.usage.touch(entry, now, &self.loader);
-        if standing.retirement().is_some() {
+        if rate_limit_status.retirement().is_some() {
             self.loader.observe(&Event::RetiredKeyUsed { key_id: entry.key_id() });
         }
-        Ok(Admission(standing))
+        Ok(Admission(rate_limit_status))
     }
 
     async fn look_up(
@@ -307,10 +306,10 @@ impl Inner {
         let entry = Arc::clone(&self.loader).load(hash, network).await?;
         let entry = entry.ok_or(Rejection::new(RejectionKind::Unknown))?;
         let now = self.loader.clock.monotonic();
-        match self.judge(&entry, charge, now) {
+        match self.evaluate(&entry, charge, now) {
             Attempt::Admit(admission) => Ok(admission),
             Attempt::Reject(rejection) => Err(rejection),
-            Attempt::Lookup(lookup) => lookup.await,
+            Attempt::Pending(lookup) => lookup.await,
         }
     }
 }
@@ -323,7 +322,7 @@ impl fmt::Debug for Authenticator {
 
 /// A key that was let in.
 #[derive(Clone, Debug)]
-pub struct Admission(Standing);
+pub struct Admission(RateLimitStatus);
 
 impl Admission {
     /// The consumer that the key belongs to.
@@ -334,15 +333,15 @@ impl Admission {
 
     /// The state of the key against its quotas.
     #[must_use]
-    pub fn standing(&self) -> &Standing {
+    pub fn rate_limit_status(&self) -> &RateLimitStatus {
         &self.0
     }
 }
 
 /// A pending [`Attempt`]. It may be dropped at any time.
-pub struct Lookup(Pin<Box<dyn Future<Output = Result<Admission, Rejection>> + Send>>);
+pub struct PendingAttempt(Pin<Box<dyn Future<Output = Result<Admission, Rejection>> + Send>>);
 
-impl Lookup {
+impl PendingAttempt {
     fn of(work: impl Future<Output = Result<Admission, Rejection>> + Send + 'static) -> Self {
         Self(Box::pin(async {
             let panicked = |Panicked| Err(Rejection::new(RejectionKind::Internal));
@@ -351,7 +350,7 @@ impl Lookup {
     }
 }
 
-impl Future for Lookup {
+impl Future for PendingAttempt {
     type Output = Result<Admission, Rejection>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -359,8 +358,8 @@ impl Future for Lookup {
     }
 }
 
-impl fmt::Debug for Lookup {
+impl fmt::Debug for PendingAttempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Lookup")
+        f.write_str("PendingAttempt")
     }
 }

@@ -3,11 +3,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use super::{
     Authenticator, CachePolicy, Observer, Worker,
     authenticator::Inner,
-    feed::ErasedFeed,
-    gcra::Rate,
-    load::{ErasedStore, Loader},
-    terms::Terms,
-    usage,
+    cache::LimitResolver,
+    lookup::{DynStore, Loader},
+    throttle::Rate,
+    worker::{DynFeed, usage},
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -25,7 +24,7 @@ const FAILURE_INTERVAL: Duration = Duration::from_secs(1);
 /// Configures an [`Authenticator`].
 #[must_use]
 pub struct Builder {
-    store: Arc<dyn ErasedStore>,
+    store: Arc<dyn DynStore>,
     formats: Vec<AcceptedFormat>,
     clock: Arc<dyn Clock>,
     limiter: Arc<dyn RateLimiter>,
@@ -34,7 +33,7 @@ pub struct Builder {
     cache: CachePolicy,
     failures: Rate,
     usage_interval: Duration,
-    feed: Option<Box<dyn ErasedFeed>>,
+    feed: Option<Box<dyn DynFeed>>,
     observer: Option<Arc<dyn Observer>>,
 }
 
@@ -133,8 +132,8 @@ impl Builder {
     pub fn build(self) -> (Authenticator, Worker) {
         let Self { store, formats, clock, limiter, default_limits, plans, .. } = self;
         let meters = Arc::new(Meters { limiter, clock });
-        let terms = Terms::new(meters, plans, default_limits);
-        let loader = Loader::new(store, terms, self.observer, self.cache, self.failures);
+        let limits = LimitResolver::new(meters, plans, default_limits);
+        let loader = Loader::new(store, limits, self.observer, self.cache, self.failures);
         let loader = Arc::new(loader);
         if self.feed.is_some() {
             loader.feed.set_gap();

@@ -54,7 +54,7 @@
 //!    store before it is trusted again.
 //! 7. Refused keys are never charged.
 //! 8. Look-ups of keys that this node does not know are limited: a [number of failed queries per
-//!    second](CachePolicy::stranger_queries) and, if the client's [network](ClientNetwork) is
+//!    second](CachePolicy::unknown_key_queries_per_second) and, if the client's [network](ClientNetwork) is
 //!    [passed in](Authenticator::attempt_from), a [number of failures per
 //!    network](Builder::failure_limit). Cached keys are not affected. A small reserve is kept for
 //!    rejected keys that are retried.
@@ -80,36 +80,29 @@
 mod authenticator;
 mod builder;
 mod cache;
-mod caught;
+mod catch_panic;
 mod clock_check;
-mod copies;
-mod entry;
-mod feed;
-mod gcra;
 mod health;
-mod load;
-mod network;
+mod lookup;
 mod observe;
+mod rate_limit_status;
 mod rejection;
-mod standing;
-mod terms;
-mod usage;
-mod watch;
+mod throttle;
 mod worker;
 
 pub use self::{
-    authenticator::{Admission, Attempt, Authenticator, Lookup},
+    authenticator::{Admission, Attempt, Authenticator, PendingAttempt},
     builder::Builder,
     cache::{CachePolicy, InvalidCachePolicy},
     health::{FeedHealth, Health, StoreHealth},
-    network::ClientNetwork,
     observe::{Event, Observer},
+    rate_limit_status::RateLimitStatus,
     rejection::{Rejection, RejectionKind},
-    standing::Standing,
+    throttle::ClientNetwork,
     worker::Worker,
 };
 pub(crate) use self::{
     authenticator::{AuthenticatorId, Charge},
-    caught::{catch_pending_panic, catch_request_panic},
-    standing::wait,
+    catch_panic::{catch_pending_panic, catch_request_panic},
+    rate_limit_status::wait,
 };

@@ -84,7 +84,7 @@ pub enum Event<'a> {
         error: &'a StoreError,
     },
     /// The change feed received a message that is forged, replayed or malformed. It was ignored.
-    FeedJunk,
+    FeedMessageUnrecognized,
     /// The wall clock ran ahead of the [monotonic](crate::clock::Clock::monotonic) one, because the
     /// machine slept or the wall clock was set. Every cached record is confirmed before it is
     /// trusted again.

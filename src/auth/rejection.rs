@@ -1,6 +1,6 @@
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
-use super::Standing;
+use super::RateLimitStatus;
 use crate::{
     rate_limit::Quota,
     record::{KeyId, KeyStatus, Scope},
@@ -20,7 +20,7 @@ pub struct Rejection {
 #[derive(Default)]
 struct Details {
     key_id: Option<KeyId>,
-    standing: Option<Standing>,
+    rate_limit_status: Option<RateLimitStatus>,
     /// Violated policies beside the key's own quotas.
     violated: Box<[Arc<str>]>,
     /// How long to wait before a retry can succeed.
@@ -53,10 +53,15 @@ impl Rejection {
     }
 
     /// Rejected by the key's own quotas.
-    pub(crate) fn rate_limited(standing: Standing) -> Self {
-        let key_id = Some(standing.consumer().key_id());
-        let wait = Some(standing.wait());
-        let details = Details { key_id, standing: Some(standing), wait, ..Details::default() };
+    pub(crate) fn rate_limited(rate_limit_status: RateLimitStatus) -> Self {
+        let key_id = Some(rate_limit_status.consumer().key_id());
+        let wait = Some(rate_limit_status.wait());
+        let details = Details {
+            key_id,
+            rate_limit_status: Some(rate_limit_status),
+            wait,
+            ..Details::default()
+        };
         Self::with(RejectionKind::RateLimited, details)
     }
 
@@ -113,15 +118,19 @@ impl Rejection {
     /// The state of the key against its quotas, if those [rate limited](RejectionKind::RateLimited)
     /// the request.
     #[must_use]
-    pub fn standing(&self) -> Option<&Standing> {
-        self.details.as_ref()?.standing.as_ref()
+    pub fn rate_limit_status(&self) -> Option<&RateLimitStatus> {
+        self.details.as_ref()?.rate_limit_status.as_ref()
     }
 
     /// The names of the violated policies, if the request was [rate
     /// limited](RejectionKind::RateLimited).
     pub fn violated_policies(&self) -> impl Iterator<Item = &str> {
         let beside = self.details.iter().flat_map(|details| details.violated.iter());
-        let own = self.standing().into_iter().flat_map(Standing::violated).map(Quota::name);
+        let own = self
+            .rate_limit_status()
+            .into_iter()
+            .flat_map(RateLimitStatus::violated)
+            .map(Quota::name);
         own.chain(beside.map(|name| &**name))
     }
 

@@ -10,8 +10,8 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::{RejectionResponse, gate::Gate};
-use crate::auth::{Admission, Lookup};
+use super::{RejectionResponse, middleware::Middleware};
+use crate::auth::{Admission, PendingAttempt};
 
 pin_project! {
     /// The response future of [`ApiKeyService`](super::ApiKeyService).
@@ -28,8 +28,8 @@ pin_project! {
     #[project = StateProj]
     enum State<S, B, R, F, T> {
         Rejected { response: Option<T> },
-        LookingUp { lookup: Lookup, parked: Option<Box<Parked<S, B, R>>> },
-        Inner { #[pin] future: F, gate: Arc<Gate<R>>, admission: Option<Admission> },
+        LookingUp { lookup: PendingAttempt, parked: Option<Box<Parked<S, B, R>>> },
+        Inner { #[pin] future: F, middleware: Arc<Middleware<R>>, admission: Option<Admission> },
     }
 }
 
@@ -37,7 +37,7 @@ pin_project! {
 struct Parked<S, B, R> {
     ready: S,
     request: Request<B>,
-    gate: Arc<Gate<R>>,
+    middleware: Arc<Middleware<R>>,
 }
 
 impl<S, B, R> ResponseFuture<S, B, R>
@@ -50,19 +50,19 @@ where
 
     pub(super) fn inner(
         future: S::Future,
-        gate: Arc<Gate<R>>,
+        middleware: Arc<Middleware<R>>,
         admission: Option<Admission>,
     ) -> Self {
-        Self { state: State::Inner { future, gate, admission } }
+        Self { state: State::Inner { future, middleware, admission } }
     }
 
     pub(super) fn looking_up(
-        lookup: Lookup,
+        lookup: PendingAttempt,
         ready: S,
         request: Request<B>,
-        gate: Arc<Gate<R>>,
+        middleware: Arc<Middleware<R>>,
     ) -> Self {
-        let parked = Some(Box::new(Parked { ready, request, gate }));
+        let parked = Some(Box::new(Parked { ready, request, middleware }));
         Self { state: State::LookingUp { lookup, parked } }
     }
 }
@@ -78,24 +78,24 @@ where
         let mut state = self.project().state;
         loop {
             let next = match state.as_mut().project() {
-                StateProj::Inner { future, gate, admission } => {
+                StateProj::Inner { future, middleware, admission } => {
                     let mut response = ready!(future.poll(cx))?;
-                    gate.settings.finish(&mut response, admission.as_ref());
+                    middleware.config.finish(&mut response, admission.as_ref());
                     return Poll::Ready(Ok(response));
                 }
                 StateProj::LookingUp { lookup, parked } => {
                     let outcome = ready!(Pin::new(lookup).poll(cx));
                     // Always `Some`: this state is replaced below.
                     let Some(parked) = parked.take() else { return Poll::Pending };
-                    let Parked { mut ready, mut request, gate } = *parked;
+                    let Parked { mut ready, mut request, middleware } = *parked;
                     match outcome {
                         Ok(admission) => {
-                            gate.settings.introduce(&mut request, &admission);
+                            middleware.config.attach_consumer(&mut request, &admission);
                             let future = ready.call(request);
-                            State::Inner { future, gate, admission: Some(admission) }
+                            State::Inner { future, middleware, admission: Some(admission) }
                         }
                         Err(rejection) => {
-                            State::Rejected { response: Some(gate.reject(&rejection)) }
+                            State::Rejected { response: Some(middleware.reject(&rejection)) }
                         }
                     }
                 }

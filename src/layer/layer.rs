@@ -5,8 +5,8 @@ use tower_layer::Layer;
 
 use super::{
     ApiKeyService, ClientAddress, ProblemJson, RateLimitHeaders,
-    credentials::Credentials,
-    gate::{Gate, Settings},
+    middleware::{Config, Middleware},
+    request::credentials::Credentials,
     response::Challenges,
 };
 use crate::auth::Authenticator;
@@ -17,15 +17,15 @@ use crate::auth::Authenticator;
 #[derive(Debug)]
 #[must_use]
 pub struct ApiKeyLayer<R = ProblemJson> {
-    gate: Arc<Gate<R>>,
+    middleware: Arc<Middleware<R>>,
 }
 
 impl ApiKeyLayer {
     /// Admits the keys that `auth` accepts; all other settings are at their defaults.
     pub fn new(auth: Authenticator) -> Self {
         Self {
-            gate: Arc::new(Gate {
-                settings: Settings {
+            middleware: Arc::new(Middleware {
+                config: Config {
                     auth,
                     challenges: Challenges::default(),
                     credentials: Credentials::BEARER,
@@ -43,8 +43,8 @@ impl ApiKeyLayer {
 }
 
 impl<R: Clone> ApiKeyLayer<R> {
-    fn with(mut self, change: impl FnOnce(&mut Settings)) -> Self {
-        change(&mut Arc::make_mut(&mut self.gate).settings);
+    fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(&mut Arc::make_mut(&mut self.middleware).config);
         self
     }
 
@@ -56,32 +56,32 @@ impl<R: Clone> ApiKeyLayer<R> {
     /// If `realm` contains anything but printable ASCII, or a quote or backslash.
     pub fn realm(self, realm: &str) -> Result<Self, InvalidRealm> {
         let challenges = Challenges::new(realm).ok_or(InvalidRealm)?;
-        Ok(self.with(|settings| settings.challenges = challenges))
+        Ok(self.with(|config| config.challenges = challenges))
     }
 
     /// Also reads the key from `header`, such as `X-Api-Key`. Its value is the bare key, without a
     /// scheme. A request with a key in two places gets 400.
     pub fn also_header(self, header: HeaderName) -> Self {
-        self.with(|settings| settings.credentials.add(header))
+        self.with(|config| config.credentials.add(header))
     }
 
     /// Reads the key only from `header`, and from headers added later by
     /// [`also_header`](Self::also_header). `Authorization` is left to the application.
     pub fn only_header(self, header: HeaderName) -> Self {
-        self.with(|settings| settings.credentials = Credentials::only(header))
+        self.with(|config| config.credentials = Credentials::only(header))
     }
 
     /// Admits requests without credentials, without a [`Consumer`](crate::Consumer). Invalid
     /// credentials are still rejected: a client that sends a key expects it to be used. Default:
     /// false.
     pub fn optional(self, optional: bool) -> Self {
-        self.with(|settings| settings.optional = optional)
+        self.with(|config| config.optional = optional)
     }
 
     /// Leaves the key in the request. Default: false, as inner services do not need it and may log
     /// it. A key that is kept is marked sensitive, which `Debug` and HTTP/2 respect.
     pub fn keep_credential(self, keep: bool) -> Self {
-        self.with(|settings| settings.keep_credential = keep)
+        self.with(|config| config.keep_credential = keep)
     }
 
     /// Admits CORS preflights: `OPTIONS` with `Origin` and `Access-Control-Request-Method`, to
@@ -90,21 +90,22 @@ impl<R: Clone> ApiKeyLayer<R> {
     /// Only needed if the CORS layer is inside this one; putting it outside is better. The inner
     /// handler receives the preflight without a key, so it must do no more than answer it.
     pub fn pass_preflight(self, pass: bool) -> Self {
-        self.with(|settings| settings.pass_preflight = pass)
+        self.with(|config| config.pass_preflight = pass)
     }
 
-    /// Whether requests count against the quotas of their key. Default: true.
+    /// Admits requests without charging them to the quotas of their key. Default: each request is
+    /// charged.
     ///
-    /// If not, a key that has used up its quota is admitted as well, and the handler finds its
-    /// [`Standing`](crate::auth::Standing) in the request's extensions. Use this only for a route
-    /// on which clients read their remaining quota: the key's quotas do not limit such a route.
-    pub fn charge(self, charge: bool) -> Self {
-        self.with(|settings| settings.charge = charge)
+    /// A key that has used up its quota is admitted as well, and the handler finds its
+    /// [`RateLimitStatus`](crate::auth::RateLimitStatus) in the request's extensions. The key's
+    /// quotas do not limit such a route, so use this only where clients read their remaining quota.
+    pub fn danger_without_charge(self) -> Self {
+        self.with(|config| config.charge = false)
     }
 
     /// Which headers report the remaining quota. Default: [`RateLimitHeaders::Standard`].
     pub fn rate_limit_headers(self, headers: RateLimitHeaders) -> Self {
-        self.with(|settings| settings.rate_limit_headers = headers)
+        self.with(|config| config.rate_limit_headers = headers)
     }
 
     /// Limits [how many unknown keys](crate::auth::Builder::failure_limit) each
@@ -115,19 +116,19 @@ impl<R: Clone> ApiKeyLayer<R> {
     ///
     /// A request whose address is unknown is not limited.
     pub fn throttle_failures(self, address: ClientAddress) -> Self {
-        self.with(|settings| settings.client_address = Some(address))
+        self.with(|config| config.client_address = Some(address))
     }
 
     /// Renders rejections with `renderer`. Default: [`ProblemJson`].
     pub fn render_rejections<R2>(self, renderer: R2) -> ApiKeyLayer<R2> {
-        let settings = Arc::unwrap_or_clone(self.gate).settings;
-        ApiKeyLayer { gate: Arc::new(Gate { settings, renderer }) }
+        let config = Arc::unwrap_or_clone(self.middleware).config;
+        ApiKeyLayer { middleware: Arc::new(Middleware { config, renderer }) }
     }
 }
 
 impl<R> Clone for ApiKeyLayer<R> {
     fn clone(&self) -> Self {
-        Self { gate: Arc::clone(&self.gate) }
+        Self { middleware: Arc::clone(&self.middleware) }
     }
 }
 
@@ -135,7 +136,7 @@ impl<S, R> Layer<S> for ApiKeyLayer<R> {
     type Service = ApiKeyService<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        ApiKeyService::new(inner, Arc::clone(&self.gate))
+        ApiKeyService::new(inner, Arc::clone(&self.middleware))
     }
 }
 

@@ -90,25 +90,25 @@
 //! # Long-lived responses
 //!
 //! A key is checked when its request begins, and the response may go on for hours. Wrapped in
-//! [`UntilRevoked`], the response ends when the key does:
+//! [`UntilKeyEnds`], the response ends when the key does:
 //!
 //! ```
 //! use axum::response::{IntoResponse, Sse, sse::Event};
 //! # use {futures_util::{Stream, stream}, std::convert::Infallible};
-//! use tower_api_key::{Consumer, layer::UntilRevoked};
+//! use tower_api_key::{Consumer, layer::UntilKeyEnds};
 //!
 //! # fn orders_of(_: &str) -> impl Stream<Item = Result<Event, Infallible>> + use<> {
 //! #     stream::pending()
 //! # }
 //! async fn live_orders(consumer: Consumer) -> impl IntoResponse {
 //!     let events = Sse::new(orders_of(consumer.id()));
-//!     UntilRevoked::response(events.into_response(), &consumer)
+//!     UntilKeyEnds::response(events.into_response(), &consumer)
 //! }
 //! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(live_orders));
 //! ```
 //!
-//! `websocket::until_revoked` (feature `ws`) does the same for axum's WebSockets, and
-//! [`Consumer::revoked`] for anything else. A response that uses none of them has no extra cost and
+//! `websocket::until_key_ends` (feature `ws`) does the same for axum's WebSockets, and
+//! [`Consumer::key_ended`] for anything else. A response that uses none of them has no extra cost and
 //! outlives its key.
 //!
 //! # Order of layers
@@ -136,46 +136,34 @@
 //! On an [optional](ApiKeyLayer::optional) route, credentials of another scheme belong to the
 //! application: a key sent as `Token …` by mistake stays in the request.
 
-mod caller;
-mod client_address;
-mod credentials;
-#[cfg(feature = "axum")]
-mod extract;
 mod future;
-mod gate;
-mod headers;
 #[expect(clippy::module_inception, reason = "the file that holds the layer")]
 mod layer;
 mod limits;
-mod peer;
-mod require_scope;
+mod middleware;
+mod request;
 mod response;
 mod service;
-mod tally;
-mod until_revoked;
-#[cfg(feature = "ws")]
-pub mod websocket;
+mod stream;
 
 #[cfg(feature = "axum")]
-pub use self::extract::ConsumerRejection;
+pub use self::request::ConsumerRejection;
 #[cfg(feature = "admin")]
-pub(crate) use self::headers::retry_after;
-#[cfg(feature = "admin")]
-pub(crate) use self::response::{Problem, complete};
+pub(crate) use self::response::{Problem, complete, retry_after};
+#[cfg(feature = "ws")]
+pub use self::stream::websocket;
 pub use self::{
-    client_address::ClientAddress,
     future::ResponseFuture,
-    headers::RateLimitHeaders,
     layer::{ApiKeyLayer, InvalidRealm},
     limits::{
         ConcurrencyLimit, ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService,
-        Cost, MeteredFuture, MeteredLayer, MeteredService, RateClass,
+        Cost, MeteredFuture, MeteredLayer, MeteredService, RateClass, RequireScope,
+        RequireScopeFuture, RequireScopeService,
     },
-    peer::PeerAddr,
-    require_scope::{RequireScope, RequireScopeFuture, RequireScopeService},
-    response::{ProblemJson, RejectionResponse, StatusOnly},
+    request::{ClientAddress, PeerAddr},
+    response::{ProblemJson, RateLimitHeaders, RejectionResponse, StatusOnly},
     service::ApiKeyService,
-    until_revoked::{KeyRevoked, UntilRevoked},
+    stream::{KeyEndedError, UntilKeyEnds},
 };
 #[cfg(doc)]
 use crate::Consumer;

@@ -7,7 +7,9 @@ use std::{
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::{ProblemJson, RejectionResponse, ResponseFuture, caller, gate::Gate};
+use super::{
+    ProblemJson, RejectionResponse, ResponseFuture, middleware::Middleware, request::caller,
+};
 use crate::auth::Attempt;
 
 /// The service of [`ApiKeyLayer`](super::ApiKeyLayer).
@@ -17,18 +19,18 @@ use crate::auth::Attempt;
 #[derive(Debug)]
 pub struct ApiKeyService<S, R = ProblemJson> {
     inner: S,
-    gate: Arc<Gate<R>>,
+    middleware: Arc<Middleware<R>>,
 }
 
 impl<S, R> ApiKeyService<S, R> {
-    pub(super) fn new(inner: S, gate: Arc<Gate<R>>) -> Self {
-        Self { inner, gate }
+    pub(super) fn new(inner: S, middleware: Arc<Middleware<R>>) -> Self {
+        Self { inner, middleware }
     }
 }
 
 impl<S: Clone, R> Clone for ApiKeyService<S, R> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), gate: Arc::clone(&self.gate) }
+        Self { inner: self.inner.clone(), middleware: Arc::clone(&self.middleware) }
     }
 }
 
@@ -46,29 +48,29 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        match self.gate.settings.attempt(&mut request) {
+        match self.middleware.config.attempt(&mut request) {
             Some(Attempt::Admit(admission)) => {
-                self.gate.settings.introduce(&mut request, &admission);
-                let gate = Arc::clone(&self.gate);
-                ResponseFuture::inner(self.inner.call(request), gate, Some(admission))
+                self.middleware.config.attach_consumer(&mut request, &admission);
+                let middleware = Arc::clone(&self.middleware);
+                ResponseFuture::inner(self.inner.call(request), middleware, Some(admission))
             }
             Some(Attempt::Reject(rejection)) => {
                 // Dropping the ready service releases what `poll_ready` reserved, such as a
                 // concurrency permit: on a kept-alive connection the next call may never come.
                 self.inner = self.inner.clone();
-                ResponseFuture::rejected(self.gate.reject(&rejection))
+                ResponseFuture::rejected(self.middleware.reject(&rejection))
             }
-            Some(Attempt::Lookup(lookup)) => {
+            Some(Attempt::Pending(lookup)) => {
                 // The clone is not ready, so it stays here and the future takes the ready service:
                 // https://docs.rs/tower/latest/tower/trait.Service.html#be-careful-when-cloning-inner-services
                 let clone = self.inner.clone();
                 let ready = mem::replace(&mut self.inner, clone);
-                ResponseFuture::looking_up(lookup, ready, request, Arc::clone(&self.gate))
+                ResponseFuture::looking_up(lookup, ready, request, Arc::clone(&self.middleware))
             }
             None => {
                 caller::admit_anonymous(request.extensions_mut());
-                let gate = Arc::clone(&self.gate);
-                ResponseFuture::inner(self.inner.call(request), gate, None)
+                let middleware = Arc::clone(&self.middleware);
+                ResponseFuture::inner(self.inner.call(request), middleware, None)
             }
         }
     }

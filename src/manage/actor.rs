@@ -16,7 +16,7 @@ use crate::{
 ///
 /// // The key behind a request can grant no more than it holds.
 /// fn caller(consumer: &Consumer, write: Scope) -> Actor {
-///     Actor::caller(consumer).requires(write)
+///     Actor::key(consumer).required_scope(write)
 /// }
 /// ```
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ impl Actor {
     /// What the calling key holds is read again in the transaction of each change: a key that was
     /// revoked after it was authenticated changes nothing. If it lacked a required scope when it
     /// was authenticated, the change is denied without a transaction.
-    pub fn caller(consumer: &Consumer) -> Self {
+    pub fn key(consumer: &Consumer) -> Self {
         let caller = Caller {
             key_id: consumer.key_id(),
             consumer: consumer.clone(),
@@ -80,21 +80,21 @@ impl Actor {
         Self { name, origin: None, caller: Some(caller) }
     }
 
-    /// A [caller](Self::caller) needs `scope` to change anything. Default: none.
-    pub fn requires(self, scope: Scope) -> Self {
+    /// A [caller](Self::key) needs `scope` to change anything. Default: none.
+    pub fn required_scope(self, scope: Scope) -> Self {
         self.with(|caller| caller.required = Some(scope))
     }
 
-    /// A [caller](Self::caller) needs `scope` to change, revoke or rotate keys of its consumer
+    /// A [caller](Self::key) needs `scope` to change, revoke or rotate keys of its consumer
     /// outside its own rotation chain. Default: the scope that is [required](Self::requires) for
     /// everything; without either, it cannot.
     pub fn other_keys_scope(self, scope: Scope) -> Self {
         self.with(|caller| caller.others = Some(scope))
     }
 
-    /// A [caller](Self::caller) with `scope` manages the keys of all consumers. Default: no scope
+    /// A [caller](Self::key) with `scope` manages the keys of all consumers. Default: no scope
     /// allows it.
-    pub fn everywhere_with(self, scope: Scope) -> Self {
+    pub fn all_consumers_scope(self, scope: Scope) -> Self {
         self.with(|caller| caller.everywhere = Some(scope))
     }
 
@@ -105,7 +105,7 @@ impl Actor {
     }
 
     /// Where the request came from, such as an address or a host, for the audit.
-    pub fn from(self, origin: impl Into<String>) -> Self {
+    pub fn origin(self, origin: impl Into<String>) -> Self {
         Self { origin: Some(origin.into()), ..self }
     }
 
@@ -131,8 +131,8 @@ impl Actor {
     pub(super) fn tenant(&self) -> Option<&str> {
         let caller = self.caller.as_ref()?;
         let everywhere = caller.everywhere.as_ref();
-        let roams = everywhere.is_some_and(|scope| caller.consumer.has_scope(scope.as_str()));
-        (!roams).then(|| caller.consumer.id())
+        let is_unrestricted = everywhere.is_some_and(|scope| caller.consumer.has_scope(scope.as_str()));
+        (!is_unrestricted).then(|| caller.consumer.id())
     }
 }
 
@@ -191,8 +191,8 @@ impl Caller {
 
     /// Whether it may manage keys of `consumer_id` at all.
     pub(super) fn reaches(&self, held: &KeyRecord, consumer_id: &str) -> bool {
-        let roams = |scope: &Scope| held.scopes.contains(scope.as_str());
-        held.consumer_id == consumer_id || self.everywhere.as_ref().is_some_and(roams)
+        let is_unrestricted = |scope: &Scope| held.scopes.contains(scope.as_str());
+        held.consumer_id == consumer_id || self.everywhere.as_ref().is_some_and(is_unrestricted)
     }
 
     /// Whether the caller holds everything that `granted` does.
@@ -212,9 +212,9 @@ impl Caller {
         before: &KeyRecord,
         after: &KeyRecord,
     ) -> Result<(), ManageError> {
-        let awakens = !before.is_active && after.is_active;
+        let reactivates = !before.is_active && after.is_active;
         let moves = after.plan != before.plan;
-        if !awakens && !moves && self.check_within(before, after).is_ok() {
+        if !reactivates && !moves && self.check_within(before, after).is_ok() {
             return Ok(());
         }
         self.check_within(held, after)

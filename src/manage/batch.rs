@@ -3,7 +3,7 @@
 use super::{KeyIssuer, ManageError};
 use crate::{
     record::{KeyId, KeyRecord},
-    store::Selection,
+    store::KeyFilter,
     trace::warn,
 };
 
@@ -52,7 +52,7 @@ impl KeyIssuer {
     /// read.
     pub(super) async fn select_some(
         &self,
-        keys: &Selection,
+        keys: &KeyFilter,
         except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyId>, ManageError> {

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     record::{AuditEntry, KeyAction, KeyId, KeyRecord},
-    store::Claim,
+    store::IdempotencyRecord,
 };
 
 /// A change in progress: its transaction, the caller's record as locked in it, and the audit
@@ -108,7 +108,7 @@ impl KeyIssuer {
 
     async fn write_audit(&self, entries: &[AuditEntry]) -> Result<(), ManageError> {
         let mut tx = self.begin().await?;
-        tx.record(entries).await?;
+        tx.write_audit(entries).await?;
         Ok(tx.commit().await?)
     }
 }
@@ -224,9 +224,12 @@ impl Change {
     }
 
     /// Claims the idempotency key; an error if it was used before.
-    pub(super) async fn claim(&mut self, claim: Option<Claim>) -> Result<(), ManageError> {
+    pub(super) async fn claim(
+        &mut self,
+        claim: Option<IdempotencyRecord>,
+    ) -> Result<(), ManageError> {
         let Some(claim) = claim else { return Ok(()) };
-        match self.tx.claim(&claim).await? {
+        match self.tx.claim_idempotency_key(&claim).await? {
             None => Ok(()),
             Some(earlier) if earlier.fingerprint == claim.fingerprint => {
                 Err(ManageError::repeated(earlier.key_id))
@@ -280,7 +283,7 @@ impl Change {
             entries.splice(0..0, overdue.entries());
             Some(overdue)
         };
-        let committed = match self.tx.record(&self.entries).await {
+        let committed = match self.tx.write_audit(&self.entries).await {
             Ok(()) => self.tx.commit().await.map_err(ManageError::from),
             // An audit entry that fails is not the fault of a key, so no key is skipped for it.
             Err(error) => Err(ManageError::failed(error)),

@@ -4,8 +4,8 @@ use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        Claim, EventPage, EventQuery, KeyCountQuery, KeyCounts, KeyPage, KeyQuery, KeyTransaction,
-        ManageKeys, ManagePlans, Selection, StoreError,
+        EventPage, EventQuery, IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyPage,
+        KeyQuery, KeyTransaction, ManageKeys, ManagePlans, StoreError,
     },
 };
 
@@ -52,13 +52,13 @@ pub(super) trait ErasedTransaction: Send {
     fn lock<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, Vec<KeyRecord>>;
     fn lock_some<'a>(
         &'a mut self,
-        keys: &'a Selection,
+        keys: &'a KeyFilter,
         except: &'a [KeyId],
         limit: usize,
     ) -> Answer<'a, Vec<KeyRecord>>;
     fn select_some<'a>(
         &'a mut self,
-        keys: &'a Selection,
+        keys: &'a KeyFilter,
         except: &'a [KeyId],
         limit: usize,
     ) -> Answer<'a, Vec<KeyId>>;
@@ -72,15 +72,18 @@ pub(super) trait ErasedTransaction: Send {
     fn count_keys<'a>(&'a mut self, query: &'a KeyCountQuery) -> Answer<'a, KeyCounts>;
     fn nth_rotation(&mut self, root: KeyId, nth: usize) -> Answer<'_, Option<SystemTime>>;
     fn delete<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, ()>;
-    fn record<'a>(&'a mut self, entries: &'a [AuditEntry]) -> Answer<'a, ()>;
+    fn write_audit<'a>(&'a mut self, entries: &'a [AuditEntry]) -> Answer<'a, ()>;
     fn set_plan<'a>(
         &'a mut self,
         name: &'a str,
         limits: &'a RateLimits,
     ) -> Answer<'a, Option<String>>;
     fn remove_plan<'a>(&'a mut self, name: &'a str) -> Answer<'a, Option<String>>;
-    fn claim<'a>(&'a mut self, claim: &'a Claim) -> Answer<'a, Option<Claim>>;
-    fn sweep(&mut self, before: SystemTime, limit: usize) -> Answer<'_, usize>;
+    fn claim_idempotency_key<'a>(
+        &'a mut self,
+        claim: &'a IdempotencyRecord,
+    ) -> Answer<'a, Option<IdempotencyRecord>>;
+    fn delete_expired(&mut self, before: SystemTime, limit: usize) -> Answer<'_, usize>;
     fn commit(self: Box<Self>) -> Answer<'static, ()>;
 }
 
@@ -91,7 +94,7 @@ impl<T: KeyTransaction> ErasedTransaction for T {
 
     fn lock_some<'a>(
         &'a mut self,
-        keys: &'a Selection,
+        keys: &'a KeyFilter,
         except: &'a [KeyId],
         limit: usize,
     ) -> Answer<'a, Vec<KeyRecord>> {
@@ -100,7 +103,7 @@ impl<T: KeyTransaction> ErasedTransaction for T {
 
     fn select_some<'a>(
         &'a mut self,
-        keys: &'a Selection,
+        keys: &'a KeyFilter,
         except: &'a [KeyId],
         limit: usize,
     ) -> Answer<'a, Vec<KeyId>> {
@@ -135,8 +138,8 @@ impl<T: KeyTransaction> ErasedTransaction for T {
         Box::pin(KeyTransaction::delete(self, ids))
     }
 
-    fn record<'a>(&'a mut self, entries: &'a [AuditEntry]) -> Answer<'a, ()> {
-        Box::pin(KeyTransaction::record(self, entries))
+    fn write_audit<'a>(&'a mut self, entries: &'a [AuditEntry]) -> Answer<'a, ()> {
+        Box::pin(KeyTransaction::write_audit(self, entries))
     }
 
     fn set_plan<'a>(
@@ -151,12 +154,15 @@ impl<T: KeyTransaction> ErasedTransaction for T {
         Box::pin(KeyTransaction::remove_plan(self, name))
     }
 
-    fn claim<'a>(&'a mut self, claim: &'a Claim) -> Answer<'a, Option<Claim>> {
-        Box::pin(KeyTransaction::claim(self, claim))
+    fn claim_idempotency_key<'a>(
+        &'a mut self,
+        claim: &'a IdempotencyRecord,
+    ) -> Answer<'a, Option<IdempotencyRecord>> {
+        Box::pin(KeyTransaction::claim_idempotency_key(self, claim))
     }
 
-    fn sweep(&mut self, before: SystemTime, limit: usize) -> Answer<'_, usize> {
-        Box::pin(KeyTransaction::sweep(self, before, limit))
+    fn delete_expired(&mut self, before: SystemTime, limit: usize) -> Answer<'_, usize> {
+        Box::pin(KeyTransaction::delete_expired(self, before, limit))
     }
 
     fn commit(self: Box<Self>) -> Answer<'static, ()> {

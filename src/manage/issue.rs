@@ -2,7 +2,7 @@ use super::{KeyIssuer, ManageError, NewKey, change::Change};
 use crate::{
     key::{ApiKey, KeyHash, digest},
     record::{KeyAction, KeyId, KeyRecord},
-    store::Claim,
+    store::IdempotencyRecord,
 };
 
 /// A new key and its record.
@@ -18,7 +18,7 @@ pub struct Issued {
 impl KeyIssuer {
     /// Makes a key and stores its hash. Only the returned value contains the key itself.
     ///
-    /// A [caller](super::Actor::caller) can only grant what its own key holds: its scopes, no later
+    /// A [caller](super::Actor::key) can only grant what its own key holds: its scopes, no later
     /// expiry, no wider limits, its own plan and its own consumer.
     ///
     /// # Errors
@@ -85,7 +85,7 @@ impl KeyIssuer {
         key: Option<&str>,
         fingerprint: [u8; 32],
         makes: KeyId,
-    ) -> Result<Option<Claim>, ManageError> {
+    ) -> Result<Option<IdempotencyRecord>, ManageError> {
         let Some(key) = key else { return Ok(None) };
         let fits = (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len());
         if !fits || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -93,7 +93,7 @@ impl KeyIssuer {
             return Err(ManageError::invalid("idempotency_key", detail));
         }
         let request = digest(&[self.actor.name.as_bytes(), key.as_bytes()]);
-        Ok(Some(Claim::new(request, fingerprint, makes)))
+        Ok(Some(IdempotencyRecord::new(request, fingerprint, makes)))
     }
 }
 

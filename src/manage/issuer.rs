@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Actor, ManageError,
-    admission::{PerConsumer, Turn},
+    admission::{ConsumerPermit, ConsumerSemaphores},
     audit,
     denials::Denials,
     erased::{ErasedKeys, ErasedTransaction},
@@ -55,10 +55,10 @@ pub struct KeyIssuer {
     pub(super) bounds: Bounds,
     caches: Vec<Arc<dyn Invalidate>>,
     /// Limits the concurrent changes and queries of each consumer.
-    admission: Arc<PerConsumer>,
+    admission: Arc<ConsumerSemaphores>,
     /// Limits the pages that are read and rendered at once for each consumer.
     #[cfg(feature = "admin")]
-    pages: Arc<PerConsumer>,
+    pages: Arc<ConsumerSemaphores>,
 }
 
 /// Concurrent changes and queries of a consumer. Fewer than any store has connections, so that one
@@ -81,9 +81,9 @@ impl KeyIssuer {
             denials: Arc::default(),
             bounds: Bounds::default(),
             caches: Vec::new(),
-            admission: Arc::new(PerConsumer::new(MAX_PER_CONSUMER, WAIT)),
+            admission: Arc::new(ConsumerSemaphores::new(MAX_PER_CONSUMER, WAIT)),
             #[cfg(feature = "admin")]
-            pages: Arc::new(PerConsumer::new(MAX_PAGES_PER_CONSUMER, WAIT)),
+            pages: Arc::new(ConsumerSemaphores::new(MAX_PAGES_PER_CONSUMER, WAIT)),
         }
     }
 
@@ -109,7 +109,7 @@ impl KeyIssuer {
 
     /// How many keys that are neither revoked nor expired a consumer can have, and how many keys
     /// can be made for it in an hour, including those that have ended. It applies when a
-    /// [key](Actor::caller) issues a key; operators and imports are exempt. Default: 1,000, enough
+    /// [key](Actor::key) issues a key; operators and imports are exempt. Default: 1,000, enough
     /// for a customer who gives each of their own customers a key, and few enough to list and
     /// revoke in a second.
     ///
@@ -122,7 +122,7 @@ impl KeyIssuer {
     }
 
     /// How often a key can be rotated in an hour, including its successors. It applies when a
-    /// [key](Actor::caller) rotates a key; operators are exempt. Default: 10, more than any
+    /// [key](Actor::key) rotates a key; operators are exempt. Default: 10, more than any
     /// schedule needs.
     #[must_use]
     pub fn max_rotations_per_hour(mut self, rotations: usize) -> Self {
@@ -149,7 +149,7 @@ impl KeyIssuer {
     /// [`NotFound`](super::ManageErrorKind::NotFound) when the key does not exist or the actor may
     /// not manage it, or when the store fails.
     pub async fn get(&self, id: KeyId) -> Result<ListedKey, ManageError> {
-        let _turn = self.turn().await?;
+        let _turn = self.permit().await?;
         self.get_now(id).await
     }
 
@@ -168,7 +168,7 @@ impl KeyIssuer {
     /// when the store fails.
     pub async fn list(&self, query: &KeyQuery) -> Result<KeyPage, ManageError> {
         check_limit(query.limit)?;
-        let _turn = self.turn().await?;
+        let _turn = self.permit().await?;
         match (self.actor.tenant(), &query.consumer_id) {
             (Some(own), Some(other)) if own != other => Ok(KeyPage::default()),
             (Some(own), None) => {
@@ -181,7 +181,7 @@ impl KeyIssuer {
 
     /// A page of the audit of keys that the actor may manage, newest first.
     ///
-    /// To a [caller](super::Actor::caller) that sees one consumer, denied attempts show their
+    /// To a [caller](super::Actor::key) that sees one consumer, denied attempts show their
     /// target only if it is a key of this consumer.
     ///
     /// # Errors
@@ -191,7 +191,7 @@ impl KeyIssuer {
     /// more than 1,000 events; or when the store fails.
     pub async fn events(&self, query: &EventQuery) -> Result<EventPage, ManageError> {
         check_limit(query.limit)?;
-        let _turn = self.turn().await?;
+        let _turn = self.permit().await?;
         let own = self.actor.tenant().map(str::to_owned);
         let mut page = match (&own, &query.consumer_id) {
             (Some(own), Some(other)) if own != other => EventPage::default(),
@@ -225,10 +225,10 @@ impl KeyIssuer {
         &self,
         change: impl Future<Output = Result<T, ManageError>> + Send + 'static,
     ) -> Result<T, ManageError> {
-        let turn = self.turn().await?;
+        let permit = self.permit().await?;
         let change = async move {
             // The permit is held until the change is done, even if the caller's future is dropped.
-            let _turn = turn;
+            let _turn = permit;
             change.await
         };
         match tokio::spawn(change).await {
@@ -238,14 +238,14 @@ impl KeyIssuer {
     }
 
     /// A permit for a change or a query; `None` for an operator, who is exempt.
-    async fn turn(&self) -> Result<Option<Turn>, ManageError> {
+    async fn permit(&self) -> Result<Option<ConsumerPermit>, ManageError> {
         turn_of(&self.admission, &self.actor).await
     }
 
     /// A permit to be held while a page is read and rendered; `None` for an operator, who is
     /// exempt.
     #[cfg(feature = "admin")]
-    pub(crate) async fn page_turn(&self) -> Result<Option<Turn>, ManageError> {
+    pub(crate) async fn page_turn(&self) -> Result<Option<ConsumerPermit>, ManageError> {
         turn_of(&self.pages, &self.actor).await
     }
 
@@ -285,10 +285,13 @@ impl KeyIssuer {
     }
 }
 
-async fn turn_of(turns: &PerConsumer, actor: &Actor) -> Result<Option<Turn>, ManageError> {
+async fn turn_of(
+    permits: &ConsumerSemaphores,
+    actor: &Actor,
+) -> Result<Option<ConsumerPermit>, ManageError> {
     let Some(caller) = &actor.caller else { return Ok(None) };
-    let turn = turns.take(caller.consumer_id()).await;
-    turn.map(Some).ok_or_else(ManageError::too_many_at_once)
+    let permit = permits.take(caller.consumer_id()).await;
+    permit.map(Some).ok_or_else(ManageError::too_many_at_once)
 }
 
 const MAX_LIMIT: usize = 1000;

@@ -26,7 +26,7 @@
 //! let rotated = issuer.rotate(issued.record.id, Rotation::new().grace(DAY)).await?;
 //! assert_eq!(rotated.record.rotated_from, Some(issued.record.id));
 //!
-//! let revoked = issuer.revoke(issued.record.id, Some("nobody uses it any more")).await?;
+//! let revoked = issuer.revoke(issued.record.id, Some("no longer used")).await?;
 //! assert!(revoked.revoked_at.is_some());
 //! # Ok(())
 //! # }
@@ -91,6 +91,6 @@ pub use self::{
 };
 #[cfg(feature = "admin")]
 pub(crate) use self::{
-    admission::{PerConsumer, Turn},
+    admission::{ConsumerPermit, ConsumerSemaphores},
     text::is_plain,
 };

@@ -46,7 +46,7 @@ fn latest() -> SystemTime {
 
 impl Expiry {
     /// The instant of expiry if requested at `now`.
-    pub(super) fn reckon(self, now: SystemTime) -> Result<Option<SystemTime>, ManageError> {
+    pub(super) fn resolve_at(self, now: SystemTime) -> Result<Option<SystemTime>, ManageError> {
         let end = match self {
             Self::Never => return Ok(None),
             Self::At(at) => Some(at),
@@ -173,7 +173,7 @@ impl NewKey {
         text::check_scopes(&self.scopes)?;
         text::check_quotas(self.rate_limits.as_ref())?;
         text::check_some("reason", self.reason.as_deref())?;
-        let expires_at = self.expiry.reckon(record.created_at)?;
+        let expires_at = self.expiry.resolve_at(record.created_at)?;
         if let (Some(begin), Some(end)) = (self.not_before, expires_at)
             && begin >= end
         {

@@ -14,7 +14,7 @@ impl KeyIssuer {
     ///
     /// [`Invalid`](super::ManageErrorKind::Invalid) for a name other than 1 to 64 letters, digits,
     /// `-`, `_` or `.`, or for more than 8 quotas; [`Denied`](super::ManageErrorKind::Denied) to a
-    /// [caller](super::Actor::caller); or when the store fails.
+    /// [caller](super::Actor::key); or when the store fails.
     pub async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), ManageError> {
         text::check_plan(name)?;
         text::check_quotas(Some(limits))?;
@@ -49,7 +49,7 @@ impl KeyIssuer {
     ///
     /// # Errors
     ///
-    /// [`Denied`](super::ManageErrorKind::Denied) to a [caller](super::Actor::caller), or when the
+    /// [`Denied`](super::ManageErrorKind::Denied) to a [caller](super::Actor::key), or when the
     /// store fails.
     pub async fn remove_plan(&self, name: &str) -> Result<bool, ManageError> {
         let (issuer, name) = (self.clone(), name.to_owned());

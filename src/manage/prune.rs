@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     record::{KeyAction, KeyId, KeyRecord},
-    store::Selection,
+    store::KeyFilter,
 };
 
 /// The result of a prune.
@@ -47,7 +47,7 @@ impl KeyIssuer {
     ///
     /// # Errors
     ///
-    /// [`Denied`](super::ManageErrorKind::Denied) to a [caller](super::Actor::caller), or when the
+    /// [`Denied`](super::ManageErrorKind::Denied) to a [caller](super::Actor::key), or when the
     /// store fails.
     pub async fn prune(
         &self,
@@ -92,12 +92,12 @@ impl KeyIssuer {
             let attempt = Attempt::to("prune");
             return Err(self.deny(ManageError::operators_only(), attempt).await?);
         }
-        let ended = Selection::EndedBefore(before);
+        let ended = KeyFilter::EndedBefore(before);
         let (selection, skip) = (ended.clone(), except.clone());
         let together = self.clone().change("prune", Vec::new(), async move |change, _| {
             let locked = change.tx.lock_some(&selection, &skip, at_most).await?;
             let keys = change.prune(&locked).await?;
-            let leftovers = change.tx.sweep(before, at_most).await?;
+            let leftovers = change.tx.delete_expired(before, at_most).await?;
             Ok(Pruned { keys, leftovers: leftovers as u64, skipped: Vec::new() })
         });
         match together.await {
@@ -108,7 +108,7 @@ impl KeyIssuer {
         let outcome = Self::each(ids, |ids| self.clone().prune_these(ids, before));
         let Outcome { done, skipped } = outcome.await?;
         let leftovers = self.change("prune", Vec::new(), async move |change, _| {
-            Ok(change.tx.sweep(before, at_most).await?)
+            Ok(change.tx.delete_expired(before, at_most).await?)
         });
         Ok(Pruned { keys: done, leftovers: leftovers.await? as u64, skipped })
     }

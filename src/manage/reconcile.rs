@@ -233,7 +233,7 @@ impl KeyIssuer {
     ///
     /// # Errors
     ///
-    /// [`Denied`](super::ManageErrorKind::Denied) to a [caller](super::Actor::caller), or when the
+    /// [`Denied`](super::ManageErrorKind::Denied) to a [caller](super::Actor::key), or when the
     /// store fails.
     pub async fn reconcile(
         &self,

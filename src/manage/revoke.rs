@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     record::{KeyAction, KeyId, KeyRecord},
-    store::{KeyQuery, ListedKey, Selection},
+    store::{KeyFilter, KeyQuery, ListedKey},
 };
 
 /// Keys of a transaction. Its locks delay other changes, so batches are small.
@@ -95,7 +95,7 @@ impl KeyIssuer {
     /// Revokes a key permanently, and returns its record. Revoking it again keeps the first time
     /// and reason.
     ///
-    /// A [caller](super::Actor::caller) may revoke itself and the keys of its own rotation chain.
+    /// A [caller](super::Actor::key) may revoke itself and the keys of its own rotation chain.
     /// With the [scope](super::Actor::other_keys_scope) for other keys, it may revoke any key of a
     /// consumer that it manages, even one that holds more than its own.
     ///
@@ -135,11 +135,11 @@ impl KeyIssuer {
         reason: Option<&str>,
     ) -> Result<Revocations, ManageError> {
         text::check("consumer_id", consumer_id)?;
-        self.revoke_all(Selection::Consumer(consumer_id.to_owned()), reason).await
+        self.revoke_all(KeyFilter::Consumer(consumer_id.to_owned()), reason).await
     }
 
     /// Revokes all keys with a prefix, for example after a whole kind of keys leaked, and returns
-    /// how many. A [caller](super::Actor::caller) that manages one consumer revokes only keys of
+    /// how many. A [caller](super::Actor::key) that manages one consumer revokes only keys of
     /// this consumer. Otherwise like [`revoke_consumer`](Self::revoke_consumer).
     ///
     /// # Errors
@@ -153,8 +153,8 @@ impl KeyIssuer {
         text::check("key_prefix", key_prefix)?;
         let key_prefix = key_prefix.to_owned();
         let keys = match self.actor.tenant() {
-            Some(own) => Selection::ConsumerPrefix { consumer_id: own.to_owned(), key_prefix },
-            None => Selection::Prefix(key_prefix),
+            Some(own) => KeyFilter::ConsumerPrefix { consumer_id: own.to_owned(), key_prefix },
+            None => KeyFilter::Prefix(key_prefix),
         };
         self.revoke_all(keys, reason).await
     }
@@ -188,7 +188,7 @@ impl KeyIssuer {
     ///
     /// # Errors
     ///
-    /// [`Denied`](super::ManageErrorKind::Denied) to a [caller](super::Actor::caller),
+    /// [`Denied`](super::ManageErrorKind::Denied) to a [caller](super::Actor::key),
     /// [`Invalid`](super::ManageErrorKind::Invalid) for a filter without conditions, or when the
     /// store fails.
     pub async fn matching(&self, filter: &RevocationFilter) -> Result<Vec<KeyId>, ManageError> {
@@ -229,7 +229,7 @@ impl KeyIssuer {
 
     async fn revoke_all(
         &self,
-        keys: Selection,
+        keys: KeyFilter,
         reason: Option<&str>,
     ) -> Result<Revocations, ManageError> {
         let reason = owned(reason)?;
@@ -251,7 +251,7 @@ impl KeyIssuer {
 
     async fn revoke_batch(
         self,
-        keys: Selection,
+        keys: KeyFilter,
         reason: Option<String>,
         except: Vec<KeyId>,
     ) -> Result<Outcome, ManageError> {
@@ -276,7 +276,7 @@ impl KeyIssuer {
     async fn revoke_these(
         self,
         ids: Vec<KeyId>,
-        keys: Selection,
+        keys: KeyFilter,
         reason: Option<String>,
     ) -> Result<u64, ManageError> {
         self.change("revoke", ids, async move |change, mut before| {
@@ -289,13 +289,13 @@ impl KeyIssuer {
 }
 
 impl Change {
-    fn check_selection(&mut self, keys: &Selection) -> Result<(), ManageError> {
+    fn check_selection(&mut self, keys: &KeyFilter) -> Result<(), ManageError> {
         self.check_others()?;
         match keys {
-            Selection::Consumer(id) | Selection::ConsumerPrefix { consumer_id: id, .. } => {
+            KeyFilter::Consumer(id) | KeyFilter::ConsumerPrefix { consumer_id: id, .. } => {
                 self.check_reach(id)
             }
-            Selection::Prefix(_) | Selection::EndedBefore(_) => Ok(()),
+            KeyFilter::Prefix(_) | KeyFilter::EndedBefore(_) => Ok(()),
         }
     }
 

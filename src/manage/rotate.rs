@@ -33,7 +33,7 @@ impl Rotation {
     }
 
     /// When the new key expires. Default: it has the lifetime of the old key, from issue to expiry,
-    /// but does not outlive the calling key if a [caller](super::Actor::caller) rotates it.
+    /// but does not outlive the calling key if a [caller](super::Actor::key) rotates it.
     pub fn expiry(self, expiry: Expiry) -> Self {
         Self { expiry: Some(expiry), ..self }
     }
@@ -77,7 +77,7 @@ impl KeyIssuer {
     /// limits, plan and metadata, and sharing its rate-limit buckets. The old key keeps working for
     /// a [grace period](Rotation::grace), during which responses to it announce its end.
     ///
-    /// A [caller](super::Actor::caller) can rotate itself and the keys of its own rotation chain.
+    /// A [caller](super::Actor::key) can rotate itself and the keys of its own rotation chain.
     /// With the [scope](super::Actor::other_keys_scope) for other keys, it can rotate keys that it
     /// could have issued.
     ///
@@ -149,10 +149,10 @@ fn succeed(
 ) -> Result<KeyRecord, ManageError> {
     let now = whole_micros(old.read_at);
     let expires_at = match expiry {
-        Some(expiry) => expiry.reckon(now)?,
+        Some(expiry) => expiry.resolve_at(now)?,
         None => {
             let end = match old.expires_at.map(|end| (end, end.duration_since(old.created_at))) {
-                Some((_, Ok(lifetime))) => Expiry::In(lifetime).reckon(now)?,
+                Some((_, Ok(lifetime))) => Expiry::In(lifetime).resolve_at(now)?,
                 // A creation time after the expiry, set in SQL, must not make a key without expiry.
                 Some((end, Err(_))) => Some(end),
                 None => None,

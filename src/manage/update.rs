@@ -113,7 +113,7 @@ impl KeyUpdate {
             after.is_active = is_active;
         }
         if let Some(expiry) = self.expiry {
-            after.expires_at = expiry.reckon(before.read_at)?;
+            after.expires_at = expiry.resolve_at(before.read_at)?;
         }
         Ok(after)
     }
@@ -175,7 +175,7 @@ fn merge(target: &mut Value, patch: Value) {
 impl KeyIssuer {
     /// Changes a key, and returns the new record.
     ///
-    /// A [caller](super::Actor::caller) can take anything away, but can only give a key what its
+    /// A [caller](super::Actor::key) can take anything away, but can only give a key what its
     /// own key holds. Keys outside its own rotation chain need a
     /// [scope](super::Actor::other_keys_scope).
     ///

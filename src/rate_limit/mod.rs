@@ -39,7 +39,7 @@
 //! ```
 
 #[cfg(feature = "redis")]
-mod level;
+mod bucket_snapshot;
 mod limits;
 mod local;
 mod measure;
@@ -48,7 +48,7 @@ mod plans;
 mod quota;
 #[cfg(feature = "redis")]
 mod redis;
-mod refill;
+mod gcra_math;
 mod subject;
 
 use std::{
@@ -66,7 +66,7 @@ use smallvec::SmallVec;
 pub(crate) use self::meter::{Meter, Meters};
 #[cfg(feature = "redis")]
 pub use self::redis::{
-    InvalidRedisRateLimiter, Leases, RedisRateLimiter, RedisRateLimiterBuilder, Unavailable,
+    InvalidRedisRateLimiter, Leases, OutagePolicy, RedisRateLimiter, RedisRateLimiterBuilder,
 };
 pub use self::{
     limits::RateLimits,

@@ -16,13 +16,13 @@ use crate::rate_limit::{Meter, RateLimits, Subject};
 ///
 /// The extractor and layers such as [`RequireScope`](crate::RequireScope) only trust a consumer
 /// that an [`Authenticator`](crate::Authenticator) made. A consumer made from a [`KeyRecord`] is
-/// meant for [`Actor::caller`](crate::manage::Actor::caller) and similar; for handler tests there
+/// meant for [`Actor::key`](crate::manage::Actor::key) and similar; for handler tests there
 /// is `Consumer::for_test`, behind the feature `test-util`.
 #[derive(Clone)]
-pub struct Consumer(Arc<Known>);
+pub struct Consumer(Arc<LookedUpKey>);
 
 /// A looked-up key: the part that handlers see, and `live`, the part that only its owner uses.
-pub(crate) struct Known<L: ?Sized = dyn Live> {
+pub(crate) struct LookedUpKey<L: ?Sized = dyn KeyExtension> {
     id: Box<str>,
     key_id: KeyId,
     key_name: Option<Box<str>>,
@@ -32,11 +32,11 @@ pub(crate) struct Known<L: ?Sized = dyn Live> {
     /// Boxed because few keys have it.
     retirement: Option<Box<Retirement>>,
     root_id: KeyId,
-    pub(crate) live: L,
+    pub(crate) ext: L,
 }
 
 /// Connects a consumer to the authenticator that made it.
-pub(crate) trait Live: Send + Sync {
+pub(crate) trait KeyExtension: Send + Sync {
     /// The key's limits.
     fn meter(&self) -> Option<&Meter>;
 
@@ -63,7 +63,7 @@ type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// For a consumer that was not made by an authenticator.
 struct Unbound;
 
-impl Live for Unbound {
+impl KeyExtension for Unbound {
     fn meter(&self) -> Option<&Meter> {
         None
     }
@@ -82,7 +82,7 @@ impl Live for Unbound {
 struct ForTest;
 
 #[cfg(feature = "test-util")]
-impl Live for ForTest {
+impl KeyExtension for ForTest {
     fn meter(&self) -> Option<&Meter> {
         None
     }
@@ -97,8 +97,8 @@ impl Live for ForTest {
     }
 }
 
-impl<L> Known<L> {
-    pub(crate) fn new(record: KeyRecord, live: L) -> Self {
+impl<L> LookedUpKey<L> {
+    pub(crate) fn new(record: KeyRecord, ext: L) -> Self {
         Self {
             retirement: record.retirement().map(Box::new),
             id: record.consumer_id.into(),
@@ -108,7 +108,7 @@ impl<L> Known<L> {
             scopes: record.scopes,
             plan: record.plan.map(Into::into),
             metadata: record.metadata,
-            live,
+            ext,
         }
     }
 
@@ -118,9 +118,9 @@ impl<L> Known<L> {
 }
 
 impl Consumer {
-    pub(crate) fn of<L: Live + 'static>(known: &Arc<Known<L>>) -> Self {
-        let known = Arc::clone(known);
-        Self(known)
+    pub(crate) fn of<L: KeyExtension + 'static>(key: &Arc<LookedUpKey<L>>) -> Self {
+        let key = Arc::clone(key);
+        Self(key)
     }
 
     /// A consumer that the extractor and the layers trust as if an authenticator had made it. For
@@ -131,12 +131,12 @@ impl Consumer {
     #[cfg(feature = "test-util")]
     #[must_use]
     pub fn for_test(record: KeyRecord) -> Self {
-        Self(Arc::new(Known::new(record, ForTest)))
+        Self(Arc::new(LookedUpKey::new(record, ForTest)))
     }
 
     /// The authenticator that made it, if any.
     pub(crate) fn origin(&self) -> Option<Origin> {
-        self.0.live.origin()
+        self.0.ext.origin()
     }
 
     /// The id of the consumer the key was issued to.
@@ -188,7 +188,7 @@ impl Consumer {
 
     /// The key's limits; none if the consumer was not made by an authenticator.
     pub(crate) fn meter(&self) -> Option<&Meter> {
-        self.0.live.meter()
+        self.0.ext.meter()
     }
 
     pub(crate) fn limits(&self) -> &RateLimits {
@@ -217,16 +217,16 @@ impl Consumer {
     /// resolves at once. Keys are watched only while such a future exists. For a consumer that was
     /// not made by an authenticator it never resolves. Requires a tokio runtime with its timer
     /// enabled.
-    pub fn revoked(&self) -> Revoked {
-        Revoked(self.0.live.ended(self.0.key_id))
+    pub fn key_ended(&self) -> KeyEnded {
+        KeyEnded(self.0.ext.ended(self.0.key_id))
     }
 }
 
-/// Resolves when a key stops working: see [`Consumer::revoked`].
+/// Resolves when a key stops working: see [`Consumer::key_ended`].
 #[must_use = "futures do nothing unless polled"]
-pub struct Revoked(BoxFuture);
+pub struct KeyEnded(BoxFuture);
 
-impl Future for Revoked {
+impl Future for KeyEnded {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -234,15 +234,15 @@ impl Future for Revoked {
     }
 }
 
-impl fmt::Debug for Revoked {
+impl fmt::Debug for KeyEnded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Revoked")
+        f.write_str("KeyEnded")
     }
 }
 
 impl From<KeyRecord> for Consumer {
     fn from(record: KeyRecord) -> Self {
-        Self(Arc::new(Known::new(record, Unbound)))
+        Self(Arc::new(LookedUpKey::new(record, Unbound)))
     }
 }
 

@@ -15,14 +15,14 @@ mod time;
 #[cfg(feature = "admin")]
 pub(crate) use self::metadata::shown;
 pub use self::{
-    consumer::{Consumer, Revoked},
+    consumer::{Consumer, KeyEnded},
     event::{AuditEntry, InvalidAction, KeyAction, KeyEvent},
     key_record::{InvalidKeyId, KeyId, KeyRecord, KeyStatus, Retirement},
     metadata::{InvalidMetadata, Metadata},
     scope::{InvalidScope, Scope, Scopes},
 };
 pub(crate) use self::{
-    consumer::{Known, Live, Origin},
+    consumer::{KeyExtension, LookedUpKey, Origin},
     key_record::Validity,
     plan::{MAX_TEXT, PLAN_NAMES, is_plan_name},
     time::rfc3339,

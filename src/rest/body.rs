@@ -9,7 +9,7 @@ use serde::{
 use serde_json::{Map, Value};
 use serde_path_to_error::{Path, Segment};
 
-use super::refusal::Refusal;
+use super::error::ApiError;
 
 /// The maximum length of a body. A key with the most scopes and metadata takes half of it.
 pub(super) const MAX_LEN: usize = 64 * 1024;
@@ -21,9 +21,9 @@ pub(super) struct Body<T>(pub(super) T);
 pub(super) struct OptionalBody<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
-    type Rejection = Refusal;
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Refusal> {
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let (headers, bytes) = read(request).await?;
         check_type(&headers)?;
         Ok(Self(parse(&bytes)?))
@@ -31,9 +31,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 }
 
 impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalBody<T> {
-    type Rejection = Refusal;
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Refusal> {
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let (headers, bytes) = read(request).await?;
         if bytes.is_empty() && !headers.contains_key(CONTENT_TYPE) {
             return Ok(Self(T::default()));
@@ -43,13 +43,13 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalB
     }
 }
 
-async fn read(request: Request) -> Result<(HeaderMap, axum::body::Bytes), Refusal> {
+async fn read(request: Request) -> Result<(HeaderMap, axum::body::Bytes), ApiError> {
     let (parts, body) = request.into_parts();
     match axum::body::to_bytes(body, MAX_LEN).await {
         Ok(bytes) => Ok((parts.headers, bytes)),
         Err(error) if is_too_long(&error) => {
             let detail = "The body is longer than 64 KiB.";
-            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail))
+            Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail))
         }
         Err(_) => Err(malformed("The body could not be read.")),
     }
@@ -68,7 +68,7 @@ fn is_too_long(error: &axum::Error) -> bool {
 }
 
 /// Accepts `application/json` and `application/merge-patch+json`.
-fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {
+fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     if let (Some(only), None) = (types.next(), types.next())
         && let Ok(only) = only.to_str()
@@ -80,11 +80,11 @@ fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {
         }
     }
     let detail = "Send JSON with `Content-Type: application/json`.";
-    Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
         .at("Content-Type"))
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     // serde would also accept an array of the members for a struct.
     if bytes.trim_ascii_start().first().is_some_and(|&first| first != b'{' && is_value(first)) {
         return Err(malformed("The body must be a JSON object.").at(""));
@@ -104,8 +104,8 @@ fn is_value(first: u8) -> bool {
     b"[\"-ntf".contains(&first) || first.is_ascii_digit()
 }
 
-fn malformed(detail: impl Into<String>) -> Refusal {
-    Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", detail.into())
+fn malformed(detail: impl Into<String>) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", detail.into())
 }
 
 /// The path as a JSON pointer (RFC 6901).

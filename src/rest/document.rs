@@ -2,7 +2,7 @@
 
 use axum::Router;
 
-use super::{Desk, Operation};
+use super::{AdminState, Operation};
 
 /// Settings of the document.
 #[derive(Clone, Copy, Debug)]
@@ -18,12 +18,15 @@ pub(crate) struct Settings {
 pub(super) fn routes(
     operations: &'static [Operation],
     settings: Settings,
-) -> (Router<Desk>, Router<Desk>) {
+) -> (Router<AdminState>, Router<AdminState>) {
     let routes = super::openapi::routes(operations, settings.title);
     if settings.is_open { (Router::new(), routes) } else { (routes, Router::new()) }
 }
 
 #[cfg(not(feature = "openapi"))]
-pub(super) fn routes(_: &'static [Operation], _: Settings) -> (Router<Desk>, Router<Desk>) {
+pub(super) fn routes(
+    _: &'static [Operation],
+    _: Settings,
+) -> (Router<AdminState>, Router<AdminState>) {
     (Router::new(), Router::new())
 }

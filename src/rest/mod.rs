@@ -1,20 +1,19 @@
 //! Keys over HTTP: the common part of the routers of [`admin`](crate::admin) and
 //! [`account`](crate::account).
 //!
-//! Handlers get a [`KeyIssuer`](crate::manage::KeyIssuer) only from the extractors of [`desk`],
+//! Handlers get a [`KeyIssuer`](crate::manage::KeyIssuer) only from the extractors of [`state`],
 //! which fail unless an [`ApiKeyLayer`](crate::ApiKeyLayer) has authenticated the request.
 
 mod body;
-mod change;
-mod desk;
+mod concurrency;
 mod document;
-mod few_at_once;
-mod look;
+mod error;
+mod handlers;
 mod operation;
 mod params;
 mod quotas;
-mod refusal;
 mod routes;
+mod state;
 mod times;
 mod validators;
 mod view;
@@ -24,5 +23,5 @@ mod openapi;
 
 pub use self::routes::GuardedRoutes;
 pub(crate) use self::{
-    desk::Desk, document::Settings as DocumentSettings, operation::Operation, routes::guard,
+    document::Settings as DocumentSettings, operation::Operation, routes::guard, state::AdminState,
 };

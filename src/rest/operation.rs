@@ -1,7 +1,11 @@
 use axum::routing::{MethodFilter, MethodRouter, on};
 use http::Method;
 
-use super::{Desk, change, look, quotas};
+use super::{
+    AdminState,
+    handlers::{read, write},
+    quotas,
+};
 
 /// The operations of the API. Both the routes and the OpenAPI document are built from them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,22 +63,22 @@ impl Operation {
         }
     }
 
-    pub(super) fn route(self) -> MethodRouter<Desk> {
+    pub(super) fn route(self) -> MethodRouter<AdminState> {
         let method = match self.method() {
             Method::POST => MethodFilter::POST,
             Method::PATCH => MethodFilter::PATCH,
             _ => MethodFilter::GET,
         };
         match self {
-            Self::IssueKey => on(method, change::issue_key),
-            Self::ListKeys => on(method, look::list_keys),
-            Self::RevokeKeys => on(method, change::revoke_keys),
-            Self::GetKey => on(method, look::get_key),
-            Self::UpdateKey => on(method, change::update_key),
-            Self::RotateKey => on(method, change::rotate_key),
-            Self::RevokeKey => on(method, change::revoke_key),
-            Self::ListEvents => on(method, look::list_events),
-            Self::GetUsage => on(method, look::get_usage),
+            Self::IssueKey => on(method, write::issue_key),
+            Self::ListKeys => on(method, read::list_keys),
+            Self::RevokeKeys => on(method, write::revoke_keys),
+            Self::GetKey => on(method, read::get_key),
+            Self::UpdateKey => on(method, write::update_key),
+            Self::RotateKey => on(method, write::rotate_key),
+            Self::RevokeKey => on(method, write::revoke_key),
+            Self::ListEvents => on(method, read::list_events),
+            Self::GetUsage => on(method, read::get_usage),
             Self::GetRateLimit => on(method, quotas::get_rate_limit),
         }
     }

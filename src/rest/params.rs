@@ -2,7 +2,7 @@ use axum::extract::{FromRequestParts, Path};
 use http::request::Parts;
 use percent_encoding::percent_decode_str;
 
-use super::refusal::Refusal;
+use super::error::ApiError;
 use crate::record::KeyId;
 
 /// More parameters than any route has.
@@ -18,33 +18,33 @@ impl Params {
         name: &'static str,
         read: impl FnOnce(&str) -> Option<T>,
         expected: &'static str,
-    ) -> Result<Option<T>, Refusal> {
+    ) -> Result<Option<T>, ApiError> {
         let Some(at) = self.0.iter().position(|(given, _)| given == name) else { return Ok(None) };
         let (_, value) = self.0.swap_remove(at);
         if self.0.iter().any(|(given, _)| given == name) {
-            return Err(Refusal::query(name, "This parameter must not be repeated."));
+            return Err(ApiError::query(name, "This parameter must not be repeated."));
         }
         let value = read(&value);
-        value.map(Some).ok_or_else(|| Refusal::query(name, format!("Must be {expected}.")))
+        value.map(Some).ok_or_else(|| ApiError::query(name, format!("Must be {expected}.")))
     }
 
     /// Refuses parameters that no handler took.
-    pub(super) fn finish(self) -> Result<(), Refusal> {
+    pub(super) fn finish(self) -> Result<(), ApiError> {
         match self.0.into_iter().next() {
             None => Ok(()),
-            Some((name, _)) => Err(Refusal::query(cut(name), "Unknown parameter.")),
+            Some((name, _)) => Err(ApiError::query(cut(name), "Unknown parameter.")),
         }
     }
 }
 
 impl<S: Sync> FromRequestParts<S> for Params {
-    type Rejection = Refusal;
+    type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         let pairs =
             parts.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         if pairs.clone().count() > MAX_PARAMS {
-            return Err(Refusal::query("query", "There must not be more than 32 parameters."));
+            return Err(ApiError::query("query", "There must not be more than 32 parameters."));
         }
         let params = pairs.map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -63,8 +63,8 @@ fn cut(mut name: String) -> String {
     name
 }
 
-fn undecodable(name: &str) -> Refusal {
-    Refusal::query(cut(name.to_owned()), "Must be valid UTF-8.")
+fn undecodable(name: &str) -> ApiError {
+    ApiError::query(cut(name.to_owned()), "Must be valid UTF-8.")
 }
 
 /// Decodes `application/x-www-form-urlencoded`, in which `+` is a space.
@@ -77,9 +77,9 @@ fn decode(text: &str) -> Option<String> {
 pub(super) struct NoParams;
 
 impl<S: Sync> FromRequestParts<S> for NoParams {
-    type Rejection = Refusal;
+    type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         Params::from_request_parts(parts, state).await?.finish()?;
         Ok(Self)
     }
@@ -89,11 +89,11 @@ impl<S: Sync> FromRequestParts<S> for NoParams {
 pub(super) struct KeyPath(pub(super) KeyId);
 
 impl<S: Send + Sync> FromRequestParts<S> for KeyPath {
-    type Rejection = Refusal;
+    type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let id = Path::<String>::from_request_parts(parts, state).await.ok();
         let id = id.and_then(|Path(id)| id.parse().ok());
-        id.map(Self).ok_or_else(Refusal::no_such_key)
+        id.map(Self).ok_or_else(ApiError::no_such_key)
     }
 }

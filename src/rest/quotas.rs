@@ -5,9 +5,9 @@ use http::request::Parts;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{body::Object, look::json, params::NoParams, refusal::Refusal};
+use super::{body::Object, error::ApiError, handlers::read::json, params::NoParams};
 use crate::{
-    auth::{Rejection, RejectionKind, Standing},
+    auth::{RateLimitStatus, Rejection, RejectionKind},
     rate_limit::{Algorithm, CountedPer, Decision, Quota, RateLimits},
 };
 
@@ -17,22 +17,22 @@ use crate::{
 pub(super) const MAX_WINDOW: Duration = Duration::from_secs(400 * 86_400);
 
 /// The limits in the body of a request.
-pub(super) fn read(quotas: Vec<Object>) -> Result<RateLimits, Refusal> {
+pub(super) fn read(quotas: Vec<Object>) -> Result<RateLimits, ApiError> {
     if quotas.len() > RateLimits::MAX_QUOTAS {
-        return Err(Refusal::invalid("/rate_limits", "A key has at most 8 quotas."));
+        return Err(ApiError::invalid("/rate_limits", "A key has at most 8 quotas."));
     }
     let quota = |(at, Object(quota))| {
         let quota = serde_json::from_value::<Quota>(Value::Object(quota))
-            .map_err(|error| Refusal::invalid(format!("/rate_limits/{at}"), reason(&error)))?;
+            .map_err(|error| ApiError::invalid(format!("/rate_limits/{at}"), reason(&error)))?;
         if !is_remembered_briefly(&quota) {
             let detail = "A window, and the time to refill a burst, must be at most 400 days: \
                 34560000000 ms.";
-            return Err(Refusal::invalid(format!("/rate_limits/{at}/window_ms"), detail));
+            return Err(ApiError::invalid(format!("/rate_limits/{at}/window_ms"), detail));
         }
         Ok(quota)
     };
     let quotas = quotas.into_iter().enumerate().map(quota).collect::<Result<Vec<_>, _>>()?;
-    RateLimits::new(quotas).map_err(|error| Refusal::invalid("/rate_limits", error.to_string()))
+    RateLimits::new(quotas).map_err(|error| ApiError::invalid("/rate_limits", error.to_string()))
 }
 
 /// Whether the usage of the quota is forgotten after [`MAX_WINDOW`]. A burst may take longer than
@@ -94,17 +94,22 @@ fn millis(nanos: u128) -> u64 {
 }
 
 /// The caller's rate-limit status. Present only behind a layer that does not charge.
-pub(super) struct Uncharged(Standing);
+pub(super) struct Uncharged(RateLimitStatus);
 
 impl<S: Sync> FromRequestParts<S> for Uncharged {
-    type Rejection = Refusal;
+    type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
-        let standing = parts.extensions.get::<Standing>().cloned();
-        standing.map(Self).ok_or(Refusal::Rejected(Rejection::new(RejectionKind::LayerMissing)))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let rate_limit_status = parts.extensions.get::<RateLimitStatus>().cloned();
+        rate_limit_status
+            .map(Self)
+            .ok_or(ApiError::Rejected(Rejection::new(RejectionKind::LayerMissing)))
     }
 }
 
-pub(super) async fn get_rate_limit(Uncharged(standing): Uncharged, _: NoParams) -> Response {
-    json(&Allowance { quotas: standing.iter().map(Left::new).collect() })
+pub(super) async fn get_rate_limit(
+    Uncharged(rate_limit_status): Uncharged,
+    _: NoParams,
+) -> Response {
+    json(&Allowance { quotas: rate_limit_status.iter().map(Left::new).collect() })
 }

@@ -14,7 +14,7 @@ use axum::{
 use http::{HeaderValue, Request, StatusCode, header::CACHE_CONTROL};
 use tower_service::Service;
 
-use super::{Desk, Operation, document, few_at_once, refusal::Refusal};
+use super::{AdminState, Operation, concurrency, document, error::ApiError};
 use crate::{auth::Authenticator, layer::ApiKeyLayer};
 
 /// Authenticated routes as a service, to be mounted with `Router::nest_service`.
@@ -41,7 +41,7 @@ pub struct GuardedRoutes(Router);
 
 /// The routes of `operations`, with `auth` in front of them and of their fallback.
 pub(crate) fn guard(
-    desk: Desk,
+    state: AdminState,
     auth: Authenticator,
     operations: &'static [Operation],
     document: document::Settings,
@@ -58,25 +58,26 @@ pub(crate) fn guard(
         .merge(guarded)
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
-        .layer(from_fn_with_state(few_at_once::turns(), few_at_once::few_at_once))
+        .layer(from_fn_with_state(concurrency::permits(), concurrency::limit_concurrency))
         .layer(guard.clone());
-    let free = free.method_not_allowed_fallback(method_not_allowed).layer(guard.charge(false));
+    let free =
+        free.method_not_allowed_fallback(method_not_allowed).layer(guard.danger_without_charge());
     let open = open.method_not_allowed_fallback(method_not_allowed);
-    let routes = charged.merge(free).merge(open).layer(map_response(unstored));
-    GuardedRoutes(routes.with_state(desk))
+    let routes = charged.merge(free).merge(open).layer(map_response(no_store));
+    GuardedRoutes(routes.with_state(state))
 }
 
-async fn method_not_allowed() -> Refusal {
+async fn method_not_allowed() -> ApiError {
     let detail = "Method not allowed; see the Allow header.";
-    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
 }
 
-async fn not_found() -> Refusal {
-    Refusal::not_found()
+async fn not_found() -> ApiError {
+    ApiError::not_found()
 }
 
 /// Adds `Cache-Control: no-store`: all responses are about keys, and some contain one.
-async fn unstored(mut response: Response) -> Response {
+async fn no_store(mut response: Response) -> Response {
     let no_store = HeaderValue::from_static("no-store");
     response.headers_mut().entry(CACHE_CONTROL).or_insert(no_store);
     response
@@ -116,9 +117,9 @@ mod tests {
         let format = KeyFormat::new("sk_test_").unwrap();
         let store = MemoryKeyStore::new();
         let (auth, _worker) = Authenticator::builder(store.clone(), format.clone()).build();
-        let desk = Desk::new(KeyIssuer::new(store, format), &auth);
+        let state = AdminState::new(KeyIssuer::new(store, format), &auth);
         for operation in Operation::ALL {
-            let routes: MethodRouter = operation.route().with_state(desk.clone());
+            let routes: MethodRouter = operation.route().with_state(state.clone());
             let request = Request::builder().method(operation.method()).body(Body::empty());
             let response = routes.oneshot(request.unwrap()).await.into_response();
             assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{operation:?}");

@@ -69,11 +69,11 @@ pub enum Change {
     /// Any key may have been changed.
     Everything,
     /// Heartbeat: no change. It arrived this long after it was true.
-    Nothing {
+    Heartbeat {
         /// How far the feed lags behind the store.
         lag: Duration,
     },
     /// A message that is forged, replayed or malformed. It is
     /// [counted](crate::auth::Health::ignored_messages) and otherwise ignored.
-    Junk,
+    Unrecognized,
 }

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeSet, error::Error, fmt, time::Duration}
 use super::{
     StoreError, StoreErrorKind,
     migrate::{Applied, Migration},
-    row::Refusal,
+    row::DatabaseRefusal,
     trial::{Failure, Need, Operation},
 };
 
@@ -312,7 +312,7 @@ fn cause(error: &StoreError) -> String {
 }
 
 /// The database's code and message, if it refused a statement.
-pub(super) fn refusal(error: &StoreError) -> Option<&Refusal> {
+pub(super) fn database_refusal(error: &StoreError) -> Option<&DatabaseRefusal> {
     error.source()?.downcast_ref()
 }
 

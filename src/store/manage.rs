@@ -63,7 +63,7 @@ pub trait ManageKeys: KeyStore + ManagePlans {
 
 /// Changes that are applied together or not at all.
 ///
-/// A caller that changes keys through it also has to [write](Self::record) the audit events: the
+/// A caller that changes keys through it also has to [write](Self::write_audit) the audit events: the
 /// triggers that audit changes made in SQL are silent in its transactions.
 ///
 /// Dropping it before [`commit`](Self::commit) rolls it back. Each statement sees what was
@@ -88,7 +88,7 @@ pub trait KeyTransaction: Send + 'static {
     /// When the store cannot.
     fn lock_some(
         &mut self,
-        keys: &Selection,
+        keys: &KeyFilter,
         except: &[KeyId],
         limit: usize,
     ) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
@@ -101,7 +101,7 @@ pub trait KeyTransaction: Send + 'static {
     /// When the store cannot.
     fn select_some(
         &mut self,
-        keys: &Selection,
+        keys: &KeyFilter,
         except: &[KeyId],
         limit: usize,
     ) -> impl Future<Output = Result<Vec<KeyId>, StoreError>> + Send;
@@ -180,7 +180,7 @@ pub trait KeyTransaction: Send + 'static {
     /// # Errors
     ///
     /// When the store cannot; the transaction must then not be committed.
-    fn record(
+    fn write_audit(
         &mut self,
         entries: &[AuditEntry],
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
@@ -212,10 +212,10 @@ pub trait KeyTransaction: Send + 'static {
     /// # Errors
     ///
     /// When the store cannot.
-    fn claim(
+    fn claim_idempotency_key(
         &mut self,
-        claim: &Claim,
-    ) -> impl Future<Output = Result<Option<Claim>, StoreError>> + Send;
+        claim: &IdempotencyRecord,
+    ) -> impl Future<Output = Result<Option<IdempotencyRecord>, StoreError>> + Send;
 
     /// Deletes at most `limit` obsolete rows: idempotency records made before `before`, and
     /// recorded uses of deleted keys. Returns the number of rows deleted.
@@ -223,7 +223,7 @@ pub trait KeyTransaction: Send + 'static {
     /// # Errors
     ///
     /// When the store cannot.
-    fn sweep(
+    fn delete_expired(
         &mut self,
         before: SystemTime,
         limit: usize,
@@ -475,7 +475,7 @@ impl KeyCounts {
 /// A set of keys to change together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Selection {
+pub enum KeyFilter {
     /// The keys of a consumer that are not revoked.
     Consumer(String),
     /// The keys with exactly this prefix that are not revoked.
@@ -495,7 +495,7 @@ pub enum Selection {
 /// The idempotency record of a request, which is executed once no matter how often it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Claim {
+pub struct IdempotencyRecord {
     /// Identifies the request: a digest of the caller and its idempotency key.
     pub request: [u8; 32],
     /// A digest of the request's content, to detect a different request with the same idempotency
@@ -505,7 +505,7 @@ pub struct Claim {
     pub key_id: KeyId,
 }
 
-impl Claim {
+impl IdempotencyRecord {
     /// The request `request` creates `key_id`.
     #[must_use]
     pub const fn new(request: [u8; 32], fingerprint: [u8; 32], key_id: KeyId) -> Self {

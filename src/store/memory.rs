@@ -9,9 +9,9 @@ use std::{
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Claim, EventPage, EventQuery, KeyCountQuery, KeyCounts, KeyPage, KeyQuery, KeyStore,
-    KeyTransaction, ListedKey, ManageKeys, ManagePlans, Selection, StoreError, StoreErrorKind,
-    Usage,
+    EventPage, EventQuery, IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyPage,
+    KeyQuery, KeyStore, KeyTransaction, ListedKey, ManageKeys, ManagePlans, StoreError,
+    StoreErrorKind, Usage,
     page::{Filling, event_bytes, key_bytes},
     plans::check_name,
 };
@@ -38,7 +38,7 @@ struct Keys {
     ids: HashMap<KeyHash, KeyId>,
     last_used: HashMap<KeyId, SystemTime>,
     events: Vec<KeyEvent>,
-    claims: HashMap<[u8; 32], (SystemTime, Claim)>,
+    claims: HashMap<[u8; 32], (SystemTime, IdempotencyRecord)>,
     plans: BTreeMap<String, RateLimits>,
 }
 
@@ -196,7 +196,7 @@ pub struct MemoryTransaction {
     /// `None` marks a removed plan.
     plans: BTreeMap<String, Option<RateLimits>>,
     entries: Vec<AuditEntry>,
-    claims: Vec<Claim>,
+    claims: Vec<IdempotencyRecord>,
     forgotten: Vec<[u8; 32]>,
     _turn: OwnedMutexGuard<()>,
 }
@@ -253,21 +253,21 @@ impl KeyTransaction for MemoryTransaction {
 
     async fn lock_some(
         &mut self,
-        keys: &Selection,
+        keys: &KeyFilter,
         except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyRecord>, StoreError> {
         let selected = |record: &KeyRecord| match keys {
-            Selection::Consumer(id) => record.revoked_at.is_none() && record.consumer_id == *id,
-            Selection::Prefix(prefix) => {
+            KeyFilter::Consumer(id) => record.revoked_at.is_none() && record.consumer_id == *id,
+            KeyFilter::Prefix(prefix) => {
                 record.revoked_at.is_none() && record.key_prefix == *prefix
             }
-            Selection::ConsumerPrefix { consumer_id, key_prefix } => {
+            KeyFilter::ConsumerPrefix { consumer_id, key_prefix } => {
                 record.revoked_at.is_none()
                     && record.consumer_id == *consumer_id
                     && record.key_prefix == *key_prefix
             }
-            Selection::EndedBefore(end) => {
+            KeyFilter::EndedBefore(end) => {
                 [record.revoked_at, record.expires_at].into_iter().flatten().any(|at| at < *end)
             }
         };
@@ -278,7 +278,7 @@ impl KeyTransaction for MemoryTransaction {
 
     async fn select_some(
         &mut self,
-        keys: &Selection,
+        keys: &KeyFilter,
         except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyId>, StoreError> {
@@ -364,7 +364,7 @@ impl KeyTransaction for MemoryTransaction {
         Ok(())
     }
 
-    async fn record(&mut self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+    async fn write_audit(&mut self, entries: &[AuditEntry]) -> Result<(), StoreError> {
         self.entries.extend_from_slice(entries);
         Ok(())
     }
@@ -386,7 +386,10 @@ impl KeyTransaction for MemoryTransaction {
         Ok(before)
     }
 
-    async fn claim(&mut self, claim: &Claim) -> Result<Option<Claim>, StoreError> {
+    async fn claim_idempotency_key(
+        &mut self,
+        claim: &IdempotencyRecord,
+    ) -> Result<Option<IdempotencyRecord>, StoreError> {
         let earlier = self.store.keys().claims.get(&claim.request).map(|(_, claim)| *claim);
         if earlier.is_none() {
             self.claims.push(*claim);
@@ -394,7 +397,11 @@ impl KeyTransaction for MemoryTransaction {
         Ok(earlier)
     }
 
-    async fn sweep(&mut self, before: SystemTime, limit: usize) -> Result<usize, StoreError> {
+    async fn delete_expired(
+        &mut self,
+        before: SystemTime,
+        limit: usize,
+    ) -> Result<usize, StoreError> {
         let keys = self.store.keys();
         let old =
             keys.claims.iter().filter(|(_, (at, _))| *at < before).map(|(request, _)| *request);

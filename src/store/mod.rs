@@ -78,13 +78,13 @@ pub use self::sqlite::{SqliteKeyStore, SqliteTransaction};
 pub use self::{
     change::{Change, ChangeFeed, Staleness},
     manage::{
-        Claim, EventPage, EventQuery, KeyCountQuery, KeyCounts, KeyPage, KeyQuery, KeyTransaction,
-        ListedKey, ManageKeys, Selection,
+        EventPage, EventQuery, IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyPage,
+        KeyQuery, KeyTransaction, ListedKey, ManageKeys,
     },
     memory::{MemoryKeyStore, MemoryTransaction},
     page::InvalidRow,
     plans::ManagePlans,
-    poll::{ChangeLog, ChangedKey, Changes, Horizon, PollingChangeFeed, Replica},
+    poll::{ChangeLog, ChangedKey, Changes, LogPosition, PollingChangeFeed, Replica},
 };
 use crate::{
     key::KeyHash,

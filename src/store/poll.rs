@@ -27,7 +27,7 @@ pub trait ChangeLog: Send + Sync + 'static {
     /// When the log cannot be read.
     fn changes_since(
         &self,
-        horizon: Option<Horizon>,
+        horizon: Option<LogPosition>,
     ) -> impl Future<Output = Result<Changes, StoreError>> + Send;
 
     /// The log's current write position, if it is not a replica. Everything committed before is
@@ -50,7 +50,7 @@ pub trait ChangeLog: Send + Sync + 'static {
 #[non_exhaustive]
 pub struct Changes {
     /// The horizon for the next poll.
-    pub horizon: Horizon,
+    pub horizon: LogPosition,
     /// The last change of each changed key.
     pub keys: Vec<ChangedKey>,
     /// A replica's progress; `None` if the log was read directly.
@@ -81,7 +81,7 @@ impl Replica {
 impl Changes {
     /// No changes up to `horizon`.
     #[must_use]
-    pub const fn new(horizon: Horizon) -> Self {
+    pub const fn new(horizon: LogPosition) -> Self {
         Self { horizon, keys: Vec::new(), replica: None }
     }
 }
@@ -89,7 +89,7 @@ impl Changes {
 /// A read position in a [`ChangeLog`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Horizon {
+pub struct LogPosition {
     /// All transactions with lower numbers had ended. Never decreases.
     pub from: u64,
     /// Identifies a run of a server: differs between servers, and changes with a restart or crash,
@@ -97,7 +97,7 @@ pub struct Horizon {
     pub server: i64,
 }
 
-impl Horizon {
+impl LogPosition {
     /// All transactions of `server` below `from` have ended.
     #[must_use]
     pub const fn new(from: u64, server: i64) -> Self {
@@ -252,7 +252,10 @@ impl<L: ChangeLog> PollingChangeFeed<L> {
     }
 
     /// The changes, and the position that a replica should have reached.
-    async fn read(&self, horizon: Option<Horizon>) -> Result<(Changes, Option<u64>), StoreError> {
+    async fn read(
+        &self,
+        horizon: Option<LogPosition>,
+    ) -> Result<(Changes, Option<u64>), StoreError> {
         let reading = timeout(DEADLINE, self.log.changes_since(horizon));
         let (changes, end) = tokio::join!(reading, self.end());
         let late = |late| StoreError::new(StoreErrorKind::Unavailable).because(late);
@@ -307,7 +310,7 @@ impl<L: ChangeLog> ChangeFeed for PollingChangeFeed<L> {
         }
         // A change made right after the last poll is seen only now, and on a replica even later.
         let lag = waited.elapsed() + self.staleness().map_or(Duration::ZERO, |stale| stale.age);
-        let change = position.untold.pop_front().unwrap_or(Change::Nothing { lag });
+        let change = position.untold.pop_front().unwrap_or(Change::Heartbeat { lag });
         self.position = Some(position);
         Ok(change)
     }
@@ -400,7 +403,7 @@ impl<L> fmt::Debug for PollingChangeFeed<L> {
 
 /// Read position in a log.
 struct Position {
-    horizon: Horizon,
+    horizon: LogPosition,
     /// The last changes already taken from beyond the horizon, which later polls return again.
     taken: HashMap<KeyId, ChangedKey>,
     untold: VecDeque<Change>,

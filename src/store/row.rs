@@ -9,9 +9,9 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    Claim, EventPage, InvalidRow, KeyCounts, StoreError, StoreErrorKind,
+    EventPage, IdempotencyRecord, InvalidRow, KeyCounts, StoreError, StoreErrorKind,
     page::{Filling, event_bytes},
-    poll::{ChangedKey, Changes, Horizon},
+    poll::{ChangedKey, Changes, LogPosition},
 };
 use crate::{
     key::KeyHash,
@@ -213,14 +213,14 @@ pub(super) fn answering(
     }
 }
 
-/// A row of a poll: the fields of a [`Horizon`], then those of a [`ChangedKey`], if any.
+/// A row of a poll: the fields of a [`LogPosition`], then those of a [`ChangedKey`], if any.
 pub(super) type Polled = (i64, i64, Option<Uuid>, Option<i64>, Option<i64>);
 
 /// The result of a poll, which has at least one row.
 pub(super) fn changes(rows: &[Polled]) -> Result<Changes, StoreError> {
     let number = |number| u64::try_from(number).map_err(|_| corrupt("table `api_key_changes`"));
     let &(from, server, ..) = rows.first().ok_or_else(|| corrupt("empty answer to a poll"))?;
-    let mut changes = Changes::new(Horizon::new(number(from)?, server));
+    let mut changes = Changes::new(LogPosition::new(number(from)?, server));
     for &(.., id, created_in, changed_in) in rows {
         if let (Some(id), Some(created), Some(changed)) = (id, created_in, changed_in) {
             changes.keys.push(ChangedKey::new(key_id(id), number(created)?, number(changed)?));
@@ -230,7 +230,7 @@ pub(super) fn changes(rows: &[Polled]) -> Result<Changes, StoreError> {
 }
 
 /// The horizon as a query parameter.
-pub(super) fn from(horizon: Option<Horizon>) -> Result<Option<i64>, StoreError> {
+pub(super) fn from(horizon: Option<LogPosition>) -> Result<Option<i64>, StoreError> {
     horizon.map(|horizon| i64::try_from(horizon.from).map_err(unstorable)).transpose()
 }
 
@@ -244,10 +244,10 @@ pub(super) fn claimed(
     request: [u8; 32],
     fingerprint: &[u8],
     key_id: Uuid,
-) -> Result<Claim, StoreError> {
+) -> Result<IdempotencyRecord, StoreError> {
     let fingerprint = <[u8; 32]>::try_from(fingerprint);
     let fingerprint = fingerprint.map_err(|_| corrupt("column `fingerprint`"))?;
-    Ok(Claim::new(request, fingerprint, self::key_id(key_id)))
+    Ok(IdempotencyRecord::new(request, fingerprint, self::key_id(key_id)))
 }
 
 /// Counts of live and of recent keys.
@@ -420,21 +420,21 @@ fn unstorable(error: impl Error + Send + Sync + 'static) -> StoreError {
 ///
 /// The driver's own error also carries, and prints, the values of the row.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct DatabaseRefusal {
     pub(super) code: String,
     pub(super) message: String,
     /// How to fix it.
     pub(super) advice: Option<&'static str>,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for DatabaseRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (code {})", self.message, self.code)?;
         self.advice.map_or(Ok(()), |advice| write!(f, ": {advice}"))
     }
 }
 
-impl Error for Refusal {}
+impl Error for DatabaseRefusal {}
 
 #[cfg(test)]
 mod tests {

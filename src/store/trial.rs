@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
 
 use super::{
-    ChangeLog, Changes, Claim, EventPage, EventQuery, Horizon, InvalidRow, KeyPage, KeyQuery,
-    KeyTransaction, ManageKeys, Selection, StoreError, StoreErrorKind, Usage,
+    ChangeLog, Changes, EventPage, EventQuery, IdempotencyRecord, InvalidRow, KeyFilter, KeyPage,
+    KeyQuery, KeyTransaction, LogPosition, ManageKeys, StoreError, StoreErrorKind, Usage,
 };
 use crate::{
     key::{KeyHash, SystemEntropy},
@@ -33,7 +33,7 @@ pub(super) trait Rehearse: KeyTransaction {
 
     async fn plans(&mut self) -> Result<Vec<(String, RateLimits)>, StoreError>;
 
-    async fn changes_since(&mut self, horizon: Option<Horizon>) -> Result<Changes, StoreError>;
+    async fn changes_since(&mut self, horizon: Option<LogPosition>) -> Result<Changes, StoreError>;
 
     /// Checks deferred constraints now instead of at commit.
     async fn settle(&mut self) -> Result<(), StoreError>;
@@ -276,11 +276,11 @@ async fn perform<T: Rehearse>(
         Operation::Issue => {
             let inserted = tx.insert(std::slice::from_ref(key)).await?;
             expect(inserted == [key.id], "a new key is not stored")?;
-            tx.record(&[sample.entry(KeyAction::Issued)]).await
+            tx.write_audit(&[sample.entry(KeyAction::Issued)]).await
         }
         Operation::Idempotency => {
-            let first = tx.claim(&sample.request).await?;
-            let second = tx.claim(&sample.request).await?;
+            let first = tx.claim_idempotency_key(&sample.request).await?;
+            let second = tx.claim_idempotency_key(&sample.request).await?;
             let is_kept = first.is_none() && second == Some(sample.request);
             expect(is_kept, "an idempotency key is not kept")
         }
@@ -296,7 +296,7 @@ async fn perform<T: Rehearse>(
             expect(!with_key || has(&page, key), "api_key_scopes lacks a key's scope")
         }
         Operation::Audit => {
-            tx.record(&[sample.entry(KeyAction::Updated)]).await?;
+            tx.write_audit(&[sample.entry(KeyAction::Updated)]).await?;
             for query in sample.event_queries() {
                 let page = tx.events(&query).await?;
                 expect(!page.events.is_empty(), "the audit lacks an event that was written")?;
@@ -309,7 +309,7 @@ async fn perform<T: Rehearse>(
             changed.scopes = Scopes::default();
             changed.expires_at = None;
             update(tx, &changed, with_key).await?;
-            tx.record(&[sample.entry(KeyAction::Updated)]).await
+            tx.write_audit(&[sample.entry(KeyAction::Updated)]).await
         }
         Operation::Rotate => {
             tx.lock(&[key.id]).await?;
@@ -317,24 +317,24 @@ async fn perform<T: Rehearse>(
             expect(inserted == [sample.successor.id], "a new key is not stored")?;
             let retired = KeyRecord { rotated_at: Some(key.created_at), ..key.clone() };
             update(tx, &retired, with_key).await?;
-            tx.record(&[sample.entry(KeyAction::Rotated)]).await
+            tx.write_audit(&[sample.entry(KeyAction::Rotated)]).await
         }
         Operation::Revoke => {
-            tx.lock_some(&Selection::Consumer(key.consumer_id.clone()), &[], 1).await?;
-            tx.lock_some(&Selection::Prefix(key.key_prefix.clone()), &[], 1).await?;
+            tx.lock_some(&KeyFilter::Consumer(key.consumer_id.clone()), &[], 1).await?;
+            tx.lock_some(&KeyFilter::Prefix(key.key_prefix.clone()), &[], 1).await?;
             let revoked = tx.revoke(&[key.id], Some("trial")).await?;
             let is_revoked = revoked.iter().any(|it| it.id == key.id && it.revoked_at.is_some());
             expect(!with_key || is_revoked, "a revocation is not stored")?;
-            tx.record(&[sample.entry(KeyAction::Revoked)]).await
+            tx.write_audit(&[sample.entry(KeyAction::Revoked)]).await
         }
         Operation::Prune => {
             // Only the sample key is this old.
-            let ended = tx.lock_some(&Selection::EndedBefore(at(EXPIRY + 1)), &[], 1).await?;
+            let ended = tx.lock_some(&KeyFilter::EndedBefore(at(EXPIRY + 1)), &[], 1).await?;
             expect(!with_key || ended.iter().any(|it| it.id == key.id), "ended key not found")?;
             tx.delete(&[key.id]).await?;
             expect(tx.lock(&[key.id]).await?.is_empty(), "a deleted key is still there")?;
-            tx.record(&[sample.entry(KeyAction::Pruned)]).await?;
-            tx.sweep(at(0), 1).await.map(drop)
+            tx.write_audit(&[sample.entry(KeyAction::Pruned)]).await?;
+            tx.delete_expired(at(0), 1).await.map(drop)
         }
         Operation::Import => {
             // The second record has the hash of the first, which exists by then.
@@ -342,7 +342,7 @@ async fn perform<T: Rehearse>(
             known.id = sample.successor.id;
             let inserted = tx.insert(&[sample.imported.clone(), known]).await?;
             expect(inserted == [sample.imported.id], "a batch is not stored as written")?;
-            tx.record(&[sample.entry(KeyAction::Imported)]).await
+            tx.write_audit(&[sample.entry(KeyAction::Imported)]).await
         }
         Operation::Usage => {
             tx.flush_usage(&[Usage::new(key.id, at(EXPIRY))]).await?;
@@ -421,7 +421,7 @@ struct Sample {
     key: KeyRecord,
     successor: KeyRecord,
     imported: KeyRecord,
-    request: Claim,
+    request: IdempotencyRecord,
     /// The key's consumer, prefix, scope and plan name.
     word: String,
     scope: Scope,
@@ -446,7 +446,7 @@ impl Sample {
         successor.root_id = key.root_id;
         let imported = record(&word)?;
         let hash = |record: &KeyRecord| *record.key_hash.as_bytes();
-        let request = Claim::new(hash(&successor), hash(&imported), key.id);
+        let request = IdempotencyRecord::new(hash(&successor), hash(&imported), key.id);
         Ok(Self { key, successor, imported, request, word, scope, limits })
     }
 

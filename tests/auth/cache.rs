@@ -223,7 +223,7 @@ async fn a_deleted_key_is_unknown_once_it_is_no_longer_fresh() {
 async fn a_flood_of_unknown_keys_does_not_push_out_the_known_one() {
     // The format without a checksum, so that junk is cheap to make.
     let junk = ImportedFormat::new("", Alphabet::Hex, 64).unwrap();
-    let policy = policy().capacity(1).stranger_queries(u32::MAX);
+    let policy = policy().capacity(1).unknown_key_queries_per_second(u32::MAX);
     let service = Service::with(|builder| builder.accept(junk).cache(policy));
     let key = service.issue("acme").await;
     service.get(&key.text).await.is_for("acme");
@@ -241,7 +241,7 @@ async fn a_flood_of_unknown_keys_does_not_push_out_the_known_one() {
 
 #[tokio::test(start_paused = true)]
 async fn only_so_many_unknown_keys_are_remembered() {
-    let policy = policy().absent_capacity(100).stranger_queries(u32::MAX);
+    let policy = policy().absent_capacity(100).unknown_key_queries_per_second(u32::MAX);
     let service = Service::with(|builder| builder.cache(policy));
     let junk: Vec<_> = (0..3_000).map(|_| unknown_key()).collect();
     for key in junk.iter().chain(&junk) {
@@ -307,7 +307,7 @@ async fn a_thousand_first_requests_from_many_threads_make_one_query() {
 async fn a_look_up_that_begins_late_takes_what_another_has_brought() {
     let service = Service::new();
     for key in [service.issue("acme").await.text, unknown_key()] {
-        let Attempt::Lookup(late) = service.auth.attempt(key.as_bytes()) else {
+        let Attempt::Pending(late) = service.auth.attempt(key.as_bytes()) else {
             panic!("nobody has asked for the key yet");
         };
         let queries = service.store.queries();
@@ -342,7 +342,7 @@ async fn a_thousand_first_requests_share_one_failure_and_none_is_remembered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_request_after_a_failure_asks_again_rather_than_sharing_it() {
-    let policy = policy().stranger_queries(u32::MAX);
+    let policy = policy().unknown_key_queries_per_second(u32::MAX);
     let service = Service::with(|builder| builder.cache(policy));
     let key = service.issue("acme").await;
     for failure in 1..=2_000 {
@@ -425,7 +425,7 @@ async fn clients_that_hang_up_on_many_threads_harm_nobody() {
 #[tokio::test(start_paused = true)]
 async fn clients_that_hang_up_take_no_turn_with_them() {
     let turns = 8;
-    let policy = policy().max_loads(turns).stranger_queries(u32::MAX);
+    let policy = policy().max_loads(turns).unknown_key_queries_per_second(u32::MAX);
     let service = Service::with(|builder| builder.cache(policy));
     for round in 1..=20 {
         for _ in 0..500 {
@@ -901,7 +901,7 @@ fn a_look_up_on_a_runtime_that_has_ended_fails_and_holds_nothing_up() {
     let auth = service.auth;
     std::thread::spawn(move || {
         let _within = handle.enter();
-        let Attempt::Lookup(mut lookup) = auth.attempt(unknown_key().as_bytes()) else {
+        let Attempt::Pending(mut lookup) = auth.attempt(unknown_key().as_bytes()) else {
             panic!("the key needs no look-up");
         };
         let _ = poll_once(&mut lookup);

@@ -74,7 +74,7 @@ async fn stale_answers(is_forgetting: bool) -> (usize, usize) {
         issued.push((text(&key), key.record.key_hash, version));
     }
     let store = SlowStore { records, finds: Arc::clone(&finds) };
-    let policy = CachePolicy::default().capacity(32).stranger_queries(u32::MAX);
+    let policy = CachePolicy::default().capacity(32).unknown_key_queries_per_second(u32::MAX);
     let policy = policy.load_deadline(SECOND * 30).unwrap();
     let (auth, _worker) =
         Authenticator::builder(store, format()).clock(ManualClock::default()).cache(policy).build();

@@ -15,7 +15,7 @@ use tower_api_key::{
     key::KeyHash,
     manage::{Expiry, NewKey},
     rate_limit::{Quota, RateLimits},
-    record::{KeyId, KeyRecord, Revoked},
+    record::{KeyEnded, KeyId, KeyRecord},
     store::{Change, ChangeFeed, KeyStore, Staleness, StoreError, StoreErrorKind},
 };
 
@@ -73,8 +73,8 @@ impl Node {
     async fn tell(&self, change: Change) {
         self.feed.tell(change);
         // A change is handled once the worker takes the one after it.
-        self.feed.tell(Change::Junk);
-        self.heard(Said::FeedJunk).await;
+        self.feed.tell(Change::Unrecognized);
+        self.heard(Said::FeedMessageUnrecognized).await;
     }
 
     /// Waits until the gap has begun.
@@ -207,12 +207,12 @@ async fn everything_is_confirmed_once_a_second_at_most() {
     assert_eq!(node.queries_for(&key), 2, "the first one at once, the others later");
 
     tokio::time::advance(SECOND).await;
-    node.tell(Change::Nothing { lag: SECOND }).await;
+    node.tell(Change::Heartbeat { lag: SECOND }).await;
     node.service.get(&key.text).await.is_for("acme");
     assert_eq!(node.queries_for(&key), 3, "none of them is lost");
 
     tokio::time::advance(SECOND).await;
-    node.tell(Change::Nothing { lag: SECOND }).await;
+    node.tell(Change::Heartbeat { lag: SECOND }).await;
     node.service.get_at_once(&key.text).is_for("acme");
 }
 
@@ -222,10 +222,10 @@ async fn junk_is_counted_and_changes_nothing() {
     let key = node.known("acme").await;
     node.service.heard.take();
     for _ in 0..10 {
-        node.feed.tell(Change::Junk);
+        node.feed.tell(Change::Unrecognized);
     }
     node.service.heard.until(|heard| heard.len() == 10).await;
-    assert_eq!(node.service.heard.count(Said::FeedJunk), 10);
+    assert_eq!(node.service.heard.count(Said::FeedMessageUnrecognized), 10);
     node.service.get_at_once(&key.text).is_for("acme");
 }
 
@@ -237,11 +237,15 @@ async fn limits_changed_elsewhere_apply_to_the_running_bucket() {
         node.service.issue_new(NewKey::new("acme", Expiry::Never).rate_limits(limits(10))).await;
     let remaining = async || {
         let admission = node.service.auth.authenticate(key.text.as_bytes()).await.unwrap();
-        admission.standing().iter().map(|(quota, left)| (quota.limit(), left.remaining())).collect()
+        admission
+            .rate_limit_status()
+            .iter()
+            .map(|(quota, left)| (quota.limit(), left.remaining()))
+            .collect()
     };
     for left in (4..10).rev() {
-        let standing: Vec<_> = remaining().await;
-        assert_eq!(standing, [(10, left)]);
+        let rate_limit_status: Vec<_> = remaining().await;
+        assert_eq!(rate_limit_status, [(10, left)]);
     }
     let mut record = key.record.clone();
     record.rate_limits = Some(limits(100));
@@ -291,7 +295,7 @@ async fn changes_of_other_keys_during_a_look_up_are_none_of_its_business() {
     for number in 0..1000_u128 {
         node.feed.tell(Change::Changed(KeyId::from_bytes(number.to_be_bytes())));
     }
-    node.tell(Change::Junk).await;
+    node.tell(Change::Unrecognized).await;
     node.service.store.release();
     within(before).await.is_for("acme");
     assert_eq!(node.queries_for(&key), 1);
@@ -307,7 +311,7 @@ async fn more_changes_than_are_kept_during_a_look_up_repeat_it() {
     for number in 0..10_000_u128 {
         node.feed.tell(Change::Changed(KeyId::from_bytes(number.to_be_bytes())));
     }
-    node.tell(Change::Junk).await;
+    node.tell(Change::Unrecognized).await;
     node.service.store.release();
     within(before).await.is_refused(RejectionKind::Revoked);
     node.service.get_at_once(&key.text).is_refused(RejectionKind::Revoked);
@@ -729,7 +733,7 @@ async fn a_store_that_panics_while_it_is_probed_does_not_take_the_worker_with_it
 async fn the_lag_of_the_feed_is_told() {
     let node = Node::new().await;
     let lag = Duration::from_micros(1234);
-    node.tell(Change::Nothing { lag }).await;
+    node.tell(Change::Heartbeat { lag }).await;
     assert_eq!(node.feed_health(), FeedHealth::Live { lag: Some(lag) });
 }
 
@@ -742,7 +746,7 @@ async fn an_observer_that_panics_harms_nobody() {
     let worker = tokio::spawn(worker.run(pending()));
     feed.until(|state| state.is_connected).await;
     service.get(&unknown_key()).await.is_refused(RejectionKind::Unknown);
-    feed.tell(Change::Junk);
+    feed.tell(Change::Unrecognized);
     feed.until(|state| state.told.is_empty()).await;
     feed.lose();
     feed.until(|state| state.attempts >= 3).await;
@@ -754,9 +758,9 @@ async fn messages_that_are_ignored_are_counted_in_health() {
     let node = Node::new().await;
     assert_eq!(node.service.auth.health().ignored_messages, 0);
     for _ in 0..10 {
-        node.feed.tell(Change::Junk);
+        node.feed.tell(Change::Unrecognized);
     }
-    node.tell(Change::Nothing { lag: SECOND }).await;
+    node.tell(Change::Heartbeat { lag: SECOND }).await;
     // And the one that shows the test that everything before was handled.
     assert_eq!(node.service.auth.health().ignored_messages, 11);
 }
@@ -767,13 +771,13 @@ impl Node {
     /// Sets the age of the feed and the store, and waits until the worker knows.
     async fn falls_behind(&self, age: Duration) {
         self.feed.set_staleness(Some(Staleness::new(age, true)));
-        self.tell(Change::Nothing { lag: age }).await;
+        self.tell(Change::Heartbeat { lag: age }).await;
         assert_eq!(self.feed_health(), FeedHealth::Behind { lag: Some(age) });
     }
 
     async fn catches_up(&self) {
         self.feed.set_staleness(Some(Staleness::new(SECOND, false)));
-        self.tell(Change::Nothing { lag: SECOND }).await;
+        self.tell(Change::Heartbeat { lag: SECOND }).await;
         assert_eq!(self.feed_health(), FeedHealth::Live { lag: Some(SECOND) });
     }
 }
@@ -870,7 +874,7 @@ async fn a_replica_that_is_behind_is_one_gap_however_long_and_whether_or_not_it_
     node.service.heard.take();
     for age in 6..20 {
         node.feed.set_staleness(Some(Staleness::new(age * SECOND, true)));
-        node.feed.tell(Change::Nothing { lag: SECOND });
+        node.feed.tell(Change::Heartbeat { lag: SECOND });
     }
     node.heard(Said::FeedLost(StoreErrorKind::Unavailable)).await;
     let key = node.service.issue("acme").await;
@@ -935,8 +939,8 @@ async fn consumer(node: &Node, key: &Key) -> Consumer {
 }
 
 /// Resolves when the valid key `key` ends.
-async fn watched(node: &Node, key: &Key) -> Revoked {
-    let mut ended = consumer(node, key).await.revoked();
+async fn watched(node: &Node, key: &Key) -> KeyEnded {
+    let mut ended = consumer(node, key).await.key_ended();
     assert!(poll_once(&mut ended).is_pending());
     ended
 }
@@ -945,8 +949,8 @@ async fn watched(node: &Node, key: &Key) -> Revoked {
 async fn a_consumer_hears_that_its_key_was_revoked_elsewhere() {
     let node = Node::new().await;
     let (key, other) = (node.known("acme").await, node.known("other").await);
-    let mut ended = consumer(&node, &key).await.revoked();
-    let mut unharmed = consumer(&node, &other).await.revoked();
+    let mut ended = consumer(&node, &key).await.key_ended();
+    let mut unharmed = consumer(&node, &other).await.key_ended();
     assert!(poll_once(&mut ended).is_pending() && poll_once(&mut unharmed).is_pending());
 
     let begin = tokio::time::Instant::now();
@@ -1042,7 +1046,7 @@ async fn a_consumer_hears_of_what_nobody_tells_when_its_record_is_no_longer_fres
     drop(worker);
     let key = service.issue("acme").await;
     let admission = service.auth.authenticate(key.text.as_bytes()).await.unwrap();
-    let mut ended = admission.consumer().revoked();
+    let mut ended = admission.consumer().key_ended();
     assert!(poll_once(&mut ended).is_pending());
     service.store.revoke(key.record.id, None).await.unwrap();
 
@@ -1089,7 +1093,7 @@ async fn an_outage_of_the_store_ends_a_watched_key_when_a_cached_one_would_be_re
 async fn an_outage_of_the_store_that_ends_in_time_is_survived() {
     let node = Node::new().await;
     let key = node.known("acme").await;
-    let mut ended = consumer(&node, &key).await.revoked();
+    let mut ended = consumer(&node, &key).await.key_ended();
     node.service.store.answer(DOWN);
     for second in 0..1200 {
         if second == 300 {
@@ -1106,7 +1110,7 @@ async fn an_outage_is_reckoned_from_the_last_time_the_key_was_confirmed() {
     let policy = CachePolicy::default().capacity(0);
     let node = Node::with(|builder| builder.cache(policy)).await;
     let key = node.known("acme").await;
-    let mut ended = consumer(&node, &key).await.revoked();
+    let mut ended = consumer(&node, &key).await.key_ended();
     for second in 0..1200 {
         if second == 900 {
             node.service.store.answer(DOWN);
@@ -1161,7 +1165,7 @@ async fn a_key_that_was_deleted_has_ended_even_if_its_secret_is_another_key_now(
     let (service, worker) = Service::around(rows.clone(), clock.clone(), |builder| builder);
     drop(worker);
     let admission = service.auth.authenticate(secret.as_bytes()).await.unwrap();
-    let mut ended = admission.consumer().revoked();
+    let mut ended = admission.consumer().key_ended();
     assert!(poll_once(&mut ended).is_pending());
     rows.put(id(2), &secret, clock.now());
     service.auth.invalidate(&hash(&secret));
@@ -1179,7 +1183,7 @@ async fn the_old_secret_of_a_key_ends_although_the_new_one_was_used_before_that_
     tokio::spawn(worker.run(pending()));
     service.heard.until(|heard| heard.contains(&Said::FeedLive)).await;
     let admission = service.auth.authenticate(old.as_bytes()).await.unwrap();
-    let mut ended = admission.consumer().revoked();
+    let mut ended = admission.consumer().key_ended();
     assert!(poll_once(&mut ended).is_pending());
 
     rows.put(id, &new, clock.now());
@@ -1238,7 +1242,7 @@ async fn a_stream_that_begins_on_an_old_record_does_not_outlast_it() {
     // Creating the response takes a while.
     node.service.clock.advance(2 * SECOND);
     let begin = tokio::time::Instant::now();
-    within(consumer.revoked()).await;
+    within(consumer.key_ended()).await;
     assert!(begin.elapsed() <= SECOND, "{:?}", begin.elapsed());
 }
 
@@ -1250,7 +1254,7 @@ async fn a_consumer_whose_authenticator_is_gone_is_told_so() {
     let consumer = admission.consumer().clone();
     drop((service, admission));
     within(worker).await.unwrap();
-    within(consumer.revoked()).await;
+    within(consumer.key_ended()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -1258,7 +1262,7 @@ async fn a_consumer_that_no_authenticator_made_goes_on() {
     let service = Service::new();
     let key = service.issue("acme").await;
     let consumer = Consumer::from(key.record);
-    assert!(poll_once(&mut consumer.revoked()).is_pending());
+    assert!(poll_once(&mut consumer.key_ended()).is_pending());
 }
 
 #[tokio::test(start_paused = true)]

@@ -64,7 +64,7 @@ async fn strangers_make_a_hundred_queries_at_once_and_then_a_hundred_a_second() 
 #[tokio::test(start_paused = true)]
 async fn strangers_make_as_many_queries_as_is_said() {
     for rate in [0, 1, 7, 1000] {
-        let policy = policy().max_loads(1).stranger_queries(rate);
+        let policy = policy().max_loads(1).unknown_key_queries_per_second(rate);
         let service = Service::with(|builder| builder.cache(policy));
         // At least enough for one valid key while another one waits.
         let at_once = rate.max(2);
@@ -97,7 +97,8 @@ async fn a_stranger_beyond_that_is_told_to_come_again_and_nothing_is_remembered_
 #[tokio::test(start_paused = true)]
 async fn a_node_that_starts_cold_looks_up_thousands_of_good_keys_at_once() {
     for rate in [1, 100] {
-        let service = Service::with(|builder| builder.cache(policy().stranger_queries(rate)));
+        let service =
+            Service::with(|builder| builder.cache(policy().unknown_key_queries_per_second(rate)));
         let mut keys = Vec::new();
         for _ in 0..4_000 {
             keys.push(service.issue("acme").await.text);
@@ -117,7 +118,7 @@ async fn a_node_that_starts_cold_looks_up_thousands_of_good_keys_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn good_keys_under_way_keep_no_other_one_out() {
-    let policy = policy().max_loads(400).stranger_queries(1);
+    let policy = policy().max_loads(400).unknown_key_queries_per_second(1);
     let service = Service::with(|builder| builder.cache(policy));
     let mut keys = Vec::new();
     for _ in 0..500 {
@@ -326,7 +327,7 @@ async fn many_who_wait_for_one_query_have_failed_each() {
     service.store.hold();
     let mut lookups = Vec::new();
     for _ in 0..FAILURES {
-        let Attempt::Lookup(mut lookup) = service.auth.attempt_from(unknown.as_bytes(), home())
+        let Attempt::Pending(mut lookup) = service.auth.attempt_from(unknown.as_bytes(), home())
         else {
             panic!("the key is not cached");
         };
@@ -345,7 +346,7 @@ async fn a_client_that_hangs_up_has_failed_nevertheless() {
     let service = Service::new();
     for failures in 1..=FAILURES {
         let unknown = unknown_key();
-        let Attempt::Lookup(mut lookup) = service.auth.attempt_from(unknown.as_bytes(), home())
+        let Attempt::Pending(mut lookup) = service.auth.attempt_from(unknown.as_bytes(), home())
         else {
             panic!("the key is not cached");
         };
@@ -362,7 +363,7 @@ async fn a_client_that_hangs_up_has_failed_nevertheless() {
 fn at_once(service: &Service, strangers: usize) -> usize {
     let begin = |_: usize| {
         let attempt = service.auth.attempt_from(unknown_key().as_bytes(), home());
-        let Attempt::Lookup(mut lookup) = attempt else { panic!("the key is not cached") };
+        let Attempt::Pending(mut lookup) = attempt else { panic!("the key is not cached") };
         poll_once(&mut lookup).is_pending()
     };
     (0..strangers).filter(|number| begin(*number)).count()
@@ -417,7 +418,8 @@ async fn many_good_keys_of_one_network_come_at_once() {
     let mut lookups = Vec::new();
     for _ in 0..1_000 {
         let key = service.issue("acme").await;
-        let Attempt::Lookup(lookup) = service.auth.attempt_from(key.text.as_bytes(), home()) else {
+        let Attempt::Pending(lookup) = service.auth.attempt_from(key.text.as_bytes(), home())
+        else {
             panic!("the key is not cached");
         };
         lookups.push(tokio::spawn(lookup));
@@ -558,7 +560,7 @@ async fn a_thousand_failures_leave_every_quota_as_it_was() {
         assert_ne!(ask(&service.auth, &unknown_key(), home()).await, IN);
     }
     let admission = service.auth.authenticate_from(key.text.as_bytes(), home()).await.unwrap();
-    let left: Vec<_> = admission.standing().iter().map(|(_, it)| it.remaining()).collect();
+    let left: Vec<_> = admission.rate_limit_status().iter().map(|(_, it)| it.remaining()).collect();
     assert_eq!(left, [1]);
 }
 
@@ -766,7 +768,7 @@ async fn failures_are_throttled_only_where_that_was_asked_for_and_the_address_is
 async fn a_route_that_charges_nothing_is_throttled_too() {
     let keys = Keys::new();
     let layer = ApiKeyLayer::new(keys.auth()).throttle_failures(ClientAddress::peer());
-    let app = App::new(layer.charge(false));
+    let app = App::new(layer.danger_without_charge());
     let unknown = unknown_key();
     assert_eq!(fails(&app, || from(&unknown, "192.0.2.1")).await, FAILURES);
 }

@@ -14,7 +14,7 @@ use tower_api_key::{
     key::{Alphabet, ImportedFormat, KeyHash},
     manage::{Expiry, NewKey},
     rate_limit::Quota,
-    record::{KeyId, KeyRecord, Revoked},
+    record::{KeyEnded, KeyId, KeyRecord},
     store::{KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage},
 };
 
@@ -485,9 +485,9 @@ async fn a_gap_of_the_clocks_brings_no_beginning_forward_and_refills_no_quota() 
 }
 
 /// Resolves when the key ends.
-async fn watched(service: &Service, key: &Key) -> Revoked {
+async fn watched(service: &Service, key: &Key) -> KeyEnded {
     let admission = service.auth.authenticate(key.text.as_bytes()).await.unwrap();
-    let mut ended = admission.consumer().revoked();
+    let mut ended = admission.consumer().key_ended();
     assert!(poll_once(&mut ended).is_pending());
     ended
 }

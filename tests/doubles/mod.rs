@@ -515,7 +515,7 @@ pub enum Said {
     UsageDropped,
     FeedLive,
     FeedLost(StoreErrorKind),
-    FeedJunk,
+    FeedMessageUnrecognized,
     ClockGap(Duration),
     DutyPanicked(&'static str),
 }
@@ -546,7 +546,7 @@ impl tower_api_key::auth::Observer for Heard {
             Event::UsageDropped => Said::UsageDropped,
             Event::FeedLive => Said::FeedLive,
             Event::FeedLost { error, .. } => Said::FeedLost(error.kind()),
-            Event::FeedJunk => Said::FeedJunk,
+            Event::FeedMessageUnrecognized => Said::FeedMessageUnrecognized,
             Event::ClockGap { ahead, .. } => Said::ClockGap(ahead),
             Event::DutyPanicked { duty, .. } => Said::DutyPanicked(duty),
             _ => panic!("an event nobody has told this test of: {event:?}"),

@@ -162,7 +162,7 @@ impl Node {
 
 /// Only a failed test waits this long. The clock stands still, so no query budget refills.
 fn patient(builder: Builder) -> Builder {
-    let policy = CachePolicy::default().stranger_queries(u32::MAX);
+    let policy = CachePolicy::default().unknown_key_queries_per_second(u32::MAX);
     builder.cache(policy.load_deadline(20 * SECOND).unwrap())
 }
 

@@ -27,8 +27,8 @@ use tower_api_key::{
     key::KeyFormat,
     manage::{Expiry, KeyIssuer, NewKey},
     rate_limit::{
-        Buckets, Check, Decisions, Leases, LocalRateLimiter, Quota, RateLimiter, RateLimits,
-        RedisRateLimiter, Subject, Unavailable,
+        Buckets, Check, Decisions, Leases, LocalRateLimiter, OutagePolicy, Quota, RateLimiter,
+        RateLimits, RedisRateLimiter, Subject,
     },
     store::MemoryKeyStore,
 };
@@ -352,7 +352,7 @@ async fn a_key_that_holds_something_else_is_decided_here_and_the_others_there() 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_chose_so_is_turned_away_for_a_second() {
     let redis = Redis::start();
-    let builder = RedisRateLimiter::builder(&redis.url()).when_unavailable(Unavailable::Deny);
+    let builder = RedisRateLimiter::builder(&redis.url()).when_unavailable(OutagePolicy::Deny);
     let (limiter, clock) = (Arc::new(builder.build().unwrap()), SystemClock::new());
     let buckets = limiter.buckets(&KEY, &quotas(), clock.monotonic());
     let take = async || decided(buckets.take(NonZeroU32::MIN, clock.monotonic())).await;

@@ -437,7 +437,7 @@ async fn what_a_layer_around_found_or_did_not_find_changes_nothing_for_the_inner
 async fn a_layer_around_that_does_not_charge_spares_no_key_of_the_inner_one() {
     let two = Two::new();
     let (partner, staff) = (two.partner(&[]).await, two.staff(&[]).await);
-    let app = asking().layer(two.staff_layer()).layer(two.partner_layer().charge(false));
+    let app = asking().layer(two.staff_layer()).layer(two.partner_layer().danger_without_charge());
     for _ in 0..5 {
         let request = to("/class", and_staff(with_key(&partner), &staff));
         assert_eq!(send(app.clone(), request).await.text(), "staff");

@@ -212,7 +212,7 @@ async fn a_node_whose_wall_clock_is_wrong_judges_by_the_stores_clock() {
 async fn failed_guesses_do_not_use_up_a_keys_quota() {
     let keys = Keys::new();
     // The clock stands still, so the query budget for unknown keys does not refill.
-    let policy = CachePolicy::default().stranger_queries(u32::MAX);
+    let policy = CachePolicy::default().unknown_key_queries_per_second(u32::MAX);
     let quota = Quota::per_minute(10).unwrap();
     let (auth, _) = keys.builder().cache(policy).default_rate_limits(quota).build();
     let app = App::new(ApiKeyLayer::new(auth));

@@ -31,7 +31,7 @@ use tower::ServiceExt;
 use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer,
     clock::ManualClock,
-    layer::{KeyRevoked, UntilRevoked, websocket::until_revoked},
+    layer::{KeyEndedError, UntilKeyEnds, websocket::until_key_ends},
     manage::{Expiry, KeyIssuer, NewKey},
     store::ManageKeys,
 };
@@ -96,7 +96,7 @@ impl Office {
 }
 
 async fn events(State(office): State<Office>, consumer: Consumer) -> impl IntoResponse {
-    UntilRevoked::response(Sse::new(office.news()).into_response(), &consumer)
+    UntilKeyEnds::response(Sse::new(office.news()).into_response(), &consumer)
 }
 
 /// Not wrapped.
@@ -105,11 +105,11 @@ async fn carefree(State(office): State<Office>, _: Consumer) -> impl IntoRespons
 }
 
 async fn download(State(office): State<Office>, consumer: Consumer) -> impl IntoResponse {
-    Response::new(UntilRevoked::new(Body::from_stream(office.flood()), &consumer))
+    Response::new(UntilKeyEnds::new(Body::from_stream(office.flood()), &consumer))
 }
 
 async fn page(consumer: Consumer) -> impl IntoResponse {
-    UntilRevoked::response("a page".into_response(), &consumer)
+    UntilKeyEnds::response("a page".into_response(), &consumer)
 }
 
 /// Responds until it is told to stop; returns the reason.
@@ -129,7 +129,7 @@ async fn echo(
             }
             "the client has gone".to_owned()
         };
-        let outcome = until_revoked(socket, &consumer, session).await;
+        let outcome = until_key_ends(socket, &consumer, session).await;
         office.outcomes.send(outcome).unwrap();
     })
 }
@@ -141,7 +141,7 @@ async fn halves(
     consumer: Consumer,
 ) -> Response {
     upgrade.on_upgrade(async move |socket| {
-        let outcome = until_revoked(socket, &consumer, async |socket| {
+        let outcome = until_key_ends(socket, &consumer, async |socket| {
             let _guest = office.present.enter();
             let (mut sender, mut receiver) = socket.split();
             let write = async {
@@ -164,7 +164,7 @@ async fn elsewhere(
     consumer: Consumer,
 ) -> Response {
     upgrade.on_upgrade(async move |socket| {
-        let outcome = until_revoked(socket, &consumer, async |_| {
+        let outcome = until_key_ends(socket, &consumer, async |_| {
             let _guest = office.present.enter();
             pending().await
         });
@@ -179,7 +179,7 @@ async fn bulk(
     consumer: Consumer,
 ) -> Response {
     upgrade.on_upgrade(async move |socket| {
-        let outcome = until_revoked(socket, &consumer, async |socket| {
+        let outcome = until_key_ends(socket, &consumer, async |socket| {
             let _guest = office.present.enter();
             socket.send(Message::binary(vec![0; 32 << 20])).await.unwrap();
             "all sent".to_owned()
@@ -412,7 +412,7 @@ async fn events_break_off_when_their_key_expires() {
 
     pass(Duration::from_secs(1)).await;
     let error = next(&mut body).await.expect("no proper end").unwrap_err();
-    assert!(error.into_inner().is::<KeyRevoked>());
+    assert!(error.into_inner().is::<KeyEndedError>());
     live.office.present.until(0).await;
     assert!(next(&mut body).await.is_none());
 }
@@ -655,7 +655,7 @@ mod herd {
 
         async fn watch(&self, number: usize) {
             let admission = self.auth.authenticate(text(number).as_bytes()).await.unwrap();
-            let (ended, end) = (admission.consumer().revoked(), self.end.clone());
+            let (ended, end) = (admission.consumer().key_ended(), self.end.clone());
             tokio::spawn(async move {
                 ended.await;
                 let _ = end.send((number, Instant::now()));
@@ -822,7 +822,7 @@ mod herd {
         drop(worker);
         for number in 0..1_000 {
             let admission = auth.authenticate(text(number).as_bytes()).await.unwrap();
-            tokio::spawn(admission.consumer().revoked());
+            tokio::spawn(admission.consumer().key_ended());
         }
         settle().await;
         *store.0.lock().unwrap() = Some(StoreErrorKind::Unavailable);

@@ -147,7 +147,7 @@ mod cost {
     async fn a_layer_that_does_not_charge_charges_no_cost_either() {
         let keys = Keys::new();
         let (auth, _) = keys.builder().default_rate_limits(per_minute(3)).build();
-        let app = routes().layer(ApiKeyLayer::new(auth).charge(false));
+        let app = routes().layer(ApiKeyLayer::new(auth).danger_without_charge());
         let key = keys.key().await;
         for path in ["/dear", "/metered", "/more"] {
             assert_eq!(left(&app, path, &key).await, r#""minute";r=3;t=0"#);
@@ -569,9 +569,10 @@ mod usage {
         let (auth, _) = keys.builder().default_rate_limits(per_minute(2)).build();
         let key = keys.key().await;
         let left = async || {
-            let standing = auth.usage(key.as_bytes()).await.unwrap();
-            let left: Vec<_> = standing.iter().map(|(_, decision)| decision.remaining()).collect();
-            (left, standing.wait())
+            let rate_limit_status = auth.usage(key.as_bytes()).await.unwrap();
+            let left: Vec<_> =
+                rate_limit_status.iter().map(|(_, decision)| decision.remaining()).collect();
+            (left, rate_limit_status.wait())
         };
         for _ in 0..3 {
             assert_eq!(left().await, (vec![2], Duration::ZERO));

@@ -885,7 +885,7 @@ mod under_load {
                                     assert!(before < 1_000_000, "the quota does not end");
                                 }
                                 Attempt::Reject(_) => break,
-                                Attempt::Lookup(_) => panic!("the key is cached"),
+                                Attempt::Pending(_) => panic!("the key is cached"),
                             };
                         }
                         barrier.wait();

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tower_api_key::{
     clock::{Clock, SystemClock},
     rate_limit::{
-        Buckets, Check, Decisions, Leases, Quota, RateLimiter, RateLimits, RedisRateLimiter,
-        RedisRateLimiterBuilder, Subject, Unavailable,
+        Buckets, Check, Decisions, Leases, OutagePolicy, Quota, RateLimiter, RateLimits,
+        RedisRateLimiter, RedisRateLimiterBuilder, Subject,
     },
 };
 
@@ -37,7 +37,7 @@ async fn decided(check: Check) -> Decisions {
 /// A limiter that decides nothing locally, with a long deadline: a busy machine must not look like
 /// an outage.
 fn builder(url: &str) -> RedisRateLimiterBuilder {
-    RedisRateLimiter::builder(url).when_unavailable(Unavailable::Deny).deadline(SECOND)
+    RedisRateLimiter::builder(url).when_unavailable(OutagePolicy::Deny).deadline(SECOND)
 }
 
 fn limiter(redis: &Redis) -> RedisRateLimiter {

@@ -25,7 +25,8 @@ use tokio::{
 use tower_api_key::{
     clock::{Clock, SystemClock},
     rate_limit::{
-        Check, Leases, LocalRateLimiter, Quota, RateLimiter, RedisRateLimiter, Subject, Unavailable,
+        Check, Leases, LocalRateLimiter, OutagePolicy, Quota, RateLimiter, RedisRateLimiter,
+        Subject,
     },
 };
 
@@ -72,7 +73,7 @@ async fn run_if_node() -> bool {
 async fn run_node(settings: Settings) {
     // Lateness of a busy machine shows in the sum.
     let mut builder = RedisRateLimiter::builder(&settings.redis)
-        .when_unavailable(Unavailable::Deny)
+        .when_unavailable(OutagePolicy::Deny)
         .deadline(Duration::from_secs(1));
     if settings.leases {
         builder = builder.leases(Leases::default());

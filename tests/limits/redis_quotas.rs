@@ -14,8 +14,8 @@ use crate::harness::redis::{Impostor, Redis};
 use proptest::{collection::vec, prelude::*, sample::Index};
 use redis::cmd;
 use tower_api_key::rate_limit::{
-    Buckets, Check, Decisions, Leases, Quota, RateLimiter, RateLimits, RedisRateLimiter,
-    RedisRateLimiterBuilder, Subject, Unavailable,
+    Buckets, Check, Decisions, Leases, OutagePolicy, Quota, RateLimiter, RateLimits,
+    RedisRateLimiter, RedisRateLimiterBuilder, Subject,
 };
 
 const MILLI: Duration = Duration::from_millis(1);
@@ -36,7 +36,7 @@ async fn decided(check: Check) -> Decisions {
 /// A node that decides nothing locally, has a long deadline, and counts by the times passed to it.
 fn builder(redis: &Redis) -> RedisRateLimiterBuilder {
     RedisRateLimiter::builder(&redis.url())
-        .when_unavailable(Unavailable::Deny)
+        .when_unavailable(OutagePolicy::Deny)
         .deadline(SECOND)
         .callers_time()
 }
@@ -370,7 +370,7 @@ mod one_subject {
 
     fn node_that_denies(redis: &Redis) -> RedisRateLimiter {
         let builder = RedisRateLimiter::builder(&redis.url()).deadline(SECOND);
-        builder.when_unavailable(Unavailable::Deny).build().unwrap()
+        builder.when_unavailable(OutagePolicy::Deny).build().unwrap()
     }
 }
 

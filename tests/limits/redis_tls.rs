@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, interval},
 };
 use tower_api_key::rate_limit::{
-    Check, Quota, RateLimiter, RedisRateLimiter, Subject, Unavailable,
+    Check, OutagePolicy, Quota, RateLimiter, RedisRateLimiter, Subject,
 };
 
 const URL: &str = "REDIS_OVER_TLS";
@@ -34,7 +34,7 @@ async fn run_node(url: &str) {
         move || log.clone()
     });
     let _logging = tracing::subscriber::set_default(subscriber.finish());
-    let builder = RedisRateLimiter::builder(url).when_unavailable(Unavailable::Deny);
+    let builder = RedisRateLimiter::builder(url).when_unavailable(OutagePolicy::Deny);
     let limiter = builder.deadline(SECOND).build().unwrap();
     let quota = Quota::per_minute(5).unwrap();
     let buckets = limiter.buckets(&Subject::of_key("acme", 1), &quota.into(), SECOND);

@@ -102,16 +102,16 @@ async fn key(issuer: &KeyIssuer, consumer: &str, held: &[&str]) -> KeyRecord {
 
 /// A caller as the admin router creates it.
 fn admin(issuer: &KeyIssuer, key: &KeyRecord) -> KeyIssuer {
-    let actor = Actor::caller(&Consumer::from(key.clone()))
-        .requires(Scope::new(WRITE).unwrap())
-        .everywhere_with(Scope::new(EVERYWHERE).unwrap())
-        .from("192.0.2.7");
+    let actor = Actor::key(&Consumer::from(key.clone()))
+        .required_scope(Scope::new(WRITE).unwrap())
+        .all_consumers_scope(Scope::new(EVERYWHERE).unwrap())
+        .origin("192.0.2.7");
     issuer.by(actor)
 }
 
 /// A caller as the account router creates it.
 fn account(issuer: &KeyIssuer, key: &KeyRecord) -> KeyIssuer {
-    let actor = Actor::caller(&Consumer::from(key.clone()));
+    let actor = Actor::key(&Consumer::from(key.clone()));
     issuer.by(actor.other_keys_scope(Scope::new(WRITE).unwrap()))
 }
 
@@ -435,7 +435,7 @@ async fn without_a_scope_a_key_changes_itself_and_what_it_was_rotated_to(store: 
     let new = NewKey::new("acme", Expiry::In(DAY)).metadata(metadata(r#"{"role":"viewer"}"#));
     let viewer = issuer.issue(new).await.unwrap().record;
     let caller = account(&issuer, &viewer);
-    let none = issuer.by(Actor::caller(&Consumer::from(viewer.clone())));
+    let none = issuer.by(Actor::key(&Consumer::from(viewer.clone())));
     let twin = issuer.issue(NewKey::new("acme", Expiry::In(DAY)).metadata(viewer.metadata.clone()));
     let twin = twin.await.unwrap().record;
     for target in [&owner, &twin] {
@@ -516,7 +516,7 @@ fn per_minute(limit: u32) -> RateLimits {
 
 async fn a_change_of_a_plan_is_in_the_audit(store: impl ManageKeys) {
     let issuer = issuer(store);
-    let operator = issuer.by(Actor::operator("root@db1").from("command line"));
+    let operator = issuer.by(Actor::operator("root@db1").origin("command line"));
     operator.set_plan("pro", &per_minute(60)).await.unwrap();
     operator.set_plan("pro", &per_minute(90)).await.unwrap();
     assert!(operator.remove_plan("pro").await.unwrap());

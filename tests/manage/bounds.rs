@@ -336,7 +336,7 @@ fn is(error: &ManageError, kind: ManageErrorKind, field: Option<&str>) {
 
 /// The issuer, acting for the key.
 fn caller(issuer: &KeyIssuer, key: &KeyRecord) -> KeyIssuer {
-    let actor = Actor::caller(&Consumer::from(key.clone())).requires(Scope::new(WRITE).unwrap());
+    let actor = Actor::key(&Consumer::from(key.clone())).required_scope(Scope::new(WRITE).unwrap());
     issuer.by(actor)
 }
 
@@ -1159,7 +1159,7 @@ async fn counts_are_those_of_the_transaction() {
         transaction.insert(&[old(3, |_| {}), old(4, |_| {})]).await.unwrap();
         let counted = transaction.count_keys(&query(2)).await.unwrap();
         assert_eq!((counted.live, counted.recent), (2, 2), "no further than was asked");
-        transaction.record(&[AuditEntry::new(KeyAction::Updated, "test")]).await.unwrap();
+        transaction.write_audit(&[AuditEntry::new(KeyAction::Updated, "test")]).await.unwrap();
         transaction.commit().await.unwrap();
     }
 

@@ -331,9 +331,9 @@ impl World {
     /// grants.
     async fn ask(&self, caller: &KeyRecord, target: &KeyRecord, request: Request) {
         let scope = |scope: &str| Scope::new(scope).unwrap();
-        let actor = Actor::caller(&Consumer::from(caller.clone()))
-            .requires(scope(SCOPES[0]))
-            .everywhere_with(scope(SCOPES[1]))
+        let actor = Actor::key(&Consumer::from(caller.clone()))
+            .required_scope(scope(SCOPES[0]))
+            .all_consumers_scope(scope(SCOPES[1]))
             .default_rate_limits(self.default_limits.clone());
         let issuer = self.operator.by(actor);
         let request = request.modest(caller, self.clock.now());

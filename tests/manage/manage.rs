@@ -201,7 +201,7 @@ fn micros(time: SystemTime) -> u128 {
 
 async fn a_key_is_issued_with_its_line_in_the_audit(store: impl ManageKeys) {
     let issuer = issuer(store);
-    let operator = issuer.by(Actor::operator("root@db1").from("command line"));
+    let operator = issuer.by(Actor::operator("root@db1").origin("command line"));
     let new = new()
         .name("nightly export")
         .scopes(scopes(&["reports:read"]))
@@ -621,10 +621,10 @@ const EVERYWHERE: &str = "api-keys:all-consumers";
 
 /// The consumer of a key, as from the layer.
 fn caller(issuer: &KeyIssuer, key: &KeyRecord) -> KeyIssuer {
-    let actor = Actor::caller(&Consumer::from(key.clone()))
-        .requires(scope(WRITE))
-        .everywhere_with(scope(EVERYWHERE))
-        .from("192.0.2.7");
+    let actor = Actor::key(&Consumer::from(key.clone()))
+        .required_scope(scope(WRITE))
+        .all_consumers_scope(scope(EVERYWHERE))
+        .origin("192.0.2.7");
     issuer.by(actor)
 }
 
@@ -1100,7 +1100,7 @@ async fn a_caller_without_its_own_plan_grants_none(store: impl ManageKeys) {
     // By limits of its own, or by the default.
     let (limited, caller) = on_plan(&issuer, None, Some(per_minute(60))).await;
     let (key, _) = on_plan(&issuer, None, None).await;
-    let by_default = Actor::caller(&Consumer::from(key)).default_rate_limits(per_minute(60));
+    let by_default = Actor::key(&Consumer::from(key)).default_rate_limits(per_minute(60));
     for caller in [caller, issuer.by(by_default)] {
         for new in [asked(Some("free"), None), asked(Some("free"), Some(per_minute(1)))] {
             let error = caller.issue(new).await.unwrap_err();

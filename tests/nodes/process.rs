@@ -36,7 +36,7 @@ use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer,
     auth::{CachePolicy, Event},
     key::KeyHash,
-    layer::{UntilRevoked, websocket::until_revoked},
+    layer::{UntilKeyEnds, websocket::until_key_ends},
     record::{KeyId, KeyRecord},
     store::{Change, ChangeFeed, KeyStore, PgChangeFeed, PgKeyStore, Staleness, StoreError, Usage},
 };
@@ -171,13 +171,13 @@ fn app(admin: Admin) -> Router {
 async fn events(consumer: Consumer) -> impl IntoResponse {
     let hello = stream::once(ready(Ok::<_, Infallible>(sse::Event::default().data("hello"))));
     let events = Sse::new(hello.chain(stream::pending()));
-    UntilRevoked::response(events.into_response(), &consumer)
+    UntilKeyEnds::response(events.into_response(), &consumer)
 }
 
 /// Reads from the client forever.
 async fn socket(upgrade: WebSocketUpgrade, consumer: Consumer) -> impl IntoResponse {
     upgrade.on_upgrade(async move |socket| {
-        until_revoked(
+        until_key_ends(
             socket,
             &consumer,
             async |socket| while let Some(Ok(_)) = socket.recv().await {},
@@ -246,7 +246,7 @@ impl Counts {
             Event::UsageFlushFailed { .. } => &self.usage_flushes_failed,
             Event::FeedLive => &self.feed_live,
             Event::FeedLost { .. } => &self.feed_lost,
-            Event::FeedJunk => &self.feed_junk,
+            Event::FeedMessageUnrecognized => &self.feed_junk,
             _ => return,
         };
         count.fetch_add(1, Ordering::SeqCst);

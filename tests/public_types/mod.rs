@@ -21,7 +21,7 @@ use tower_api_key::{
     auth::{Attempt, Event},
     clock::SystemClock,
     key::{AcceptedFormat, Alphabet, ImportedFormat, KeyFormat, KeyHash, RngError},
-    layer::{ClientAddress, ConcurrencyLimit, Cost, RateClass, UntilRevoked},
+    layer::{ClientAddress, ConcurrencyLimit, Cost, RateClass, UntilKeyEnds},
     manage::{Actor, Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, Subject},
     record::{KeyAction, KeyId, Metadata, Scope},
@@ -79,7 +79,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Changes", Ids),
     ("Check", NoText),
     // Two digests that identify an idempotency key.
-    ("Claim", Ids),
+    ("IdempotencyRecord", Ids),
     ("ClientAddress", ASecret),
     ("ClientNetwork", NoText),
     ("ConcurrencyLimit", ASecret),
@@ -100,7 +100,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Finding", ASecret),
     ("GuardedRoutes", ASecret),
     ("Health", NoText),
-    ("Horizon", Ids),
+    ("LogPosition", Ids),
     ("Imported", ASecret),
     ("ImportedFormat", ASecret),
     ("InvalidAction", ASecret),
@@ -128,7 +128,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("KeyPage", ASecret),
     ("KeyQuery", ASecret),
     ("KeyRecord", ASecret),
-    ("KeyRevoked", NoText),
+    ("KeyEndedError", NoText),
     ("KeyStatus", NoText),
     ("KeyUpdate", ASecret),
     ("Leases", NoText),
@@ -180,12 +180,12 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Rotation", ASecret),
     ("Scope", Names),
     ("Scopes", Names),
-    ("Selection", Names),
+    ("KeyFilter", Names),
     ("Severity", NoText),
     ("SqliteKeyStore", ASecret),
     ("SqliteTransaction", ASecret),
     ("Staleness", NoText),
-    ("Standing", ASecret),
+    ("RateLimitStatus", ASecret),
     ("StatusOnly", NoText),
     ("StoreError", ASecret),
     ("StoreErrorKind", NoText),
@@ -194,7 +194,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("SystemClock", NoText),
     ("SystemEntropy", NoText),
     ("Unavailable", NoText),
-    ("UntilRevoked", ASecret),
+    ("UntilKeyEnds", ASecret),
     ("Usage", ASecret),
     ("Worker", ASecret),
 ];
@@ -404,7 +404,7 @@ async fn of_records(heard: &mut Heard, keys: &Keys, key: &str, id: KeyId) {
     let consumer = admission.consumer().clone();
     say!(heard:
         consumer,
-        consumer.revoked(),
+        consumer.key_ended(),
         key.parse::<KeyAction>().unwrap_err(),
         key.parse::<KeyId>().unwrap_err(),
         Scope::new(format!("{key} {key}")).unwrap_err(),
@@ -425,7 +425,7 @@ async fn of_management(heard: &mut Heard, keys: &Keys, key: &str) {
     let issuer = KeyIssuer::new(store, format()).clock(keys.clock.clone());
     let new = || NewKey::new("acme", Expiry::Never).idempotency_key("one");
     let first = issuer.issue(new()).await.unwrap();
-    let actor = Actor::caller(&Consumer::from(first.record.clone()));
+    let actor = Actor::key(&Consumer::from(first.record.clone()));
     let rotated = issuer.rotate(first.record.id, Rotation::new()).await.unwrap();
     let hash = format().parse(key.as_bytes()).unwrap().hash();
     let import = KeyImport::new(hash, new());
@@ -454,10 +454,10 @@ async fn of_decisions(heard: &mut Heard, keys: &Keys, key: &str) {
     let (auth, worker) = builder.build();
     let attempt = auth.attempt(key.as_bytes());
     say!(heard: attempt);
-    let Attempt::Lookup(lookup) = attempt else { panic!("the key is not cached") };
+    let Attempt::Pending(lookup) = attempt else { panic!("the key is not cached") };
     say!(heard: lookup);
     let admission = lookup.await.unwrap();
-    say!(heard: admission, *admission.standing(), auth, worker);
+    say!(heard: admission, *admission.rate_limit_status(), auth, worker);
     let rejection = auth.authenticate(key.as_bytes()).await.unwrap_err();
     say!(heard: rejection);
 
@@ -513,7 +513,7 @@ async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
         limited,
         limited.call(with_key(key)),
         limited.call(with_key(key)).await.unwrap().into_body(),
-        UntilRevoked::new(Body::empty(), &consumer),
+        UntilKeyEnds::new(Body::empty(), &consumer),
         Consumer::from_request_parts(&mut parts, &()).await.unwrap_err(),
         ClientAddress::forwarded(1),
         ApiKeyLayer::new(keys.auth()).realm(&format!("{key}\n")).unwrap_err(),

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::runtime::{Builder, Handle};
 use tower_api_key::rate_limit::{
-    Buckets, Check, Quota, RateLimiter, RateLimits, RedisRateLimiter, Subject, Unavailable,
+    Buckets, Check, OutagePolicy, Quota, RateLimiter, RateLimits, RedisRateLimiter, Subject,
 };
 
 use crate::harness::redis::Redis;
@@ -33,7 +33,7 @@ impl InOrder {
         let redis = Redis::start();
         // A local decision would be noticed, and a busy machine must not count as an outage.
         let limiter = RedisRateLimiter::builder(&redis.url())
-            .when_unavailable(Unavailable::Deny)
+            .when_unavailable(OutagePolicy::Deny)
             .deadline(Duration::from_secs(1))
             .callers_time();
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();

@@ -68,7 +68,7 @@ impl Simulator {
         }
         let decision = |quota: &Quota| {
             let bucket = &self.buckets[quota.name()];
-            if fits { bucket.standing(now) } else { bucket.look(units, now) }
+            if fits { bucket.rate_limit_status(now) } else { bucket.look(units, now) }
         };
         quotas.iter().map(decision).collect()
     }
@@ -127,9 +127,9 @@ impl Bucket {
 
     /// The decision on a request, without taking its units.
     fn look(&self, units: u32, now: u128) -> Decision {
-        let standing = self.standing(now);
+        let rate_limit_status = self.rate_limit_status(now);
         if self.fits(units, now) {
-            return standing;
+            return rate_limit_status;
         }
         let wait = match &self.counter {
             _ if units > self.quota.burst_size().get() => Duration::MAX,
@@ -143,7 +143,7 @@ impl Bucket {
                 nanos(changes.filter(fits).min().unwrap() - now)
             }
         };
-        Decision::deny_with(standing.remaining(), wait)
+        Decision::deny_with(rate_limit_status.remaining(), wait)
     }
 
     fn fits(&self, units: u32, now: u128) -> bool {
@@ -156,7 +156,7 @@ impl Bucket {
     }
 
     /// The units left, and the time until the next one.
-    fn standing(&self, now: u128) -> Decision {
+    fn rate_limit_status(&self, now: u128) -> Decision {
         match &self.counter {
             Counter::Gcra { .. } => {
                 let (holds, unit) = (self.holds(now), signed(self.quota.interval()));

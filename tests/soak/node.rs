@@ -96,7 +96,7 @@ async fn run(settings: &Settings) {
         .and_then(|policy| policy.load_deadline(POLICY.load_deadline))
         .expect("a cache policy")
         // All clients have one address, and use ended keys all the time.
-        .stranger_queries(u32::MAX);
+        .unknown_key_queries_per_second(u32::MAX);
     // The slowness of a machine that runs the whole fleet must not look like an outage of Redis.
     let limiter = RedisRateLimiter::builder(&settings.redis).deadline(SECOND);
     let limiter = limiter.build().expect("a URL of Redis");

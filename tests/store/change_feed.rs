@@ -23,7 +23,7 @@ use tower_api_key::{
     rate_limit::{Quota, RateLimits},
     record::{KeyId, KeyRecord},
     store::{
-        Change, ChangeFeed, ChangeLog, Changes, Horizon, KeyStore, ManageKeys, ManagePlans,
+        Change, ChangeFeed, ChangeLog, Changes, KeyStore, LogPosition, ManageKeys, ManagePlans,
         PgChangeFeed, PgKeyStore, PollingChangeFeed, Replica, SqliteKeyStore, StoreError,
         StoreErrorKind, Usage,
     },
@@ -61,7 +61,7 @@ async fn told(feed: &mut impl ChangeFeed) -> Change {
     soon(async {
         loop {
             match feed.next().await.unwrap() {
-                Change::Nothing { .. } => {}
+                Change::Heartbeat { .. } => {}
                 change => return change,
             }
         }
@@ -74,7 +74,7 @@ async fn end(feed: &mut impl ChangeFeed) -> StoreError {
     soon(async {
         loop {
             match feed.next().await {
-                Ok(Change::Nothing { .. }) => {}
+                Ok(Change::Heartbeat { .. }) => {}
                 Ok(change) => panic!("{change:?}"),
                 Err(error) => return error,
             }
@@ -98,7 +98,7 @@ async fn told_with_marker(feed: &mut impl ChangeFeed) -> BTreeSet<String> {
     let mut with = told_before_marker(feed).await;
     loop {
         match soon(feed.next()).await.unwrap() {
-            Change::Nothing { .. } => return with,
+            Change::Heartbeat { .. } => return with,
             change => {
                 assert!(with.insert(format!("{change:?}")), "{change:?} was told twice");
             }
@@ -488,7 +488,7 @@ mod listening {
         let mut feed = connected(listening(database.url())).await;
         for _ in 0..3 {
             let nothing = soon(feed.next()).await.unwrap();
-            assert!(matches!(nothing, Change::Nothing { lag } if lag < HEARTBEAT), "{nothing:?}");
+            assert!(matches!(nothing, Change::Heartbeat { lag } if lag < HEARTBEAT), "{nothing:?}");
         }
     }
 
@@ -518,7 +518,7 @@ mod listening {
             "repeat(chr(128512), 1999)",
         ] {
             execute(&mut prompt, format!("select pg_notify('{channel}', {junk})")).await;
-            assert_eq!(told(&mut feed).await, Change::Junk, "{junk}");
+            assert_eq!(told(&mut feed).await, Change::Unrecognized, "{junk}");
         }
         for ignored in [
             "api_key_announce('hello:somebody else')".to_owned(),
@@ -570,7 +570,7 @@ mod listening {
                 heard.insert(format!("{:?}", told(&mut feed).await));
             }
             let keys = [KEY, MARKER].map(|key| [Change::Changed(key), Change::Created(key)]);
-            let expected = set(&[keys.concat(), vec![Change::Junk]].concat());
+            let expected = set(&[keys.concat(), vec![Change::Unrecognized]].concat());
             assert_eq!(heard, expected);
         }
     }
@@ -592,12 +592,12 @@ mod listening {
             assert_eq!(told(&mut feed).await, Change::Changed(KEY));
             // Two heartbeats: the second one has seen the first one's hello arrive.
             for _ in 0..2 {
-                assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
+                assert!(matches!(soon(feed.next()).await.unwrap(), Change::Heartbeat { .. }));
             }
             let copy = soon(overheard.recv()).await.unwrap().payload().to_owned();
             let replay = format!("select pg_notify('{channel}', '{copy}')");
             execute(&mut prompt, replay).await;
-            assert_eq!(told(&mut feed).await, Change::Junk, "{copy}");
+            assert_eq!(told(&mut feed).await, Change::Unrecognized, "{copy}");
             // With a lower number than those forgotten.
             touch(&mut slow, MARKER).await;
             execute(&mut slow, "commit").await;
@@ -651,7 +651,7 @@ mod listening {
         touch(&mut prompt, KEY).await;
         let next = soon(feed.next()).await.unwrap();
         let next =
-            if matches!(next, Change::Nothing { .. }) { told(&mut feed).await } else { next };
+            if matches!(next, Change::Heartbeat { .. }) { told(&mut feed).await } else { next };
         assert_eq!(next, Change::Changed(KEY), "and nothing else was delivered");
         stranger.go().await;
     }
@@ -690,7 +690,7 @@ mod listening {
         forged += 9_600;
         touch(&mut prompt, MARKER).await;
         for number in 0..forged {
-            assert_eq!(told(&mut feed).await, Change::Junk, "{number}");
+            assert_eq!(told(&mut feed).await, Change::Unrecognized, "{number}");
         }
         assert_eq!(told(&mut feed).await, Change::Changed(MARKER));
         stranger.go().await;
@@ -831,13 +831,13 @@ mod listening {
         let heard = soon(async {
             loop {
                 match feed.next().await {
-                    Ok(Change::Nothing { .. }) => {}
+                    Ok(Change::Heartbeat { .. }) => {}
                     heard => return heard,
                 }
             }
         });
         if let Ok(heard) = heard.await {
-            assert_eq!(heard, Change::Junk);
+            assert_eq!(heard, Change::Unrecognized);
         } else {
             soon(feed.connect()).await.unwrap();
         }
@@ -1037,7 +1037,7 @@ mod polling {
         // The first transaction holds the horizon back: later changes are read again, and not
         // announced twice.
         for _ in 0..3 {
-            assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
+            assert!(matches!(soon(feed.next()).await.unwrap(), Change::Heartbeat { .. }));
         }
         execute(&mut first, "commit").await;
         assert_eq!(told(&mut feed).await, Change::Changed(KEY));
@@ -1063,7 +1063,7 @@ mod polling {
         execute(&mut first, "commit").await;
         assert_eq!(told(&mut feed).await, Change::Changed(OTHER));
         for _ in 0..3 {
-            assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
+            assert!(matches!(soon(feed.next()).await.unwrap(), Change::Heartbeat { .. }));
         }
     }
 
@@ -1077,7 +1077,7 @@ mod polling {
         store(database.url()).await.insert(&record(OTHER)).await.unwrap();
         let mut feed = connected(polling(database.url())).await;
         let nothing = soon(feed.next()).await.unwrap();
-        let Change::Nothing { lag } = nothing else { panic!("{nothing:?}") };
+        let Change::Heartbeat { lag } = nothing else { panic!("{nothing:?}") };
         assert!(lag >= OFTEN, "a change right after the last poll would be heard of now: {lag:?}");
         touch(&mut second, OTHER).await;
         assert_eq!(told(&mut feed).await, Change::Changed(OTHER));
@@ -1095,7 +1095,7 @@ mod polling {
                         changed_in = '1000000000000000000'";
         execute(&mut prompt, restored).await;
         let mut feed = connected(polling(database.url())).await;
-        assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
+        assert!(matches!(soon(feed.next()).await.unwrap(), Change::Heartbeat { .. }));
         touch(&mut prompt, KEY).await;
         assert_eq!(told(&mut feed).await, Change::Changed(KEY));
     }
@@ -1136,14 +1136,16 @@ mod polling {
                     Change::Changed(id) | Change::Created(id) => {
                         cache.insert(id, store.get(id).await.unwrap());
                     }
-                    Change::Nothing { .. } if writers.iter().all(|writer| writer.is_finished()) => {
+                    Change::Heartbeat { .. }
+                        if writers.iter().all(|writer| writer.is_finished()) =>
+                    {
                         break;
                     }
                     _ => {}
                 }
             }
             // One more poll, because the last one may have begun before the last writer ended.
-            while !matches!(feed.next().await.unwrap(), Change::Nothing { .. }) {}
+            while !matches!(feed.next().await.unwrap(), Change::Heartbeat { .. }) {}
         };
         soon(follow).await;
         for id in ids {
@@ -1155,7 +1157,7 @@ mod polling {
     struct Script(Mutex<VecDeque<Changes>>);
 
     impl ChangeLog for Script {
-        async fn changes_since(&self, _: Option<Horizon>) -> Result<Changes, StoreError> {
+        async fn changes_since(&self, _: Option<LogPosition>) -> Result<Changes, StoreError> {
             let next = self.0.lock().unwrap().pop_front();
             next.ok_or(StoreError::new(StoreErrorKind::Unavailable))
         }
@@ -1163,7 +1165,7 @@ mod polling {
 
     #[tokio::test(start_paused = true)]
     async fn a_log_that_is_another_or_went_backwards_is_an_error() {
-        let at = |from, server| Changes::new(Horizon::new(from, server));
+        let at = |from, server| Changes::new(LogPosition::new(from, server));
         for (then, fails) in [
             (at(100, 7), false),
             (at(101, 7), false),
@@ -1186,7 +1188,7 @@ mod polling {
     /// What a poll reports about a replica, and whether the replica is then too far behind.
     async fn polls_of_a_replica(polls: &[(Option<Replica>, bool)]) {
         let changes = |replica| {
-            let mut changes = Changes::new(Horizon::new(100, 7));
+            let mut changes = Changes::new(LogPosition::new(100, 7));
             changes.replica = replica;
             changes
         };
@@ -1246,7 +1248,7 @@ mod polling {
     async fn polls_that_are_far_apart_make_no_replica_look_behind() {
         let busy: VecDeque<_> = (0..40)
             .map(|n| {
-                let mut changes = Changes::new(Horizon::new(100, 7));
+                let mut changes = Changes::new(LogPosition::new(100, 7));
                 changes.replica = Some(Replica::new(n, Some(n + 1), Some(Duration::ZERO)));
                 changes
             })
@@ -1332,7 +1334,7 @@ mod polling {
 
         // Often enough for PostgreSQL to switch to a generic plan.
         for _ in 0..10 {
-            assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
+            assert!(matches!(soon(feed.next()).await.unwrap(), Change::Heartbeat { .. }));
         }
         let scans = "select seq_scan from pg_stat_user_tables where relname = 'api_key_changes'";
         store.pool().close().await;
@@ -1398,7 +1400,7 @@ mod polling {
                     pg_current_xact_id() from generate_series(1, 10001)";
         execute(&mut connection(database.url()).await, many).await;
         assert_eq!(told(&mut feed).await, Change::Everything);
-        assert!(matches!(soon(feed.next()).await.unwrap(), Change::Nothing { .. }));
+        assert!(matches!(soon(feed.next()).await.unwrap(), Change::Heartbeat { .. }));
     }
 
     /// The server recovers without exiting, and reuses sequence numbers that were never written to
@@ -1612,7 +1614,7 @@ mod sqlite {
                 let backup = folder.path().join("backup.db");
                 execute(&writer, "vacuum").await;
                 execute(&writer, format!("vacuum into '{}'", backup.display())).await;
-                assert!(matches!(feed.next().await.unwrap(), Change::Nothing { .. }));
+                assert!(matches!(feed.next().await.unwrap(), Change::Heartbeat { .. }));
                 assert_eq!(feed.staleness(), None, "what is rewritten in place is no other file");
                 std::fs::rename(backup, path).unwrap();
             } else {

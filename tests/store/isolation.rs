@@ -30,8 +30,8 @@ use tower_api_key::{
     rate_limit::Quota,
     record::{KeyId, Metadata, Scope, Scopes},
     store::{
-        ChangeLog as _, Claim, EventQuery, Horizon, KeyQuery, KeyStore, KeyTransaction as _,
-        ManageKeys, ManagePlans as _, PgKeyStore, StoreError, StoreErrorKind, Usage,
+        ChangeLog as _, EventQuery, IdempotencyRecord, KeyQuery, KeyStore, KeyTransaction as _,
+        LogPosition, ManageKeys, ManagePlans as _, PgKeyStore, StoreError, StoreErrorKind, Usage,
     },
 };
 
@@ -80,7 +80,7 @@ fn shown(error: &StoreError) -> String {
 
 /// Only a failed test waits this long. The clock stands still, so no query budget refills.
 fn patient(builder: Builder) -> Builder {
-    let policy = CachePolicy::default().stranger_queries(u32::MAX);
+    let policy = CachePolicy::default().unknown_key_queries_per_second(u32::MAX);
     builder.cache(policy.load_deadline(20 * SECOND).unwrap())
 }
 
@@ -527,7 +527,10 @@ impl Guarded {
         let used = [Usage::new(key.record.id, SystemTime::UNIX_EPOCH + SECOND)];
         owner.record_usage(&used).await.unwrap();
         let mut transaction = owner.begin().await.unwrap();
-        transaction.claim(&Claim::new(REQUEST, [6; 32], key.record.id)).await.unwrap();
+        transaction
+            .claim_idempotency_key(&IdempotencyRecord::new(REQUEST, [6; 32], key.record.id))
+            .await
+            .unwrap();
         transaction.commit().await.unwrap();
         let role = format!("service_{:016x}", unique());
         let mut prompt = prompt(&database).await;
@@ -566,8 +569,11 @@ impl Guarded {
         unused.unused_since = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(10_000_000_000));
         let claim = async || {
             let mut transaction = store.begin().await?;
-            let claim = Claim::new(REQUEST, [6; 32], plain.id);
-            Ok(format!("{:?}", transaction.claim(&claim).await?.map(|claim| claim.key_id)))
+            let claim = IdempotencyRecord::new(REQUEST, [6; 32], plain.id);
+            Ok(format!(
+                "{:?}",
+                transaction.claim_idempotency_key(&claim).await?.map(|claim| claim.key_id)
+            ))
         };
         let lock = async || {
             let mut transaction = store.begin().await?;
@@ -576,7 +582,7 @@ impl Guarded {
         };
         // All changes so far.
         let poll = async || {
-            let changes = store.changes_since(Some(Horizon::new(1, 0))).await?;
+            let changes = store.changes_since(Some(LogPosition::new(1, 0))).await?;
             let ids = changes.keys.iter().map(|changed| changed.key_id);
             Ok(format!("{:?}", ids.collect::<BTreeSet<_>>()))
         };

@@ -10,7 +10,8 @@ use tower_api_key::{
     rate_limit::{Quota, RateLimits},
     record::{AuditEntry, KeyAction, KeyId, KeyRecord, KeyStatus, Metadata, Scope, Scopes},
     store::{
-        Claim, EventQuery, KeyQuery, KeyTransaction, ManageKeys, Selection, StoreErrorKind, Usage,
+        EventQuery, IdempotencyRecord, KeyFilter, KeyQuery, KeyTransaction, ManageKeys,
+        StoreErrorKind, Usage,
     },
 };
 
@@ -479,15 +480,15 @@ async fn a_transaction_that_is_dropped_leaves_nothing(store: &impl ManageKeys) {
     let mut transaction = store.begin().await.unwrap();
     transaction.insert(std::slice::from_ref(&added)).await.unwrap();
     transaction.revoke(&[kept.id], None).await.unwrap();
-    transaction.record(&[entry(&kept)]).await.unwrap();
-    transaction.claim(&claim(1, 1)).await.unwrap();
+    transaction.write_audit(&[entry(&kept)]).await.unwrap();
+    transaction.claim_idempotency_key(&claim(1, 1)).await.unwrap();
     drop(transaction);
 
     assert_eq!(store.get(added.id).await.unwrap(), None);
     assert_eq!(unread(&found(store, &kept).await), unread(&kept));
     assert!(store.events(&EventQuery::new()).await.unwrap().events.is_empty());
     let mut next = store.begin().await.unwrap();
-    assert_eq!(next.claim(&claim(1, 2)).await.unwrap(), None);
+    assert_eq!(next.claim_idempotency_key(&claim(1, 2)).await.unwrap(), None);
 }
 
 async fn a_transaction_changes_all_at_once(store: &impl ManageKeys) {
@@ -534,9 +535,9 @@ async fn a_batch_is_revoked_once(store: &impl ManageKeys) {
     assert_eq!(revoked.iter().map(|record| record.id).collect::<Vec<_>>(), ids);
     assert!(revoked.iter().all(|record| record.version == 2 && record.revoked_at.is_some()));
     assert!(transaction.revoke(&ids, None).await.unwrap().is_empty());
-    let live = Selection::Consumer("acme".into());
+    let live = KeyFilter::Consumer("acme".into());
     assert!(transaction.lock_some(&live, &[], 100).await.unwrap().is_empty());
-    let ended = Selection::EndedBefore(now() + MINUTE);
+    let ended = KeyFilter::EndedBefore(now() + MINUTE);
     assert_eq!(transaction.lock_some(&ended, &[], 7).await.unwrap().len(), 7);
 }
 
@@ -568,7 +569,7 @@ async fn events_are_kept_in_order_and_read_by_the_page(store: &impl ManageKeys) 
         })
         .collect();
     let mut transaction = store.begin().await.unwrap();
-    transaction.record(&entries).await.unwrap();
+    transaction.write_audit(&entries).await.unwrap();
     transaction.commit().await.unwrap();
 
     for (key_id, consumer_id) in
@@ -595,14 +596,14 @@ async fn events_are_kept_in_order_and_read_by_the_page(store: &impl ManageKeys) 
     }
 }
 
-fn claim(request: u8, key: u8) -> Claim {
-    Claim::new([request; 32], [7; 32], KeyId::from_bytes([key; 16]))
+fn claim(request: u8, key: u8) -> IdempotencyRecord {
+    IdempotencyRecord::new([request; 32], [7; 32], KeyId::from_bytes([key; 16]))
 }
 
 async fn a_request_is_claimed_once(store: &impl ManageKeys) {
     for (key, earlier) in [(1, None), (2, Some(claim(1, 1)))] {
         let mut transaction = store.begin().await.unwrap();
-        assert_eq!(transaction.claim(&claim(1, key)).await.unwrap(), earlier);
+        assert_eq!(transaction.claim_idempotency_key(&claim(1, key)).await.unwrap(), earlier);
         transaction.commit().await.unwrap();
     }
 }
@@ -610,7 +611,7 @@ async fn a_request_is_claimed_once(store: &impl ManageKeys) {
 async fn of_two_claims_at_once_one_wins(store: &impl ManageKeys) {
     let carry_out = async |key| {
         let mut transaction = store.begin().await.unwrap();
-        let earlier = transaction.claim(&claim(1, key)).await.unwrap();
+        let earlier = transaction.claim_idempotency_key(&claim(1, key)).await.unwrap();
         transaction.commit().await.unwrap();
         earlier
     };
@@ -621,12 +622,12 @@ async fn of_two_claims_at_once_one_wins(store: &impl ManageKeys) {
 async fn old_claims_are_swept(store: &impl ManageKeys) {
     for request in 1..=5 {
         let mut transaction = store.begin().await.unwrap();
-        transaction.claim(&claim(request, 1)).await.unwrap();
+        transaction.claim_idempotency_key(&claim(request, 1)).await.unwrap();
         transaction.commit().await.unwrap();
     }
     for (before, swept) in [(now() - MINUTE, 0), (now() + MINUTE, 3), (now() + MINUTE, 2)] {
         let mut transaction = store.begin().await.unwrap();
-        assert_eq!(transaction.sweep(before, 3).await.unwrap(), swept);
+        assert_eq!(transaction.delete_expired(before, 3).await.unwrap(), swept);
         transaction.commit().await.unwrap();
     }
 }
@@ -742,9 +743,9 @@ async fn a_plan_without_a_decent_name_is_refused(store: &impl ManageKeys) {
 async fn reads(store: &impl ManageKeys, record: &KeyRecord) -> Vec<KeyRecord> {
     let mut tx = store.begin().await.unwrap();
     let mut reads = tx.lock(&[record.id]).await.unwrap();
-    let consumer = Selection::Consumer(record.consumer_id.clone());
-    let prefix = Selection::Prefix(record.key_prefix.clone());
-    for selection in [consumer, prefix, Selection::EndedBefore(now() + 60 * MINUTE)] {
+    let consumer = KeyFilter::Consumer(record.consumer_id.clone());
+    let prefix = KeyFilter::Prefix(record.key_prefix.clone());
+    for selection in [consumer, prefix, KeyFilter::EndedBefore(now() + 60 * MINUTE)] {
         reads.extend(tx.lock_some(&selection, &[], 10).await.unwrap());
     }
     drop(tx);

@@ -19,7 +19,7 @@ use crate::harness::{
 };
 use crate::wait::{Deadline, eventually};
 
-const NOBODY: &str = "0190d4c0-0000-7000-8000-000000000000";
+const UNKNOWN_ID: &str = "0190d4c0-0000-7000-8000-000000000000";
 
 /// A database, and the folder that the program runs in.
 struct Place {
@@ -282,7 +282,7 @@ async fn a_key_goes_to_a_file_that_only_its_owner_reads() {
         assert_eq!(count(&place), before, "no key was issued");
 
         // A refusal leaves no file behind.
-        assert_eq!(place.run(&format!("rotate {NOBODY} --key-prefix a_ --out new.key")).code, 3);
+        assert_eq!(place.run(&format!("rotate {UNKNOWN_ID} --key-prefix a_ --out new.key")).code, 3);
         assert!(!place.folder.path().join("new.key").exists());
 
         let answer = place.done("issue --consumer acme --expires 1d --out acme.json --json");
@@ -459,7 +459,7 @@ async fn mistakes_are_named_with_an_example() {
         assert!(said.err.contains(example), "{line}: {said:?}");
         assert!(said.out.is_empty() && !said.err.contains("geheim"), "{line}: {said:?}");
     }
-    assert_eq!(place.run(&format!("show {NOBODY}")).code, 3);
+    assert_eq!(place.run(&format!("show {UNKNOWN_ID}")).code, 3);
     assert_eq!(place.run("migrate --database-url").code, 2);
     assert_eq!(count(&place), 0);
 }

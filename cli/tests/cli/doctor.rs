@@ -620,17 +620,17 @@ const STATES: &[State] = &[
         &["of other schemas", "svc.api_keys"],
     ),
     problem(
-        "keys that anybody may write",
+        "keys that every role may write",
         "grant insert on api_keys to public",
         &["public may insert on api_keys", "revoke insert on public.api_keys from public"],
     ),
     problem(
-        "plans that anybody may write",
+        "plans that every role may write",
         "grant update on api_key_plans to public",
         &["public may update on api_key_plans"],
     ),
     warning(
-        "a log that anybody may write",
+        "a log that every role may write",
         "grant delete, truncate on api_key_changes to public",
         &["public may delete, truncate on api_key_changes"],
     ),

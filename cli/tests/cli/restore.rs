@@ -496,7 +496,7 @@ async fn a_key_may_neither_reconcile_nor_revoke_by_time() {
     let new = || NewKey::new("acme", Expiry::Never);
     let caller = issuer.issue(new()).await.unwrap().record;
     let id = issuer.issue(new()).await.unwrap().record.id;
-    let by_key = issuer.by(Actor::caller(&Consumer::from(caller)));
+    let by_key = issuer.by(Actor::key(&Consumer::from(caller)));
     let mut history = AuditHistory::new();
     history.add(&revocation(id));
     let filter = RevocationFilter::new().consumer_id("acme");

@@ -1,4 +1,7 @@
-mod front;
+mod entry;
+mod hot_table;
+mod interner;
+mod limit_resolver;
 mod policy;
 
 use std::{
@@ -11,19 +14,23 @@ use std::{
 
 use moka::sync::Cache;
 
-use self::front::Front;
+use self::hot_table::HotTable;
 pub use self::policy::{CachePolicy, InvalidCachePolicy};
-use super::entry::{Entry, Generation};
+pub(super) use self::{
+    entry::{EndSignal, Entry, Generation, Loaded, WatchedKey},
+    interner::Interner,
+    limit_resolver::LimitResolver,
+};
 use crate::{clock::nanos, key::KeyHash};
 
 /// Records and absences, by key hash.
 ///
-/// moka decides which entries to keep, and [`Front`] holds those in use for cheaper look-ups.
+/// moka decides which entries to keep, and [`HotTable`] holds those in use for cheaper look-ups.
 /// Freshness is computed here from the caller's clock; moka's own clock only bounds memory.
 ///
 /// Writers are serialized: each holds the lock of the loads.
 pub(super) struct KeyCache {
-    front: Front,
+    hot: HotTable,
     present: Cache<KeyHash, Arc<Entry>>,
     absent: Cache<KeyHash, Absence>,
     /// Entries of an earlier generation must be confirmed.
@@ -60,7 +67,7 @@ pub(super) enum Peek {
 impl KeyCache {
     pub(super) fn new(policy: CachePolicy) -> Self {
         Self {
-            front: Front::new(policy.capacity),
+            hot: HotTable::new(policy.capacity),
             present: Cache::builder()
                 .max_capacity(policy.capacity)
                 .time_to_idle(policy.fresh + policy.stale_if_error)
@@ -78,38 +85,38 @@ impl KeyCache {
         }
     }
 
-    /// Returns `judge`'s result for a key that is in the hot table and fresh.
+    /// Returns `evaluate`'s result for a key that is in the hot table and fresh.
     pub(super) fn recent<T>(
         &self,
         hash: &KeyHash,
         now: Duration,
-        judge: impl FnOnce(&Arc<Entry>) -> T,
+        evaluate: impl FnOnce(&Arc<Entry>) -> T,
     ) -> Option<T> {
-        let place = self.front.get(hash)?;
+        let place = self.hot.get(hash)?;
         let entry = place.as_ref().filter(|entry| !self.fresh_for(entry, now).is_zero())?;
         if entry.is_seen_again(now) {
             // Tells moka that the key is in use.
             self.present.get(hash);
         }
-        Some(judge(entry))
+        Some(evaluate(entry))
     }
 
-    /// Copies a fresh entry found by [`peek`](Self::peek) to the hot table, where
+    /// Interner a fresh entry found by [`peek`](Self::peek) to the hot table, where
     /// [`recent`](Self::recent) finds it.
-    pub(super) fn bring_forward(&self, hash: &KeyHash, entry: &Arc<Entry>, now: Duration) {
+    pub(super) fn promote(&self, hash: &KeyHash, entry: &Arc<Entry>, now: Duration) {
         // It may have been evicted since it was found.
         if self.present.get(hash).is_some_and(|current| Arc::ptr_eq(&current, entry)) {
-            self.front.offer(hash, entry, now);
+            self.hot.admit(hash, entry, now);
         }
     }
 
     pub(super) fn peek(&self, hash: &KeyHash, now: Duration) -> Peek {
         // moka may have evicted an entry that is still in the hot table.
-        if let Some(entry) = self.present.get(hash).or_else(|| (*self.front.get(hash)?).clone()) {
+        if let Some(entry) = self.present.get(hash).or_else(|| (*self.hot.get(hash)?).clone()) {
             if !self.fresh_for(&entry, now).is_zero() {
                 return Peek::Fresh(entry);
             }
-            let is_gone = entry.live.generation < self.oldest_usable.load(Ordering::Acquire);
+            let is_gone = entry.ext.generation < self.oldest_usable.load(Ordering::Acquire);
             if !is_gone && self.is_usable(&entry, now) {
                 return Peek::Stale(entry);
             }
@@ -124,7 +131,7 @@ impl KeyCache {
 
     /// How long `entry` stays fresh if nothing changes.
     pub(super) fn fresh_for(&self, entry: &Entry, now: Duration) -> Duration {
-        if entry.live.generation != self.generation.load(Ordering::Acquire)
+        if entry.ext.generation != self.generation.load(Ordering::Acquire)
             || entry.is_outdated() && !self.is_usable(entry, now)
         {
             return Duration::ZERO;
@@ -133,7 +140,7 @@ impl KeyCache {
         if self.in_gap.load(Ordering::Acquire) {
             fresh = fresh.min(fresh_during_gap);
         }
-        fresh.saturating_sub(now.saturating_sub(entry.live.loaded_at))
+        fresh.saturating_sub(now.saturating_sub(entry.ext.loaded_at))
     }
 
     /// Whether `entry` should have been confirmed by now, although the store had time to do so:
@@ -141,9 +148,9 @@ impl KeyCache {
     pub(super) fn is_overdue(&self, entry: &Entry, now: Duration) -> bool {
         let CachePolicy { fresh, fresh_during_gap, load_deadline, .. } = self.policy;
         let expired_at = Duration::from_nanos(self.expired_at.load(Ordering::Acquire));
-        let is_outdated = entry.live.generation != self.generation.load(Ordering::Acquire);
+        let is_outdated = entry.ext.generation != self.generation.load(Ordering::Acquire);
         is_outdated && now.saturating_sub(expired_at) >= fresh_during_gap
-            || now.saturating_sub(entry.live.loaded_at) >= fresh + load_deadline
+            || now.saturating_sub(entry.ext.loaded_at) >= fresh + load_deadline
     }
 
     /// Whether the record is young enough to be used at all.
@@ -170,12 +177,12 @@ impl KeyCache {
 
     pub(super) fn insert(&self, hash: KeyHash, entry: Arc<Entry>) {
         self.absent.invalidate(&hash);
-        self.front.replace(&hash, Some(&entry));
+        self.hot.replace(&hash, Some(&entry));
         self.present.insert(hash, entry);
     }
 
     pub(super) fn insert_absent(&self, hash: KeyHash, loaded_at: Duration, generation: Generation) {
-        self.front.replace(&hash, None);
+        self.hot.replace(&hash, None);
         self.present.invalidate(&hash);
         self.absent.insert(hash, Absence { loaded_at, generation: generation.absent });
     }
@@ -183,7 +190,7 @@ impl KeyCache {
     /// Returns whether a record was cached.
     pub(super) fn forget(&self, hash: &KeyHash) -> bool {
         self.absent.invalidate(hash);
-        let was_in_front = self.front.replace(hash, None);
+        let was_in_front = self.hot.replace(hash, None);
         self.present.remove(hash).is_some() || was_in_front
     }
 

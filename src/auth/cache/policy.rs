@@ -20,7 +20,7 @@ pub struct CachePolicy {
     pub(in crate::auth) absent_capacity: u64,
     pub(in crate::auth) max_loads: usize,
     pub(in crate::auth) load_deadline: Duration,
-    pub(in crate::auth) stranger_queries: u32,
+    pub(in crate::auth) unknown_key_queries_per_second: u32,
 }
 
 const MAX_FRESH: Duration = Duration::from_secs(300);
@@ -148,8 +148,8 @@ impl CachePolicy {
     /// [`Overloaded`](crate::auth::RejectionKind::Overloaded); the manual lists [the
     /// exceptions](crate::manual::limits#guessing).
     #[must_use]
-    pub fn stranger_queries(self, per_second: u32) -> Self {
-        Self { stranger_queries: per_second.max(1), ..self }
+    pub fn unknown_key_queries_per_second(self, per_second: u32) -> Self {
+        Self { unknown_key_queries_per_second: per_second.max(1), ..self }
     }
 }
 
@@ -164,7 +164,7 @@ impl Default for CachePolicy {
             absent_capacity: 10_000,
             max_loads: 64,
             load_deadline: Duration::from_millis(500),
-            stranger_queries: 100,
+            unknown_key_queries_per_second: 100,
         }
     }
 }

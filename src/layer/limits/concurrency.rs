@@ -19,10 +19,8 @@ use crate::{
     auth::{Authenticator, Rejection},
     layer::{
         ProblemJson, RejectionResponse,
-        caller::Trusted,
-        headers::state_begin,
-        response::complete,
-        tally::{Policy, Tally},
+        request::caller::Trusted,
+        response::{Policy, RateLimitReport, complete, headers::state_begin},
     },
     rate_limit::{CountedPer, Decision, InvalidQuota, Quota},
     record::Consumer,
@@ -59,14 +57,14 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ConcurrencyLimit<R = ProblemJson> {
-    terms: Arc<Terms>,
+    terms: Arc<Config>,
     in_flight: Arc<InFlight>,
     trusted: Trusted,
     renderer: R,
 }
 
 #[derive(Clone, Debug)]
-struct Terms {
+struct Config {
     per: CountedPer,
     name: String,
     default: Limit,
@@ -102,7 +100,7 @@ impl ConcurrencyLimit {
         let name = "concurrent".to_owned();
         let default = Limit::new(&name, most)?;
         Ok(Self {
-            terms: Arc::new(Terms { per, name, default, of_plans: HashMap::new() }),
+            terms: Arc::new(Config { per, name, default, of_plans: HashMap::new() }),
             in_flight: Arc::default(),
             trusted: Trusted::default(),
             renderer: ProblemJson::default(),
@@ -161,7 +159,7 @@ impl Limit {
     }
 }
 
-impl Terms {
+impl Config {
     /// Admits one more request and reports the remaining limit, or denies it.
     fn enter(
         &self,
@@ -178,13 +176,13 @@ impl Terms {
         match in_flight.enter(holder, most) {
             Some((permit, left)) => {
                 let decision = Decision::admit(left, Duration::ZERO);
-                Ok(Entered { permit, tally: Tally::of(Arc::clone(policy), decision) })
+                Ok(Entered { permit, report: RateLimitReport::of(Arc::clone(policy), decision) })
             }
             None => {
                 let violated = [Arc::clone(&policy.name)].into();
                 let rejection = Rejection::beyond(consumer.key_id(), violated, RETRY);
-                let tally = Tally::of(Arc::clone(policy), Decision::deny(RETRY));
-                Err(Box::new(Denied { rejection, tally }))
+                let report = RateLimitReport::of(Arc::clone(policy), Decision::deny(RETRY));
+                Err(Box::new(Denied { rejection, report }))
             }
         }
     }
@@ -192,12 +190,12 @@ impl Terms {
 
 struct Entered {
     permit: Permit,
-    tally: Tally,
+    report: RateLimitReport,
 }
 
 struct Denied {
     rejection: Rejection,
-    tally: Tally,
+    report: RateLimitReport,
 }
 
 impl<S, R: Clone> Layer<S> for ConcurrencyLimit<R> {
@@ -233,16 +231,18 @@ where
         let entered = match trusted.caller(request.extensions()).map_err(Rejection::new) {
             Ok(None) => Ok(None),
             Ok(Some(consumer)) => terms.enter(in_flight, consumer).map(Some),
-            Err(rejection) => Err(Box::new(Denied { rejection, tally: Tally::default() })),
+            Err(rejection) => {
+                Err(Box::new(Denied { rejection, report: RateLimitReport::default() }))
+            }
         };
         let state = match entered {
             Ok(entered) => State::Inner { future: self.inner.call(request), entered },
             Err(denied) => {
                 // Releases what the inner service reserved in `poll_ready`.
                 self.inner = self.inner.clone();
-                let Denied { rejection, tally } = *denied;
+                let Denied { rejection, report } = *denied;
                 let mut response = complete(renderer.response(&rejection), rejection);
-                tally.write(&mut response);
+                report.write(&mut response);
                 State::Rejected { response: Some(response) }
             }
         };
@@ -276,8 +276,8 @@ where
         match self.project().state.project() {
             StateProj::Inner { future, entered } => {
                 let mut response = ready!(future.poll(cx))?;
-                let permit = entered.take().map(|Entered { permit, tally }| {
-                    tally.write(&mut response);
+                let permit = entered.take().map(|Entered { permit, report }| {
+                    report.write(&mut response);
                     permit
                 });
                 Poll::Ready(Ok(response.map(|body| ConcurrencyLimitBody { body, permit })))

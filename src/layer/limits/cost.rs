@@ -4,11 +4,11 @@ use tower_layer::Layer;
 
 use super::{
     MeteredLayer, MeteredService,
-    metered::{Denied, Taken, Toll, Verdict, take},
+    metered::{ChargePolicy, Outcome, Receipt, RejectedRequest, take},
 };
 use crate::{
-    auth::{Authenticator, Rejection, Standing},
-    layer::{ProblemJson, tally::Tally},
+    auth::{Authenticator, RateLimitStatus, Rejection},
+    layer::{ProblemJson, response::RateLimitReport},
     rate_limit::Meter,
     record::Consumer,
 };
@@ -71,23 +71,26 @@ impl Cost {
     }
 }
 
-impl Toll for Cost {
+impl ChargePolicy for Cost {
     /// Charges the route's cost beyond the unit that the `ApiKeyLayer` charged.
-    fn ask(&self, consumer: &Consumer) -> Verdict {
+    fn ask(&self, consumer: &Consumer) -> Outcome {
         let Some(more) = self.0.checked_sub(1) else {
-            let tally = Tally { wanted: Some(self.0), ..Tally::default() };
-            return Verdict::Pass(Taken::nothing(tally));
+            let report = RateLimitReport { wanted: Some(self.0), ..RateLimitReport::default() };
+            return Outcome::Pass(Receipt::nothing(report));
         };
         let buckets = consumer.meter().and_then(Meter::buckets);
         let (Some(buckets), Some(units)) = (buckets, NonZeroU32::new(more)) else {
-            return Verdict::Pass(Taken::nothing(Tally::default()));
+            return Outcome::Pass(Receipt::nothing(RateLimitReport::default()));
         };
         take(consumer, Arc::clone(buckets), units, move |consumer, decisions| {
             if !decisions.is_admitted() {
-                let standing = Standing::new(consumer, decisions);
-                return Err(Denied::of(Rejection::rate_limited(standing), Tally::default()));
+                let rate_limit_status = RateLimitStatus::new(consumer, decisions);
+                return Err(RejectedRequest::of(
+                    Rejection::rate_limited(rate_limit_status),
+                    RateLimitReport::default(),
+                ));
             }
-            Ok(Tally { units: more, own: Some(decisions), ..Tally::default() })
+            Ok(RateLimitReport { units: more, own: Some(decisions), ..RateLimitReport::default() })
         })
     }
 }

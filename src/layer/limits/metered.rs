@@ -15,7 +15,11 @@ use tower_service::Service;
 
 use crate::{
     auth::{Authenticator, Rejection, RejectionKind, catch_pending_panic, catch_request_panic},
-    layer::{ProblemJson, RejectionResponse, caller::Trusted, response::complete, tally::Tally},
+    layer::{
+        ProblemJson, RejectionResponse,
+        request::caller::Trusted,
+        response::{RateLimitReport, complete},
+    },
     rate_limit::{Buckets, Check, Decisions},
     record::Consumer,
 };
@@ -25,14 +29,14 @@ use crate::{
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct MeteredLayer<R = ProblemJson> {
-    toll: Arc<dyn Toll>,
+    policy: Arc<dyn ChargePolicy>,
     trusted: Trusted,
     renderer: R,
 }
 
 impl<R> MeteredLayer<R> {
-    pub(super) fn new(toll: impl Toll + 'static, renderer: R) -> Self {
-        Self { toll: Arc::new(toll), trusted: Trusted::default(), renderer }
+    pub(super) fn new(policy: impl ChargePolicy + 'static, renderer: R) -> Self {
+        Self { policy: Arc::new(policy), trusted: Trusted::default(), renderer }
     }
 
     /// Charges only consumers of `auth`; see [`RequireScope::of`](crate::RequireScope::of).
@@ -42,16 +46,16 @@ impl<R> MeteredLayer<R> {
 }
 
 /// Charges a request before the inner service is called.
-pub(super) trait Toll: fmt::Debug + Send + Sync {
-    fn ask(&self, consumer: &Consumer) -> Verdict;
+pub(super) trait ChargePolicy: fmt::Debug + Send + Sync {
+    fn ask(&self, consumer: &Consumer) -> Outcome;
 }
 
 impl<S, R: Clone> Layer<S> for MeteredLayer<R> {
     type Service = MeteredService<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let Self { toll, trusted, renderer } = self.clone();
-        MeteredService { inner, toll, trusted, renderer }
+        let Self { policy, trusted, renderer } = self.clone();
+        MeteredService { inner, policy, trusted, renderer }
     }
 }
 
@@ -59,7 +63,7 @@ impl<S, R: Clone> Layer<S> for MeteredLayer<R> {
 #[derive(Clone, Debug)]
 pub struct MeteredService<S, R = ProblemJson> {
     inner: S,
-    toll: Arc<dyn Toll>,
+    policy: Arc<dyn ChargePolicy>,
     trusted: Trusted,
     renderer: R,
 }
@@ -79,25 +83,27 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let caller = self.trusted.charged_caller(request.extensions()).map_err(Rejection::new);
-        let verdict = match caller {
-            Ok(None) => Verdict::Pass(Taken::nothing(Tally::default())),
-            Ok(Some(consumer)) => catch_request_panic(|| self.toll.ask(consumer))
-                .unwrap_or_else(|_| Verdict::panicked()),
-            Err(rejection) => Verdict::Reject(Denied::of(rejection, Tally::default())),
+        let outcome = match caller {
+            Ok(None) => Outcome::Pass(Receipt::nothing(RateLimitReport::default())),
+            Ok(Some(consumer)) => catch_request_panic(|| self.policy.ask(consumer))
+                .unwrap_or_else(|_| Outcome::panicked()),
+            Err(rejection) => {
+                Outcome::Reject(RejectedRequest::of(rejection, RateLimitReport::default()))
+            }
         };
-        let state = match verdict {
-            Verdict::Pass(taken) => State::Inner { future: self.inner.call(request), taken },
-            Verdict::Reject(denied) => {
+        let state = match outcome {
+            Outcome::Pass(taken) => State::Inner { future: self.inner.call(request), taken },
+            Outcome::Reject(denied) => {
                 // Releases what the inner service reserved in `poll_ready`.
                 self.inner = self.inner.clone();
                 State::Rejected { response: Some(denied.response(&self.renderer)) }
             }
-            Verdict::Wait(verdict) => {
+            Outcome::Wait(outcome) => {
                 // The clone is not ready, so it stays here and the future takes the ready service.
                 let clone = self.inner.clone();
                 let ready = mem::replace(&mut self.inner, clone);
                 let renderer = self.renderer.clone();
-                State::Waiting { verdict, parked: Some(Parked { ready, request, renderer }) }
+                State::Waiting { outcome, parked: Some(Parked { ready, request, renderer }) }
             }
         };
         MeteredFuture { state }
@@ -105,95 +111,97 @@ where
 }
 
 /// The outcome of charging a request: pass, reject, or wait for the limiter.
-pub(super) enum Verdict {
-    Pass(Taken),
-    Reject(Box<Denied>),
+pub(super) enum Outcome {
+    Pass(Receipt),
+    Reject(Box<RejectedRequest>),
     Wait(Waiting),
 }
 
-impl Verdict {
+impl Outcome {
     fn panicked() -> Self {
-        Self::Reject(Denied::panicked())
+        Self::Reject(RejectedRequest::panicked())
     }
 }
 
-type Waiting = Pin<Box<dyn Future<Output = Result<Taken, Box<Denied>>> + Send>>;
+type Waiting = Pin<Box<dyn Future<Output = Result<Receipt, Box<RejectedRequest>>> + Send>>;
 
 /// What a request was charged before the inner service was called.
 #[derive(Default)]
-pub(super) struct Taken {
-    tally: Tally,
+pub(super) struct Receipt {
+    report: RateLimitReport,
     units: Option<(Arc<dyn Buckets>, NonZeroU32, Consumer)>,
 }
 
-pub(super) struct Denied {
+pub(super) struct RejectedRequest {
     rejection: Rejection,
-    tally: Tally,
+    report: RateLimitReport,
 }
 
-/// Takes `units` from each of `buckets`. `conclude` turns the decisions into a report or a denial.
+/// Takes `units` from each of `buckets`. `finish` turns the decisions into a report or a denial.
 pub(super) fn take(
     consumer: &Consumer,
     buckets: Arc<dyn Buckets>,
     units: NonZeroU32,
-    conclude: impl FnOnce(Consumer, Decisions) -> Result<Tally, Box<Denied>> + Send + 'static,
-) -> Verdict {
+    finish: impl FnOnce(Consumer, Decisions) -> Result<RateLimitReport, Box<RejectedRequest>>
+    + Send
+    + 'static,
+) -> Outcome {
     let Some(meter) = consumer.meter() else {
-        return Verdict::Pass(Taken::nothing(Tally::default()));
+        return Outcome::Pass(Receipt::nothing(RateLimitReport::default()));
     };
     let check = buckets.take(units, meter.now());
     let consumer = consumer.clone();
-    let conclude = move |decisions| {
-        let tally = conclude(consumer.clone(), decisions)?;
-        Ok(Taken { tally, units: Some((buckets, units, consumer)) })
+    let finish = move |decisions| {
+        let report = finish(consumer.clone(), decisions)?;
+        Ok(Receipt { report, units: Some((buckets, units, consumer)) })
     };
     match check {
-        Check::Ready(decisions) => match conclude(decisions) {
-            Ok(taken) => Verdict::Pass(taken),
-            Err(denied) => Verdict::Reject(denied),
+        Check::Ready(decisions) => match finish(decisions) {
+            Ok(taken) => Outcome::Pass(taken),
+            Err(denied) => Outcome::Reject(denied),
         },
         Check::Pending(decisions) => {
-            let work = async move { conclude(decisions.await) };
-            Verdict::Wait(Box::pin(async move {
-                catch_pending_panic(work).await.unwrap_or_else(|_| Err(Denied::panicked()))
+            let work = async move { finish(decisions.await) };
+            Outcome::Wait(Box::pin(async move {
+                catch_pending_panic(work).await.unwrap_or_else(|_| Err(RejectedRequest::panicked()))
             }))
         }
     }
 }
 
-impl Taken {
-    pub(super) fn nothing(tally: Tally) -> Self {
-        Self { tally, units: None }
+impl Receipt {
+    pub(super) fn nothing(report: RateLimitReport) -> Self {
+        Self { report, units: None }
     }
 
     fn finish<B>(self, response: &mut Response<B>) {
         let rejection = response.extensions().get::<Rejection>();
         let is_limited = rejection.is_some_and(|r| r.kind() == RejectionKind::RateLimited);
-        let Self { mut tally, units } = self;
+        let Self { mut report, units } = self;
         // An inner limit rejected the request: refund the units.
         if is_limited && let Some((buckets, units, consumer)) = units {
             if let Some(meter) = consumer.meter() {
                 let _ = catch_request_panic(|| buckets.give_back(units, meter.now()));
             }
-            tally = Tally { units: 0, own: None, ..tally };
+            report = RateLimitReport { units: 0, own: None, ..report };
         }
-        tally.write(response);
+        report.write(response);
     }
 }
 
-impl Denied {
-    pub(super) fn of(rejection: Rejection, tally: Tally) -> Box<Self> {
-        Box::new(Self { rejection, tally })
+impl RejectedRequest {
+    pub(super) fn of(rejection: Rejection, report: RateLimitReport) -> Box<Self> {
+        Box::new(Self { rejection, report })
     }
 
     /// A limiter or a clock panicked.
     fn panicked() -> Box<Self> {
-        Self::of(Rejection::new(RejectionKind::Internal), Tally::default())
+        Self::of(Rejection::new(RejectionKind::Internal), RateLimitReport::default())
     }
 
     fn response<B>(self, renderer: &impl RejectionResponse<B>) -> Response<B> {
         let mut response = complete(renderer.response(&self.rejection), self.rejection);
-        self.tally.write(&mut response);
+        self.report.write(&mut response);
         response
     }
 }
@@ -213,8 +221,8 @@ pin_project! {
     #[project = StateProj]
     enum State<S, B, R, F, T> {
         Rejected { response: Option<T> },
-        Waiting { verdict: Waiting, parked: Option<Parked<S, B, R>> },
-        Inner { #[pin] future: F, taken: Taken },
+        Waiting { outcome: Waiting, parked: Option<Parked<S, B, R>> },
+        Inner { #[pin] future: F, taken: Receipt },
     }
 }
 
@@ -240,12 +248,12 @@ where
                     mem::take(taken).finish(&mut response);
                     return Poll::Ready(Ok(response));
                 }
-                StateProj::Waiting { verdict, parked } => {
-                    let verdict = ready!(verdict.as_mut().poll(cx));
+                StateProj::Waiting { outcome, parked } => {
+                    let outcome = ready!(outcome.as_mut().poll(cx));
                     // Always `Some`: this state is replaced below.
                     let Some(parked) = parked.take() else { return Poll::Pending };
                     let Parked { mut ready, request, renderer } = parked;
-                    match verdict {
+                    match outcome {
                         Ok(taken) => State::Inner { future: ready.call(request), taken },
                         Err(denied) => {
                             State::Rejected { response: Some(denied.response(&renderer)) }

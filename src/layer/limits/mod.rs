@@ -6,6 +6,7 @@ mod cost;
 mod in_flight;
 mod metered;
 mod rate_class;
+mod require_scope;
 
 pub use self::{
     concurrency::{
@@ -14,4 +15,5 @@ pub use self::{
     cost::Cost,
     metered::{MeteredFuture, MeteredLayer, MeteredService},
     rate_class::RateClass,
+    require_scope::{RequireScope, RequireScopeFuture, RequireScopeService},
 };

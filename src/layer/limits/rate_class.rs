@@ -4,14 +4,16 @@ use tower_layer::Layer;
 
 use super::{
     MeteredLayer, MeteredService,
-    metered::{Denied, Taken, Toll, Verdict, take},
+    metered::{ChargePolicy, Outcome, Receipt, RejectedRequest, take},
 };
 use crate::{
     auth::{self, Authenticator, Rejection},
     layer::{
         ProblemJson,
-        headers::{policy_item, state_begin},
-        tally::{Policy, Tally},
+        response::{
+            Policy, RateLimitReport,
+            headers::{policy_item, state_begin},
+        },
     },
     rate_limit::{InvalidQuota, Quota, RateLimits},
     record::Consumer,
@@ -103,26 +105,26 @@ impl RateClass {
     }
 }
 
-impl Toll for RateClass {
-    fn ask(&self, consumer: &Consumer) -> Verdict {
+impl ChargePolicy for RateClass {
+    fn ask(&self, consumer: &Consumer) -> Outcome {
         let quotas = self.0.quotas_of(consumer);
         let buckets = consumer.meter().and_then(|meter| {
             meter.buckets_of(&self.0.name, &quotas.limits, consumer.subject(), meter.now())
         });
         let Some(buckets) = buckets.cloned() else {
-            return Verdict::Pass(Taken::nothing(Tally::default()));
+            return Outcome::Pass(Receipt::nothing(RateLimitReport::default()));
         };
         let policies = Arc::clone(&quotas.policies);
         take(consumer, buckets, NonZeroU32::MIN, move |consumer, decisions| {
             let more = policies.iter().cloned().zip(decisions.iter().copied()).collect();
-            let tally = Tally { more, ..Tally::default() };
+            let report = RateLimitReport { more, ..RateLimitReport::default() };
             if decisions.is_admitted() {
-                return Ok(tally);
+                return Ok(report);
             }
-            let violated = tally.more.iter().filter(|(_, decision)| !decision.is_admitted());
+            let violated = report.more.iter().filter(|(_, decision)| !decision.is_admitted());
             let violated = violated.map(|(policy, _)| Arc::clone(&policy.name)).collect();
             let wait = auth::wait(&decisions);
-            Err(Denied::of(Rejection::beyond(consumer.key_id(), violated, wait), tally))
+            Err(RejectedRequest::of(Rejection::beyond(consumer.key_id(), violated, wait), report))
         })
     }
 }

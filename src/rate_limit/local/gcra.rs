@@ -16,7 +16,7 @@ use governor::{
     clock::Clock, middleware::StateInformationMiddleware, nanos::Nanos, state::StateStore,
 };
 
-use crate::rate_limit::{Decision, refill::Refill};
+use crate::rate_limit::{Decision, gcra_math::GcraMath};
 
 /// A GCRA bucket, counted by [`governor`](https://docs.rs/governor).
 ///
@@ -30,12 +30,12 @@ pub(super) struct Gcra {
 /// The refill of a quota, shared by all its buckets, so that a bucket is little more than its
 /// [`Tat`]: small, and contiguous for the processor's caches.
 pub(super) struct Rate {
-    refill: Refill,
+    refill: GcraMath,
     governor: governor::RateLimiter<Tat, Carried, CallersClock, StateInformationMiddleware>,
 }
 
 impl Rate {
-    fn new(refill: Refill) -> Self {
+    fn new(refill: GcraMath) -> Self {
         // `Quota` rejects an interval of zero, for which governor has no quota.
         let rate = governor::Quota::with_period(Duration::from_nanos(refill.interval()))
             .unwrap_or_else(|| governor::Quota::per_second(NonZeroU32::MIN))
@@ -67,7 +67,7 @@ impl Rates {
         if self.of.len() >= self.sweep_at {
             self.sweep();
         }
-        let rate = Arc::new(Rate::new(Refill::new(burst, interval)));
+        let rate = Arc::new(Rate::new(GcraMath::new(burst, interval)));
         self.of.insert((burst, interval), Arc::clone(&rate));
         rate
     }
@@ -148,7 +148,7 @@ impl Gcra {
         self.full_at().saturating_sub(now)
     }
 
-    /// Copies the state of another bucket, which lacks `missing`.
+    /// Takes over the state of another bucket, which lacks `missing`.
     #[cfg(feature = "redis")]
     pub(super) fn follow(&self, missing: u64, now: u64) {
         self.tat.0.store(now.saturating_add(missing), Ordering::Release);

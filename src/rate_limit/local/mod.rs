@@ -3,7 +3,7 @@
 mod atomic;
 mod cell;
 #[cfg(feature = "redis")]
-mod follow;
+mod mirror;
 mod gcra;
 pub(super) mod nanos;
 mod ring;

@@ -14,7 +14,7 @@ pub(in crate::rate_limit) struct State {
     pub(super) counter: Counter,
     /// Whether it has diverged from the shared bucket since it last followed that.
     #[cfg(feature = "redis")]
-    pub(super) went_on: AtomicBool,
+    pub(super) diverged: AtomicBool,
 }
 
 pub(super) enum Counter {
@@ -53,7 +53,7 @@ impl State {
             measure: spec.measure,
             counter,
             #[cfg(feature = "redis")]
-            went_on: AtomicBool::new(false),
+            diverged: AtomicBool::new(false),
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 use self::shaper::Shaper;
 use super::ring::{self, View};
 #[cfg(feature = "redis")]
-use crate::rate_limit::level::Level;
+use crate::rate_limit::bucket_snapshot::BucketSnapshot;
 use crate::rate_limit::{Decision, quota::SLOTS};
 
 /// Twice as many places as slots, so that a request may be almost a window late and still be
@@ -169,7 +169,7 @@ impl Window {
         self.ring.fill_up(self.number(now), units.get(), most);
     }
 
-    /// Copies the slots and the debt of another window of the same length.
+    /// Takes over the slots and the debt of another window of the same length.
     pub(super) fn copy(&self, other: &Self, debt: &mut Debt, others: &Debt, now: u64) {
         let latest = self.view(now).latest.number.max(other.view(now).latest.number);
         self.ring.view(latest);
@@ -226,14 +226,14 @@ impl Window {
     }
 
     #[cfg(feature = "redis")]
-    pub(super) fn level(&self, now: u64) -> Level {
+    pub(super) fn level(&self, now: u64) -> BucketSnapshot {
         let View { latest, .. } = self.view(now);
         let first = latest.number.saturating_sub(SLOTS.into());
         let slots = (first..=latest.number).rev().map(|number| self.ring.units(number)).collect();
-        Level::Window { slot_ends_in: self.until_out(first, now), slots }
+        BucketSnapshot::Window { slot_ends_in: self.until_out(first, now), slots }
     }
 
-    /// Copies the state of another window: the units taken in each slot, the current one first.
+    /// Takes over the state of another window: the units taken in each slot, the current one first.
     #[cfg(feature = "redis")]
     pub(super) fn follow(&self, slots: &[u32], now: u64) {
         let slots = slots.iter().copied().chain(std::iter::repeat(0));

@@ -706,7 +706,7 @@ end
 
 local cells = {}
 for at, key in ipairs(KEYS) do
-  local counted_here, known_text, went_on = unpack(ARGV, argument + 1, argument + 3)
+  local counted_here, known_text, diverged = unpack(ARGV, argument + 1, argument + 3)
   argument = argument + 3
   local stored, cell, known = redis.call('GET', key)
   if stored then
@@ -716,7 +716,7 @@ for at, key in ipairs(KEYS) do
       return redis.error_reply('NOTACELL ' .. key)
     end
   end
-  if known_text ~= '' and (not cell or went_on == '1') then
+  if known_text ~= '' and (not cell or diverged == '1') then
     known = read_cell(known_text)
     for _, state in ipairs(known.states) do
       if state.kind == 'w' then
@@ -768,7 +768,7 @@ for at, key in ipairs(KEYS) do
     put(state)
   end
   cell.states, cell.of_request = states, #ours
-  if went_on == '1' and known and known ~= cell then
+  if diverged == '1' and known and known ~= cell then
     for _, state in ipairs(known.states) do
       local found = find(cell.states, state)
       if found then

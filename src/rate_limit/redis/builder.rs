@@ -3,10 +3,10 @@ use std::{error::Error, fmt, num::NonZeroU32, time::Duration};
 use redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisResult};
 
 use super::{
-    leases::{self, Leases},
-    link::Link,
+    lease_config::{self, Leases},
+    connection::Connection,
     name,
-    shared::Unavailable,
+    shared::OutagePolicy,
 };
 
 const PREFIX: &str = "tower-api-key";
@@ -24,7 +24,7 @@ pub struct RedisRateLimiterBuilder {
 pub(super) struct Settings {
     pub(super) prefix: String,
     pub(super) deadline: Duration,
-    pub(super) unavailable: Unavailable,
+    pub(super) unavailable: OutagePolicy,
     pub(super) nodes: NonZeroU32,
     pub(super) leases: Option<Leases>,
     pub(super) has_callers_time: bool,
@@ -35,7 +35,7 @@ impl RedisRateLimiterBuilder {
         let settings = Settings {
             prefix: PREFIX.into(),
             deadline: DEADLINE,
-            unavailable: Unavailable::default(),
+            unavailable: OutagePolicy::default(),
             nodes: NonZeroU32::MIN,
             leases: None,
             has_callers_time: false,
@@ -64,10 +64,10 @@ impl RedisRateLimiterBuilder {
         self
     }
 
-    /// What to do while Redis does not decide. Default [`Unavailable::Local`]: losing the rate
+    /// What to do while Redis does not decide. Default [`OutagePolicy::Local`]: losing the rate
     /// limiter should not take the service down.
     #[must_use]
-    pub fn when_unavailable(mut self, unavailable: Unavailable) -> Self {
+    pub fn when_unavailable(mut self, unavailable: OutagePolicy) -> Self {
         self.settings.unavailable = unavailable;
         self
     }
@@ -101,17 +101,17 @@ impl RedisRateLimiterBuilder {
     }
 
     /// The connection and the settings, if the URL and all settings are valid.
-    pub(super) fn parts(self) -> Result<(Link, Settings), InvalidRedisRateLimiter> {
+    pub(super) fn parts(self) -> Result<(Connection, Settings), InvalidRedisRateLimiter> {
         let Self { url, settings } = self;
         if !name::is_prefix(&settings.prefix) {
             return Err(Reason::Prefix.into());
         }
         check("deadline", settings.deadline, SHORTEST, LONGEST)?;
         if let Some(leases) = &settings.leases {
-            check("lifetime", leases.lifetime, leases::SHORTEST, leases::LONGEST)?;
+            check("lifetime", leases.lifetime, lease_config::SHORTEST, lease_config::LONGEST)?;
         }
         let client = client(&url).map_err(Reason::Url)?;
-        Ok((Link::new(client, settings.deadline, &settings.prefix), settings))
+        Ok((Connection::new(client, settings.deadline, &settings.prefix), settings))
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::rate_limit::{Algorithm, Decision, Quota, level::Level, quota::SLOTS};
+use crate::rate_limit::{Algorithm, Decision, Quota, bucket_snapshot::BucketSnapshot, quota::SLOTS};
 
 const VERSION: &str = "1";
 const BILLION: u64 = 1_000_000_000;
@@ -83,10 +83,10 @@ impl Cell {
 
 impl Cell {
     /// The state of a quota, without guards. `None` if it has no state here.
-    pub(super) fn level(&self, quota: &Quota) -> Option<Level> {
+    pub(super) fn level(&self, quota: &Quota) -> Option<BucketSnapshot> {
         let state = self.states.iter().find(|state| state.is_of(quota))?;
         Some(match &state.measure {
-            Measure::Gcra { missing, .. } => Level::Gcra(*missing),
+            Measure::Gcra { missing, .. } => BucketSnapshot::Gcra(*missing),
             Measure::Window { ends_in, slots, debt, .. } => {
                 let mut held: SmallVec<[u64; LIVE]> = slots.iter().copied().collect();
                 if held.is_empty() {
@@ -98,7 +98,7 @@ impl Cell {
                     *current += room.min(*debt);
                 }
                 let units = |units| u32::try_from(units).unwrap_or(u32::MAX);
-                Level::Window {
+                BucketSnapshot::Window {
                     slot_ends_in: Duration::from_nanos(*ends_in),
                     slots: held.into_iter().map(units).collect(),
                 }

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::Mutex;
 
-use super::leases::Leases;
+use super::lease_config::Leases;
 use crate::{clock::nanos, rate_limit::Quota};
 
 /// Units taken in advance, for some or all quotas of a key together.

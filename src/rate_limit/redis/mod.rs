@@ -4,8 +4,8 @@ mod breaker;
 mod builder;
 mod cell;
 mod lease;
-mod leases;
-mod link;
+mod lease_config;
+mod connection;
 mod name;
 mod script;
 mod shared;
@@ -19,14 +19,14 @@ use std::{
 use self::{
     builder::Settings,
     lease::Lease,
-    link::Link,
+    connection::Connection,
     script::Counted,
     shared::{Shared, SharedBuckets},
 };
 pub use self::{
     builder::{InvalidRedisRateLimiter, RedisRateLimiterBuilder},
-    leases::Leases,
-    shared::Unavailable,
+    lease_config::Leases,
+    shared::OutagePolicy,
 };
 use super::{Buckets, RateLimiter, RateLimits, Subject, local::LocalRateLimiter};
 use crate::trace;
@@ -76,8 +76,8 @@ use crate::trace;
 ///    After two consecutive failed probes the circuit breaker opens and no request waits; every 200
 ///    ms a task probes whether Redis is back, which is noticed within a second. A single key whose
 ///    calls fail affects no other key.
-/// 4. When Redis does not decide, [this node does](Unavailable::Local), or [the request is
-///    denied](Unavailable::Deny).
+/// 4. When Redis does not decide, [this node does](OutagePolicy::Local), or [the request is
+///    denied](OutagePolicy::Deny).
 /// 5. A node continues from the last known state of the shared bucket, and reports to Redis what it
 ///    admitted meanwhile. The nodes restore what Redis has lost: flushing it or restarting it empty
 ///    refills no bucket that a node has seen.
@@ -125,12 +125,12 @@ use crate::trace;
 /// | has lost the buckets | admits as many more as there were requests in progress |
 /// | has another kind of value in a cell's key, or a cell of a later version of this library | each request of that key makes a round trip; the value is left as it is |
 ///
-/// For a key with more than eight quotas Redis is not asked: the [outage policy](Unavailable)
+/// For a key with more than eight quotas Redis is not asked: the [outage policy](OutagePolicy)
 /// decides.
 ///
 /// A line is logged when Redis stops deciding, and when it decides again.
 pub struct RedisRateLimiter {
-    link: Arc<Link>,
+    link: Arc<Connection>,
     /// This node's copies of the buckets.
     own: LocalRateLimiter,
     settings: Settings,

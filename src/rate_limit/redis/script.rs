@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::{cell::Cell, name};
 use crate::rate_limit::{
-    Algorithm, CountedPer, Decision, Quota, RateLimits, Subject, level::Level, quota::SLOTS,
+    Algorithm, CountedPer, Decision, Quota, RateLimits, Subject, bucket_snapshot::BucketSnapshot, quota::SLOTS,
 };
 
 pub(super) const SOURCE: &str = include_str!("buckets.lua");
@@ -62,9 +62,9 @@ pub(super) struct Call {
 }
 
 pub(super) struct Known {
-    pub(super) level: Level,
+    pub(super) level: BucketSnapshot,
     /// Whether the copy has diverged: units were taken without Redis since it was last updated.
-    pub(super) went_on: bool,
+    pub(super) diverged: bool,
 }
 
 /// The reply of the script.
@@ -135,8 +135,8 @@ impl Call {
             }
         }
         for cell in cells {
-            let (text, went_on) = self.known(cell);
-            command.arg(&cell.counted).arg(text).arg(u8::from(went_on));
+            let (text, diverged) = self.known(cell);
+            command.arg(&cell.counted).arg(text).arg(u8::from(diverged));
         }
         command
     }
@@ -148,7 +148,7 @@ impl Call {
         let (mut text, mut count, mut goes_on) = (String::new(), 0_u32, false);
         let mut written: SmallVec<[&Quota; 4]> = SmallVec::new();
         for ((quota, known), _) in quotas.filter(|(_, counted)| *counted == b'1') {
-            goes_on |= known.went_on;
+            goes_on |= known.diverged;
             if !known.level.is_full() && !written.iter().any(|other| is_same(other, quota)) {
                 count += 1;
                 write(&mut text, quota, &known.level);
@@ -192,7 +192,7 @@ impl Reply {
     }
 
     /// The state of the quota at this position, in its home cell.
-    pub(super) fn level(&self, counted: &Counted, at: usize) -> Option<Level> {
+    pub(super) fn level(&self, counted: &Counted, at: usize) -> Option<BucketSnapshot> {
         let quota = counted.quotas.get(at)?;
         let mut homes = counted.cells.iter().zip(&self.cells);
         let (_, home) = homes.find(|(named, _)| (named.is_home)(quota))?;
@@ -213,17 +213,17 @@ fn is_same(one: &Quota, other: &Quota) -> bool {
 }
 
 /// Writes a state as the script reads it.
-fn write(text: &mut String, quota: &Quota, level: &Level) {
+fn write(text: &mut String, quota: &Quota, level: &BucketSnapshot) {
     let burst = quota.burst_size();
     // Writing to a string never fails.
     let _ = match level {
-        Level::Gcra(missing) => {
+        BucketSnapshot::Gcra(missing) => {
             let interval = nanos(quota.interval());
             let [interval, missing] = [interval, *missing]
                 .map(|nanos| format!("{} {}", nanos / BILLION, nanos % BILLION));
             write!(text, " g {burst} {interval} {missing} 0 0")
         }
-        Level::Window { slots, .. } => {
+        BucketSnapshot::Window { slots, .. } => {
             // All slots up to the oldest that holds units.
             let held = slots.iter().rposition(|units| *units > 0).map_or(0, |oldest| oldest + 1);
             let _ = write!(text, " w {burst} {} 0 0 0 {held}", millis(quota));

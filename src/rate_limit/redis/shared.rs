@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     lease::Lease,
-    link::{Failure, Link},
+    connection::{Failure, Connection},
     script::{Action, Call, Counted, Known, Reply},
 };
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
 /// What a node does while Redis does not decide.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Unavailable {
+pub enum OutagePolicy {
     /// Decides locally, continuing from the last known state of the shared buckets.
     #[default]
     Local,
@@ -45,12 +45,12 @@ const WAIT: Duration = Duration::from_secs(1);
 pub(super) struct SharedBuckets(Arc<Shared>);
 
 pub(super) struct Shared {
-    pub(super) link: Arc<Link>,
+    pub(super) link: Arc<Connection>,
     pub(super) counted: Arc<Counted>,
     /// This node's copies of the buckets. They mirror the shared ones, and take over during an
     /// outage.
     pub(super) own: BucketSet,
-    pub(super) unavailable: Unavailable,
+    pub(super) unavailable: OutagePolicy,
     pub(super) nodes: NonZeroU32,
     pub(super) lease: Option<Lease>,
     /// Whether Redis uses the caller's clock, as in tests.
@@ -250,7 +250,7 @@ impl Shared {
     }
 
     fn call(&self, action: Action, now: Duration) -> Call {
-        let known = |own: &State| Known { level: own.level(now), went_on: own.went_on() };
+        let known = |own: &State| Known { level: own.level(now), diverged: own.diverged() };
         Call {
             action,
             counted: Arc::clone(&self.counted),
@@ -268,7 +268,7 @@ impl Shared {
     }
 
     fn take_alone(&self, units: NonZeroU32, now: Duration) -> Decisions {
-        if self.unavailable == Unavailable::Deny {
+        if self.unavailable == OutagePolicy::Deny {
             return self.denied();
         }
         let decisions = self.own.take_alone(units, now);
@@ -285,8 +285,8 @@ impl Shared {
 
     fn peek_alone(&self, now: Duration) -> Decisions {
         match self.unavailable {
-            Unavailable::Deny => self.denied(),
-            Unavailable::Local => self.own.look(NonZeroU32::MIN, now),
+            OutagePolicy::Deny => self.denied(),
+            OutagePolicy::Local => self.own.look(NonZeroU32::MIN, now),
         }
     }
 

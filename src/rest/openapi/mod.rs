@@ -23,12 +23,12 @@ use utoipa::openapi::{
     security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
 
-use super::{Desk, Operation, params::NoParams};
+use super::{AdminState, Operation, params::NoParams};
 
 const BEARER: &str = "api_key";
 
 /// `GET /openapi.json` and `GET /docs`.
-pub(super) fn routes(operations: &[Operation], title: &str) -> Router<Desk> {
+pub(super) fn routes(operations: &[Operation], title: &str) -> Router<AdminState> {
     let document = Arc::new(document(operations, title));
     let page = page::render(&document);
     let json = async move |OriginalUri(original): OriginalUri, uri: Uri, _: NoParams| {
@@ -40,11 +40,11 @@ pub(super) fn routes(operations: &[Operation], title: &str) -> Router<Desk> {
     };
     Router::new()
         .route("/openapi.json", get(json))
-        .route("/docs", get(async move |_: NoParams| framed(page)))
+        .route("/docs", get(async move |_: NoParams| with_csp(page)))
 }
 
 /// Adds a Content-Security-Policy that loads and runs nothing but the page itself.
-fn framed(page: String) -> Response {
+fn with_csp(page: String) -> Response {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; \
         form-action 'none'; frame-ancestors 'none'";
     let mut response = Html(page).into_response();

@@ -13,7 +13,7 @@ use crate::{
     rate_limit::RateLimits,
     record::{KeyStatus, Scopes},
     rest::{
-        change::MAX_TEXT,
+        handlers::write::MAX_TEXT,
         quotas::MAX_WINDOW as MAX_WINDOW_ASKED,
         view::{STATUSES, status_name},
     },

@@ -19,11 +19,11 @@ use crate::{
     rate_limit::RateLimits,
     record::{KeyId, KeyRecord},
     store::{
-        ChangeFeed as _, Changes, EventPage, EventQuery, Horizon, KeyPage, KeyQuery, StoreError,
-        StoreErrorKind, Usage,
+        ChangeFeed as _, Changes, EventPage, EventQuery, KeyPage, KeyQuery, LogPosition,
+        StoreError, StoreErrorKind, Usage,
         doctor::{
             Difference, Finding, History, INDEXES_GONE, NO_EFFECT, PATIENCE, Part, Severity,
-            TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, differences, made_by, refusal,
+            TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, differences, made_by, database_refusal,
         },
         migrate::{Applied, POSTGRES},
         trial::{Need, Rehearse, rehearse},
@@ -535,7 +535,7 @@ impl Lacking {
 
     /// How to fix an error of a statement.
     fn advise(&self, need: Need, error: &StoreError) -> String {
-        let Some(refusal) = refusal(error) else {
+        let Some(refusal) = database_refusal(error) else {
             return match error.kind() {
                 StoreErrorKind::Corrupt => UNREADABLE,
                 StoreErrorKind::Unavailable => {
@@ -764,7 +764,7 @@ impl Rehearse for PgTransaction {
         plans::all(self.parts()?.0).await
     }
 
-    async fn changes_since(&mut self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
+    async fn changes_since(&mut self, horizon: Option<LogPosition>) -> Result<Changes, StoreError> {
         let (connection, statements) = self.parts()?;
         changes_since(connection, &statements, horizon).await
     }

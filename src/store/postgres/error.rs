@@ -1,6 +1,6 @@
 use crate::store::{
     StoreError, StoreErrorKind,
-    row::{Refusal, corrupt},
+    row::{DatabaseRefusal, corrupt},
 };
 
 pub(super) fn failed(error: sqlx::Error) -> StoreError {
@@ -10,7 +10,7 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
             let message = error.message().to_owned();
             let kind = StoreError::new(kind(&code));
             let advice = advice(&code, &message);
-            kind.because(Refusal { code, message, advice })
+            kind.because(DatabaseRefusal { code, message, advice })
         }
         sqlx::Error::ColumnDecode { index, .. } => corrupt(&format_args!("column {index}")),
         sqlx::Error::Io(_)

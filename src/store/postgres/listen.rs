@@ -56,7 +56,7 @@ const MAX_TAKEN: usize = 100_000;
 ///
 /// The feed needs the right to read `api_key_feed`, the table with the name of the channel and the
 /// secret that signs announcements. Roles without it can neither receive nor forge announcements:
-/// their notifications do not arrive here, or are [ignored](Change::Junk) at the cost of a SHA-256.
+/// their notifications do not arrive here, or are [ignored](Change::Unrecognized) at the cost of a SHA-256.
 ///
 /// Look-ups must use the server that the feed listens to. A replica may not have applied a change
 /// yet when it is announced: poll the replica instead.
@@ -223,7 +223,7 @@ impl Listening {
             };
             let notification = notification?;
             match self.message(&notification) {
-                None => return Ok(Change::Junk),
+                None => return Ok(Change::Unrecognized),
                 Some(Message::Told(change)) => return Ok(change),
                 Some(Message::Hello(message)) => {
                     let message = message.to_owned();
@@ -247,7 +247,7 @@ impl Listening {
         let answer = timeout(interval, self.check()).await;
         answer.map_err(|_| unavailable("heartbeat not answered"))??;
         self.heartbeat_at = asked + interval;
-        Ok(Change::Nothing { lag: asked.elapsed() })
+        Ok(Change::Heartbeat { lag: asked.elapsed() })
     }
 
     async fn check(&mut self) -> Result<(), StoreError> {

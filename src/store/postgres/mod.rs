@@ -36,7 +36,7 @@ pub use self::{builder::PgKeyStoreBuilder, listen::PgChangeFeed, transaction::Pg
 use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, Usage,
     migrate::{self, Applied},
-    poll::{ChangeLog, Changes, Horizon, Replica},
+    poll::{ChangeLog, Changes, LogPosition, Replica},
     row::{self, Polled, corrupt},
 };
 #[cfg(doc)]
@@ -295,7 +295,7 @@ type PolledBy = (
 
 impl ChangeLog for PgKeyStore {
     /// Uses look-up connections, which management cannot take.
-    async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
+    async fn changes_since(&self, horizon: Option<LogPosition>) -> Result<Changes, StoreError> {
         let mut lease = self.batcher.pool().lease().await?;
         let statements = self.management.schema().statements(&mut lease).await;
         let statements = statements.map_err(migrate::failed)?;
@@ -319,7 +319,7 @@ const END: &str = "select (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint";
 async fn changes_since(
     connection: &mut PgConnection,
     statements: &Statements,
-    horizon: Option<Horizon>,
+    horizon: Option<LogPosition>,
 ) -> Result<Changes, StoreError> {
     let changes = query_as(statements.changes.clone()).bind(row::from(horizon)?);
     let rows: Vec<PolledBy> = changes.fetch_all(connection).await.map_err(unlogged)?;

@@ -16,7 +16,8 @@ use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        Claim, KeyCountQuery, KeyCounts, KeyTransaction, Selection, StoreError, StoreErrorKind,
+        IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, StoreError,
+        StoreErrorKind,
         row::{Row, bounded, claimed, counts, ended, json, key_id, micros_up},
     },
 };
@@ -41,19 +42,19 @@ impl PgTransaction {
     async fn selected(
         &mut self,
         sql: &'static str,
-        keys: &Selection,
+        keys: &KeyFilter,
         except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<PgRow>, StoreError> {
         let query = match keys {
-            Selection::Consumer(id) | Selection::ConsumerPrefix { consumer_id: id, .. } => {
+            KeyFilter::Consumer(id) | KeyFilter::ConsumerPrefix { consumer_id: id, .. } => {
                 query(sql).bind(id)
             }
-            Selection::Prefix(key_prefix) => query(sql).bind(key_prefix),
-            Selection::EndedBefore(end) => query(sql).bind(Timestamp(micros_up(*end)?)),
+            KeyFilter::Prefix(key_prefix) => query(sql).bind(key_prefix),
+            KeyFilter::EndedBefore(end) => query(sql).bind(Timestamp(micros_up(*end)?)),
         };
         let mut query = query.bind(bounded(limit)).bind(uuids(except));
-        if let Selection::ConsumerPrefix { key_prefix, .. } = keys {
+        if let KeyFilter::ConsumerPrefix { key_prefix, .. } = keys {
             query = query.bind(key_prefix);
         }
         let mut lease = self.take()?;
@@ -306,15 +307,15 @@ impl KeyTransaction for PgTransaction {
 
     async fn lock_some(
         &mut self,
-        keys: &Selection,
+        keys: &KeyFilter,
         except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyRecord>, StoreError> {
         let lock = match keys {
-            Selection::Consumer(_) => LOCK_CONSUMER,
-            Selection::Prefix(_) => LOCK_PREFIX,
-            Selection::ConsumerPrefix { .. } => LOCK_CONSUMER_PREFIX,
-            Selection::EndedBefore(_) => LOCK_ENDED,
+            KeyFilter::Consumer(_) => LOCK_CONSUMER,
+            KeyFilter::Prefix(_) => LOCK_PREFIX,
+            KeyFilter::ConsumerPrefix { .. } => LOCK_CONSUMER_PREFIX,
+            KeyFilter::EndedBefore(_) => LOCK_ENDED,
         };
         let rows = self.selected(lock, keys, except, limit).await?;
         records(&rows)
@@ -322,15 +323,15 @@ impl KeyTransaction for PgTransaction {
 
     async fn select_some(
         &mut self,
-        keys: &Selection,
+        keys: &KeyFilter,
         except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyId>, StoreError> {
         let select = match keys {
-            Selection::Consumer(_) => SELECT_CONSUMER,
-            Selection::Prefix(_) => SELECT_PREFIX,
-            Selection::ConsumerPrefix { .. } => SELECT_CONSUMER_PREFIX,
-            Selection::EndedBefore(_) => SELECT_ENDED,
+            KeyFilter::Consumer(_) => SELECT_CONSUMER,
+            KeyFilter::Prefix(_) => SELECT_PREFIX,
+            KeyFilter::ConsumerPrefix { .. } => SELECT_CONSUMER_PREFIX,
+            KeyFilter::EndedBefore(_) => SELECT_ENDED,
         };
         let rows = self.selected(select, keys, except, limit).await?;
         rows.iter().map(|row| row.try_get("id").map(key_id).map_err(failed)).collect()
@@ -437,7 +438,7 @@ impl KeyTransaction for PgTransaction {
         Ok(())
     }
 
-    async fn record(&mut self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+    async fn write_audit(&mut self, entries: &[AuditEntry]) -> Result<(), StoreError> {
         if entries.is_empty() {
             return Ok(());
         }
@@ -473,7 +474,10 @@ impl KeyTransaction for PgTransaction {
         Ok(before)
     }
 
-    async fn claim(&mut self, claim: &Claim) -> Result<Option<Claim>, StoreError> {
+    async fn claim_idempotency_key(
+        &mut self,
+        claim: &IdempotencyRecord,
+    ) -> Result<Option<IdempotencyRecord>, StoreError> {
         let mut lease = self.take()?;
         for _ in 0..CLAIM_ATTEMPTS {
             let insert = query_scalar(CLAIM)
@@ -498,7 +502,11 @@ impl KeyTransaction for PgTransaction {
         Err(StoreError::new(StoreErrorKind::Other).because("an idempotency key is not kept"))
     }
 
-    async fn sweep(&mut self, before: SystemTime, limit: usize) -> Result<usize, StoreError> {
+    async fn delete_expired(
+        &mut self,
+        before: SystemTime,
+        limit: usize,
+    ) -> Result<usize, StoreError> {
         let limit = bounded(limit);
         let requests = query(SWEEP_REQUESTS).bind(Timestamp(micros_up(before)?)).bind(limit);
         let mut lease = self.take()?;

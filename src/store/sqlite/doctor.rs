@@ -15,11 +15,11 @@ use crate::{
     rate_limit::RateLimits,
     record::{KeyId, KeyRecord},
     store::{
-        Changes, EventPage, EventQuery, Horizon, KeyPage, KeyQuery, StoreError, StoreErrorKind,
+        Changes, EventPage, EventQuery, KeyPage, KeyQuery, LogPosition, StoreError, StoreErrorKind,
         Usage,
         doctor::{
             Difference, Finding, History, INDEXES_GONE, NO_EFFECT, PATIENCE, Part, Severity,
-            TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, differences, made_by, refusal,
+            TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, differences, made_by, database_refusal,
         },
         migrate::{Applied, SQLITE},
         trial::{Rehearse, rehearse},
@@ -129,7 +129,7 @@ impl SqliteKeyStore {
             Err(error) => {
                 let error = failed(error);
                 let advice = advise(&error);
-                let cause = refusal(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                let cause = database_refusal(&error).map_or_else(|| error.to_string(), ToString::to_string);
                 Finding::warning(CHECK, format!("the file cannot be written: {cause}"), advice)
             }
         }
@@ -211,7 +211,7 @@ where type in ('index', 'trigger') and sql is not null";
 
 /// How to fix an error of a statement.
 fn advise(error: &StoreError) -> String {
-    let Some(refusal) = refusal(error) else {
+    let Some(refusal) = database_refusal(error) else {
         return match error.kind() {
             StoreErrorKind::Corrupt => UNREADABLE,
             StoreErrorKind::Unavailable => "another program keeps the file locked",
@@ -266,7 +266,7 @@ impl Rehearse for SqliteTransaction {
         plans::all(self.connection()?).await
     }
 
-    async fn changes_since(&mut self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
+    async fn changes_since(&mut self, horizon: Option<LogPosition>) -> Result<Changes, StoreError> {
         changes_since(self.connection()?, horizon).await
     }
 

@@ -1,6 +1,6 @@
 use crate::store::{
     StoreError, StoreErrorKind,
-    row::{Refusal, corrupt},
+    row::{DatabaseRefusal, corrupt},
 };
 
 pub(super) fn failed(error: sqlx::Error) -> StoreError {
@@ -14,7 +14,7 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
             // Only the code distinguishes "no space left" from other write errors.
             let advice =
                 (primary(&code) == FULL).then_some("free space in the file system of the database");
-            kind.because(Refusal { code, message, advice })
+            kind.because(DatabaseRefusal { code, message, advice })
         }
         sqlx::Error::ColumnDecode { index, .. } => corrupt(&format_args!("column {index}")),
         // There is no server to be unavailable: all connections are in use.

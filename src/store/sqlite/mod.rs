@@ -39,7 +39,7 @@ use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
     Usage,
     migrate::{self, Applied, Migration},
-    poll::{ChangeLog, Changes, Horizon, Replica},
+    poll::{ChangeLog, Changes, LogPosition, Replica},
     row::{self, Polled, answering, json, micros},
 };
 use crate::{
@@ -345,7 +345,7 @@ async fn flush_usage(connection: &mut SqliteConnection, batch: &[Usage]) -> Resu
 
 async fn changes_since(
     connection: &mut SqliteConnection,
-    horizon: Option<Horizon>,
+    horizon: Option<LogPosition>,
 ) -> Result<Changes, StoreError> {
     let changes = query_as(CHANGES).bind(row::from(horizon)?);
     let rows: Vec<Polled> = changes.fetch_all(connection).await.map_err(unlogged)?;
@@ -360,7 +360,7 @@ from (select coalesce(max(changed_in), 0) + 1 as changed_in from api_key_changes
 left join api_key_changes on api_key_changes.changed_in >= ?1";
 
 impl ChangeLog for SqliteKeyStore {
-    async fn changes_since(&self, horizon: Option<Horizon>) -> Result<Changes, StoreError> {
+    async fn changes_since(&self, horizon: Option<LogPosition>) -> Result<Changes, StoreError> {
         let mut connection = self.lookups.pool()?.acquire().await.map_err(failed)?;
         let changes = changes_since(&mut connection, horizon).await?;
         // A file that was replaced is no longer written: treat it as a replica without a source.

@@ -17,7 +17,8 @@ use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        Claim, KeyCountQuery, KeyCounts, KeyTransaction, Selection, StoreError, StoreErrorKind,
+        IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, StoreError,
+        StoreErrorKind,
         row::{Row, bounded, claimed, counts, ended, json, key_id, micros_up},
     },
 };
@@ -57,19 +58,19 @@ impl SqliteTransaction {
     async fn selected(
         &mut self,
         sql: &'static str,
-        keys: &Selection,
+        keys: &KeyFilter,
         except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<SqliteRow>, StoreError> {
         let query = match keys {
-            Selection::Consumer(id) | Selection::ConsumerPrefix { consumer_id: id, .. } => {
+            KeyFilter::Consumer(id) | KeyFilter::ConsumerPrefix { consumer_id: id, .. } => {
                 query(sql).bind(id.clone())
             }
-            Selection::Prefix(key_prefix) => query(sql).bind(key_prefix.clone()),
-            Selection::EndedBefore(end) => query(sql).bind(micros_up(*end)?),
+            KeyFilter::Prefix(key_prefix) => query(sql).bind(key_prefix.clone()),
+            KeyFilter::EndedBefore(end) => query(sql).bind(micros_up(*end)?),
         };
         let mut query = query.bind(bounded(limit)).bind(texts(except)?);
-        if let Selection::ConsumerPrefix { key_prefix, .. } = keys {
+        if let KeyFilter::ConsumerPrefix { key_prefix, .. } = keys {
             query = query.bind(key_prefix.clone());
         }
         let mut open = self.take()?;
@@ -287,15 +288,15 @@ impl KeyTransaction for SqliteTransaction {
 
     async fn lock_some(
         &mut self,
-        keys: &Selection,
+        keys: &KeyFilter,
         except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyRecord>, StoreError> {
         let lock = match keys {
-            Selection::Consumer(_) => LOCK_CONSUMER,
-            Selection::Prefix(_) => LOCK_PREFIX,
-            Selection::ConsumerPrefix { .. } => LOCK_CONSUMER_PREFIX,
-            Selection::EndedBefore(_) => LOCK_ENDED,
+            KeyFilter::Consumer(_) => LOCK_CONSUMER,
+            KeyFilter::Prefix(_) => LOCK_PREFIX,
+            KeyFilter::ConsumerPrefix { .. } => LOCK_CONSUMER_PREFIX,
+            KeyFilter::EndedBefore(_) => LOCK_ENDED,
         };
         let rows = self.selected(lock, keys, except, limit).await?;
         records(&rows)
@@ -303,15 +304,15 @@ impl KeyTransaction for SqliteTransaction {
 
     async fn select_some(
         &mut self,
-        keys: &Selection,
+        keys: &KeyFilter,
         except: &[KeyId],
         limit: usize,
     ) -> Result<Vec<KeyId>, StoreError> {
         let select = match keys {
-            Selection::Consumer(_) => SELECT_CONSUMER,
-            Selection::Prefix(_) => SELECT_PREFIX,
-            Selection::ConsumerPrefix { .. } => SELECT_CONSUMER_PREFIX,
-            Selection::EndedBefore(_) => SELECT_ENDED,
+            KeyFilter::Consumer(_) => SELECT_CONSUMER,
+            KeyFilter::Prefix(_) => SELECT_PREFIX,
+            KeyFilter::ConsumerPrefix { .. } => SELECT_CONSUMER_PREFIX,
+            KeyFilter::EndedBefore(_) => SELECT_ENDED,
         };
         let rows = self.selected(select, keys, except, limit).await?;
         rows.iter().map(|row| row.try_get("id").map(key_id).map_err(failed)).collect()
@@ -395,7 +396,7 @@ impl KeyTransaction for SqliteTransaction {
         Ok(())
     }
 
-    async fn record(&mut self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+    async fn write_audit(&mut self, entries: &[AuditEntry]) -> Result<(), StoreError> {
         let batch: Vec<_> = entries.iter().map(entry_values).collect();
         let record = query(RECORD).bind(json(&batch)?);
         let mut open = self.take()?;
@@ -422,7 +423,10 @@ impl KeyTransaction for SqliteTransaction {
         Ok(before)
     }
 
-    async fn claim(&mut self, claim: &Claim) -> Result<Option<Claim>, StoreError> {
+    async fn claim_idempotency_key(
+        &mut self,
+        claim: &IdempotencyRecord,
+    ) -> Result<Option<IdempotencyRecord>, StoreError> {
         let request = claim.request.to_vec();
         let insert = query_scalar(CLAIM)
             .bind(request.clone())
@@ -440,7 +444,11 @@ impl KeyTransaction for SqliteTransaction {
         earlier.transpose()
     }
 
-    async fn sweep(&mut self, before: SystemTime, limit: usize) -> Result<usize, StoreError> {
+    async fn delete_expired(
+        &mut self,
+        before: SystemTime,
+        limit: usize,
+    ) -> Result<usize, StoreError> {
         let limit = bounded(limit);
         let requests = query(SWEEP_REQUESTS).bind(micros_up(before)?).bind(limit);
         let mut open = self.take()?;

@@ -1,0 +1,96 @@
+//! Invalidation: of one key, of all keys, or for the duration of a gap.
+
+use super::{LoadState, Loader};
+use crate::{
+    key::KeyHash,
+    record::{KeyId, KeyRecord},
+};
+
+/// Beyond this many recently changed keys, all of them count as unknown until they are looked up.
+const MAX_RECENTLY_KNOWN: usize = 4096;
+
+fn mark_recently_known(state: &mut LoadState, hash: KeyHash) {
+    if state.recently_known.len() >= MAX_RECENTLY_KNOWN {
+        state.recently_known.clear();
+    }
+    state.recently_known.insert(hash);
+}
+
+impl Loader {
+    /// Invalidates the key with this hash.
+    pub(in crate::auth) fn invalidate(&self, hash: &KeyHash) {
+        self.forget(&mut self.state(), hash);
+    }
+
+    /// Handles a revocation by this process. A store that returns the key as not revoked lags
+    /// behind.
+    pub(in crate::auth) fn revoked(&self, record: &KeyRecord) {
+        let mut state = self.state();
+        state.revoked.add(record);
+        self.forget(&mut state, &record.key_hash);
+    }
+
+    /// Invalidates the key with this id.
+    pub(in crate::auth) fn invalidate_id(&self, id: KeyId) {
+        let mut state = self.state();
+        state.in_flight.note(id);
+        if let Some(hash) = state.ids.hash_of(id) {
+            self.forget(&mut state, &hash);
+        }
+    }
+
+    pub(super) fn forget(&self, state: &mut LoadState, hash: &KeyHash) {
+        state.in_flight.detach(hash);
+        if self.cache.forget(hash) {
+            mark_recently_known(state, *hash);
+        }
+        state.ids.tell(hash);
+    }
+
+    /// Lets the next look-up of this key bypass the limits on unknown keys.
+    pub(in crate::auth) fn mark_known(&self, hash: KeyHash) {
+        mark_recently_known(&mut self.state(), hash);
+    }
+
+    /// Discards all cached absences.
+    pub(in crate::auth) fn invalidate_absent(&self) {
+        let _board = self.state();
+        self.cache.invalidate_absent();
+    }
+
+    /// Invalidates every key.
+    pub(in crate::auth) fn invalidate_all(&self) {
+        let mut state = self.state();
+        state.in_flight.detach_all();
+        self.cache.invalidate_all();
+        state.ids.tell_all();
+    }
+
+    /// Requires every key to be confirmed. Until then, records remain usable if the store does not
+    /// answer.
+    pub(in crate::auth) fn expire_all(&self) {
+        let mut state = self.state();
+        state.in_flight.note_all_changed();
+        self.cache.expire_all(self.clock.monotonic());
+        state.ids.wake_all();
+    }
+
+    /// Wakes the streams that wait for the end of a key, so that they check it again.
+    pub(in crate::auth) fn wake_watchers(&self) {
+        self.state().ids.wake_all();
+    }
+
+    /// The change feed was lost.
+    pub(in crate::auth) fn begin_gap(&self) {
+        let state = self.state();
+        self.cache.set_in_gap(true);
+        state.ids.wake_all();
+    }
+
+    /// The change feed is connected, so the store probably answers as well.
+    pub(in crate::auth) fn end_gap(&self) {
+        self.breaker.reset();
+        self.expire_all();
+        self.cache.set_in_gap(false);
+    }
+}

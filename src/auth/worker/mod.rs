@@ -1,0 +1,193 @@
+mod backoff;
+mod feed;
+pub(super) mod usage;
+
+use std::{
+    convert::Infallible,
+    fmt,
+    future::{Future, pending},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
+
+use self::{
+    backoff::{Backoff, LONGEST as LONGEST_BACKOFF},
+    usage::UsageWriter,
+};
+pub(super) use self::{feed::DynFeed, usage::UsageRecorder};
+use super::{
+    Event, FeedHealth,
+    catch_panic::{Panicked, Throttle, catch_panic},
+    lookup::Loader,
+};
+use crate::{key::SystemEntropy, trace};
+
+/// How often the store is probed while its health is in doubt.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the clocks are compared. This bounds how long an expired key works after a sleep.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
+/// How far the authenticator's clock may run ahead of tokio's timers before streams are woken to
+/// check their keys again.
+const TIMER_BOUND: Duration = Duration::from_secs(1);
+
+/// Background work: follows the [change feed](super::Builder::change_feed), writes last uses of
+/// keys, probes a store that is down, detects clocks that were stepped or stood still, and sweeps
+/// the rate limiter.
+///
+/// Nothing runs until [`run`](Self::run) is awaited, usually in a task of its own. Drop the worker
+/// if you need none of this.
+///
+/// Uses that cannot be written yet are kept for up to 100,000 keys, the default cache capacity.
+/// Beyond that, or when 16,384 uses are queued for the worker, they are dropped and
+/// [reported](super::Event::UsageDropped).
+#[must_use = "nothing is recorded or heard of unless the worker runs"]
+pub struct Worker {
+    loader: Arc<Loader>,
+    feed: Option<Box<dyn DynFeed>>,
+    usage: UsageWriter,
+}
+
+impl Worker {
+    pub(super) fn new(
+        loader: Arc<Loader>,
+        feed: Option<Box<dyn DynFeed>>,
+        usage: UsageWriter,
+    ) -> Self {
+        Self { loader, feed, usage }
+    }
+
+    /// Runs until `shutdown` resolves or every [`Authenticator`](super::Authenticator) is dropped,
+    /// then stops following the feed, writes the remaining uses and returns.
+    ///
+    /// The final write takes at most 5 s. The future may be dropped at any time; uses not yet
+    /// written are then lost. Once it has ended, in whatever way, records are fresh only for [as
+    /// long as during a gap](super::CachePolicy::fresh_during_gap) of the feed.
+    ///
+    /// A store or a feed that panics counts as failed. Any other panic, such as in a limiter during
+    /// its sweep, pauses that duty for 50 ms to 5 s and affects no other: it is
+    /// [reported](super::Event::DutyPanicked), and logged at most once a minute. A `shutdown` that
+    /// panics counts as resolved. Close database pools only after this has returned, or the uses
+    /// not yet written are lost.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let Self { loader, feed, mut usage } = self;
+        let sweep_interval = usage.interval();
+        tokio::select! {
+            _ = catch_panic(shutdown) => {}
+            () = write_usage(&loader, &mut usage) => {}
+            never = follow(&loader, feed) => match never {},
+            never = probe(&loader) => match never {},
+            never = sweep(&loader, sweep_interval) => match never {},
+            never = check_clocks(&loader) => match never {},
+        }
+        usage.finish().await;
+    }
+}
+
+/// One concurrent duty of the worker. It is restarted after a panic.
+struct Duty<'a> {
+    name: &'static str,
+    loader: &'a Loader,
+    begun: Instant,
+    backoff: Backoff,
+    warnings: Throttle,
+}
+
+impl<'a> Duty<'a> {
+    fn new(name: &'static str, loader: &'a Loader) -> Self {
+        let (begun, backoff) = (Instant::now(), Backoff::default());
+        Self { name, loader, begun, backoff, warnings: Throttle::new() }
+    }
+
+    /// Waits out the backoff before a restart.
+    async fn panicked(&mut self, Panicked: Panicked) {
+        if self.warnings.is_due() {
+            trace::warn!(duty = self.name, "worker duty panicked; restarting");
+        }
+        self.loader.observe(&Event::DutyPanicked { duty: self.name });
+        if self.begun.elapsed() >= LONGEST_BACKOFF {
+            self.backoff.reset();
+        }
+        sleep_until(Instant::now() + self.backoff.wait(&SystemEntropy)).await;
+        self.begun = Instant::now();
+    }
+}
+
+async fn write_usage(loader: &Loader, usage: &mut UsageWriter) {
+    let mut duty = Duty::new("usage", loader);
+    while let Err(panicked) = catch_panic(usage.write()).await {
+        duty.panicked(panicked).await;
+    }
+}
+
+async fn follow(loader: &Loader, feed: Option<Box<dyn DynFeed>>) -> Infallible {
+    let Some(mut feed) = feed else { return pending().await };
+    let mut duty = Duty::new("change feed", loader);
+    loop {
+        match catch_panic(feed::follow(loader, &mut *feed)).await {
+            Ok(never) => match never {},
+            Err(panicked) => duty.panicked(panicked).await,
+        }
+    }
+}
+
+/// Requests alone do not suffice: a node that is not ready gets none, and cached keys make no
+/// queries. A lost feed puts the store in doubt as well.
+async fn probe(loader: &Arc<Loader>) -> Infallible {
+    let mut duty = Duty::new("store probe", loader);
+    let mut ticks = interval(PROBE_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let is_in_doubt =
+            loader.is_store_up() != Some(true) || loader.feed.health() == FeedHealth::Gap;
+        if is_in_doubt && let Err(panicked) = catch_panic(loader.probe()).await {
+            duty.panicked(panicked).await;
+        }
+    }
+}
+
+async fn sweep(loader: &Loader, every: Duration) -> Infallible {
+    let mut duty = Duty::new("limiter sweep", loader);
+    let mut ticks = interval_at(Instant::now() + every, every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let swept = catch_panic(async {
+            loader.limits.meters.limiter.sweep(loader.clock.monotonic());
+        });
+        if let Err(panicked) = swept.await {
+            duty.panicked(panicked).await;
+        }
+    }
+}
+
+async fn check_clocks(loader: &Loader) -> Infallible {
+    let mut duty = Duty::new("clock check", loader);
+    let mut ticks = interval(CLOCK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = None;
+    loop {
+        ticks.tick().await;
+        let checked = catch_panic(async {
+            loader.check_clocks();
+            let now = (Instant::now(), loader.clock.monotonic());
+            // If the timers stood still, streams may have slept past an expiry.
+            if let Some((timers, clock)) = last.replace(now)
+                && now.1.saturating_sub(clock) > (now.0 - timers) + TIMER_BOUND
+            {
+                loader.wake_watchers();
+            }
+        });
+        if let Err(panicked) = checked.await {
+            duty.panicked(panicked).await;
+        }
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("pending", &self.usage.pending()).finish_non_exhaustive()
+    }
+}

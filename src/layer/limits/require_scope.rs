@@ -1,0 +1,212 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::layer::{ProblemJson, RejectionResponse, request::caller::Trusted, response::complete};
+use crate::{
+    auth::{Authenticator, Rejection, RejectionKind},
+    record::{InvalidScope, Scope, Scopes},
+};
+
+/// Requires certain scopes of the key; other keys get 403 `insufficient_scope`, which names the
+/// required scopes.
+///
+/// Apply it inside an [`ApiKeyLayer`](crate::layer::ApiKeyLayer), around the routes to protect:
+///
+/// ```
+/// # use axum::{Router, routing::get};
+/// use tower_api_key::RequireScope;
+///
+/// # fn main() -> Result<(), tower_api_key::record::InvalidScope> {
+/// let app: Router = Router::new()
+///     .route("/reports", get(|| async {}).layer(RequireScope::one("reports:read")?))
+///     .route("/export", get(|| async {}).layer(RequireScope::all(["reports:read", "export"])?))
+///     .route("/status", get(|| async {}).layer(RequireScope::any(["ops", "support"])?));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Without an `ApiKeyLayer` it answers 500, because an unguarded route is a mistake. With several
+/// around the route, the consumer of the innermost one counts.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RequireScope<R = ProblemJson> {
+    required: Arc<Required>,
+    renderer: R,
+}
+
+#[derive(Clone, Debug)]
+struct Required {
+    scopes: Scopes,
+    all: bool,
+    trusted: Trusted,
+}
+
+impl RequireScope {
+    /// The key must have `scope`.
+    ///
+    /// # Errors
+    ///
+    /// If `scope` is not a valid scope.
+    pub fn one(scope: impl Into<String>) -> Result<Self, InvalidScope> {
+        Self::all([scope])
+    }
+
+    /// The key must have all of `scopes`.
+    ///
+    /// # Errors
+    ///
+    /// If one of them is not a valid scope, or if there are none.
+    pub fn all<S: Into<String>>(scopes: impl IntoIterator<Item = S>) -> Result<Self, InvalidScope> {
+        Self::new(scopes, true)
+    }
+
+    /// The key must have at least one of `scopes`.
+    ///
+    /// # Errors
+    ///
+    /// If one of them is not a valid scope, or if there are none.
+    pub fn any<S: Into<String>>(scopes: impl IntoIterator<Item = S>) -> Result<Self, InvalidScope> {
+        Self::new(scopes, false)
+    }
+
+    fn new<S: Into<String>>(
+        scopes: impl IntoIterator<Item = S>,
+        all: bool,
+    ) -> Result<Self, InvalidScope> {
+        let scopes = Scopes::parse(scopes)?;
+        if scopes.is_empty() {
+            return Err(InvalidScope);
+        }
+        let required = Arc::new(Required { scopes, all, trusted: Trusted::default() });
+        Ok(Self { required, renderer: ProblemJson::default() })
+    }
+}
+
+impl<R> RequireScope<R> {
+    /// Trusts only consumers of `auth`, for routes inside several
+    /// [`ApiKeyLayer`](crate::layer::ApiKeyLayer)s: scopes of another authenticator's key do not count. If
+    /// the innermost layer uses another authenticator, the request gets 500, as without any layer.
+    pub fn of(mut self, auth: &Authenticator) -> Self {
+        Arc::make_mut(&mut self.required).trusted = Trusted::only(auth.id());
+        self
+    }
+
+    /// Renders rejections with `renderer`. Default: [`ProblemJson`].
+    pub fn render_rejections<R2>(self, renderer: R2) -> RequireScope<R2> {
+        RequireScope { required: self.required, renderer }
+    }
+}
+
+impl<S, R: Clone> Layer<S> for RequireScope<R> {
+    type Service = RequireScopeService<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RequireScopeService {
+            inner,
+            required: Arc::clone(&self.required),
+            renderer: self.renderer.clone(),
+        }
+    }
+}
+
+/// The service of [`RequireScope`].
+#[derive(Clone)]
+pub struct RequireScopeService<S, R = ProblemJson> {
+    inner: S,
+    required: Arc<Required>,
+    renderer: R,
+}
+
+impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for RequireScopeService<S, R>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+    R: RejectionResponse<ResBody>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = RequireScopeFuture<S::Future, S::Response>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let state = match self.required.evaluate(&request) {
+            Ok(()) => State::Inner { future: self.inner.call(request) },
+            Err(rejection) => {
+                // Releases what the inner service reserved in `poll_ready`.
+                self.inner = self.inner.clone();
+                let response = complete(self.renderer.response(&rejection), rejection);
+                State::Rejected { response: Some(response) }
+            }
+        };
+        RequireScopeFuture { state }
+    }
+}
+
+impl Required {
+    fn evaluate<B>(&self, request: &Request<B>) -> Result<(), Rejection> {
+        let caller = self.trusted.caller(request.extensions()).map_err(Rejection::new)?;
+        let Some(consumer) = caller else { return Err(Rejection::new(RejectionKind::Missing)) };
+        let mut scopes = self.scopes.iter();
+        let held = |scope: &Scope| consumer.has_scope(scope.as_str());
+        if if self.all { scopes.all(held) } else { scopes.any(held) } {
+            return Ok(());
+        }
+        Err(Rejection::insufficient_scope(consumer.key_id(), self.scopes.iter().cloned()))
+    }
+}
+
+impl<S: fmt::Debug, R> fmt::Debug for RequireScopeService<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequireScopeService")
+            .field("inner", &self.inner)
+            .field("required", &self.required)
+            .finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    /// The response future of [`RequireScopeService`].
+    #[derive(Debug)]
+    pub struct RequireScopeFuture<F, T> {
+        #[pin]
+        state: State<F, T>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    #[derive(Debug)]
+    enum State<F, T> {
+        Inner { #[pin] future: F },
+        Rejected { response: Option<T> },
+    }
+}
+
+impl<F, T, E> Future for RequireScopeFuture<F, T>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    type Output = Result<T, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Inner { future } => future.poll(cx),
+            // Pending for ever if polled again after completion.
+            StateProj::Rejected { response } => {
+                response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)))
+            }
+        }
+    }
+}

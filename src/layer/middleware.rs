@@ -1,0 +1,201 @@
+use std::{fmt, sync::Arc};
+
+use http::{
+    Method, Request, Response,
+    header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN},
+};
+
+use super::{
+    ClientAddress, RateLimitHeaders, RejectionResponse,
+    limits::Cost,
+    request::{
+        caller,
+        credentials::{Ambiguous, Credentials, is_b64token},
+    },
+    response::{
+        Challenges, Policy, RateLimitReport, complete,
+        headers::{vary_by, write_retirement},
+    },
+};
+use crate::{
+    auth::{
+        Admission, Attempt, Authenticator, Charge, RateLimitStatus, Rejection, RejectionKind,
+        catch_request_panic,
+    },
+    rate_limit::Decision,
+};
+
+/// The layer's settings and its renderer, shared by all of its services.
+#[derive(Clone)]
+pub(super) struct Middleware<R> {
+    pub(super) config: Config,
+    pub(super) renderer: R,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Config {
+    pub(super) auth: Authenticator,
+    pub(super) challenges: Challenges,
+    pub(super) credentials: Credentials,
+    pub(super) optional: bool,
+    pub(super) keep_credential: bool,
+    pub(super) pass_preflight: bool,
+    pub(super) charge: bool,
+    pub(super) rate_limit_headers: RateLimitHeaders,
+    pub(super) client_address: Option<ClientAddress>,
+}
+
+impl<R> Middleware<R> {
+    pub(super) fn reject<B>(&self, rejection: &Rejection) -> Response<B>
+    where
+        R: RejectionResponse<B>,
+    {
+        let mut response = complete(self.renderer.response(rejection), rejection.clone());
+        if let Some(rate_limit_status) = rejection.rate_limit_status() {
+            self.config.write_rate_limit_headers(&mut response, rate_limit_status, &[]);
+        }
+        self.config.observe_and_challenge(&mut response, rejection);
+        self.config.vary(&mut response);
+        response
+    }
+}
+
+impl<R> fmt::Debug for Middleware<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Middleware").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Config {
+    /// Checks the key of a request and removes it from there; `None` for a request that may pass
+    /// without a key.
+    pub(super) fn attempt<B>(&self, request: &mut Request<B>) -> Option<Attempt> {
+        let carries = |name| request.headers().contains_key(name);
+        if self.pass_preflight && is_preflight(request) && !self.credentials.headers().any(carries)
+        {
+            return None;
+        }
+        let found = match self.credentials.find(request.headers()) {
+            Ok(Some(found)) => found,
+            Ok(None) if self.optional => return None,
+            Ok(None) => return Some(Attempt::Reject(Rejection::new(RejectionKind::Missing))),
+            Err(Ambiguous) => {
+                return Some(Attempt::Reject(Rejection::new(RejectionKind::InvalidRequest)));
+            }
+        };
+        let charge = if self.charge { Charge::One } else { Charge::Nothing };
+        let network = || self.client_address?.network(request.headers(), request.extensions());
+        let mut attempt = self.auth.evaluate(found.key, charge, network);
+        // Only for malformed keys: a well-formed key is always a `b64token`.
+        if let Attempt::Reject(rejection) = &attempt
+            && rejection.kind() == RejectionKind::Malformed
+            && !is_b64token(found.key)
+        {
+            attempt = Attempt::Reject(Rejection::new(RejectionKind::InvalidRequest));
+        }
+        let header = found.header;
+        if !self.keep_credential {
+            request.headers_mut().remove(header);
+        } else if let Some(value) = request.headers_mut().get_mut(header) {
+            value.set_sensitive(true);
+        }
+        Some(attempt)
+    }
+
+    /// Puts the consumer into the request's extensions.
+    pub(super) fn attach_consumer<B>(&self, request: &mut Request<B>, admission: &Admission) {
+        let uncharged = (!self.charge).then(|| admission.rate_limit_status());
+        caller::admit(request.extensions_mut(), admission.consumer(), uncharged);
+    }
+
+    /// Adds the layer's headers to a response of the inner service.
+    pub(super) fn finish<B>(&self, response: &mut Response<B>, admission: Option<&Admission>) {
+        let rate_limit_status = admission.map(Admission::rate_limit_status);
+        if response.extensions().is_empty() {
+            // The usual case: no inner layer reports quotas, a cost or a rejection.
+            if let Some(rate_limit_status) = rate_limit_status {
+                self.write_rate_limit_headers(response, rate_limit_status, &[]);
+            }
+        } else {
+            if let Some(rate_limit_status) = rate_limit_status {
+                self.settle(response, rate_limit_status);
+            }
+            // `RequireScope` and the extractor reject requests too, but do not know the realm.
+            if let Some(rejection) = response.extensions().get::<Rejection>().cloned() {
+                self.observe_and_challenge(response, &rejection);
+            }
+        }
+        self.vary(response);
+    }
+
+    /// Charges or refunds the difference to the actual cost, then writes the headers, including the
+    /// policies of inner layers.
+    fn settle<B>(&self, response: &mut Response<B>, rate_limit_status: &RateLimitStatus) {
+        // If the limiter panics, the units are not charged and the handler's response stands.
+        let _ = catch_request_panic(|| self.settle_or_panic(response, rate_limit_status));
+    }
+
+    fn settle_or_panic<B>(&self, response: &mut Response<B>, rate_limit_status: &RateLimitStatus) {
+        let RateLimitReport { units, wanted, own, more } =
+            response.extensions_mut().remove().unwrap_or_default();
+        let taken = units.saturating_add(1);
+        let rejection = response.extensions().get::<Rejection>();
+        let is_limited = rejection.is_some_and(|r| r.kind() == RejectionKind::RateLimited);
+        let wanted = match response.extensions().get::<Cost>() {
+            // A request rejected by one quota takes from none.
+            _ if is_limited => 0,
+            Some(cost) => cost.units(),
+            None => wanted.unwrap_or(taken),
+        };
+        let rate_limit_status = match own {
+            Some(own) => rate_limit_status.after(own),
+            None => rate_limit_status.clone(),
+        };
+        let rate_limit_status =
+            if self.charge { rate_limit_status.settle(taken, wanted) } else { rate_limit_status };
+        self.write_rate_limit_headers(response, &rate_limit_status, &more);
+    }
+
+    fn write_rate_limit_headers<B>(
+        &self,
+        response: &mut Response<B>,
+        rate_limit_status: &RateLimitStatus,
+        more: &[(Arc<Policy>, Decision)],
+    ) {
+        if let Some(retirement) = rate_limit_status.retirement() {
+            write_retirement(response.headers_mut(), retirement);
+        }
+        let wall = || self.auth.wall();
+        // If the clock panics, only the headers are missing.
+        let _ = catch_request_panic(|| {
+            self.rate_limit_headers.write(response.headers_mut(), rate_limit_status, more, wall);
+        });
+    }
+
+    /// Observes a rejection and adds its challenge, once: an inner `ApiKeyLayer` may have done so.
+    fn observe_and_challenge<B>(&self, response: &mut Response<B>, rejection: &Rejection) {
+        if response.extensions_mut().insert(Answered).is_some() {
+            return;
+        }
+        self.auth.rejected(rejection);
+        self.challenges.add(response.headers_mut(), rejection);
+    }
+
+    fn vary<B>(&self, response: &mut Response<B>) {
+        for name in self.credentials.headers() {
+            vary_by(response.headers_mut(), name);
+        }
+    }
+}
+
+/// Marks, in its extensions, a response whose rejection was observed and has its challenge.
+#[derive(Clone, Copy)]
+struct Answered;
+
+/// <https://fetch.spec.whatwg.org/#cors-preflight-request>
+fn is_preflight<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    request.method() == Method::OPTIONS
+        && headers.contains_key(ORIGIN)
+        && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+}

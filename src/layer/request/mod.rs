@@ -1,0 +1,13 @@
+//! What the layer reads from a request: credentials, the client's address, and the consumer that an
+//! outer layer attached.
+
+pub(super) mod caller;
+mod client_address;
+pub(super) mod credentials;
+#[cfg(feature = "axum")]
+mod extract;
+mod peer;
+
+#[cfg(feature = "axum")]
+pub use self::extract::ConsumerRejection;
+pub use self::{client_address::ClientAddress, peer::PeerAddr};

@@ -1,0 +1,4 @@
+//! What the routes do: reading keys and events, and changing keys.
+
+pub(super) mod read;
+pub(super) mod write;
