@@ -12,7 +12,7 @@
     reason = "a benchmark that fails ends, and the time is what it is about"
 )]
 
-#[path = "../tests/harness/mod.rs"]
+#[path = "../tests/support/servers/mod.rs"]
 mod harness;
 
 use std::{

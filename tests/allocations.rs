@@ -2,8 +2,10 @@
 
 #![cfg(test)]
 
-mod by_hand;
-mod support;
+#[path = "support/app/mod.rs"]
+mod app;
+#[path = "support/raw_store/mod.rs"]
+mod raw_store;
 
 use std::{
     convert::Infallible,
@@ -24,7 +26,7 @@ use tower_api_key::{
     rate_limit::{Quota, RateLimits},
 };
 
-use self::support::{Keys, unknown_key};
+use self::app::{Keys, unknown_key};
 
 /// Enough requests that in some of them moka, which runs its maintenance in every 64th or so, has
 /// nothing to do.

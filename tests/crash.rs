@@ -3,7 +3,9 @@
 
 #![cfg(test)]
 
-mod harness;
+#[path = "support/servers/mod.rs"]
+mod servers;
+#[path = "support/wait/mod.rs"]
 mod wait;
 
 use std::{
@@ -27,7 +29,7 @@ use tower_api_key::{
     store::{EventQuery, KeyQuery, PgKeyStore, SqliteKeyStore},
 };
 
-use crate::harness::{postgres::Server, unique};
+use crate::servers::{postgres::Server, unique};
 use crate::wait::Deadline;
 
 const DATABASE: &str = "CRASH_DATABASE_URL";

@@ -1,7 +1,9 @@
 #![cfg(test)]
 //! The examples do what they print and what their comments say, as separate processes.
 
-mod harness;
+#[path = "support/servers/mod.rs"]
+mod servers;
+#[path = "support/wait/mod.rs"]
 mod wait;
 
 use std::{env, fs, net::SocketAddr, path::PathBuf, process::Stdio};
@@ -19,7 +21,7 @@ use tower_api_key::{
     store::{ManageKeys, PgKeyStore, SqliteKeyStore},
 };
 
-use crate::harness::postgres::{Database, Server};
+use crate::servers::postgres::{Database, Server};
 use crate::wait::within;
 
 /// A folder for an example to run in, and its complete environment.

@@ -2,9 +2,13 @@
 
 #![cfg(test)]
 
-mod by_hand;
+#[path = "support/app/mod.rs"]
+mod app;
+#[path = "support/doubles/mod.rs"]
 mod doubles;
-mod support;
+#[path = "support/raw_store/mod.rs"]
+mod raw_store;
+#[path = "support/wait/mod.rs"]
 mod wait;
 
 use std::{
@@ -130,8 +134,8 @@ impl Server {
             .header(AUTHORIZATION, format!("Bearer {}", key.text))
             .body(Empty::new())
             .unwrap();
-        let answer = support::server::http1(self.address, request).await;
-        let answer = support::server::collect(answer).await;
+        let answer = app::server::http1(self.address, request).await;
+        let answer = app::server::collect(answer).await;
         assert_eq!((answer.status, answer.text()), (StatusCode::OK, "acme"));
     }
 

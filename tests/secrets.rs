@@ -2,12 +2,16 @@
 
 #![cfg(test)]
 
-mod by_hand;
+#[path = "support/app/mod.rs"]
+mod app;
 #[cfg(all(feature = "admin", feature = "postgres", feature = "redis", feature = "sqlite"))]
-mod harness;
-#[cfg(all(feature = "admin", feature = "postgres", feature = "redis", feature = "sqlite"))]
+#[path = "support/public_types/mod.rs"]
 mod public_types;
-mod support;
+#[path = "support/raw_store/mod.rs"]
+mod raw_store;
+#[cfg(all(feature = "admin", feature = "postgres", feature = "redis", feature = "sqlite"))]
+#[path = "support/servers/mod.rs"]
+mod servers;
 
 use std::{
     error::Error,
@@ -51,7 +55,7 @@ use tower_http::{
 use tracing::Level;
 use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 
-use self::support::{Keys, PREFIX, format, send, text, unknown_key, with_authorization, with_key};
+use self::app::{Keys, PREFIX, format, send, text, unknown_key, with_authorization, with_key};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
@@ -277,8 +281,8 @@ mod debug_and_display {
         let keys = Keys::new();
         let key = keys.key().await;
         let layer = ApiKeyLayer::new(keys.auth()).also_header(X_API_KEY).realm("orders").unwrap();
-        let mut service = layer.layer(support::Handler::default());
-        let mut scoped = RequireScope::one("a").unwrap().layer(support::Handler::default());
+        let mut service = layer.layer(app::Handler::default());
+        let mut scoped = RequireScope::one("a").unwrap().layer(app::Handler::default());
         let mut values = vec![
             debug(&layer),
             debug(&service),
@@ -447,7 +451,7 @@ async fn eavesdrop(compose: Composition) -> (String, Vec<String>) {
     for key in &sent {
         for path in ["/", "/panic", "/scope"] {
             ask(&app, path, with_key(key)).await;
-            let mut request = support::get("/");
+            let mut request = app::get("/");
             request.headers_mut().insert(X_API_KEY, HeaderValue::try_from(key).unwrap());
             ask(&app, path, request).await;
         }
@@ -551,13 +555,13 @@ mod logs_and_panics {
         let keys = Keys::new();
         let key = keys.key().await;
         let app = Router::new().route("/", get(indiscreet)).layer(ApiKeyLayer::new(keys.auth()));
-        let address = support::server::serve(app).await;
+        let address = app::server::serve(app).await;
         for key in [&key, &unknown_key()] {
             let request = http::Request::get(format!("http://{address}/"))
                 .header(header::AUTHORIZATION, format!("Bearer {key}"))
                 .body(http_body_util::Empty::new())
                 .unwrap();
-            let answer = support::server::collect(support::server::http2(address, request).await);
+            let answer = app::server::collect(app::server::http2(address, request).await);
             assert!(!leaks(&answer.await.wire(), key));
             let heard = sink.text();
             assert!(heard.contains("h2::"), "the connection was not heard");

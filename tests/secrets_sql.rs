@@ -4,9 +4,13 @@
 
 #![cfg(test)]
 
-mod by_hand;
+#[path = "support/doubles/mod.rs"]
 mod doubles;
-mod harness;
+#[path = "support/raw_store/mod.rs"]
+mod raw_store;
+#[path = "support/servers/mod.rs"]
+mod servers;
+#[path = "support/wait/mod.rs"]
 mod wait;
 
 use std::{
@@ -33,9 +37,9 @@ use tracing::Level;
 use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 
 use crate::{
-    by_hand::ByHand as _,
     doubles::{Draws, Key, Service, format, hash, unknown_key, within},
-    harness::{
+    raw_store::ByHand as _,
+    servers::{
         postgres::{Database, Server},
         unique,
     },

@@ -5,9 +5,12 @@
 
 #![cfg(test)]
 
-mod by_hand;
-mod harness;
-mod support;
+#[path = "support/app/mod.rs"]
+mod app;
+#[path = "support/raw_store/mod.rs"]
+mod raw_store;
+#[path = "support/servers/mod.rs"]
+mod servers;
 #[path = "../examples/shared/timed.rs"]
 mod timed;
 
@@ -33,7 +36,7 @@ use tokio::{
 };
 use tower_api_key::ApiKeyLayer;
 
-use self::support::{Keys, SECOND, server};
+use self::app::{Keys, SECOND, server};
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -769,7 +772,7 @@ mod database {
     };
 
     use super::*;
-    use crate::harness::{postgres, tls::Authority};
+    use crate::servers::{postgres, tls::Authority};
 
     /// A proxy between a node and its database that claims the database has no TLS. For each
     /// connection it reports the bytes after that.

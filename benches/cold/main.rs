@@ -17,7 +17,7 @@ mod memory;
 mod setting;
 mod usage;
 
-#[path = "../../tests/harness/mod.rs"]
+#[path = "../../tests/support/servers/mod.rs"]
 mod harness;
 #[path = "../support/machine.rs"]
 mod machine;

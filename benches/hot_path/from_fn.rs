@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 use tower_api_key::key::KeyHash;
 
 use crate::{
-    by_hand::{self, Cache, Caller, Database, Gate},
+    baseline::{self, Cache, Caller, Database, Gate},
     run,
     service::{self, Service, ask, key_of},
     support::Cases,
@@ -27,8 +27,8 @@ pub(crate) fn measure(runtime: &Runtime) {
     let bare = service::bare();
     let layer = service::bare().layer(service.layer());
     let by_hand_router =
-        service::bare().layer(from_fn_with_state(cache, by_hand::cached::<Records>));
-    let same_work = service::bare().layer(from_fn_with_state(gate, by_hand::attempt));
+        service::bare().layer(from_fn_with_state(cache, baseline::cached::<Records>));
+    let same_work = service::bare().layer(from_fn_with_state(gate, baseline::attempt));
 
     let mut cases = Cases::default();
     let routers = [

@@ -21,9 +21,9 @@ mod from_fn;
 mod refusals;
 mod threads;
 
-#[path = "../http/by_hand.rs"]
+#[path = "../http/baseline.rs"]
 #[allow(dead_code, reason = "what asks a database is for the benchmark over HTTP")]
-mod by_hand;
+mod baseline;
 #[path = "../support/service.rs"]
 mod service;
 #[path = "../support/mod.rs"]

@@ -8,7 +8,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "what is measured is real time")]
 
-mod by_hand;
+mod baseline;
 mod contenders;
 mod options;
 mod peers;
@@ -19,7 +19,7 @@ mod servers;
 mod setting;
 mod wrk;
 
-#[path = "../../tests/harness/mod.rs"]
+#[path = "../../tests/support/servers/mod.rs"]
 mod harness;
 #[path = "../support/machine.rs"]
 mod machine;

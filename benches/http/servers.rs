@@ -16,7 +16,7 @@ use tower_api_key::{
 };
 use tower_governor::{GovernorLayer, governor::GovernorConfigBuilder};
 
-use crate::by_hand;
+use crate::baseline;
 
 /// The middleware before the handler.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -106,20 +106,20 @@ impl Server {
                 routes.layer(layer().await?.rate_limit_headers(RateLimitHeaders::Legacy))
             }
             Self::FromFnAttempt => {
-                let gate = by_hand::Gate::new(authenticator(url).await?, &quota()?);
-                routes.layer(from_fn_with_state(gate, by_hand::attempt))
+                let gate = baseline::Gate::new(authenticator(url).await?, &quota()?);
+                routes.layer(from_fn_with_state(gate, baseline::attempt))
             }
             Self::FromFnCache => {
-                let cache = by_hand::Cache::new(PgPoolOptions::new().connect(url).await?, BURST);
-                routes.layer(from_fn_with_state(cache, by_hand::cached::<PgPool>))
+                let cache = baseline::Cache::new(PgPoolOptions::new().connect(url).await?, BURST);
+                routes.layer(from_fn_with_state(cache, baseline::cached::<PgPool>))
             }
             Self::FromFnQuery => {
                 let pool = PgPoolOptions::new().connect(url).await?;
-                routes.layer(from_fn_with_state(pool, by_hand::queried))
+                routes.layer(from_fn_with_state(pool, baseline::queried))
             }
             Self::TowerGovernor => {
                 let config = GovernorConfigBuilder::default()
-                    .key_extractor(by_hand::BearerKey)
+                    .key_extractor(baseline::BearerKey)
                     .period(Duration::from_secs(1) / BURST)
                     .burst_size(BURST)
                     .use_headers()

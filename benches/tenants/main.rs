@@ -12,7 +12,7 @@
 mod attack;
 mod setting;
 
-#[path = "../../tests/harness/mod.rs"]
+#[path = "../../tests/support/servers/mod.rs"]
 mod harness;
 #[path = "../support/machine.rs"]
 mod machine;

@@ -131,7 +131,8 @@ impl Actor {
     pub(super) fn tenant(&self) -> Option<&str> {
         let caller = self.caller.as_ref()?;
         let everywhere = caller.everywhere.as_ref();
-        let is_unrestricted = everywhere.is_some_and(|scope| caller.consumer.has_scope(scope.as_str()));
+        let is_unrestricted =
+            everywhere.is_some_and(|scope| caller.consumer.has_scope(scope.as_str()));
         (!is_unrestricted).then(|| caller.consumer.id())
     }
 }

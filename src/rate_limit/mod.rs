@@ -40,6 +40,7 @@
 
 #[cfg(feature = "redis")]
 mod bucket_snapshot;
+mod gcra_math;
 mod limits;
 mod local;
 mod measure;
@@ -48,7 +49,6 @@ mod plans;
 mod quota;
 #[cfg(feature = "redis")]
 mod redis;
-mod gcra_math;
 mod subject;
 
 use std::{

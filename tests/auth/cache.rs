@@ -22,11 +22,11 @@ use tower_api_key::{
     store::{ManageKeys, StoreErrorKind},
 };
 
-use crate::by_hand::ByHand as _;
 use crate::doubles::{
     Answers, DOWN, Draws, FakeStore, FutureReply, Key, Said, Service, format, hash, poll_once,
     unknown_key, within,
 };
+use crate::raw_store::ByHand as _;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLI: Duration = Duration::from_millis(1);

@@ -16,10 +16,10 @@ use tower_api_key::{
     store::{self, StoreErrorKind},
 };
 
-use crate::by_hand::ByHand as _;
 use crate::doubles::{
     Answers, DOWN, FakeFeed, FutureReply, Reply, Said, Service, hash, poll_once, unknown_key,
 };
+use crate::raw_store::ByHand as _;
 
 const KEYS: usize = 4;
 /// The defaults: the maximum age of data in a response, and the maximum duration of a look-up.

@@ -21,7 +21,7 @@ use tower_api_key::{
     store::{KeyStore, StoreError, Usage},
 };
 
-use crate::support::{Keys, SECOND, format, text};
+use crate::app::{Keys, SECOND, format, text};
 
 const KEYS: usize = 48;
 const READERS: usize = 16;

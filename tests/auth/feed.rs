@@ -19,10 +19,10 @@ use tower_api_key::{
     store::{Change, ChangeFeed, KeyStore, Staleness, StoreError, StoreErrorKind},
 };
 
-use crate::by_hand::ByHand as _;
 use crate::doubles::{
     Answers, DOWN, FakeFeed, FutureReply, Key, Said, Service, hash, poll_once, unknown_key, within,
 };
+use crate::raw_store::ByHand as _;
 
 const FRESH: Duration = Duration::from_secs(60);
 const FRESH_DURING_GAP: Duration = Duration::from_secs(5);

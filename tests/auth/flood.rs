@@ -38,7 +38,7 @@ use tower_api_key::{
     store::{KeyStore, PgKeyStore, StoreError, Usage},
 };
 
-use crate::harness::postgres::{Database, Server as Postgres};
+use crate::servers::postgres::{Database, Server as Postgres};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Longer than anything here takes.

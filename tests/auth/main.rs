@@ -2,15 +2,15 @@
 
 #![cfg(test)]
 
-#[path = "../by_hand/mod.rs"]
-mod by_hand;
-#[path = "../doubles/mod.rs"]
+#[path = "../support/app/mod.rs"]
+mod app;
+#[path = "../support/doubles/mod.rs"]
 mod doubles;
-#[path = "../harness/mod.rs"]
-mod harness;
-#[path = "../support/mod.rs"]
-mod support;
-#[path = "../wait/mod.rs"]
+#[path = "../support/raw_store/mod.rs"]
+mod raw_store;
+#[path = "../support/servers/mod.rs"]
+mod servers;
+#[path = "../support/wait/mod.rs"]
 mod wait;
 
 mod cache;

@@ -16,7 +16,7 @@ use tower_api_key::{
 };
 use tower_layer::Layer;
 
-use crate::support::{App, Keys, SECOND, format, text};
+use crate::app::{App, Keys, SECOND, format, text};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// The start of the tests' clock: 2026-01-01.
@@ -69,7 +69,7 @@ async fn a_handler_that_is_on_its_way_out_itself_is_left_alone() {
     });
     let service = ApiKeyLayer::new(keys.auth()).layer(handler);
     let response =
-        tower::ServiceExt::oneshot(service, crate::support::with_key(&text(&old))).await.unwrap();
+        tower::ServiceExt::oneshot(service, crate::app::with_key(&text(&old))).await.unwrap();
     assert_eq!(response.headers()["deprecation"], "@1");
     assert_eq!(response.headers()["sunset"], SUNSET);
 }

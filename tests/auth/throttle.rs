@@ -22,8 +22,8 @@ use tower_api_key::{
     store::StoreErrorKind,
 };
 
+use crate::app::{Answer, App, Keys, MILLI, SECOND, text, with_key};
 use crate::doubles::{Answers, DOWN, Key, Said, Service, poll_once, unknown_key, within};
-use crate::support::{Answer, App, Keys, MILLI, SECOND, text, with_key};
 
 const NANO: Duration = Duration::from_nanos(1);
 /// The defaults.

@@ -18,8 +18,8 @@ use tower_api_key::{
     store::{KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage},
 };
 
-use crate::by_hand::ByHand as _;
 use crate::doubles::{Answers, DOWN, Heard, Key, Said, Service, format, poll_once, within};
+use crate::raw_store::ByHand as _;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLI: Duration = Duration::from_millis(1);
@@ -660,7 +660,7 @@ mod postgres {
     };
 
     use super::*;
-    use crate::harness::postgres::Server;
+    use crate::servers::postgres::Server;
 
     #[tokio::test]
     async fn a_last_use_is_there_after_shutdown() {

@@ -32,13 +32,13 @@ use tower_api_key::{
 };
 
 use crate::{
-    by_hand::ByHand as _,
-    harness::{
+    nodes::{Key, Node, Settings, eventually, format, issue, run_if_node, within},
+    raw_store::ByHand as _,
+    servers::{
         postgres::{Database, Server},
         proxy::{Fault, FaultProxy},
         redis::Redis,
     },
-    nodes::{Key, Node, Settings, eventually, format, issue, run_if_node, within},
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -435,7 +435,7 @@ impl OldProgram {
         for _ in 0..40 {
             let key = format().generate().unwrap().expose_secret().to_owned();
             let hash = format().parse(key.as_bytes()).unwrap().hash().as_bytes().to_vec();
-            let id = Uuid::from_u128(crate::harness::unique().into());
+            let id = Uuid::from_u128(crate::servers::unique().into());
             query(INSERT).bind(id).bind(&hash).execute(&pool).await.unwrap();
             keys.push((key, id, hash));
         }
@@ -484,7 +484,7 @@ impl OldProgram {
     /// Issues a key, changes it and revokes it.
     async fn manage(&self) -> sqlx::Result<()> {
         let (id, hash) =
-            (Uuid::from_u128(crate::harness::unique().into()), hash_of(crate::harness::unique()));
+            (Uuid::from_u128(crate::servers::unique().into()), hash_of(crate::servers::unique()));
         query(INSERT).bind(id).bind(&hash).execute(&self.pool).await?;
         let version: i64 = query_scalar(UPDATE).bind(id).bind("x").fetch_one(&self.pool).await?;
         assert_eq!(version, 2);

@@ -14,15 +14,15 @@ use tokio::{
 use tower_api_key::store::PgKeyStore;
 
 use crate::{
-    by_hand::ByHand as _,
-    harness::{
+    nodes::{Client, Key, Node, Settings, eventually, issue, run_if_node, within},
+    raw_store::ByHand as _,
+    servers::{
         Port, as_root,
         netns::{Link, Namespace},
         postgres::{Database, Server},
         proxy::{Fault, FaultProxy},
         unique,
     },
-    nodes::{Client, Key, Node, Settings, eventually, issue, run_if_node, within},
 };
 
 const MILLI: Duration = Duration::from_millis(1);

@@ -25,11 +25,11 @@ use tower_api_key::{
 };
 
 use crate::{
-    harness::postgres::{Database, Server},
     nodes::{
         Client, Distribution, Events, Key, Node, Settings, Socket, eventually, issue, issue_new,
         run_if_node, within,
     },
+    servers::postgres::{Database, Server},
 };
 
 const MILLI: Duration = Duration::from_millis(1);

@@ -30,9 +30,9 @@ use tower_api_key::{
 
 use crate::wait::eventually;
 use crate::{
-    by_hand::ByHand as _,
     doubles::{Key, Said, Service, format, unknown_key, within},
-    harness::{
+    raw_store::ByHand as _,
+    servers::{
         postgres::{Database, Server},
         proxy::{Fault, FaultProxy},
     },

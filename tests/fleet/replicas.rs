@@ -30,8 +30,8 @@ use tower_api_key::{
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::{
-    by_hand::ByHand as _,
-    harness::{
+    raw_store::ByHand as _,
+    servers::{
         postgres::{Database, Server},
         proxy::{Fault, FaultProxy},
         unique,

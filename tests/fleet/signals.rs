@@ -48,7 +48,7 @@ use tower_api_key::{
     store::{EventQuery, ManageKeys as _, PgKeyStore},
 };
 
-use crate::harness::postgres::{Database, Server};
+use crate::servers::postgres::{Database, Server};
 
 /// The database of a node, and the kind of server it uses.
 const DATABASE: &str = "SIGNALS_DATABASE_URL";

@@ -32,7 +32,7 @@ use tower_api_key::{
 };
 use tower_http::cors::{Any, CorsLayer};
 
-use crate::support::{
+use crate::app::{
     Answer, App, INVALID_REQUEST, INVALID_TOKEN, Keys, MISSING, PREFIX, send, server, text,
     unknown_key, with_authorization, with_key,
 };
@@ -44,7 +44,7 @@ async fn whoami(consumer: Consumer) -> String {
 }
 
 fn with_header(name: HeaderName, value: &str) -> Request {
-    let mut request = crate::support::get("/");
+    let mut request = crate::app::get("/");
     request.headers_mut().insert(name, HeaderValue::try_from(value).unwrap());
     request
 }
@@ -87,10 +87,10 @@ mod methods_and_versions {
         let keys = Keys::new();
         let app = App::new(ApiKeyLayer::new(keys.auth()));
         let key = keys.key().await;
-        let get = app.send(crate::support::get("/")).await.wire();
+        let get = app.send(crate::app::get("/")).await.wire();
         for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "PURGE"] {
             let method: Method = method.parse().unwrap();
-            let mut stranger = crate::support::get("/");
+            let mut stranger = crate::app::get("/");
             *stranger.method_mut() = method.clone();
             assert_eq!(app.send(stranger).await.wire(), get, "{method}");
             let mut consumer = with_key(&key);
@@ -161,8 +161,8 @@ mod methods_and_versions {
         let app = Router::new().route("/", get(whoami)).layer(ApiKeyLayer::new(auth));
         let address = server::serve(app).await;
         let uri = format!("http://{address}/");
-        let expired = keys.issue(NewKey::new("acme", Expiry::In(crate::support::MILLI))).await;
-        keys.clock.advance(crate::support::SECOND);
+        let expired = keys.issue(NewKey::new("acme", Expiry::In(crate::app::MILLI))).await;
+        keys.clock.advance(crate::app::SECOND);
         for key in [text(&expired), unknown_key(), "jun k".to_owned()] {
             let old = server::http1(address, request(Method::GET, uri.clone(), &key)).await;
             let new = server::http2(address, request(Method::GET, uri.clone(), &key)).await;
@@ -244,7 +244,7 @@ mod cors {
             request.headers_mut().remove(name);
             request
         };
-        let mut plain = crate::support::get("/");
+        let mut plain = crate::app::get("/");
         *plain.method_mut() = Method::OPTIONS;
         let mut get = preflight();
         *get.method_mut() = Method::GET;
@@ -339,7 +339,7 @@ mod caching {
     async fn a_response_to_a_stranger_on_an_optional_route_varies_too() {
         let keys = Keys::new();
         let app = App::new(ApiKeyLayer::new(keys.auth()).optional(true));
-        let answer = app.send(crate::support::get("/")).await;
+        let answer = app.send(crate::app::get("/")).await;
         assert_eq!((answer.status, answer.header("vary")), (StatusCode::OK, Some("Authorization")));
     }
 
@@ -356,7 +356,7 @@ mod caching {
         ] {
             let app = App::new(layer);
             let admitted = app.send(with_header(X_API_KEY, &key)).await;
-            let refused = app.send(crate::support::get("/")).await;
+            let refused = app.send(crate::app::get("/")).await;
             assert_eq!(
                 (admitted.status, refused.status),
                 (StatusCode::OK, StatusCode::UNAUTHORIZED)
@@ -377,7 +377,7 @@ mod realm {
         let keys = Keys::new();
         let layer = ApiKeyLayer::new(keys.auth()).realm("Orders & Reports, v2").unwrap();
         let app = App::new(layer);
-        for request in [crate::support::get("/"), with_key("a b"), with_key(&unknown_key())] {
+        for request in [crate::app::get("/"), with_key("a b"), with_key(&unknown_key())] {
             let answer = app.send(request).await;
             let challenge = answer.challenge().unwrap();
             assert!(challenge.starts_with(r#"Bearer realm="Orders & Reports, v2""#), "{challenge}");
@@ -605,7 +605,7 @@ mod credentials {
     async fn a_stranger_passes_where_the_key_is_optional() {
         let keys = Keys::new();
         let app = App::new(ApiKeyLayer::new(keys.auth()).optional(true));
-        for request in [crate::support::get("/"), with_authorization(["Basic dXNlcjpwYXNz"])] {
+        for request in [crate::app::get("/"), with_authorization(["Basic dXNlcjpwYXNz"])] {
             let answer = app.send(request).await;
             assert_eq!((answer.status, answer.text()), (StatusCode::OK, "hello stranger"));
             assert_eq!(answer.rate_limit_headers(), [""; 0]);
@@ -737,7 +737,7 @@ mod rejections {
         let keys = Keys::new();
         let (app, key) = terse(&keys).await;
         for (request, challenge, kind) in [
-            (crate::support::get("/"), MISSING, RejectionKind::Missing),
+            (crate::app::get("/"), MISSING, RejectionKind::Missing),
             (with_key("a b"), INVALID_REQUEST, RejectionKind::InvalidRequest),
             (with_key("junk"), INVALID_TOKEN, RejectionKind::Malformed),
             (with_key(&unknown_key()), INVALID_TOKEN, RejectionKind::Unknown),
@@ -793,7 +793,7 @@ mod rejections {
 
     #[tokio::test]
     async fn a_store_that_is_down_is_503_and_never_401() {
-        let (auth, _) = Authenticator::builder(Down, crate::support::format()).build();
+        let (auth, _) = Authenticator::builder(Down, crate::app::format()).build();
         let app = App::new(ApiKeyLayer::new(auth));
         for _ in 0..10 {
             let answer = app.get(&unknown_key()).await;

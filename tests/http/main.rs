@@ -2,13 +2,13 @@
 
 #![cfg(test)]
 
-#[path = "../by_hand/mod.rs"]
-mod by_hand;
-#[path = "../doubles/mod.rs"]
+#[path = "../support/app/mod.rs"]
+mod app;
+#[path = "../support/doubles/mod.rs"]
 mod doubles;
-#[path = "../support/mod.rs"]
-mod support;
-#[path = "../wait/mod.rs"]
+#[path = "../support/raw_store/mod.rs"]
+mod raw_store;
+#[path = "../support/wait/mod.rs"]
 mod wait;
 
 mod http_semantics;

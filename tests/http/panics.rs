@@ -24,8 +24,8 @@ use tower_api_key::{
 };
 
 use crate::{
-    by_hand::ByHand as _,
     doubles::{Answers, FakeFeed, Key, Said, Service, poll_once, within},
+    raw_store::ByHand as _,
 };
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use regex::bytes::Regex;
 use tower_api_key::{ApiKeyLayer, Consumer, rate_limit::Quota};
 
-use crate::support::{
+use crate::app::{
     Answer, App, INVALID_REQUEST, INVALID_TOKEN, Keys, MISSING, PREFIX, server, unknown_key,
     with_authorization, with_key,
 };
@@ -75,7 +75,7 @@ fn assert_invalid_token(answer: &Answer) {
 #[tokio::test]
 async fn section_3_1_a_request_without_credentials_gets_a_challenge_without_an_error_code() {
     let guarded = Guarded::new().await;
-    assert_missing(&guarded.app.send(crate::support::get("/")).await);
+    assert_missing(&guarded.app.send(crate::app::get("/")).await);
     guarded.assert_untouched().await;
 }
 
@@ -254,7 +254,7 @@ async fn section_2_3_a_key_in_the_uri_is_no_credentials() {
     let guarded = Guarded::new().await;
     for name in ["access_token", "api_key", "key"] {
         let uri = format!("/?{name}={}", guarded.key);
-        assert_missing(&guarded.app.send(crate::support::get(&uri)).await);
+        assert_missing(&guarded.app.send(crate::app::get(&uri)).await);
     }
     guarded.assert_untouched().await;
 }

@@ -19,9 +19,7 @@ use tower_api_key::{
     record::{Metadata, Scopes},
 };
 
-use crate::support::{
-    Answer, App, INVALID_TOKEN, Keys, MISSING, send, text, unknown_key, with_key,
-};
+use crate::app::{Answer, App, INVALID_TOKEN, Keys, MISSING, send, text, unknown_key, with_key};
 
 async fn key_with(keys: &Keys, scopes: &[&str]) -> String {
     let scopes = Scopes::parse(scopes.iter().copied()).unwrap();
@@ -203,7 +201,7 @@ async fn a_scope_on_an_optional_route_turns_strangers_away_with_a_challenge() {
     let scope = RequireScope::one("a").unwrap();
     let layer = ApiKeyLayer::new(keys.auth()).optional(true).realm("orders").unwrap();
     let app = App::new((layer, scope));
-    let answer = app.send(crate::support::get("/")).await;
+    let answer = app.send(crate::app::get("/")).await;
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
     assert_eq!(answer.challenge(), Some(r#"Bearer realm="orders""#));
     assert_eq!(answer.kind(), Some(RejectionKind::Missing));
@@ -264,9 +262,9 @@ async fn a_handler_learns_all_of_its_consumer() {
 #[tokio::test]
 async fn a_consumer_without_the_layer_is_a_mistake_of_the_service() {
     let app = Router::new().route("/", get(whoami));
-    assert_says_that_the_layer_is_missing(&send(app, crate::support::get("/")).await);
+    assert_says_that_the_layer_is_missing(&send(app, crate::app::get("/")).await);
     let app = Router::new().route("/", get(perhaps));
-    assert_says_that_the_layer_is_missing(&send(app, crate::support::get("/")).await);
+    assert_says_that_the_layer_is_missing(&send(app, crate::app::get("/")).await);
 }
 
 #[tokio::test]
@@ -278,11 +276,11 @@ async fn a_route_added_after_the_layer_says_so_where_it_asks_for_a_consumer() {
         .route("/", get(whoami))
         .route("/open", get(|| async { "open" }));
     assert_eq!(
-        send(app.clone(), crate::support::get("/before")).await.status,
+        send(app.clone(), crate::app::get("/before")).await.status,
         StatusCode::UNAUTHORIZED
     );
     assert_says_that_the_layer_is_missing(&send(app.clone(), with_key(&keys.key().await)).await);
-    assert_eq!(send(app, crate::support::get("/open")).await.status, StatusCode::OK);
+    assert_eq!(send(app, crate::app::get("/open")).await.status, StatusCode::OK);
 }
 
 #[tokio::test]
@@ -290,7 +288,7 @@ async fn an_optional_consumer_is_none_for_a_request_without_a_key() {
     let keys = Keys::new();
     let app =
         Router::new().route("/", get(perhaps)).layer(ApiKeyLayer::new(keys.auth()).optional(true));
-    assert_eq!(send(app.clone(), crate::support::get("/")).await.text(), "nobody");
+    assert_eq!(send(app.clone(), crate::app::get("/")).await.text(), "nobody");
     assert_eq!(send(app.clone(), with_key(&keys.key().await)).await.text(), "acme");
     assert_eq!(send(app, with_key(&unknown_key())).await.status, StatusCode::UNAUTHORIZED);
 }
@@ -300,7 +298,7 @@ async fn a_consumer_on_an_optional_route_turns_strangers_away_with_a_challenge()
     let keys = Keys::new();
     let app =
         Router::new().route("/", get(whoami)).layer(ApiKeyLayer::new(keys.auth()).optional(true));
-    let answer = send(app.clone(), crate::support::get("/")).await;
+    let answer = send(app.clone(), crate::app::get("/")).await;
     assert_eq!((answer.status, answer.challenge()), (StatusCode::UNAUTHORIZED, Some(MISSING)));
     assert_eq!(answer.kind(), Some(RejectionKind::Missing));
     assert_eq!(answer.header("cache-control"), Some("no-store"));
@@ -428,7 +426,7 @@ async fn what_a_layer_around_found_or_did_not_find_changes_nothing_for_the_inner
     let staff = two.staff(&["a"]).await;
     let app = asking().layer(two.staff_layer()).layer(two.partner_layer().optional(true));
     for path in ["/extractor", "/optional", "/raw", "/scope", "/class"] {
-        let answer = send(app.clone(), to(path, and_staff(crate::support::get("/"), &staff))).await;
+        let answer = send(app.clone(), to(path, and_staff(crate::app::get("/"), &staff))).await;
         assert_eq!((answer.status, answer.text()), (StatusCode::OK, "staff"), "{path}");
     }
 }
@@ -561,7 +559,7 @@ async fn a_consumer_that_no_authenticator_made_is_not_trusted() {
     let consumer = Consumer::from(record);
     let app = asking().layer(from_fn_with_state(consumer, put));
     for path in ["/extractor", "/optional", "/scope", "/class", "/cost", "/concurrency"] {
-        assert_says_that_the_layer_is_missing(&send(app.clone(), crate::support::get(path)).await);
+        assert_says_that_the_layer_is_missing(&send(app.clone(), crate::app::get(path)).await);
     }
 }
 
@@ -586,14 +584,14 @@ async fn a_test_can_make_a_consumer_in_place_of_the_layer() {
     let consumer = Consumer::for_test(record);
     let app = asking().layer(from_fn_with_state(consumer.clone(), put));
     for path in ["/extractor", "/optional", "/raw", "/scope", "/class", "/cost", "/concurrency"] {
-        let answer = send(app.clone(), crate::support::get(path)).await;
+        let answer = send(app.clone(), crate::app::get(path)).await;
         assert_eq!((answer.status, answer.text()), (StatusCode::OK, "acme"), "{path}");
     }
     // No layer that names its authenticator accepts it as that one's.
     let app = Router::new()
         .route("/", get(whoami).layer(scope_a().of(&keys.auth())))
         .layer(from_fn_with_state(consumer, put));
-    assert_says_that_the_layer_is_missing(&send(app, crate::support::get("/")).await);
+    assert_says_that_the_layer_is_missing(&send(app, crate::app::get("/")).await);
 }
 
 #[tokio::test]
@@ -604,7 +602,7 @@ async fn a_middleware_by_hand_may_hand_on_the_consumer_of_an_authenticator() {
     let consumer = auth.authenticate(key.as_bytes()).await.unwrap().consumer().clone();
     let app = asking().layer(from_fn_with_state(consumer, put));
     for path in ["/extractor", "/scope", "/class", "/concurrency"] {
-        assert_eq!(send(app.clone(), crate::support::get(path)).await.text(), "acme", "{path}");
+        assert_eq!(send(app.clone(), crate::app::get(path)).await.text(), "acme", "{path}");
     }
 }
 
@@ -670,7 +668,7 @@ async fn nested_routers_and_fallbacks_belong_to_the_innermost_layer_around_them(
         ("/whoami", both(), "partner"),
         ("/staff/whoami", both(), "staff"),
         ("/staff/nowhere", both(), "staff"),
-        ("/staff/whoami", crate::support::get("/"), "nobody"),
+        ("/staff/whoami", crate::app::get("/"), "nobody"),
     ];
     for (path, request, expected) in cases {
         assert_eq!(send(app.clone(), to(path, request)).await.text(), expected, "{path}");

@@ -35,7 +35,7 @@ use tower_api_key::{
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_test::mock;
 
-use crate::support::{App, Handler, Keys, SECOND, format, unknown_key, with_key};
+use crate::app::{App, Handler, Keys, SECOND, format, unknown_key, with_key};
 
 /// Whether a request's key is cached: the two paths through the layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -279,7 +279,7 @@ mod failures {
             let service = ApiKeyLayer::new(auth).layer(inner);
             let issued = keys.issue(NewKey::new("acme", Expiry::Never)).await;
             let request = |path: &str| {
-                let mut request = with_key(&crate::support::text(&issued));
+                let mut request = with_key(&crate::app::text(&issued));
                 *request.uri_mut() = path.parse().unwrap();
                 request
             };
@@ -342,9 +342,9 @@ mod failures {
                 request
             };
             for left in [9, 7, 5] {
-                let answer = crate::support::send(service.clone(), request(path)).await;
+                let answer = crate::app::send(service.clone(), request(path)).await;
                 assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
-                let answer = crate::support::send(service.clone(), request("/")).await;
+                let answer = crate::app::send(service.clone(), request("/")).await;
                 let state = format!(r#""minute";r={};t="#, left - 1);
                 assert_eq!(answer.status, StatusCode::OK);
                 assert!(answer.header("ratelimit").unwrap().starts_with(&state), "{path}: {left}");
@@ -405,7 +405,7 @@ mod failures {
             *request.uri_mut() = "/never".parse().unwrap();
             assert!(poll_once(pin!(service.clone().oneshot(request))).await.is_pending());
         }
-        assert_eq!(crate::support::send(service, with_key(&key)).await.status, StatusCode::OK);
+        assert_eq!(crate::app::send(service, with_key(&key)).await.status, StatusCode::OK);
     }
 }
 

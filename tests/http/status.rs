@@ -11,7 +11,7 @@ use tower_api_key::{
     rate_limit::Quota,
 };
 
-use crate::support::{App, INVALID_TOKEN, Keys, MILLI, PREFIX, SECOND, text, unknown_key};
+use crate::app::{App, INVALID_TOKEN, Keys, MILLI, PREFIX, SECOND, text, unknown_key};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -74,13 +74,13 @@ async fn every_invalid_key_gets_the_same_length_over_http() {
     let router = axum::Router::new()
         .route("/", axum::routing::get(|| async {}))
         .layer(ApiKeyLayer::new(keys.auth()));
-    let address = crate::support::server::serve(router).await;
+    let address = crate::app::server::serve(router).await;
     let mut answers = Vec::new();
     for (_, key) in invalid_keys(&keys).await {
         let request = format!(
             "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n\r\n"
         );
-        let answer = crate::support::server::raw(address, request.as_bytes()).await;
+        let answer = crate::app::server::raw(address, request.as_bytes()).await;
         let lines = answer.split("\r\n").filter(|line| !line.starts_with("date:"));
         answers.push(lines.collect::<Vec<_>>().join("\n"));
     }

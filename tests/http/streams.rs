@@ -37,9 +37,9 @@ use tower_api_key::{
 };
 
 use crate::{
-    by_hand::ByHand as _,
+    app::server,
     doubles::{FakeStore, Key, format, poll_once, within},
-    support::server,
+    raw_store::ByHand as _,
 };
 
 /// The number of open streams: each keeps a guest for as long as it lives.

@@ -28,7 +28,7 @@ use tower_api_key::{
     rate_limit::{InvalidPlan, InvalidQuota, Plans, Quota, RateLimits},
 };
 
-use crate::support::{Answer, Keys, SECOND, send, text};
+use crate::app::{Answer, Keys, SECOND, send, text};
 
 const MINUTE: Duration = Duration::from_secs(60);
 

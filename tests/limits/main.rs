@@ -2,17 +2,17 @@
 
 #![cfg(test)]
 
-#[path = "../by_hand/mod.rs"]
-mod by_hand;
-#[path = "../harness/mod.rs"]
-mod harness;
-#[path = "../redis_limiter/mod.rs"]
+#[path = "../support/app/mod.rs"]
+mod app;
+#[path = "../support/raw_store/mod.rs"]
+mod raw_store;
+#[path = "../support/redis_limiter/mod.rs"]
 mod redis_limiter;
-#[path = "../simulator/mod.rs"]
+#[path = "../support/servers/mod.rs"]
+mod servers;
+#[path = "../support/simulator/mod.rs"]
 mod simulator;
-#[path = "../support/mod.rs"]
-mod support;
-#[path = "../wait/mod.rs"]
+#[path = "../support/wait/mod.rs"]
 mod wait;
 
 mod limiter_contract;

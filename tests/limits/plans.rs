@@ -7,7 +7,7 @@ use tower_api_key::{
     rate_limit::RateLimits,
 };
 
-use crate::support::{Keys, format, send, text, with_key};
+use crate::app::{Keys, format, send, text, with_key};
 
 #[tokio::test]
 async fn a_handler_sees_the_plan_of_the_key() {

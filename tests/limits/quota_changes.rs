@@ -12,7 +12,7 @@ use tower_api_key::{
     },
 };
 
-use crate::support::{Keys, SECOND, text};
+use crate::app::{Keys, SECOND, text};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);

@@ -29,9 +29,9 @@ use tower_api_key::{
     store::Invalidate,
 };
 
-use crate::support::{Answer, App, Keys, MILLI, SECOND, text, unknown_key};
+use crate::app::{Answer, App, Keys, MILLI, SECOND, text, unknown_key};
 
-use crate::by_hand::ByHand as _;
+use crate::raw_store::ByHand as _;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -358,8 +358,8 @@ mod headers {
                 assert_eq!(answer.rate_limit_headers(), [""; 0]);
             }
         }
-        assert_eq!(app.send(crate::support::get("/")).await.rate_limit_headers(), [""; 0]);
-        assert_eq!(optional.send(crate::support::get("/")).await.rate_limit_headers(), [""; 0]);
+        assert_eq!(app.send(crate::app::get("/")).await.rate_limit_headers(), [""; 0]);
+        assert_eq!(optional.send(crate::app::get("/")).await.rate_limit_headers(), [""; 0]);
     }
 
     #[tokio::test]
@@ -371,7 +371,7 @@ mod headers {
         let app = axum::Router::new()
             .route("/", axum::routing::get(handler))
             .layer(ApiKeyLayer::new(auth));
-        let answer = crate::support::send(app, crate::support::with_key(&keys.key().await)).await;
+        let answer = crate::app::send(app, crate::app::with_key(&keys.key().await)).await;
         assert_eq!(answer.header("ratelimit"), Some(r#""minute";r=8;t=7"#));
         assert_eq!(answer.header("ratelimit-policy"), Some(r#""minute";q=9;w=60"#));
     }
@@ -793,7 +793,7 @@ mod buckets {
         let (auth, _) = keys.builder().default_rate_limits(quota).build();
         let app = App::new(ApiKeyLayer::new(auth));
         let old = keys.issue(NewKey::new("acme", Expiry::Never)).await;
-        let new = crate::support::format().generate().unwrap();
+        let new = crate::app::format().generate().unwrap();
         let id = KeyId::generate(keys.clock.now(), &SystemEntropy).unwrap();
         let mut record = KeyRecord::new(id, new.hash(), "acme", keys.clock.now());
         record.rotated_from = Some(old.record.id);

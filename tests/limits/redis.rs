@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::redis::Redis;
+use crate::servers::redis::Redis;
 use redis::cmd;
 use tokio::time::Instant;
 use tower_api_key::{

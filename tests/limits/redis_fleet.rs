@@ -15,7 +15,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::harness::redis::Redis;
+use crate::servers::redis::Redis;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::AsyncReadExt,

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::redis::{Impostor, Redis};
+use crate::servers::redis::{Impostor, Redis};
 use proptest::{collection::vec, prelude::*, sample::Index};
 use redis::cmd;
 use tower_api_key::rate_limit::{

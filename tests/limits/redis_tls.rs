@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Port, redis::Redis};
+use crate::servers::{Port, redis::Redis};
 use tokio::{
     process::Command,
     time::{Instant, interval},

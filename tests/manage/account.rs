@@ -19,8 +19,8 @@ use tower_api_key::{
 };
 
 use crate::{
-    desk::{Desk, assert_problem, sealed},
-    support::{format, get, send},
+    admin_client::{Desk, assert_problem, sealed},
+    app::{format, get, send},
 };
 
 use crate::wait::within;

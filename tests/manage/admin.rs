@@ -17,8 +17,8 @@ use tower_api_key::{
 };
 
 use crate::{
-    desk::{Desk, assert_problem, sealed},
-    support::{Answer, send},
+    admin_client::{Desk, assert_problem, sealed},
+    app::{Answer, send},
 };
 
 const READ: &str = "api-keys:read";
@@ -251,7 +251,7 @@ async fn the_document_can_be_opened_and_nothing_else_is() {
         Desk::new("/admin", |issuer, auth| Admin::new(issuer, auth).open_document(true).router());
     for (path, status) in [("/openapi.json", 200), ("/docs", 200), ("/api-keys", 401), ("/x", 401)]
     {
-        let answer = send(desk.app.clone(), crate::support::get(&format!("/admin{path}"))).await;
+        let answer = send(desk.app.clone(), crate::app::get(&format!("/admin{path}"))).await;
         assert_eq!(answer.status, status, "{path}");
     }
 }

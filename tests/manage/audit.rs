@@ -946,7 +946,7 @@ mod in_postgres {
     use tower_api_key::store::PgKeyStore;
 
     use super::*;
-    use crate::harness::{
+    use crate::servers::{
         pgbouncer::PgBouncer,
         postgres::{Database, Server},
         unique,

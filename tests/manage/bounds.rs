@@ -33,10 +33,10 @@ use tower_api_key::{
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::{
-    by_hand::ByHand as _,
-    desk::{Desk, assert_problem},
-    harness::postgres::{Database, Server},
-    support::{Answer, format, send},
+    admin_client::{Desk, assert_problem},
+    app::{Answer, format, send},
+    raw_store::ByHand as _,
+    servers::postgres::{Database, Server},
 };
 
 const READ: &str = "api-keys:read";

@@ -17,7 +17,7 @@ use tower_api_key::{
 };
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::harness::postgres::Server;
+use crate::servers::postgres::Server;
 
 /// The maximum number of 8 KiB blocks that the statements of one page read, from memory or disk:
 /// ten for each of the 1,500 keys it looks at. Each key is found through up to two indexes.

@@ -64,7 +64,7 @@ macro_rules! on_every_store {
         mod postgres {
             use tower_api_key::store::PgKeyStore;
 
-            use crate::harness::postgres::Server;
+            use crate::servers::postgres::Server;
 
             $(
                 #[tokio::test]

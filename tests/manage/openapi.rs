@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tower_api_key::{account, admin};
 
-use crate::desk::Desk;
+use crate::admin_client::Desk;
 
 /// If set, writes the documents instead of comparing them.
 const UPDATE: &str = "UPDATE_OPENAPI";

@@ -12,9 +12,9 @@ use tower_api_key::{
 };
 
 use crate::{
-    by_hand::ByHand as _,
     doubles::{Key, Service, format, within},
-    harness::postgres::{Database, Server},
+    raw_store::ByHand as _,
+    servers::postgres::{Database, Server},
 };
 
 const QUOTA: u32 = 10;

@@ -14,7 +14,7 @@ use tower_api_key::{
     store::PgKeyStore,
 };
 
-use crate::harness::postgres::Server;
+use crate::servers::postgres::Server;
 
 /// The service of `examples/admin.rs`, and its address.
 async fn start(database: &str) -> (Child, String) {

@@ -25,10 +25,10 @@ use crate::{
     client::{self, Connection},
     clock::{Clock, Micros, micros},
     fleet::Fleet,
-    harness::proxy::Fault,
     node::format,
     oracle::{DisturbanceId, Oracle, Situation},
     random::Random,
+    servers::proxy::Fault,
 };
 
 pub(crate) struct Faults {

@@ -19,12 +19,12 @@ use tokio::{
 use tower_api_key::store::PgKeyStore;
 
 use crate::{
-    harness::{
+    node::{LISTENING, SETTINGS, Settings},
+    servers::{
         postgres::{Database, Server},
         proxy::FaultProxy,
         redis::Redis,
     },
-    node::{LISTENING, SETTINGS, Settings},
 };
 
 const NODES: usize = 3;

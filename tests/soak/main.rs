@@ -22,8 +22,8 @@
     reason = "a harness that fails must fail its test, and real time is what is tested"
 )]
 
-#[path = "../harness/mod.rs"]
-mod harness;
+#[path = "../support/servers/mod.rs"]
+mod servers;
 
 mod client;
 mod clock;

@@ -26,7 +26,7 @@ use tower_api_key::{
     store::{EventQuery, KeyQuery, KeyStore, PgKeyStore, StoreError, StoreErrorKind, Usage},
 };
 
-use crate::harness::{
+use crate::servers::{
     pgbouncer::PgBouncer,
     postgres::{Database, Server},
     proxy::{Fault, FaultProxy},

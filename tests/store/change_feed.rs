@@ -29,8 +29,8 @@ use tower_api_key::{
     },
 };
 
-use crate::by_hand::ByHand as _;
-use crate::harness::{
+use crate::raw_store::ByHand as _;
+use crate::servers::{
     pgbouncer::PgBouncer,
     postgres::{Database, Server},
     proxy::{Fault, FaultProxy},

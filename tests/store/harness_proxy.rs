@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::harness::proxy::{Fault, FaultProxy};
+use crate::servers::proxy::{Fault, FaultProxy};
 
 const SOON: Duration = Duration::from_secs(10);
 

@@ -38,7 +38,7 @@ use tower_api_key::{
 use crate::wait::eventually;
 use crate::{
     doubles::{Key, Said, Service, format, unknown_key, within},
-    harness::{
+    servers::{
         as_root,
         pgbouncer::PgBouncer,
         postgres::{Database, Server},

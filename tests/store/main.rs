@@ -2,13 +2,13 @@
 
 #![cfg(test)]
 
-#[path = "../by_hand/mod.rs"]
-mod by_hand;
-#[path = "../doubles/mod.rs"]
+#[path = "../support/doubles/mod.rs"]
 mod doubles;
-#[path = "../harness/mod.rs"]
-mod harness;
-#[path = "../wait/mod.rs"]
+#[path = "../support/raw_store/mod.rs"]
+mod raw_store;
+#[path = "../support/servers/mod.rs"]
+mod servers;
+#[path = "../support/wait/mod.rs"]
 mod wait;
 
 mod batched_lookups;

@@ -42,7 +42,7 @@ mod postgres {
     };
 
     use super::{DATABASE, process, succeeds};
-    use crate::harness::{postgres::Server, unique};
+    use crate::servers::{postgres::Server, unique};
 
     const PROCESSES: usize = 16;
     const SOON: Duration = Duration::from_secs(60);

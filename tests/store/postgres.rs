@@ -20,8 +20,8 @@ use tower_api_key::{
     store::{KeyStore, ManageKeys, PgKeyStore, StoreErrorKind, Usage},
 };
 
-use crate::by_hand::ByHand as _;
-use crate::harness::{
+use crate::raw_store::ByHand as _;
+use crate::servers::{
     postgres::{Database, Server},
     proxy::{Fault, FaultProxy},
 };

@@ -25,7 +25,7 @@ use tower_api_key::{
     store::{KeyStore, ManageKeys, SqliteKeyStore, StoreErrorKind, Usage},
 };
 
-use crate::{by_hand::ByHand as _, wait::within};
+use crate::{raw_store::ByHand as _, wait::within};
 
 const BRIEF: Duration = Duration::from_millis(100);
 /// The number of statements on another connection, during which a statement that need not wait

@@ -15,7 +15,7 @@ use tower_api_key::{
     },
 };
 
-use crate::by_hand::ByHand as _;
+use crate::raw_store::ByHand as _;
 
 /// Runs each rule on a new store of each kind.
 macro_rules! contract {
@@ -65,7 +65,7 @@ macro_rules! contract {
         mod postgres {
             use tower_api_key::store::PgKeyStore;
 
-            use crate::harness::postgres::Server;
+            use crate::servers::postgres::Server;
 
             $(
                 #[tokio::test]

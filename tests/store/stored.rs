@@ -97,7 +97,7 @@ mod postgres {
     use tower_api_key::store::PgKeyStore;
 
     use super::*;
-    use crate::harness::postgres::{Database, Server};
+    use crate::servers::postgres::{Database, Server};
 
     async fn store() -> (Database, PgKeyStore) {
         let database = Server::shared().database().await;

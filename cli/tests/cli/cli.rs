@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, raw_sql};
 use tempfile::TempDir;
 
-use crate::harness::{
+use crate::servers::{
     pgbouncer::PgBouncer,
     postgres::{Database, Server},
     unique,
@@ -282,7 +282,10 @@ async fn a_key_goes_to_a_file_that_only_its_owner_reads() {
         assert_eq!(count(&place), before, "no key was issued");
 
         // A refusal leaves no file behind.
-        assert_eq!(place.run(&format!("rotate {UNKNOWN_ID} --key-prefix a_ --out new.key")).code, 3);
+        assert_eq!(
+            place.run(&format!("rotate {UNKNOWN_ID} --key-prefix a_ --out new.key")).code,
+            3
+        );
         assert!(!place.folder.path().join("new.key").exists());
 
         let answer = place.done("issue --consumer acme --expires 1d --out acme.json --json");

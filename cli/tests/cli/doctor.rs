@@ -26,7 +26,7 @@ use tower_api_key::{
     },
 };
 
-use crate::harness::postgres::Server;
+use crate::servers::postgres::Server;
 use crate::wait::within;
 
 const SCOPE: &str = "reports:read";
@@ -88,7 +88,7 @@ struct Seeds {
 }
 
 fn record() -> KeyRecord {
-    let (number, unique) = (COUNT.fetch_add(1, Ordering::Relaxed), crate::harness::unique());
+    let (number, unique) = (COUNT.fetch_add(1, Ordering::Relaxed), crate::servers::unique());
     let id = (u128::from(unique) << 64) | u128::from(number);
     let id = id.to_be_bytes();
     let mut hash = [1; 32];

@@ -17,7 +17,7 @@ use std::{
 use sqlx::query_scalar;
 use tokio::{process::Command, time::timeout};
 
-use crate::harness::{Port, postgres::Server};
+use crate::servers::{Port, postgres::Server};
 
 const HEADING: &str = "## From nothing to a working key";
 

@@ -2,9 +2,9 @@
 
 #![cfg(test)]
 
-#[path = "../../../tests/harness/mod.rs"]
-mod harness;
-#[path = "../../../tests/wait/mod.rs"]
+#[path = "../../../tests/support/servers/mod.rs"]
+mod servers;
+#[path = "../../../tests/support/wait/mod.rs"]
 mod wait;
 
 mod cli;

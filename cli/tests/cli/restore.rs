@@ -22,7 +22,7 @@ use tower_api_key::{
     store::{EventQuery, MemoryKeyStore},
 };
 
-use crate::harness::postgres::{Database, Server, client};
+use crate::servers::postgres::{Database, Server, client};
 
 const DAY: Duration = Duration::from_secs(86_400);
 

@@ -40,7 +40,9 @@ impl State {
     /// Takes over the state of the shared bucket.
     pub(in crate::rate_limit) fn follow(&self, level: &BucketSnapshot, now: Duration) {
         match (&self.counter, level) {
-            (Counter::Gcra(gcra), BucketSnapshot::Gcra(missing)) => gcra.follow(*missing, nanos(now)),
+            (Counter::Gcra(gcra), BucketSnapshot::Gcra(missing)) => {
+                gcra.follow(*missing, nanos(now))
+            }
             (Counter::Window(window), BucketSnapshot::Window { slots, .. }) => {
                 window.follow(slots, nanos(now));
             }

@@ -2,9 +2,9 @@
 
 mod atomic;
 mod cell;
+mod gcra;
 #[cfg(feature = "redis")]
 mod mirror;
-mod gcra;
 pub(super) mod nanos;
 mod ring;
 mod set;

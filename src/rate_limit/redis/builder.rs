@@ -3,8 +3,8 @@ use std::{error::Error, fmt, num::NonZeroU32, time::Duration};
 use redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisResult};
 
 use super::{
-    lease_config::{self, Leases},
     connection::Connection,
+    lease_config::{self, Leases},
     name,
     shared::OutagePolicy,
 };

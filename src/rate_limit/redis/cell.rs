@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::rate_limit::{Algorithm, Decision, Quota, bucket_snapshot::BucketSnapshot, quota::SLOTS};
+use crate::rate_limit::{
+    Algorithm, Decision, Quota, bucket_snapshot::BucketSnapshot, quota::SLOTS,
+};
 
 const VERSION: &str = "1";
 const BILLION: u64 = 1_000_000_000;

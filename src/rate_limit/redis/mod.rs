@@ -3,9 +3,9 @@
 mod breaker;
 mod builder;
 mod cell;
+mod connection;
 mod lease;
 mod lease_config;
-mod connection;
 mod name;
 mod script;
 mod shared;
@@ -18,8 +18,8 @@ use std::{
 
 use self::{
     builder::Settings,
-    lease::Lease,
     connection::Connection,
+    lease::Lease,
     script::Counted,
     shared::{Shared, SharedBuckets},
 };

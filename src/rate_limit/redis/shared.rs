@@ -16,8 +16,8 @@ use tokio::{
 };
 
 use super::{
+    connection::{Connection, Failure},
     lease::Lease,
-    connection::{Failure, Connection},
     script::{Action, Call, Counted, Known, Reply},
 };
 use crate::{

@@ -23,7 +23,7 @@ use crate::{
         StoreError, StoreErrorKind, Usage,
         doctor::{
             Difference, Finding, History, INDEXES_GONE, NO_EFFECT, PATIENCE, Part, Severity,
-            TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, differences, made_by, database_refusal,
+            TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, database_refusal, differences, made_by,
         },
         migrate::{Applied, POSTGRES},
         trial::{Need, Rehearse, rehearse},

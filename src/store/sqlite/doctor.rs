@@ -19,7 +19,7 @@ use crate::{
         Usage,
         doctor::{
             Difference, Finding, History, INDEXES_GONE, NO_EFFECT, PATIENCE, Part, Severity,
-            TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, differences, made_by, database_refusal,
+            TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, database_refusal, differences, made_by,
         },
         migrate::{Applied, SQLITE},
         trial::{Rehearse, rehearse},
@@ -129,7 +129,8 @@ impl SqliteKeyStore {
             Err(error) => {
                 let error = failed(error);
                 let advice = advise(&error);
-                let cause = database_refusal(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                let cause =
+                    database_refusal(&error).map_or_else(|| error.to_string(), ToString::to_string);
                 Finding::warning(CHECK, format!("the file cannot be written: {cause}"), advice)
             }
         }

@@ -12,7 +12,7 @@ use tower_api_key::rate_limit::{
     Buckets, Check, OutagePolicy, Quota, RateLimiter, RateLimits, RedisRateLimiter, Subject,
 };
 
-use crate::harness::redis::Redis;
+use crate::servers::redis::Redis;
 
 /// Runs all calls in order, including those that nothing waits for.
 pub(crate) struct InOrder {

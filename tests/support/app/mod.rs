@@ -31,7 +31,7 @@ use tower_api_key::{
     store::{KeyStore, ManageKeys, MemoryKeyStore, StoreError, Usage},
 };
 
-use crate::by_hand::ByHand as _;
+use crate::raw_store::ByHand as _;
 
 pub const PREFIX: &str = "sk_test_";
 pub const SECOND: Duration = Duration::from_secs(1);

@@ -14,7 +14,7 @@ use tower_api_key::{
     store::{EventQuery, MemoryKeyStore},
 };
 
-use crate::support::{Answer, format, send};
+use crate::app::{Answer, format, send};
 
 pub struct Desk {
     pub app: Router,

@@ -40,7 +40,7 @@ use tower_api_key::{
     },
 };
 
-use crate::by_hand::ByHand as _;
+use crate::raw_store::ByHand as _;
 pub use crate::wait::within;
 
 /// Polls a future once.

@@ -33,9 +33,9 @@ use tower_api_key::{
 
 use super::{Leaky, leaks};
 use crate::{
-    by_hand::ByHand as _,
-    harness::postgres::Server,
-    support::{Handler, Keys, format, text, unknown_key, with_key},
+    app::{Handler, Keys, format, text, unknown_key, with_key},
+    raw_store::ByHand as _,
+    servers::postgres::Server,
 };
 
 /// The password of databases and Redis.

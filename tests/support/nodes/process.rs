@@ -41,7 +41,7 @@ use tower_api_key::{
     store::{Change, ChangeFeed, KeyStore, PgChangeFeed, PgKeyStore, Staleness, StoreError, Usage},
 };
 
-use crate::by_hand::ByHand as _;
+use crate::raw_store::ByHand as _;
 
 /// The test that runs as a node if [`SETTINGS`] says so.
 pub(super) const TEST: &str = "fleet::a_node_comes_up_and_ends";
