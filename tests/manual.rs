@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, iter,
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -68,13 +68,15 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The source of a file of tests: `tests/NAME.rs`, or one of a folder of `tests`.
+/// The source of a file of tests: `tests/NAME.rs`, or one of a folder of `tests` or of the command
+/// line's.
 fn source_of(name: &str) -> String {
     let folder = root().join("tests");
     let file = format!("{name}.rs");
     let entries = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
     let folders = entries.filter(|path| path.join("main.rs").exists());
-    let found: Vec<PathBuf> = iter::once(folder.clone())
+    let found: Vec<PathBuf> = [folder, root().join("cli/tests/cli")]
+        .into_iter()
         .chain(folders)
         .map(|it| it.join(&file))
         .filter(|it| it.exists())

@@ -57,7 +57,7 @@ impl Actor {
     /// names.
     ///
     /// Without a further scope, it changes only itself and the keys of its own rotation chain.
-    /// Other keys of its consumer need a scope: the one [required](Self::requires) for everything,
+    /// Other keys of its consumer need a scope: the one [required](Self::required_scope) for everything,
     /// or [a separate one](Self::other_keys_scope). Without that scope, a key that is rotated must
     /// have the same [metadata](crate::record::Metadata) as the calling key, because the new key
     /// inherits it. With the scope, metadata is not compared: a key that may write keys may write
@@ -86,7 +86,7 @@ impl Actor {
     }
 
     /// A [caller](Self::key) needs `scope` to change, revoke or rotate keys of its consumer
-    /// outside its own rotation chain. Default: the scope that is [required](Self::requires) for
+    /// outside its own rotation chain. Default: the scope that is [required](Self::required_scope) for
     /// everything; without either, it cannot.
     pub fn other_keys_scope(self, scope: Scope) -> Self {
         self.with(|caller| caller.others = Some(scope))
