@@ -126,7 +126,7 @@ async fn warm(limits: impl Into<RateLimits>) -> (Authenticator, Worker, String) 
     let keys = Keys::new();
     let (auth, worker) = keys.builder().default_rate_limits(limits).build();
     let key = keys.key().await;
-    auth.authenticate(key.as_bytes()).await.unwrap();
+    auth.check(key.as_bytes()).await.unwrap();
     (auth, worker, key)
 }
 
@@ -209,7 +209,7 @@ mod a_cached_key {
     async fn costs_nothing_before_it_is_handed_over() {
         let (auth, _worker, key) = warm(plenty()).await;
         let cost = cheapest(|| {
-            let attempt = auth.attempt(key.as_bytes());
+            let attempt = auth.check(key.as_bytes()).try_now();
             assert!(matches!(attempt, Attempt::Admit(_)));
         });
         assert_eq!(cost, 0);
@@ -222,7 +222,7 @@ mod a_cached_key {
         let (auth, _worker, key) = warm(plenty()).await;
         let cost = measure(|| {
             for _ in 0..MANY {
-                let attempt = auth.attempt(key.as_bytes());
+                let attempt = auth.check(key.as_bytes()).try_now();
                 assert!(matches!(attempt, Attempt::Admit(_)));
             }
         });
@@ -235,7 +235,7 @@ mod a_refused_key {
 
     /// The allocations of the decision to refuse a key.
     fn attempt(auth: &Authenticator, key: &[u8], kind: RejectionKind) -> u64 {
-        cheapest(|| match auth.attempt(key) {
+        cheapest(|| match auth.check(key).try_now() {
             Attempt::Reject(rejection) => assert_eq!(rejection.kind(), kind),
             other => panic!("{other:?}"),
         })
@@ -256,7 +256,7 @@ mod a_refused_key {
     async fn costs_nothing_where_it_is_known_to_be_unknown() {
         let (auth, _worker, _) = warm(plenty()).await;
         let unknown = unknown_key();
-        auth.authenticate(unknown.as_bytes()).await.unwrap_err();
+        auth.check(unknown.as_bytes()).await.unwrap_err();
         assert_eq!(attempt(&auth, unknown.as_bytes(), RejectionKind::Unknown), 0);
     }
 
@@ -267,8 +267,8 @@ mod a_refused_key {
         let (auth, _worker) = often.build();
         let unknown = unknown_key();
         let network = ClientNetwork::from(IpAddr::from([192, 0, 2, 1]));
-        auth.authenticate_from(unknown.as_bytes(), network).await.unwrap_err();
-        let cost = cheapest(|| match auth.attempt_from(unknown.as_bytes(), network) {
+        auth.check(unknown.as_bytes()).from(network).await.unwrap_err();
+        let cost = cheapest(|| match auth.check(unknown.as_bytes()).from(network).try_now() {
             Attempt::Reject(rejection) => assert_eq!(rejection.kind(), RejectionKind::Unknown),
             other => panic!("{other:?}"),
         });

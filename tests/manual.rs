@@ -74,7 +74,7 @@ fn source_of(name: &str) -> String {
     let folder = root().join("tests");
     let file = format!("{name}.rs");
     let entries = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
-    let folders = entries.filter(|path| path.join("main.rs").exists());
+    let folders = entries.filter(|path| path.join("main.rs").exists() && !path.ends_with("soak"));
     let found: Vec<PathBuf> = [folder, root().join("cli/tests/cli")]
         .into_iter()
         .chain(folders)

@@ -246,7 +246,7 @@ mod debug_and_display {
         let (auth, worker) = builder.build();
         let issued = keys.issue(NewKey::new("acme", Expiry::Never)).await;
         let key = text(&issued);
-        let lookup = auth.attempt(key.as_bytes());
+        let lookup = auth.check(key.as_bytes()).try_now();
         assert!(matches!(lookup, Attempt::Pending(_)));
         values.push(debug(&lookup));
         let Attempt::Pending(lookup) = lookup else { panic!() };
@@ -257,7 +257,7 @@ mod debug_and_display {
             debug(admission.rate_limit_status()),
             debug(admission.consumer()),
         ]);
-        let limited = auth.attempt(key.as_bytes());
+        let limited = auth.check(key.as_bytes()).try_now();
         assert!(matches!(limited, Attempt::Reject(_)));
         values.push(debug(&limited));
         let Attempt::Reject(limited) = limited else { panic!() };
@@ -317,7 +317,7 @@ mod debug_and_display {
         };
         let builder = Authenticator::builder(store, format()).observer(observer);
         let (auth, _) = builder.build();
-        let rejection = auth.authenticate(key.as_bytes()).await.unwrap_err();
+        let rejection = auth.check(key.as_bytes()).await.unwrap_err();
         assert_eq!(rejection.kind(), RejectionKind::StoreUnavailable);
         for value in [both(&error), both(&rejection), events.text()] {
             assert!(value.contains("duplicate key"), "{value}");

@@ -57,7 +57,7 @@ pub(crate) async fn measure(setting: &Setting, rounds: usize) -> Result<Herd> {
             let key = key.expose_secret().to_owned();
             tasks.spawn(async move {
                 barrier.wait().await;
-                auth.authenticate(key.as_bytes()).await.is_ok()
+                auth.check(key.as_bytes()).await.is_ok()
             });
         }
         barrier.wait().await;

@@ -34,7 +34,7 @@ const CASES: [(Case, &str); 4] = [
     (Case::SelectOne, "select 1"),
     (Case::Query, "three columns of the key's row, by its hash"),
     (Case::Find, "PgKeyStore::find"),
-    (Case::Authenticate, "Authenticator::authenticate"),
+    (Case::Authenticate, "Authenticator::check"),
 ];
 
 const QUERY: &str = "select consumer_id, name, scopes from api_keys where key_hash = $1";
@@ -165,7 +165,7 @@ async fn ask(case: Case, store: &PgKeyStore, auth: &Authenticator, key: &[u8]) -
             let found = store.find(&tower_api_key::key::KeyHash::from_bytes(hash(key))).await;
             found.is_ok_and(|record| record.is_some())
         }
-        Case::Authenticate => auth.authenticate(key).await.is_ok(),
+        Case::Authenticate => auth.check(key).await.is_ok(),
     }
 }
 

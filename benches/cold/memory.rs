@@ -116,7 +116,7 @@ fn of_made_up(case: &str, keys: usize) -> Result<Row> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let authenticate = async |count: usize| -> Result<()> {
         for _ in 0..count {
-            auth.authenticate(format.generate()?.expose_secret().as_bytes()).await?;
+            auth.check(format.generate()?.expose_secret().as_bytes()).await?;
         }
         Ok(())
     };
@@ -150,7 +150,7 @@ async fn authenticate(auth: &Authenticator, keys: &[String]) -> Result<()> {
         let (auth, keys) = (auth.clone(), part.to_vec());
         tasks.spawn(async move {
             for key in keys {
-                auth.authenticate(key.as_bytes()).await?;
+                auth.check(key.as_bytes()).await?;
             }
             Ok::<_, tower_api_key::auth::Rejection>(())
         });

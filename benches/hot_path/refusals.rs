@@ -39,7 +39,7 @@ pub(crate) fn measure(runtime: &Runtime) {
     }
     for (name, key, kind) in decisions {
         let auth = &service.auth;
-        cases.add(name, move || match auth.attempt(key) {
+        cases.add(name, move || match auth.check(key).try_now() {
             Attempt::Reject(rejection) => {
                 assert_eq!(rejection.kind(), kind);
                 rejection

@@ -182,7 +182,7 @@ pub(crate) async fn attempt(
     let Some((b"Bearer ", key)) = value.as_bytes().split_at_checked(7) else {
         return StatusCode::UNAUTHORIZED.into_response();
     };
-    let outcome = match gate.auth.attempt(key) {
+    let outcome = match gate.auth.check(key).try_now() {
         Attempt::Admit(admission) => Ok(admission),
         Attempt::Reject(rejection) => Err(rejection),
         Attempt::Pending(lookup) => lookup.await,

@@ -52,15 +52,15 @@ impl Service {
             let mut issued = Vec::new();
             for _ in 0..keys {
                 let key = issue(&issuer).await;
-                auth.authenticate(key_of(&key)).await.unwrap();
+                auth.check(key_of(&key)).await.unwrap();
                 // Only the second use promotes a key to the hot table.
-                let _ = auth.attempt(key_of(&key));
+                let _ = auth.check(key_of(&key)).try_now();
                 issued.push(key);
             }
             issued.sort();
             let elsewhere = KeyIssuer::new(MemoryKeyStore::new(), format.clone());
             let unknown = issue(&elsewhere.entropy(Entropy(AtomicU64::new(1 << 63)))).await;
-            auth.authenticate(key_of(&unknown)).await.unwrap_err();
+            auth.check(key_of(&unknown)).await.unwrap_err();
             Self { format, auth, keys: issued, unknown }
         })
     }

@@ -78,7 +78,7 @@ pub(crate) async fn run(verify: Verify, session: &Session) -> Result<ExitCode, F
     }
     // The worker, which would record the use, is not run.
     let (auth, _) = builder.build();
-    let admission = match auth.authenticate(key).await {
+    let admission = match auth.check(key).await {
         Ok(admission) => admission,
         Err(rejection) => return rejected(&rejection, session),
     };

@@ -1,6 +1,6 @@
 use std::{
     fmt,
-    future::Future,
+    future::{Future, IntoFuture},
     num::NonZeroU32,
     pin::Pin,
     sync::{Arc, Weak},
@@ -87,25 +87,13 @@ impl Authenticator {
         Self(Arc::new(inner))
     }
 
-    /// Checks `key`, the bare key without a scheme, without waiting as far as the cache allows.
+    /// Checks `key`, the bare key without a scheme: [`.await`](IntoFuture) the check, or
+    /// [try](KeyCheck::try_now) it without waiting. Nothing happens before.
     ///
-    /// A key that is let in has been charged and counts as used. Unlike
-    /// [`authenticate`](Self::authenticate), this does not report rejections to the
-    /// [`Observer`](super::Observer).
-    pub fn attempt(&self, key: &[u8]) -> Attempt {
-        self.evaluate(key, Charge::One, || None)
-    }
-
-    /// Like [`attempt`](Self::attempt), for a client in `network`, whose [failures are
-    /// limited](super::Builder::failure_limit).
-    pub fn attempt_from(&self, key: &[u8], network: ClientNetwork) -> Attempt {
-        self.evaluate(key, Charge::One, || Some(network))
-    }
-
-    /// Like [`attempt`](Self::attempt), but takes nothing from the key's quotas and lets the key in
-    /// when they are exhausted: for clients that ask for their remaining quota.
-    pub fn peek(&self, key: &[u8]) -> Attempt {
-        self.evaluate(key, Charge::Nothing, || None)
+    /// A key that is let in has been charged, unless [told otherwise](KeyCheck::without_charge),
+    /// and counts as used.
+    pub fn check<'a>(&'a self, key: &'a [u8]) -> KeyCheck<'a> {
+        KeyCheck { auth: self, key, network: None, charge: Charge::One }
     }
 
     /// `network` is called only if the cache has not let the key in.
@@ -145,49 +133,6 @@ impl Authenticator {
     fn look_up(&self, hash: KeyHash, charge: Charge, network: Option<ClientNetwork>) -> Attempt {
         let inner = Arc::clone(&self.0);
         Attempt::Pending(PendingAttempt::of(inner.look_up(hash, charge, network)))
-    }
-
-    /// Checks `key`, the bare key without a scheme, waiting for the store if necessary. A key that
-    /// is let in has been charged and counts as used.
-    ///
-    /// # Errors
-    ///
-    /// If the key is rejected.
-    pub async fn authenticate(&self, key: &[u8]) -> Result<Admission, Rejection> {
-        self.outcome(self.attempt(key)).await
-    }
-
-    /// Like [`authenticate`](Self::authenticate), for a client in `network`, whose [failures are
-    /// limited](super::Builder::failure_limit).
-    ///
-    /// # Errors
-    ///
-    /// If the key is rejected.
-    pub async fn authenticate_from(
-        &self,
-        key: &[u8],
-        network: ClientNetwork,
-    ) -> Result<Admission, Rejection> {
-        self.outcome(self.attempt_from(key, network)).await
-    }
-
-    /// The state of `key` against its quotas, without charging it. This works when the quotas are
-    /// exhausted, and counts as a use of the key.
-    ///
-    /// # Errors
-    ///
-    /// If the key may not be used.
-    pub async fn usage(&self, key: &[u8]) -> Result<RateLimitStatus, Rejection> {
-        self.outcome(self.peek(key)).await.map(|admission| admission.0)
-    }
-
-    async fn outcome(&self, attempt: Attempt) -> Result<Admission, Rejection> {
-        let outcome = match attempt {
-            Attempt::Admit(admission) => Ok(admission),
-            Attempt::Reject(rejection) => Err(rejection),
-            Attempt::Pending(lookup) => lookup.await,
-        };
-        outcome.inspect_err(|rejection| self.rejected(rejection))
     }
 
     /// Removes the key with this hash from the cache, including a cached absence: the next request
@@ -335,6 +280,97 @@ impl Admission {
     #[must_use]
     pub fn rate_limit_status(&self) -> &RateLimitStatus {
         &self.0
+    }
+}
+
+/// A check of a key, made by [`Authenticator::check`].
+///
+/// ```no_run
+/// # async fn example(
+/// #     auth: tower_api_key::Authenticator,
+/// #     address: std::net::IpAddr,
+/// # ) -> Result<(), tower_api_key::auth::Rejection> {
+/// use tower_api_key::auth::ClientNetwork;
+///
+/// let admission = auth.check(b"sk_live_...").from(ClientNetwork::of(address)).await?;
+/// println!("{}", admission.consumer().id());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy)]
+#[must_use = "a check does nothing unless it is awaited or tried"]
+pub struct KeyCheck<'a> {
+    auth: &'a Authenticator,
+    key: &'a [u8],
+    network: Option<ClientNetwork>,
+    charge: Charge,
+}
+
+impl<'a> KeyCheck<'a> {
+    /// The client is in `network`, whose [failures are limited](super::Builder::failure_limit).
+    /// Default: failures of this check are not counted.
+    pub fn from(self, network: ClientNetwork) -> Self {
+        Self { network: Some(network), ..self }
+    }
+
+    /// Takes nothing from the key's quotas, and lets the key in when they are exhausted: for
+    /// clients that ask for their remaining quota.
+    pub fn without_charge(self) -> Self {
+        Self { charge: Charge::Nothing, ..self }
+    }
+
+    /// Decides without waiting as far as the cache allows.
+    ///
+    /// Unlike awaiting the check, this does not report rejections to the
+    /// [`Observer`](super::Observer).
+    pub fn try_now(self) -> Attempt {
+        self.auth.evaluate(self.key, self.charge, || self.network)
+    }
+}
+
+impl<'a> IntoFuture for KeyCheck<'a> {
+    type Output = Result<Admission, Rejection>;
+    type IntoFuture = CheckFuture<'a>;
+
+    fn into_future(self) -> CheckFuture<'a> {
+        CheckFuture { check: self, pending: None }
+    }
+}
+
+/// Never prints the key.
+impl fmt::Debug for KeyCheck<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyCheck").field("network", &self.network).finish_non_exhaustive()
+    }
+}
+
+/// The future of a [`KeyCheck`]; waits for the store if necessary. It may be dropped at any time.
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct CheckFuture<'a> {
+    check: KeyCheck<'a>,
+    pending: Option<PendingAttempt>,
+}
+
+impl Future for CheckFuture<'_> {
+    type Output = Result<Admission, Rejection>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let check = self.check;
+        let pending = match &mut self.pending {
+            Some(pending) => pending,
+            pending => match check.try_now() {
+                Attempt::Admit(admission) => return Poll::Ready(Ok(admission)),
+                Attempt::Reject(rejection) => {
+                    check.auth.rejected(&rejection);
+                    return Poll::Ready(Err(rejection));
+                }
+                Attempt::Pending(attempt) => pending.insert(attempt),
+            },
+        };
+        Pin::new(pending)
+            .poll(cx)
+            .map(|outcome| outcome.inspect_err(|rejection| check.auth.rejected(rejection)))
     }
 }
 

@@ -91,7 +91,7 @@ impl Builder {
     }
 
     /// How many unknown keys a [network](super::ClientNetwork) may try, if networks are [passed
-    /// in](Authenticator::attempt_from): `at_once`, then one per `interval`. Default: 20, and 1 s.
+    /// in](super::KeyCheck::from): `at_once`, then one per `interval`. Default: 20, and 1 s.
     /// Minimum: 1, and 1 ns.
     ///
     /// Twenty allow for an office whose clients all use a deleted key, or a user who pastes the

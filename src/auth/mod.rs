@@ -25,10 +25,10 @@
 //!     .build();
 //! # drop(worker);
 //!
-//! let admission = auth.authenticate(issued.key.expose_secret().as_bytes()).await?;
+//! let admission = auth.check(issued.key.expose_secret().as_bytes()).await?;
 //! assert_eq!(admission.consumer().id(), "acme");
 //!
-//! let rejection = auth.authenticate(b"sk_live_nonsense").await.unwrap_err();
+//! let rejection = auth.check(b"sk_live_nonsense").await.unwrap_err();
 //! assert_eq!(rejection.kind(), RejectionKind::Malformed);
 //! # Ok(())
 //! # }
@@ -55,7 +55,7 @@
 //! 7. Refused keys are never charged.
 //! 8. Look-ups of keys that this node does not know are limited: a [number of failed queries per
 //!    second](CachePolicy::unknown_key_queries_per_second) and, if the client's [network](ClientNetwork) is
-//!    [passed in](Authenticator::attempt_from), a [number of failures per
+//!    [passed in](KeyCheck::from), a [number of failures per
 //!    network](Builder::failure_limit). Cached keys are not affected. A small reserve is kept for
 //!    rejected keys that are retried.
 //!
@@ -91,7 +91,7 @@ mod throttle;
 mod worker;
 
 pub use self::{
-    authenticator::{Admission, Attempt, Authenticator, PendingAttempt},
+    authenticator::{Admission, Attempt, Authenticator, CheckFuture, KeyCheck, PendingAttempt},
     builder::Builder,
     cache::{CachePolicy, InvalidCachePolicy},
     health::{FeedHealth, Health, StoreHealth},

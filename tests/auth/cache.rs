@@ -229,7 +229,7 @@ async fn a_flood_of_unknown_keys_does_not_push_out_the_known_one() {
     service.get(&key.text).await.is_for("acme");
     for junk in 0..100_000 {
         let junk_key = format!("{junk:064x}");
-        let rejection = service.auth.authenticate(junk_key.as_bytes()).await.unwrap_err();
+        let rejection = service.auth.check(junk_key.as_bytes()).await.unwrap_err();
         assert_eq!(rejection.kind(), RejectionKind::Unknown);
         if junk % 50 == 0 {
             service.get_at_once(&key.text).is_for("acme");
@@ -307,7 +307,7 @@ async fn a_thousand_first_requests_from_many_threads_make_one_query() {
 async fn a_look_up_that_begins_late_takes_what_another_has_brought() {
     let service = Service::new();
     for key in [service.issue("acme").await.text, unknown_key()] {
-        let Attempt::Pending(late) = service.auth.attempt(key.as_bytes()) else {
+        let Attempt::Pending(late) = service.auth.check(key.as_bytes()).try_now() else {
             panic!("nobody has asked for the key yet");
         };
         let queries = service.store.queries();
@@ -901,7 +901,7 @@ fn a_look_up_on_a_runtime_that_has_ended_fails_and_holds_nothing_up() {
     let auth = service.auth;
     std::thread::spawn(move || {
         let _within = handle.enter();
-        let Attempt::Pending(mut lookup) = auth.attempt(unknown_key().as_bytes()) else {
+        let Attempt::Pending(mut lookup) = auth.check(unknown_key().as_bytes()).try_now() else {
             panic!("the key needs no look-up");
         };
         let _ = poll_once(&mut lookup);
@@ -1080,7 +1080,7 @@ async fn each_request_that_is_turned_away_is_observed_once() {
         assert_eq!(reply.kind, Some(kind));
         assert_eq!(service.heard.take(), [Said::Rejected(kind, key_id)]);
     }
-    assert!(service.auth.authenticate(b"nonsense").await.is_err());
+    assert!(service.auth.check(b"nonsense").await.is_err());
     assert_eq!(service.heard.take(), [Said::Rejected(RejectionKind::Malformed, None)]);
 }
 
@@ -1125,13 +1125,13 @@ async fn authenticators_of_one_store_forget_apart() {
         .clock(service.clock.clone())
         .build();
     service.get(&key.text).await.is_for("acme");
-    assert!(neighbour.authenticate(key.text.as_bytes()).await.is_ok());
+    assert!(neighbour.check(key.text.as_bytes()).await.is_ok());
     service.revoke(&key).await;
     service.get(&key.text).await.is_refused(RejectionKind::Revoked);
     // Until it is told, or a minute has passed.
-    assert!(neighbour.authenticate(key.text.as_bytes()).await.is_ok());
+    assert!(neighbour.check(key.text.as_bytes()).await.is_ok());
     service.clock.advance(FRESH);
-    let rejection = neighbour.authenticate(key.text.as_bytes()).await.unwrap_err();
+    let rejection = neighbour.check(key.text.as_bytes()).await.unwrap_err();
     assert_eq!(rejection.kind(), RejectionKind::Revoked);
     assert_eq!(service.store.queries_for(&hash(&key.text)), 4);
 }

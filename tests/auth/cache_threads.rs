@@ -90,7 +90,7 @@ async fn stale_answers(is_forgetting: bool) -> (usize, usize) {
                 let at = if request % 2 == 0 { request % 4 } else { (request * 7 + reader) % KEYS };
                 let (key, _, version) = &issued[at];
                 let told = version.told.load(Ordering::SeqCst);
-                let admission = auth.authenticate(key.as_bytes()).await.unwrap();
+                let admission = auth.check(key.as_bytes()).await.unwrap();
                 let metadata: serde_json::Value = admission.consumer().metadata().parse().unwrap();
                 if metadata["version"].as_u64().unwrap() < told {
                     stale.fetch_add(1, Ordering::SeqCst);

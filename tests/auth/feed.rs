@@ -236,7 +236,7 @@ async fn limits_changed_elsewhere_apply_to_the_running_bucket() {
     let key =
         node.service.issue_new(NewKey::new("acme", Expiry::Never).rate_limits(limits(10))).await;
     let remaining = async || {
-        let admission = node.service.auth.authenticate(key.text.as_bytes()).await.unwrap();
+        let admission = node.service.auth.check(key.text.as_bytes()).await.unwrap();
         admission
             .rate_limit_status()
             .iter()
@@ -935,7 +935,7 @@ async fn a_stream_does_not_outlast_what_a_replica_behind_may_say_of_its_key() {
 
 /// The consumer behind `key`, as a handler has it.
 async fn consumer(node: &Node, key: &Key) -> Consumer {
-    node.service.auth.authenticate(key.text.as_bytes()).await.unwrap().consumer().clone()
+    node.service.auth.check(key.text.as_bytes()).await.unwrap().consumer().clone()
 }
 
 /// Resolves when the valid key `key` ends.
@@ -1045,7 +1045,7 @@ async fn a_consumer_hears_of_what_nobody_tells_when_its_record_is_no_longer_fres
     let (service, worker) = Service::and_worker(|builder| builder);
     drop(worker);
     let key = service.issue("acme").await;
-    let admission = service.auth.authenticate(key.text.as_bytes()).await.unwrap();
+    let admission = service.auth.check(key.text.as_bytes()).await.unwrap();
     let mut ended = admission.consumer().key_ended();
     assert!(poll_once(&mut ended).is_pending());
     service.store.revoke(key.record.id, None).await.unwrap();
@@ -1164,7 +1164,7 @@ async fn a_key_that_was_deleted_has_ended_even_if_its_secret_is_another_key_now(
     rows.put(id(1), &secret, clock.now());
     let (service, worker) = Service::around(rows.clone(), clock.clone(), |builder| builder);
     drop(worker);
-    let admission = service.auth.authenticate(secret.as_bytes()).await.unwrap();
+    let admission = service.auth.check(secret.as_bytes()).await.unwrap();
     let mut ended = admission.consumer().key_ended();
     assert!(poll_once(&mut ended).is_pending());
     rows.put(id(2), &secret, clock.now());
@@ -1182,7 +1182,7 @@ async fn the_old_secret_of_a_key_ends_although_the_new_one_was_used_before_that_
         Service::around(rows.clone(), clock.clone(), |builder| builder.change_feed(feed.clone()));
     tokio::spawn(worker.run(pending()));
     service.heard.until(|heard| heard.contains(&Said::FeedLive)).await;
-    let admission = service.auth.authenticate(old.as_bytes()).await.unwrap();
+    let admission = service.auth.check(old.as_bytes()).await.unwrap();
     let mut ended = admission.consumer().key_ended();
     assert!(poll_once(&mut ended).is_pending());
 
@@ -1250,7 +1250,7 @@ async fn a_stream_that_begins_on_an_old_record_does_not_outlast_it() {
 async fn a_consumer_whose_authenticator_is_gone_is_told_so() {
     let Node { service, worker, .. } = Node::new().await;
     let key = service.issue("acme").await;
-    let admission = service.auth.authenticate(key.text.as_bytes()).await.unwrap();
+    let admission = service.auth.check(key.text.as_bytes()).await.unwrap();
     let consumer = admission.consumer().clone();
     drop((service, admission));
     within(worker).await.unwrap();

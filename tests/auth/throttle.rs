@@ -250,7 +250,7 @@ fn too_many(wait: Duration) -> Told {
 }
 
 async fn ask(auth: &Authenticator, key: &str, network: ClientNetwork) -> Told {
-    match within(auth.authenticate_from(key.as_bytes(), network)).await {
+    match within(auth.check(key.as_bytes()).from(network)).await {
         Ok(_) => IN,
         Err(rejection) => (Some(rejection.kind()), rejection.retry_after()),
     }
@@ -327,7 +327,8 @@ async fn many_who_wait_for_one_query_have_failed_each() {
     service.store.hold();
     let mut lookups = Vec::new();
     for _ in 0..FAILURES {
-        let Attempt::Pending(mut lookup) = service.auth.attempt_from(unknown.as_bytes(), home())
+        let Attempt::Pending(mut lookup) =
+            service.auth.check(unknown.as_bytes()).from(home()).try_now()
         else {
             panic!("the key is not cached");
         };
@@ -346,7 +347,8 @@ async fn a_client_that_hangs_up_has_failed_nevertheless() {
     let service = Service::new();
     for failures in 1..=FAILURES {
         let unknown = unknown_key();
-        let Attempt::Pending(mut lookup) = service.auth.attempt_from(unknown.as_bytes(), home())
+        let Attempt::Pending(mut lookup) =
+            service.auth.check(unknown.as_bytes()).from(home()).try_now()
         else {
             panic!("the key is not cached");
         };
@@ -362,7 +364,7 @@ async fn a_client_that_hangs_up_has_failed_nevertheless() {
 /// How many of these unknown keys get a query. The clients hang up.
 fn at_once(service: &Service, strangers: usize) -> usize {
     let begin = |_: usize| {
-        let attempt = service.auth.attempt_from(unknown_key().as_bytes(), home());
+        let attempt = service.auth.check(unknown_key().as_bytes()).from(home()).try_now();
         let Attempt::Pending(mut lookup) = attempt else { panic!("the key is not cached") };
         poll_once(&mut lookup).is_pending()
     };
@@ -418,7 +420,8 @@ async fn many_good_keys_of_one_network_come_at_once() {
     let mut lookups = Vec::new();
     for _ in 0..1_000 {
         let key = service.issue("acme").await;
-        let Attempt::Pending(lookup) = service.auth.attempt_from(key.text.as_bytes(), home())
+        let Attempt::Pending(lookup) =
+            service.auth.check(key.text.as_bytes()).from(home()).try_now()
         else {
             panic!("the key is not cached");
         };
@@ -442,7 +445,7 @@ async fn besieged() -> (Service, Key) {
 async fn a_key_in_the_cache_is_let_in_whatever_its_network_did() {
     let (service, key) = besieged().await;
     for _ in 0..1_000 {
-        let attempt = service.auth.attempt_from(key.text.as_bytes(), home());
+        let attempt = service.auth.check(key.text.as_bytes()).from(home()).try_now();
         assert!(matches!(attempt, Attempt::Admit(_)));
         assert_ne!(ask(&service.auth, &unknown_key(), home()).await, IN);
     }
@@ -559,7 +562,7 @@ async fn a_thousand_failures_leave_every_quota_as_it_was() {
     for _ in 0..1_000 {
         assert_ne!(ask(&service.auth, &unknown_key(), home()).await, IN);
     }
-    let admission = service.auth.authenticate_from(key.text.as_bytes(), home()).await.unwrap();
+    let admission = service.auth.check(key.text.as_bytes()).from(home()).await.unwrap();
     let left: Vec<_> = admission.rate_limit_status().iter().map(|(_, it)| it.remaining()).collect();
     assert_eq!(left, [1]);
 }
@@ -658,7 +661,7 @@ fn a_flood_of_ever_new_junk_pushes_no_good_key_out_and_takes_no_memory() {
     let further = measure(|| flood(JUNK..2 * JUNK));
     assert!(further.bytes_current < MIB / 2, "{further:?}");
     for key in &keys {
-        let attempt = service.auth.attempt_from(key.text.as_bytes(), home());
+        let attempt = service.auth.check(key.text.as_bytes()).from(home()).try_now();
         assert!(matches!(attempt, Attempt::Admit(_)));
         assert_eq!(service.store.queries_for(&key.record.key_hash), 1);
     }

@@ -281,7 +281,7 @@ fn everybody() -> (Authenticator, Worker, Heard) {
 
 async fn use_keys(auth: &Authenticator, keys: std::ops::Range<usize>) {
     for key in keys {
-        auth.authenticate(format!("{key:064x}").as_bytes()).await.unwrap();
+        auth.check(format!("{key:064x}").as_bytes()).await.unwrap();
     }
 }
 
@@ -486,7 +486,7 @@ async fn a_gap_of_the_clocks_brings_no_beginning_forward_and_refills_no_quota() 
 
 /// Resolves when the key ends.
 async fn watched(service: &Service, key: &Key) -> KeyEnded {
-    let admission = service.auth.authenticate(key.text.as_bytes()).await.unwrap();
+    let admission = service.auth.check(key.text.as_bytes()).await.unwrap();
     let mut ended = admission.consumer().key_ended();
     assert!(poll_once(&mut ended).is_pending());
     ended

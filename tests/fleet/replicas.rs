@@ -271,7 +271,7 @@ async fn a_key_that_was_revoked_stops_although_its_standby_has_stopped() {
     let worker = tokio::spawn(worker.run(pending()));
     let text = |key: usize| keys[key].key.expose_secret().as_bytes();
     let is_live = || matches!(auth.health().feed, FeedHealth::Live { .. });
-    let admitted = async |key| auth.authenticate(text(key)).await.is_ok();
+    let admitted = async |key| auth.check(text(key)).await.is_ok();
     let ready = async {
         while !(admitted(0).await && admitted(1).await && is_live()) {
             yield_now().await;
@@ -301,7 +301,7 @@ async fn a_key_that_was_revoked_stops_although_its_standby_has_stopped() {
     assert!(took < MAX_LAG + FRESH + STALE_IF_ERROR + SLACK, "{took:?}");
     // As long as the standby is stopped, for the same time as in an outage.
     for _ in 0..20 {
-        let rejection = auth.authenticate(text(0)).await.unwrap_err();
+        let rejection = auth.check(text(0)).await.unwrap_err();
         assert_eq!(rejection.kind(), RejectionKind::StoreUnavailable);
     }
 
@@ -312,7 +312,7 @@ async fn a_key_that_was_revoked_stops_although_its_standby_has_stopped() {
         }
     };
     soon(live).await;
-    let rejection = auth.authenticate(text(0)).await.unwrap_err();
+    let rejection = auth.check(text(0)).await.unwrap_err();
     assert_eq!(rejection.kind(), RejectionKind::Revoked);
     assert!(admitted(1).await);
     worker.abort();

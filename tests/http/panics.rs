@@ -251,7 +251,7 @@ async fn a_clock_that_panics_while_a_stream_looks_at_its_key_ends_the_stream() {
     let (service, fuse, worker) = fused(|builder| builder);
     drop(worker);
     let key = service.issue("acme").await;
-    let admission = service.auth.authenticate(key.text.as_bytes()).await.unwrap();
+    let admission = service.auth.check(key.text.as_bytes()).await.unwrap();
     let mut ended = admission.consumer().key_ended();
     assert!(poll_once(&mut ended).is_pending());
     fuse.light(MONOTONIC);

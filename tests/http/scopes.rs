@@ -599,7 +599,7 @@ async fn a_middleware_by_hand_may_hand_on_the_consumer_of_an_authenticator() {
     let keys = Keys::new();
     let key = key_with(&keys, &["a"]).await;
     let auth = keys.auth();
-    let consumer = auth.authenticate(key.as_bytes()).await.unwrap().consumer().clone();
+    let consumer = auth.check(key.as_bytes()).await.unwrap().consumer().clone();
     let app = asking().layer(from_fn_with_state(consumer, put));
     for path in ["/extractor", "/scope", "/class", "/concurrency"] {
         assert_eq!(send(app.clone(), crate::app::get(path)).await.text(), "acme", "{path}");

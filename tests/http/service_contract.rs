@@ -51,7 +51,7 @@ async fn auth(state: Key) -> (Authenticator, String) {
     let keys = Keys::new();
     let (auth, key) = (keys.auth(), keys.key().await);
     if state == Key::Cached {
-        auth.authenticate(key.as_bytes()).await.unwrap();
+        auth.check(key.as_bytes()).await.unwrap();
     }
     (auth, key)
 }

@@ -654,7 +654,7 @@ mod herd {
         }
 
         async fn watch(&self, number: usize) {
-            let admission = self.auth.authenticate(text(number).as_bytes()).await.unwrap();
+            let admission = self.auth.check(text(number).as_bytes()).await.unwrap();
             let (ended, end) = (admission.consumer().key_ended(), self.end.clone());
             tokio::spawn(async move {
                 ended.await;
@@ -721,7 +721,7 @@ mod herd {
         herd.tell_all(STREAMS).await;
         for new in 0..100 {
             let (begin, key) = (Instant::now(), text(1_000_000 + new));
-            herd.auth.authenticate(key.as_bytes()).await.expect("a stranger is let in");
+            herd.auth.check(key.as_bytes()).await.expect("a stranger is let in");
             assert!(begin.elapsed() <= 3 * LATENCY, "it waited for {:?}", begin.elapsed());
         }
         assert!(herd.store.take_queries().len() < STREAMS, "the streams were faster");
@@ -762,7 +762,7 @@ mod herd {
                 let (auth, number) = (herd.auth.clone(), 2_000_000 + number);
                 auth.invalidate(&hash_of(number));
                 requests.push(tokio::spawn(async move {
-                    auth.authenticate(text(number).as_bytes()).await.map(drop)
+                    auth.check(text(number).as_bytes()).await.map(drop)
                 }));
             }
             let _ = timeout(100 * MILLI, pending::<()>()).await;
@@ -780,7 +780,7 @@ mod herd {
         let policy = CachePolicy::default().max_loads(4);
         let mut herd = Herd::new(50, 50, policy).await;
         for number in 0..20 {
-            herd.auth.authenticate(text(2_000_000 + number).as_bytes()).await.unwrap();
+            herd.auth.check(text(2_000_000 + number).as_bytes()).await.unwrap();
         }
         herd.store.answer_after(200 * MILLI);
         herd.store.revoke(hash_of(3));
@@ -821,7 +821,7 @@ mod herd {
         let (auth, worker) = builder.clock(clock).observer(observer).build();
         drop(worker);
         for number in 0..1_000 {
-            let admission = auth.authenticate(text(number).as_bytes()).await.unwrap();
+            let admission = auth.check(text(number).as_bytes()).await.unwrap();
             tokio::spawn(admission.consumer().key_ended());
         }
         settle().await;

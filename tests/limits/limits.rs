@@ -569,7 +569,8 @@ mod usage {
         let (auth, _) = keys.builder().default_rate_limits(per_minute(2)).build();
         let key = keys.key().await;
         let left = async || {
-            let rate_limit_status = auth.usage(key.as_bytes()).await.unwrap();
+            let admission = auth.check(key.as_bytes()).without_charge().await.unwrap();
+            let rate_limit_status = admission.rate_limit_status();
             let left: Vec<_> =
                 rate_limit_status.iter().map(|(_, decision)| decision.remaining()).collect();
             (left, rate_limit_status.wait())
@@ -577,12 +578,12 @@ mod usage {
         for _ in 0..3 {
             assert_eq!(left().await, (vec![2], Duration::ZERO));
         }
-        assert!(auth.authenticate(key.as_bytes()).await.is_ok());
-        assert!(auth.authenticate(key.as_bytes()).await.is_ok());
+        assert!(auth.check(key.as_bytes()).await.is_ok());
+        assert!(auth.check(key.as_bytes()).await.is_ok());
         assert_eq!(left().await, (vec![0], 30 * SECOND));
-        assert!(matches!(auth.attempt(key.as_bytes()), Attempt::Reject(_)));
+        assert!(matches!(auth.check(key.as_bytes()).try_now(), Attempt::Reject(_)));
 
-        let rejection = auth.usage(b"sk_test_nonsense").await.unwrap_err();
+        let rejection = auth.check(b"sk_test_nonsense").without_charge().await.unwrap_err();
         assert_eq!(rejection.kind(), RejectionKind::Malformed);
     }
 }

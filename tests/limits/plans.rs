@@ -31,7 +31,7 @@ async fn a_changed_plan_is_asked_for_by_the_next_request() {
     let key = text(&keys.issue(NewKey::new("acme", Expiry::Never).plan("pro")).await);
     let asks = async || {
         let before = keys.queries();
-        auth.authenticate(key.as_bytes()).await.unwrap();
+        auth.check(key.as_bytes()).await.unwrap();
         keys.queries() - before
     };
     assert_eq!([asks().await, asks().await], [1, 0]);

@@ -216,8 +216,8 @@ fn a_key_whose_quotas_change_all_the_time_takes_no_more_memory_or_requests() {
 }
 
 async fn drained(auth: &Authenticator, key: &str) -> usize {
-    auth.authenticate(key.as_bytes()).await.ok().map_or(0, |_| {
-        let is_admitted = || matches!(auth.attempt(key.as_bytes()), Attempt::Admit(_));
+    auth.check(key.as_bytes()).await.ok().map_or(0, |_| {
+        let is_admitted = || matches!(auth.check(key.as_bytes()).try_now(), Attempt::Admit(_));
         1 + std::iter::repeat_with(is_admitted).take_while(|admitted| *admitted).count()
     })
 }

@@ -869,7 +869,7 @@ mod under_load {
         let keys = Keys::new();
         let (auth, _) = keys.builder().default_rate_limits(quota).build();
         let key = keys.key().await;
-        let warmed_up = auth.authenticate(key.as_bytes()).await.is_ok();
+        let warmed_up = auth.check(key.as_bytes()).await.is_ok();
         let admitted = AtomicU64::new(u64::from(warmed_up));
         let barrier = Barrier::new(threads);
         thread::scope(|scope| {
@@ -879,7 +879,7 @@ mod under_load {
                 scope.spawn(move || {
                     for _ in 0..steps {
                         loop {
-                            match auth.attempt(key.as_bytes()) {
+                            match auth.check(key.as_bytes()).try_now() {
                                 Attempt::Admit(_) => {
                                     let before = admitted.fetch_add(1, Ordering::Relaxed);
                                     assert!(before < 1_000_000, "the quota does not end");

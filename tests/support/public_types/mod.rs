@@ -78,8 +78,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("ChangedKey", Ids),
     ("Changes", Ids),
     ("Check", NoText),
-    // Two digests that identify an idempotency key.
-    ("IdempotencyRecord", Ids),
+    ("CheckFuture", ASecret),
     ("ClientAddress", ASecret),
     ("ClientNetwork", NoText),
     ("ConcurrencyLimit", ASecret),
@@ -100,7 +99,8 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Finding", ASecret),
     ("GuardedRoutes", ASecret),
     ("Health", NoText),
-    ("LogPosition", Ids),
+    // Two digests that identify an idempotency key.
+    ("IdempotencyRecord", Ids),
     ("Imported", ASecret),
     ("ImportedFormat", ASecret),
     ("InvalidAction", ASecret),
@@ -117,9 +117,13 @@ const REGISTER: &[(&str, Holds)] = &[
     ("InvalidScope", ASecret),
     ("Issued", ASecret),
     ("KeyAction", NoText),
+    ("KeyCheck", ASecret),
     ("KeyCountQuery", Names),
     ("KeyCounts", NoText),
+    ("KeyEnded", ASecret),
+    ("KeyEndedError", NoText),
     ("KeyEvent", ASecret),
+    ("KeyFilter", Names),
     ("KeyFormat", ASecret),
     ("KeyHash", ASecret),
     ("KeyId", Ids),
@@ -128,13 +132,12 @@ const REGISTER: &[(&str, Holds)] = &[
     ("KeyPage", ASecret),
     ("KeyQuery", ASecret),
     ("KeyRecord", ASecret),
-    ("KeyEndedError", NoText),
     ("KeyStatus", NoText),
     ("KeyUpdate", ASecret),
     ("Leases", NoText),
     ("ListedKey", ASecret),
     ("LocalRateLimiter", ASecret),
-    ("Lookup", ASecret),
+    ("LogPosition", Ids),
     ("MalformedKey", ASecret),
     ("ManageError", ASecret),
     ("ManageErrorKind", NoText),
@@ -146,7 +149,9 @@ const REGISTER: &[(&str, Holds)] = &[
     ("MeteredLayer", ASecret),
     ("MeteredService", ASecret),
     ("NewKey", ASecret),
+    ("OutagePolicy", NoText),
     ("PeerAddr", NoText),
+    ("PendingAttempt", ASecret),
     ("PgChangeFeed", ASecret),
     ("PgKeyStore", ASecret),
     ("PgKeyStoreBuilder", ASecret),
@@ -159,6 +164,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Quota", Names),
     ("RateClass", ASecret),
     ("RateLimitHeaders", NoText),
+    ("RateLimitStatus", ASecret),
     ("RateLimits", Names),
     ("ReconcileOutcome", NoText),
     ("ReconciledKey", Ids),
@@ -174,18 +180,15 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Retirement", NoText),
     ("RevocationFilter", Names),
     ("Revocations", NoText),
-    ("Revoked", ASecret),
     ("RngError", ASecret),
     ("Rotated", ASecret),
     ("Rotation", ASecret),
     ("Scope", Names),
     ("Scopes", Names),
-    ("KeyFilter", Names),
     ("Severity", NoText),
     ("SqliteKeyStore", ASecret),
     ("SqliteTransaction", ASecret),
     ("Staleness", NoText),
-    ("RateLimitStatus", ASecret),
     ("StatusOnly", NoText),
     ("StoreError", ASecret),
     ("StoreErrorKind", NoText),
@@ -193,7 +196,6 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Subject", ASecret),
     ("SystemClock", NoText),
     ("SystemEntropy", NoText),
-    ("Unavailable", NoText),
     ("UntilKeyEnds", ASecret),
     ("Usage", ASecret),
     ("Worker", ASecret),
@@ -400,7 +402,7 @@ fn of_keys(heard: &mut Heard, key: &str) {
 
 async fn of_records(heard: &mut Heard, keys: &Keys, key: &str, id: KeyId) {
     let store = &keys.store.memory;
-    let admission = keys.auth().authenticate(key.as_bytes()).await.unwrap();
+    let admission = keys.auth().check(key.as_bytes()).await.unwrap();
     let consumer = admission.consumer().clone();
     say!(heard:
         consumer,
@@ -452,14 +454,14 @@ async fn of_decisions(heard: &mut Heard, keys: &Keys, key: &str) {
     let builder = keys.builder().default_rate_limits(Quota::per_hour(1).unwrap());
     say!(heard: builder);
     let (auth, worker) = builder.build();
-    let attempt = auth.attempt(key.as_bytes());
+    let attempt = auth.check(key.as_bytes()).try_now();
     say!(heard: attempt);
     let Attempt::Pending(lookup) = attempt else { panic!("the key is not cached") };
     say!(heard: lookup);
     let admission = lookup.await.unwrap();
     say!(heard: admission, *admission.rate_limit_status(), auth, worker);
-    let rejection = auth.authenticate(key.as_bytes()).await.unwrap_err();
-    say!(heard: rejection);
+    let rejection = auth.check(key.as_bytes()).await.unwrap_err();
+    say!(heard: rejection, auth.check(key.as_bytes()), auth.check(key.as_bytes()).into_future());
 
     let failing = unknown_key();
     let events =
@@ -474,12 +476,12 @@ async fn of_decisions(heard: &mut Heard, keys: &Keys, key: &str) {
     let store = Leaky(failing.clone());
     say!(heard: store.error());
     let (auth, _worker) = Authenticator::builder(store, format()).observer(observer).build();
-    let rejection = auth.authenticate(failing.as_bytes()).await.unwrap_err();
+    let rejection = auth.check(failing.as_bytes()).await.unwrap_err();
     let mut events = std::mem::take(&mut events.lock().unwrap().text);
     assert!(events["Event"].contains("LoadFailed"), "{events:?}");
     heard.text.append(&mut events);
     heard.key = failing;
-    say!(heard: rejection);
+    say!(heard: rejection, auth.check(key.as_bytes()), auth.check(key.as_bytes()).into_future());
     heard.key = key.to_owned();
 }
 
@@ -493,7 +495,7 @@ async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
     let limit = ConcurrencyLimit::per_key(1).unwrap();
     let mut limited = limit.layer(Handler::default());
     let (mut parts, _) = with_key(key).into_parts();
-    let consumer = keys.auth().authenticate(key.as_bytes()).await.unwrap().consumer().clone();
+    let consumer = keys.auth().check(key.as_bytes()).await.unwrap().consumer().clone();
     say!(heard:
         layer,
         service,
