@@ -413,7 +413,7 @@ impl World {
 
 #[test]
 fn nobody_makes_a_key_that_holds_more() {
-    const STORIES: u32 = 512;
+    const STORIES: u32 = 2048;
     let parts = (
         (limits(), [limits(), limits(), limits()]),
         (grant(), vec(grant(), 0..3)),
