@@ -812,7 +812,7 @@ async fn tables_of_the_application_are_left_alone_and_a_schema_of_its_own_is_adv
         assert!(shown(&error).contains(text), "{error:?}");
     }
     let error = store.find(&KeyHash::from_bytes([7; 32])).await.unwrap_err();
-    assert!(shown(&error).contains("schema of its own"), "{error:?}");
+    assert!(shown(&error).contains("a separate schema"), "{error:?}");
 
     let own = PgKeyStore::builder().schema("keys").connect(database.url()).await.unwrap();
     own.migrate().await.unwrap();

@@ -44,8 +44,9 @@ impl Port {
     /// The same on another address of this machine.
     pub fn reserve_on(ip: Ipv4Addr) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
-        socket.set_reuseaddr(true).expect("SO_REUSEADDR");
+        // Set only afterwards: the system may assign one port to two sockets that both have it.
         socket.bind((ip, 0).into()).expect("a free port");
+        socket.set_reuseaddr(true).expect("SO_REUSEADDR");
         let addr = socket.local_addr().expect("the port's address");
         Self { addr, _held: cfg!(target_os = "linux").then_some(socket) }
     }
