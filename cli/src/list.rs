@@ -19,8 +19,8 @@ pub(crate) struct List {
     #[arg(long, value_name = "ID")]
     consumer: Option<String>,
 
-    /// Only keys in this state: active, inactive, not-yet-active, expired, revoked
-    #[arg(long, value_name = "STATE", value_parser = values::status)]
+    /// Only keys in this state: active, inactive, not_yet_active, expired, revoked
+    #[arg(long, value_name = "STATE")]
     status: Option<KeyStatus>,
 
     /// Only keys with this scope
@@ -99,7 +99,7 @@ pub(crate) async fn keys(list: List, session: &Session) -> Result<(), Failure> {
             record.consumer_id.clone(),
             record.name.clone().unwrap_or_else(|| "-".to_owned()),
             output::hint(record),
-            values::status_name(record.status(record.read_at)).to_owned(),
+            record.status(record.read_at).as_str().to_owned(),
             output::scopes(&record.scopes),
             record.plan.clone().unwrap_or_else(|| "-".to_owned()),
             output::maybe_time(record.expires_at, "never"),

@@ -13,7 +13,7 @@ use tower_api_key::{
     store::{InvalidRow, ListedKey},
 };
 
-use super::{failure::Failure, values::status_name};
+use super::{failure::Failure, };
 
 /// Writes a line to standard output.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
@@ -39,7 +39,7 @@ pub(crate) fn warn(text: &str) {
 pub(crate) fn record(record: &KeyRecord) -> Value {
     json!({
         "id": record.id.to_string(),
-        "status": status_name(record.status(record.read_at)),
+        "status": record.status(record.read_at).as_str(),
         "consumer_id": record.consumer_id,
         "name": record.name,
         "key_prefix": record.key_prefix,
@@ -189,7 +189,7 @@ pub(crate) fn details(key: &ListedKey) -> String {
     let record = &key.record;
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     let some = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
-    let status = status_name(record.status(record.read_at)).to_owned();
+    let status = record.status(record.read_at).as_str().to_owned();
     let mut rows = vec![
         row("id", record.id.to_string()),
         row("state", status),

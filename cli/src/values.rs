@@ -181,30 +181,6 @@ pub(crate) fn metadata(text: &str) -> Result<Metadata, String> {
         .map_err(|error| format!("{error}; write it as '{{\"plan\":\"pro\"}}'"))
 }
 
-pub(crate) fn status(text: &str) -> Result<KeyStatus, String> {
-    [
-        KeyStatus::Active,
-        KeyStatus::Inactive,
-        KeyStatus::NotYetActive,
-        KeyStatus::Expired,
-        KeyStatus::Revoked,
-    ]
-    .into_iter()
-    .find(|status| status_name(*status) == text)
-    .ok_or_else(|| "must be active, inactive, not-yet-active, expired or revoked".into())
-}
-
-pub(crate) const fn status_name(status: KeyStatus) -> &'static str {
-    match status {
-        KeyStatus::Active => "active",
-        KeyStatus::Inactive => "inactive",
-        KeyStatus::NotYetActive => "not-yet-active",
-        KeyStatus::Expired => "expired",
-        KeyStatus::Revoked => "revoked",
-        _ => "unknown",
-    }
-}
-
 pub(crate) fn format(prefix: &str) -> Result<KeyFormat, String> {
     KeyFormat::new(prefix).map_err(|error| error.to_string())
 }

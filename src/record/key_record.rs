@@ -273,6 +273,51 @@ pub enum KeyStatus {
     Revoked,
 }
 
+impl KeyStatus {
+    /// All states.
+    pub const ALL: [Self; 5] =
+        [Self::Active, Self::Inactive, Self::NotYetActive, Self::Expired, Self::Revoked];
+
+    /// The state's name, such as `not_yet_active`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Inactive => "inactive",
+            Self::NotYetActive => "not_yet_active",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+impl fmt::Display for KeyStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for KeyStatus {
+    type Err = InvalidStatus;
+
+    fn from_str(name: &str) -> Result<Self, InvalidStatus> {
+        Self::ALL.into_iter().find(|status| status.as_str() == name).ok_or(InvalidStatus)
+    }
+}
+
+/// The text does not name a [`KeyStatus`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InvalidStatus;
+
+impl fmt::Display for InvalidStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("must be active, inactive, not_yet_active, expired or revoked")
+    }
+}
+
+impl Error for InvalidStatus {}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -17,7 +17,7 @@ pub(crate) use self::metadata::shown;
 pub use self::{
     consumer::{Consumer, KeyEnded},
     event::{AuditEntry, InvalidAction, KeyAction, KeyEvent},
-    key_record::{InvalidKeyId, KeyId, KeyRecord, KeyStatus, Retirement},
+    key_record::{InvalidKeyId, InvalidStatus, KeyId, KeyRecord, KeyStatus, Retirement},
     metadata::{InvalidMetadata, Metadata},
     scope::{InvalidScope, Scope, Scopes},
 };

@@ -51,7 +51,7 @@ impl<'r> From<&'r KeyRecord> for KeyView<'r> {
             rate_limits: record.rate_limits.as_ref(),
             plan: record.plan.as_deref(),
             metadata: MetadataView(record.metadata.as_json()),
-            status: status_name(record.status(record.read_at)),
+            status: record.status(record.read_at).as_str(),
             is_active: record.is_active,
             created_at: times::write(record.created_at),
             created_by: record.created_by.as_deref(),
@@ -83,24 +83,6 @@ impl Serialize for MetadataView<'_> {
             Ok(json) => json.serialize(serializer),
             Err(_) => serializer.serialize_str(self.0),
         }
-    }
-}
-
-pub(super) const STATUSES: [KeyStatus; 5] = [
-    KeyStatus::Active,
-    KeyStatus::Inactive,
-    KeyStatus::NotYetActive,
-    KeyStatus::Expired,
-    KeyStatus::Revoked,
-];
-
-pub(super) const fn status_name(status: KeyStatus) -> &'static str {
-    match status {
-        KeyStatus::Active => "active",
-        KeyStatus::Inactive => "inactive",
-        KeyStatus::NotYetActive => "not_yet_active",
-        KeyStatus::Expired => "expired",
-        KeyStatus::Revoked => "revoked",
     }
 }
 

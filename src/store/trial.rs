@@ -222,7 +222,7 @@ where
             for query in sample.queries() {
                 readable(&store.list(&query).await?.invalid)?;
             }
-            for status in STATUSES {
+            for status in KeyStatus::ALL {
                 readable(&store.list(&KeyQuery::new().status(status)).await?.invalid)?;
             }
             readable(&store.list(&KeyQuery::new()).await?.invalid)
@@ -400,14 +400,6 @@ fn is(found: Option<&KeyRecord>, key: &KeyRecord) -> bool {
 fn has(page: &KeyPage, key: &KeyRecord) -> bool {
     page.keys.iter().any(|listed| is(Some(&listed.record), key))
 }
-
-const STATUSES: [KeyStatus; 5] = [
-    KeyStatus::Active,
-    KeyStatus::NotYetActive,
-    KeyStatus::Inactive,
-    KeyStatus::Expired,
-    KeyStatus::Revoked,
-];
 
 /// When the sample key expired, in seconds since 1970: earlier than any real key.
 const EXPIRY: u64 = 2;

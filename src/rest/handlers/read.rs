@@ -15,7 +15,7 @@ use crate::rest::{
     state::ReadAccess,
     times,
     validators::{etag, is_known},
-    view::{EventView, InvalidView, KeyView, PageView, STATUSES, status_name},
+    view::{EventView, InvalidView, KeyView, PageView},
 };
 use crate::{
     manage::ConsumerPermit,
@@ -55,7 +55,7 @@ pub(in crate::rest) async fn list_keys(
     query.consumer_id = params.take("consumer_id", text, TEXT)?;
     query.status = params.take(
         "status",
-        |name| STATUSES.into_iter().find(|status| status_name(*status) == name),
+        |name| name.parse().ok(),
         "active, inactive, not_yet_active, expired or revoked",
     )?;
     query.scope = params.take("scope", |scope| Scope::new(scope).ok(), "a scope")?;

@@ -15,7 +15,6 @@ use crate::{
     rest::{
         handlers::write::MAX_TEXT,
         quotas::MAX_WINDOW as MAX_WINDOW_ASKED,
-        view::{STATUSES, status_name},
     },
 };
 
@@ -58,7 +57,7 @@ pub(super) fn scope() -> ObjectBuilder {
 }
 
 pub(super) fn statuses() -> ObjectBuilder {
-    string().enum_values(Some(STATUSES.map(|status: KeyStatus| status_name(status))))
+    string().enum_values(Some(KeyStatus::ALL.map(KeyStatus::as_str)))
 }
 
 fn boolean() -> ObjectBuilder {
