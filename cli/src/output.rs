@@ -13,7 +13,7 @@ use tower_api_key::{
     store::{InvalidRow, ListedKey},
 };
 
-use super::{failure::Failure, };
+use super::failure::Failure;
 
 /// Writes a line to standard output.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {

@@ -10,7 +10,7 @@ use tower_api_key::{
     key::KeyFormat,
     manage::Expiry,
     rate_limit::{Algorithm, InvalidQuota, Quota, RateLimits},
-    record::{KeyStatus, Metadata},
+    record::Metadata,
 };
 
 const TIMES: &str = "write a duration as 30d, 12h or \"90 days\", a date as 2026-12-31 or \

@@ -35,7 +35,7 @@ impl KeyIssuer {
     async fn issue_now(self, new: NewKey) -> Result<Issued, ManageError> {
         let mut attempts = 1;
         loop {
-            match self.check(&new).try_now().await {
+            match self.attempt(&new).await {
                 Err(error) if error.is_collision() && attempts < MAX_ATTEMPTS => attempts += 1,
                 outcome => return outcome,
             }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::times;
 use crate::{
     rate_limit::RateLimits,
-    record::{KeyEvent, KeyRecord, KeyStatus, Scopes, shown},
+    record::{KeyEvent, KeyRecord, Scopes, shown},
     store::{InvalidRow, ListedKey},
 };
 

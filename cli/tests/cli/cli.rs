@@ -435,7 +435,10 @@ async fn mistakes_are_named_with_an_example() {
         ("issue --consumer acme --expires 1d --rate-limit 1/s --rate-limit 2/s", "1000/day"),
         ("issue --consumer acme --expires 1d --rate-limit 9/s:often", "1000/day:sliding"),
         ("issue --consumer acme --expires 1d --rate-limit 9/s:strict:10", "at most its limit"),
-        ("issue --consumer acme --expires 1d --rate-limit 9/s:sliding:8", "burst equal to its limit"),
+        (
+            "issue --consumer acme --expires 1d --rate-limit 9/s:sliding:8",
+            "burst equal to its limit",
+        ),
         ("issue --consumer acme --expires 1d --rate-limit 9/s:sliding,strict", "sliding or strict"),
         ("issue --consumer acme --expires 1d --rate-limit 9/s:name=a/b", "1 to 64 letters"),
         ("issue --consumer acme --expires 1d --metadata []", "plan"),

@@ -12,10 +12,7 @@ use utoipa::openapi::{
 use crate::{
     rate_limit::RateLimits,
     record::{KeyStatus, Scopes},
-    rest::{
-        handlers::write::MAX_TEXT,
-        quotas::MAX_WINDOW as MAX_WINDOW_ASKED,
-    },
+    rest::{handlers::write::MAX_TEXT, quotas::MAX_WINDOW as MAX_WINDOW_ASKED},
 };
 
 /// RFC 6749 §3.3, with a maximum length.

@@ -14,7 +14,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Awaits `event`. Fails the test, and names the line of the caller, if that takes longer than
 /// [`PATIENCE`].
 #[track_caller]
-pub fn within<T>(event: impl Future<Output = T>) -> impl Future<Output = T> {
+pub fn within<T>(event: impl IntoFuture<Output = T>) -> impl Future<Output = T> {
     within_time(PATIENCE, event)
 }
 
@@ -22,7 +22,7 @@ pub fn within<T>(event: impl Future<Output = T>) -> impl Future<Output = T> {
 #[track_caller]
 pub fn within_time<T>(
     patience: Duration,
-    event: impl Future<Output = T>,
+    event: impl IntoFuture<Output = T>,
 ) -> impl Future<Output = T> {
     let caller = Location::caller();
     async move {
