@@ -290,9 +290,7 @@ impl Admission {
 /// #     auth: tower_api_key::Authenticator,
 /// #     address: std::net::IpAddr,
 /// # ) -> Result<(), tower_api_key::auth::Rejection> {
-/// use tower_api_key::auth::ClientNetwork;
-///
-/// let admission = auth.check(b"sk_live_...").from(ClientNetwork::of(address)).await?;
+/// let admission = auth.check(b"sk_live_...").from(address).await?;
 /// println!("{}", admission.consumer().id());
 /// # Ok(())
 /// # }
@@ -309,8 +307,8 @@ pub struct KeyCheck<'a> {
 impl<'a> KeyCheck<'a> {
     /// The client is in `network`, whose [failures are limited](super::Builder::failure_limit).
     /// Default: failures of this check are not counted.
-    pub fn from(self, network: ClientNetwork) -> Self {
-        Self { network: Some(network), ..self }
+    pub fn from(self, network: impl Into<ClientNetwork>) -> Self {
+        Self { network: Some(network.into()), ..self }
     }
 
     /// Takes nothing from the key's quotas, and lets the key in when they are exhausted: for

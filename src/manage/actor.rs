@@ -12,7 +12,7 @@ use crate::{
 /// use tower_api_key::{Consumer, manage::Actor, record::Scope};
 ///
 /// // An operator may do anything.
-/// let operator = Actor::operator("root@db1").from("command line");
+/// let operator = Actor::operator("root@db1").origin("command line");
 ///
 /// // The key behind a request can grant no more than it holds.
 /// fn caller(consumer: &Consumer, write: Scope) -> Actor {
