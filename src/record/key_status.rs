@@ -4,8 +4,8 @@ use std::{error::Error, fmt, str::FromStr, time::SystemTime};
 /// clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Validity<T = SystemTime> {
-    is_revoked: bool,
-    is_active: bool,
+    pub(super) is_revoked: bool,
+    pub(super) is_active: bool,
     pub(crate) not_before: Option<T>,
     pub(crate) expires_at: Option<T>,
 }
