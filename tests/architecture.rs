@@ -54,7 +54,7 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     (
         &["axum", "axum_core"],
         &[
-            "layer::request::extract",
+            "layer::request::extractor",
             "layer::request::peer",
             "layer::stream::websocket",
             "rest",

@@ -40,8 +40,8 @@ struct Set {
     name: String,
 
     /// A rate limit of each of its keys: 600/min, 10/s, 600/min:20 for a burst of 20,
-    /// 1000/day:sliding or :strict for never more in any day, 50000/day:per-consumer for all keys of
-    /// a consumer together, "unlimited"
+    /// 1000/day:sliding or :strict for never more in any day, 50000/day:per-consumer for all keys
+    /// of a consumer together, "unlimited"
     #[arg(required = true, value_name = "LIMIT", value_parser = values::limit)]
     limits: Vec<Limit>,
 }

@@ -53,7 +53,7 @@
 //!    consumers. A key outside its reach gets the same answer as one that does not exist.
 //! 3. A key can grant no more than it holds: scopes, expiry, limits, its plan. The write scope is
 //!    checked before the transaction of a change and again in it, where what the calling key holds
-//!    is checked too. AccessDenied attempts are in the audit under the calling key; beyond five entries a
+//!    is checked too. Denied attempts are in the audit under the calling key; beyond five entries a
 //!    minute they are only counted.
 //! 4. A new key is shown once, in the response to the request that made it. Responses never contain
 //!    its hash.

@@ -60,8 +60,8 @@ pub enum Alphabet {
     Base32,
     /// Letters and digits: 5.95 bits.
     Base62,
-    /// Letters, digits, `-` and `_` ([RFC 4648 §5](https://www.rfc-editor.org/rfc/rfc4648#section-5)):
-    /// 6 bits.
+    /// Letters, digits, `-` and `_` ([RFC 4648
+    /// §5](https://www.rfc-editor.org/rfc/rfc4648#section-5)): 6 bits.
     Base64Url,
 }
 

@@ -108,8 +108,8 @@
 //! ```
 //!
 //! `websocket::until_key_ends` (feature `ws`) does the same for axum's WebSockets, and
-//! [`Consumer::key_ended`] for anything else. A response that uses none of them has no extra cost and
-//! outlives its key.
+//! [`Consumer::key_ended`] for anything else. A response that uses none of them has no extra cost
+//! and outlives its key.
 //!
 //! # Order of layers
 //!

@@ -57,12 +57,12 @@ impl Actor {
     /// names.
     ///
     /// Without a further scope, it changes only itself and the keys of its own rotation chain.
-    /// Other keys of its consumer need a scope: the one [required](Self::required_scope) for everything,
-    /// or [a separate one](Self::other_keys_scope). Without that scope, a key that is rotated must
-    /// have the same [metadata](crate::record::Metadata) as the calling key, because the new key
-    /// inherits it. With the scope, metadata is not compared: a key that may write keys may write
-    /// their metadata too. Metadata that the application itself puts into a new key or a change is
-    /// not compared.
+    /// Other keys of its consumer need a scope: the one [required](Self::required_scope) for
+    /// everything, or [a separate one](Self::other_keys_scope). Without that scope, a key that is
+    /// rotated must have the same [metadata](crate::record::Metadata) as the calling key, because
+    /// the new key inherits it. With the scope, metadata is not compared: a key that may write keys
+    /// may write their metadata too. Metadata that the application itself puts into a new key or a
+    /// change is not compared.
     ///
     /// What the calling key holds is read again in the transaction of each change: a key that was
     /// revoked after it was authenticated changes nothing. If it lacked a required scope when it
@@ -85,8 +85,8 @@ impl Actor {
         self.with(|caller| caller.required = Some(scope))
     }
 
-    /// A [caller](Self::key) needs `scope` to change, revoke or rotate keys of its consumer
-    /// outside its own rotation chain. Default: the scope that is [required](Self::required_scope) for
+    /// A [caller](Self::key) needs `scope` to change, revoke or rotate keys of its consumer outside
+    /// its own rotation chain. Default: the scope that is [required](Self::required_scope) for
     /// everything; without either, it cannot.
     pub fn other_keys_scope(self, scope: Scope) -> Self {
         self.with(|caller| caller.others = Some(scope))

@@ -6,9 +6,8 @@ use std::{
 };
 
 use super::{
-    Actor, ManageError,
-    admission::{ConsumerPermit, ConsumerSemaphores},
-    audit,
+    Actor, ManageError, audit,
+    consumer_semaphores::{ConsumerPermit, ConsumerSemaphores},
     denials::Denials,
     erased::{ErasedKeys, ErasedTransaction},
     new_key::whole_micros,

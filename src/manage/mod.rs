@@ -56,11 +56,11 @@
 //!    new key.
 
 mod actor;
-mod admission;
 mod audit;
 mod batch;
-mod bounds;
 mod change;
+mod consumer_semaphores;
+mod creation_limits;
 mod denials;
 mod erased;
 mod error;
@@ -91,6 +91,6 @@ pub use self::{
 };
 #[cfg(feature = "admin")]
 pub(crate) use self::{
-    admission::{ConsumerPermit, ConsumerSemaphores},
+    consumer_semaphores::{ConsumerPermit, ConsumerSemaphores},
     text::is_plain,
 };

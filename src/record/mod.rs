@@ -7,6 +7,7 @@
 mod consumer;
 mod event;
 mod key_record;
+mod key_status;
 mod metadata;
 mod plan;
 mod scope;
@@ -17,13 +18,14 @@ pub(crate) use self::metadata::shown;
 pub use self::{
     consumer::{Consumer, KeyEnded},
     event::{AuditEntry, InvalidAction, KeyAction, KeyEvent},
-    key_record::{InvalidKeyId, InvalidStatus, KeyId, KeyRecord, KeyStatus, Retirement},
+    key_record::{InvalidKeyId, KeyId, KeyRecord, Retirement},
+    key_status::{InvalidStatus, KeyStatus},
     metadata::{InvalidMetadata, Metadata},
     scope::{InvalidScope, Scope, Scopes},
 };
 pub(crate) use self::{
     consumer::{KeyExtension, LookedUpKey, Origin},
-    key_record::Validity,
+    key_status::Validity,
     plan::{MAX_TEXT, PLAN_NAMES, is_plan_name},
     time::rfc3339,
 };

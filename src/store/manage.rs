@@ -63,8 +63,8 @@ pub trait ManageKeys: KeyStore + ManagePlans {
 
 /// Changes that are applied together or not at all.
 ///
-/// A caller that changes keys through it also has to [write](Self::write_audit) the audit events: the
-/// triggers that audit changes made in SQL are silent in its transactions.
+/// A caller that changes keys through it also has to [write](Self::write_audit) the audit events:
+/// the triggers that audit changes made in SQL are silent in its transactions.
 ///
 /// Dropping it before [`commit`](Self::commit) rolls it back. Each statement sees what was
 /// committed before it, whatever the database's default isolation level.

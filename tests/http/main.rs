@@ -1,4 +1,5 @@
-//! The layer as a client sees it: HTTP, RFC 6750, scopes, streams, and the contract of a tower service.
+//! The layer as a client sees it: HTTP, RFC 6750, scopes, streams, and the contract of a tower
+//! service.
 
 #![cfg(test)]
 

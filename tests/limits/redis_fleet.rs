@@ -1,7 +1,7 @@
 //! Three processes and one Redis: together they admit what was promised, and all of it.
 //!
-//! Windows are of 4 s here, so that it does not take long. With
-//! `FLEET_WINDOW_MS=60000 cargo test --all-features --test redis_fleet -- --nocapture` they are minutes.
+//! Windows are of 4 s here, so that it does not take long. With `FLEET_WINDOW_MS=60000 cargo test
+//! --all-features --test redis_fleet -- --nocapture` they are minutes.
 
 use std::{
     env,

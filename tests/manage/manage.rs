@@ -14,7 +14,7 @@ use tower_api_key::{
     key::{KeyFormat, KeyHash},
     manage::{
         Actor, Expiry, Issued, KeyImport, KeyIssuer, KeyUpdate, ManageError, ManageErrorKind,
-        NewKey, Revocations, Rotation,
+        NewKey, RevocationFilter, Revocations, Rotation,
     },
     rate_limit::{Quota, RateLimits},
     record::{KeyAction, KeyEvent, KeyId, KeyRecord, KeyStatus, Metadata, Scope, Scopes},
@@ -97,6 +97,7 @@ on_every_store! {
     revoking_twice_keeps_the_first_reason
     all_keys_of_a_consumer_are_revoked
     all_keys_of_a_prefix_are_revoked
+    the_keys_that_match_every_condition_are_revoked
     a_key_is_imported_by_its_hash
     an_import_that_was_interrupted_begins_again
     an_import_with_a_mistake_names_it_and_changes_nothing
@@ -108,6 +109,7 @@ on_every_store! {
     a_caller_does_not_see_the_keys_of_others
     what_is_denied_is_in_the_audit
     a_caller_that_was_revoked_meanwhile_changes_nothing
+    a_caller_that_lost_its_scope_meanwhile_changes_nothing
     a_caller_that_is_being_revoked_waits_and_changes_nothing
     a_change_that_nobody_waits_for_is_carried_through
     caches_are_told_of_every_change
@@ -509,6 +511,47 @@ async fn all_keys_of_a_prefix_are_revoked(store: impl ManageKeys + Clone) {
     assert_eq!(revoked.keys.len(), 2);
 }
 
+async fn the_keys_that_match_every_condition_are_revoked(store: impl ManageKeys + Clone) {
+    let issuer = issuer(store.clone());
+    let other = KeyIssuer::new(store.clone(), KeyFormat::new("sk_live_").unwrap());
+    let early = issuer.issue(new()).await.unwrap().record;
+    let used = issuer.issue(new()).await.unwrap().record;
+    let consumer = issuer.issue(NewKey::new("beta", Expiry::Never)).await.unwrap().record;
+    let prefix = other.issue(new()).await.unwrap().record;
+    let revoked = issuer.issue(new()).await.unwrap().record;
+    issuer.revoke(revoked.id, None).await.unwrap();
+    let last = prefix.created_at.max(used.created_at) + HOUR;
+    store.record_usage(&[Usage::new(used.id, last)]).await.unwrap();
+    store.record_usage(&[Usage::new(early.id, last - HOUR)]).await.unwrap();
+
+    let filter = RevocationFilter::new;
+    let end = last + HOUR;
+    for (filter, expected) in [
+        (filter().consumer_id("beta"), vec![consumer.id]),
+        (filter().key_prefix("sk_live_"), vec![prefix.id]),
+        (filter().used_since(last), vec![used.id]),
+        (filter().used_since(last + Duration::from_micros(1)), vec![]),
+        (filter().used_since(last - HOUR), vec![used.id, early.id]),
+        (filter().used_since(last).consumer_id("beta"), vec![]),
+        (filter().created_before(early.created_at), vec![]),
+        (filter().created_before(end).key_prefix("sk_live_"), vec![prefix.id]),
+        (filter().created_before(end), vec![prefix.id, consumer.id, used.id, early.id]),
+    ] {
+        let matching = issuer.matching(&filter).await.unwrap();
+        assert_eq!(matching, expected, "{filter:?}");
+    }
+    is(&issuer.matching(&filter()).await.unwrap_err(), ManageErrorKind::Invalid, Some("filter"));
+    let invalid = issuer.revoke_matching(&filter().consumer_id("\0"), None).await.unwrap_err();
+    is(&invalid, ManageErrorKind::Invalid, Some("consumer_id"));
+
+    let done = issuer.revoke_matching(&filter().used_since(last), Some("leaked")).await.unwrap();
+    assert_eq!((done.keys, done.skipped), (1, vec![]));
+    let used = issuer.get(used.id).await.unwrap().record;
+    assert_eq!(used.revoked_reason.as_deref(), Some("leaked"));
+    let active = all(&issuer).await.iter().filter(|key| key.revoked_at.is_none()).count();
+    assert_eq!(active, 3, "the others are left alone");
+}
+
 // Importing.
 
 /// A key that was issued elsewhere.
@@ -811,6 +854,26 @@ async fn what_is_denied_is_in_the_audit(store: impl ManageKeys) {
     assert_eq!(first.entry.actor, format!("key:{}", own.id));
     assert!(first.entry.reason.as_deref().unwrap().contains("`c`"), "{first:?}");
     assert_eq!(all(&issuer).await.len(), 3);
+}
+
+/// The layer admitted the key while it still had the scope.
+async fn a_caller_that_lost_its_scope_meanwhile_changes_nothing(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    let (admin, caller) = admin(&issuer).await;
+    let key = issuer.issue(within()).await.unwrap().record;
+    issuer.update(admin.id, KeyUpdate::new().scopes(scopes(&["a", "b"]))).await.unwrap();
+    for denied in [
+        caller.issue(within()).await.map(drop),
+        caller.update(key.id, KeyUpdate::new().name(Some("mine".into()))).await.map(drop),
+        caller.rotate(key.id, Rotation::new()).await.map(drop),
+        caller.revoke(key.id, None).await.map(drop),
+    ] {
+        let error = denied.unwrap_err();
+        assert_eq!(error.kind(), ManageErrorKind::Denied, "{error}");
+        assert_eq!(error.required_scope(), Some(&scope(WRITE)), "{error}");
+    }
+    assert_eq!(issuer.get(key.id).await.unwrap().record.revoked_at, None);
+    assert_eq!(all(&issuer).await.len(), 2);
 }
 
 async fn a_caller_that_was_revoked_meanwhile_changes_nothing(store: impl ManageKeys) {

@@ -40,6 +40,11 @@ mod tests {
     fn what_is_equal_is_one_and_there_are_not_too_many() {
         let interner = Interner::new();
         let copy = |text: &str| interner.of(&Arc::<str>::from(text));
+        for number in 1..MAX_COPIES {
+            copy(&format!("scope:{number}"));
+        }
+        assert_eq!(interner.0.lock().unwrap().len(), MAX_COPIES - 1, "nothing was evicted early");
+        interner.0.lock().unwrap().clear();
         let first = copy("orders:read");
         assert!(Arc::ptr_eq(&first, &copy("orders:read")));
         assert_eq!(&*copy("orders:write"), "orders:write");

@@ -98,4 +98,30 @@ mod tests {
         assert_eq!(copy(4, Some(61)), 4);
         assert_eq!(copy(5, Some(61)), 4);
     }
+
+    #[test]
+    fn the_plan_of_the_store_wins_and_an_undefined_one_is_missed() {
+        let limiter = Arc::new(LocalRateLimiter::new());
+        let meters = Arc::new(Meters { limiter, clock: Arc::new(SystemClock::new()) });
+        let per_minute = |limit| RateLimits::from(Quota::per_minute(limit).unwrap());
+        let plans = Plans::new().plan("pro", per_minute(2)).unwrap();
+        let limits = LimitResolver::new(meters, plans, per_minute(1));
+        let key = |plan: Option<&str>, stored: Option<u32>| {
+            let (id, hash) = (KeyId::from_bytes([1; 16]), KeyHash::from_bytes([0; 32]));
+            let mut record = KeyRecord::new(id, hash, "acme", SystemTime::UNIX_EPOCH);
+            record.plan = plan.map(Into::into);
+            record.plan_limits = stored.map(per_minute);
+            record
+        };
+        for (record, limit, is_missed) in [
+            (key(None, None), 1, false),
+            (key(Some("pro"), None), 2, false),
+            (key(Some("pro"), Some(3)), 3, false),
+            (key(Some("free"), Some(3)), 3, false),
+            (key(Some("free"), None), 1, true),
+        ] {
+            assert_eq!(*limits.limits(&record), per_minute(limit), "{record:?}");
+            assert_eq!(limits.misses_plan(&record), is_missed, "{record:?}");
+        }
+    }
 }

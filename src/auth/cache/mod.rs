@@ -101,7 +101,7 @@ impl KeyCache {
         Some(evaluate(entry))
     }
 
-    /// Interner a fresh entry found by [`peek`](Self::peek) to the hot table, where
+    /// Copies a fresh entry found by [`peek`](Self::peek) to the hot table, where
     /// [`recent`](Self::recent) finds it.
     pub(super) fn promote(&self, hash: &KeyHash, entry: &Arc<Entry>, now: Duration) {
         // It may have been evicted since it was found.

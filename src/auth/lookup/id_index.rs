@@ -154,6 +154,22 @@ mod tests {
     }
 
     #[test]
+    fn changes_are_counted_and_a_wake_up_is_no_change() {
+        let mut ids = IdIndex::default();
+        let (mut one, mut other) = (ids.watch(id(1), hash(1)), ids.watch(id(2), hash(2)));
+        ids.tell(&hash(1));
+        assert_eq!((*one.borrow_and_update(), *other.borrow_and_update()), (1, 0));
+        ids.tell_all();
+        assert_eq!((*one.borrow_and_update(), *other.borrow_and_update()), (2, 1));
+        ids.wake(&hash(1));
+        assert!(one.has_changed().unwrap() && !other.has_changed().unwrap());
+        assert_eq!(*one.borrow_and_update(), 2);
+        ids.wake_all();
+        assert!(one.has_changed().unwrap() && other.has_changed().unwrap());
+        assert_eq!((*one.borrow_and_update(), *other.borrow_and_update()), (2, 1));
+    }
+
+    #[test]
     fn those_who_stopped_listening_do_not_pile_up() {
         let mut ids = IdIndex::default();
         let first = ids.watch(id(0), hash(0));

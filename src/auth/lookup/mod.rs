@@ -4,10 +4,10 @@ mod circuit_breaker;
 mod corrupt_keys;
 mod dyn_store;
 mod id_index;
-mod in_flight;
 mod invalidate;
 mod key_ended;
 mod revoked_keys;
+mod single_flight;
 
 use std::{
     collections::HashSet,
@@ -31,8 +31,8 @@ use self::{
     circuit_breaker::Breaker,
     corrupt_keys::CorruptKeys,
     id_index::IdIndex,
-    in_flight::{InFlightLoad, InFlightLoads},
     revoked_keys::RevokedKeys,
+    single_flight::{InFlightLoad, InFlightLoads},
 };
 use super::{
     ClientNetwork, Event, Observer, Rejection, RejectionKind,

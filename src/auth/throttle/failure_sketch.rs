@@ -16,7 +16,6 @@ use super::{
 /// Each network has one cell per row, shared with other networks, and exceeds its limit only if
 /// both cells do. While *n* other networks exceed theirs, that is a false positive with probability
 /// (1 - e^(-n / 131072))². The hash is seeded, so clients cannot choose networks that share a cell.
-/// seeded.
 pub(super) struct FailureSketch {
     rate: Rate,
     seed: RandomState,

@@ -134,6 +134,16 @@ mod tests {
     }
 
     #[test]
+    fn half_of_a_rate_is_half_of_its_burst_rounded_down() {
+        for (burst, half) in [(20, 10), (7, 3), (2, 1)] {
+            let (rate, used) = (Rate::new(2 * SECOND, burst).half(), Used::default());
+            let taken = (0..burst).filter(|_| used.take(rate, SECOND)).count();
+            assert_eq!(taken, half, "of {burst}");
+            assert_eq!(used.wait(rate, SECOND), 2 * SECOND, "the interval stays");
+        }
+    }
+
+    #[test]
     fn the_end_of_time_is_no_panic() {
         let (rate, used) = (Rate::new(Duration::MAX, u32::MAX), Used::default());
         used.take_saturating(rate, Duration::MAX);

@@ -94,8 +94,9 @@ impl RequireScope {
 
 impl<R> RequireScope<R> {
     /// Trusts only consumers of `auth`, for routes inside several
-    /// [`ApiKeyLayer`](crate::layer::ApiKeyLayer)s: scopes of another authenticator's key do not count. If
-    /// the innermost layer uses another authenticator, the request gets 500, as without any layer.
+    /// [`ApiKeyLayer`](crate::layer::ApiKeyLayer)s: scopes of another authenticator's key do not
+    /// count. If the innermost layer uses another authenticator, the request gets 500, as without
+    /// any layer.
     pub fn of(mut self, auth: &Authenticator) -> Self {
         Arc::make_mut(&mut self.required).trusted = Trusted::only(auth.id());
         self

@@ -8,8 +8,8 @@ use crate::{
 };
 
 /// Marks, in its extensions, a request admitted without a key (see
-/// [`optional`](crate::layer::ApiKeyLayer::optional)): it tells "no key was sent" from "no layer looked
-/// for one". A consumer beside this marker was put there by other code and is ignored.
+/// [`optional`](crate::layer::ApiKeyLayer::optional)): it tells "no key was sent" from "no layer
+/// looked for one". A consumer beside this marker was put there by other code and is ignored.
 #[derive(Clone, Copy)]
 struct Anonymous;
 
@@ -63,8 +63,8 @@ impl Trusted {
         consumer.map(Some).ok_or(RejectionKind::LayerMissing)
     }
 
-    /// As [`caller`](Self::caller); also `None` if the [outer layer](crate::layer::ApiKeyLayer::danger_without_charge)
-    /// does not charge.
+    /// As [`caller`](Self::caller); also `None` if the [outer
+    /// layer](crate::layer::ApiKeyLayer::danger_without_charge) does not charge.
     pub(in crate::layer) fn charged_caller<'a>(
         &self,
         extensions: &'a Extensions,

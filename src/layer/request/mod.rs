@@ -5,9 +5,9 @@ pub(super) mod caller;
 mod client_address;
 pub(super) mod credentials;
 #[cfg(feature = "axum")]
-mod extract;
+mod extractor;
 mod peer;
 
 #[cfg(feature = "axum")]
-pub use self::extract::ConsumerRejection;
+pub use self::extractor::ConsumerRejection;
 pub use self::{client_address::ClientAddress, peer::PeerAddr};

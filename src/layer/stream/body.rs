@@ -16,9 +16,9 @@ pin_project! {
     /// A body that ends when the key of its consumer does: revoked, switched off, deleted or
     /// expired, as soon as [`Consumer::key_ended`] knows.
     ///
-    /// It ends with an error, [`KeyEndedError`], so that a client cannot take the truncated body for a
-    /// complete one: over HTTP/1.1 the connection closes without a last chunk, over HTTP/2 the
-    /// stream is reset. The last data sent before that may be lost. An event-stream client
+    /// It ends with an error, [`KeyEndedError`], so that a client cannot take the truncated body
+    /// for a complete one: over HTTP/1.1 the connection closes without a last chunk, over HTTP/2
+    /// the stream is reset. The last data sent before that may be lost. An event-stream client
     /// reconnects, and the layer then rejects it.
     ///
     /// The inner body is dropped at once, with everything it holds. But a server does not poll a

@@ -48,7 +48,7 @@ use crate::rate_limit::{
     measure::{Measure, Rate},
 };
 
-mod join;
+mod quota_change;
 
 /// How long a cell in which nothing is used up is kept, in nanoseconds.
 pub(super) const RETENTION: u64 = 600_000_000_000;

@@ -6,7 +6,7 @@ use super::{
     connection::Connection,
     lease_config::{self, Leases},
     name,
-    shared::OutagePolicy,
+    outage_policy::OutagePolicy,
 };
 
 const PREFIX: &str = "tower-api-key";

@@ -7,6 +7,7 @@ mod connection;
 mod lease;
 mod lease_config;
 mod name;
+mod outage_policy;
 mod script;
 mod shared;
 
@@ -26,7 +27,7 @@ use self::{
 pub use self::{
     builder::{InvalidRedisRateLimiter, RedisRateLimiterBuilder},
     lease_config::Leases,
-    shared::OutagePolicy,
+    outage_policy::OutagePolicy,
 };
 use super::{Buckets, RateLimiter, RateLimits, Subject, local::LocalRateLimiter};
 use crate::trace;

@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     connection::{Connection, Failure},
     lease::Lease,
+    outage_policy::OutagePolicy,
     script::{Action, Call, Counted, Known, Reply},
 };
 use crate::{
@@ -27,17 +28,6 @@ use crate::{
     },
     trace,
 };
-
-/// What a node does while Redis does not decide.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum OutagePolicy {
-    /// Decides locally, continuing from the last known state of the shared buckets.
-    #[default]
-    Local,
-    /// Denies every request that has a quota: 429 with `Retry-After: 1`.
-    Deny,
-}
 
 /// The wait that clients are told when neither Redis nor this node decides.
 const WAIT: Duration = Duration::from_secs(1);

@@ -56,7 +56,8 @@ const MAX_TAKEN: usize = 100_000;
 ///
 /// The feed needs the right to read `api_key_feed`, the table with the name of the channel and the
 /// secret that signs announcements. Roles without it can neither receive nor forge announcements:
-/// their notifications do not arrive here, or are [ignored](Change::Unrecognized) at the cost of a SHA-256.
+/// their notifications do not arrive here, or are [ignored](Change::Unrecognized) at the cost of a
+/// SHA-256.
 ///
 /// Look-ups must use the server that the feed listens to. A replica may not have applied a change
 /// yet when it is announced: poll the replica instead.
@@ -64,8 +65,6 @@ const MAX_TAKEN: usize = 100_000;
 /// # Cancellation
 ///
 /// Both futures, and the feed itself, may be dropped at any time, even outside of the runtime.
-///
-/// Both futures, and the feed itself, may be dropped at any time, outside of the runtime as well.
 pub struct PgChangeFeed {
     pool: PgPool,
     schema: Arc<SchemaCell>,

@@ -50,8 +50,8 @@ impl IntoResponseParts for Cost {
 }
 
 /// A handler extracted a [`Consumer`] and there is none: 401 if the request has no key and an
-/// optional layer admitted it, 500 if no [`ApiKeyLayer`](crate::layer::ApiKeyLayer) is applied to the
-/// route.
+/// optional layer admitted it, 500 if no [`ApiKeyLayer`](crate::layer::ApiKeyLayer) is applied to
+/// the route.
 #[derive(Clone, Copy, Debug)]
 pub struct ConsumerRejection(RejectionKind);
 
