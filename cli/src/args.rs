@@ -19,6 +19,7 @@ Exit codes:
   4  conflict: the key's state does not allow this, or another process changed the key
   5  verify: the key is rejected
   6  doctor: the database has a problem
+  141  the reader of standard output ended, as in `api-key list | head`
 
 Environment:
   DATABASE_URL    the database, as --database-url

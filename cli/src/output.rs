@@ -22,6 +22,9 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
 }
 
 pub(crate) fn unwritten(error: &io::Error) -> Failure {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return Failure::pipe_closed();
+    }
     Failure::new("cannot write to standard output").because(error)
 }
 

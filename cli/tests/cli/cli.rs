@@ -983,6 +983,28 @@ async fn no_list_of_processes_shows_a_key() {
     assert!(shown.contains("acme") && !shown.contains(output.out.trim()), "{shown}");
 }
 
+/// The output of a command whose reader has ended before the command writes.
+fn unread(place: &Place, arguments: &[&str]) -> Said {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = place.command(arguments).stdout(writer).stderr(Stdio::piped()).output();
+    said(output.unwrap())
+}
+
+#[test]
+fn a_reader_that_ends_early_is_not_an_error_unless_a_key_is_lost() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    place.issue("--expires 1d");
+    for command in ["list", "list --json", "events", "doctor", "man", "completions bash"] {
+        let arguments: Vec<_> = command.split_whitespace().collect();
+        let said = unread(&place, &arguments);
+        assert_eq!((said.code, said.err.as_str()), (141, ""), "{command}");
+    }
+    let said = unread(&place, &["issue", "--consumer", "acme", "--expires", "1d"]);
+    assert!(said.code == 1 && said.err.contains("The key is lost"), "{said:?}");
+}
+
 #[test]
 fn completions_and_manual_are_made_from_the_same_definitions() {
     let place = Place::sqlite();
