@@ -60,8 +60,8 @@ pub(crate) struct Description {
     #[arg(long)]
     name: Option<String>,
 
-    /// A scope, such as orders:read; may be repeated
-    #[arg(long = "scope", value_name = "SCOPE")]
+    /// A scope, such as orders:read; may be repeated, or several separated by commas
+    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',')]
     scopes: Vec<Scope>,
 
     /// A rate limit: 600/min, 10/s, 600/min:20 for a burst of 20, 1000/day:sliding or :strict for

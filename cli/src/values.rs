@@ -10,7 +10,7 @@ use tower_api_key::{
     key::KeyFormat,
     manage::Expiry,
     rate_limit::{Algorithm, InvalidQuota, Quota, RateLimits},
-    record::Metadata,
+    record::{Metadata, Scope},
 };
 
 const TIMES: &str = "write a duration as 30d, 12h or \"90 days\", a date as 2026-12-31 or \
@@ -85,6 +85,14 @@ fn moment<T>(
         (_, Err(problem)) if problem.starts_with("months") => Err(problem),
         _ => Err(format!("not a time; {TIMES}")),
     }
+}
+
+/// One scope. Where several can be given, a comma separates them, so no scope has one.
+pub(crate) fn scope(text: &str) -> Result<Scope, String> {
+    if text.contains(',') {
+        return Err("give one scope, without a comma".into());
+    }
+    text.parse::<Scope>().map_err(|error| error.to_string())
 }
 
 /// A value of `--rate-limit`: a quota, or no limit.

@@ -30,8 +30,8 @@ use super::{
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Verify {
-    /// A scope that the key must have; may be repeated
-    #[arg(long = "scope", value_name = "SCOPE")]
+    /// A scope that the key must have; may be repeated, or several separated by commas
+    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',')]
     scopes: Vec<Scope>,
 
     /// A prefix of the service's keys; may be repeated

@@ -51,10 +51,7 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
         new = new.name(name);
     }
     if let Some(scopes) = present(&object, "scopes") {
-        let scopes = serde_json::from_value::<Scopes>(scopes.clone());
-        new = new.scopes(scopes.map_err(
-            |_| "scopes: must be a list of up to 128 scopes, such as [\"orders:read\"]",
-        )?);
+        new = new.scopes(self::scopes(scopes).map_err(|problem| format!("scopes: {problem}"))?);
     }
     if let Some(limits) = present(&object, "rate_limits") {
         new = new.rate_limits(rate_limits(limits).map_err(|e| format!("rate_limits: {e}"))?);
@@ -108,6 +105,16 @@ fn required<'o>(
     what: &str,
 ) -> Result<&'o str, String> {
     text(object, field)?.ok_or_else(|| format!("`{field}` is missing: {what}"))
+}
+
+fn scopes(value: &Value) -> Result<Scopes, &'static str> {
+    let scopes = serde_json::from_value::<Scopes>(value.clone())
+        .map_err(|_| "must be a list of up to 128 scopes, such as [\"orders:read\"]")?;
+    // `--scope` separates scopes by commas, so such a scope is a list by mistake.
+    if scopes.iter().any(|scope| scope.as_str().contains(',')) {
+        return Err("must be separate strings, such as [\"orders:read\", \"orders:write\"]");
+    }
+    Ok(scopes)
 }
 
 /// Limits as written on the command line, or as printed by `show --json`.

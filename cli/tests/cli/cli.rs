@@ -451,6 +451,8 @@ async fn mistakes_are_named_with_an_example() {
         ("plan set a/b 1/s", "1 to 64 letters"),
         ("plan remove", "NAME"),
         ("issue --consumer acme --expires 1d --key-prefix sk-live", "sk_live_"),
+        ("issue --consumer acme --expires 1d --scope a,,b", "--scope"),
+        ("list --scope a,b", "one scope"),
         ("list --status odd", "active"),
         ("list --limit 0", "1,000"),
         ("show 42", "UUID"),
@@ -468,6 +470,24 @@ async fn mistakes_are_named_with_an_example() {
     assert_eq!(place.run(&format!("show {UNKNOWN_ID}")).code, 3);
     assert_eq!(place.run("migrate --database-url").code, 2);
     assert_eq!(count(&place), 0);
+}
+
+#[test]
+fn scopes_are_separated_by_commas() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let (key, id) = place.issue("--expires 1d --scope orders:read,orders:write --scope admin");
+    let scopes = json!(["admin", "orders:read", "orders:write"]);
+    assert_eq!(place.json(&format!("show {id}"))["scopes"], scopes);
+    assert_eq!(place.fed("verify --scope orders:read,admin", &key).code, 0);
+    let lacking = place.fed("verify --scope admin,orders:delete", &key);
+    assert!(lacking.code == 5 && lacking.out.contains("orders:delete"), "{lacking:?}");
+    assert_eq!(place.json(&format!("update {id} --scope b,a"))["scopes"], json!(["a", "b"]));
+
+    let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "1d" });
+    line["scopes"] = json!(["orders:read,orders:write"]);
+    let said = place.fed("import -", &format!("{line}\n"));
+    assert!(said.code == 2 && said.err.contains("scopes: must be separate"), "{said:?}");
 }
 
 #[tokio::test]
