@@ -36,7 +36,7 @@ pub(crate) struct Issue {
     ///
     /// There is no default, so that a key that never expires is a deliberate choice. 30 to 90 days
     /// suit a service, a day suits a build.
-    #[arg(long, value_name = "WHEN", value_parser = values::expiry)]
+    #[arg(long, value_name = "WHEN", value_parser = values::new_expiry)]
     expires: Expiry,
 
     /// The prefix of the key

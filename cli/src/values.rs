@@ -62,6 +62,16 @@ pub(crate) fn expiry(text: &str) -> Result<Expiry, String> {
         .map_err(|problem| format!("{problem}; or write \"never\" for a key without an expiry"))
 }
 
+/// The expiry of a new key, which must work for some time.
+pub(crate) fn new_expiry(text: &str) -> Result<Expiry, String> {
+    match expiry(text)? {
+        Expiry::In(lifetime) if lifetime.is_zero() => {
+            Err("a new key must work for longer than no time, such as 30d".into())
+        }
+        expiry => Ok(expiry),
+    }
+}
+
 /// A date, or a duration from now.
 pub(crate) fn future(text: &str) -> Result<SystemTime, String> {
     moment(text, Some, |ahead| now().checked_add(ahead))?.ok_or_else(|| "too far ahead".into())

@@ -44,7 +44,7 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
     let hash = self::hash(hash).map_err(|problem| format!("hash: {problem}"))?;
     let consumer = required(&object, "consumer_id", "the key's consumer")?;
     let expires = required(&object, "expires", "\"never\", \"2026-12-31\" or \"90d\"")?;
-    let expiry = values::expiry(expires).map_err(|problem| format!("expires: {problem}"))?;
+    let expiry = values::new_expiry(expires).map_err(|problem| format!("expires: {problem}"))?;
 
     let mut new = NewKey::new(consumer, expiry);
     if let Some(name) = text(&object, "name")? {

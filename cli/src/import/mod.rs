@@ -49,7 +49,7 @@ pub(crate) struct Import {
     consumer: Option<String>,
 
     /// When the one key stops working: 30d, 2026-12-31, "never"
-    #[arg(long, value_name = "WHEN", value_parser = values::expiry, requires = "hash")]
+    #[arg(long, value_name = "WHEN", value_parser = values::new_expiry, requires = "hash")]
     expires: Option<Expiry>,
 
     /// The prefix of the one key, for display
