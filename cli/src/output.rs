@@ -1,5 +1,6 @@
 use std::{
     io::{self, Write as _},
+    path::Path,
     time::SystemTime,
 };
 
@@ -185,6 +186,11 @@ pub(crate) fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String
 /// Replaces control characters: stored text could contain terminal escape sequences.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A path for display: a folder's name may hold terminal escape sequences.
+pub(crate) fn printable_path(path: &Path) -> String {
+    printable(&path.display().to_string())
 }
 
 /// All properties of a key, one per line.

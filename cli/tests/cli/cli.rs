@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, chown},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -545,6 +545,46 @@ async fn the_database_is_named_by_option_environment_or_file() {
     // A missing file is not created by mistake.
     assert_eq!(place.run("list --database-url sqlite:typo.db").code, 1);
     assert!(!place.folder.path().join("typo.db").exists());
+}
+
+#[test]
+fn a_file_of_settings_is_named_and_only_that_of_the_user_or_root_is_read() {
+    let place = Place::sqlite();
+    let settings = place.folder.path().join(".env");
+    place.write(".env", "DATABASE_URL=sqlite:from-file.db\n");
+    let below = place.folder.path().join("below");
+    fs::create_dir(&below).unwrap();
+    let run = || {
+        let mut command = place.command(&["migrate"]);
+        said(command.env_remove("DATABASE_URL").current_dir(&below).output().unwrap())
+    };
+    let read = run();
+    assert_eq!(read.code, 0, "{read:?}");
+    let name = settings.canonicalize().unwrap().display().to_string();
+    assert!(read.err.contains(&format!("settings read from {name}")), "{read:?}");
+    assert!(below.join("from-file.db").exists());
+    // A file that sets nothing is not mentioned.
+    assert!(!place.done("migrate").err.contains(".env"));
+
+    // Only root can give a file to another user.
+    if chown(&settings, Some(65_534), None).is_ok() {
+        let foreign = run();
+        assert_eq!(foreign.code, 2, "{foreign:?}");
+        let ignored = format!("ignored {name}: it belongs to another user");
+        assert!(foreign.err.contains(&ignored), "{foreign:?}");
+    }
+}
+
+#[test]
+fn the_audit_has_the_name_of_the_user() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let mut issue = place.command(&["issue", "--consumer", "acme", "--expires", "1d"]);
+    assert_eq!(said(issue.env_remove("USER").output().unwrap()).code, 0);
+    let user = Command::new("id").arg("-un").output().unwrap().stdout;
+    let user = String::from_utf8(user).unwrap();
+    let actor = text(&place.json("events")["events"][0], "actor");
+    assert_eq!(actor.split('@').next(), Some(user.trim()));
 }
 
 #[tokio::test]
