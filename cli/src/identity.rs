@@ -39,7 +39,7 @@ fn name_of(uid: u32, accounts: &str) -> Option<String> {
 pub(crate) fn uid() -> Option<u32> {
     use std::os::unix::fs::MetadataExt as _;
 
-    // A process's folder belongs to its user, and where there is none, so does the home folder.
+    // The owner of a process's folder is its user. Systems without /proc have the home folder.
     let own = fs::metadata("/proc/self").ok();
     let own = own.or_else(|| fs::metadata(env::home_dir()?).ok());
     own.map(|own| own.uid())

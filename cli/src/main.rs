@@ -20,6 +20,7 @@ mod reconcile;
 mod revoke;
 mod rotate;
 mod session;
+mod sqlite_file;
 mod values;
 mod verify;
 

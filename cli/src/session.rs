@@ -4,7 +4,7 @@ use tower_api_key::{
     store::{Finding, KeyStore, PgKeyStore, SqliteKeyStore},
 };
 
-use super::{failure::Failure, global::Global, identity, output};
+use super::{failure::Failure, global::Global, identity, output, sqlite_file};
 
 /// A connected store and the global options.
 pub(crate) struct Session {
@@ -80,8 +80,14 @@ impl Store {
         let existing =
             if url.contains('?') { format!("{url}&mode=rw") } else { format!("{url}?mode=rw") };
         let chosen = may_create || url.contains("mode=");
-        let store = SqliteKeyStore::connect(if chosen { url } else { &existing }).await;
-        let advice = "`api-key migrate` creates the file if it is missing";
+        let url: &str = if chosen { url } else { &existing };
+        sqlite_file::create(url);
+        let store = SqliteKeyStore::connect(url).await;
+        let advice = if may_create {
+            "Does the folder exist, and may you write to it?"
+        } else {
+            "`api-key migrate` creates the file if it is missing"
+        };
         Ok(Self::Sqlite(
             store.map_err(|error| Failure::new("the database").because(&error).advise(advice))?,
         ))

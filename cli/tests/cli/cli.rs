@@ -576,6 +576,30 @@ fn a_file_of_settings_is_named_and_only_that_of_the_user_or_root_is_read() {
 }
 
 #[test]
+fn a_new_database_file_is_readable_by_its_owner_alone() {
+    let place = Place::sqlite();
+    for url in ["sqlite:plain.db", "sqlite:with%20space.db", "sqlite:named.db?mode=rwc"] {
+        place.done(&format!("migrate --database-url {url}"));
+        place.done(&format!("issue --consumer acme --expires 1d --database-url {url}"));
+    }
+    let files: Vec<_> = fs::read_dir(place.folder.path()).unwrap().map(Result::unwrap).collect();
+    assert!(files.len() >= 3, "{files:?}");
+    for file in files {
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+    }
+}
+
+#[test]
+fn an_error_of_a_migration_does_not_advise_a_migration() {
+    let place = Place::sqlite();
+    let failed = place.run("migrate --database-url sqlite:no/such/folder/keys.db");
+    assert!(failed.code == 1 && failed.err.contains("Does the folder exist"), "{failed:?}");
+    assert!(!failed.err.contains("api-key migrate"), "{failed:?}");
+    let missing = place.run("list --database-url sqlite:keys.db");
+    assert!(missing.code == 1 && missing.err.contains("`api-key migrate` creates"), "{missing:?}");
+}
+
+#[test]
 fn the_audit_has_the_name_of_the_user() {
     let place = Place::sqlite();
     place.done("migrate");
