@@ -2,9 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use jiff::{
-    SignedDuration, SpanRelativeTo, Timestamp, civil, fmt::friendly::SpanParser, tz::TimeZone,
-};
+use jiff::{SignedDuration, SpanRelativeTo, Timestamp, civil, fmt::friendly::SpanParser};
 use tower_api_key::{
     clock::{Clock as _, SystemClock},
     key::KeyFormat,
@@ -37,15 +35,28 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 
 pub(crate) fn instant(text: &str) -> Result<SystemTime, String> {
     let text = text.trim();
-    let in_utc = |at: civil::DateTime| TimeZone::UTC.to_timestamp(at);
-    let at = if let Ok(at) = text.parse::<Timestamp>() {
-        Ok(at)
-    } else if has_zone(text) {
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return SystemTime::try_from(at).map_err(|_| format!("not a valid time; {TIMES}"));
+    }
+    // A `Timestamp` cannot hold the last day of the year 9999.
+    let in_utc = text.strip_suffix(['Z', 'z']).filter(|_| has_zone(text)).unwrap_or(text);
+    if has_zone(in_utc) {
         return Err(format!("not a time; {TIMES}"));
+    }
+    let at = in_utc.parse::<civil::DateTime>().ok().and_then(system_time);
+    at.ok_or_else(|| format!("not a valid time; {TIMES}"))
+}
+
+pub(crate) const EPOCH: civil::DateTime = civil::DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
+
+/// The instant of a date and time in UTC.
+fn system_time(at: civil::DateTime) -> Option<SystemTime> {
+    let distance = at.duration_since(EPOCH);
+    if distance.is_negative() {
+        SystemTime::UNIX_EPOCH.checked_sub(distance.unsigned_abs())
     } else {
-        text.parse::<civil::DateTime>().and_then(in_utc)
-    };
-    at.and_then(SystemTime::try_from).map_err(|_| format!("not a valid time; {TIMES}"))
+        SystemTime::UNIX_EPOCH.checked_add(distance.unsigned_abs())
+    }
 }
 
 /// Whether an offset or a zone name follows the time. The `-` of the date does not count.

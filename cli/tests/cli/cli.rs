@@ -501,10 +501,15 @@ async fn times_are_written_as_people_write_them() {
         ("2126-12-31T12:00Z", "2126-12-31T12:00:00Z"),
         ("2126-12-31T12:00+02:00", "2126-12-31T10:00:00Z"),
         ("2126-12-31T12:00:01", "2126-12-31T12:00:01Z"),
+        ("9999-12-31", "9999-12-31T00:00:00Z"),
+        ("9999-12-31T23:59:59Z", "9999-12-31T23:59:59Z"),
     ] {
         let answer = place.json(&format!("issue --consumer acme --expires {written}"));
         assert_eq!(answer["expires_at"], meant);
     }
+    assert!(place.done("list").out.contains("9999-12-31T23:59:59Z"));
+    let beyond = place.run("issue --consumer acme --expires 9999-12-31T23:59:59.5Z");
+    assert!(beyond.code == 2 && beyond.err.contains("year 9999"), "{beyond:?}");
     for written in ["90days", "12h", "1w", "1d12h", "10m"] {
         assert_ne!(
             place.json(&format!("issue --consumer a --expires {written}"))["expires_at"],
