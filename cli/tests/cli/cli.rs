@@ -261,6 +261,30 @@ async fn verify_says_why() {
     }
 }
 
+#[test]
+fn verify_names_the_formats_that_it_checks() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let (key, _) = place.issue("--expires 1d");
+    let verified = place.fed("verify --key-prefix sk_live_ --accept hex:64:old-", &key);
+    assert_eq!(verified.code, 0, "{verified:?}");
+    let by = "accepted by a service whose formats are sk_live_, hex:64:old-";
+    assert!(verified.out.contains(by), "{verified:?}");
+    assert_eq!(place.verify(&key).1["accepted_formats"], json!(["sk_live_"]));
+
+    let (key, _) = place.issue("--expires 1d --key-prefix acme_test_");
+    let rejected = place.fed("verify", &key);
+    assert_eq!(rejected.code, 5, "{rejected:?}");
+    for text in ["the prefix acme_test_,", "checked are sk_live_:", "--key-prefix acme_test_"] {
+        assert!(rejected.out.contains(text), "{rejected:?}");
+    }
+    assert_eq!(place.verify(&key).1["key_prefix"], "acme_test_");
+    // What is mistyped may be a part of a secret.
+    let mistyped = key.replace("acme_", "acmd_");
+    assert_eq!(place.verify(&mistyped).1["key_prefix"], Value::Null);
+    assert!(!place.fed("verify", &mistyped).out.contains("acmd"));
+}
+
 #[tokio::test]
 async fn a_key_goes_to_a_file_that_only_its_owner_reads() {
     for place in Place::all().await {
