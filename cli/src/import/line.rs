@@ -10,7 +10,7 @@ use tower_api_key::{
 
 use super::super::values;
 
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "hash",
     "consumer_id",
     "expires",
@@ -23,6 +23,7 @@ const FIELDS: [&str; 12] = [
     "created_by",
     "prefix",
     "last4",
+    "is_active",
 ];
 
 /// The key that a line describes; `None` for an empty line.
@@ -38,7 +39,11 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
         )
     })?;
     if let Some(unknown) = object.keys().find(|name| !FIELDS.contains(&name.as_str())) {
-        return Err(format!("{} is unknown; known fields: {}", named(unknown), FIELDS.join(", ")));
+        return Err(format!(
+            "{} is unknown; known fields: {}; keep other data in `metadata`",
+            named(unknown),
+            FIELDS.join(", ")
+        ));
     }
     let hash = required(&object, "hash", "the key's SHA-256")?;
     let hash = self::hash(hash).map_err(|problem| format!("hash: {problem}"))?;
@@ -73,7 +78,11 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
         new = new.reason(reason);
     }
     let (prefix, last4) = (text(&object, "prefix")?, text(&object, "last4")?);
-    Ok(Some(KeyImport::new(hash, new).hint(prefix.unwrap_or(""), last4.unwrap_or(""))))
+    let mut key = KeyImport::new(hash, new).hint(prefix.unwrap_or(""), last4.unwrap_or(""));
+    if let Some(is_active) = present(&object, "is_active") {
+        key = key.is_active(is_active.as_bool().ok_or("is_active: must be true or false")?);
+    }
+    Ok(Some(key))
 }
 
 pub(super) fn hash(text: &str) -> Result<KeyHash, &'static str> {

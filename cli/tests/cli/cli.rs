@@ -747,6 +747,7 @@ async fn an_import_stops_at_what_makes_no_sense_and_can_be_begun_again() {
             ),
             ("{\"color\":1}", "`color`"),
             (&format!("{{\"{secret}\":1}}"), "one of its fields"),
+            (&import_line(1).replace("\"30d\"}\n", "\"30d\",\"is_active\":1}"), "is_active"),
             ("nonsense", "column"),
             (&import_line(1).trim().replace("30d", "0d"), "expires: a new key must work"),
             (
@@ -854,6 +855,40 @@ async fn a_key_that_was_imported_is_verified_and_rotated() {
     assert_eq!(place.fed("verify --accept hex:64", &key).code, 0);
     let id = text(&place.json("list")["keys"][0], "id");
     assert!(text(&place.json(&format!("rotate {id}")), "key").starts_with("sk_live_"));
+}
+
+#[test]
+fn null_is_left_out_of_an_import_and_a_key_can_be_imported_inactive() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let optional = [
+        "name",
+        "scopes",
+        "rate_limits",
+        "plan",
+        "metadata",
+        "not_before",
+        "created_by",
+        "prefix",
+        "last4",
+        "is_active",
+    ];
+    let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "1d" });
+    for field in optional {
+        line[field] = Value::Null;
+    }
+    let said = place.fed("import -", &format!("{line}\n"));
+    assert_eq!(said.code, 0, "{said:?}");
+    let key = &place.json("list")["keys"][0];
+    assert_eq!((&key["scopes"], &key["is_active"]), (&json!([]), &true.into()));
+
+    for (number, is_active, status) in [(2, true, "active"), (3, false, "inactive")] {
+        line["hash"] = hash(number).into();
+        line["is_active"] = is_active.into();
+        let said = place.fed("import -", &format!("{line}\n"));
+        assert_eq!(said.code, 0, "{said:?}");
+        assert_eq!(place.json("list")["keys"][0]["status"], status);
+    }
 }
 
 #[tokio::test]
