@@ -19,14 +19,15 @@ Exit codes:
   4  conflict: the key's state does not allow this, or another process changed the key
   5  verify: the key is rejected
   6  doctor: the database has a problem
+  141  the reader of standard output ended, as in `api-key list | head`
 
 Environment:
   DATABASE_URL    the database, as --database-url
   API_KEY_PREFIX  the prefix of new keys, as --key-prefix
   NO_COLOR        disables colours, even on a terminal
 
-Variables are also read from a file .env in this folder or a parent folder. The environment
-takes precedence over the file.
+Variables are also read from a file .env in this folder or a parent folder, if it belongs to you
+or root. The environment takes precedence over the file.
 
 Streams: the answer goes to standard output; for `issue` and `rotate` it is the key alone, once.
 Everything else goes to standard error. With --json the answer is one JSON object on one line.

@@ -29,8 +29,9 @@ pub(crate) struct Update {
     #[arg(long, group = "change", conflicts_with = "name")]
     no_name: bool,
 
-    /// A scope; all given scopes replace its present ones; may be repeated
-    #[arg(long = "scope", value_name = "SCOPE", group = "change")]
+    /// A scope; all given scopes replace its present ones; may be repeated, or several separated
+    /// by commas
+    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',', group = "change")]
     scopes: Vec<Scope>,
 
     /// Remove all of its scopes

@@ -9,6 +9,7 @@ use tower_api_key::{
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: u8,
+    /// Empty if there is nothing to report.
     message: String,
 }
 
@@ -17,11 +18,18 @@ pub(crate) const NOT_FOUND: u8 = 3;
 pub(crate) const CONFLICT: u8 = 4;
 pub(crate) const REJECTED: u8 = 5;
 pub(crate) const UNHEALTHY: u8 = 6;
+/// The exit code that a shell reports for a program ended by SIGPIPE.
+const PIPE_CLOSED: u8 = 141;
 
 impl Failure {
     /// The database, a file or a stream failed.
     pub(crate) fn new(message: impl Into<String>) -> Self {
         Self { code: 1, message: message.into() }
+    }
+
+    /// The reader of standard output ended, as in `api-key list | head`.
+    pub(crate) fn pipe_closed() -> Self {
+        Self { code: PIPE_CLOSED, message: String::new() }
     }
 
     /// The input is invalid.
@@ -54,6 +62,9 @@ impl Failure {
     }
 
     pub(crate) fn report(&self) -> ExitCode {
+        if self.message.is_empty() {
+            return ExitCode::from(self.code);
+        }
         // Messages of a database may span lines.
         let message = self.message.replace(['\n', '\r'], " ");
         let style = anstyle::AnsiColor::Red.on_default().bold();

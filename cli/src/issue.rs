@@ -36,7 +36,7 @@ pub(crate) struct Issue {
     ///
     /// There is no default, so that a key that never expires is a deliberate choice. 30 to 90 days
     /// suit a service, a day suits a build.
-    #[arg(long, value_name = "WHEN", value_parser = values::expiry)]
+    #[arg(long, value_name = "WHEN", value_parser = values::new_expiry)]
     expires: Expiry,
 
     /// The prefix of the key
@@ -60,8 +60,8 @@ pub(crate) struct Description {
     #[arg(long)]
     name: Option<String>,
 
-    /// A scope, such as orders:read; may be repeated
-    #[arg(long = "scope", value_name = "SCOPE")]
+    /// A scope, such as orders:read; may be repeated, or several separated by commas
+    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',')]
     scopes: Vec<Scope>,
 
     /// A rate limit: 600/min, 10/s, 600/min:20 for a burst of 20, 1000/day:sliding or :strict for

@@ -24,7 +24,7 @@ pub(crate) struct List {
     status: Option<KeyStatus>,
 
     /// Only keys with this scope
-    #[arg(long)]
+    #[arg(long, value_parser = values::scope)]
     scope: Option<Scope>,
 
     /// Only keys with exactly this prefix

@@ -4,8 +4,10 @@ mod args;
 mod change;
 mod destination;
 mod doctor;
+mod dot_env;
 mod failure;
 mod global;
+mod identity;
 mod import;
 mod issue;
 mod list;
@@ -18,6 +20,7 @@ mod reconcile;
 mod revoke;
 mod rotate;
 mod session;
+mod sqlite_file;
 mod values;
 mod verify;
 
@@ -32,12 +35,15 @@ use self::{
 };
 
 fn main() -> ExitCode {
-    let outcome = session::load_dot_env().and_then(|()| {
+    let outcome = dot_env::load().and_then(|dot_env| {
         let cli = args::parse();
         match &cli.command {
             Command::Completions(completions) => manual::completions(completions, Cli::command()),
             Command::Man => manual::man(Cli::command()),
-            _ => on_a_store(cli),
+            _ => {
+                dot_env.report();
+                on_a_store(cli)
+            }
         }
     });
     outcome.unwrap_or_else(|failure| failure.report())

@@ -1,11 +1,12 @@
 use std::{
     io::{self, Write as _},
+    path::Path,
     time::SystemTime,
 };
 
 use anstyle::{AnsiColor, Style};
 use comfy_table::{Table, presets::NOTHING};
-use jiff::Timestamp;
+use jiff::{SignedDuration, civil::DateTime};
 use serde_json::{Value, json};
 use tower_api_key::{
     rate_limit::{Algorithm, CountedPer, Quota, RateLimits},
@@ -13,7 +14,7 @@ use tower_api_key::{
     store::{InvalidRow, ListedKey},
 };
 
-use super::failure::Failure;
+use super::{failure::Failure, values};
 
 /// Writes a line to standard output.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
@@ -22,6 +23,9 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
 }
 
 pub(crate) fn unwritten(error: &io::Error) -> Failure {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return Failure::pipe_closed();
+    }
     Failure::new("cannot write to standard output").because(error)
 }
 
@@ -51,12 +55,12 @@ pub(crate) fn record(record: &KeyRecord) -> Value {
         "is_active": record.is_active,
         "created_at": exact(record.created_at),
         "created_by": record.created_by,
-        "not_before": record.not_before.and_then(exact),
-        "expires_at": record.expires_at.and_then(exact),
-        "revoked_at": record.revoked_at.and_then(exact),
+        "not_before": record.not_before.map(exact),
+        "expires_at": record.expires_at.map(exact),
+        "revoked_at": record.revoked_at.map(exact),
         "revoked_reason": record.revoked_reason,
         "rotated_from": record.rotated_from.map(|id| id.to_string()),
-        "rotated_at": record.rotated_at.and_then(exact),
+        "rotated_at": record.rotated_at.map(exact),
         "version": record.version,
     })
 }
@@ -80,7 +84,7 @@ pub(crate) fn warn_of_invalid(rows: &[InvalidRow]) {
 
 pub(crate) fn listed(key: &ListedKey) -> Value {
     let mut value = record(&key.record);
-    set(&mut value, "last_used_at", json!(key.last_used_at.and_then(exact)));
+    set(&mut value, "last_used_at", json!(key.last_used_at.map(exact)));
     value
 }
 
@@ -107,13 +111,19 @@ pub(crate) fn event(event: &KeyEvent) -> Value {
 
 /// A time for display: whole seconds, in UTC.
 pub(crate) fn time(at: SystemTime) -> String {
-    let second = Timestamp::try_from(at).and_then(|at| Timestamp::from_second(at.as_second()));
-    second.map_or_else(|_| "out of range".to_owned(), |at| at.to_string())
+    format!("{:.0}Z", utc(at))
 }
 
 /// A time for programs, in full precision.
-fn exact(at: SystemTime) -> Option<String> {
-    Timestamp::try_from(at).ok().map(|at| at.to_string())
+fn exact(at: SystemTime) -> String {
+    format!("{}Z", utc(at))
+}
+
+/// A date and time in UTC. A `Timestamp` cannot hold the last day of the year 9999. Times after
+/// it, which only an edit in SQL stores, are shown as its end: far ahead, and not as no time.
+fn utc(at: SystemTime) -> DateTime {
+    let since_epoch = SignedDuration::system_until(SystemTime::UNIX_EPOCH, at);
+    values::EPOCH.saturating_add(since_epoch.unwrap_or(SignedDuration::MAX))
 }
 
 pub(crate) fn maybe_time(at: Option<SystemTime>, never: &str) -> String {
@@ -182,6 +192,11 @@ pub(crate) fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String
 /// Replaces control characters: stored text could contain terminal escape sequences.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A path for display: a folder's name may hold terminal escape sequences.
+pub(crate) fn printable_path(path: &Path) -> String {
+    printable(&path.display().to_string())
 }
 
 /// All properties of a key, one per line.

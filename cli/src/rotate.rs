@@ -24,7 +24,7 @@ pub(crate) struct Rotate {
     grace: Duration,
 
     /// When the new key expires [default: after the same lifetime as the old one]
-    #[arg(long, value_name = "WHEN", value_parser = values::expiry)]
+    #[arg(long, value_name = "WHEN", value_parser = values::new_expiry)]
     expires: Option<Expiry>,
 
     /// The prefix of the new key [default: that of the old one]

@@ -1,29 +1,10 @@
-use std::{env, fs, io::ErrorKind};
-
 use tower_api_key::{
     key::KeyFormat,
     manage::{Actor, KeyIssuer},
     store::{Finding, KeyStore, PgKeyStore, SqliteKeyStore},
 };
 
-use super::{failure::Failure, global::Global, output};
-
-/// Reads `.env` in this folder or a parent folder. The environment takes precedence.
-pub(crate) fn load_dot_env() -> Result<(), Failure> {
-    match dotenvy::dotenv() {
-        Ok(_) => Ok(()),
-        Err(dotenvy::Error::Io(error)) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(dotenvy::Error::Io(error)) => {
-            Err(Failure::new("cannot read the file .env").because(&error))
-        }
-        // The error quotes the line, which may hold a password.
-        Err(_) => {
-            let problem = "the file .env is invalid: write each line as NAME=value, with quotes \
-                around a value that has spaces";
-            Err(Failure::new(problem))
-        }
-    }
-}
+use super::{failure::Failure, global::Global, identity, output, sqlite_file};
 
 /// A connected store and the global options.
 pub(crate) struct Session {
@@ -66,8 +47,9 @@ impl Session {
             Store::Postgres(store) => KeyIssuer::new(store.clone(), format),
             Store::Sqlite(store) => KeyIssuer::new(store.clone(), format),
         };
-        let host = host();
-        let name = self.global.actor.clone().unwrap_or_else(|| format!("{}@{host}", user()));
+        let host = identity::host();
+        let own_name = || format!("{}@{host}", identity::user());
+        let name = self.global.actor.clone().unwrap_or_else(own_name);
         Ok(issuer.by(Actor::operator(name).origin(format!("command line on {host}"))))
     }
 }
@@ -98,8 +80,14 @@ impl Store {
         let existing =
             if url.contains('?') { format!("{url}&mode=rw") } else { format!("{url}?mode=rw") };
         let chosen = may_create || url.contains("mode=");
-        let store = SqliteKeyStore::connect(if chosen { url } else { &existing }).await;
-        let advice = "`api-key migrate` creates the file if it is missing";
+        let url: &str = if chosen { url } else { &existing };
+        sqlite_file::create(url);
+        let store = SqliteKeyStore::connect(url).await;
+        let advice = if may_create {
+            "Does the folder exist, and may you write to it?"
+        } else {
+            "`api-key migrate` creates the file if it is missing"
+        };
         Ok(Self::Sqlite(
             store.map_err(|error| Failure::new("the database").because(&error).advise(advice))?,
         ))
@@ -112,39 +100,6 @@ impl Store {
             Self::Sqlite(store) => store.diagnose().await,
         }
     }
-}
-
-fn user() -> String {
-    let named = ["USER", "LOGNAME", "USERNAME"].into_iter().find_map(variable);
-    named.or_else(uid).unwrap_or_else(|| "unknown".to_owned())
-}
-
-#[cfg(unix)]
-fn uid() -> Option<String> {
-    use std::os::unix::fs::MetadataExt as _;
-    // The owner of a process's folder is its user.
-    let own = fs::metadata("/proc/self").ok()?;
-    Some(format!("uid{}", own.uid()))
-}
-
-#[cfg(not(unix))]
-fn uid() -> Option<String> {
-    None
-}
-
-fn host() -> String {
-    let files = ["/proc/sys/kernel/hostname", "/etc/hostname"];
-    let named = files.into_iter().find_map(|file| fit(&fs::read_to_string(file).ok()?));
-    let named = named.or_else(|| ["HOSTNAME", "COMPUTERNAME"].into_iter().find_map(variable));
-    named.unwrap_or_else(|| "unknown".to_owned())
-}
-
-fn variable(name: &str) -> Option<String> {
-    fit(&env::var(name).ok()?)
-}
-
-fn fit(text: &str) -> Option<String> {
-    super::values::text(text.trim()).ok()
 }
 
 /// For the [`Authenticator`](tower_api_key::Authenticator) of `verify`.

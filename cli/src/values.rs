@@ -2,15 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use jiff::{
-    SignedDuration, SpanRelativeTo, Timestamp, civil, fmt::friendly::SpanParser, tz::TimeZone,
-};
+use jiff::{SignedDuration, SpanRelativeTo, Timestamp, civil, fmt::friendly::SpanParser};
 use tower_api_key::{
     clock::{Clock as _, SystemClock},
     key::KeyFormat,
     manage::Expiry,
     rate_limit::{Algorithm, InvalidQuota, Quota, RateLimits},
-    record::Metadata,
+    record::{Metadata, Scope},
 };
 
 const TIMES: &str = "write a duration as 30d, 12h or \"90 days\", a date as 2026-12-31 or \
@@ -37,15 +35,28 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 
 pub(crate) fn instant(text: &str) -> Result<SystemTime, String> {
     let text = text.trim();
-    let in_utc = |at: civil::DateTime| TimeZone::UTC.to_timestamp(at);
-    let at = if let Ok(at) = text.parse::<Timestamp>() {
-        Ok(at)
-    } else if has_zone(text) {
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return SystemTime::try_from(at).map_err(|_| format!("not a valid time; {TIMES}"));
+    }
+    // A `Timestamp` cannot hold the last day of the year 9999.
+    let in_utc = text.strip_suffix(['Z', 'z']).filter(|_| has_zone(text)).unwrap_or(text);
+    if has_zone(in_utc) {
         return Err(format!("not a time; {TIMES}"));
+    }
+    let at = in_utc.parse::<civil::DateTime>().ok().and_then(system_time);
+    at.ok_or_else(|| format!("not a valid time; {TIMES}"))
+}
+
+pub(crate) const EPOCH: civil::DateTime = civil::DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
+
+/// The instant of a date and time in UTC.
+fn system_time(at: civil::DateTime) -> Option<SystemTime> {
+    let distance = at.duration_since(EPOCH);
+    if distance.is_negative() {
+        SystemTime::UNIX_EPOCH.checked_sub(distance.unsigned_abs())
     } else {
-        text.parse::<civil::DateTime>().and_then(in_utc)
-    };
-    at.and_then(SystemTime::try_from).map_err(|_| format!("not a valid time; {TIMES}"))
+        SystemTime::UNIX_EPOCH.checked_add(distance.unsigned_abs())
+    }
 }
 
 /// Whether an offset or a zone name follows the time. The `-` of the date does not count.
@@ -60,6 +71,16 @@ pub(crate) fn expiry(text: &str) -> Result<Expiry, String> {
     }
     moment(text, Expiry::At, Expiry::In)
         .map_err(|problem| format!("{problem}; or write \"never\" for a key without an expiry"))
+}
+
+/// The expiry of a new key, which must work for some time.
+pub(crate) fn new_expiry(text: &str) -> Result<Expiry, String> {
+    match expiry(text)? {
+        Expiry::In(lifetime) if lifetime.is_zero() => {
+            Err("a new key must work for longer than no time, such as 30d".into())
+        }
+        expiry => Ok(expiry),
+    }
 }
 
 /// A date, or a duration from now.
@@ -85,6 +106,14 @@ fn moment<T>(
         (_, Err(problem)) if problem.starts_with("months") => Err(problem),
         _ => Err(format!("not a time; {TIMES}")),
     }
+}
+
+/// One scope. Where several can be given, a comma separates them, so no scope has one.
+pub(crate) fn scope(text: &str) -> Result<Scope, String> {
+    if text.contains(',') {
+        return Err("give one scope, without a comma".into());
+    }
+    text.parse::<Scope>().map_err(|error| error.to_string())
 }
 
 /// A value of `--rate-limit`: a quota, or no limit.

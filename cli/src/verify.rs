@@ -26,12 +26,13 @@ use super::{
 ///   api-key verify < acme.key
 ///
 /// It is checked by the same code as in a service, but its use is not recorded, and its remaining
-/// quota is known only to the services. Exit code 5 means that the key is rejected.
+/// quota is known only to the services. The formats that a service accepts are not in the database:
+/// give its own by --key-prefix and --accept. Exit code 5 means that the key is rejected.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Verify {
-    /// A scope that the key must have; may be repeated
-    #[arg(long = "scope", value_name = "SCOPE")]
+    /// A scope that the key must have; may be repeated, or several separated by commas
+    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',')]
     scopes: Vec<Scope>,
 
     /// A prefix of the service's keys; may be repeated
@@ -42,10 +43,17 @@ pub(crate) struct Verify {
     /// A format of imported keys that the service accepts: hex:64, base62:32 or base64url:43, with
     /// a prefix as in hex:64:old-; may be repeated
     #[arg(long = "accept", value_name = "FORMAT", value_parser = imported)]
-    imported: Vec<ImportedFormat>,
+    imported: Vec<Imported>,
 }
 
-fn imported(text: &str) -> Result<ImportedFormat, String> {
+/// A format of imported keys, and how it was written.
+#[derive(Clone, Debug)]
+struct Imported {
+    format: ImportedFormat,
+    text: String,
+}
+
+fn imported(text: &str) -> Result<Imported, String> {
     let advice = "write a format as hex:64, base32:32, base62:32 or base64url:43, with a prefix \
         as in hex:64:old-";
     let (alphabet, rest) = text.split_once(':').ok_or(advice)?;
@@ -58,7 +66,9 @@ fn imported(text: &str) -> Result<ImportedFormat, String> {
         _ => return Err(advice.into()),
     };
     let len = len.parse().map_err(|_| advice)?;
-    ImportedFormat::new(prefix, alphabet, len).map_err(|error| format!("{error}; {advice}"))
+    let format = ImportedFormat::new(prefix, alphabet, len);
+    let format = format.map_err(|error| format!("{error}; {advice}"))?;
+    Ok(Imported { format, text: text.to_owned() })
 }
 
 /// Longer than any key.
@@ -67,20 +77,23 @@ const MAX_LEN: usize = 4096;
 pub(crate) async fn run(verify: Verify, session: &Session) -> Result<ExitCode, Failure> {
     let key = read_key()?;
     let key = secrecy::ExposeSecret::expose_secret(&key).trim_ascii();
+    let prefixes = verify.formats.iter().map(|format| format.prefix().to_owned());
+    let imported = verify.imported.iter().map(|imported| imported.text.clone());
+    let accepted: Vec<_> = prefixes.chain(imported).collect();
     let mut formats = verify.formats.into_iter();
     let first = formats.next().ok_or_else(|| Failure::usage("--key-prefix: give one"))?;
     let mut builder = Authenticator::builder(session.store.clone(), first);
     for format in formats {
         builder = builder.accept(format);
     }
-    for format in verify.imported {
-        builder = builder.accept(format);
+    for imported in verify.imported {
+        builder = builder.accept(imported.format);
     }
     // The worker, which would record the use, is not run.
     let (auth, _) = builder.build();
     let admission = match auth.check(key).await {
         Ok(admission) => admission,
-        Err(rejection) => return rejected(&rejection, session),
+        Err(rejection) => return rejected(&rejection, key, accepted, session),
     };
     let consumer = admission.consumer();
     let lacking: Vec<_> =
@@ -90,6 +103,7 @@ pub(crate) async fn run(verify: Verify, session: &Session) -> Result<ExitCode, F
         admitted: lacking.is_empty(),
         reason: (!lacking.is_empty()).then_some("insufficient_scope"),
         status: if lacking.is_empty() { 200 } else { 403 },
+        accepted,
     };
     if session.global.json {
         let mut answer = verdict.json();
@@ -97,7 +111,11 @@ pub(crate) async fn run(verify: Verify, session: &Session) -> Result<ExitCode, F
         output::line(&answer.to_string())?;
     } else {
         match lacking.first() {
-            None => output::line(&verdict.headline("the key is accepted"))?,
+            None => {
+                let by = verdict.accepted.join(", ");
+                let by = format!("the key is accepted by a service whose formats are {by}");
+                output::line(&verdict.headline(&by))?;
+            }
             Some(scope) => {
                 let why = format!("the key is rejected with 403: it lacks the scope {scope}");
                 output::line(&verdict.headline(&why))?;
@@ -108,7 +126,12 @@ pub(crate) async fn run(verify: Verify, session: &Session) -> Result<ExitCode, F
     Ok(verdict.exit_code())
 }
 
-fn rejected(rejection: &Rejection, session: &Session) -> Result<ExitCode, Failure> {
+fn rejected(
+    rejection: &Rejection,
+    key: &[u8],
+    accepted: Vec<String>,
+    session: &Session,
+) -> Result<ExitCode, Failure> {
     let (reason, status) = match rejection.kind() {
         RejectionKind::Malformed => ("malformed", 401),
         RejectionKind::Unknown => ("unknown", 401),
@@ -119,18 +142,38 @@ fn rejected(rejection: &Rejection, session: &Session) -> Result<ExitCode, Failur
         // The look-up failed, which says nothing about the key.
         _ => return Err(Failure::new("the key could not be looked up").because(rejection)),
     };
-    let verdict = Verdict { admitted: false, reason: Some(reason), status };
+    let verdict = Verdict { admitted: false, reason: Some(reason), status, accepted };
     let key_id = rejection.key_id().map(|id| id.to_string());
+    // A key of a format that is accepted is not malformed.
+    let other_prefix = if reason == "malformed" { prefix_of(key) } else { None };
     if session.global.json {
         let mut answer = verdict.json();
         output::set(&mut answer, "key_id", json!(key_id));
+        output::set(&mut answer, "key_prefix", json!(other_prefix));
         output::line(&answer.to_string())?;
     } else {
         let which = key_id.map_or_else(String::new, |id| format!(" ({id})"));
-        let why = format!("the key is rejected with {status}: {rejection}{which}");
+        let mut why = format!("the key is rejected with {status}: {rejection}{which}");
+        if let Some(prefix) = other_prefix {
+            why += &format!(
+                "; it is a key with the prefix {prefix}, and the formats checked are {}: if the \
+                service accepts it, give --key-prefix {prefix}",
+                verdict.accepted.join(", ")
+            );
+        }
         output::line(&verdict.headline(&why))?;
     }
     Ok(verdict.exit_code())
+}
+
+/// The prefix of a well-formed key, whatever it is. The checksum must be right: otherwise, what
+/// looks like a prefix could be a part of a secret.
+fn prefix_of(key: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(key).ok()?;
+    let ends = text.match_indices('_').map(|(at, _)| at);
+    let mut formats = ends.filter_map(|at| KeyFormat::new(text.get(..=at)?).ok());
+    let format = formats.find(|format| format.parse(key).is_ok())?;
+    Some(format.prefix().to_owned())
 }
 
 struct Verdict {
@@ -138,11 +181,18 @@ struct Verdict {
     reason: Option<&'static str>,
     /// The HTTP status with which the layer answers.
     status: u16,
+    /// The formats that the key was checked against.
+    accepted: Vec<String>,
 }
 
 impl Verdict {
     fn json(&self) -> Value {
-        json!({ "admitted": self.admitted, "reason": self.reason, "http_status": self.status })
+        json!({
+            "admitted": self.admitted,
+            "reason": self.reason,
+            "http_status": self.status,
+            "accepted_formats": self.accepted,
+        })
     }
 
     fn headline(&self, text: &str) -> String {

@@ -14,18 +14,25 @@ pub struct KeyImport {
     new: NewKey,
     key_prefix: String,
     key_last4: String,
+    is_active: bool,
 }
 
 impl KeyImport {
     /// The key with the SHA-256 `hash`, with the properties of `new`.
     pub fn new(hash: KeyHash, new: NewKey) -> Self {
-        Self { hash, new, key_prefix: String::new(), key_last4: String::new() }
+        Self { hash, new, key_prefix: String::new(), key_last4: String::new(), is_active: true }
     }
 
     /// The prefix and the last four characters of the key, by which its owner recognizes it.
     /// Default: none.
     pub fn hint(self, key_prefix: impl Into<String>, key_last4: impl Into<String>) -> Self {
         Self { key_prefix: key_prefix.into(), key_last4: key_last4.into(), ..self }
+    }
+
+    /// Whether the key is active: an inactive key is rejected until it is activated. Default: it is
+    /// active.
+    pub fn is_active(self, is_active: bool) -> Self {
+        Self { is_active, ..self }
     }
 
     fn record(&self, issuer: &KeyIssuer) -> Result<KeyRecord, ManageError> {
@@ -39,6 +46,7 @@ impl KeyImport {
         text::check("key_last4", &self.key_last4)?;
         record.key_prefix.clone_from(&self.key_prefix);
         record.key_last4.clone_from(&self.key_last4);
+        record.is_active = self.is_active;
         Ok(record)
     }
 }

@@ -10,7 +10,7 @@ use tower_api_key::{
 
 use super::super::values;
 
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "hash",
     "consumer_id",
     "expires",
@@ -23,6 +23,7 @@ const FIELDS: [&str; 12] = [
     "created_by",
     "prefix",
     "last4",
+    "is_active",
 ];
 
 /// The key that a line describes; `None` for an empty line.
@@ -38,23 +39,24 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
         )
     })?;
     if let Some(unknown) = object.keys().find(|name| !FIELDS.contains(&name.as_str())) {
-        return Err(format!("{} is unknown; known fields: {}", named(unknown), FIELDS.join(", ")));
+        return Err(format!(
+            "{} is unknown; known fields: {}; keep other data in `metadata`",
+            named(unknown),
+            FIELDS.join(", ")
+        ));
     }
     let hash = required(&object, "hash", "the key's SHA-256")?;
     let hash = self::hash(hash).map_err(|problem| format!("hash: {problem}"))?;
     let consumer = required(&object, "consumer_id", "the key's consumer")?;
     let expires = required(&object, "expires", "\"never\", \"2026-12-31\" or \"90d\"")?;
-    let expiry = values::expiry(expires).map_err(|problem| format!("expires: {problem}"))?;
+    let expiry = values::new_expiry(expires).map_err(|problem| format!("expires: {problem}"))?;
 
     let mut new = NewKey::new(consumer, expiry);
     if let Some(name) = text(&object, "name")? {
         new = new.name(name);
     }
     if let Some(scopes) = present(&object, "scopes") {
-        let scopes = serde_json::from_value::<Scopes>(scopes.clone());
-        new = new.scopes(scopes.map_err(
-            |_| "scopes: must be a list of up to 128 scopes, such as [\"orders:read\"]",
-        )?);
+        new = new.scopes(self::scopes(scopes).map_err(|problem| format!("scopes: {problem}"))?);
     }
     if let Some(limits) = present(&object, "rate_limits") {
         new = new.rate_limits(rate_limits(limits).map_err(|e| format!("rate_limits: {e}"))?);
@@ -76,7 +78,11 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
         new = new.reason(reason);
     }
     let (prefix, last4) = (text(&object, "prefix")?, text(&object, "last4")?);
-    Ok(Some(KeyImport::new(hash, new).hint(prefix.unwrap_or(""), last4.unwrap_or(""))))
+    let mut key = KeyImport::new(hash, new).hint(prefix.unwrap_or(""), last4.unwrap_or(""));
+    if let Some(is_active) = present(&object, "is_active") {
+        key = key.is_active(is_active.as_bool().ok_or("is_active: must be true or false")?);
+    }
+    Ok(Some(key))
 }
 
 pub(super) fn hash(text: &str) -> Result<KeyHash, &'static str> {
@@ -108,6 +114,16 @@ fn required<'o>(
     what: &str,
 ) -> Result<&'o str, String> {
     text(object, field)?.ok_or_else(|| format!("`{field}` is missing: {what}"))
+}
+
+fn scopes(value: &Value) -> Result<Scopes, &'static str> {
+    let scopes = serde_json::from_value::<Scopes>(value.clone())
+        .map_err(|_| "must be a list of up to 128 scopes, such as [\"orders:read\"]")?;
+    // `--scope` separates scopes by commas, so such a scope is a list by mistake.
+    if scopes.iter().any(|scope| scope.as_str().contains(',')) {
+        return Err("must be separate strings, such as [\"orders:read\", \"orders:write\"]");
+    }
+    Ok(scopes)
 }
 
 /// Limits as written on the command line, or as printed by `show --json`.

@@ -22,8 +22,9 @@ const BATCH: usize = 1000;
 ///   hash         SHA-256 of the whole key, in hex or base64
 ///   consumer_id  the consumer that the key belongs to
 ///   expires      "never", "2026-12-31", "90d"
-///   name, scopes, rate_limits, plan, metadata, not_before, created_by, prefix, last4: optional.
-///   rate_limits is a list such as ["600/min"], or as printed by `show --json`.
+///   name, scopes, rate_limits, plan, metadata, not_before, created_by, prefix, last4, is_active:
+///   optional; null counts as left out. rate_limits is a list such as ["600/min"], or as printed
+///   by `show --json`. A key whose is_active is false is rejected until it is activated.
 ///
 /// The file is read as a stream and stored in batches of 1,000 keys, one transaction each. Known
 /// keys are counted and left unchanged: run an interrupted import again from the start.
@@ -49,7 +50,7 @@ pub(crate) struct Import {
     consumer: Option<String>,
 
     /// When the one key stops working: 30d, 2026-12-31, "never"
-    #[arg(long, value_name = "WHEN", value_parser = values::expiry, requires = "hash")]
+    #[arg(long, value_name = "WHEN", value_parser = values::new_expiry, requires = "hash")]
     expires: Option<Expiry>,
 
     /// The prefix of the one key, for display

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, chown},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -261,6 +261,30 @@ async fn verify_says_why() {
     }
 }
 
+#[test]
+fn verify_names_the_formats_that_it_checks() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let (key, _) = place.issue("--expires 1d");
+    let verified = place.fed("verify --key-prefix sk_live_ --accept hex:64:old-", &key);
+    assert_eq!(verified.code, 0, "{verified:?}");
+    let by = "accepted by a service whose formats are sk_live_, hex:64:old-";
+    assert!(verified.out.contains(by), "{verified:?}");
+    assert_eq!(place.verify(&key).1["accepted_formats"], json!(["sk_live_"]));
+
+    let (key, _) = place.issue("--expires 1d --key-prefix acme_test_");
+    let rejected = place.fed("verify", &key);
+    assert_eq!(rejected.code, 5, "{rejected:?}");
+    for text in ["the prefix acme_test_,", "checked are sk_live_:", "--key-prefix acme_test_"] {
+        assert!(rejected.out.contains(text), "{rejected:?}");
+    }
+    assert_eq!(place.verify(&key).1["key_prefix"], "acme_test_");
+    // What is mistyped may be a part of a secret.
+    let mistyped = key.replace("acme_", "acmd_");
+    assert_eq!(place.verify(&mistyped).1["key_prefix"], Value::Null);
+    assert!(!place.fed("verify", &mistyped).out.contains("acmd"));
+}
+
 #[tokio::test]
 async fn a_key_goes_to_a_file_that_only_its_owner_reads() {
     for place in Place::all().await {
@@ -428,6 +452,8 @@ async fn mistakes_are_named_with_an_example() {
         ("issue --consumer acme --expires 2026-13-31", "2026-12-31"),
         ("issue --consumer acme --expires 3mo", "90d"),
         ("issue --consumer acme --expires=-1d", "30d"),
+        ("issue --consumer acme --expires 0d", "must work for longer"),
+        ("rotate 0190d4c0-0000-7000-8000-000000000000 --expires 0s", "must work for longer"),
         ("issue --consumer acme --expires 2020-01-01", "--expires: must not be in the past"),
         ("issue --consumer acme --expires 1d --scope a\"b", "--scope"),
         ("issue --consumer acme --expires 1d --rate-limit many", "600/min"),
@@ -451,6 +477,8 @@ async fn mistakes_are_named_with_an_example() {
         ("plan set a/b 1/s", "1 to 64 letters"),
         ("plan remove", "NAME"),
         ("issue --consumer acme --expires 1d --key-prefix sk-live", "sk_live_"),
+        ("issue --consumer acme --expires 1d --scope a,,b", "--scope"),
+        ("list --scope a,b", "one scope"),
         ("list --status odd", "active"),
         ("list --limit 0", "1,000"),
         ("show 42", "UUID"),
@@ -470,6 +498,24 @@ async fn mistakes_are_named_with_an_example() {
     assert_eq!(count(&place), 0);
 }
 
+#[test]
+fn scopes_are_separated_by_commas() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let (key, id) = place.issue("--expires 1d --scope orders:read,orders:write --scope admin");
+    let scopes = json!(["admin", "orders:read", "orders:write"]);
+    assert_eq!(place.json(&format!("show {id}"))["scopes"], scopes);
+    assert_eq!(place.fed("verify --scope orders:read,admin", &key).code, 0);
+    let lacking = place.fed("verify --scope admin,orders:delete", &key);
+    assert!(lacking.code == 5 && lacking.out.contains("orders:delete"), "{lacking:?}");
+    assert_eq!(place.json(&format!("update {id} --scope b,a"))["scopes"], json!(["a", "b"]));
+
+    let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "1d" });
+    line["scopes"] = json!(["orders:read,orders:write"]);
+    let said = place.fed("import -", &format!("{line}\n"));
+    assert!(said.code == 2 && said.err.contains("scopes: must be separate"), "{said:?}");
+}
+
 #[tokio::test]
 async fn times_are_written_as_people_write_them() {
     let place = Place::sqlite();
@@ -479,10 +525,15 @@ async fn times_are_written_as_people_write_them() {
         ("2126-12-31T12:00Z", "2126-12-31T12:00:00Z"),
         ("2126-12-31T12:00+02:00", "2126-12-31T10:00:00Z"),
         ("2126-12-31T12:00:01", "2126-12-31T12:00:01Z"),
+        ("9999-12-31", "9999-12-31T00:00:00Z"),
+        ("9999-12-31T23:59:59Z", "9999-12-31T23:59:59Z"),
     ] {
         let answer = place.json(&format!("issue --consumer acme --expires {written}"));
         assert_eq!(answer["expires_at"], meant);
     }
+    assert!(place.done("list").out.contains("9999-12-31T23:59:59Z"));
+    let beyond = place.run("issue --consumer acme --expires 9999-12-31T23:59:59.5Z");
+    assert!(beyond.code == 2 && beyond.err.contains("year 9999"), "{beyond:?}");
     for written in ["90days", "12h", "1w", "1d12h", "10m"] {
         assert_ne!(
             place.json(&format!("issue --consumer a --expires {written}"))["expires_at"],
@@ -523,6 +574,70 @@ async fn the_database_is_named_by_option_environment_or_file() {
     // A missing file is not created by mistake.
     assert_eq!(place.run("list --database-url sqlite:typo.db").code, 1);
     assert!(!place.folder.path().join("typo.db").exists());
+}
+
+#[test]
+fn a_file_of_settings_is_named_and_only_that_of_the_user_or_root_is_read() {
+    let place = Place::sqlite();
+    let settings = place.folder.path().join(".env");
+    place.write(".env", "DATABASE_URL=sqlite:from-file.db\n");
+    let below = place.folder.path().join("below");
+    fs::create_dir(&below).unwrap();
+    let run = || {
+        let mut command = place.command(&["migrate"]);
+        said(command.env_remove("DATABASE_URL").current_dir(&below).output().unwrap())
+    };
+    let read = run();
+    assert_eq!(read.code, 0, "{read:?}");
+    let name = settings.canonicalize().unwrap().display().to_string();
+    assert!(read.err.contains(&format!("settings read from {name}")), "{read:?}");
+    assert!(below.join("from-file.db").exists());
+    // A file that sets nothing is not mentioned.
+    assert!(!place.done("migrate").err.contains(".env"));
+
+    // Only root can give a file to another user.
+    if chown(&settings, Some(65_534), None).is_ok() {
+        let foreign = run();
+        assert_eq!(foreign.code, 2, "{foreign:?}");
+        let ignored = format!("ignored {name}: it belongs to another user");
+        assert!(foreign.err.contains(&ignored), "{foreign:?}");
+    }
+}
+
+#[test]
+fn a_new_database_file_is_readable_by_its_owner_alone() {
+    let place = Place::sqlite();
+    for url in ["sqlite:plain.db", "sqlite:with%20space.db", "sqlite:named.db?mode=rwc"] {
+        place.done(&format!("migrate --database-url {url}"));
+        place.done(&format!("issue --consumer acme --expires 1d --database-url {url}"));
+    }
+    let files: Vec<_> = fs::read_dir(place.folder.path()).unwrap().map(Result::unwrap).collect();
+    assert!(files.len() >= 3, "{files:?}");
+    for file in files {
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+    }
+}
+
+#[test]
+fn an_error_of_a_migration_does_not_advise_a_migration() {
+    let place = Place::sqlite();
+    let failed = place.run("migrate --database-url sqlite:no/such/folder/keys.db");
+    assert!(failed.code == 1 && failed.err.contains("Does the folder exist"), "{failed:?}");
+    assert!(!failed.err.contains("api-key migrate"), "{failed:?}");
+    let missing = place.run("list --database-url sqlite:keys.db");
+    assert!(missing.code == 1 && missing.err.contains("`api-key migrate` creates"), "{missing:?}");
+}
+
+#[test]
+fn the_audit_has_the_name_of_the_user() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let mut issue = place.command(&["issue", "--consumer", "acme", "--expires", "1d"]);
+    assert_eq!(said(issue.env_remove("USER").output().unwrap()).code, 0);
+    let user = Command::new("id").arg("-un").output().unwrap().stdout;
+    let user = String::from_utf8(user).unwrap();
+    let actor = text(&place.json("events")["events"][0], "actor");
+    assert_eq!(actor.split('@').next(), Some(user.trim()));
 }
 
 #[tokio::test]
@@ -632,7 +747,9 @@ async fn an_import_stops_at_what_makes_no_sense_and_can_be_begun_again() {
             ),
             ("{\"color\":1}", "`color`"),
             (&format!("{{\"{secret}\":1}}"), "one of its fields"),
+            (&import_line(1).replace("\"30d\"}\n", "\"30d\",\"is_active\":1}"), "is_active"),
             ("nonsense", "column"),
+            (&import_line(1).trim().replace("30d", "0d"), "expires: a new key must work"),
             (
                 &format!(
                     "{{\"hash\":\"{}\",\"consumer_id\":\"a\",\"expires\":\"1d\",\"plan\":\"a b\"}}",
@@ -738,6 +855,40 @@ async fn a_key_that_was_imported_is_verified_and_rotated() {
     assert_eq!(place.fed("verify --accept hex:64", &key).code, 0);
     let id = text(&place.json("list")["keys"][0], "id");
     assert!(text(&place.json(&format!("rotate {id}")), "key").starts_with("sk_live_"));
+}
+
+#[test]
+fn null_is_left_out_of_an_import_and_a_key_can_be_imported_inactive() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let optional = [
+        "name",
+        "scopes",
+        "rate_limits",
+        "plan",
+        "metadata",
+        "not_before",
+        "created_by",
+        "prefix",
+        "last4",
+        "is_active",
+    ];
+    let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "1d" });
+    for field in optional {
+        line[field] = Value::Null;
+    }
+    let said = place.fed("import -", &format!("{line}\n"));
+    assert_eq!(said.code, 0, "{said:?}");
+    let key = &place.json("list")["keys"][0];
+    assert_eq!((&key["scopes"], &key["is_active"]), (&json!([]), &true.into()));
+
+    for (number, is_active, status) in [(2, true, "active"), (3, false, "inactive")] {
+        line["hash"] = hash(number).into();
+        line["is_active"] = is_active.into();
+        let said = place.fed("import -", &format!("{line}\n"));
+        assert_eq!(said.code, 0, "{said:?}");
+        assert_eq!(place.json("list")["keys"][0]["status"], status);
+    }
 }
 
 #[tokio::test]
@@ -981,6 +1132,28 @@ async fn no_list_of_processes_shows_a_key() {
     assert_eq!(output.code, 0, "{output:?}");
     let shown = String::from_utf8_lossy(&shown.concat()).into_owned();
     assert!(shown.contains("acme") && !shown.contains(output.out.trim()), "{shown}");
+}
+
+/// The output of a command whose reader has ended before the command writes.
+fn unread(place: &Place, arguments: &[&str]) -> Said {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = place.command(arguments).stdout(writer).stderr(Stdio::piped()).output();
+    said(output.unwrap())
+}
+
+#[test]
+fn a_reader_that_ends_early_is_not_an_error_unless_a_key_is_lost() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    place.issue("--expires 1d");
+    for command in ["list", "list --json", "events", "doctor", "man", "completions bash"] {
+        let arguments: Vec<_> = command.split_whitespace().collect();
+        let said = unread(&place, &arguments);
+        assert_eq!((said.code, said.err.as_str()), (141, ""), "{command}");
+    }
+    let said = unread(&place, &["issue", "--consumer", "acme", "--expires", "1d"]);
+    assert!(said.code == 1 && said.err.contains("The key is lost"), "{said:?}");
 }
 
 #[test]
