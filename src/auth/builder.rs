@@ -107,7 +107,7 @@ impl Builder {
     /// what a crash can lose.
     ///
     /// Only the first use of a key in each interval is recorded, so the stored time lags behind the
-    /// last use by at most two intervals.
+    /// last use by at most two intervals. The rate limiter is swept in the same interval.
     pub fn usage_interval(self, interval: Duration) -> Self {
         Self { usage_interval: interval.clamp(MIN_USAGE_INTERVAL, MAX_USAGE_INTERVAL), ..self }
     }
@@ -140,7 +140,7 @@ impl Builder {
             loader.begin_gap();
         }
         let (usage, writer) = usage::channel(Arc::clone(&loader), self.usage_interval);
-        let worker = Worker::new(Arc::clone(&loader), self.feed, writer);
+        let worker = Worker::new(Arc::clone(&loader), self.feed, writer, self.usage_interval);
         let formats = formats.into();
         (Authenticator::new(Inner { formats, loader, usage }), worker)
     }

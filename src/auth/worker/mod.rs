@@ -1,5 +1,6 @@
 mod backoff;
 mod feed;
+mod sweep;
 pub(super) mod usage;
 
 use std::{
@@ -10,10 +11,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use self::{
     backoff::{Backoff, LONGEST as LONGEST_BACKOFF},
+    sweep::LimiterSweep,
     usage::UsageWriter,
 };
 pub(super) use self::{feed::DynFeed, usage::UsageRecorder};
@@ -47,6 +49,7 @@ pub struct Worker {
     loader: Arc<Loader>,
     feed: Option<Box<dyn DynFeed>>,
     usage: UsageWriter,
+    sweep_interval: Duration,
 }
 
 impl Worker {
@@ -54,8 +57,9 @@ impl Worker {
         loader: Arc<Loader>,
         feed: Option<Box<dyn DynFeed>>,
         usage: UsageWriter,
+        sweep_interval: Duration,
     ) -> Self {
-        Self { loader, feed, usage }
+        Self { loader, feed, usage, sweep_interval }
     }
 
     /// Runs until `shutdown` resolves or every [`Authenticator`](super::Authenticator) is dropped,
@@ -71,8 +75,7 @@ impl Worker {
     /// panics counts as resolved. Close database pools only after this has returned, or the uses
     /// not yet written are lost.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { loader, feed, mut usage } = self;
-        let sweep_interval = usage.interval();
+        let Self { loader, feed, mut usage, sweep_interval } = self;
         tokio::select! {
             _ = catch_panic(shutdown) => {}
             () = write_usage(&loader, &mut usage) => {}
@@ -148,17 +151,13 @@ async fn probe(loader: &Arc<Loader>) -> Infallible {
     }
 }
 
-async fn sweep(loader: &Loader, every: Duration) -> Infallible {
+async fn sweep(loader: &Loader, interval: Duration) -> Infallible {
     let mut duty = Duty::new("limiter sweep", loader);
-    let mut ticks = interval_at(Instant::now() + every, every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sweep = LimiterSweep::every(interval);
     loop {
-        ticks.tick().await;
-        let swept = catch_panic(async {
-            loader.limits.meters.limiter.sweep(loader.clock.monotonic());
-        });
-        if let Err(panicked) = swept.await {
-            duty.panicked(panicked).await;
+        match catch_panic(sweep.run(loader)).await {
+            Ok(never) => match never {},
+            Err(panicked) => duty.panicked(panicked).await,
         }
     }
 }
