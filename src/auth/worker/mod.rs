@@ -39,7 +39,8 @@ const TIMER_BOUND: Duration = Duration::from_secs(1);
 /// the rate limiter.
 ///
 /// Nothing runs until [`run`](Self::run) is awaited, usually in a task of its own. Drop the worker
-/// if you need none of this.
+/// if you need none of this. A worker that is dropped without being run logs a warning, because
+/// `let (auth, _) = builder.build()` is usually a mistake.
 ///
 /// Uses that cannot be written yet are kept for up to 100,000 keys, the default cache capacity.
 /// Beyond that, or when 16,384 uses are queued for the worker, they are dropped and
@@ -50,6 +51,24 @@ pub struct Worker {
     feed: Option<Box<dyn DynFeed>>,
     usage: UsageWriter,
     sweep_interval: Duration,
+    unrun: UnrunWarning,
+}
+
+/// Logs, when it is dropped, that the worker was not run.
+struct UnrunWarning {
+    is_due: bool,
+}
+
+impl Drop for UnrunWarning {
+    fn drop(&mut self) {
+        if self.is_due {
+            trace::warn!(
+                consequences = "last uses are not written; changes made elsewhere are noticed late; \
+                                a store that is down is not probed; the rate limiter is not swept",
+                "worker dropped without being run"
+            );
+        }
+    }
 }
 
 impl Worker {
@@ -59,7 +78,8 @@ impl Worker {
         usage: UsageWriter,
         sweep_interval: Duration,
     ) -> Self {
-        Self { loader, feed, usage, sweep_interval }
+        let unrun = UnrunWarning { is_due: true };
+        Self { loader, feed, usage, sweep_interval, unrun }
     }
 
     /// Runs until `shutdown` resolves or every [`Authenticator`](super::Authenticator) is dropped,
@@ -75,7 +95,8 @@ impl Worker {
     /// panics counts as resolved. Close database pools only after this has returned, or the uses
     /// not yet written are lost.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { loader, feed, mut usage, sweep_interval } = self;
+        let Self { loader, feed, mut usage, sweep_interval, mut unrun } = self;
+        unrun.is_due = false;
         tokio::select! {
             _ = catch_panic(shutdown) => {}
             () = write_usage(&loader, &mut usage) => {}
