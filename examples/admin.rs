@@ -44,7 +44,7 @@ async fn run() -> Result<()> {
     store.migrate().await?;
 
     let format = KeyFormat::new(setting("API_KEY_PREFIX").as_deref().unwrap_or("sk_live_"))?;
-    let (auth, worker) = Authenticator::builder(store.clone(), format.clone())
+    let (auth, worker) = Authenticator::builder(store.clone(), format)
         .default_rate_limits(Quota::per_second(1000)?)
         // A key revoked on the command line is refused here within milliseconds.
         .change_feed(store.change_feed())
@@ -53,7 +53,7 @@ async fn run() -> Result<()> {
     let end = terminated()?;
     let listener = TcpListener::bind(bind()).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    serve(listener, routes(KeyIssuer::new(store, format), auth)?, worker, end).await
+    serve(listener, routes(auth.issuer(store), auth)?, worker, end).await
 }
 
 fn routes(issuer: KeyIssuer, auth: Authenticator) -> Result<Router, InvalidScope> {

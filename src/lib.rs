@@ -22,7 +22,7 @@
 //! use tower_api_key::{
 //!     ApiKeyLayer, Authenticator, Consumer,
 //!     key::KeyFormat,
-//!     manage::{Expiry, KeyIssuer, NewKey},
+//!     manage::{Expiry, NewKey},
 //!     rate_limit::Quota,
 //!     store::MemoryKeyStore,
 //! };
@@ -34,18 +34,18 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let format = KeyFormat::new("sk_live_")?;
 //! let store = MemoryKeyStore::new();
 //!
-//! let (auth, worker) = Authenticator::builder(store.clone(), format.clone())
+//! let (auth, worker) = Authenticator::builder(store.clone(), KeyFormat::new("sk_live_")?)
 //!     .default_rate_limits(Quota::per_minute(600)?)
 //!     .build();
 //! tokio::spawn(worker.run(std::future::pending()));
+//! let issuer = auth.issuer(store);
 //!
 //! let app: Router =
 //!     Router::new().route("/orders", get(orders)).layer(ApiKeyLayer::new(auth));
 //!
-//! let issued = KeyIssuer::new(store, format).issue(NewKey::new("acme", Expiry::Never)).await?;
+//! let issued = issuer.issue(NewKey::new("acme", Expiry::Never)).await?;
 //! let request = Request::get("/orders")
 //!     .header("authorization", format!("Bearer {}", issued.key.expose_secret()))
 //!     .body(Body::empty())?;

@@ -19,7 +19,7 @@ use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer, RequireScope,
     auth::Worker,
     key::{InvalidFormat, KeyFormat},
-    manage::{Expiry, KeyIssuer, NewKey},
+    manage::{Expiry, NewKey},
     rate_limit::Quota,
     record::{InvalidScope, Scope},
     store::ManageKeys,
@@ -59,7 +59,7 @@ pub(crate) fn key_format() -> Result<KeyFormat, InvalidFormat> {
 /// Issues a key for 10 requests a minute, 5 at once, without the scope `reports:read`.
 pub(crate) async fn issue_demo_key(store: impl ManageKeys, auth: &Authenticator) -> Result<String> {
     let quota = Quota::per_minute(10)?.burst(5)?;
-    let issuer = KeyIssuer::new(store, key_format()?).invalidates(auth.clone());
+    let issuer = auth.issuer(store);
     let issued =
         issuer.issue(NewKey::new("acme", Expiry::Never).name("demo").rate_limits(quota)).await?;
     Ok(issued.key.expose_secret().to_owned())

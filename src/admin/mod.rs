@@ -2,15 +2,15 @@
 //!
 //! ```
 //! use axum::Router;
-//! use tower_api_key::{Authenticator, admin, key::KeyFormat, manage::KeyIssuer};
+//! use tower_api_key::{Authenticator, admin, key::KeyFormat};
 //! # use tower_api_key::store::MemoryKeyStore;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let store = MemoryKeyStore::new();
 //! let format = KeyFormat::new("sk_live_")?;
-//! let (auth, worker) = Authenticator::builder(store.clone(), format.clone()).build();
+//! let (auth, worker) = Authenticator::builder(store.clone(), format).build();
 //! # drop(worker);
-//! let issuer = KeyIssuer::new(store, format);
+//! let issuer = auth.issuer(store);
 //! let app: Router = Router::new().nest_service("/admin", admin::router(issuer, auth));
 //! # Ok(())
 //! # }

@@ -16,7 +16,8 @@ use super::{
     worker::UsageRecorder,
 };
 use crate::{
-    key::{AcceptedFormat, KeyHash},
+    clock::Clock,
+    key::{AcceptedFormat, KeyFormat, KeyHash},
     rate_limit::{Check, Decisions, RateLimits},
     record::{Consumer, KeyRecord, Origin},
     store::Invalidate,
@@ -30,6 +31,7 @@ use crate::{
 pub struct Authenticator(Arc<Inner>);
 
 pub(super) struct Inner {
+    pub(super) format: KeyFormat,
     pub(super) formats: Box<[AcceptedFormat]>,
     pub(super) loader: Arc<Loader>,
     pub(super) usage: UsageRecorder,
@@ -167,6 +169,16 @@ impl Authenticator {
 
     pub(crate) fn id(&self) -> AuthenticatorId {
         AuthenticatorId(Arc::downgrade(&self.0.loader))
+    }
+
+    /// The format of keys issued here.
+    pub(crate) fn format(&self) -> &KeyFormat {
+        &self.0.format
+    }
+
+    /// The time source.
+    pub(crate) fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.0.loader.clock)
     }
 
     /// The wall clock of this authenticator.

@@ -25,6 +25,8 @@ const FAILURE_INTERVAL: Duration = Duration::from_secs(1);
 #[must_use]
 pub struct Builder {
     store: Arc<dyn DynStore>,
+    /// The format of keys issued here, which is also the first of `formats`.
+    format: KeyFormat,
     formats: Vec<AcceptedFormat>,
     clock: Arc<dyn Clock>,
     limiter: Arc<dyn RateLimiter>,
@@ -42,7 +44,8 @@ impl Authenticator {
     pub fn builder(store: impl KeyStore, format: KeyFormat) -> Builder {
         Builder {
             store: Arc::new(store),
-            formats: vec![format.into()],
+            formats: vec![format.clone().into()],
+            format,
             clock: Arc::new(SystemClock::new()),
             limiter: Arc::new(LocalRateLimiter::new()),
             default_limits: RateLimits::unlimited(),
@@ -107,7 +110,7 @@ impl Builder {
     /// what a crash can lose.
     ///
     /// Only the first use of a key in each interval is recorded, so the stored time lags behind the
-    /// last use by at most two intervals.
+    /// last use by at most two intervals. The rate limiter is swept in the same interval.
     pub fn usage_interval(self, interval: Duration) -> Self {
         Self { usage_interval: interval.clamp(MIN_USAGE_INTERVAL, MAX_USAGE_INTERVAL), ..self }
     }
@@ -130,7 +133,7 @@ impl Builder {
 
     /// Returns the authenticator, and the worker for the caller to run. Nothing is started.
     pub fn build(self) -> (Authenticator, Worker) {
-        let Self { store, formats, clock, limiter, default_limits, plans, .. } = self;
+        let Self { store, format, formats, clock, limiter, default_limits, plans, .. } = self;
         let meters = Arc::new(Meters { limiter, clock });
         let limits = LimitResolver::new(meters, plans, default_limits);
         let loader = Loader::new(store, limits, self.observer, self.cache, self.failures);
@@ -140,9 +143,9 @@ impl Builder {
             loader.begin_gap();
         }
         let (usage, writer) = usage::channel(Arc::clone(&loader), self.usage_interval);
-        let worker = Worker::new(Arc::clone(&loader), self.feed, writer);
+        let worker = Worker::new(Arc::clone(&loader), self.feed, writer, self.usage_interval);
         let formats = formats.into();
-        (Authenticator::new(Inner { formats, loader, usage }), worker)
+        (Authenticator::new(Inner { format, formats, loader, usage }), worker)
     }
 }
 

@@ -9,24 +9,28 @@
 //!     Authenticator,
 //!     auth::RejectionKind,
 //!     key::KeyFormat,
-//!     manage::{Expiry, KeyIssuer, NewKey},
+//!     manage::{Expiry, NewKey},
 //!     rate_limit::Quota,
 //!     store::MemoryKeyStore,
 //! };
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let format = KeyFormat::new("sk_live_")?;
 //! let store = MemoryKeyStore::new();
-//! let issued = KeyIssuer::new(store.clone(), format.clone()).issue(NewKey::new("acme", Expiry::Never)).await?;
-//!
-//! let (auth, worker) = Authenticator::builder(store, format)
+//! let (auth, worker) = Authenticator::builder(store.clone(), KeyFormat::new("sk_live_")?)
 //!     .default_rate_limits(Quota::per_minute(600)?)
 //!     .build();
-//! # drop(worker);
+//! tokio::spawn(worker.run(std::future::pending()));
 //!
+//! let issuer = auth.issuer(store);
+//! let issued = issuer.issue(NewKey::new("acme", Expiry::Never)).await?;
 //! let admission = auth.check(issued.key.expose_secret().as_bytes()).await?;
 //! assert_eq!(admission.consumer().id(), "acme");
+//!
+//! // `auth` applies at once what its issuer changes.
+//! issuer.revoke(issued.record.id, None).await?;
+//! let rejection = auth.check(issued.key.expose_secret().as_bytes()).await.unwrap_err();
+//! assert_eq!(rejection.kind(), RejectionKind::Revoked);
 //!
 //! let rejection = auth.check(b"sk_live_nonsense").await.unwrap_err();
 //! assert_eq!(rejection.kind(), RejectionKind::Malformed);

@@ -173,7 +173,9 @@ impl fmt::Display for Rejection {
             RejectionKind::StoreUnavailable => "the key store is unavailable",
             RejectionKind::Overloaded => "too many key look-ups in progress",
             RejectionKind::LayerMissing => "this route is not behind an `ApiKeyLayer`; add one",
-            RejectionKind::Internal => "a rate limiter or clock of the service panicked",
+            RejectionKind::Internal => {
+                "a rate limiter or clock of the service panicked, or an invalid scope was required"
+            }
         })
     }
 }
@@ -234,6 +236,7 @@ pub enum RejectionKind {
     /// the client.
     LayerMissing,
     /// A [limiter](crate::rate_limit::RateLimiter) or a [clock](crate::clock::Clock) supplied by
-    /// the service panicked. A bug in the service, not an error of the client.
+    /// the service panicked, or a handler required a scope that is not valid. A bug in the service,
+    /// not an error of the client.
     Internal,
 }

@@ -13,6 +13,7 @@ use super::{
     new_key::whole_micros,
 };
 use crate::{
+    auth::Authenticator,
     clock::{Clock, SystemClock},
     key::{EntropySource, KeyFormat, SystemEntropy},
     record::{KeyAction, KeyEvent, KeyId, KeyRecord},
@@ -68,8 +69,45 @@ const MAX_PER_CONSUMER: usize = 2;
 const MAX_PAGES_PER_CONSUMER: usize = 1;
 const WAIT: Duration = Duration::from_secs(1);
 
+impl Authenticator {
+    /// A key management service for `store` whose changes this authenticator applies at once: a key
+    /// that it revokes is rejected by the next request of this process, without a [change
+    /// feed](crate::auth::Builder::change_feed).
+    ///
+    /// It issues keys in the format passed to [`builder`](Self::builder), and uses the
+    /// authenticator's [clock](crate::auth::Builder::clock). It keeps the authenticator alive.
+    ///
+    /// ```
+    /// # use tower_api_key::{Authenticator, key::KeyFormat, store::MemoryKeyStore};
+    /// use tower_api_key::manage::{Expiry, NewKey};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = MemoryKeyStore::new();
+    /// # let (auth, _worker) =
+    /// #     Authenticator::builder(store.clone(), KeyFormat::new("sk_live_")?).build();
+    /// let issuer = auth.issuer(store);
+    /// let issued = issuer.issue(NewKey::new("acme", Expiry::Never)).await?;
+    /// assert!(auth.check(issued.key.expose_secret().as_bytes()).await.is_ok());
+    ///
+    /// issuer.revoke(issued.record.id, None).await?;
+    /// assert!(auth.check(issued.key.expose_secret().as_bytes()).await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn issuer(&self, store: impl ManageKeys) -> KeyIssuer {
+        let issuer = KeyIssuer::new(store, self.format().clone()).invalidates(self.clone());
+        KeyIssuer { clock: self.clock(), ..issuer }
+    }
+}
+
 impl KeyIssuer {
     /// Issues keys of `format` into `store`, for an operator called `application`.
+    ///
+    /// It knows no authenticator: without a change feed, a key that it revokes keeps working for
+    /// up to [`fresh`](crate::auth::CachePolicy::fresh). In a process that also authenticates, use
+    /// [`Authenticator::issuer`].
     pub fn new(store: impl ManageKeys, format: KeyFormat) -> Self {
         Self {
             store: Arc::new(store),

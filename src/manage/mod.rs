@@ -1,13 +1,16 @@
 //! Key management: issue, import, list, update, rotate, revoke and prune keys.
 //!
 //! [`KeyIssuer`] is the one service behind the application's own code, the admin router and the
-//! command line.
+//! command line. [`Authenticator::issuer`](crate::Authenticator::issuer) makes one whose changes
+//! that authenticator applies at once; [`KeyIssuer::new`] makes one for a program that only manages
+//! keys.
 //!
 //! ```
 //! use std::time::Duration;
 //! use tower_api_key::{
+//!     Authenticator,
 //!     key::KeyFormat,
-//!     manage::{Expiry, KeyIssuer, NewKey, Rotation},
+//!     manage::{Expiry, NewKey, Rotation},
 //!     record::Scopes,
 //!     store::MemoryKeyStore,
 //! };
@@ -16,7 +19,10 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! const DAY: Duration = Duration::from_secs(86_400);
 //!
-//! let issuer = KeyIssuer::new(MemoryKeyStore::new(), KeyFormat::new("sk_live_")?);
+//! let store = MemoryKeyStore::new();
+//! let (auth, worker) = Authenticator::builder(store.clone(), KeyFormat::new("sk_live_")?).build();
+//! # drop(worker);
+//! let issuer = auth.issuer(store);
 //! let new = NewKey::new("acme", Expiry::In(90 * DAY))
 //!     .name("nightly export")
 //!     .scopes(Scopes::parse(["reports:read"])?);

@@ -125,7 +125,8 @@ impl Consumer {
 
     /// A consumer that the extractor and the layers trust as if an authenticator had made it. For
     /// tests that put it into a request's extensions in place of an
-    /// [`ApiKeyLayer`](crate::ApiKeyLayer). It has no quotas, and its key never ends.
+    /// [`ApiKeyLayer`](crate::ApiKeyLayer). It has no quotas, so the layers that limit requests let
+    /// it pass uncounted, and its key never ends.
     ///
     /// A layer that names [its authenticator](crate::RequireScope::of) does not trust it.
     #[cfg(feature = "test-util")]

@@ -984,6 +984,38 @@ async fn issuing_a_key_forgets_that_it_was_unknown() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_revoked_through_the_authenticators_issuer_is_refused_at_once_without_a_feed() {
+    let service = Service::new();
+    let own = service.auth.issuer(service.store.clone());
+    let unconnected = KeyIssuer::new(service.store.clone(), format());
+    for (issuer, is_connected) in [(own, true), (unconnected, false)] {
+        let key = Key::from(issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap());
+        service.get(&key.text).await.is_for("acme");
+        issuer.revoke(key.record.id, None).await.unwrap();
+        if is_connected {
+            service.get(&key.text).await.is_refused(RejectionKind::Revoked);
+        } else {
+            service.get_at_once(&key.text).is_for("acme");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_authenticators_issuer_has_its_format_and_its_clock() {
+    let old = ImportedFormat::new("old_", Alphabet::Hex, 64).unwrap();
+    let service = Service::with(|builder| builder.accept(old));
+    let issuer = service.auth.issuer(service.store.clone());
+    assert_eq!(issuer.format(), &format());
+    service.clock.advance(FRESH);
+    let issued = issuer.issue(NewKey::new("acme", Expiry::In(FRESH))).await.unwrap();
+    assert_eq!(issued.record.expires_at, Some(service.clock.now() + FRESH));
+    let key = Key::from(issued);
+    service.get(&key.text).await.is_for("acme");
+    service.clock.advance(FRESH);
+    service.get(&key.text).await.is_refused(RejectionKind::Expired);
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_randomness_no_key_is_issued() {
     let store = FakeStore::new(&ManualClock::default());
     let seed = Draws::usable().next().unwrap();

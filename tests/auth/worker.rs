@@ -337,6 +337,93 @@ async fn a_worker_dropped_while_it_runs_costs_no_request() {
     }
 }
 
+#[cfg(feature = "tracing")]
+mod logs {
+    use std::{
+        io::{self, Write},
+        sync::{Arc, Mutex},
+    };
+
+    use tracing_subscriber::fmt::MakeWriter;
+
+    use super::*;
+
+    /// What was logged on this thread.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        fn listen() -> (Self, tracing::subscriber::DefaultGuard) {
+            let log = Self::default();
+            let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone());
+            let subscriber = subscriber.with_env_filter("tower_api_key=warn").finish();
+            (log, tracing::subscriber::set_default(subscriber))
+        }
+
+        fn take(&self) -> Vec<String> {
+            let text = String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap();
+            text.lines().map(str::to_owned).collect()
+        }
+
+        #[track_caller]
+        fn is_one_warning(&self) {
+            let lines = self.take();
+            let [line] = &lines[..] else { panic!("{lines:?}") };
+            assert!(line.contains("WARN"), "{line}");
+            assert!(line.contains("worker dropped without being run"), "{line}");
+            assert!(line.contains("last uses are not written"), "{line}");
+        }
+    }
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Log {
+        type Writer = Self;
+
+        fn make_writer(&'a self) -> Self {
+            self.clone()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_dropped_without_being_run_is_logged_once() {
+        let (log, _guard) = Log::listen();
+        let (_service, worker) = Service::and_worker(|builder| builder);
+        assert_eq!(log.take(), [""; 0]);
+        drop(worker);
+        log.is_one_warning();
+
+        let (_auth, _) = Authenticator::builder(Everybody, format()).build();
+        log.is_one_warning();
+
+        let (_service, worker) = Service::and_worker(|builder| builder);
+        drop(worker.run(pending()));
+        log.is_one_warning();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_has_begun_to_run_is_not_logged_when_it_ends() {
+        let (log, _guard) = Log::listen();
+        let running = Running::start();
+        settle().await;
+        running.stop().await;
+        let running = Running::start();
+        settle().await;
+        running.worker.abort();
+        settle().await;
+        assert!(running.worker.is_finished());
+        assert_eq!(log.take(), [""; 0]);
+    }
+}
+
 // Clocks that disagree: the monotonic one stands still while some machines sleep.
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -13,7 +13,7 @@ use http::{HeaderName, Request, Response, StatusCode};
 use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer, RequireScope,
     auth::{Rejection, RejectionKind},
-    layer::{ConcurrencyLimit, Cost, RateClass, StatusOnly},
+    layer::{ConcurrencyLimit, ConsumerRejection, Cost, RateClass, StatusOnly},
     manage::{Expiry, NewKey},
     rate_limit::Quota,
     record::{Metadata, Scopes},
@@ -95,6 +95,54 @@ async fn a_key_without_the_scope_gets_403_and_learns_which_it_needs() {
     assert_eq!(rejection.kind(), RejectionKind::InsufficientScope);
     assert!(rejection.key_id().is_some());
     assert_eq!(app.calls(), 0);
+}
+
+#[tokio::test]
+async fn a_scope_required_by_a_handler_is_refused_as_one_required_by_a_route() {
+    async fn export(consumer: Consumer) -> Result<String, ConsumerRejection> {
+        consumer.require("reports:read")?;
+        consumer.require("export")?;
+        Ok(consumer.id().to_owned())
+    }
+
+    let keys = Keys::new();
+    let by_route = get(whoami).layer(RequireScope::one("export").unwrap());
+    let app = Router::new()
+        .route("/handler", get(export))
+        .route("/route", by_route)
+        .layer(ApiKeyLayer::new(keys.auth()).realm("orders").unwrap());
+    let key = key_with(&keys, &["reports:read"]).await;
+    let answer = async |path, key: &str| send(app.clone(), to(path, with_key(key))).await;
+
+    let refused = answer("/handler", &key).await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+    let challenge = r#"Bearer realm="orders", error="insufficient_scope", scope="export""#;
+    assert_eq!(refused.challenge(), Some(challenge));
+    assert_eq!(refused.json()["scope"], "export");
+    let rejection = refused.rejection.as_ref().unwrap();
+    assert_eq!(rejection.kind(), RejectionKind::InsufficientScope);
+    assert!(rejection.key_id().is_some());
+    let by_route = answer("/route", &key).await;
+    assert_eq!(refused.status, by_route.status);
+    assert_eq!(refused.headers, by_route.headers);
+    assert_eq!(refused.text(), by_route.text());
+
+    let key = key_with(&keys, &["export", "reports:read"]).await;
+    let admitted = answer("/handler", &key).await;
+    assert_eq!((admitted.status, admitted.text()), (StatusCode::OK, "acme"));
+}
+
+#[tokio::test]
+async fn an_invalid_scope_required_by_a_handler_is_a_mistake_of_the_service() {
+    for odd in ["", "a b", "a\"", "a\\", "a\r\nX-Evil: 1", "ä"] {
+        let keys = Keys::new();
+        let handler = move |consumer: Consumer| async move { consumer.require(odd) };
+        let app = Router::new().route("/", get(handler)).layer(ApiKeyLayer::new(keys.auth()));
+        let answer = send(app, with_key(&key_with(&keys, &["a", "b"]).await)).await;
+        assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR, "{odd:?}");
+        assert_eq!(answer.kind(), Some(RejectionKind::Internal), "{odd:?}");
+        assert_eq!(answer.challenge(), None, "{odd:?}");
+    }
 }
 
 #[tokio::test]

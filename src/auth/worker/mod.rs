@@ -1,5 +1,6 @@
 mod backoff;
 mod feed;
+mod sweep;
 pub(super) mod usage;
 
 use std::{
@@ -10,10 +11,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use self::{
     backoff::{Backoff, LONGEST as LONGEST_BACKOFF},
+    sweep::LimiterSweep,
     usage::UsageWriter,
 };
 pub(super) use self::{feed::DynFeed, usage::UsageRecorder};
@@ -37,7 +39,8 @@ const TIMER_BOUND: Duration = Duration::from_secs(1);
 /// the rate limiter.
 ///
 /// Nothing runs until [`run`](Self::run) is awaited, usually in a task of its own. Drop the worker
-/// if you need none of this.
+/// if you need none of this. A worker that is dropped without being run logs a warning, because
+/// `let (auth, _) = builder.build()` is usually a mistake.
 ///
 /// Uses that cannot be written yet are kept for up to 100,000 keys, the default cache capacity.
 /// Beyond that, or when 16,384 uses are queued for the worker, they are dropped and
@@ -47,6 +50,25 @@ pub struct Worker {
     loader: Arc<Loader>,
     feed: Option<Box<dyn DynFeed>>,
     usage: UsageWriter,
+    sweep_interval: Duration,
+    unrun: UnrunWarning,
+}
+
+/// Logs, when it is dropped, that the worker was not run.
+struct UnrunWarning {
+    is_due: bool,
+}
+
+impl Drop for UnrunWarning {
+    fn drop(&mut self) {
+        if self.is_due {
+            trace::warn!(
+                consequences = "last uses are not written; changes made elsewhere are noticed late; \
+                                a store that is down is not probed; the rate limiter is not swept",
+                "worker dropped without being run"
+            );
+        }
+    }
 }
 
 impl Worker {
@@ -54,8 +76,10 @@ impl Worker {
         loader: Arc<Loader>,
         feed: Option<Box<dyn DynFeed>>,
         usage: UsageWriter,
+        sweep_interval: Duration,
     ) -> Self {
-        Self { loader, feed, usage }
+        let unrun = UnrunWarning { is_due: true };
+        Self { loader, feed, usage, sweep_interval, unrun }
     }
 
     /// Runs until `shutdown` resolves or every [`Authenticator`](super::Authenticator) is dropped,
@@ -71,8 +95,8 @@ impl Worker {
     /// panics counts as resolved. Close database pools only after this has returned, or the uses
     /// not yet written are lost.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { loader, feed, mut usage } = self;
-        let sweep_interval = usage.interval();
+        let Self { loader, feed, mut usage, sweep_interval, mut unrun } = self;
+        unrun.is_due = false;
         tokio::select! {
             _ = catch_panic(shutdown) => {}
             () = write_usage(&loader, &mut usage) => {}
@@ -148,17 +172,13 @@ async fn probe(loader: &Arc<Loader>) -> Infallible {
     }
 }
 
-async fn sweep(loader: &Loader, every: Duration) -> Infallible {
+async fn sweep(loader: &Loader, interval: Duration) -> Infallible {
     let mut duty = Duty::new("limiter sweep", loader);
-    let mut ticks = interval_at(Instant::now() + every, every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sweep = LimiterSweep::every(interval);
     loop {
-        ticks.tick().await;
-        let swept = catch_panic(async {
-            loader.limits.meters.limiter.sweep(loader.clock.monotonic());
-        });
-        if let Err(panicked) = swept.await {
-            duty.panicked(panicked).await;
+        match catch_panic(sweep.run(loader)).await {
+            Ok(never) => match never {},
+            Err(panicked) => duty.panicked(panicked).await,
         }
     }
 }

@@ -90,10 +90,6 @@ impl UsageWriter {
         self.pending.len()
     }
 
-    pub(in crate::auth) fn interval(&self) -> Duration {
-        self.interval
-    }
-
     /// Flushes once per interval, until every recorder is dropped. Cancel safe: may be dropped at
     /// any await and called again.
     pub(in crate::auth) async fn write(&mut self) {

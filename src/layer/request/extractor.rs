@@ -1,4 +1,4 @@
-use std::convert::Infallible;
+use std::{convert::Infallible, error::Error, fmt};
 
 use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
@@ -10,14 +10,14 @@ use super::caller::Trusted;
 use crate::layer::{Cost, ProblemJson, RejectionResponse, response::complete};
 use crate::{
     auth::{Rejection, RejectionKind},
-    record::Consumer,
+    record::{Consumer, Scope},
 };
 
 impl<S: Sync> FromRequestParts<S> for Consumer {
     type Rejection = ConsumerRejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ConsumerRejection> {
-        find(parts)?.ok_or(ConsumerRejection(RejectionKind::Missing))
+        find(parts)?.ok_or_else(|| ConsumerRejection::new(RejectionKind::Missing))
     }
 }
 
@@ -36,7 +36,44 @@ impl<S: Sync> OptionalFromRequestParts<S> for Consumer {
 
 fn find(parts: &Parts) -> Result<Option<Consumer>, ConsumerRejection> {
     let caller = Trusted::default().caller(&parts.extensions);
-    caller.map(Option::<&Consumer>::cloned).map_err(ConsumerRejection)
+    caller.map(Option::<&Consumer>::cloned).map_err(ConsumerRejection::new)
+}
+
+impl Consumer {
+    /// Checks in a handler that the key has `scope`. The error is the response that
+    /// [`RequireScope`](crate::RequireScope) gives, which suits a route whose scope is always the
+    /// same:
+    ///
+    /// ```
+    /// use axum::extract::Path;
+    /// use tower_api_key::{Consumer, layer::ConsumerRejection};
+    ///
+    /// async fn refund(
+    ///     consumer: Consumer,
+    ///     Path(cents): Path<u32>,
+    /// ) -> Result<String, ConsumerRejection> {
+    ///     if cents > 10_000 {
+    ///         consumer.require("refunds:large")?;
+    ///     }
+    ///     Ok(format!("refunded to {}", consumer.id()))
+    /// }
+    /// # let _: axum::Router =
+    /// #     axum::Router::new().route("/refunds/{cents}", axum::routing::post(refund));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// 403 `insufficient_scope` when the key lacks `scope`. 500 when `scope` is not a valid
+    /// [`Scope`]: no key can have it, and a challenge could not name it.
+    pub fn require(&self, scope: &str) -> Result<(), ConsumerRejection> {
+        if self.has_scope(scope) {
+            return Ok(());
+        }
+        Err(ConsumerRejection(match Scope::new(scope) {
+            Ok(scope) => Rejection::insufficient_scope(self.key_id(), [scope]),
+            Err(_) => Rejection::new(RejectionKind::Internal),
+        }))
+    }
 }
 
 /// Sets the actual cost of the request.
@@ -51,13 +88,32 @@ impl IntoResponseParts for Cost {
 
 /// A handler extracted a [`Consumer`] and there is none: 401 if the request has no key and an
 /// optional layer admitted it, 500 if no [`ApiKeyLayer`](crate::layer::ApiKeyLayer) is applied to
-/// the route.
-#[derive(Clone, Copy, Debug)]
-pub struct ConsumerRejection(RejectionKind);
+/// the route. Or the consumer's key lacks a scope that the handler [requires](Consumer::require):
+/// 403.
+#[derive(Clone, Debug)]
+pub struct ConsumerRejection(Rejection);
+
+impl ConsumerRejection {
+    const fn new(kind: RejectionKind) -> Self {
+        Self(Rejection::new(kind))
+    }
+}
+
+impl fmt::Display for ConsumerRejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl Error for ConsumerRejection {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
 
 impl IntoResponse for ConsumerRejection {
     fn into_response(self) -> Response {
-        let rejection = Rejection::new(self.0);
+        let Self(rejection) = self;
         complete(ProblemJson::default().response(&rejection), rejection)
     }
 }

@@ -1,0 +1,29 @@
+//! Sweeps of the rate limiter, which remove the buckets that are full again.
+
+use std::{convert::Infallible, time::Duration};
+
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use crate::auth::lookup::Loader;
+
+pub(super) struct LimiterSweep {
+    ticks: Interval,
+}
+
+impl LimiterSweep {
+    /// The first sweep is one interval from now.
+    pub(super) fn every(interval: Duration) -> Self {
+        let mut ticks = interval_at(Instant::now() + interval, interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { ticks }
+    }
+
+    /// Sweeps once per interval. May be called again after a panic of the limiter, without delaying
+    /// the next sweep.
+    pub(super) async fn run(&mut self, loader: &Loader) -> Infallible {
+        loop {
+            self.ticks.tick().await;
+            loader.limits.meters.limiter.sweep(loader.clock.monotonic());
+        }
+    }
+}
