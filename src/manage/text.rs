@@ -1,7 +1,7 @@
 use super::ManageError;
 use crate::{
     rate_limit::RateLimits,
-    record::{KeyRecord, MAX_TEXT, PLAN_NAMES, Scopes, is_plan_name},
+    record::{KeyRecord, MAX_TEXT, Scopes},
 };
 
 /// Refuses text that would garble a log, a terminal or a table in which it is shown.
@@ -54,10 +54,6 @@ pub(super) fn check_quotas_with_plan(record: &KeyRecord) -> Result<(), ManageErr
     let detail = "a key has at most 8 quotas, including those of its plan: give it fewer, or \
         quotas that replace those of the plan by name";
     Err(ManageError::invalid("rate_limits", detail))
-}
-
-pub(super) fn check_plan(name: &str) -> Result<(), ManageError> {
-    if is_plan_name(name) { Ok(()) } else { Err(ManageError::invalid("plan", PLAN_NAMES)) }
 }
 
 /// Bidirectional marks and overrides, which can make a name look like another (Unicode TR 36), and

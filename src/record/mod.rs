@@ -8,8 +8,8 @@ mod consumer;
 mod event;
 mod key_record;
 mod metadata;
-mod plan;
 mod scope;
+mod text;
 mod time;
 
 #[cfg(feature = "admin")]
@@ -24,6 +24,6 @@ pub use self::{
 pub(crate) use self::{
     consumer::{KeyExtension, LookedUpKey, Origin},
     key_record::Validity,
-    plan::{MAX_TEXT, PLAN_NAMES, is_plan_name},
+    text::MAX_TEXT,
     time::rfc3339,
 };
