@@ -92,5 +92,9 @@ pub use self::{
 #[cfg(feature = "admin")]
 pub(crate) use self::{
     admission::{ConsumerPermit, ConsumerSemaphores},
+    issue::is_idempotency_key,
+    issuer::is_page_limit,
     text::is_plain,
 };
+#[cfg(feature = "openapi")]
+pub(crate) use self::{issue::MAX_IDEMPOTENCY_KEY, issuer::MAX_PAGE_LIMIT};

@@ -19,7 +19,7 @@ use crate::rest::{
     view::{KeyView, NewKeyView},
 };
 use crate::{
-    manage::{Expiry, KeyUpdate, NewKey, Rotation, is_plain},
+    manage::{Expiry, KeyUpdate, NewKey, Rotation, is_idempotency_key, is_plain},
     record::{KeyRecord, Metadata, Scope, Scopes},
 };
 
@@ -336,19 +336,15 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        const MAX_LEN: usize = 255;
         let mut values = parts.headers.get_all("idempotency-key").iter();
         let key = match (values.next(), values.next()) {
             (None, _) => return Ok(Self(None)),
             (Some(value), None) => String::from_utf8(value.as_bytes().to_vec()).ok(),
             (Some(_), Some(_)) => None,
         };
-        let fits = |key: &String| {
-            (1..=MAX_LEN).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic())
-        };
         let detail: Cow<'static, str> =
             "Must be sent once, with 1 to 255 visible ASCII characters.".into();
-        match key.filter(fits) {
+        match key.filter(|key| is_idempotency_key(key)) {
             Some(key) => Ok(Self(Some(key))),
             None => Err(ApiError::header("Idempotency-Key", detail)),
         }
