@@ -94,7 +94,6 @@ pub(crate) use self::{
     admission::{ConsumerPermit, ConsumerSemaphores},
     issue::is_idempotency_key,
     issuer::is_page_limit,
-    text::is_plain,
 };
 #[cfg(feature = "openapi")]
 pub(crate) use self::{issue::MAX_IDEMPOTENCY_KEY, issuer::MAX_PAGE_LIMIT};

@@ -24,6 +24,6 @@ pub use self::{
 pub(crate) use self::{
     consumer::{KeyExtension, LookedUpKey, Origin},
     key_record::Validity,
-    text::MAX_TEXT,
+    text::{TextRule, is_plain},
     time::rfc3339,
 };

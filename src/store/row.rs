@@ -16,7 +16,7 @@ use super::{
 use crate::{
     key::KeyHash,
     rate_limit::{InvalidPlanName, InvalidQuota, PlanName, Quota, RateLimits},
-    record::{AuditEntry, KeyEvent, KeyId, KeyRecord, MAX_TEXT, Metadata, Scopes, rfc3339},
+    record::{AuditEntry, KeyEvent, KeyId, KeyRecord, Metadata, Scopes, TextRule, rfc3339},
 };
 
 const NANOS_PER_MICRO: u128 = 1000;
@@ -102,7 +102,7 @@ impl Row {
             ("created_by", self.created_by.as_ref()),
             ("revoked_reason", self.revoked_reason.as_ref()),
         ] {
-            if text.is_some_and(|text| text.len() > MAX_TEXT) {
+            if text.is_some_and(|text| TextRule::STORED.is_too_long(text)) {
                 return Err(Misfit { column, problem: "longer than 1,024 bytes" });
             }
         }

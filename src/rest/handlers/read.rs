@@ -19,7 +19,7 @@ use crate::rest::{
 };
 use crate::{
     manage::{ConsumerPermit, is_page_limit},
-    record::{KeyRecord, MAX_TEXT, Scope},
+    record::{KeyRecord, Scope, TextRule},
     store::{EventQuery, KeyQuery},
 };
 
@@ -128,8 +128,7 @@ async fn render(
 }
 
 fn text(value: &str) -> Option<String> {
-    let fits =
-        (1..=MAX_TEXT).contains(&value.chars().count()) && !value.chars().any(char::is_control);
+    let fits = !value.is_empty() && TextRule::SEARCHED.check(value).is_ok();
     fits.then(|| value.to_owned())
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::rest::{
     body::{Body, Object, OptionalBody, present},
-    error::ApiError,
+    error::{ApiError, sentence},
     handlers::read::{json, with_etag},
     params::{KeyPath, NoParams},
     quotas,
@@ -19,13 +19,9 @@ use crate::rest::{
     view::{KeyView, NewKeyView},
 };
 use crate::{
-    manage::{Expiry, KeyUpdate, NewKey, Rotation, is_idempotency_key, is_plain},
-    record::{KeyRecord, Metadata, Scope, Scopes},
+    manage::{Expiry, KeyUpdate, NewKey, Rotation, is_idempotency_key},
+    record::{KeyRecord, Metadata, Scope, Scopes, TextRule},
 };
-
-/// The maximum length of texts stored with a key, in characters. At 4 bytes each, they stay within
-/// the service's limit of 1,024 bytes.
-pub(in crate::rest) const MAX_TEXT: usize = 256;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -277,15 +273,10 @@ fn created(mut response: Response, writer: &WriteAccess, record: &KeyRecord) -> 
 }
 
 fn text(field: &'static str, text: String) -> Result<String, ApiError> {
-    if text.chars().count() > MAX_TEXT {
-        return Err(ApiError::invalid(field, "Must not be longer than 256 characters."));
+    match TextRule::SENT.check(&text) {
+        Ok(()) => Ok(text),
+        Err(problem) => Err(ApiError::invalid(field, sentence(problem))),
     }
-    if !is_plain(&text) {
-        let detail = "Must not contain control characters, such as line breaks, or characters that \
-            change the direction of text.";
-        return Err(ApiError::invalid(field, detail));
-    }
-    Ok(text)
 }
 
 fn name(field: &'static str, name: String) -> Result<String, ApiError> {
