@@ -16,6 +16,7 @@ use self::scanner::{breaches, offences, scan, sources, twins};
 /// From the lowest floor up.
 const FLOORS: &[&[&str]] = &[
     &["key", "clock"],
+    &["circuit_breaker"],
     &["rate_limit"],
     &["record"],
     &["store"],
