@@ -64,6 +64,7 @@ mod change;
 mod denials;
 mod erased;
 mod error;
+mod expiry;
 mod import;
 mod issue;
 mod issuer;
@@ -79,6 +80,7 @@ mod update;
 pub use self::{
     actor::Actor,
     error::{ManageError, ManageErrorKind},
+    expiry::InvalidExpiry,
     import::{Imported, KeyImport},
     issue::Issued,
     issuer::KeyIssuer,

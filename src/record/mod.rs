@@ -25,5 +25,5 @@ pub(crate) use self::{
     consumer::{KeyExtension, LookedUpKey, Origin},
     key_record::Validity,
     text::{TextRule, is_plain},
-    time::rfc3339,
+    time::{read_rfc3339, rfc3339},
 };

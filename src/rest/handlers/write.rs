@@ -19,7 +19,7 @@ use crate::rest::{
     view::{KeyView, NewKeyView},
 };
 use crate::{
-    manage::{Expiry, KeyUpdate, NewKey, Rotation, is_idempotency_key},
+    manage::{Expiry, InvalidExpiry, KeyUpdate, NewKey, Rotation, is_idempotency_key},
     record::{KeyRecord, Metadata, Scope, Scopes, TextRule},
 };
 
@@ -306,18 +306,16 @@ fn invalid_metadata(error: &crate::record::InvalidMetadata) -> ApiError {
 }
 
 fn expiry(text: &str) -> Result<Expiry, ApiError> {
-    times::read_expiry(text).ok_or_else(|| {
-        let detail = "Must be \"never\", an RFC 3339 date and time, or a duration: a number and \
-            s, m, h, d or w, such as \"30d\".";
-        ApiError::invalid("/expires", detail)
-    })
+    text.parse()
+        .map_err(|error: InvalidExpiry| ApiError::invalid("/expires", sentence(&error.to_string())))
 }
 
 fn duration(text: &str) -> Result<Duration, ApiError> {
-    times::read_duration(text).ok_or_else(|| {
+    let Ok(Expiry::In(duration)) = text.parse::<Expiry>() else {
         let detail = "Must be a duration: a number and s, m, h, d or w, such as \"24h\" or \"0s\".";
-        ApiError::invalid("/grace", detail)
-    })
+        return Err(ApiError::invalid("/grace", detail));
+    };
+    Ok(duration)
 }
 
 /// The `Idempotency-Key` header, if it was sent.
