@@ -68,6 +68,7 @@ pub mod account;
 #[cfg(feature = "admin")]
 pub mod admin;
 pub mod auth;
+mod circuit_breaker;
 pub mod clock;
 pub mod key;
 pub mod layer;

@@ -2,6 +2,7 @@ use std::{borrow::Cow, error::Error, fmt, num::NonZeroU32, time::Duration};
 
 use crate::{
     key::RngError,
+    rate_limit::InvalidPlanName,
     record::{KeyId, Scope},
     store::{StoreError, StoreErrorKind},
 };
@@ -233,6 +234,12 @@ impl From<StoreError> for ManageError {
             matches!(error.kind(), StoreErrorKind::Unavailable | StoreErrorKind::Overloaded);
         let is_of_a_key = matches!(error.kind(), StoreErrorKind::Refused | StoreErrorKind::Corrupt);
         Self { is_transient, is_of_a_key, source: Some(error.into()), ..Self::new(kind, detail) }
+    }
+}
+
+impl From<InvalidPlanName> for ManageError {
+    fn from(_: InvalidPlanName) -> Self {
+        Self::invalid("plan", InvalidPlanName::RULE)
     }
 }
 

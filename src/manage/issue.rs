@@ -87,8 +87,7 @@ impl KeyIssuer {
         makes: KeyId,
     ) -> Result<Option<IdempotencyRecord>, ManageError> {
         let Some(key) = key else { return Ok(None) };
-        let fits = (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len());
-        if !fits || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if !is_idempotency_key(key) {
             let detail = "an idempotency key must be 1 to 255 visible ASCII characters";
             return Err(ManageError::invalid("idempotency_key", detail));
         }
@@ -101,7 +100,14 @@ impl KeyIssuer {
 /// attempts collide, the random number generator repeats values.
 const MAX_ATTEMPTS: usize = 3;
 
-const MAX_IDEMPOTENCY_KEY: usize = 255;
+/// Maximum bytes of an idempotency key.
+pub(crate) const MAX_IDEMPOTENCY_KEY: usize = 255;
+
+/// Whether an idempotency key has 1 to 255 visible ASCII characters.
+pub(crate) fn is_idempotency_key(key: &str) -> bool {
+    (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len())
+        && key.bytes().all(|byte| byte.is_ascii_graphic())
+}
 
 impl Change {
     /// Stores one new key.

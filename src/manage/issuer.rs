@@ -331,10 +331,16 @@ async fn turn_of(
     permit.map(Some).ok_or_else(ManageError::too_many_at_once)
 }
 
-const MAX_LIMIT: usize = 1000;
+/// Maximum keys or events of a page.
+pub(crate) const MAX_PAGE_LIMIT: u16 = 1000;
+
+/// Whether a page may have this limit: 1 to 1,000.
+pub(crate) fn is_page_limit(limit: usize) -> bool {
+    (1..=usize::from(MAX_PAGE_LIMIT)).contains(&limit)
+}
 
 fn check_limit(limit: usize) -> Result<(), ManageError> {
-    if (1..=MAX_LIMIT).contains(&limit) {
+    if is_page_limit(limit) {
         return Ok(());
     }
     Err(ManageError::invalid("limit", "must be from 1 to 1,000"))

@@ -70,6 +70,7 @@ mod creation_limits;
 mod denials;
 mod erased;
 mod error;
+mod expiry;
 mod import;
 mod issue;
 mod issuer;
@@ -85,6 +86,7 @@ mod update;
 pub use self::{
     actor::Actor,
     error::{ManageError, ManageErrorKind},
+    expiry::InvalidExpiry,
     import::{Imported, KeyImport},
     issue::Issued,
     issuer::KeyIssuer,
@@ -98,5 +100,8 @@ pub use self::{
 #[cfg(feature = "admin")]
 pub(crate) use self::{
     consumer_semaphores::{ConsumerPermit, ConsumerSemaphores},
-    text::is_plain,
+    issue::is_idempotency_key,
+    issuer::is_page_limit,
 };
+#[cfg(feature = "openapi")]
+pub(crate) use self::{issue::MAX_IDEMPOTENCY_KEY, issuer::MAX_PAGE_LIMIT};

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{ManageError, text};
 use crate::{
     key::digest,
-    rate_limit::RateLimits,
+    rate_limit::{PlanName, RateLimits},
     record::{KeyRecord, Metadata, Scope, Scopes},
 };
 
@@ -167,7 +167,7 @@ impl NewKey {
             return Err(ManageError::invalid("consumer_id", "must not be empty"));
         }
         text::check_some("name", self.name.as_deref())?;
-        self.plan.as_deref().map_or(Ok(()), text::check_plan)?;
+        self.plan.as_deref().map(PlanName::new).transpose()?;
         let created_by = self.created_by.as_deref().unwrap_or(actor);
         text::check("created_by", created_by)?;
         text::check_scopes(&self.scopes)?;

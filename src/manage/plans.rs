@@ -1,5 +1,8 @@
 use super::{KeyIssuer, ManageError, change::Attempt, text};
-use crate::{rate_limit::RateLimits, record::KeyAction};
+use crate::{
+    rate_limit::{PlanName, RateLimits},
+    record::KeyAction,
+};
 
 impl KeyIssuer {
     /// Creates a plan or replaces its limits. They apply at once to all keys that name the plan:
@@ -16,13 +19,14 @@ impl KeyIssuer {
     /// `-`, `_` or `.`, or for more than 8 quotas; [`Denied`](super::ManageErrorKind::Denied) to a
     /// [caller](super::Actor::key); or when the store fails.
     pub async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), ManageError> {
-        text::check_plan(name)?;
+        let name = PlanName::new(name.to_owned())?;
         text::check_quotas(Some(limits))?;
-        let (issuer, name, limits) = (self.clone(), name.to_owned(), limits.clone());
+        let (issuer, limits) = (self.clone(), limits.clone());
         self.detached(async move {
+            let name = name.as_str();
             issuer.check_operator("set plan").await?;
             let set = issuer.clone().change("set plan", Vec::new(), async |change, _| {
-                let before = change.tx.set_plan(&name, &limits).await?;
+                let before = change.tx.set_plan(name, &limits).await?;
                 let after = serde_json::to_value(&limits).map_err(ManageError::failed)?;
                 let action = match &before {
                     None => KeyAction::PlanCreated,
@@ -32,7 +36,7 @@ impl KeyIssuer {
                     }
                     Some(_) => KeyAction::PlanUpdated,
                 };
-                change.note_plan(action, &name, before.as_deref(), Some(&after.to_string()));
+                change.note_plan(action, name, before.as_deref(), Some(&after.to_string()));
                 Ok(())
             });
             let set = set.await;

@@ -13,11 +13,10 @@ use super::{
     KeyIssuer, ManageError, audit,
     batch::Outcome,
     change::{Attempt, Change},
-    text,
 };
 use crate::{
     rate_limit::RateLimits,
-    record::{KeyAction, KeyEvent, KeyId, KeyRecord, MAX_TEXT, rfc3339},
+    record::{KeyAction, KeyEvent, KeyId, KeyRecord, TextRule, is_plain, rfc3339},
 };
 
 /// Keys of a transaction. Its locks delay other changes, so batches are small.
@@ -141,10 +140,10 @@ impl Past {
         let Some((at, why)) = &self.revoked else { return String::new() };
         let mut reason = format!("revoked before, at {}", rfc3339(*at));
         // An export may have been edited, so its text is not trusted.
-        if let Some(why) = why.as_deref().filter(|why| text::is_plain(why)) {
+        if let Some(why) = why.as_deref().filter(|why| is_plain(why)) {
             reason = format!("{reason}: {why}");
         }
-        reason.truncate(reason.floor_char_boundary(MAX_TEXT));
+        reason.truncate(reason.floor_char_boundary(TextRule::STORED.max()));
         reason
     }
 }

@@ -4,6 +4,7 @@ use super::{
     KeyIssuer, ManageError,
     batch::Outcome,
     change::{Attempt, Change},
+    issuer::MAX_PAGE_LIMIT,
     text,
 };
 use crate::{
@@ -13,9 +14,6 @@ use crate::{
 
 /// Keys of a transaction. Its locks delay other changes, so batches are small.
 const BATCH: usize = 500;
-
-/// Keys of a page of the list.
-const PAGE: usize = 1000;
 
 /// Which keys [`KeyIssuer::revoke_matching`] revokes: those that match all conditions and are not
 /// revoked yet.
@@ -197,7 +195,7 @@ impl KeyIssuer {
             return Err(self.deny(ManageError::operators_only(), attempt).await?);
         }
         filter.check()?;
-        let mut query = KeyQuery::new().limit(PAGE);
+        let mut query = KeyQuery::new().limit(MAX_PAGE_LIMIT.into());
         query.consumer_id.clone_from(&filter.consumer_id);
         query.key_prefix.clone_from(&filter.key_prefix);
         let mut ids = Vec::new();

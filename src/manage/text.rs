@@ -1,25 +1,12 @@
 use super::ManageError;
 use crate::{
     rate_limit::RateLimits,
-    record::{KeyRecord, MAX_TEXT, PLAN_NAMES, Scopes, is_plan_name},
+    record::{KeyRecord, Scopes, TextRule},
 };
 
 /// Refuses text that would garble a log, a terminal or a table in which it is shown.
 pub(super) fn check(field: &'static str, text: &str) -> Result<(), ManageError> {
-    if text.len() > MAX_TEXT {
-        return Err(ManageError::invalid(field, "must not be longer than 1,024 bytes"));
-    }
-    if !is_plain(text) {
-        let detail = "must not contain control characters, such as line breaks, or characters that \
-            change the direction of text";
-        return Err(ManageError::invalid(field, detail));
-    }
-    Ok(())
-}
-
-/// Whether the text has no control characters and none that change the direction of text.
-pub(crate) fn is_plain(text: &str) -> bool {
-    !text.chars().any(|character| character.is_control() || reorders(character))
+    TextRule::STORED.check(text).map_err(|problem| ManageError::invalid(field, problem))
 }
 
 pub(super) fn check_some(field: &'static str, text: Option<&str>) -> Result<(), ManageError> {
@@ -54,17 +41,4 @@ pub(super) fn check_quotas_with_plan(record: &KeyRecord) -> Result<(), ManageErr
     let detail = "a key has at most 8 quotas, including those of its plan: give it fewer, or \
         quotas that replace those of the plan by name";
     Err(ManageError::invalid("rate_limits", detail))
-}
-
-pub(super) fn check_plan(name: &str) -> Result<(), ManageError> {
-    if is_plan_name(name) { Ok(()) } else { Err(ManageError::invalid("plan", PLAN_NAMES)) }
-}
-
-/// Bidirectional marks and overrides, which can make a name look like another (Unicode TR 36), and
-/// line and paragraph separators, which are not control characters.
-fn reorders(character: char) -> bool {
-    matches!(
-        character,
-        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-    )
 }

@@ -2,7 +2,7 @@ use serde_json::{Map, Value};
 
 use super::{Expiry, KeyIssuer, ManageError, text};
 use crate::{
-    rate_limit::RateLimits,
+    rate_limit::{PlanName, RateLimits},
     record::{KeyAction, KeyId, KeyRecord, Metadata, Scopes},
 };
 
@@ -191,7 +191,9 @@ impl KeyIssuer {
 
     async fn update_now(self, id: KeyId, update: KeyUpdate) -> Result<KeyRecord, ManageError> {
         text::check_some("reason", update.reason.as_deref())?;
-        update.plan.iter().flatten().try_for_each(|plan| text::check_plan(plan))?;
+        if let Some(Some(plan)) = &update.plan {
+            PlanName::new(plan)?;
+        }
         update.name.iter().flatten().try_for_each(|name| text::check("name", name))?;
         // Permission is checked first, so that a denial reveals nothing about the state of the key.
         self.change("update", vec![id], async move |change, locked| {

@@ -45,6 +45,7 @@ mod limits;
 mod local;
 mod measure;
 mod meter;
+mod plan_name;
 mod plans;
 mod quota;
 #[cfg(feature = "redis")]
@@ -63,7 +64,6 @@ use std::{
 
 use smallvec::SmallVec;
 
-pub(crate) use self::meter::{Meter, Meters};
 #[cfg(feature = "redis")]
 pub use self::redis::{
     InvalidRedisRateLimiter, Leases, OutagePolicy, RedisRateLimiter, RedisRateLimiterBuilder,
@@ -74,6 +74,10 @@ pub use self::{
     plans::{InvalidPlan, Plans},
     quota::{Algorithm, CountedPer, InvalidQuota, Quota},
     subject::Subject,
+};
+pub(crate) use self::{
+    meter::{Meter, Meters},
+    plan_name::{InvalidPlanName, PlanName},
 };
 
 /// Creates buckets, in this process or in a store that a fleet shares.

@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, error::Error, fmt};
 
-use super::{RateLimits, quota::is_name};
+use super::{PlanName, RateLimits};
 
 /// Named limits, such as `free` and `pro`, that many keys share: a key names its plan and follows
 /// changes of it.
@@ -20,7 +20,7 @@ use super::{RateLimits, quota::is_name};
 ///
 /// If the store defines a plan of the same name, the store's definition wins.
 #[derive(Clone, Debug, Default)]
-pub struct Plans(BTreeMap<String, RateLimits>);
+pub struct Plans(BTreeMap<PlanName, RateLimits>);
 
 impl Plans {
     /// No plans.
@@ -40,8 +40,8 @@ impl Plans {
         name: impl Into<String>,
         limits: impl Into<RateLimits>,
     ) -> Result<Self, InvalidPlan> {
-        let name = name.into();
-        if !is_name(&name) || self.0.contains_key(&name) {
+        let name = PlanName::new(name.into()).map_err(|_| InvalidPlan)?;
+        if self.0.contains_key(&name) {
             return Err(InvalidPlan);
         }
         self.0.insert(name, limits.into());

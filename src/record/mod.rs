@@ -9,8 +9,8 @@ mod event;
 mod key_record;
 mod key_status;
 mod metadata;
-mod plan;
 mod scope;
+mod text;
 mod time;
 
 #[cfg(feature = "admin")]
@@ -26,6 +26,6 @@ pub use self::{
 pub(crate) use self::{
     consumer::{KeyExtension, LookedUpKey, Origin},
     key_status::Validity,
-    plan::{MAX_TEXT, PLAN_NAMES, is_plan_name},
-    time::rfc3339,
+    text::{TextRule, is_plain},
+    time::{read_rfc3339, rfc3339},
 };

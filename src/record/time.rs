@@ -17,6 +17,15 @@ pub(crate) fn rfc3339(at: SystemTime) -> String {
     }
 }
 
+/// Parses an RFC 3339 date and time. `jiff` alone accepts more formats.
+pub(crate) fn read_rfc3339(text: &str) -> Option<SystemTime> {
+    let looks_so = text.len() >= "2026-01-01T00:00:00Z".len()
+        && text.as_bytes().get(10).is_some_and(|byte| byte.eq_ignore_ascii_case(&b't'))
+        && !text.contains('[');
+    let at = text.parse::<Timestamp>().ok().filter(|_| looks_so)?;
+    SystemTime::try_from(at).ok()
+}
+
 fn nanos_since_epoch(at: SystemTime) -> i128 {
     let nanos = |distance: Duration| i128::try_from(distance.as_nanos()).unwrap_or(i128::MAX);
     match at.duration_since(SystemTime::UNIX_EPOCH) {

@@ -1,6 +1,12 @@
-use std::fmt;
+use std::{fmt, mem};
 
-use axum::extract::{FromRequest, Request};
+use axum::{
+    body::Bytes,
+    extract::{
+        DefaultBodyLimit, FromRequest, Request,
+        rejection::{BytesRejection, FailedToBufferBody},
+    },
+};
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use serde::{
     Deserialize, Deserializer,
@@ -43,28 +49,17 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalB
     }
 }
 
-async fn read(request: Request) -> Result<(HeaderMap, axum::body::Bytes), ApiError> {
-    let (parts, body) = request.into_parts();
-    match axum::body::to_bytes(body, MAX_LEN).await {
-        Ok(bytes) => Ok((parts.headers, bytes)),
-        Err(error) if is_too_long(&error) => {
+async fn read(mut request: Request) -> Result<(HeaderMap, Bytes), ApiError> {
+    let headers = mem::take(request.headers_mut());
+    DefaultBodyLimit::max(MAX_LEN).apply(&mut request);
+    match Bytes::from_request(request, &()).await {
+        Ok(bytes) => Ok((headers, bytes)),
+        Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_))) => {
             let detail = "The body is longer than 64 KiB.";
             Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail))
         }
         Err(_) => Err(malformed("The body could not be read.")),
     }
-}
-
-/// Whether the body exceeded the limit, rather than that the connection failed.
-fn is_too_long(error: &axum::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        if error.to_string() == "length limit exceeded" {
-            return true;
-        }
-        source = error.source();
-    }
-    false
 }
 
 /// Accepts `application/json` and `application/merge-patch+json`.

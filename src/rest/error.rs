@@ -170,7 +170,8 @@ fn json_pointer(field: &'static str) -> Cow<'static, str> {
     }
 }
 
-fn sentence(detail: &str) -> String {
+/// A detail of the service, which begins in lower case and has no full stop, as a sentence.
+pub(super) fn sentence(detail: &str) -> String {
     let mut characters = detail.chars();
     let first = characters.next().map(|first| first.to_ascii_uppercase());
     first.into_iter().chain(characters).chain(['.']).collect()

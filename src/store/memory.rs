@@ -13,12 +13,11 @@ use super::{
     KeyQuery, KeyStore, KeyTransaction, ListedKey, ManageKeys, ManagePlans, StoreError,
     StoreErrorKind, Usage,
     page::{Filling, event_bytes, key_bytes},
-    plans::check_name,
 };
 use crate::{
     clock::{Clock, SystemClock},
     key::KeyHash,
-    rate_limit::RateLimits,
+    rate_limit::{PlanName, RateLimits},
     record::{AuditEntry, KeyEvent, KeyId, KeyRecord},
 };
 
@@ -157,8 +156,8 @@ impl ManageKeys for MemoryKeyStore {
 
 impl ManagePlans for MemoryKeyStore {
     async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), StoreError> {
-        check_name(name)?;
-        self.keys().plans.insert(name.to_owned(), limits.clone());
+        let name = PlanName::new(name)?;
+        self.keys().plans.insert(name.as_str().to_owned(), limits.clone());
         Ok(())
     }
 
@@ -374,9 +373,9 @@ impl KeyTransaction for MemoryTransaction {
         name: &str,
         limits: &RateLimits,
     ) -> Result<Option<String>, StoreError> {
-        check_name(name)?;
-        let before = self.plan(name)?;
-        self.plans.insert(name.to_owned(), Some(limits.clone()));
+        let name = PlanName::new(name)?;
+        let before = self.plan(name.as_str())?;
+        self.plans.insert(name.as_str().to_owned(), Some(limits.clone()));
         Ok(before)
     }
 

@@ -1,10 +1,7 @@
 use std::future::Future;
 
 use super::{StoreError, StoreErrorKind};
-use crate::{
-    rate_limit::RateLimits,
-    record::{PLAN_NAMES, is_plan_name},
-};
+use crate::rate_limit::{InvalidPlanName, RateLimits};
 
 /// Stores plans: named limits that keys refer to.
 ///
@@ -39,10 +36,8 @@ pub trait ManagePlans: Send + Sync + 'static {
     fn plans(&self) -> impl Future<Output = Result<Vec<(String, RateLimits)>, StoreError>> + Send;
 }
 
-/// Enforces the same rule for plan names in every store.
-pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
-    if is_plan_name(name) {
-        return Ok(());
+impl From<InvalidPlanName> for StoreError {
+    fn from(error: InvalidPlanName) -> Self {
+        Self::new(StoreErrorKind::Other).because(error)
     }
-    Err(StoreError::new(StoreErrorKind::Other).because(PLAN_NAMES))
 }

@@ -15,11 +15,8 @@ use super::{
 };
 use crate::{
     key::KeyHash,
-    rate_limit::{InvalidQuota, Quota, RateLimits},
-    record::{
-        AuditEntry, KeyEvent, KeyId, KeyRecord, MAX_TEXT, Metadata, PLAN_NAMES, Scopes,
-        is_plan_name, rfc3339,
-    },
+    rate_limit::{InvalidPlanName, InvalidQuota, PlanName, Quota, RateLimits},
+    record::{AuditEntry, KeyEvent, KeyId, KeyRecord, Metadata, Scopes, TextRule, rfc3339},
 };
 
 const NANOS_PER_MICRO: u128 = 1000;
@@ -105,12 +102,13 @@ impl Row {
             ("created_by", self.created_by.as_ref()),
             ("revoked_reason", self.revoked_reason.as_ref()),
         ] {
-            if text.is_some_and(|text| text.len() > MAX_TEXT) {
+            if text.is_some_and(|text| TextRule::STORED.is_too_long(text)) {
                 return Err(Misfit { column, problem: "longer than 1,024 bytes" });
             }
         }
-        if self.plan.as_deref().is_some_and(|plan| !is_plan_name(plan)) {
-            return Err(Misfit { column: "plan", problem: PLAN_NAMES });
+        if let Some(plan) = self.plan.as_deref() {
+            let misfit = |_| Misfit { column: "plan", problem: InvalidPlanName::RULE };
+            PlanName::new(plan).map_err(misfit)?;
         }
         let scopes = Scopes::parse(self.scopes).map_err(|_| Misfit {
             column: "scopes",

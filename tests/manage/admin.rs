@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use axum::{Router, body::Body, routing::get};
+use axum::{Router, body::Body, extract::DefaultBodyLimit, routing::get};
 use http::{Request, StatusCode, header};
 use serde_json::{Value, json};
 use tower_api_key::{
@@ -572,6 +572,41 @@ async fn bodies_that_are_no_decent_json_are_refused() {
     assert_problem(&answer, 400, "invalid_body", None);
     let answer = post(Some("application/json"), vec![b' '; 10 * 1024 * 1024]).await;
     assert_problem(&answer, 413, "body_too_large", None);
+}
+
+#[tokio::test]
+async fn a_body_has_at_most_64_kib_whatever_limit_the_application_sets() {
+    let desk = desk();
+    let (caller, _) = desk.key("acme", &[READ, WRITE]).await;
+    let good = json!({ "consumer_id": "acme", "expires": "1d" });
+    let post = |body: Body| {
+        let mut request = desk.request(&caller, "POST", "/api-keys", Some(&good));
+        *request.body_mut() = body;
+        request
+    };
+    for limit in [DefaultBodyLimit::max(1), DefaultBodyLimit::disable()] {
+        let app = desk.app.clone().layer(limit);
+        let good = good.to_string();
+        let longest = good.clone() + &" ".repeat(64 * 1024 - good.len());
+        let answer = send(app.clone(), post(Body::from(longest.clone()))).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        let answer = send(app, post(Body::from(longest + " "))).await;
+        assert_problem(&answer, 413, "body_too_large", None);
+    }
+}
+
+/// The error of a connection is not one of the limit, whatever it says.
+#[tokio::test]
+async fn a_body_that_breaks_off_is_not_too_large() {
+    let desk = desk();
+    let (caller, _) = desk.key("acme", &[READ, WRITE]).await;
+    for error in ["connection reset", "length limit exceeded"] {
+        let mut request = desk.request(&caller, "POST", "/api-keys", Some(&json!({})));
+        let frames = [Ok("{"), Err(std::io::Error::other(error))];
+        *request.body_mut() = Body::from_stream(futures_util::stream::iter(frames));
+        let answer = send(desk.app.clone(), request).await;
+        assert_problem(&answer, 400, "invalid_body", None);
+    }
 }
 
 /// A key in the wrong place of a request is not repeated in the error.

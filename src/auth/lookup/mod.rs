@@ -1,6 +1,5 @@
 //! Loads keys that are not cached: single flight, in a task of their own, within a deadline.
 
-mod circuit_breaker;
 mod corrupt_keys;
 mod dyn_store;
 mod id_index;
@@ -28,7 +27,6 @@ use tokio::{
 
 pub(super) use self::dyn_store::{BoxFuture, DynStore};
 use self::{
-    circuit_breaker::Breaker,
     corrupt_keys::CorruptKeys,
     id_index::IdIndex,
     revoked_keys::RevokedKeys,
@@ -43,11 +41,19 @@ use super::{
     throttle::{LookupClass, Rate, UnknownKeyLimiter},
 };
 use crate::{
+    circuit_breaker::{Answer, BreakerConfig, CircuitBreaker},
     clock::Clock,
     key::KeyHash,
     record::{KeyId, KeyRecord, KeyStatus, Scopes},
     store::{StoreError, StoreErrorKind},
     trace,
+};
+
+/// The circuit breaker of the store. A recovered store must be noticed well within a second.
+const BREAKER: BreakerConfig = BreakerConfig {
+    threshold: 5,
+    cool_down: Duration::from_millis(250),
+    failures_postpone_probe: true,
 };
 
 /// The key's entry, `None` if the key does not exist, or why that is unknown.
@@ -74,7 +80,7 @@ pub(super) struct Loader {
     scopes: Interner<Scopes>,
     pub(super) cache: KeyCache,
     pub(super) feed: FeedState,
-    breaker: Breaker,
+    breaker: CircuitBreaker,
     errors: trace::ErrorLog,
     corrupt: CorruptKeys,
     state: Mutex<LoadState>,
@@ -119,7 +125,7 @@ impl Loader {
             observer_panics: Throttle::new(),
             clocks: ClockCheck::default(),
             feed: FeedState::default(),
-            breaker: Breaker::default(),
+            breaker: CircuitBreaker::new(BREAKER),
             errors: trace::ErrorLog::default(),
             corrupt: CorruptKeys::default(),
             state: Mutex::default(),
@@ -330,7 +336,7 @@ impl Loader {
         }
         match found {
             Ok(record) => {
-                if self.breaker.answered() {
+                if self.breaker.answered() == Answer::Recovery {
                     trace::info!("key store recovered");
                 }
                 let entry = record.map(|mut record| {

@@ -15,11 +15,21 @@ use redis::{
 };
 use tokio::{runtime::Handle, sync::watch, time::timeout};
 
-use super::{
-    breaker::Breaker,
-    script::{self, Call, Reply},
+use super::script::{self, Call, Reply};
+use crate::{
+    circuit_breaker::{Answer, BreakerConfig, CircuitBreaker},
+    clock::nanos,
+    trace,
 };
-use crate::{clock::nanos, trace};
+
+/// The circuit breaker of Redis. It counts probes, which are small and constant, not requests: a
+/// request may fail or be slow because of its own cell, which says nothing about the others.
+/// Including the probe itself, a recovery is noticed well within a second.
+const BREAKER: BreakerConfig = BreakerConfig {
+    threshold: 2,
+    cool_down: Duration::from_millis(200),
+    failures_postpone_probe: false,
+};
 
 /// The deadline for connecting. Requests wait for it only until their own deadline.
 const CONNECTING: Duration = Duration::from_millis(500);
@@ -32,7 +42,7 @@ const BUFFER: usize = 1024;
 pub(super) struct Connection {
     client: Client,
     deadline: Duration,
-    breaker: Breaker,
+    breaker: CircuitBreaker,
     /// The result of the last attempt to connect; `None` if a new one is needed.
     connection: watch::Sender<Option<Result<Session, Failure>>>,
     is_connecting: AtomicBool,
@@ -65,7 +75,7 @@ impl Connection {
         Self {
             client,
             deadline,
-            breaker: Breaker::default(),
+            breaker: CircuitBreaker::new(BREAKER),
             connection: watch::Sender::new(None),
             is_connecting: AtomicBool::new(false),
             is_probing: AtomicBool::new(false),
@@ -80,7 +90,7 @@ impl Connection {
 
     /// Whether Redis decides.
     pub(super) fn has_answered(&self) -> bool {
-        self.breaker.has_answered()
+        self.breaker.is_up() == Some(true)
     }
 
     /// Whether to ask Redis. While it is down, this occasionally starts a task that probes it; no
@@ -89,7 +99,7 @@ impl Connection {
         if self.breaker.is_closed() {
             return true;
         }
-        if self.breaker.is_probe_due(now) {
+        if self.breaker.take_probe(now) {
             self.connect();
         }
         false
@@ -240,7 +250,7 @@ impl Connection {
     }
 
     fn answered(&self) {
-        if self.breaker.answered() {
+        if self.breaker.answered() != Answer::Routine {
             trace::info!("redis connected; rate limits are shared");
         }
     }

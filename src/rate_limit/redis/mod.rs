@@ -1,6 +1,5 @@
 //! Buckets in Redis or Valkey, shared by a fleet.
 
-mod breaker;
 mod builder;
 mod cell;
 mod connection;

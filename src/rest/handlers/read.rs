@@ -18,12 +18,11 @@ use crate::rest::{
     view::{EventView, InvalidView, KeyView, PageView},
 };
 use crate::{
-    manage::ConsumerPermit,
-    record::{KeyRecord, MAX_TEXT, Scope},
+    manage::{ConsumerPermit, is_page_limit},
+    record::{KeyRecord, Scope, TextRule},
     store::{EventQuery, KeyQuery},
 };
 
-const MAX_LIMIT: usize = 1000;
 const LIMIT: &str = "a number from 1 to 1000";
 const TIME: &str = "an RFC 3339 date and time, such as 2026-01-31T12:00:00Z";
 const CURSOR: &str = "a cursor from `next` of the previous page";
@@ -129,13 +128,12 @@ async fn render(
 }
 
 fn text(value: &str) -> Option<String> {
-    let fits =
-        (1..=MAX_TEXT).contains(&value.chars().count()) && !value.chars().any(char::is_control);
+    let fits = !value.is_empty() && TextRule::SEARCHED.check(value).is_ok();
     fits.then(|| value.to_owned())
 }
 
 fn limit(value: &str) -> Option<usize> {
-    number(value).filter(|limit| (1..=MAX_LIMIT).contains(limit))
+    number(value).filter(|limit| is_page_limit(*limit))
 }
 
 /// The id of an event. Databases store it as a signed 64-bit integer.

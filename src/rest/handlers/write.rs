@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::rest::{
     body::{Body, Object, OptionalBody, present},
-    error::ApiError,
+    error::{ApiError, sentence},
     handlers::read::{json, with_etag},
     params::{KeyPath, NoParams},
     quotas,
@@ -19,13 +19,9 @@ use crate::rest::{
     view::{KeyView, NewKeyView},
 };
 use crate::{
-    manage::{Expiry, KeyUpdate, NewKey, Rotation, is_plain},
-    record::{KeyRecord, Metadata, Scope, Scopes},
+    manage::{Expiry, InvalidExpiry, KeyUpdate, NewKey, Rotation, is_idempotency_key},
+    record::{KeyRecord, Metadata, Scope, Scopes, TextRule},
 };
-
-/// The maximum length of texts stored with a key, in characters. At 4 bytes each, they stay within
-/// the service's limit of 1,024 bytes.
-pub(in crate::rest) const MAX_TEXT: usize = 256;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -277,15 +273,10 @@ fn created(mut response: Response, writer: &WriteAccess, record: &KeyRecord) -> 
 }
 
 fn text(field: &'static str, text: String) -> Result<String, ApiError> {
-    if text.chars().count() > MAX_TEXT {
-        return Err(ApiError::invalid(field, "Must not be longer than 256 characters."));
+    match TextRule::SENT.check(&text) {
+        Ok(()) => Ok(text),
+        Err(problem) => Err(ApiError::invalid(field, sentence(problem))),
     }
-    if !is_plain(&text) {
-        let detail = "Must not contain control characters, such as line breaks, or characters that \
-            change the direction of text.";
-        return Err(ApiError::invalid(field, detail));
-    }
-    Ok(text)
 }
 
 fn name(field: &'static str, name: String) -> Result<String, ApiError> {
@@ -315,18 +306,16 @@ fn invalid_metadata(error: &crate::record::InvalidMetadata) -> ApiError {
 }
 
 fn expiry(text: &str) -> Result<Expiry, ApiError> {
-    times::read_expiry(text).ok_or_else(|| {
-        let detail = "Must be \"never\", an RFC 3339 date and time, or a duration: a number and \
-            s, m, h, d or w, such as \"30d\".";
-        ApiError::invalid("/expires", detail)
-    })
+    text.parse()
+        .map_err(|error: InvalidExpiry| ApiError::invalid("/expires", sentence(&error.to_string())))
 }
 
 fn duration(text: &str) -> Result<Duration, ApiError> {
-    times::read_duration(text).ok_or_else(|| {
+    let Ok(Expiry::In(duration)) = text.parse::<Expiry>() else {
         let detail = "Must be a duration: a number and s, m, h, d or w, such as \"24h\" or \"0s\".";
-        ApiError::invalid("/grace", detail)
-    })
+        return Err(ApiError::invalid("/grace", detail));
+    };
+    Ok(duration)
 }
 
 /// The `Idempotency-Key` header, if it was sent.
@@ -336,19 +325,15 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        const MAX_LEN: usize = 255;
         let mut values = parts.headers.get_all("idempotency-key").iter();
         let key = match (values.next(), values.next()) {
             (None, _) => return Ok(Self(None)),
             (Some(value), None) => String::from_utf8(value.as_bytes().to_vec()).ok(),
             (Some(_), Some(_)) => None,
         };
-        let fits = |key: &String| {
-            (1..=MAX_LEN).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic())
-        };
         let detail: Cow<'static, str> =
             "Must be sent once, with 1 to 255 visible ASCII characters.".into();
-        match key.filter(fits) {
+        match key.filter(|key| is_idempotency_key(key)) {
             Some(key) => Ok(Self(Some(key))),
             None => Err(ApiError::header("Idempotency-Key", detail)),
         }

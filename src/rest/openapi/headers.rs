@@ -7,6 +7,7 @@ use utoipa::openapi::{
 };
 
 use super::schemas::{integer, string};
+use crate::manage::MAX_IDEMPOTENCY_KEY;
 
 pub(super) fn location() -> Header {
     header("The path of the key.", string())
@@ -47,7 +48,8 @@ pub(super) fn if_none_match() -> Parameter {
 
 pub(super) fn idempotency_key() -> Parameter {
     let description = "Makes the request safe to repeat: a repeated request makes no second key.";
-    parameter("Idempotency-Key", description, string().pattern(Some(r"^[\x21-\x7e]{1,255}$")))
+    let pattern = format!(r"^[\x21-\x7e]{{1,{MAX_IDEMPOTENCY_KEY}}}$");
+    parameter("Idempotency-Key", description, string().pattern(Some(pattern)))
 }
 
 fn parameter(name: &str, description: &str, schema: ObjectBuilder) -> Parameter {

@@ -10,7 +10,7 @@ use super::{
     headers,
     schemas::{integer, named, scope, statuses, string, time, uuid},
 };
-use crate::rest::Operation;
+use crate::{manage::MAX_PAGE_LIMIT, rest::Operation, store::KeyQuery};
 
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
@@ -165,7 +165,7 @@ fn key_filters() -> [Parameter; 6] {
 }
 
 fn paging(cursor: impl Into<RefOr<Schema>>) -> [Parameter; 2] {
-    let limit = integer(1, 1000).default(Some(50.into()));
+    let limit = integer(1, MAX_PAGE_LIMIT.into()).default(Some(KeyQuery::new().limit.into()));
     [
         query("limit", "The maximum number of entries.", limit),
         query("cursor", "The start of the page: `next` of the previous page.", cursor),

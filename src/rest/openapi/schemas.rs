@@ -11,8 +11,8 @@ use utoipa::openapi::{
 
 use crate::{
     rate_limit::RateLimits,
-    record::{KeyStatus, Scopes},
-    rest::{handlers::write::MAX_TEXT, quotas::MAX_WINDOW as MAX_WINDOW_ASKED},
+    record::{KeyStatus, Scopes, TextRule},
+    rest::quotas::MAX_WINDOW as MAX_WINDOW_ASKED,
 };
 
 /// RFC 6749 §3.3, with a maximum length.
@@ -71,7 +71,7 @@ fn null() -> ObjectBuilder {
 
 /// A text that clients send.
 fn text() -> ObjectBuilder {
-    string().max_length(Some(MAX_TEXT)).pattern(Some(TEXT))
+    string().max_length(Some(TextRule::SENT.max())).pattern(Some(TEXT))
 }
 
 fn named_text() -> ObjectBuilder {

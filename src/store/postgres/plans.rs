@@ -2,10 +2,9 @@ use sqlx::{PgConnection, query, query_as, query_scalar};
 
 use super::{PgKeyStore, error::failed};
 use crate::{
-    rate_limit::RateLimits,
+    rate_limit::{PlanName, RateLimits},
     store::{
         ManagePlans, StoreError, StoreErrorKind,
-        plans::check_name,
         row::{self, Plan, json},
     },
 };
@@ -38,19 +37,19 @@ pub(super) async fn set(
     name: &str,
     limits: &RateLimits,
 ) -> Result<Option<String>, StoreError> {
-    check_name(name)?;
+    let name = PlanName::new(name)?;
     let limits = json(limits)?;
     for _ in 0..SET_ATTEMPTS {
-        let create = query_scalar(CREATE).bind(name).bind(&limits);
+        let create = query_scalar(CREATE).bind(name.as_str()).bind(&limits);
         let created: Option<bool> =
             create.fetch_optional(&mut *connection).await.map_err(failed)?;
         if created.is_some() {
             return Ok(None);
         }
-        let lock = query_scalar(LOCK).bind(name).fetch_optional(&mut *connection);
+        let lock = query_scalar(LOCK).bind(name.as_str()).fetch_optional(&mut *connection);
         // `None`: removed in between.
         if let Some(before) = lock.await.map_err(failed)? {
-            let change = query(CHANGE).bind(name).bind(&limits);
+            let change = query(CHANGE).bind(name.as_str()).bind(&limits);
             change.execute(&mut *connection).await.map_err(failed)?;
             return Ok(Some(before));
         }

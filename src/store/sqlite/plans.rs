@@ -2,10 +2,9 @@ use sqlx::{SqliteConnection, query, query_as, query_scalar};
 
 use super::{READ, SqliteKeyStore, WRITE, error::failed, lease::Lease, record::now};
 use crate::{
-    rate_limit::RateLimits,
+    rate_limit::{PlanName, RateLimits},
     store::{
         ManagePlans, StoreError,
-        plans::check_name,
         row::{self, Plan, json},
     },
 };
@@ -33,10 +32,10 @@ pub(super) async fn set(
     name: &str,
     limits: &RateLimits,
 ) -> Result<Option<String>, StoreError> {
-    check_name(name)?;
-    let get = query_scalar(GET).bind(name.to_owned()).fetch_optional(&mut *connection);
+    let name = PlanName::new(name)?;
+    let get = query_scalar(GET).bind(name.as_str().to_owned()).fetch_optional(&mut *connection);
     let before = get.await.map_err(failed)?;
-    let set = query(SET).bind(name.to_owned()).bind(json(limits)?);
+    let set = query(SET).bind(name.as_str().to_owned()).bind(json(limits)?);
     set.execute(connection).await.map_err(failed)?;
     Ok(before)
 }

@@ -1,13 +1,6 @@
-//! The floors of the crate, checked by a test.
+//! Finds the paths, attributes and calls in source files, and those that break a rule.
 //!
-//! Each module of `src` (a room) is on a floor. A room uses only the floors below it, never its own
-//! floor or one above; the files of a room do not import each other in a cycle; a third-party crate
-//! is named in one place, its home. Tests inside `src` may use any crate, but respect the floors
-//! too.
-//!
-//! The test reads tokens rather than a syntax tree, so that it sees into macros as well.
-
-#![cfg(test)]
+//! It reads tokens rather than a syntax tree, so that it sees into macros as well.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,93 +10,11 @@ use std::{
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// From the lowest floor up.
-const FLOORS: &[&[&str]] = &[
-    &["key", "clock"],
-    &["rate_limit"],
-    &["record"],
-    &["store"],
-    &["auth"],
-    &["manage"],
-    &["layer"],
-    &["rest"],
-    &["admin", "account"],
-];
-
-/// Used by every room, or without code.
-const STAIRCASE: &[&str] = &["trace", "manual"];
-
-/// Third-party crates, the modules that may name them, and why no others may.
-const HOMES: &[(&[&str], &[&str], &str)] = &[
-    (
-        &["sqlx"],
-        &["store::postgres", "store::sqlite", "store::migrate"],
-        "the rest of the crate works with every store",
-    ),
-    (&["moka"], &["auth::cache"], "its traps are settled in one place"),
-    (&["governor"], &["rate_limit::local::gcra"], "a limiter can be replaced"),
-    (&["redis"], &["rate_limit::redis"], "a limiter can be replaced"),
-    (&["sha2"], &["key::hash"], "one hash, one place to change it"),
-    (&["rand"], &["key"], "randomness is an argument elsewhere"),
-    (&["rustix"], &["clock"], "the one home of the system's time"),
-    (&["tracing"], &["trace"], "no logic carries the feature's `cfg`"),
-    (
-        &["http", "http_body", "http_body_util", "tower_layer", "tower_service"],
-        &["layer", "rest", "admin", "account"],
-        "the core knows no HTTP",
-    ),
-    (
-        &["axum", "axum_core"],
-        &[
-            "layer::request::extractor",
-            "layer::request::peer",
-            "layer::stream::websocket",
-            "rest",
-            "admin",
-            "account",
-        ],
-        "the layer serves every tower service",
-    ),
-];
-
-#[test]
-fn rooms_use_only_the_floors_below_them() {
-    let breaches = breaches(&sources("src"));
-    assert!(breaches.is_empty(), "\n{}\n", breaches.join("\n"));
-}
-
-#[test]
-fn the_library_neither_panics_nor_reads_the_time_by_itself() {
-    let offences = offences(&sources("src"));
-    assert!(offences.is_empty(), "\n{}\n", offences.join("\n"));
-}
-
-/// The stable compiler does not check which error a `compile_fail` example fails with: a typo would
-/// pass.
-#[test]
-fn an_example_that_must_not_compile_has_a_twin_that_does_but_for_one_line() {
-    let sources = sources("src");
-    let found: Vec<_> = sources.iter().flat_map(|(file, text)| twins(file, text)).collect();
-    assert!(found.len() >= 2, "{found:?}");
-    let faults: Vec<_> = found.into_iter().filter_map(Result::err).collect();
-    assert_eq!(faults, [""; 0]);
-}
-
-#[test]
-fn no_test_is_ignored() {
-    let ignored: Vec<_> = [sources("src"), sources("tests")]
-        .iter()
-        .flatten()
-        .flat_map(|(file, text)| scan(file, text))
-        .filter(|mention| mention.last_two() == ("#", "ignore"))
-        .map(|mention| mention.place())
-        .collect();
-    assert!(ignored.is_empty(), "a test that does not run is no test: {ignored:?}");
-}
+use super::{FLOORS, FORBIDDEN_CALLS, HOMES, STAIRCASE};
 
 /// The `compile_fail` examples of a file: each must name its error, and differ in one line from the
 /// next example, which compiles.
-fn twins(file: &str, text: &str) -> Vec<Result<(), String>> {
+pub(super) fn twins(file: &str, text: &str) -> Vec<Result<(), String>> {
     let blocks = code_blocks(text);
     let mut found = Vec::new();
     for (at, (kind, failing)) in blocks.iter().enumerate() {
@@ -149,7 +60,7 @@ fn code_blocks(text: &str) -> Vec<(&str, Vec<&str>)> {
 }
 
 /// Relative path and text of every Rust file under `folder`.
-fn sources(folder: &str) -> Vec<(String, String)> {
+pub(super) fn sources(folder: &str) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut folders = vec![root.join(folder)];
     let mut files = Vec::<PathBuf>::new();
@@ -172,7 +83,7 @@ fn sources(folder: &str) -> Vec<(String, String)> {
 /// A path somewhere in a file: `a::b::C` in code, a leaf of a `use` tree, or, found the same way,
 /// `.::method`, `#::attribute` and, for a module of tests in a file of its own, `mod::a::b`.
 #[derive(Clone)]
-struct Mention {
+pub(super) struct Mention {
     file: String,
     line: usize,
     /// The module that contains it.
@@ -186,11 +97,11 @@ struct Mention {
 }
 
 impl Mention {
-    fn place(&self) -> String {
+    pub(super) fn place(&self) -> String {
         format!("{}:{}", self.file, self.line)
     }
 
-    fn last_two(&self) -> (&str, &str) {
+    pub(super) fn last_two(&self) -> (&str, &str) {
         match self.path.as_slice() {
             [.., a, b] => (a, b),
             _ => ("", ""),
@@ -208,7 +119,7 @@ fn module_of(file: &str) -> Vec<String> {
     module
 }
 
-fn scan(file: &str, text: &str) -> Vec<Mention> {
+pub(super) fn scan(file: &str, text: &str) -> Vec<Mention> {
     let tokens = text.parse::<TokenStream>().unwrap_or_else(|error| panic!("{file}: {error}"));
     let mut scanner = Scanner { file, mentions: Vec::new() };
     scanner.block(tokens, &module_of(file), false);
@@ -429,7 +340,7 @@ fn floor(room: &str) -> Option<usize> {
     FLOORS.iter().position(|rooms| rooms.contains(&room))
 }
 
-fn breaches(sources: &[(String, String)]) -> Vec<String> {
+pub(super) fn breaches(sources: &[(String, String)]) -> Vec<String> {
     let all = Crate::new(sources);
     let mut breaches = BTreeSet::new();
     for (module, file) in &all.modules {
@@ -484,8 +395,8 @@ fn homeless(mention: &Mention) -> impl Iterator<Item = String> {
     .into_iter()
 }
 
-/// Calls outside tests that panic or read the system's time.
-fn offences(sources: &[(String, String)]) -> Vec<String> {
+/// Calls outside tests that [`FORBIDDEN_CALLS`] refuses.
+pub(super) fn offences(sources: &[(String, String)]) -> Vec<String> {
     let all = Crate::new(sources);
     let offence = |mention: &&Mention| {
         let imported = |import: &&Mention| {
@@ -498,12 +409,8 @@ fn offences(sources: &[(String, String)]) -> Vec<String> {
             Some(import) => [import.path.as_slice(), &mention.path[1..]].concat().join("::"),
             None => mention.path.join("::"),
         };
-        match path.as_str() {
-            ".::unwrap" | ".::expect" => Some("it panics"),
-            "std::time::SystemTime::now" | "std::time::Instant::now" => Some("ask a `Clock`"),
-            _ => None,
-        }
-        .map(|why| format!("{}: no {path}(): {why}", mention.place()).replace(".::", "."))
+        let rule = FORBIDDEN_CALLS.iter().find(|(call, _)| *call == path);
+        rule.map(|(_, why)| format!("{}: no {path}(): {why}", mention.place()).replace(".::", "."))
     };
     let judged = |mention: &&Mention| !mention.test && mention.module != ["clock"];
     all.mentions.iter().filter(judged).filter_map(|mention| offence(&mention)).collect()
