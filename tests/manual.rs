@@ -499,6 +499,92 @@ fn a_test_is_a_function_that_is_compiled_and_executed_as_one() {
     assert!(Tests::of("#![cfg(not(test))] #[test] fn none() {}").names.is_empty());
 }
 
+/// The ids of the headings of `page`, as rustdoc and code hosts make them.
+fn headings(page: &str) -> BTreeSet<String> {
+    let mut is_code = false;
+    let mut headings = BTreeSet::new();
+    for line in page.lines() {
+        is_code ^= line.starts_with("```");
+        if let Some((_, heading)) = line.split_once("# ")
+            && line.starts_with('#')
+            && !is_code
+        {
+            let id = heading.to_lowercase().replace(' ', "-");
+            headings.insert(id.replace(|it: char| !it.is_alphanumeric() && it != '-', ""));
+        }
+    }
+    headings
+}
+
+/// The links in `text` to a heading: a page of the manual, or `None` for this page, and an id.
+fn links_to_headings(text: &str) -> Vec<(Option<&str>, &str)> {
+    let is_id = |it: char| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '-';
+    let mut links = Vec::new();
+    for (at, _) in text.match_indices('#') {
+        let (before, after) = (&text[..at], &text[at + 1..]);
+        let id = &after[..after.find(|it: char| !is_id(it)).unwrap_or(after.len())];
+        if id.is_empty() {
+            continue;
+        }
+        let before = before.strip_suffix(".md").unwrap_or(before);
+        let page = before.rsplit(|it: char| !it.is_ascii_lowercase() && it != '_').next();
+        let page = page.unwrap_or_default();
+        let path = &before[..before.len() - page.len()];
+        if path.ends_with("manual::") || path.ends_with("manual/") {
+            links.push((Some(page), id));
+        } else if path.ends_with("](") && page.is_empty() {
+            links.push((None, id));
+        }
+    }
+    links
+}
+
+fn sources_in(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources_in(&path, found);
+        } else if path.extension().is_some_and(|it| it == "rs" || it == "md") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn each_link_to_a_heading_leads_to_one() {
+    let manual = root().join("src/manual");
+    let page = |name: &str| fs::read_to_string(manual.join(format!("{name}.md")));
+    let mut sources: Vec<_> = ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "SECURITY.md"]
+        .map(|name| root().join(name))
+        .into();
+    sources_in(&root().join("src"), &mut sources);
+    let mut links = 0;
+    for source in sources {
+        let text = fs::read_to_string(&source).unwrap();
+        for (name, id) in links_to_headings(&text) {
+            let is_there = match name {
+                Some(name) => page(name).is_ok_and(|page| headings(&page).contains(id)),
+                None => headings(&text).contains(id),
+            };
+            assert!(is_there, "{}: no heading {name:?}#{id}", source.display());
+            links += 1;
+        }
+    }
+    assert!(links >= 40, "only {links} links to headings were found");
+}
+
+#[test]
+fn a_link_to_a_heading_has_a_page_and_an_id() {
+    let text = "[a](#in-this-page) [b](crate::manual::keys#who-may-do-what), [c](src/manual/\
+                which_quota.md#a) #[must_use] [d](https://example.com/b#c) # Not a link";
+    let expected =
+        [(None, "in-this-page"), (Some("keys"), "who-may-do-what"), (Some("which_quota"), "a")];
+    assert_eq!(links_to_headings(text), expected);
+
+    let page = "# One: a `b`, c\n## Two-three\n```rust\n# hidden\n```\nnot # one\n";
+    assert!(headings(page).iter().eq(["one-a-b-c", "two-three"]));
+}
+
 const FIGURE: &str = "docs/limits.svg";
 
 #[test]
