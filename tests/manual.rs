@@ -1,5 +1,5 @@
 #![cfg(test)]
-//! Every promise of the manual names a test, and the test exists.
+//! Every promise of the manual has a test: a comment in the page names it, and it exists.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,53 +14,217 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 #[allow(dead_code, reason = "it is run as an example, too")]
 mod limits;
 
-/// The tables of `page`: rows of cells.
-fn tables(page: &str) -> impl Iterator<Item = Vec<Vec<&str>>> {
-    page.split("\n\n").map(str::trim).filter(|table| table.starts_with('|')).map(rows)
+/// What a page states, and the tests of it: a row of a table, an item of a list, or a paragraph.
+struct Statement<'a> {
+    text: String,
+    tests: Vec<&'a str>,
 }
 
-fn rows(table: &str) -> Vec<Vec<&str>> {
-    let rows = table.lines().filter_map(|row| row.strip_prefix('|')?.strip_suffix('|'));
-    rows.map(|row| row.split('|').map(str::trim).collect()).collect()
+/// The statements of those blocks of `page` that a comment with tests follows. For each row, item or
+/// paragraph in turn, the comment has its first words and, indented, the names of its tests:
+///
+/// ```text
+/// <!-- tests
+/// scopes
+///   bounds::a_key_has_at_most_128_scopes
+/// -->
+/// ```
+fn statements(page: &str) -> Result<Vec<Statement<'_>>, String> {
+    let mut all = Vec::new();
+    let mut before = Vec::new();
+    for block in page.split("\n\n").map(|block| block.trim_matches('\n')) {
+        if !block.contains("<!--") && !block.contains("-->") {
+            before = texts(block);
+            continue;
+        }
+        let lines = block.strip_prefix("<!-- tests\n").and_then(|rest| rest.strip_suffix("\n-->"));
+        let lines = lines.ok_or_else(|| format!("not a comment with tests: {block}"))?;
+        all.extend(matched(std::mem::take(&mut before), lines)?);
+    }
+    Ok(all)
 }
 
-/// The last column of those tables of `page` where it is `test`.
-fn tests_named(page: &str) -> Vec<&str> {
-    let mut named = Vec::new();
-    for table in tables(page) {
-        let mut last = table.iter().filter_map(|row| row.last().copied());
-        if last.next() == Some("test") {
-            named.extend(last.skip(1));
+fn matched(texts: Vec<String>, comment: &str) -> Result<Vec<Statement<'_>>, String> {
+    let mut entries: Vec<(&str, Vec<&str>)> = Vec::new();
+    for line in comment.lines() {
+        match (line.strip_prefix("  "), entries.last_mut()) {
+            (Some(test), Some((_, tests))) => tests.push(test),
+            (Some(test), None) => return Err(format!("{test} belongs to no statement")),
+            (None, _) => entries.push((line, Vec::new())),
         }
     }
-    named
+    if texts.len() != entries.len() {
+        return Err(format!(
+            "{} statements, and tests of {}: {comment}",
+            texts.len(),
+            entries.len()
+        ));
+    }
+    let pairs = texts.into_iter().zip(entries);
+    pairs
+        .map(|(text, (beginning, tests))| {
+            if beginning.is_empty() || !text.starts_with(beginning) {
+                Err(format!("the comment has {beginning:?} in the place of {text:?}"))
+            } else if tests.is_empty() {
+                Err(format!("no test holds {text:?}"))
+            } else {
+                Ok(Statement { text, tests })
+            }
+        })
+        .collect()
+}
+
+/// The rows of a table without its head, the items of a list, or a paragraph, each on one line.
+fn texts(block: &str) -> Vec<String> {
+    let is_item = |line: &str| line.starts_with("- ");
+    if block.starts_with('|') {
+        let rows = block.lines().skip(2).map(|row| row.trim_matches('|').trim().to_owned());
+        return rows.collect();
+    }
+    let mut texts: Vec<String> = Vec::new();
+    let is_list = block.lines().next().is_some_and(is_item);
+    for line in block.lines() {
+        match texts.last_mut() {
+            Some(text) if !(is_list && is_item(line)) => {
+                text.push(' ');
+                text.push_str(line.trim());
+            }
+            _ => texts.push(line.strip_prefix("- ").unwrap_or(line).to_owned()),
+        }
+    }
+    texts
+}
+
+/// How many statements of `page` have tests, all of which are there.
+fn check(page: &str, has_test: &mut dyn FnMut(&str, &str) -> bool) -> Result<usize, String> {
+    let statements = statements(page)?;
+    for Statement { text, tests } in &statements {
+        for test in tests {
+            let (file, name) = test
+                .split_once("::")
+                .ok_or_else(|| format!("{test:?}, of {text:?}, is not FILE::TEST"))?;
+            if !has_test(file, name) {
+                return Err(format!("there is no test {test}, of {text:?}"));
+            }
+        }
+    }
+    Ok(statements.len())
 }
 
 #[test]
 fn each_bound_names_a_test_that_is_there() {
-    let mut binaries = BTreeMap::new();
+    let mut files: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let pages = [
-        ("bounds.md", 25),
-        ("deployment.md", 15),
-        ("freshness.md", 20),
+        ("attacks.md", 11),
+        ("bounds.md", 29),
+        ("deployment.md", 21),
+        ("freshness.md", 52),
         ("keys.md", 2),
-        ("limits.md", 10),
+        ("limits.md", 27),
     ];
     for (page, least) in pages {
         let text = fs::read_to_string(root().join("src/manual").join(page)).unwrap();
-        let bounds = tests_named(&text);
-        assert!(bounds.len() >= least, "the tables of {page} were not found");
-        for tests in bounds {
-            assert!(!tests.is_empty(), "no test holds a bound of {page}");
-            for test in tests.split_whitespace() {
-                let path = test.strip_prefix('`').and_then(|test| test.strip_suffix('`'));
-                let (binary, name) = path.and_then(|path| path.split_once("::")).expect(test);
-                let tests = binaries
-                    .entry(binary.to_owned())
-                    .or_insert_with(|| Tests::of(&source_of(binary)).names);
-                assert!(tests.contains(name), "{page}: there is no test {test}");
-            }
-        }
+        let stated = check(&text, &mut |file, name| {
+            let tests =
+                files.entry(file.to_owned()).or_insert_with(|| Tests::of(&source_of(file)).names);
+            tests.contains(name)
+        });
+        let stated = stated.unwrap_or_else(|error| panic!("{page}: {error}"));
+        assert!(stated >= least, "only {stated} statements of {page} name tests");
+    }
+}
+
+#[test]
+fn a_statement_has_the_tests_of_the_comment_behind_it() {
+    let page = "\
+A paragraph
+of two lines.
+
+<!-- tests
+A paragraph of
+  one::of_a_paragraph
+-->
+
+| what | at most |
+|---|---|
+| a row | 1 |
+| a row | [2](crate::two) |
+
+<!-- tests
+a row
+  one::of_a_row
+  two::of_a_row
+a row | [2]
+  one::of_another
+-->
+
+A list without tests:
+
+- one
+- two
+
+- An item
+  of two lines
+- Another - with a dash
+
+<!-- tests
+An item of two
+  one::of_an_item
+Another
+  one::of_another_item
+-->
+";
+    let statements = statements(page).unwrap();
+    let found: Vec<_> =
+        statements.iter().map(|it| (it.text.as_str(), it.tests.as_slice())).collect();
+    let expected: &[(&str, &[&str])] = &[
+        ("A paragraph of two lines.", &["one::of_a_paragraph"]),
+        ("a row | 1", &["one::of_a_row", "two::of_a_row"]),
+        ("a row | [2](crate::two)", &["one::of_another"]),
+        ("An item of two lines", &["one::of_an_item"]),
+        ("Another - with a dash", &["one::of_another_item"]),
+    ];
+    assert_eq!(found, expected);
+
+    let mut asked = Vec::new();
+    let stated = check(page, &mut |file, name| {
+        asked.push(format!("{file}::{name}"));
+        true
+    });
+    assert_eq!(stated, Ok(5));
+    assert!(asked.iter().eq(expected.iter().flat_map(|(_, tests)| *tests)), "{asked:?}");
+}
+
+#[test]
+fn a_statement_without_a_test_or_with_one_that_is_missing_is_an_error() {
+    let table = "| what |\n|---|\n| first |\n| second |\n\n";
+    let error_of = |comment: &str| {
+        let page = format!("{table}{comment}\n");
+        check(&page, &mut |file, name| file == "there" && name == "is").err()
+    };
+    let good = "<!-- tests\nfirst\n  there::is\nsecond\n  there::is\n-->";
+    assert_eq!(error_of(good), None);
+    for (comment, expected) in [
+        // A test that is missing, in a file that is there or not, and a name that is none.
+        (good.replacen("there::is", "there::was", 1), "there is no test there::was, of \"first\""),
+        (good.replacen("there::is", "here::is", 1), "there is no test here::is, of \"first\""),
+        (good.replacen("there::is", "is", 1), "\"is\", of \"first\", is not FILE::TEST"),
+        // A row without a test.
+        (good.replacen("  there::is\n", "", 1), "no test holds \"first\""),
+        ("<!-- tests\nfirst\n  there::is\nsecond\n-->".to_owned(), "no test holds \"second\""),
+        // A row that the comment lacks, or has in another place; a test without a row.
+        ("<!-- tests\nfirst\n  there::is\n-->".to_owned(), "2 statements, and tests of 1"),
+        (good.replacen("first", "third", 1), "the comment has \"third\" in the place of \"first\""),
+        (good.replacen("first\n", "", 1), "there::is belongs to no statement"),
+        (good.replacen("first", "", 1), "the comment has \"\" in the place of \"first\""),
+        // A comment of another kind, one that does not end, and two for one table.
+        (good.replacen("tests", "test", 1), "not a comment with tests"),
+        (good.replacen("-->", "", 1), "not a comment with tests"),
+        (good.replacen("\nsecond", "\n\nsecond", 1), "not a comment with tests"),
+        (format!("{good}\n\n{good}"), "0 statements, and tests of 2"),
+    ] {
+        let error = error_of(&comment).unwrap_or_else(|| panic!("no error: {comment}"));
+        assert!(error.starts_with(expected), "{error}\nrather than\n{expected}");
     }
 }
 
@@ -333,6 +497,92 @@ fn a_test_is_a_function_that_is_compiled_and_executed_as_one() {
     ];
     assert!(Tests::of(source).names.iter().eq(&expected));
     assert!(Tests::of("#![cfg(not(test))] #[test] fn none() {}").names.is_empty());
+}
+
+/// The ids of the headings of `page`, as rustdoc and code hosts make them.
+fn headings(page: &str) -> BTreeSet<String> {
+    let mut is_code = false;
+    let mut headings = BTreeSet::new();
+    for line in page.lines() {
+        is_code ^= line.starts_with("```");
+        if let Some((_, heading)) = line.split_once("# ")
+            && line.starts_with('#')
+            && !is_code
+        {
+            let id = heading.to_lowercase().replace(' ', "-");
+            headings.insert(id.replace(|it: char| !it.is_alphanumeric() && it != '-', ""));
+        }
+    }
+    headings
+}
+
+/// The links in `text` to a heading: a page of the manual, or `None` for this page, and an id.
+fn links_to_headings(text: &str) -> Vec<(Option<&str>, &str)> {
+    let is_id = |it: char| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '-';
+    let mut links = Vec::new();
+    for (at, _) in text.match_indices('#') {
+        let (before, after) = (&text[..at], &text[at + 1..]);
+        let id = &after[..after.find(|it: char| !is_id(it)).unwrap_or(after.len())];
+        if id.is_empty() {
+            continue;
+        }
+        let before = before.strip_suffix(".md").unwrap_or(before);
+        let page = before.rsplit(|it: char| !it.is_ascii_lowercase() && it != '_').next();
+        let page = page.unwrap_or_default();
+        let path = &before[..before.len() - page.len()];
+        if path.ends_with("manual::") || path.ends_with("manual/") {
+            links.push((Some(page), id));
+        } else if path.ends_with("](") && page.is_empty() {
+            links.push((None, id));
+        }
+    }
+    links
+}
+
+fn sources_in(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources_in(&path, found);
+        } else if path.extension().is_some_and(|it| it == "rs" || it == "md") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn each_link_to_a_heading_leads_to_one() {
+    let manual = root().join("src/manual");
+    let page = |name: &str| fs::read_to_string(manual.join(format!("{name}.md")));
+    let mut sources: Vec<_> = ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "SECURITY.md"]
+        .map(|name| root().join(name))
+        .into();
+    sources_in(&root().join("src"), &mut sources);
+    let mut links = 0;
+    for source in sources {
+        let text = fs::read_to_string(&source).unwrap();
+        for (name, id) in links_to_headings(&text) {
+            let is_there = match name {
+                Some(name) => page(name).is_ok_and(|page| headings(&page).contains(id)),
+                None => headings(&text).contains(id),
+            };
+            assert!(is_there, "{}: no heading {name:?}#{id}", source.display());
+            links += 1;
+        }
+    }
+    assert!(links >= 40, "only {links} links to headings were found");
+}
+
+#[test]
+fn a_link_to_a_heading_has_a_page_and_an_id() {
+    let text = "[a](#in-this-page) [b](crate::manual::keys#who-may-do-what), [c](src/manual/\
+                which_quota.md#a) #[must_use] [d](https://example.com/b#c) # Not a link";
+    let expected =
+        [(None, "in-this-page"), (Some("keys"), "who-may-do-what"), (Some("which_quota"), "a")];
+    assert_eq!(links_to_headings(text), expected);
+
+    let page = "# One: a `b`, c\n## Two-three\n```rust\n# hidden\n```\nnot # one\n";
+    assert!(headings(page).iter().eq(["one-a-b-c", "two-three"]));
 }
 
 const FIGURE: &str = "docs/limits.svg";

@@ -1,4 +1,15 @@
-//! The guide: guarantees that involve several parts of the library, each with its tests.
+//! The guide: each page answers one question that involves several parts of the library. Its
+//! guarantees have tests.
+//!
+//! - [`keys`]: how do I issue, limit, rotate, import, audit and restore keys?
+//! - [`limits`]: how do I limit requests, and which quota do I choose?
+//! - [`freshness`]: how long can a revoked key keep working, whatever fails?
+//! - [`deployment`]: what must I configure around the layer?
+//! - [`bounds`]: how much can the holder of a key create or send?
+//! - [`attacks`]: what may an attacker try, and what does it achieve?
+
+#[doc = include_str!("attacks.md")]
+pub mod attacks {}
 
 #[doc = include_str!("bounds.md")]
 pub mod bounds {}

@@ -146,7 +146,7 @@ impl CachePolicy {
     /// that find a key are free, so a node that starts cold under load is not slowed down. Beyond
     /// the limit, keys that this node does not know are rejected as
     /// [`Overloaded`](crate::auth::RejectionKind::Overloaded); the manual lists [the
-    /// exceptions](crate::manual::limits#guessing).
+    /// exceptions](crate::manual::attacks#guessing-keys).
     #[must_use]
     pub fn unknown_key_queries_per_second(self, per_second: u32) -> Self {
         Self { unknown_key_queries_per_second: per_second.max(1), ..self }
