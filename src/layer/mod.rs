@@ -136,7 +136,6 @@
 //! On an [optional](ApiKeyLayer::optional) route, credentials of another scheme belong to the
 //! application: a key sent as `Token …` by mistake stays in the request.
 
-mod future;
 #[expect(clippy::module_inception, reason = "the file that holds the layer")]
 mod layer;
 mod limits;
@@ -144,6 +143,7 @@ mod middleware;
 mod request;
 mod response;
 mod service;
+mod short_circuit;
 mod stream;
 
 #[cfg(feature = "axum")]
@@ -153,7 +153,6 @@ pub(crate) use self::response::{Problem, complete, retry_after};
 #[cfg(feature = "ws")]
 pub use self::stream::websocket;
 pub use self::{
-    future::ResponseFuture,
     layer::{ApiKeyLayer, InvalidRealm},
     limits::{
         ConcurrencyLimit, ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService,
@@ -162,7 +161,7 @@ pub use self::{
     },
     request::{ClientAddress, PeerAddr},
     response::{ProblemJson, RateLimitHeaders, RejectionResponse, StatusOnly},
-    service::ApiKeyService,
+    service::{ApiKeyService, ResponseFuture},
     stream::{KeyEndedError, UntilKeyEnds},
 };
 #[cfg(doc)]
