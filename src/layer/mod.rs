@@ -142,7 +142,7 @@ mod limits;
 mod middleware;
 mod request;
 mod response;
-mod service;
+pub mod service;
 mod short_circuit;
 mod stream;
 
@@ -154,14 +154,9 @@ pub(crate) use self::response::{Problem, complete, retry_after};
 pub use self::stream::websocket;
 pub use self::{
     layer::{ApiKeyLayer, InvalidRealm},
-    limits::{
-        ConcurrencyLimit, ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService,
-        Cost, MeteredFuture, MeteredLayer, MeteredService, RateClass, RequireScope,
-        RequireScopeFuture, RequireScopeService,
-    },
+    limits::{ConcurrencyLimit, Cost, MeteredLayer, RateClass, RequireScope},
     request::{ClientAddress, PeerAddr},
     response::{ProblemJson, RateLimitHeaders, RejectionResponse, StatusOnly},
-    service::{ApiKeyService, ResponseFuture},
     stream::{KeyEndedError, UntilKeyEnds},
 };
 #[cfg(doc)]

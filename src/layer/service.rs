@@ -1,3 +1,5 @@
+//! The services of the layers, with their futures and bodies, for signatures that name them.
+
 use std::{
     fmt,
     future::Future,
@@ -10,6 +12,10 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
+pub use super::limits::{
+    ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService, MeteredFuture,
+    MeteredService, RequireScopeFuture, RequireScopeService,
+};
 use super::{
     ProblemJson, RejectionResponse,
     middleware::Middleware,
