@@ -144,39 +144,58 @@ impl Rejection {
     /// How long to wait before a retry can succeed. `None` if it never can.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        match self.kind {
-            RejectionKind::RateLimited | RejectionKind::TooManyFailures => {
-                self.details.as_ref()?.wait
-            }
-            RejectionKind::StoreUnavailable | RejectionKind::Overloaded => {
-                Some(Duration::from_secs(1))
-            }
-            _ => None,
+        match meaning(self.kind).1 {
+            Retry::Never => None,
+            Retry::AfterWait => self.details.as_ref()?.wait,
+            Retry::After(wait) => Some(wait),
+        }
+    }
+}
+
+/// When a retry of a rejected request can succeed.
+enum Retry {
+    Never,
+    /// After the `wait` of the rejection.
+    AfterWait,
+    After(Duration),
+}
+
+/// The message of a kind, and when a retry can succeed. `layer::response::spec` defines the
+/// response.
+const fn meaning(kind: RejectionKind) -> (&'static str, Retry) {
+    const SOON: Retry = Retry::After(Duration::from_secs(1));
+    match kind {
+        RejectionKind::Missing => ("the request carries no key", Retry::Never),
+        RejectionKind::InvalidRequest => {
+            ("the request's credentials are ambiguous or malformed", Retry::Never)
+        }
+        RejectionKind::Malformed => ("not a key of an accepted format", Retry::Never),
+        RejectionKind::Unknown => ("the key is unknown", Retry::Never),
+        RejectionKind::Revoked => ("the key is revoked", Retry::Never),
+        RejectionKind::Expired => ("the key has expired", Retry::Never),
+        RejectionKind::Inactive => ("the key is switched off", Retry::Never),
+        RejectionKind::NotYetActive => ("the key is not yet active", Retry::Never),
+        RejectionKind::InsufficientScope => ("the key lacks a scope", Retry::Never),
+        RejectionKind::RateLimited => ("the key has used up its quota", Retry::AfterWait),
+        RejectionKind::TooManyFailures => {
+            ("too many unknown keys from this network", Retry::AfterWait)
+        }
+        RejectionKind::StoreUnavailable => ("the key store is unavailable", SOON),
+        RejectionKind::Overloaded => ("too many key look-ups in progress", SOON),
+        RejectionKind::LayerMissing => {
+            ("this route is not behind an `ApiKeyLayer`; add one", Retry::Never)
+        }
+        RejectionKind::Internal => {
+            let message =
+                "a rate limiter or clock of the service panicked, or an invalid scope was required";
+            (message, Retry::Never)
         }
     }
 }
 
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind {
-            RejectionKind::Missing => "the request carries no key",
-            RejectionKind::InvalidRequest => "the request's credentials are ambiguous or malformed",
-            RejectionKind::Malformed => "not a key of an accepted format",
-            RejectionKind::Unknown => "the key is unknown",
-            RejectionKind::Revoked => "the key is revoked",
-            RejectionKind::Expired => "the key has expired",
-            RejectionKind::Inactive => "the key is switched off",
-            RejectionKind::NotYetActive => "the key is not yet active",
-            RejectionKind::InsufficientScope => "the key lacks a scope",
-            RejectionKind::RateLimited => "the key has used up its quota",
-            RejectionKind::TooManyFailures => "too many unknown keys from this network",
-            RejectionKind::StoreUnavailable => "the key store is unavailable",
-            RejectionKind::Overloaded => "too many key look-ups in progress",
-            RejectionKind::LayerMissing => "this route is not behind an `ApiKeyLayer`; add one",
-            RejectionKind::Internal => {
-                "a rate limiter or clock of the service panicked, or an invalid scope was required"
-            }
-        })
+        f.write_str(meaning(self.kind).0)
     }
 }
 

@@ -4,10 +4,11 @@ use http::HeaderName;
 use tower_layer::Layer;
 
 use super::{
-    ApiKeyService, ClientAddress, ProblemJson, RateLimitHeaders,
+    ClientAddress, ProblemJson, RateLimitHeaders,
     middleware::{Config, Middleware},
     request::credentials::Credentials,
     response::Challenges,
+    service::ApiKeyService,
 };
 use crate::auth::Authenticator;
 

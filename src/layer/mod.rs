@@ -136,14 +136,14 @@
 //! On an [optional](ApiKeyLayer::optional) route, credentials of another scheme belong to the
 //! application: a key sent as `Token …` by mistake stays in the request.
 
-mod future;
 #[expect(clippy::module_inception, reason = "the file that holds the layer")]
 mod layer;
 mod limits;
 mod middleware;
 mod request;
 mod response;
-mod service;
+pub mod service;
+mod short_circuit;
 mod stream;
 
 #[cfg(feature = "axum")]
@@ -153,16 +153,10 @@ pub(crate) use self::response::{Problem, complete, retry_after};
 #[cfg(feature = "ws")]
 pub use self::stream::websocket;
 pub use self::{
-    future::ResponseFuture,
     layer::{ApiKeyLayer, InvalidRealm},
-    limits::{
-        ConcurrencyLimit, ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService,
-        Cost, MeteredFuture, MeteredLayer, MeteredService, RateClass, RequireScope,
-        RequireScopeFuture, RequireScopeService,
-    },
+    limits::{ConcurrencyLimit, Cost, MeteredLayer, RateClass, RequireScope},
     request::{ClientAddress, PeerAddr},
     response::{ProblemJson, RateLimitHeaders, RejectionResponse, StatusOnly},
-    service::ApiKeyService,
     stream::{KeyEndedError, UntilKeyEnds},
 };
 #[cfg(doc)]

@@ -1,16 +1,28 @@
+//! The services of the layers, with their futures and bodies, for signatures that name them.
+
 use std::{
-    mem,
+    fmt,
+    future::Future,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use http::{Request, Response};
+use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::{
-    ProblemJson, RejectionResponse, ResponseFuture, middleware::Middleware, request::caller,
+pub use super::limits::{
+    ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService, MeteredFuture,
+    MeteredService, RequireScopeFuture, RequireScopeService,
 };
-use crate::auth::Attempt;
+use super::{
+    ProblemJson, RejectionResponse,
+    middleware::Middleware,
+    request::caller,
+    short_circuit::{Finish, Parked, Resume, ShortCircuit},
+};
+use crate::auth::{Admission, Attempt, PendingAttempt, Rejection};
 
 /// The service of [`ApiKeyLayer`](super::ApiKeyLayer).
 ///
@@ -48,30 +60,100 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        match self.middleware.config.attempt(&mut request) {
+        let Self { inner, middleware } = self;
+        let future = match middleware.config.attempt(&mut request) {
             Some(Attempt::Admit(admission)) => {
-                self.middleware.config.attach_consumer(&mut request, &admission);
-                let middleware = Arc::clone(&self.middleware);
-                ResponseFuture::inner(self.inner.call(request), middleware, Some(admission))
+                middleware.config.attach_consumer(&mut request, &admission);
+                let middleware = Arc::clone(middleware);
+                ShortCircuit::pass(
+                    inner,
+                    request,
+                    Admitted { middleware, admission: Some(admission) },
+                )
             }
             Some(Attempt::Reject(rejection)) => {
-                // Dropping the ready service releases what `poll_ready` reserved, such as a
-                // concurrency permit: on a kept-alive connection the next call may never come.
-                self.inner = self.inner.clone();
-                ResponseFuture::rejected(self.middleware.reject(&rejection))
+                ShortCircuit::reject(inner, || middleware.reject(&rejection))
             }
             Some(Attempt::Pending(lookup)) => {
-                // The clone is not ready, so it stays here and the future takes the ready service:
-                // https://docs.rs/tower/latest/tower/trait.Service.html#be-careful-when-cloning-inner-services
-                let clone = self.inner.clone();
-                let ready = mem::replace(&mut self.inner, clone);
-                ResponseFuture::looking_up(lookup, ready, request, Arc::clone(&self.middleware))
+                let parked = Parked::new(inner, request, lookup, Arc::clone(middleware));
+                ShortCircuit::Waiting { parked }
             }
             None => {
                 caller::admit_anonymous(request.extensions_mut());
-                let middleware = Arc::clone(&self.middleware);
-                ResponseFuture::inner(self.inner.call(request), middleware, None)
+                let middleware = Arc::clone(middleware);
+                ShortCircuit::pass(inner, request, Admitted { middleware, admission: None })
             }
+        };
+        ResponseFuture { future }
+    }
+}
+
+/// An admitted request; without `admission`, one without a key.
+struct Admitted<R> {
+    middleware: Arc<Middleware<R>>,
+    admission: Option<Admission>,
+}
+
+impl<R, B> Finish<Response<B>, Response<B>> for Admitted<R> {
+    fn finish(&mut self, mut response: Response<B>) -> Response<B> {
+        self.middleware.config.finish(&mut response, self.admission.as_ref());
+        response
+    }
+}
+
+impl<R, B, T> Resume<B, Result<Admission, Rejection>, Admitted<R>, Response<T>>
+    for Arc<Middleware<R>>
+where
+    R: RejectionResponse<T>,
+{
+    fn resume(
+        self,
+        request: &mut Request<B>,
+        decision: Result<Admission, Rejection>,
+    ) -> Result<Admitted<R>, Response<T>> {
+        match decision {
+            Ok(admission) => {
+                self.config.attach_consumer(request, &admission);
+                Ok(Admitted { middleware: self, admission: Some(admission) })
+            }
+            Err(rejection) => Err(self.reject(&rejection)),
         }
+    }
+}
+
+pin_project! {
+    /// The response future of [`ApiKeyService`].
+    pub struct ResponseFuture<S, B, R>
+    where
+        S: Service<Request<B>>,
+    {
+        #[pin]
+        future: ShortCircuit<
+            S::Future,
+            Admitted<R>,
+            S::Response,
+            Parked<PendingAttempt, S, B, Arc<Middleware<R>>>,
+        >,
+    }
+}
+
+impl<S, B, R, ResBody> Future for ResponseFuture<S, B, R>
+where
+    S: Service<Request<B>, Response = Response<ResBody>>,
+    R: RejectionResponse<ResBody>,
+{
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().future.poll(cx)
+    }
+}
+
+impl<S, B, R> fmt::Debug for ResponseFuture<S, B, R>
+where
+    S: Service<Request<B>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResponseFuture")
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    fmt,
     future::{Future, Ready, poll_fn, ready},
     pin::{Pin, pin},
     rc::Rc,
@@ -20,13 +21,20 @@ use tokio::{
 };
 use tower::{
     BoxError, Layer, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer,
-    limit::ConcurrencyLimitLayer, service_fn,
+    limit::ConcurrencyLimitLayer, service_fn, util::ServiceFn,
 };
 use tower_api_key::{
-    ApiKeyLayer, Authenticator,
+    ApiKeyLayer, Authenticator, RequireScope,
     auth::{CachePolicy, Rejection},
     clock::Clock,
     key::KeyHash,
+    layer::{
+        ConcurrencyLimit, Cost, ProblemJson,
+        service::{
+            ApiKeyService, ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService,
+            MeteredFuture, MeteredService, RequireScopeFuture, RequireScopeService, ResponseFuture,
+        },
+    },
     manage::{Expiry, NewKey},
     rate_limit::Quota,
     record::KeyRecord,
@@ -99,6 +107,49 @@ impl KeyStore for Gated {
         self.asked.add_permits(1);
         self.gate.acquire().await.unwrap().forget();
         self.memory.find(hash).await
+    }
+}
+
+mod public_types {
+    use super::*;
+
+    /// A request much larger than a future.
+    type Large = Request<[u8; 4096]>;
+    type Answer = Ready<Result<Response<Body>, Infallible>>;
+    type Inner = ServiceFn<fn(Large) -> Answer>;
+
+    /// Compiles if `S` and `F` are what `L` makes, and they can be printed.
+    fn has<L, S, F>(_: &L)
+    where
+        L: Layer<Inner, Service = S>,
+        S: Service<Large, Future = F> + fmt::Debug,
+        F: fmt::Debug,
+    {
+    }
+
+    #[tokio::test]
+    async fn services_and_futures_can_be_named_and_printed() {
+        type Api = ResponseFuture<Inner, [u8; 4096], ProblemJson>;
+        type Metered = MeteredFuture<Inner, [u8; 4096], ProblemJson>;
+        type Scoped = RequireScopeFuture<Answer, Response<Body>>;
+        type Limited = ConcurrencyLimitFuture<Answer, Body>;
+        let (auth, _) = auth(Key::Uncached).await;
+        has::<_, ApiKeyService<Inner>, Api>(&ApiKeyLayer::new(auth));
+        has::<_, MeteredService<Inner>, Metered>(&Cost::new(2));
+        has::<_, RequireScopeService<Inner>, Scoped>(&RequireScope::one("a").unwrap());
+        let limit = ConcurrencyLimit::per_key(1).unwrap();
+        has::<_, ConcurrencyLimitService<Inner>, Limited>(&limit);
+        let inner: Inner = service_fn(|_| ready(Ok(Response::default())));
+        let response = limit.layer(inner).oneshot(Request::new([0; 4096])).await.unwrap();
+        let body: ConcurrencyLimitBody<Body> = response.into_body();
+        assert!(format!("{body:?}").starts_with("ConcurrencyLimitBody"));
+    }
+
+    /// A request that waits is boxed.
+    #[test]
+    fn a_future_has_no_room_for_a_request_that_waits() {
+        assert!(size_of::<ResponseFuture<Inner, [u8; 4096], ProblemJson>>() < 1024);
+        assert!(size_of::<MeteredFuture<Inner, [u8; 4096], ProblemJson>>() < 1024);
     }
 }
 

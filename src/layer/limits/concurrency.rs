@@ -14,13 +14,17 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::in_flight::{Holder, InFlight, Permit};
+use super::{
+    in_flight::{Holder, InFlight, Permit},
+    rejected_request::RejectedRequest,
+};
 use crate::{
     auth::{Authenticator, Rejection},
     layer::{
         ProblemJson, RejectionResponse,
         request::caller::Trusted,
-        response::{Policy, RateLimitReport, complete, headers::state_begin},
+        response::{Policy, RateLimitReport, headers::state_begin},
+        short_circuit::{Finish, ShortCircuit},
     },
     rate_limit::{CountedPer, Decision, InvalidQuota, Quota},
     record::Consumer,
@@ -165,7 +169,7 @@ impl Config {
         &self,
         in_flight: &Arc<InFlight>,
         consumer: &Consumer,
-    ) -> Result<Entered, Box<Denied>> {
+    ) -> Result<Entered, Box<RejectedRequest>> {
         let plan = consumer.plan().and_then(|plan| self.of_plans.get(plan));
         let &Limit { most, ref policy } = plan.unwrap_or(&self.default);
         let subject = consumer.subject();
@@ -182,7 +186,7 @@ impl Config {
                 let violated = [Arc::clone(&policy.name)].into();
                 let rejection = Rejection::beyond(consumer.key_id(), violated, RETRY);
                 let report = RateLimitReport::of(Arc::clone(policy), Decision::deny(RETRY));
-                Err(Box::new(Denied { rejection, report }))
+                Err(RejectedRequest::of(rejection, report))
             }
         }
     }
@@ -190,11 +194,6 @@ impl Config {
 
 struct Entered {
     permit: Permit,
-    report: RateLimitReport,
-}
-
-struct Denied {
-    rejection: Rejection,
     report: RateLimitReport,
 }
 
@@ -227,26 +226,31 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let ConcurrencyLimit { terms, in_flight, trusted, renderer } = &self.limit;
+        let Self { inner, limit } = self;
+        let ConcurrencyLimit { terms, in_flight, trusted, renderer } = &*limit;
         let entered = match trusted.caller(request.extensions()).map_err(Rejection::new) {
             Ok(None) => Ok(None),
             Ok(Some(consumer)) => terms.enter(in_flight, consumer).map(Some),
-            Err(rejection) => {
-                Err(Box::new(Denied { rejection, report: RateLimitReport::default() }))
-            }
+            Err(rejection) => Err(RejectedRequest::of(rejection, RateLimitReport::default())),
         };
-        let state = match entered {
-            Ok(entered) => State::Inner { future: self.inner.call(request), entered },
-            Err(denied) => {
-                // Releases what the inner service reserved in `poll_ready`.
-                self.inner = self.inner.clone();
-                let Denied { rejection, report } = *denied;
-                let mut response = complete(renderer.response(&rejection), rejection);
-                report.write(&mut response);
-                State::Rejected { response: Some(response) }
-            }
+        let future = match entered {
+            Ok(entered) => ShortCircuit::pass(inner, request, entered),
+            Err(rejected) => ShortCircuit::reject(inner, || {
+                let response = rejected.response(renderer);
+                response.map(|body| ConcurrencyLimitBody { body, permit: None })
+            }),
         };
-        ConcurrencyLimitFuture { state }
+        ConcurrencyLimitFuture { future }
+    }
+}
+
+impl<B> Finish<Response<B>, Response<ConcurrencyLimitBody<B>>> for Option<Entered> {
+    fn finish(&mut self, mut response: Response<B>) -> Response<ConcurrencyLimitBody<B>> {
+        let permit = self.take().map(|Entered { permit, report }| {
+            report.write(&mut response);
+            permit
+        });
+        response.map(|body| ConcurrencyLimitBody { body, permit })
     }
 }
 
@@ -254,15 +258,7 @@ pin_project! {
     /// The response future of [`ConcurrencyLimitService`].
     pub struct ConcurrencyLimitFuture<F, B> {
         #[pin]
-        state: State<F, B>,
-    }
-}
-
-pin_project! {
-    #[project = StateProj]
-    enum State<F, B> {
-        Inner { #[pin] future: F, entered: Option<Entered> },
-        Rejected { response: Option<Response<B>> },
+        future: ShortCircuit<F, Option<Entered>, Response<ConcurrencyLimitBody<B>>>,
     }
 }
 
@@ -273,24 +269,7 @@ where
     type Output = Result<Response<ConcurrencyLimitBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
-            StateProj::Inner { future, entered } => {
-                let mut response = ready!(future.poll(cx))?;
-                let permit = entered.take().map(|Entered { permit, report }| {
-                    report.write(&mut response);
-                    permit
-                });
-                Poll::Ready(Ok(response.map(|body| ConcurrencyLimitBody { body, permit })))
-            }
-            // Pending for ever if polled again after completion.
-            StateProj::Rejected { response } => match response.take() {
-                Some(response) => {
-                    let free = |body| ConcurrencyLimitBody { body, permit: None };
-                    Poll::Ready(Ok(response.map(free)))
-                }
-                None => Poll::Pending,
-            },
-        }
+        self.project().future.poll(cx)
     }
 }
 

@@ -4,7 +4,8 @@ use tower_layer::Layer;
 
 use super::{
     MeteredLayer, MeteredService,
-    metered::{ChargePolicy, Outcome, Receipt, RejectedRequest, take},
+    metered::{ChargePolicy, Outcome, Receipt, take},
+    rejected_request::RejectedRequest,
 };
 use crate::{
     auth::{Authenticator, RateLimitStatus, Rejection},

@@ -5,7 +5,7 @@ use std::{
     num::NonZeroU32,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use http::{Request, Response};
@@ -13,12 +13,14 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::rejected_request::RejectedRequest;
 use crate::{
     auth::{Authenticator, Rejection, RejectionKind, catch_pending_panic, catch_request_panic},
     layer::{
         ProblemJson, RejectionResponse,
         request::caller::Trusted,
-        response::{RateLimitReport, complete},
+        response::RateLimitReport,
+        short_circuit::{Finish, Parked, Resume, ShortCircuit},
     },
     rate_limit::{Buckets, Check, Decisions},
     record::Consumer,
@@ -91,22 +93,18 @@ where
                 Outcome::Reject(RejectedRequest::of(rejection, RateLimitReport::default()))
             }
         };
-        let state = match outcome {
-            Outcome::Pass(taken) => State::Inner { future: self.inner.call(request), taken },
-            Outcome::Reject(denied) => {
-                // Releases what the inner service reserved in `poll_ready`.
-                self.inner = self.inner.clone();
-                State::Rejected { response: Some(denied.response(&self.renderer)) }
+        let Self { inner, renderer, .. } = self;
+        let future = match outcome {
+            Outcome::Pass(receipt) => ShortCircuit::pass(inner, request, receipt),
+            Outcome::Reject(rejected) => {
+                ShortCircuit::reject(inner, || rejected.response(renderer))
             }
-            Outcome::Wait(outcome) => {
-                // The clone is not ready, so it stays here and the future takes the ready service.
-                let clone = self.inner.clone();
-                let ready = mem::replace(&mut self.inner, clone);
-                let renderer = self.renderer.clone();
-                State::Waiting { outcome, parked: Some(Parked { ready, request, renderer }) }
+            Outcome::Wait(charge) => {
+                let parked = Parked::new(inner, request, charge, Renderer(renderer.clone()));
+                ShortCircuit::Waiting { parked }
             }
         };
-        MeteredFuture { state }
+        MeteredFuture { future }
     }
 }
 
@@ -114,7 +112,7 @@ where
 pub(super) enum Outcome {
     Pass(Receipt),
     Reject(Box<RejectedRequest>),
-    Wait(Waiting),
+    Wait(PendingCharge),
 }
 
 impl Outcome {
@@ -123,18 +121,14 @@ impl Outcome {
     }
 }
 
-type Waiting = Pin<Box<dyn Future<Output = Result<Receipt, Box<RejectedRequest>>> + Send>>;
+type Charged = Result<Receipt, Box<RejectedRequest>>;
+type PendingCharge = Pin<Box<dyn Future<Output = Charged> + Send>>;
 
 /// What a request was charged before the inner service was called.
 #[derive(Default)]
 pub(super) struct Receipt {
     report: RateLimitReport,
     units: Option<(Arc<dyn Buckets>, NonZeroU32, Consumer)>,
-}
-
-pub(super) struct RejectedRequest {
-    rejection: Rejection,
-    report: RateLimitReport,
 }
 
 /// Takes `units` from each of `buckets`. `finish` turns the decisions into a report or a denial.
@@ -173,11 +167,13 @@ impl Receipt {
     pub(super) fn nothing(report: RateLimitReport) -> Self {
         Self { report, units: None }
     }
+}
 
-    fn finish<B>(self, response: &mut Response<B>) {
+impl<B> Finish<Response<B>, Response<B>> for Receipt {
+    fn finish(&mut self, mut response: Response<B>) -> Response<B> {
         let rejection = response.extensions().get::<Rejection>();
         let is_limited = rejection.is_some_and(|r| r.kind() == RejectionKind::RateLimited);
-        let Self { mut report, units } = self;
+        let Self { mut report, units } = mem::take(self);
         // An inner limit rejected the request: refund the units.
         if is_limited && let Some((buckets, units, consumer)) = units {
             if let Some(meter) = consumer.meter() {
@@ -185,24 +181,20 @@ impl Receipt {
             }
             report = RateLimitReport { units: 0, own: None, ..report };
         }
-        report.write(response);
+        report.write(&mut response);
+        response
     }
 }
 
-impl RejectedRequest {
-    pub(super) fn of(rejection: Rejection, report: RateLimitReport) -> Box<Self> {
-        Box::new(Self { rejection, report })
-    }
+/// Renders the rejection of a request that waited for its charge.
+struct Renderer<R>(R);
 
-    /// A limiter or a clock panicked.
-    fn panicked() -> Box<Self> {
-        Self::of(Rejection::new(RejectionKind::Internal), RateLimitReport::default())
-    }
-
-    fn response<B>(self, renderer: &impl RejectionResponse<B>) -> Response<B> {
-        let mut response = complete(renderer.response(&self.rejection), self.rejection);
-        self.report.write(&mut response);
-        response
+impl<R, B, T> Resume<B, Charged, Receipt, Response<T>> for Renderer<R>
+where
+    R: RejectionResponse<T>,
+{
+    fn resume(self, _: &mut Request<B>, charged: Charged) -> Result<Receipt, Response<T>> {
+        charged.map_err(|rejected| rejected.response(&self.0))
     }
 }
 
@@ -213,23 +205,13 @@ pin_project! {
         S: Service<Request<B>>,
     {
         #[pin]
-        state: State<S, B, R, S::Future, S::Response>,
+        future: ShortCircuit<
+            S::Future,
+            Receipt,
+            S::Response,
+            Parked<PendingCharge, S, B, Renderer<R>>,
+        >,
     }
-}
-
-pin_project! {
-    #[project = StateProj]
-    enum State<S, B, R, F, T> {
-        Rejected { response: Option<T> },
-        Waiting { outcome: Waiting, parked: Option<Parked<S, B, R>> },
-        Inner { #[pin] future: F, taken: Receipt },
-    }
-}
-
-struct Parked<S, B, R> {
-    ready: S,
-    request: Request<B>,
-    renderer: R,
 }
 
 impl<S, B, R, ResBody> Future for MeteredFuture<S, B, R>
@@ -240,35 +222,7 @@ where
     type Output = Result<S::Response, S::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.project().state;
-        loop {
-            let next = match state.as_mut().project() {
-                StateProj::Inner { future, taken } => {
-                    let mut response = ready!(future.poll(cx))?;
-                    mem::take(taken).finish(&mut response);
-                    return Poll::Ready(Ok(response));
-                }
-                StateProj::Waiting { outcome, parked } => {
-                    let outcome = ready!(outcome.as_mut().poll(cx));
-                    // Always `Some`: this state is replaced below.
-                    let Some(parked) = parked.take() else { return Poll::Pending };
-                    let Parked { mut ready, request, renderer } = parked;
-                    match outcome {
-                        Ok(taken) => State::Inner { future: ready.call(request), taken },
-                        Err(denied) => {
-                            State::Rejected { response: Some(denied.response(&renderer)) }
-                        }
-                    }
-                }
-                StateProj::Rejected { response } => {
-                    // Pending for ever if polled again after completion.
-                    return response
-                        .take()
-                        .map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));
-                }
-            };
-            state.set(next);
-        }
+        self.project().future.poll(cx)
     }
 }
 

@@ -6,6 +6,7 @@ mod cost;
 mod in_flight;
 mod metered;
 mod rate_class;
+mod rejected_request;
 mod require_scope;
 
 pub use self::{

@@ -11,9 +11,12 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::layer::{ProblemJson, RejectionResponse, request::caller::Trusted, response::complete};
 use crate::{
     auth::{Authenticator, Rejection, RejectionKind},
+    layer::{
+        ProblemJson, RejectionResponse, request::caller::Trusted, response::complete,
+        short_circuit::ShortCircuit,
+    },
     record::{InvalidScope, Scope, Scopes},
 };
 
@@ -142,16 +145,14 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let state = match self.required.evaluate(&request) {
-            Ok(()) => State::Inner { future: self.inner.call(request) },
+        let Self { inner, required, renderer } = self;
+        let future = match required.evaluate(&request) {
+            Ok(()) => ShortCircuit::pass(inner, request, ()),
             Err(rejection) => {
-                // Releases what the inner service reserved in `poll_ready`.
-                self.inner = self.inner.clone();
-                let response = complete(self.renderer.response(&rejection), rejection);
-                State::Rejected { response: Some(response) }
+                ShortCircuit::reject(inner, || complete(renderer.response(&rejection), rejection))
             }
         };
-        RequireScopeFuture { state }
+        RequireScopeFuture { future }
     }
 }
 
@@ -179,19 +180,9 @@ impl<S: fmt::Debug, R> fmt::Debug for RequireScopeService<S, R> {
 
 pin_project! {
     /// The response future of [`RequireScopeService`].
-    #[derive(Debug)]
     pub struct RequireScopeFuture<F, T> {
         #[pin]
-        state: State<F, T>,
-    }
-}
-
-pin_project! {
-    #[project = StateProj]
-    #[derive(Debug)]
-    enum State<F, T> {
-        Inner { #[pin] future: F },
-        Rejected { response: Option<T> },
+        future: ShortCircuit<F, (), T>,
     }
 }
 
@@ -202,12 +193,12 @@ where
     type Output = Result<T, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
-            StateProj::Inner { future } => future.poll(cx),
-            // Pending for ever if polled again after completion.
-            StateProj::Rejected { response } => {
-                response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)))
-            }
-        }
+        self.project().future.poll(cx)
+    }
+}
+
+impl<F, T> fmt::Debug for RequireScopeFuture<F, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RequireScopeFuture")
     }
 }

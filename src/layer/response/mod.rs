@@ -3,6 +3,7 @@
 pub(super) mod headers;
 mod problem;
 mod rate_limit_report;
+mod spec;
 
 pub(crate) use self::problem::complete;
 pub use self::{

@@ -1,4 +1,4 @@
-use std::{borrow::Cow, sync::LazyLock};
+use std::{borrow::Cow, sync::OnceLock};
 
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
@@ -6,7 +6,10 @@ use http::{
 };
 use serde::{Serialize, Serializer};
 
-use super::headers::retry_after;
+use super::{
+    headers::retry_after,
+    spec::{Challenge, Spec, Title, spec},
+};
 use crate::{
     auth::{Rejection, RejectionKind},
     record::Scope,
@@ -41,7 +44,7 @@ pub struct StatusOnly;
 impl<B: Default> RejectionResponse<B> for StatusOnly {
     fn response(&self, rejection: &Rejection) -> Response<B> {
         let mut response = Response::new(B::default());
-        *response.status_mut() = status(rejection.kind());
+        *response.status_mut() = spec(rejection.kind()).status;
         response
     }
 }
@@ -79,15 +82,14 @@ impl ProblemJson {
 
 impl<B: From<Cow<'static, str>>> RejectionResponse<B> for ProblemJson {
     fn response(&self, rejection: &Rejection) -> Response<B> {
-        if self.disclose
-            && let Some(reason) = reason(rejection.kind())
+        let Spec { status, reason, .. } = spec(rejection.kind());
+        let reason = reason.filter(|_| self.disclose);
+        if reason.is_none()
+            && let Some(body) = cached_body(rejection)
         {
-            return Problem { reason: Some(reason), ..Problem::of(rejection) }.response();
+            return response(status, Cow::Borrowed(body));
         }
-        match body_without_particulars(rejection.kind()) {
-            Some(body) => response(status(rejection.kind()), Cow::Borrowed(body)),
-            None => Problem::of(rejection).response(),
-        }
+        Problem { reason, ..Problem::of(rejection) }.response()
     }
 }
 
@@ -132,72 +134,24 @@ impl<'a> Problem<'a> {
     }
 
     pub(crate) fn response<B: From<Cow<'static, str>>>(&self) -> Response<B> {
+        response(self.status, Cow::Owned(self.to_json()))
+    }
+
+    fn to_json(&self) -> String {
         // Serialising strings and numbers cannot fail.
-        response(self.status, Cow::Owned(serde_json::to_string(self).unwrap_or_default()))
+        serde_json::to_string(self).unwrap_or_default()
     }
 
     fn of(rejection: &'a Rejection) -> Self {
-        let status = status(rejection.kind());
-        match rejection.kind() {
-            RejectionKind::Missing => Self::new(status, "missing_api_key", "Send an API key."),
-            RejectionKind::InvalidRequest => {
-                Self::new(status, "invalid_request", "Send exactly one API key.")
-            }
-            RejectionKind::Malformed
-            | RejectionKind::Unknown
-            | RejectionKind::Revoked
-            | RejectionKind::Expired
-            | RejectionKind::Inactive
-            | RejectionKind::NotYetActive => {
-                Self::new(status, "invalid_api_key", "The API key is not valid.")
-            }
-            RejectionKind::InsufficientScope => Self {
-                scope: scope_list(rejection.required_scopes()),
-                ..Self::new(
-                    status,
-                    "insufficient_scope",
-                    "The API key lacks a scope that this route requires.",
-                )
-            },
-            RejectionKind::RateLimited => Self {
-                uri: "https://iana.org/assignments/http-problem-types#quota-exceeded",
-                title: "Request cannot be satisfied as assigned quota has been exceeded",
-                violated_policies: rejection.violated_policies().collect(),
-                ..Self::new(
-                    status,
-                    "rate_limit_exceeded",
-                    "Retry after the number of seconds in `Retry-After`.",
-                )
-            },
-            RejectionKind::TooManyFailures => Self {
-                uri: "https://iana.org/assignments/http-problem-types#abnormal-usage-detected",
-                title: "Request not satisfied due to detection of abnormal request pattern",
-                ..Self::new(
-                    status,
-                    "too_many_failures",
-                    "Too many unknown API keys came from your network. If yours is valid, keep it \
-                     and retry after the number of seconds in `Retry-After`.",
-                )
-            },
-            RejectionKind::StoreUnavailable | RejectionKind::Overloaded => Self {
-                uri: "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
-                title: "Request cannot be satisfied due to temporary server capacity constraints",
-                ..Self::new(
-                    status,
-                    "service_unavailable",
-                    "The API key cannot be checked right now. Keep it and try again.",
-                )
-            },
-            RejectionKind::LayerMissing => Self::new(
-                status,
-                "internal_error",
-                "The request has no consumer. Is `ApiKeyLayer` applied to this route?",
-            ),
-            RejectionKind::Internal => Self::new(
-                status,
-                "internal_error",
-                "The API key could not be checked because of an error in the service.",
-            ),
+        let Spec { status, code, title, detail, .. } = spec(rejection.kind());
+        let problem = Self {
+            scope: scope_list(rejection.required_scopes()),
+            violated_policies: rejection.violated_policies().collect(),
+            ..Self::new(status, code, detail)
+        };
+        match title {
+            Title::Status => problem,
+            Title::Registered { uri, title } => Self { uri, title, ..problem },
         }
     }
 }
@@ -212,67 +166,21 @@ fn response<B: From<Cow<'static, str>>>(
     response
 }
 
-/// The body of rejections that never differ. Cached, because a flood of bad keys needs many.
-fn body_without_particulars(kind: RejectionKind) -> Option<&'static str> {
-    const KINDS: [RejectionKind; 5] = [
-        RejectionKind::Missing,
-        RejectionKind::InvalidRequest,
-        RejectionKind::Malformed,
-        RejectionKind::Overloaded,
-        RejectionKind::TooManyFailures,
-    ];
-    static BODIES: LazyLock<[String; KINDS.len()]> = LazyLock::new(|| {
-        let body = |kind| serde_json::to_string(&Problem::of(&Rejection::new(kind)));
-        KINDS.map(|kind| body(kind).unwrap_or_default())
-    });
-    let same = match kind {
-        RejectionKind::Unknown
-        | RejectionKind::Revoked
-        | RejectionKind::Expired
-        | RejectionKind::Inactive
-        | RejectionKind::NotYetActive => RejectionKind::Malformed,
-        RejectionKind::StoreUnavailable => RejectionKind::Overloaded,
-        kind => kind,
-    };
-    let at = KINDS.iter().position(|kind| *kind == same)?;
-    BODIES.get(at).map(String::as_str)
+/// The body of a rejection that names no scope and no policy: always the same for its kind. Cached,
+/// because a flood of bad keys needs many.
+fn cached_body(rejection: &Rejection) -> Option<&'static str> {
+    /// The bodies of kinds declared after the last one here are not cached.
+    const KINDS: usize = RejectionKind::Internal as usize + 1;
+    static BODIES: [OnceLock<String>; KINDS] = [const { OnceLock::new() }; KINDS];
+    let kind = rejection.kind();
+    let names_none =
+        rejection.required_scopes().is_empty() && rejection.violated_policies().next().is_none();
+    let body = BODIES.get(kind as usize).filter(|_| names_none)?;
+    Some(body.get_or_init(|| Problem::of(&Rejection::new(kind)).to_json()))
 }
 
 fn as_number<S: Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u16(status.as_u16())
-}
-
-fn status(kind: RejectionKind) -> StatusCode {
-    match kind {
-        RejectionKind::InvalidRequest => StatusCode::BAD_REQUEST,
-        RejectionKind::Missing
-        | RejectionKind::Malformed
-        | RejectionKind::Unknown
-        | RejectionKind::Revoked
-        | RejectionKind::Expired
-        | RejectionKind::Inactive
-        | RejectionKind::NotYetActive => StatusCode::UNAUTHORIZED,
-        RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
-        RejectionKind::RateLimited | RejectionKind::TooManyFailures => {
-            StatusCode::TOO_MANY_REQUESTS
-        }
-        RejectionKind::LayerMissing | RejectionKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        RejectionKind::StoreUnavailable | RejectionKind::Overloaded => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
-    }
-}
-
-fn reason(kind: RejectionKind) -> Option<&'static str> {
-    Some(match kind {
-        RejectionKind::Malformed => "malformed",
-        RejectionKind::Unknown => "unknown",
-        RejectionKind::Revoked => "revoked",
-        RejectionKind::Expired => "expired",
-        RejectionKind::Inactive => "inactive",
-        RejectionKind::NotYetActive => "not_yet_active",
-        _ => return None,
-    })
 }
 
 /// Adds the headers common to all rejections, unless the renderer set them, and the [`Rejection`]
@@ -320,23 +228,12 @@ impl Challenges {
 
     /// Adds the challenge for `rejection`, unless the renderer set one.
     pub(in crate::layer) fn add(&self, headers: &mut HeaderMap, rejection: &Rejection) {
-        let challenge = match rejection.kind() {
-            RejectionKind::Missing => Some(self.missing.clone()),
-            RejectionKind::InvalidRequest => Some(self.invalid_request.clone()),
-            RejectionKind::Malformed
-            | RejectionKind::Unknown
-            | RejectionKind::Revoked
-            | RejectionKind::Expired
-            | RejectionKind::Inactive
-            | RejectionKind::NotYetActive => Some(self.invalid_token.clone()),
-            RejectionKind::InsufficientScope => self.insufficient_scope(rejection),
-            RejectionKind::RateLimited
-            | RejectionKind::TooManyFailures
-            | RejectionKind::StoreUnavailable
-            | RejectionKind::Overloaded
-            | RejectionKind::LayerMissing
-            | RejectionKind::Internal => None,
-        };
+        let challenge = spec(rejection.kind()).challenge.and_then(|challenge| match challenge {
+            Challenge::Bare => Some(self.missing.clone()),
+            Challenge::InvalidRequest => Some(self.invalid_request.clone()),
+            Challenge::InvalidToken => Some(self.invalid_token.clone()),
+            Challenge::InsufficientScope => self.insufficient_scope(rejection),
+        });
         if let Some(challenge) = challenge {
             headers.entry(WWW_AUTHENTICATE).or_insert(challenge);
         }
