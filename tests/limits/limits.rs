@@ -4,6 +4,7 @@
 use std::{
     convert::Infallible,
     future::Future as _,
+    num::NonZeroU32,
     sync::{Arc, Mutex},
     task::{Context, Waker},
     time::Duration,
@@ -25,7 +26,10 @@ use tower_api_key::{
     auth::{Attempt, Event, RejectionKind},
     layer::{ConcurrencyLimit, Cost, RateClass, StatusOnly},
     manage::{Expiry, NewKey},
-    rate_limit::{InvalidPlan, InvalidQuota, Plans, Quota, RateLimits},
+    rate_limit::{
+        Buckets, Check, InvalidPlan, InvalidQuota, LocalRateLimiter, Plans, Quota, RateLimiter,
+        RateLimits, Subject,
+    },
 };
 
 use crate::app::{Answer, Keys, SECOND, send, text};
@@ -55,6 +59,48 @@ async fn left(app: &Router, path: &str, key: &str) -> String {
     call(app, path, key).await.header("ratelimit").unwrap().to_owned()
 }
 
+/// A limiter whose decisions take time, as those of a shared limiter do.
+struct Pending(LocalRateLimiter);
+
+struct PendingBuckets(Arc<dyn Buckets>);
+
+impl RateLimiter for Pending {
+    fn buckets(
+        &self,
+        subject: &Subject<'_>,
+        limits: &RateLimits,
+        now: Duration,
+    ) -> Arc<dyn Buckets> {
+        Arc::new(PendingBuckets(self.0.buckets(subject, limits, now)))
+    }
+
+    fn sweep(&self, now: Duration) {
+        self.0.sweep(now);
+    }
+}
+
+impl Buckets for PendingBuckets {
+    fn take(&self, units: NonZeroU32, now: Duration) -> Check {
+        let Check::Ready(decisions) = self.0.take(units, now) else { panic!() };
+        Check::Pending(Box::pin(async {
+            tokio::task::yield_now().await;
+            decisions
+        }))
+    }
+
+    fn peek(&self, now: Duration) -> Check {
+        self.0.peek(now)
+    }
+
+    fn charge(&self, units: NonZeroU32, now: Duration) {
+        self.0.charge(units, now);
+    }
+
+    fn give_back(&self, units: NonZeroU32, now: Duration) {
+        self.0.give_back(units, now);
+    }
+}
+
 mod cost {
     use super::*;
 
@@ -79,6 +125,21 @@ mod cost {
         assert_eq!(left(&app, "/free", &key).await, r#""minute";r=14;t=3"#);
         assert_eq!(left(&app, "/dear", &key).await, r#""minute";r=9;t=3"#);
         assert_eq!(left(&app, "/", &key).await, r#""minute";r=8;t=3"#);
+    }
+
+    #[tokio::test]
+    async fn a_request_waits_for_a_decision_on_its_cost() {
+        let keys = Keys::new();
+        let builder = keys.builder().rate_limiter(Pending(LocalRateLimiter::new()));
+        let (auth, _) = builder.default_rate_limits(per_minute(12)).build();
+        let app = routes().layer(ApiKeyLayer::new(auth));
+        let key = keys.key().await;
+        assert_eq!(left(&app, "/dear", &key).await, r#""minute";r=7;t=5"#);
+        assert_eq!(left(&app, "/dear", &key).await, r#""minute";r=2;t=5"#);
+        let denied = call(&app, "/dear", &key).await;
+        assert_eq!(denied.status, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(denied.json()["violated-policies"], serde_json::json!(["minute"]));
+        assert_eq!(denied.header("ratelimit"), Some(r#""minute";r=2;t=5"#));
     }
 
     #[tokio::test]
