@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A server on a port of its own, which keeps its data across an orderly stop.
 pub struct Redis {
     port: Port,
+    /// For the cluster bus: its default, 10,000 above, may not exist.
+    bus: Port,
     folder: TempDir,
     settings: Vec<String>,
     running: Mutex<Option<Child>>,
@@ -43,6 +45,7 @@ impl Redis {
     pub fn start_with(settings: &[&str]) -> Self {
         let redis = Self {
             port: Port::reserve(),
+            bus: Port::reserve(),
             folder: tempfile::tempdir().expect("a temporary folder"),
             settings: settings.iter().map(|&setting| setting.into()).collect(),
             running: Mutex::new(None),
@@ -141,6 +144,7 @@ impl Redis {
         let script = r#"program=$1; shift; "$program" "$@" & cat; kill -KILL $!; wait"#;
         shell.args(["-c", script, "sh"]).arg(program());
         shell.args(["--bind", "127.0.0.1", "--port", &self.addr().port().to_string()]);
+        shell.args(["--cluster-port", &self.bus.addr.port().to_string()]);
         let file = |name| self.folder.path().join(name);
         shell.arg("--dir").arg(self.folder.path()).arg("--pidfile").arg(file("pid"));
         shell.arg("--unixsocket").arg(file("socket"));
