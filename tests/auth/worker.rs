@@ -337,7 +337,6 @@ async fn a_worker_dropped_while_it_runs_costs_no_request() {
     }
 }
 
-#[cfg(feature = "tracing")]
 mod logs {
     use std::{
         io::{self, Write},
@@ -734,7 +733,6 @@ async fn an_interval_without_end_is_no_mistake() {
     within(worker.run(ready(()))).await;
 }
 
-#[cfg(feature = "postgres")]
 mod postgres {
     use std::sync::Arc;
 

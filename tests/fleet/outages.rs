@@ -609,7 +609,6 @@ async fn answers_cut_off_anywhere_let_in_the_right_consumer_or_nobody() {
 
 // The same, in a file.
 
-#[cfg(feature = "sqlite")]
 mod sqlite {
     use sqlx::SqlitePool;
     use tempfile::TempDir;

@@ -368,8 +368,8 @@ async fn whoever_chose_so_is_turned_away_for_a_second() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fleet_without_its_redis_keeps_the_limit_where_the_nodes_know_how_many_they_are() {
-    let nobody = crate::servers::Port::reserve();
-    let url = format!("redis://{}", nobody.addr);
+    let closed = crate::servers::Port::reserve();
+    let url = format!("redis://{}", closed.addr);
     for quota in [Quota::per_minute(10).unwrap(), Quota::sliding(10, SECOND).unwrap()] {
         let mut admitted = 0;
         for _ in 0..3 {

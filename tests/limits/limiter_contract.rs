@@ -103,7 +103,6 @@ macro_rules! contract {
 
 contract!(local, LocalRateLimiter::new(), 500 scripts, 500 cases of up to 100 requests in 20 windows);
 // Each decision is a round trip. Short scenarios are enough to use a bucket up, wait and refill.
-#[cfg(feature = "redis")]
 contract!(redis, crate::redis_limiter::limiter(), 100 scripts, 64 cases of up to 16 requests in 4 windows);
 
 fn run(fact: impl Future<Output = ()>) {

@@ -36,7 +36,6 @@ macro_rules! on_every_store {
             )*
         }
 
-        #[cfg(feature = "sqlite")]
         mod sqlite {
             $(
                 #[tokio::test]
@@ -47,7 +46,6 @@ macro_rules! on_every_store {
             )*
         }
 
-        #[cfg(feature = "postgres")]
         mod postgres {
             $(
                 #[tokio::test]
@@ -569,7 +567,6 @@ async fn what_keys_tried_with_plans_is_in_the_audit(store: impl ManageKeys) {
 
 // Bad rows, and changes in SQL: the same on both databases, except for the dialect.
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 async fn ended(issuer: &KeyIssuer, count: u32) -> Vec<KeyId> {
     let mut ended = Vec::new();
     for _ in 0..count {
@@ -580,7 +577,6 @@ async fn ended(issuer: &KeyIssuer, count: u32) -> Vec<KeyId> {
     ended
 }
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 async fn left(issuer: &KeyIssuer) -> Vec<KeyId> {
     let keys = issuer.list(&KeyQuery::new().limit(1000)).await.unwrap().keys;
     let mut ids: Vec<_> = keys.iter().map(|key| key.record.id).collect();
@@ -589,7 +585,6 @@ async fn left(issuer: &KeyIssuer) -> Vec<KeyId> {
 }
 
 /// `referred` cannot be deleted.
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 async fn pruning_goes_past_what_is_referred_to(issuer: &KeyIssuer, referred: &[KeyId]) {
     let later = SystemTime::UNIX_EPOCH + 100_000 * DAY;
     let mut keys = 0;
@@ -620,7 +615,6 @@ async fn pruning_goes_past_what_is_referred_to(issuer: &KeyIssuer, referred: &[K
 
 /// The database refuses to revoke the key named `stays`, and cannot read the one named
 /// `unreadable`.
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 async fn revoking_many_goes_past_what_is_refused(issuer: &KeyIssuer, bad: usize) {
     let revoked = issuer.revoke_consumer("acme", Some("leaked")).await.unwrap();
     assert_eq!((revoked.keys, revoked.skipped.len()), (600, bad));
@@ -631,7 +625,6 @@ async fn revoking_many_goes_past_what_is_refused(issuer: &KeyIssuer, bad: usize)
     assert_eq!(revoked.count(), 600);
 }
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 fn imports(numbers: std::ops::Range<u32>, name: impl Fn(u32) -> &'static str) -> Vec<KeyImport> {
     let import = |number: u32| {
         let mut hash = [0; 32];
@@ -643,7 +636,6 @@ fn imports(numbers: std::ops::Range<u32>, name: impl Fn(u32) -> &'static str) ->
 }
 
 /// The database refuses keys named `bad`.
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 async fn an_import_names_what_the_database_refuses(issuer: &KeyIssuer) {
     for bad in [0, 1, 7, 19] {
         let batch = imports(0..20, |number| if number == bad { "bad" } else { "good" });
@@ -658,7 +650,6 @@ async fn an_import_names_what_the_database_refuses(issuer: &KeyIssuer) {
 }
 
 /// Every kind of change by the library; each would have left an additional line as SQL.
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 async fn the_librarys_changes_leave_the_librarys_lines_alone(issuer: &KeyIssuer) {
     let issuer = issuer.by(Actor::operator("somebody"));
     let first = key(&issuer, "acme", &["a"]).await;
@@ -699,7 +690,6 @@ async fn the_librarys_changes_leave_the_librarys_lines_alone(issuer: &KeyIssuer)
     assert_eq!(actions, expected);
 }
 
-#[cfg(feature = "sqlite")]
 mod in_sqlite {
     use sqlx::{query, raw_sql};
     use tempfile::TempDir;
@@ -937,7 +927,6 @@ mod in_sqlite {
     }
 }
 
-#[cfg(feature = "postgres")]
 mod in_postgres {
     use sqlx::{
         AssertSqlSafe, Connection as _, PgConnection, postgres::PgPoolOptions, query, query_scalar,

@@ -23,7 +23,6 @@ use tower_api_key::{
     },
 };
 
-#[cfg(feature = "postgres")]
 use crate::wait::eventually;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -44,7 +43,6 @@ macro_rules! on_every_store {
             )*
         }
 
-        #[cfg(feature = "sqlite")]
         mod sqlite {
             use tower_api_key::store::SqliteKeyStore;
 
@@ -60,7 +58,6 @@ macro_rules! on_every_store {
             )*
         }
 
-        #[cfg(feature = "postgres")]
         mod postgres {
             use tower_api_key::store::PgKeyStore;
 
@@ -138,10 +135,8 @@ trait Waits: ManageKeys {
 
 impl Waits for MemoryKeyStore {}
 
-#[cfg(feature = "sqlite")]
 impl Waits for tower_api_key::store::SqliteKeyStore {}
 
-#[cfg(feature = "postgres")]
 impl Waits for tower_api_key::store::PgKeyStore {
     async fn is_waited_for(&self) {
         let waiting = "select exists (select from pg_stat_activity \

@@ -27,7 +27,6 @@ async fn succeeds(process: Child) {
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
 }
 
-#[cfg(feature = "postgres")]
 mod postgres {
     use std::{env, time::Duration};
 
@@ -354,7 +353,6 @@ mod postgres {
     }
 }
 
-#[cfg(feature = "sqlite")]
 mod sqlite {
     use std::{env, fs, path::Path, time::Duration};
 

@@ -31,7 +31,6 @@ macro_rules! contract {
             )*
         }
 
-        #[cfg(feature = "sqlite")]
         mod sqlite_in_memory {
             use tower_api_key::store::SqliteKeyStore;
 
@@ -45,7 +44,6 @@ macro_rules! contract {
             )*
         }
 
-        #[cfg(feature = "sqlite")]
         mod sqlite_file {
             use tower_api_key::store::SqliteKeyStore;
 
@@ -61,7 +59,6 @@ macro_rules! contract {
             )*
         }
 
-        #[cfg(feature = "postgres")]
         mod postgres {
             use tower_api_key::store::PgKeyStore;
 

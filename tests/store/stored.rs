@@ -91,7 +91,6 @@ async fn records_do_not_know_the_key(store: &impl ManageKeys, key: &ApiKey) {
     }
 }
 
-#[cfg(feature = "postgres")]
 mod postgres {
     use sqlx::{AssertSqlSafe, PgPool, query_scalar};
     use tower_api_key::store::PgKeyStore;
@@ -150,7 +149,6 @@ mod postgres {
     }
 }
 
-#[cfg(feature = "sqlite")]
 mod sqlite {
     use std::{fs, path::Path};
 
