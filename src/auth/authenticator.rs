@@ -120,7 +120,7 @@ impl Authenticator {
         };
         let now = self.0.loader.clock.monotonic();
         let evaluate = |entry: &Arc<Entry>| Inner::evaluate(&self.0, entry, charge, now);
-        if let Some(attempt) = self.0.loader.cache.recent(&hash, now, evaluate) {
+        if let Some(attempt) = self.0.loader.cache.get_hot(&hash, now, evaluate) {
             return attempt;
         }
         match self.0.loader.peek(&hash, now) {

@@ -86,7 +86,7 @@ impl KeyCache {
     }
 
     /// Returns `evaluate`'s result for a key that is in the hot table and fresh.
-    pub(super) fn recent<T>(
+    pub(super) fn get_hot<T>(
         &self,
         hash: &KeyHash,
         now: Duration,
@@ -101,8 +101,8 @@ impl KeyCache {
         Some(evaluate(entry))
     }
 
-    /// Copies a fresh entry found by [`peek`](Self::peek) to the hot table, where
-    /// [`recent`](Self::recent) finds it.
+    /// Puts a fresh entry found by [`peek`](Self::peek) into the hot table, where
+    /// [`get_hot`](Self::get_hot) finds it.
     pub(super) fn promote(&self, hash: &KeyHash, entry: &Arc<Entry>, now: Duration) {
         // It may have been evicted since it was found.
         if self.present.get(hash).is_some_and(|current| Arc::ptr_eq(&current, entry)) {
