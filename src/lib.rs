@@ -15,7 +15,7 @@
 //! | [`rate_limit`] | quotas and buckets |
 //! | [`key`] | the format of keys, secrets and hashes |
 //! | [`clock`] | time as a dependency |
-//! | [`manual`] | guarantees that span modules: [who may grant what](manual::keys), [how much a key holder can create](manual::bounds), [how long a revoked key may keep working](manual::freshness), [HTTP servers and database connections](manual::deployment) |
+//! | [`manual`] | guarantees that span modules: [who may grant what](manual::keys), [how much a key holder can create](manual::bounds), [how long a revoked key may keep working](manual::freshness), [what an attacker may try](manual::attacks), [HTTP servers and database connections](manual::deployment) |
 //!
 //! ```
 //! use axum::{Router, routing::get};
