@@ -105,6 +105,36 @@ fn a_window_that_grows_and_shrinks_is_not_refilled() {
     assert_eq!(admitted, 10);
 }
 
+/// What has just left a window is still inside a longer one, all of it at once.
+#[test]
+fn a_window_that_grows_counts_what_has_just_left_the_shorter_one() {
+    let sliding = |limit, millis| Quota::sliding(limit, Duration::from_millis(millis)).unwrap();
+    for (short, long, rounds) in [
+        (sliding(6, 100), sliding(29, 120), 1),
+        (sliding(6, 100), sliding(18, 240), 2),
+        (sliding(1, 100), sliding(10, 900), 8),
+    ] {
+        let limiter = LocalRateLimiter::new();
+        let before = buckets(&limiter, 1, short.clone(), SECOND);
+        let (mut now, mut admitted) = (SECOND, 0);
+        for _ in 0..rounds {
+            admitted += drain(&*before, now);
+            // Until the shorter window has just become empty.
+            while remaining(&*before, now) < short.limit() {
+                now += Duration::from_micros(100);
+            }
+        }
+        assert!(now <= SECOND + long.window(), "{short:?} takes longer than {long:?}");
+        admitted += drain(&*buckets(&limiter, 1, long.clone(), now), now);
+        assert!(admitted <= long.limit().into(), "{admitted} of {long:?}");
+    }
+}
+
+fn remaining(buckets: &dyn Buckets, now: Duration) -> u32 {
+    let Check::Ready(decisions) = buckets.peek(now) else { panic!("it decides at once") };
+    decisions.iter().map(|decision| decision.remaining()).min().unwrap_or(u32::MAX)
+}
+
 #[test]
 fn no_algorithm_refills_what_another_has_counted() {
     let limiter = LocalRateLimiter::new();

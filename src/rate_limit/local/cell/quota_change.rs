@@ -207,10 +207,13 @@ impl Inner {
                     (Measure::Gcra { .. }, Some(full_at)) => {
                         (0, since + i128::from(full_at) - i128::from(now))
                     }
-                    (Measure::Window { window: others, .. }, _) => match entry.used(now) {
-                        0 => (0, since - i128::from(others)),
-                        used => (used, since),
-                    },
+                    // What has left the other window may be in this one, a whole limit at once.
+                    (Measure::Window { limit, window: others }, _) if entry.used(now) == 0 => {
+                        let earlier = (since - i128::from(others)).max(0);
+                        let windows = u64::try_from(earlier).unwrap_or(u64::MAX).div_ceil(others);
+                        return (0, i128::from(windows) * i128::from(limit));
+                    }
+                    (Measure::Window { .. }, _) => (entry.used(now), since),
                     (Measure::Gcra { .. }, None) => (entry.used(now), since),
                 };
                 let span = u64::try_from(span.max(0)).unwrap_or(u64::MAX);
