@@ -19,7 +19,7 @@ use tower_api_key::{
     ApiKeyLayer, Authenticator,
     auth::CachePolicy,
     key::{EntropySource, KeyFormat, RngError},
-    manage::{Expiry, KeyIssuer, NewKey},
+    manage::{Expiry, Issued, KeyIssuer, NewKey},
     rate_limit::Quota,
     record::Scopes,
     store::MemoryKeyStore,
@@ -35,6 +35,8 @@ pub(crate) struct Service {
     pub(crate) keys: Vec<HeaderValue>,
     /// Well-formed, and in the negative cache.
     pub(crate) unknown: HeaderValue,
+    /// Cached as revoked.
+    pub(crate) revoked: HeaderValue,
 }
 
 impl Service {
@@ -58,10 +60,14 @@ impl Service {
                 issued.push(key);
             }
             issued.sort();
+            let revoked = issue_new(&issuer).await;
+            issuer.revoke(revoked.record.id, None).await.unwrap();
+            let revoked = authorization(&revoked);
+            auth.check(key_of(&revoked)).await.unwrap_err();
             let elsewhere = KeyIssuer::new(MemoryKeyStore::new(), format.clone());
             let unknown = issue(&elsewhere.entropy(Entropy(AtomicU64::new(1 << 63)))).await;
             auth.check(key_of(&unknown)).await.unwrap_err();
-            Self { format, auth, keys: issued, unknown }
+            Self { format, auth, keys: issued, unknown, revoked }
         })
     }
 
@@ -98,8 +104,15 @@ impl EntropySource for Entropy {
 }
 
 async fn issue(issuer: &KeyIssuer) -> HeaderValue {
+    authorization(&issue_new(issuer).await)
+}
+
+async fn issue_new(issuer: &KeyIssuer) -> Issued {
     let scopes = Scopes::parse(["orders:read", "orders:write"]).unwrap();
-    let issued = issuer.issue(NewKey::new("acme", Expiry::Never).scopes(scopes)).await.unwrap();
+    issuer.issue(NewKey::new("acme", Expiry::Never).scopes(scopes)).await.unwrap()
+}
+
+fn authorization(issued: &Issued) -> HeaderValue {
     HeaderValue::try_from(format!("{SCHEME}{}", issued.key.expose_secret())).unwrap()
 }
 

@@ -19,7 +19,7 @@ use crate::{
     clock::Clock,
     key::{AcceptedFormat, KeyFormat, KeyHash},
     rate_limit::{Check, Decisions, RateLimits},
-    record::{Consumer, KeyRecord, Origin},
+    record::{Consumer, KeyRecord, KeyStatus, Origin},
     store::Invalidate,
     trace,
 };
@@ -119,12 +119,31 @@ impl Authenticator {
             return Attempt::Reject(Rejection::new(RejectionKind::Malformed));
         };
         let now = self.0.loader.clock.monotonic();
-        let evaluate = |entry: &Arc<Entry>| Inner::evaluate(&self.0, entry, charge, now);
-        if let Some(attempt) = self.0.loader.cache.get_hot(&hash, now, evaluate) {
+        // Any other key takes the way of an unknown one, so that the time does not tell it from one.
+        let charge_active = |entry: &Arc<Entry>| {
+            let is_active = self.0.loader.status(entry, now) == KeyStatus::Active;
+            is_active.then(|| self.0.charge(entry, charge, now))
+        };
+        if let Some(attempt) = self.0.loader.cache.get_hot(&hash, now, charge_active) {
             return attempt;
         }
+        self.evaluate_beyond_hot(hash, charge, network, now)
+    }
+
+    fn evaluate_beyond_hot(
+        &self,
+        hash: KeyHash,
+        charge: Charge,
+        network: impl FnOnce() -> Option<ClientNetwork>,
+        now: Duration,
+    ) -> Attempt {
         match self.0.loader.peek(&hash, now) {
-            Peek::Fresh(entry) => evaluate(&entry),
+            Peek::Fresh(entry) => {
+                if self.0.loader.status(&entry, now) != KeyStatus::Active {
+                    self.0.loader.unknown_keys.take_as_long_as_a_guess(network(), now);
+                }
+                self.0.evaluate(&entry, charge, now)
+            }
             Peek::Absent => Attempt::Reject(self.0.loader.unknown_keys.guess(network(), now)),
             // This was not a guess, even if the key is gone by now.
             Peek::Stale(_) => self.look_up(hash, charge, None),
@@ -218,6 +237,11 @@ impl Inner {
         if let Some(rejection) = Rejection::of_status(status, entry.key_id()) {
             return Attempt::Reject(rejection);
         }
+        self.charge(entry, charge, now)
+    }
+
+    /// Charges a key that is active.
+    fn charge(self: &Arc<Self>, entry: &Arc<Entry>, charge: Charge, now: Duration) -> Attempt {
         let check = entry.ext.meter.ask(charge.units(), now);
         let decided = match check {
             None => self.finish(entry, charge, Decisions::default(), now),

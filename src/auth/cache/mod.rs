@@ -5,6 +5,7 @@ mod limit_resolver;
 mod policy;
 
 use std::{
+    hint::black_box,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,7 +22,7 @@ pub(super) use self::{
     interner::Interner,
     limit_resolver::LimitResolver,
 };
-use crate::{clock::nanos, key::KeyHash};
+use crate::{clock::nanos, key::KeyHash, record::KeyStatus};
 
 /// Records and absences, by key hash.
 ///
@@ -90,7 +91,7 @@ impl KeyCache {
         &self,
         hash: &KeyHash,
         now: Duration,
-        evaluate: impl FnOnce(&Arc<Entry>) -> T,
+        evaluate: impl FnOnce(&Arc<Entry>) -> Option<T>,
     ) -> Option<T> {
         let place = self.hot.get(hash)?;
         let entry = place.as_ref().filter(|entry| !self.fresh_for(entry, now).is_zero())?;
@@ -98,7 +99,7 @@ impl KeyCache {
             // Tells moka that the key is in use.
             self.present.get(hash);
         }
-        Some(evaluate(entry))
+        evaluate(entry)
     }
 
     /// Puts a fresh entry found by [`peek`](Self::peek) into the hot table, where
@@ -114,6 +115,10 @@ impl KeyCache {
         // moka may have evicted an entry that is still in the hot table.
         if let Some(entry) = self.present.get(hash).or_else(|| (*self.hot.get(hash)?).clone()) {
             if !self.fresh_for(&entry, now).is_zero() {
+                if entry.status(now) != KeyStatus::Active {
+                    // Takes as long as for an unknown key, which is found below.
+                    black_box(self.absent.get(hash));
+                }
                 return Peek::Fresh(entry);
             }
             let is_gone = entry.ext.generation < self.oldest_usable.load(Ordering::Acquire);

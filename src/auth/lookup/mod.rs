@@ -148,7 +148,9 @@ impl Loader {
     pub(super) fn peek(&self, hash: &KeyHash, now: Duration) -> Peek {
         match self.cache.peek(hash, now) {
             Peek::Fresh(entry) => {
-                self.promote(hash, &entry, now);
+                if entry.status(now) == KeyStatus::Active {
+                    self.promote(hash, &entry, now);
+                }
                 Peek::Fresh(entry)
             }
             Peek::Stale(entry) if !self.breaker.would_allow(now) => {
