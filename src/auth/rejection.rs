@@ -259,3 +259,29 @@ pub enum RejectionKind {
     /// not an error of the client.
     Internal,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rejection_keeps_its_key_its_wait_and_its_cause() {
+        let (id, wait) = (KeyId::from_bytes([7; 16]), Duration::from_secs(9));
+        let beyond = Rejection::beyond(id, Box::from([Arc::from("search")]), wait);
+        assert_eq!((beyond.key_id(), beyond.retry_after()), (Some(id), Some(wait)));
+        assert!(beyond.violated_policies().eq(["search"]));
+
+        let scope = Scope::new("orders:read").unwrap();
+        let lacking = Rejection::insufficient_scope(id, [scope.clone()]);
+        assert_eq!((lacking.key_id(), lacking.required_scopes()), (Some(id), &[scope][..]));
+        assert_eq!(Rejection::too_many_failures(wait).retry_after(), Some(wait));
+        for (kind, rejection) in [
+            (StoreErrorKind::Unavailable, Rejection::store_unavailable as fn(_) -> _),
+            (StoreErrorKind::Overloaded, Rejection::overloaded),
+        ] {
+            let rejection: Rejection = rejection(StoreError::new(kind).because("full"));
+            assert_eq!(rejection.store_error_kind(), Some(kind));
+            assert!(rejection.source().is_some());
+        }
+    }
+}

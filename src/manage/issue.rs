@@ -123,11 +123,17 @@ fn last4(key: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        time::{Duration, SystemTime},
+    };
 
     use super::*;
     use crate::{
-        key::KeyFormat,
+        key::{EntropySource, KeyFormat, RngError},
         manage::{Expiry, ManageErrorKind},
         store::MemoryKeyStore,
     };
@@ -151,6 +157,29 @@ mod tests {
             assert_eq!(error.field(), Some("expires_at"));
             assert!(error.to_string().contains("year 9999"), "{error}");
         }
+    }
+
+    /// Always the same bytes.
+    #[derive(Clone, Default)]
+    struct Stuck(Arc<AtomicUsize>);
+
+    impl EntropySource for Stuck {
+        fn fill(&self, buffer: &mut [u8]) -> Result<(), RngError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            buffer.fill(7);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_random_number_generator_that_repeats_itself_is_asked_three_times() {
+        let (entropy, format) = (Stuck::default(), KeyFormat::new("sk_test_").unwrap());
+        let issuer = KeyIssuer::new(MemoryKeyStore::new(), format).entropy(entropy.clone());
+        issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap();
+        let for_one = entropy.0.swap(0, Ordering::Relaxed);
+        let error = issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap_err();
+        assert!(error.is_collision(), "{error}");
+        assert_eq!(entropy.0.load(Ordering::Relaxed), 3 * for_one);
     }
 
     #[tokio::test]

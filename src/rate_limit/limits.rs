@@ -168,6 +168,8 @@ impl From<RateLimits> for Vec<Quota> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -218,5 +220,48 @@ mod tests {
         assert!(!RateLimits::unlimited().is_within(&bound));
         assert!(bound.is_within(&RateLimits::unlimited()));
         assert!(!bound.is_within(&limits(&[minute(60, 10), Quota::per_hour(9).unwrap()])));
+    }
+
+    #[test]
+    fn quotas_of_other_kinds_are_within_others_that_admit_whatever_they_do() {
+        let seconds = Duration::from_secs;
+        let gcra = |limit, burst| Quota::per(limit, seconds(60)).unwrap().burst(burst).unwrap();
+        let sliding = |limit, length| Quota::sliding(limit, seconds(length)).unwrap();
+        let is_within = |one: &Quota, bound: &Quota| {
+            RateLimits::from(one.clone()).is_within(&RateLimits::from(bound.clone()))
+        };
+        for (bound, within, beyond) in [
+            (
+                sliding(60, 60),
+                vec![sliding(60, 60), sliding(59, 60), sliding(60, 61), gcra(30, 30), gcra(59, 1)],
+                vec![sliding(61, 60), sliding(60, 59), gcra(60, 1), gcra(30, 31)],
+            ),
+            (
+                gcra(60, 10),
+                vec![sliding(10, 10), sliding(9, 9), sliding(10, 11)],
+                vec![sliding(11, 11), sliding(10, 9), sliding(11, 60)],
+            ),
+        ] {
+            for within in &within {
+                assert!(is_within(within, &bound), "{within:?} and {bound:?}");
+                for window in (1..=600).map(seconds) {
+                    assert!(within.most_in(window) <= bound.most_in(window), "{within:?}");
+                }
+            }
+            for beyond in &beyond {
+                assert!(!is_within(beyond, &bound), "{beyond:?} and {bound:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_quota_of_a_whole_consumer_bounds_only_the_one_that_is_counted_in_the_same_bucket() {
+        let minute = || Quota::per_minute(60).unwrap();
+        let is_within = |one: Quota| one.is_within(&minute().per_consumer());
+        assert!(is_within(minute().per_consumer()));
+        assert!(!is_within(minute()));
+        assert!(!is_within(minute().per_consumer().named("other").unwrap()));
+        assert!(!is_within(minute().named("other").unwrap()));
+        assert!(minute().per_consumer().is_within(&minute().named("other").unwrap()));
     }
 }

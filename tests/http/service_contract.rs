@@ -171,6 +171,28 @@ mod readiness {
         assert!(service.poll_ready().is_ready());
     }
 
+    /// Every layer is as ready as what it wraps, and fails with it.
+    #[tokio::test]
+    async fn the_other_layers_are_ready_when_their_inner_services_are() {
+        async fn check<L>(layer: L)
+        where
+            L: Layer<Mock>,
+            L::Service: Service<Request<Body>, Error = BoxError> + Clone,
+        {
+            let (mut service, mut inner) = mock::spawn_layer(layer);
+            inner.allow(0);
+            assert!(service.poll_ready::<Request<Body>>().is_pending());
+            inner.allow(1);
+            assert!(service.poll_ready::<Request<Body>>().is_ready());
+            inner.send_error("out of order");
+            let Poll::Ready(Err(error)) = service.poll_ready::<Request<Body>>() else { panic!() };
+            assert_eq!(error.to_string(), "out of order");
+        }
+        check(Cost::new(2)).await;
+        check(RequireScope::one("a").unwrap()).await;
+        check(ConcurrencyLimit::per_key(1).unwrap()).await;
+    }
+
     #[tokio::test]
     async fn an_inner_service_that_fails_to_get_ready_says_so() {
         let (auth, _) = auth(Key::Uncached).await;

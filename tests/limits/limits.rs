@@ -14,7 +14,7 @@ use axum::{
     Extension, Router,
     body::Body,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{MethodRouter, get},
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -305,6 +305,55 @@ mod classes {
     }
 
     #[tokio::test]
+    async fn classes_share_a_bucket_only_if_both_name_and_limits_are_the_same() {
+        let keys = Keys::new();
+        let class = |name: &str, limit| -> MethodRouter {
+            get(|| async {}).layer(RateClass::new(name, Quota::per_hour(limit).unwrap()).unwrap())
+        };
+        let routes = Router::new()
+            .route("/search", class("search", 2))
+            .route("/export", class("export", 2))
+            .route("/search/all", class("search", 3));
+        let app = guarded(&keys, RateLimits::unlimited(), routes);
+        let key = keys.key().await;
+        assert_eq!(left(&app, "/search", &key).await, r#""search";r=1;t=1800"#);
+        assert_eq!(left(&app, "/export", &key).await, r#""export";r=1;t=1800"#);
+        // One bucket under one name, whose quota depends on the route.
+        assert_eq!(left(&app, "/search/all", &key).await, r#""search";r=1;t=1200"#);
+        assert_eq!(left(&app, "/search", &key).await, r#""search";r=0;t=1800"#);
+    }
+
+    /// What an inner limit denies is refunded, and the response tells the state after that.
+    #[tokio::test]
+    async fn a_class_and_a_cost_are_refunded_where_an_inner_limit_denies() {
+        let keys = Keys::new();
+        let inner = || RateClass::new("inner", Quota::per_hour(1).unwrap()).unwrap();
+        let class: MethodRouter = get(|| async {}).layer((search(), inner()));
+        let cost: MethodRouter = get(|| async {}).layer((Cost::new(3), inner()));
+        let app = guarded(
+            &keys,
+            per_minute(9),
+            Router::new().route("/class", class).route("/cost", cost),
+        );
+        let key = keys.key().await;
+        let state = r#""minute";r=8;t=7, "search";r=1;t=1800, "inner";r=0;t=3600"#;
+        assert_eq!(left(&app, "/class", &key).await, state);
+        for _ in 0..3 {
+            let denied = call(&app, "/class", &key).await;
+            assert_eq!(denied.status, StatusCode::TOO_MANY_REQUESTS);
+            assert_eq!(denied.header("ratelimit"), Some(state));
+        }
+        let key = keys.key().await;
+        let state = r#""minute";r=6;t=7, "inner";r=0;t=3600"#;
+        assert_eq!(left(&app, "/cost", &key).await, state);
+        for _ in 0..3 {
+            let denied = call(&app, "/cost", &key).await;
+            assert_eq!(denied.status, StatusCode::TOO_MANY_REQUESTS);
+            assert_eq!(denied.header("ratelimit"), Some(state));
+        }
+    }
+
+    #[tokio::test]
     async fn a_class_takes_nothing_where_the_key_or_a_cost_denies() {
         let keys = Keys::new();
         let dear = get(|| async {}).layer((search(), Cost::new(5)));
@@ -438,6 +487,12 @@ mod plans {
         assert_eq!(state(own).await, r#""minute";r=5;t=10"#);
     }
 
+    #[test]
+    fn the_limits_of_other_keys_can_be_asked() {
+        let (auth, _) = Keys::new().builder().default_rate_limits(per_minute(7)).build();
+        assert_eq!(*auth.default_rate_limits(), per_minute(7).into());
+    }
+
     #[tokio::test]
     async fn another_plan_applies_at_once_and_does_not_refill() {
         let keys = Keys::new();
@@ -529,6 +584,35 @@ mod concurrency {
         while held.body_mut().frame().await.is_some() {}
         assert_eq!(call(&app, "/", &key).await.status, StatusCode::OK);
         drop(held);
+    }
+
+    #[tokio::test]
+    async fn one_that_ends_frees_one_place_and_not_those_of_the_others() {
+        let keys = Keys::new();
+        let app = guarded(&keys, per_minute(60), routes(&ConcurrencyLimit::per_key(3).unwrap()));
+        let key = keys.key().await;
+        let (first, second) = (open(&app, &key).await, open(&app, &key).await);
+        drop(first);
+        let others = [open(&app, &key).await, open(&app, &key).await];
+        assert_eq!(call(&app, "/", &key).await.status, StatusCode::TOO_MANY_REQUESTS);
+        drop((second, others));
+        assert_eq!(call(&app, "/", &key).await.status, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn a_body_tells_its_length_and_its_end_as_before() {
+        let keys = Keys::new();
+        let empty = || async { StatusCode::OK };
+        let limit = ConcurrencyLimit::per_key(1).unwrap();
+        let layered = get(empty).layer(limit.clone());
+        let app = guarded(&keys, per_minute(60), routes(&limit).route("/empty", layered));
+        let key = keys.key().await;
+        let full = app.clone().oneshot(request("/", &key)).await.unwrap().into_body();
+        assert!(!http_body::Body::is_end_stream(&full));
+        assert_eq!(http_body::Body::size_hint(&full).exact(), Some(4));
+        drop(full);
+        let empty = app.clone().oneshot(request("/empty", &key)).await.unwrap().into_body();
+        assert!(http_body::Body::is_end_stream(&empty));
     }
 
     #[tokio::test]

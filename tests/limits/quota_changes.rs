@@ -130,6 +130,71 @@ fn a_window_that_grows_counts_what_has_just_left_the_shorter_one() {
     }
 }
 
+/// Windows of the same length have the same slots, whatever their limits.
+#[test]
+fn a_limit_that_grows_and_shrinks_within_its_window_counts_the_same_units() {
+    let limiter = LocalRateLimiter::new();
+    let of = |limit, now| buckets(&limiter, 1, Quota::sliding(limit, HOUR).unwrap(), now);
+    let half = SECOND + HOUR / 2;
+    assert_eq!(drain(&*of(10, SECOND), SECOND), 10);
+    assert_eq!(drain(&*of(15, half), half), 5);
+    assert_eq!(drain(&*of(10, half), half), 0);
+    assert_eq!(drain(&*of(12, half), half), 0);
+    // The first ten have left the window, the other five have not.
+    let later = SECOND + HOUR + HOUR / 8;
+    assert_eq!(drain(&*of(12, later), later), 7);
+    assert_eq!(drain(&*of(20, later), later), 8);
+    // The smaller limit owes what the larger one let through.
+    let end = later + HOUR * 3;
+    assert_eq!(drain(&*of(10, end), end), 10);
+}
+
+/// Those of the faster quota, which the slower one owes.
+#[test]
+fn what_a_larger_window_of_the_same_length_let_through_is_owed_by_a_smaller_one() {
+    let limiter = LocalRateLimiter::new();
+    let of = |limit, now| buckets(&limiter, 1, Quota::sliding(limit, HOUR).unwrap(), now);
+    let (small, large) = (of(10, SECOND), of(30, SECOND));
+    assert_eq!(drain(&*small, SECOND), 10);
+    assert_eq!(drain(&*large, SECOND), 20);
+    // As if the thirty had been taken at the pace of ten an hour.
+    let at = |eighths| SECOND + HOUR * eighths / 8;
+    for hour in [9, 17] {
+        assert_eq!(drain(&*small, at(hour)), 0, "after {hour} eighths of an hour");
+    }
+    assert_eq!(drain(&*of(5, at(9)), at(9)), 0);
+    assert_eq!(drain(&*small, at(26)), 10);
+}
+
+#[test]
+fn what_is_charged_or_given_back_counts_for_every_quota_of_the_key() {
+    let gcra = |limit| Quota::per(limit, HOUR).unwrap();
+    let sliding = |limit, hours| Quota::sliding(limit, HOUR * hours).unwrap();
+    for [small, large] in [
+        [gcra(10), gcra(20)],
+        [sliding(10, 1), sliding(20, 1)],
+        [sliding(10, 2), sliding(20, 1)],
+        [sliding(10, 1), gcra(20)],
+        [gcra(10), sliding(20, 1)],
+    ] {
+        let limiter = LocalRateLimiter::new();
+        let keys = [&small, &large].map(|quota| buckets(&limiter, 1, quota.clone(), SECOND));
+        let left = || [&keys[0], &keys[1]].map(|key| remaining(&**key, SECOND));
+        let units = |units| NonZeroU32::new(units).unwrap();
+        assert_eq!(left(), [10, 20], "{small:?} and {large:?}");
+        keys[0].charge(units(4), SECOND);
+        assert_eq!(left(), [6, 16], "{small:?} and {large:?}");
+        keys[1].charge(units(3), SECOND);
+        assert_eq!(left(), [3, 13], "{small:?} and {large:?}");
+        assert!(admits(&*keys[0], SECOND) && admits(&*keys[1], SECOND));
+        assert_eq!(left(), [1, 11], "{small:?} and {large:?}");
+        keys[0].give_back(ONE, SECOND);
+        assert_eq!(left(), [2, 12], "{small:?} and {large:?}");
+        keys[1].give_back(ONE, SECOND);
+        assert_eq!(left(), [3, 13], "{small:?} and {large:?}");
+    }
+}
+
 fn remaining(buckets: &dyn Buckets, now: Duration) -> u32 {
     let Check::Ready(decisions) = buckets.peek(now) else { panic!("it decides at once") };
     decisions.iter().map(|decision| decision.remaining()).min().unwrap_or(u32::MAX)

@@ -969,6 +969,22 @@ mod under_load {
         }
     }
 
+    #[test]
+    fn a_limiter_behind_a_pointer_is_swept() {
+        let (sweeping, swept) = mpsc::channel();
+        let (go_on, gate) = mpsc::channel();
+        let go_on_at_once = go_on.send(());
+        let limiter = Arc::new(Gated {
+            local: Arc::default(),
+            asked: Arc::default(),
+            sweeping,
+            go_on: Arc::new(Mutex::new(gate)),
+        });
+        go_on_at_once.unwrap();
+        RateLimiter::sweep(&limiter, SECOND);
+        swept.try_recv().unwrap();
+    }
+
     #[tokio::test]
     async fn a_request_for_a_cached_key_does_not_wait_for_a_sweep() {
         let keys = Keys::new();

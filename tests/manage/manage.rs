@@ -86,6 +86,8 @@ on_every_store! {
     a_rotated_key_goes_on_working_for_a_while
     a_rotation_never_prolongs_the_old_key
     the_new_key_takes_everything_over
+    the_new_key_of_one_that_does_not_work_yet_does_not_either
+    metadata_are_replaced_or_merged
     the_new_key_lasts_as_long_as_the_old_one_was_meant_to
     a_key_is_rotated_once
     a_repeated_request_makes_no_second_key
@@ -337,6 +339,8 @@ async fn a_rotated_key_goes_on_working_for_a_while(store: impl ManageKeys) {
         ]
     );
     assert_eq!(changes(&events[2])["rotated_from"], json!({ "to": old.id.to_string() }));
+    let reasons: Vec<_> = events.iter().map(|event| event.entry.reason.as_deref()).collect();
+    assert_eq!(reasons, [None, Some("quarterly"), Some("quarterly")]);
 
     // At once.
     let rotation = Rotation::new().grace(Duration::ZERO);
@@ -352,6 +356,9 @@ async fn a_rotation_never_prolongs_the_old_key(store: impl ManageKeys) {
     let rotated = issuer.rotate(old.id, Rotation::new().grace(30 * DAY)).await.unwrap();
     assert_eq!(rotated.previous.expires_at.map(micros), old.expires_at.map(micros));
 
+    // No longer, but also no shorter, is no change.
+    let same = Expiry::At(rotated.previous.expires_at.unwrap());
+    issuer.update(old.id, KeyUpdate::new().expiry(same)).await.unwrap();
     let longer = KeyUpdate::new().expiry(Expiry::In(2 * HOUR));
     let error = issuer.update(old.id, longer).await.unwrap_err();
     is(&error, ManageErrorKind::Invalid, Some("expires_at"));
@@ -384,6 +391,42 @@ async fn the_new_key_takes_everything_over(store: impl ManageKeys) {
     assert_eq!((second.rotated_at, second.expires_at), (None, None));
 }
 
+async fn the_new_key_of_one_that_does_not_work_yet_does_not_either(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    let by = issuer.by(Actor::operator("root"));
+    let begin = SystemTime::now() + DAY;
+    let early = issuer.issue(new().not_before(begin)).await.unwrap().record;
+    let inactive = issuer.issue(new()).await.unwrap().record;
+    issuer.update(inactive.id, KeyUpdate::new().is_active(false)).await.unwrap();
+    for (old, status) in [(&early, KeyStatus::NotYetActive), (&inactive, KeyStatus::Inactive)] {
+        let new = by.rotate(old.id, Rotation::new()).await.unwrap().record;
+        let stored = issuer.get(new.id).await.unwrap().record;
+        for new in [new, stored] {
+            assert_eq!(new.status(SystemTime::now()), status);
+            assert_eq!(new.not_before.map(micros), old.not_before.map(micros));
+            assert_eq!(new.created_by.as_deref(), Some("root"));
+        }
+    }
+    let old = issuer.issue(new()).await.unwrap().record;
+    issuer.set_plan("pro", &per_minute(60)).await.unwrap();
+    issuer.update(old.id, KeyUpdate::new().plan(Some("pro".into()))).await.unwrap();
+    let rotated = issuer.rotate(old.id, Rotation::new()).await.unwrap();
+    assert_eq!(rotated.record.plan_limits, Some(per_minute(60)));
+}
+
+/// The last of both calls counts.
+async fn metadata_are_replaced_or_merged(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    let json = |text| Metadata::from_json(text).unwrap();
+    let key = issuer.issue(new().metadata(json(r#"{"a":1}"#))).await.unwrap().record;
+    let [merge, replace] = [json(r#"{"b":2}"#), json(r#"{"c":3}"#)];
+    let update = KeyUpdate::new().metadata(replace.clone()).merge_metadata(merge.clone());
+    let merged = issuer.update(key.id, update).await.unwrap();
+    assert_eq!(merged.metadata, json(r#"{"a":1,"b":2}"#));
+    let update = KeyUpdate::new().merge_metadata(merge).metadata(replace.clone());
+    assert_eq!(issuer.update(key.id, update).await.unwrap().metadata, replace);
+}
+
 async fn the_new_key_lasts_as_long_as_the_old_one_was_meant_to(store: impl ManageKeys) {
     let issuer = issuer(store);
     let old = issuer.issue(NewKey::new("acme", Expiry::In(10 * DAY))).await.unwrap().record;
@@ -401,7 +444,14 @@ async fn a_key_is_rotated_once(store: impl ManageKeys) {
     issuer.rotate(old.id, Rotation::new()).await.unwrap();
     let error = issuer.rotate(old.id, Rotation::new()).await.unwrap_err();
     is(&error, ManageErrorKind::Conflict, None);
+    assert!(error.to_string().contains("already rotated"), "{error}");
     assert_eq!(all(&issuer).await.len(), 2);
+
+    let ended = issuer.issue(new()).await.unwrap().record;
+    issuer.rotate(ended.id, Rotation::new().grace(Duration::ZERO)).await.unwrap();
+    let error = issuer.rotate(ended.id, Rotation::new()).await.unwrap_err();
+    is(&error, ManageErrorKind::Conflict, None);
+    assert!(error.to_string().contains("expired"), "{error}");
 }
 
 // Repeating.

@@ -112,6 +112,7 @@ contract! {
     old_claims_are_swept
     pages_have_each_key_once_while_keys_are_added
     every_filter_finds_what_it_should
+    an_end_in_time_is_exclusive
     a_plan_is_set_changed_and_removed
     plans_are_ordered_by_their_bytes
     a_plan_without_a_decent_name_is_refused
@@ -701,6 +702,44 @@ async fn every_filter_finds_what_it_should(store: &impl ManageKeys) {
         let mut query = KeyQuery::new();
         ask(&mut query);
         assert_eq!(listed(store, query).await, [one.id]);
+    }
+}
+
+/// Times are stored in microseconds.
+async fn an_end_in_time_is_exclusive(store: &impl ManageKeys) {
+    let (end, tick) = (now() - MINUTE, Duration::from_micros(1));
+    let mut expired = record();
+    (expired.created_at, expired.expires_at) = (end, Some(end));
+    let mut used = record();
+    used.created_at = end - MINUTE;
+    let mut revoked = record();
+    revoked.revoked_at = Some(end);
+    let [expired, used, revoked] = [
+        inserted(store, expired).await,
+        inserted(store, used).await,
+        inserted(store, revoked).await,
+    ];
+    store.record_usage(&[Usage::new(used.id, end)]).await.unwrap();
+
+    for (end, finds) in [(end, false), (end + tick, true)] {
+        let ids = |expected: &[KeyId]| if finds { expected.to_vec() } else { Vec::new() };
+        let mut query = KeyQuery::new();
+        query.expires_before = Some(end);
+        assert_eq!(listed(store, query).await, ids(&[expired.id]));
+        let mut query = KeyQuery::new();
+        query.unused_since = Some(end);
+        let mut both = [expired.id, used.id];
+        both.sort_unstable_by(|one, other| other.cmp(one));
+        assert_eq!(listed(store, query).await, ids(&both));
+        let mut transaction = store.begin().await.unwrap();
+        let ended = KeyFilter::EndedBefore(end);
+        let mut both = [expired.id, revoked.id];
+        both.sort_unstable();
+        assert_eq!(transaction.select_some(&ended, &[], 9).await.unwrap(), ids(&both));
+        let locked = transaction.lock_some(&ended, &[], 9).await.unwrap();
+        assert_eq!(locked.iter().map(|record| record.id).collect::<Vec<_>>(), ids(&both));
+        let one_more = transaction.select_some(&ended, &[both[0]], 1).await.unwrap();
+        assert_eq!(one_more, ids(&both[1..]));
     }
 }
 

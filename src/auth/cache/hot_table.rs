@@ -63,7 +63,7 @@ fn is_of(entry: Option<&Arc<Entry>>, hash: &KeyHash) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{
         future::{Future, ready},
         pin::Pin,
@@ -92,14 +92,14 @@ mod tests {
     }
 
     /// `first` and `second` choose the slots.
-    fn hash(first: u8, second: u8, other: u8) -> KeyHash {
+    pub(in crate::auth::cache) fn hash(first: u8, second: u8, other: u8) -> KeyHash {
         let mut bytes = [other; 32];
         (bytes[0], bytes[1]) = (first, second);
         KeyHash::from_bytes(bytes)
     }
 
     /// An entry that was loaded, and so last used, at time 0.
-    fn entry(hash: KeyHash) -> Arc<Entry> {
+    pub(in crate::auth::cache) fn entry(hash: KeyHash) -> Arc<Entry> {
         let record = KeyRecord::new(KeyId::from_bytes([1; 16]), hash, "a", SystemTime::UNIX_EPOCH);
         let limiter = Arc::new(LocalRateLimiter::new());
         let meters = Arc::new(Meters { limiter, clock: Arc::new(SystemClock::new()) });

@@ -226,3 +226,30 @@ impl KeyCache {
         self.in_gap.store(in_gap, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        hot_table::tests::{entry, hash},
+        *,
+    };
+
+    #[test]
+    fn a_cached_key_that_is_promoted_is_hot_while_it_is_fresh() {
+        let (hash, now) = (hash(1, 2, 3), Duration::from_secs(1));
+        let (cache, entry) = (KeyCache::new(CachePolicy::default()), entry(hash));
+        let is_hot = |now| {
+            let found = cache.get_hot(&hash, now, |found| Some(Arc::clone(found)));
+            found.is_some_and(|found| Arc::ptr_eq(&found, &entry))
+        };
+        cache.promote(&hash, &entry, now);
+        assert!(!is_hot(now), "it is not cached");
+        cache.insert(hash, Arc::clone(&entry));
+        assert!(!is_hot(now));
+        cache.promote(&hash, &entry, now);
+        assert!(is_hot(now));
+        assert!(!is_hot(now + cache.policy.fresh));
+        assert_eq!(cache.get_hot(&hash, now, |_| None::<()>), None);
+        assert!(cache.forget(&hash) && !is_hot(now));
+    }
+}

@@ -71,3 +71,25 @@ impl fmt::Debug for InFlight {
         f.write_str("InFlight")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_permit_that_is_dropped_frees_its_own_place_alone() {
+        let in_flight = Arc::new(InFlight::default());
+        let enter = || in_flight.enter(Holder::Key(1), 3);
+        let first = enter().unwrap();
+        let mut others = vec![enter().unwrap().0, enter().unwrap().0];
+        assert_eq!(first.1, 2, "two more fit");
+        assert!(enter().is_none());
+        drop(first);
+        others.push(enter().unwrap().0);
+        assert!(enter().is_none());
+        assert_eq!(in_flight.enter(Holder::Key(2), 3).unwrap().1, 2, "of another key");
+        drop(others);
+        let held = in_flight.shards.iter().map(|shard| shard.lock().unwrap().len());
+        assert_eq!(held.sum::<usize>(), 0, "nothing is kept of those who left");
+    }
+}

@@ -176,10 +176,15 @@ impl<B> Finish<Response<B>, Response<B>> for Receipt {
         let Self { mut report, units } = mem::take(self);
         // An inner limit rejected the request: refund the units.
         if is_limited && let Some((buckets, units, consumer)) = units {
-            if let Some(meter) = consumer.meter() {
-                let _ = catch_request_panic(|| buckets.give_back(units, meter.now()));
-            }
-            report = RateLimitReport { units: 0, own: None, ..report };
+            let state = consumer.meter().and_then(|meter| {
+                let now = meter.now();
+                catch_request_panic(|| {
+                    buckets.give_back(units, now);
+                    buckets.peek(now)
+                })
+                .ok()
+            });
+            report = report.refunded(state);
         }
         report.write(&mut response);
         response

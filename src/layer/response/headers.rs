@@ -229,6 +229,31 @@ mod tests {
     }
 
     #[test]
+    fn the_state_fits_its_buffer_exactly() {
+        let second = Duration::from_secs(1);
+        let begin = state_begin("a");
+        let items = |states: &[(u32, u32, bool)]| {
+            let states = states.iter().map(|(left, wait, refills)| {
+                (&begin, Decision::admit(*left, second * *wait), *refills)
+            });
+            state_value(states.collect::<Vec<_>>().into_iter())
+        };
+        for (states, expected) in [
+            (vec![(0, 0, false)], r#""a";r=0"#),
+            (vec![(9, 1, true)], r#""a";r=9;t=1"#),
+            (vec![(10, 99, true), (1000, 100, true)], r#""a";r=10;t=99, "a";r=1000;t=100"#),
+            (
+                vec![(7, 5, false), (7, 60, true), (0, 3600, true)],
+                r#""a";r=7, "a";r=7;t=60, "a";r=0;t=3600"#,
+            ),
+        ] {
+            let text = items(&states);
+            assert_eq!(text, expected.as_bytes());
+            assert_eq!(text.capacity(), text.len(), "{expected}");
+        }
+    }
+
+    #[test]
     fn vary_is_added_once() {
         let vary = |present: &[&'static str]| {
             let mut headers = HeaderMap::new();

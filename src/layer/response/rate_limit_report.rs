@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::Response;
 use smallvec::SmallVec;
 
-use crate::rate_limit::{Decision, Decisions};
+use crate::rate_limit::{Check, Decision, Decisions};
 
 /// What inner layers took from quotas, in a response's extensions. The outer
 /// [`ApiKeyLayer`](crate::layer::ApiKeyLayer) reports it in the headers.
@@ -23,6 +23,19 @@ pub(in crate::layer) struct RateLimitReport {
 impl RateLimitReport {
     pub(in crate::layer) fn of(policy: Arc<Policy>, decision: Decision) -> Self {
         Self { more: SmallVec::from([(policy, decision)]), ..Self::default() }
+    }
+
+    /// The report after everything was refunded, which leaves `state`. A state that is not known at
+    /// once is not told.
+    pub(in crate::layer) fn refunded(self, state: Option<Check>) -> Self {
+        let more = match state {
+            Some(Check::Ready(decisions)) => {
+                let policies = self.more.into_iter().map(|(policy, _)| policy);
+                policies.zip(decisions.iter().copied()).collect()
+            }
+            _ => SmallVec::new(),
+        };
+        Self { units: 0, own: None, more, ..self }
     }
 
     /// Merges this with the report that the response already carries.

@@ -73,18 +73,24 @@ pub(crate) enum Step {
 }
 
 pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
-    let list = vec(quota(), 1..=3).prop_map(|quotas| {
+    prop_oneof![scenario_of(any_quota().boxed()), scenario_of(tiny_quota().boxed())]
+}
+
+fn scenario_of(quota: BoxedStrategy<Quota>) -> impl Strategy<Value = Scenario> {
+    let list = vec(quota, 1..=3).prop_map(|quotas| {
         let named = |(at, quota): (usize, Quota)| quota.named(format!("quota.{at}")).unwrap();
         quotas.into_iter().enumerate().map(named).collect::<Vec<_>>()
     });
     let index = any::<Index>;
+    // Often a round part of a window, at which slots begin and end.
+    let parts = prop_oneof![0..1_500_u32, (0..16_u32).prop_map(|eighths| eighths * 125)];
     let step = prop_oneof![
         4 => (0..KEYS, index()).prop_map(|(key, list)| Step::Load { key, list }),
         1 => index().prop_map(Step::Forget),
         4 => (index(), 1..6_u32).prop_map(|(by, units)| Step::Take { by, units }),
         6 => index().prop_map(|by| Step::Drain { by }),
         1 => Just(Step::GiveBack),
-        6 => (index(), 0..1_500_u32).prop_map(|(of, parts)| Step::Wait(of, parts)),
+        6 => (index(), parts).prop_map(|(of, parts)| Step::Wait(of, parts)),
         2 => Just(Step::WaitAsTold),
         1 => Just(Step::Sweep),
     ];
@@ -92,11 +98,22 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
 }
 
 /// A small quota, so that it is used up often.
-fn quota() -> impl Strategy<Value = Quota> {
+fn any_quota() -> impl Strategy<Value = Quota> {
     let millis = prop_oneof![100..1_000_u64, 1_000..60_000_u64, 60_000..3_600_000_u64];
-    let parts = (1..50_u32, millis, 1..50_u32, 0..5_u32, any::<bool>());
-    parts.prop_map(|(limit, millis, burst, kind, per_consumer)| {
-        let window = Duration::from_millis(millis);
+    (1..50_u32, millis, 1..50_u32)
+        .prop_flat_map(|(limit, millis, burst)| quota(limit, Duration::from_millis(millis), burst))
+}
+
+/// A quota whose numbers are often those of another one, as when only the limit of a plan changes.
+fn tiny_quota() -> impl Strategy<Value = Quota> {
+    let numbers = (prop_oneof![1..6_u32, Just(12)], 1..4_u32, 1..6_u32);
+    numbers.prop_flat_map(|(limit, windows, burst)| {
+        quota(limit, Duration::from_millis(100) * windows, burst)
+    })
+}
+
+fn quota(limit: u32, window: Duration, burst: u32) -> impl Strategy<Value = Quota> {
+    (0..5_u32, any::<bool>()).prop_map(move |(kind, per_consumer)| {
         let quota = match kind {
             0 => Quota::per(limit, window).unwrap(),
             1 => Quota::per(limit, window).unwrap().burst(burst).unwrap(),

@@ -202,22 +202,19 @@ impl Inner {
             }
             (Measure::Window { window, .. }, other) => {
                 // What has refilled within the window counts as well.
-                let since = i128::from(window.min(now.saturating_sub(self.born)));
-                let (used, span) = match (other, full_at) {
-                    (Measure::Gcra { .. }, Some(full_at)) => {
-                        (0, since + i128::from(full_at) - i128::from(now))
+                let since = window.min(now.saturating_sub(self.born));
+                let (used, refilled) = match (other, full_at) {
+                    // What has left the other window, at most a whole limit in each of its lengths.
+                    (Measure::Window { limit, window: others }, _) => {
+                        let windows = since.saturating_sub(others).div_ceil(others);
+                        (entry.used(now), i128::from(windows) * i128::from(limit))
                     }
-                    // What has left the other window may be in this one, a whole limit at once.
-                    (Measure::Window { limit, window: others }, _) if entry.used(now) == 0 => {
-                        let earlier = (since - i128::from(others)).max(0);
-                        let windows = u64::try_from(earlier).unwrap_or(u64::MAX).div_ceil(others);
-                        return (0, i128::from(windows) * i128::from(limit));
+                    (Measure::Gcra { .. }, full_at) => {
+                        let span = since.saturating_add(full_at.unwrap_or(now)).saturating_sub(now);
+                        (0, other.rate().units_in(span).into())
                     }
-                    (Measure::Window { .. }, _) => (entry.used(now), since),
-                    (Measure::Gcra { .. }, None) => (entry.used(now), since),
                 };
-                let span = u64::try_from(span.max(0)).unwrap_or(u64::MAX);
-                (0, used.saturating_add(other.rate().units_in(span).into()))
+                (0, used.saturating_add(refilled))
             }
         }
     }
