@@ -47,6 +47,12 @@ impl ImportedFormat {
     }
 }
 
+impl ImportedFormat {
+    pub(super) fn has_prefix(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+}
+
 const MIN_BITS: f64 = 128.0;
 const MAX_LEN: usize = 256;
 

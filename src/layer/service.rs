@@ -18,7 +18,7 @@ pub use super::limits::{
 };
 use super::{
     ProblemJson, RejectionResponse,
-    middleware::Middleware,
+    middleware::{Middleware, Verdict},
     request::caller,
     short_circuit::{Finish, Parked, Resume, ShortCircuit},
 };
@@ -62,7 +62,7 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let Self { inner, middleware } = self;
         let future = match middleware.config.attempt(&mut request) {
-            Some(Attempt::Admit(admission)) => {
+            Verdict::Attempt(Attempt::Admit(admission)) => {
                 middleware.config.attach_consumer(&mut request, &admission);
                 let middleware = Arc::clone(middleware);
                 ShortCircuit::pass(
@@ -71,15 +71,20 @@ where
                     Admitted { middleware, admission: Some(admission) },
                 )
             }
-            Some(Attempt::Reject(rejection)) => {
+            Verdict::Attempt(Attempt::Reject(rejection)) => {
                 ShortCircuit::reject(inner, || middleware.reject(&rejection))
             }
-            Some(Attempt::Pending(lookup)) => {
+            Verdict::Attempt(Attempt::Pending(lookup)) => {
                 let parked = Parked::new(inner, request, lookup, Arc::clone(middleware));
                 ShortCircuit::Waiting { parked }
             }
-            None => {
-                caller::admit_anonymous(request.extensions_mut());
+            Verdict::Anonymous => {
+                let missing = middleware.config.credentials.missing().clone();
+                caller::admit_anonymous(request.extensions_mut(), missing);
+                let middleware = Arc::clone(middleware);
+                ShortCircuit::pass(inner, request, Admitted { middleware, admission: None })
+            }
+            Verdict::AlreadyAdmitted => {
                 let middleware = Arc::clone(middleware);
                 ShortCircuit::pass(inner, request, Admitted { middleware, admission: None })
             }
@@ -88,7 +93,8 @@ where
     }
 }
 
-/// An admitted request; without `admission`, one without a key.
+/// An admitted request; without `admission`, one without a key, or one that an outer layer
+/// admitted.
 struct Admitted<R> {
     middleware: Arc<Middleware<R>>,
     admission: Option<Admission>,

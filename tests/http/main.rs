@@ -13,6 +13,7 @@ mod raw_store;
 mod wait;
 
 mod http_semantics;
+mod mistakes;
 mod panics;
 mod rfc6750;
 mod scopes;
