@@ -53,7 +53,7 @@ mod format;
 mod hash;
 mod imported;
 
-pub(crate) use self::hash::digest;
+pub(crate) use self::{hash::digest, imported::is_bearer_symbol};
 pub use self::{
     accepted::AcceptedFormat,
     api_key::{ApiKey, MalformedKey, PresentedKey},

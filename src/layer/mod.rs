@@ -149,6 +149,7 @@
 //! anything and is recognised only in place of the scheme. A key in a path, a body or a cookie is
 //! not looked for.
 
+mod drain;
 #[expect(clippy::module_inception, reason = "the file that holds the layer")]
 mod layer;
 mod limits;
@@ -166,6 +167,7 @@ pub(crate) use self::response::{Problem, complete, retry_after};
 #[cfg(feature = "ws")]
 pub use self::stream::websocket;
 pub use self::{
+    drain::DrainRejected,
     layer::{ApiKeyLayer, InvalidRealm},
     limits::{ConcurrencyLimit, Cost, MeteredLayer, RateClass, RequireScope},
     request::{ClientAddress, PeerAddr},

@@ -12,9 +12,12 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-pub use super::limits::{
-    ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService, MeteredFuture,
-    MeteredService, RequireScopeFuture, RequireScopeService,
+pub use super::{
+    drain::{DrainRejectedBody, DrainRejectedFuture, DrainRejectedService},
+    limits::{
+        ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService, MeteredFuture,
+        MeteredService, RequireScopeFuture, RequireScopeService,
+    },
 };
 use super::{
     ProblemJson, RejectionResponse,

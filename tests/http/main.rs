@@ -12,6 +12,7 @@ mod raw_store;
 #[path = "../support/wait/mod.rs"]
 mod wait;
 
+mod drain;
 mod http_semantics;
 mod mistakes;
 mod panics;

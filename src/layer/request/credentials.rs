@@ -3,7 +3,10 @@ use std::fmt;
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 
 use super::mistake::Mistake;
-use crate::auth::{Rejection, RejectionKind};
+use crate::{
+    auth::{Rejection, RejectionKind},
+    key::is_bearer_symbol,
+};
 
 const SCHEME: &[u8] = b"Bearer";
 
@@ -231,13 +234,8 @@ fn is_b64token(bytes: &[u8]) -> bool {
     let padding = bytes.iter().rev().take_while(|&&byte| byte == b'=').count();
     match bytes.get(..bytes.len() - padding) {
         None | Some([]) => false,
-        Some(symbols) => symbols.iter().all(|&byte| is_b64token_symbol(byte)),
+        Some(symbols) => symbols.iter().all(|&byte| is_bearer_symbol(byte)),
     }
-}
-
-/// A character of a `b64token` other than its padding.
-pub(super) fn is_b64token_symbol(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte)
 }
 
 #[cfg(test)]

@@ -4,11 +4,8 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName, Request, header::AUTHORIZATION};
 
-use super::{
-    credentials::{Credentials, is_b64token_symbol},
-    mistake::Mistake,
-};
-use crate::auth::Authenticator;
+use super::{credentials::Credentials, mistake::Mistake};
+use crate::{auth::Authenticator, key::is_bearer_symbol};
 
 /// Headers that a client may take for the one with the key: those whose names contain one of these.
 const SUSPECTS: [&str; 3] = ["auth", "key", "token"];
@@ -63,5 +60,5 @@ fn holds_key(value: &[u8], auth: &Authenticator) -> bool {
 
 /// The runs of characters that keys may consist of.
 fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(|&byte| !is_b64token_symbol(byte)).filter(|word| !word.is_empty())
+    text.split(|&byte| !is_bearer_symbol(byte)).filter(|word| !word.is_empty())
 }
