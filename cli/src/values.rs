@@ -22,9 +22,11 @@ pub(crate) fn now() -> SystemTime {
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     match text.trim().parse() {
         Ok(Expiry::In(duration)) => Ok(duration),
-        _ => Err("write a duration as a number and s, m, h, d or w, such as 30d or 12h; a day has \
+        _ => {
+            Err("write a duration as a number and s, m, h, d or w, such as 30d or 12h; a day has \
             24 hours"
-            .into()),
+                .into())
+        }
     }
 }
 

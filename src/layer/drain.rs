@@ -303,7 +303,9 @@ where
                     // Whether it was read to its end or not makes no difference.
                     let _ = ready!(drain.poll(cx));
                     // Pending for ever if polled again after completion.
-                    return response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));
+                    return response
+                        .take()
+                        .map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));
                 }
             }
         }

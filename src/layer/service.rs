@@ -12,18 +12,18 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
+use super::{
+    ProblemJson, RejectionResponse,
+    middleware::{Middleware, Verdict},
+    request::caller,
+    short_circuit::{Finish, Parked, Resume, ShortCircuit},
+};
 pub use super::{
     drain::{DrainRejectedBody, DrainRejectedFuture, DrainRejectedService},
     limits::{
         ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService, MeteredFuture,
         MeteredService, RequireScopeFuture, RequireScopeService,
     },
-};
-use super::{
-    ProblemJson, RejectionResponse,
-    middleware::{Middleware, Verdict},
-    request::caller,
-    short_circuit::{Finish, Parked, Resume, ShortCircuit},
 };
 use crate::auth::{Admission, Attempt, PendingAttempt, Rejection};
 

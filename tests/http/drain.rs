@@ -76,10 +76,9 @@ async fn a_longer_upload_is_answered_at_once() {
     let keys = Keys::new();
     let address = serve(&keys, DrainRejected::new().max_bytes(10).max_time(NEVER)).await;
     // Neither client sends the end of its upload.
-    for (more, sent) in [
-        ("Content-Length: 11\r\n", ""),
-        ("Transfer-Encoding: chunked\r\n", "b\r\n01234567890\r\n"),
-    ] {
+    for (more, sent) in
+        [("Content-Length: 11\r\n", ""), ("Transfer-Encoding: chunked\r\n", "b\r\n01234567890\r\n")]
+    {
         let mut connection = TcpStream::connect(address).await.unwrap();
         connection.write_all(format!("{}{sent}", head(None, more)).as_bytes()).await.unwrap();
         assert_eq!(status_line(&mut connection).await, "HTTP/1.1 401 Unauthorized", "{more}");
