@@ -876,8 +876,8 @@ fn an_import_refuses_what_cannot_be_with_advice() {
     let place = Place::sqlite();
     place.done("migrate");
     for (field, value, problem) in [
-        ("created_at", json!("2999-01-01"), "created_at must not be in the future"),
-        ("last_used_at", json!("2999-01-01"), "last_used_at must not be in the future"),
+        ("created_at", json!("2999-01-01"), "created_at: must not be in the future"),
+        ("last_used_at", json!("2999-01-01"), "last_used_at: must not be in the future"),
         ("created_at", json!("soon"), "created_at: not a time"),
         ("created_at", json!(1_577_934_245), "created_at: must be a string"),
         ("id", json!(42), "keep the old one in `metadata`"),
