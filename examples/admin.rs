@@ -6,7 +6,7 @@
 //!
 //! `/v1/orders` is the service itself, `/admin` is for operators who manage its keys, and
 //! `/account` is for the holders of keys. The service issues no key: the first one, the
-//! administrator's, is issued on the command line. With the feature `openapi`, `/admin/docs`
+//! administrator's, is issued on the command line. With the feature `openapi`, `/admin/openapi.json`
 //! documents the routes.
 //!
 //! `API_KEY_PREFIX` (default `sk_live_`, as on the command line), `BIND`, `DATABASE_URL` and

@@ -1,8 +1,4 @@
-use std::{env, io::Write as _, process};
-
 use clap::{Parser, Subcommand};
-
-use tower_api_key::record::KeyId;
 
 use super::{
     change::Update, doctor::Doctor, global::Global, import::Import, issue::Issue, list,
@@ -32,7 +28,7 @@ or root. The environment takes precedence over the file.
 Streams: the answer goes to standard output; for `issue` and `rotate` it is the key alone, once.
 Everything else goes to standard error. With --json the answer is one JSON object on one line.
 
-Times: write a duration as 30d, 12h, 1w or \"90 days\"; a day has 24 hours. Write a date as
+Times: write a duration as 30d, 12h, 10m or 1w; a day has 24 hours. Write a date as
 2026-12-31, which is its first instant, or as 2026-12-31T12:00Z. Both are in UTC.";
 
 const FIRST_STEPS: &str = "\
@@ -88,28 +84,4 @@ pub(crate) enum Command {
     Completions(Completions),
     /// Print the man page: `api-key man > api-key.1`
     Man,
-}
-
-/// Parses the program's arguments. Exits if they are invalid.
-pub(crate) fn parse() -> Cli {
-    Cli::try_parse().unwrap_or_else(|error| {
-        if !error.use_stderr() {
-            error.exit();
-        }
-        // The error quotes the arguments, one of which may be a key given by mistake.
-        let mut text = error.render().ansi().to_string();
-        let given = env::args()
-            .skip(1)
-            .flat_map(|argument| argument.split('=').map(str::to_owned).collect::<Vec<_>>());
-        for secret in given.filter(|part| may_be_key(part)) {
-            text = text.replace(&secret, "[hidden: may be a key]");
-        }
-        let _ = write!(anstream::stderr(), "{text}");
-        process::exit(error.exit_code());
-    })
-}
-
-/// Whether `part` is as long as a key and not an id.
-fn may_be_key(part: &str) -> bool {
-    part.len() >= 20 && !part.starts_with("--") && part.parse::<KeyId>().is_err()
 }

@@ -20,7 +20,7 @@ mod reconcile;
 mod revoke;
 mod rotate;
 mod session;
-mod sqlite_file;
+mod usage_errors;
 mod values;
 mod verify;
 
@@ -36,7 +36,7 @@ use self::{
 
 fn main() -> ExitCode {
     let outcome = dot_env::load().and_then(|dot_env| {
-        let cli = args::parse();
+        let cli = usage_errors::parse_or_exit();
         match &cli.command {
             Command::Completions(completions) => manual::completions(completions, Cli::command()),
             Command::Man => manual::man(Cli::command()),

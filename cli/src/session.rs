@@ -4,7 +4,7 @@ use tower_api_key::{
     store::{Finding, KeyStore, PgKeyStore, SqliteKeyStore},
 };
 
-use super::{failure::Failure, global::Global, identity, output, sqlite_file};
+use super::{failure::Failure, global::Global, identity, output};
 
 /// A connected store and the global options.
 pub(crate) struct Session {
@@ -81,7 +81,6 @@ impl Store {
             if url.contains('?') { format!("{url}&mode=rw") } else { format!("{url}?mode=rw") };
         let chosen = may_create || url.contains("mode=");
         let url: &str = if chosen { url } else { &existing };
-        sqlite_file::create(url);
         let store = SqliteKeyStore::connect(url).await;
         let advice = if may_create {
             "Does the folder exist, and may you write to it?"

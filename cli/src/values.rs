@@ -2,35 +2,32 @@
 
 use std::time::{Duration, SystemTime};
 
-use jiff::{SignedDuration, SpanRelativeTo, Timestamp, civil, fmt::friendly::SpanParser};
+use jiff::{Timestamp, civil};
 use tower_api_key::{
     clock::{Clock as _, SystemClock},
     key::KeyFormat,
     manage::Expiry,
     rate_limit::{Algorithm, InvalidQuota, Quota, RateLimits},
-    record::{Metadata, Scope},
+    record::{Metadata, Scope, TextRule},
 };
 
-const TIMES: &str = "write a duration as 30d, 12h or \"90 days\", a date as 2026-12-31 or \
+const TIMES: &str = "write a duration as 30d, 12h or 2w, a date as 2026-12-31 or \
     2026-12-31T12:00Z (UTC)";
 
 pub(crate) fn now() -> SystemTime {
     SystemClock::new().now()
 }
 
+/// The durations of [`Expiry`], as over HTTP.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let advice =
-        || "write a duration as 30d, 12h, 10m or \"90 days\"; a day has 24 hours".to_owned();
-    let span = SpanParser::new().parse_span(text.trim()).map_err(|_| advice())?;
-    let calendar = "months and years have no fixed length: write it in days, such as 90d";
-    if span.get_months() != 0 || span.get_years() != 0 {
-        return Err(calendar.into());
+    match text.trim().parse() {
+        Ok(Expiry::In(duration)) => Ok(duration),
+        _ => {
+            Err("write a duration as a number and s, m, h, d or w, such as 30d or 12h; a day has \
+            24 hours"
+                .into())
+        }
     }
-    let length = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| advice())?;
-    if length == SignedDuration::ZERO && !text.trim().starts_with('0') {
-        return Err(advice());
-    }
-    length.try_into().map_err(|_| format!("a duration must not be negative; {}", advice()))
 }
 
 pub(crate) fn instant(text: &str) -> Result<SystemTime, String> {
@@ -103,7 +100,6 @@ fn moment<T>(
         (_, Ok(duration)) => Ok(within(duration)),
         // Dates begin with a year.
         (Err(problem), _) if text.contains('-') => Err(problem),
-        (_, Err(problem)) if problem.starts_with("months") => Err(problem),
         _ => Err(format!("not a time; {TIMES}")),
     }
 }
@@ -214,10 +210,11 @@ pub(crate) fn format(prefix: &str) -> Result<KeyFormat, String> {
     KeyFormat::new(prefix).map_err(|error| error.to_string())
 }
 
-/// A text for the audit, on one line.
+/// A text for the audit.
 pub(crate) fn text(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.len() > 256 || text.chars().any(char::is_control) {
-        return Err("must be 1 to 256 bytes on one line".into());
+    if text.is_empty() {
+        return Err("must not be empty".into());
     }
+    TextRule::STORED.check(text)?;
     Ok(text.to_owned())
 }

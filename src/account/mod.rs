@@ -23,7 +23,7 @@
 //! | `POST /api-keys/{id}/revoke` | revokes the calling key permanently |
 //! | `GET /api-keys/{id}/usage` | shows when a key was last used |
 //! | `GET /rate-limit` | shows the remaining quota of the calling key; free, even with none left |
-//! | `GET /openapi.json`, `GET /docs` | describe the routes, with the feature `openapi` |
+//! | `GET /openapi.json` | describes the routes, with the feature `openapi` |
 //!
 //! The [rules](crate::admin) of the admin router apply, except for the scopes: none is needed
 //! unless you [require one](Account::required_scope). A key can read all keys of its consumer. It
@@ -43,7 +43,7 @@ use crate::{
     auth::Authenticator,
     manage::KeyIssuer,
     record::{InvalidScope, Scope},
-    rest::{AdminState, DocumentSettings, Operation, guard},
+    rest::{AdminState, DocumentSettings, Operation, default_scopes, guard},
 };
 
 const OPERATIONS: &[Operation] = &[
@@ -74,7 +74,7 @@ impl Account {
     /// Default settings, for keys of `auth`.
     pub fn new(issuer: KeyIssuer, auth: Authenticator) -> Self {
         let mut state = AdminState::new(issuer, &auth);
-        state.others = Scope::new("api-keys:write").ok();
+        state.others = Scope::new(default_scopes::WRITE).ok();
         Self { state, auth, is_open: false }
     }
 

@@ -43,7 +43,7 @@
 //! | `POST /api-keys/revoke` | revokes all keys of a consumer or with a prefix | `api-keys:write` |
 //! | `GET /api-keys/{id}/events` | lists the audit of a key | `api-keys:read` |
 //! | `GET /api-keys/{id}/usage` | shows when a key was last used | `api-keys:read` |
-//! | `GET /openapi.json`, `GET /docs` | describe the routes, with the feature `openapi` | any key |
+//! | `GET /openapi.json` | describes the routes, with the feature `openapi` | any key |
 //!
 //! # Rules
 //!
@@ -58,10 +58,13 @@
 //! 4. A new key is shown once, in the response to the request that made it. Responses never contain
 //!    its hash.
 //! 5. `expires` is required for a new key: `"never"`, a date and time (RFC 3339), or a duration: a
-//!    number and one of `s`, `m`, `h`, `d`, `w`, such as `"30d"`. A day is 24 hours.
+//!    number and one of `s`, `m`, `h`, `d`, `w`, such as `"30d"`. A day is 24 hours. A new key has a
+//!    lifetime longer than zero. Scopes are separate strings, without commas. A text is not empty.
+//!    `null` is the same as leaving a member out.
 //! 6. An update is a merge patch ([RFC 7396](https://www.rfc-editor.org/rfc/rfc7396)): absent
-//!    members stay the same; `null` removes name, limits, plan or metadata. Metadata is merged,
-//!    other members are replaced.
+//!    members stay the same; `null` removes name, limits, plan or metadata, and is refused for
+//!    `scopes` (send `[]`), `expires` (send `"never"`) and `is_active`. Metadata is merged, other
+//!    members are replaced.
 //! 7. `ETag` is the key's version. It does not change with `last_used_at`, nor with a `status` that
 //!    changes by time alone. `PATCH` supports `If-Match`, `GET` supports `If-None-Match`.
 //! 8. The two requests that make keys accept an `Idempotency-Key`. A repeated request makes no
@@ -90,7 +93,7 @@ use crate::{
     auth::Authenticator,
     manage::KeyIssuer,
     record::{InvalidScope, Scope},
-    rest::{AdminState, DocumentSettings, Operation, guard},
+    rest::{AdminState, DocumentSettings, Operation, default_scopes, guard},
 };
 
 const OPERATIONS: &[Operation] = &[
@@ -126,9 +129,9 @@ impl Admin {
     /// Default settings, for keys of `auth`.
     pub fn new(issuer: KeyIssuer, auth: Authenticator) -> Self {
         let mut state = AdminState::new(issuer, &auth);
-        state.read = Scope::new("api-keys:read").ok();
-        state.write = Scope::new("api-keys:write").ok();
-        state.everywhere = Scope::new("api-keys:all-consumers").ok();
+        state.read = Scope::new(default_scopes::READ).ok();
+        state.write = Scope::new(default_scopes::WRITE).ok();
+        state.everywhere = Scope::new(default_scopes::ALL_CONSUMERS).ok();
         Self { state, auth, is_open: false }
     }
 
@@ -165,8 +168,8 @@ impl Admin {
         self
     }
 
-    /// Whether `/openapi.json` and `/docs` are served without a key. They describe the routes and
-    /// contain nothing about keys. Default: false; they need a key, which browsers do not send.
+    /// Whether `/openapi.json` is served without a key. It describes the routes and contains nothing
+    /// about keys. Default: false.
     pub fn open_document(self, is_open: bool) -> Self {
         Self { is_open, ..self }
     }

@@ -195,6 +195,36 @@ impl Authenticator {
         &self.0.format
     }
 
+    /// Whether `text` is a well-formed key that could not be anything else: it has a prefix.
+    pub(crate) fn recognizes(&self, text: &[u8]) -> bool {
+        self.0.formats.iter().any(|format| format.is_distinctive() && format.parse(text).is_ok())
+    }
+
+    /// Whether `text` is a well-formed key, or begins like one.
+    pub(crate) fn resembles(&self, text: &[u8]) -> bool {
+        let mut formats = self.0.formats.iter();
+        text.starts_with(self.0.format.prefix().as_bytes())
+            || formats.any(|format| format.parse(text).is_ok())
+    }
+
+    /// Admits a consumer of this authenticator again, during the same request, without a charge.
+    pub(crate) fn readmit(&self, consumer: Consumer) -> Attempt {
+        let check = catch_request_panic(|| {
+            let meter = consumer.meter()?;
+            meter.ask(None, meter.now())
+        });
+        let admit = |decisions| Admission(RateLimitStatus::new(consumer, decisions));
+        match check {
+            Err(Panicked) => Attempt::Reject(Rejection::new(RejectionKind::Internal)),
+            Ok(None) => Attempt::Admit(admit(Decisions::default())),
+            Ok(Some(Check::Ready(decisions))) => Attempt::Admit(admit(decisions)),
+            Ok(Some(Check::Pending(decisions))) => {
+                let admit = async move { Ok(admit(decisions.await)) };
+                Attempt::Pending(PendingAttempt::of(admit))
+            }
+        }
+    }
+
     /// The time source.
     pub(crate) fn clock(&self) -> Arc<dyn Clock> {
         Arc::clone(&self.0.loader.clock)

@@ -27,6 +27,7 @@ struct Details {
     wait: Option<Duration>,
     required: Box<[Scope]>,
     source: Option<StoreError>,
+    advice: Option<Box<str>>,
 }
 
 impl Rejection {
@@ -98,6 +99,11 @@ impl Rejection {
         Self::with(RejectionKind::InsufficientScope, details)
     }
 
+    /// A mistake of the client; `advice` tells it what to do instead.
+    pub(crate) fn advising(kind: RejectionKind, advice: impl Into<Box<str>>) -> Self {
+        Self::with(kind, Details { advice: Some(advice.into()), ..Details::default() })
+    }
+
     /// The kind of store error that caused this, if any.
     pub(super) fn store_error_kind(&self) -> Option<StoreErrorKind> {
         self.details.as_ref()?.source.as_ref().map(StoreError::kind)
@@ -139,6 +145,13 @@ impl Rejection {
     #[must_use]
     pub fn required_scopes(&self) -> &[Scope] {
         self.details.as_ref().map_or(&[], |details| &details.required)
+    }
+
+    /// One sentence for the client on how to send its key, if the layer recognised its mistake. It
+    /// names the headers that the layer reads, and contains nothing that the client sent.
+    #[must_use]
+    pub fn advice(&self) -> Option<&str> {
+        self.details.as_ref()?.advice.as_deref()
     }
 
     /// How long to wait before a retry can succeed. `None` if it never can.
@@ -185,6 +198,11 @@ const fn meaning(kind: RejectionKind) -> (&'static str, Retry) {
         RejectionKind::LayerMissing => {
             ("this route is not behind an `ApiKeyLayer`; add one", Retry::Never)
         }
+        RejectionKind::ForeignLayer => {
+            let message =
+                "the `ApiKeyLayer` of another authenticator, around this one, took the key";
+            (message, Retry::Never)
+        }
         RejectionKind::Internal => {
             let message =
                 "a rate limiter or clock of the service panicked, or an invalid scope was required";
@@ -225,7 +243,8 @@ impl Error for Rejection {
 pub enum RejectionKind {
     /// No credentials, or credentials of another scheme.
     Missing,
-    /// More than one credential, or bytes that no credential contains.
+    /// More than one credential, bytes that no credential contains, or a key where the layer does
+    /// not read one.
     InvalidRequest,
     /// Not a key of an accepted format.
     Malformed,
@@ -254,6 +273,9 @@ pub enum RejectionKind {
     /// A route relies on a layer that is not applied to it. A bug in the service, not an error of
     /// the client.
     LayerMissing,
+    /// The layer found no key, because an outer layer with another authenticator took it. A bug in
+    /// the service, not an error of the client.
+    ForeignLayer,
     /// A [limiter](crate::rate_limit::RateLimiter) or a [clock](crate::clock::Clock) supplied by
     /// the service panicked, or a handler required a scope that is not valid. A bug in the service,
     /// not an error of the client.

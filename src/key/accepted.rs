@@ -24,6 +24,16 @@ impl AcceptedFormat {
     }
 }
 
+impl AcceptedFormat {
+    /// Whether a key of this format has a prefix, so that other text hardly matches by chance.
+    pub(crate) fn is_distinctive(&self) -> bool {
+        match &self.0 {
+            Kind::Issued(_) => true,
+            Kind::Imported(format) => format.has_prefix(),
+        }
+    }
+}
+
 impl From<KeyFormat> for AcceptedFormat {
     fn from(format: KeyFormat) -> Self {
         Self(Kind::Issued(format))

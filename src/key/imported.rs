@@ -47,6 +47,12 @@ impl ImportedFormat {
     }
 }
 
+impl ImportedFormat {
+    pub(super) fn has_prefix(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+}
+
 const MIN_BITS: f64 = 128.0;
 const MAX_LEN: usize = 256;
 
@@ -84,8 +90,9 @@ impl Alphabet {
     }
 }
 
-/// RFC 6750 §2.1, without the padding, which may only come last.
-fn is_bearer_symbol(byte: u8) -> bool {
+/// A character of a bearer token (RFC 6750 §2.1) other than its padding, which may only come last.
+/// Keys of every format consist of them.
+pub(crate) fn is_bearer_symbol(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte)
 }
 

@@ -53,7 +53,6 @@ mod format;
 mod hash;
 mod imported;
 
-pub(crate) use self::hash::digest;
 pub use self::{
     accepted::AcceptedFormat,
     api_key::{ApiKey, MalformedKey, PresentedKey},
@@ -62,3 +61,4 @@ pub use self::{
     hash::{InvalidHash, KeyHash},
     imported::{Alphabet, ImportedFormat},
 };
+pub(crate) use self::{hash::digest, imported::is_bearer_symbol};

@@ -29,7 +29,7 @@ impl ApiKeyLayer {
                 config: Config {
                     auth,
                     challenges: Challenges::default(),
-                    credentials: Credentials::BEARER,
+                    credentials: Credentials::bearer(),
                     optional: false,
                     keep_credential: false,
                     pass_preflight: false,
@@ -69,7 +69,17 @@ impl<R: Clone> ApiKeyLayer<R> {
     /// Reads the key only from `header`, and from headers added later by
     /// [`also_header`](Self::also_header). `Authorization` is left to the application.
     pub fn only_header(self, header: HeaderName) -> Self {
-        self.with(|config| config.credentials = Credentials::only(header))
+        self.with(|config| config.credentials.only(header))
+    }
+
+    /// Leaves a key in `header` to an inner layer or to the application. Default: a key of this
+    /// authenticator in a header that the layer does not read is a mistake of the client and gets
+    /// 400, if the name of the header contains `auth`, `key` or `token` and the request has no key
+    /// where the layer reads one.
+    ///
+    /// Needed only around a layer that reads keys with the same prefix from another header.
+    pub fn leave_header(self, header: HeaderName) -> Self {
+        self.with(|config| config.credentials.leave(header))
     }
 
     /// Admits requests without credentials, without a [`Consumer`](crate::Consumer). Invalid

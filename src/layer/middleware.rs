@@ -1,7 +1,7 @@
 use std::{fmt, sync::Arc};
 
 use http::{
-    Method, Request, Response,
+    HeaderName, Method, Request, Response,
     header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN},
 };
 
@@ -9,8 +9,9 @@ use super::{
     ClientAddress, RateLimitHeaders, RejectionResponse,
     limits::Cost,
     request::{
-        caller,
-        credentials::{Ambiguous, Credentials, is_b64token},
+        Mistake, caller,
+        credentials::{Credentials, Found},
+        find_misplaced,
     },
     response::{
         Challenges, Policy, RateLimitReport, complete,
@@ -23,6 +24,7 @@ use crate::{
         catch_request_panic,
     },
     rate_limit::Decision,
+    record::Consumer,
 };
 
 /// The layer's settings and its renderer, shared by all of its services.
@@ -43,6 +45,16 @@ pub(super) struct Config {
     pub(super) charge: bool,
     pub(super) rate_limit_headers: RateLimitHeaders,
     pub(super) client_address: Option<ClientAddress>,
+}
+
+/// What a layer does with a request.
+pub(super) enum Verdict {
+    /// The request has a key.
+    Attempt(Attempt),
+    /// The request passes without a key.
+    Anonymous,
+    /// An outer layer of the same authenticator has admitted and charged the request.
+    AlreadyAdmitted,
 }
 
 impl<R> Middleware<R> {
@@ -67,39 +79,87 @@ impl<R> fmt::Debug for Middleware<R> {
 }
 
 impl Config {
-    /// Checks the key of a request and removes it from there; `None` for a request that may pass
-    /// without a key.
-    pub(super) fn attempt<B>(&self, request: &mut Request<B>) -> Option<Attempt> {
+    /// Checks the key of a request and removes it from there.
+    pub(super) fn attempt<B>(&self, request: &mut Request<B>) -> Verdict {
         let carries = |name| request.headers().contains_key(name);
         if self.pass_preflight && is_preflight(request) && !self.credentials.headers().any(carries)
         {
-            return None;
+            return Verdict::Anonymous;
         }
         let found = match self.credentials.find(request.headers()) {
             Ok(Some(found)) => found,
-            Ok(None) if self.optional => return None,
-            Ok(None) => return Some(Attempt::Reject(Rejection::new(RejectionKind::Missing))),
-            Err(Ambiguous) => {
-                return Some(Attempt::Reject(Rejection::new(RejectionKind::InvalidRequest)));
-            }
+            Ok(None) => return self.without_credentials(request),
+            Err(mistake) => return self.invalid_request(mistake, None),
         };
-        let charge = if self.charge { Charge::One } else { Charge::Nothing };
-        let network = || self.client_address?.network(request.headers(), request.extensions());
-        let mut attempt = self.auth.evaluate(found.key, charge, network);
-        // Only for malformed keys: a well-formed key is always a `b64token`.
-        if let Attempt::Reject(rejection) = &attempt
-            && rejection.kind() == RejectionKind::Malformed
-            && !is_b64token(found.key)
-        {
-            attempt = Attempt::Reject(Rejection::new(RejectionKind::InvalidRequest));
-        }
         let header = found.header;
+        let verdict = if found.is_sensitive
+            && let Some(consumer) =
+                caller::kept_by_outer_layer(request.extensions(), header, &self.auth)
+        {
+            self.readmit(consumer.clone())
+        } else {
+            self.evaluate(found, request)
+        };
+        caller::note_header(request.extensions_mut(), header);
         if !self.keep_credential {
             request.headers_mut().remove(header);
         } else if let Some(value) = request.headers_mut().get_mut(header) {
             value.set_sensitive(true);
         }
-        Some(attempt)
+        verdict
+    }
+
+    fn evaluate<B>(&self, found: Found<'_, '_>, request: &Request<B>) -> Verdict {
+        let charge = if self.charge { Charge::One } else { Charge::Nothing };
+        let network = || self.client_address?.network(request.headers(), request.extensions());
+        let attempt = self.auth.evaluate(found.key, charge, network);
+        // Only a malformed key can be a mistake that the client should learn of.
+        if let Attempt::Reject(rejection) = &attempt
+            && rejection.kind() == RejectionKind::Malformed
+        {
+            let is_key = |text: &[u8]| self.auth.recognizes(text);
+            match found.mistake(is_key) {
+                None => {}
+                Some(mistake @ Mistake::JsonWebToken) => {
+                    let kind = RejectionKind::Malformed;
+                    let rejection = self.credentials.rejection(kind, mistake, None);
+                    return Verdict::Attempt(Attempt::Reject(rejection));
+                }
+                Some(mistake) => return self.invalid_request(mistake, Some(found.header)),
+            }
+        }
+        Verdict::Attempt(attempt)
+    }
+
+    fn without_credentials<B>(&self, request: &Request<B>) -> Verdict {
+        if let Some(consumer) = caller::admitted(request.extensions(), &self.auth) {
+            return self.readmit(consumer.clone());
+        }
+        if let Some(mistake) = find_misplaced(request, &self.credentials, &self.auth) {
+            return self.invalid_request(mistake, None);
+        }
+        if self.optional {
+            return Verdict::Anonymous;
+        }
+        let rejection = if caller::is_taken(request.extensions(), &self.credentials) {
+            Rejection::new(RejectionKind::ForeignLayer)
+        } else {
+            self.credentials.missing().clone()
+        };
+        Verdict::Attempt(Attempt::Reject(rejection))
+    }
+
+    fn readmit(&self, consumer: Consumer) -> Verdict {
+        if self.charge {
+            Verdict::AlreadyAdmitted
+        } else {
+            Verdict::Attempt(self.auth.readmit(consumer))
+        }
+    }
+
+    fn invalid_request(&self, mistake: Mistake, header: Option<&HeaderName>) -> Verdict {
+        let kind = RejectionKind::InvalidRequest;
+        Verdict::Attempt(Attempt::Reject(self.credentials.rejection(kind, mistake, header)))
     }
 
     /// Puts the consumer into the request's extensions.

@@ -58,11 +58,18 @@
 //!    from the URL.
 //! 2. A request without credentials, or with credentials of another scheme, gets 401 with a bare
 //!    challenge ([RFC 6750 §3.1](https://www.rfc-editor.org/rfc/rfc6750#section-3.1)), unless the
-//!    layer is [optional](ApiKeyLayer::optional).
+//!    layer is [optional](ApiKeyLayer::optional). `Bearer` alone is no credentials.
 //! 3. More than one credential, or bytes that no bearer token can have, get 400 `invalid_request`.
-//!    Two `Authorization` headers that a proxy joined with a comma are two credentials.
+//!    Two `Authorization` headers that a proxy joined with a comma are two credentials. A key of
+//!    this authenticator where the layer does not read one gets the same and reaches no handler: in
+//!    `Authorization` without `Bearer`, with another scheme or in `Basic`; in another header whose
+//!    name contains `auth`, `key` or `token`, unless that is [left to
+//!    others](ApiKeyLayer::leave_header); and in the query. The `detail`, the `error_description`
+//!    and [`Rejection::advice`](crate::auth::Rejection::advice) say what is wrong and how to send
+//!    the key.
 //! 4. A key that is malformed, unknown, revoked, expired, inactive or not yet active gets 401
-//!    `invalid_token`, with the same bytes in each case, so that clients cannot tell them apart.
+//!    `invalid_token`, with the same bytes in each case, so that clients cannot tell them apart. A
+//!    JSON Web Token is told that it is not a key.
 //! 5. A key beyond its quota gets 429 with `Retry-After`, in whole seconds, rounded up, at least 1.
 //! 6. A key that cannot be checked gets 503 with `Retry-After: 1`, never 401: clients discard keys
 //!    that are called invalid.
@@ -74,6 +81,9 @@
 //! 9. An admitted request carries the [`Consumer`] in its extensions, and no longer carries the
 //!    key. An inner layer replaces the consumer of an outer one. Behind an
 //!    [optional](ApiKeyLayer::optional) layer, a request without credentials carries no consumer.
+//!    A request that an outer layer of the same authenticator has admitted passes an inner layer
+//!    without a second charge. If the outer layer has another authenticator and took the key from a
+//!    header that the inner layer reads, the request gets 500.
 //! 10. Responses for keys with a quota carry `RateLimit-Policy` and `RateLimit`
 //!     ([draft-ietf-httpapi-ratelimit-headers-10](https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/10/)).
 //!     Responses for invalid keys never do: they would disclose how much a key is used.
@@ -134,8 +144,12 @@
 //! open to everyone.
 //!
 //! On an [optional](ApiKeyLayer::optional) route, credentials of another scheme belong to the
-//! application: a key sent as `Token …` by mistake stays in the request.
+//! application. The layer recognises a key of this authenticator among them by its prefix, length
+//! and checksum; a key of an [imported format](crate::key::ImportedFormat) without a prefix could be
+//! anything and is recognised only in place of the scheme. A key in a path, a body or a cookie is
+//! not looked for.
 
+mod drain;
 #[expect(clippy::module_inception, reason = "the file that holds the layer")]
 mod layer;
 mod limits;
@@ -153,6 +167,7 @@ pub(crate) use self::response::{Problem, complete, retry_after};
 #[cfg(feature = "ws")]
 pub use self::stream::websocket;
 pub use self::{
+    drain::DrainRejected,
     layer::{ApiKeyLayer, InvalidRealm},
     limits::{ConcurrencyLimit, Cost, MeteredLayer, RateClass, RequireScope},
     request::{ClientAddress, PeerAddr},

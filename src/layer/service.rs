@@ -12,15 +12,18 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-pub use super::limits::{
-    ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService, MeteredFuture,
-    MeteredService, RequireScopeFuture, RequireScopeService,
-};
 use super::{
     ProblemJson, RejectionResponse,
-    middleware::Middleware,
+    middleware::{Middleware, Verdict},
     request::caller,
     short_circuit::{Finish, Parked, Resume, ShortCircuit},
+};
+pub use super::{
+    drain::{DrainRejectedBody, DrainRejectedFuture, DrainRejectedService},
+    limits::{
+        ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService, MeteredFuture,
+        MeteredService, RequireScopeFuture, RequireScopeService,
+    },
 };
 use crate::auth::{Admission, Attempt, PendingAttempt, Rejection};
 
@@ -62,7 +65,7 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let Self { inner, middleware } = self;
         let future = match middleware.config.attempt(&mut request) {
-            Some(Attempt::Admit(admission)) => {
+            Verdict::Attempt(Attempt::Admit(admission)) => {
                 middleware.config.attach_consumer(&mut request, &admission);
                 let middleware = Arc::clone(middleware);
                 ShortCircuit::pass(
@@ -71,15 +74,20 @@ where
                     Admitted { middleware, admission: Some(admission) },
                 )
             }
-            Some(Attempt::Reject(rejection)) => {
+            Verdict::Attempt(Attempt::Reject(rejection)) => {
                 ShortCircuit::reject(inner, || middleware.reject(&rejection))
             }
-            Some(Attempt::Pending(lookup)) => {
+            Verdict::Attempt(Attempt::Pending(lookup)) => {
                 let parked = Parked::new(inner, request, lookup, Arc::clone(middleware));
                 ShortCircuit::Waiting { parked }
             }
-            None => {
-                caller::admit_anonymous(request.extensions_mut());
+            Verdict::Anonymous => {
+                let missing = middleware.config.credentials.missing().clone();
+                caller::admit_anonymous(request.extensions_mut(), missing);
+                let middleware = Arc::clone(middleware);
+                ShortCircuit::pass(inner, request, Admitted { middleware, admission: None })
+            }
+            Verdict::AlreadyAdmitted => {
                 let middleware = Arc::clone(middleware);
                 ShortCircuit::pass(inner, request, Admitted { middleware, admission: None })
             }
@@ -88,7 +96,8 @@ where
     }
 }
 
-/// An admitted request; without `admission`, one without a key.
+/// An admitted request; without `admission`, one without a key, or one that an outer layer
+/// admitted.
 struct Admitted<R> {
     middleware: Arc<Middleware<R>>,
     admission: Option<Admission>,

@@ -5,7 +5,7 @@ use crate::{
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
         EventPage, EventQuery, IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyPage,
-        KeyQuery, KeyTransaction, ManageKeys, ManagePlans, StoreError,
+        KeyQuery, KeyStore, KeyTransaction, ManageKeys, ManagePlans, StoreError, Usage,
     },
 };
 
@@ -18,6 +18,7 @@ pub(super) trait ErasedKeys: Send + Sync {
     fn list<'a>(&'a self, query: &'a KeyQuery) -> Answer<'a, KeyPage>;
     fn events<'a>(&'a self, query: &'a EventQuery) -> Answer<'a, EventPage>;
     fn last_used_at(&self, id: KeyId) -> Answer<'_, Option<SystemTime>>;
+    fn record_usage<'a>(&'a self, batch: &'a [Usage]) -> Answer<'a, ()>;
     fn plans(&self) -> Answer<'_, Vec<(String, RateLimits)>>;
 }
 
@@ -40,6 +41,10 @@ impl<S: ManageKeys> ErasedKeys for S {
 
     fn last_used_at(&self, id: KeyId) -> Answer<'_, Option<SystemTime>> {
         Box::pin(ManageKeys::last_used_at(self, id))
+    }
+
+    fn record_usage<'a>(&'a self, batch: &'a [Usage]) -> Answer<'a, ()> {
+        Box::pin(KeyStore::record_usage(self, batch))
     }
 
     fn plans(&self) -> Answer<'_, Vec<(String, RateLimits)>> {

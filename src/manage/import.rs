@@ -1,7 +1,10 @@
-use super::{KeyIssuer, ManageError, NewKey, text};
+use std::time::SystemTime;
+
+use super::{KeyIssuer, ManageError, NewKey, new_key::whole_micros, text};
 use crate::{
-    key::KeyHash,
+    key::{KeyHash, is_bearer_symbol},
     record::{KeyAction, KeyId, KeyRecord},
+    store::Usage,
 };
 
 /// A key that was issued elsewhere, by its hash. Its owner can keep using it unchanged.
@@ -15,12 +18,22 @@ pub struct KeyImport {
     key_prefix: String,
     key_last4: String,
     is_active: bool,
+    created_at: Option<SystemTime>,
+    last_used_at: Option<SystemTime>,
 }
 
 impl KeyImport {
     /// The key with the SHA-256 `hash`, with the properties of `new`.
     pub fn new(hash: KeyHash, new: NewKey) -> Self {
-        Self { hash, new, key_prefix: String::new(), key_last4: String::new(), is_active: true }
+        Self {
+            hash,
+            new,
+            key_prefix: String::new(),
+            key_last4: String::new(),
+            is_active: true,
+            created_at: None,
+            last_used_at: None,
+        }
     }
 
     /// The prefix and the last four characters of the key, by which its owner recognizes it.
@@ -35,15 +48,41 @@ impl KeyImport {
         Self { is_active, ..self }
     }
 
+    /// When the other system issued the key, not in the future. An expiry that is a duration still
+    /// counts from the import. Default: the time of the import.
+    pub fn created_at(self, at: SystemTime) -> Self {
+        Self { created_at: Some(at), ..self }
+    }
+
+    /// When the key was last used, not in the future. It is written after the key, in a transaction
+    /// of its own. Default: unknown.
+    pub fn last_used_at(self, at: SystemTime) -> Self {
+        Self { last_used_at: Some(at), ..self }
+    }
+
     fn record(&self, issuer: &KeyIssuer) -> Result<KeyRecord, ManageError> {
         let mut record = issuer.make_record(self.hash, &self.new.consumer_id)?;
         self.new.fill(&mut record, &issuer.actor.name)?;
+        let now = record.created_at;
+        for (field, at) in [("created_at", self.created_at), ("last_used_at", self.last_used_at)] {
+            if at.is_some_and(|at| at > now) {
+                return Err(ManageError::invalid(field, "must not be in the future"));
+            }
+        }
+        record.created_at = self.created_at.map_or(now, whole_micros);
         text::check("key_prefix", &self.key_prefix)?;
         if self.key_last4.chars().count() > 4 {
             let detail = "must not be longer than the last four characters of the key";
             return Err(ManageError::invalid("key_last4", detail));
         }
         text::check("key_last4", &self.key_last4)?;
+        for (field, part) in [("key_prefix", &self.key_prefix), ("key_last4", &self.key_last4)] {
+            if !part.bytes().all(is_bearer_symbol) {
+                let detail = "must consist of the characters of a bearer token, letters, digits and \
+                    -._~+/: no request can carry a key with others";
+                return Err(ManageError::invalid(field, detail));
+            }
+        }
         record.key_prefix.clone_from(&self.key_prefix);
         record.key_last4.clone_from(&self.key_last4);
         record.is_active = self.is_active;
@@ -101,11 +140,37 @@ impl KeyIssuer {
             Ok(imported)
         });
         match imported.await {
+            Ok(imported) => {
+                self.import_usage(&records, &batch, &imported.keys).await?;
+                Ok(imported)
+            }
             Err(error) if error.is_of_a_key() => match self.first_refused(&records).await? {
                 Some(at) => Err(ManageError::refused(error).at(at)),
                 None => Err(error),
             },
-            outcome => outcome,
+            Err(error) => Err(error),
         }
+    }
+
+    /// Writes when the keys that are new were last used.
+    async fn import_usage(
+        &self,
+        records: &[KeyRecord],
+        batch: &[KeyImport],
+        new: &[KeyId],
+    ) -> Result<(), ManageError> {
+        let mut new = new.iter().copied().peekable();
+        let mut usage = Vec::new();
+        for (record, key) in records.iter().zip(batch) {
+            if new.next_if_eq(&record.id).is_some()
+                && let Some(at) = key.last_used_at
+            {
+                usage.push(Usage::new(record.id, at));
+            }
+        }
+        if usage.is_empty() {
+            return Ok(());
+        }
+        Ok(self.store.record_usage(&usage).await?)
     }
 }

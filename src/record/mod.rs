@@ -22,10 +22,11 @@ pub use self::{
     key_status::{InvalidStatus, KeyStatus},
     metadata::{InvalidMetadata, Metadata},
     scope::{InvalidScope, Scope, Scopes},
+    text::TextRule,
 };
 pub(crate) use self::{
     consumer::{KeyExtension, LookedUpKey, Origin},
     key_status::Validity,
-    text::{TextRule, is_plain},
+    text::is_plain,
     time::{read_rfc3339, rfc3339},
 };

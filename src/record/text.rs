@@ -1,8 +1,15 @@
 //! Rules for the texts of a key: consumer ids, names, reasons, prefixes.
 
-/// What a text may contain, and how long it may be.
+/// What a text may contain, and how long it may be: consumer ids, names, reasons, actors.
+///
+/// ```
+/// use tower_api_key::record::TextRule;
+///
+/// assert_eq!(TextRule::STORED.check("ann@build-7"), Ok(()));
+/// assert!(TextRule::STORED.check("two\nlines").is_err());
+/// ```
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct TextRule {
+pub struct TextRule {
     max: usize,
     length: fn(&str) -> usize,
     /// Error text for a longer text.
@@ -11,8 +18,11 @@ pub(crate) struct TextRule {
 }
 
 impl TextRule {
-    /// A text stored with a key: 1,024 bytes.
-    pub(crate) const STORED: Self = Self {
+    /// A text stored with a key or in the audit: at most 1,024 bytes, so that a page of them stays
+    /// small. No control characters, such as line breaks, which would garble a log or a terminal,
+    /// and none that change the direction of text, which can make a name look like another. May be
+    /// empty.
+    pub const STORED: Self = Self {
         max: 1024,
         length: str::len,
         too_long: "must not be longer than 1,024 bytes",
@@ -44,8 +54,12 @@ impl TextRule {
         self.max
     }
 
-    /// Checks the text. The error says what is wrong with it.
-    pub(crate) fn check(self, text: &str) -> Result<(), &'static str> {
+    /// Checks the text.
+    ///
+    /// # Errors
+    ///
+    /// When it breaks the rule: what is wrong with it, to be put after the name of the field.
+    pub fn check(self, text: &str) -> Result<(), &'static str> {
         if self.is_too_long(text) {
             return Err(self.too_long);
         }

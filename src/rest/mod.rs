@@ -6,9 +6,12 @@
 
 mod body;
 mod concurrency;
+pub(crate) mod default_scopes;
 mod document;
 mod error;
+mod fields;
 mod handlers;
+mod merge_patch;
 mod operation;
 mod params;
 mod quotas;

@@ -33,8 +33,8 @@ use tower_api_key::{
 use tower_http::cors::{Any, CorsLayer};
 
 use crate::app::{
-    Answer, App, INVALID_REQUEST, INVALID_TOKEN, Keys, MISSING, PREFIX, send, server, text,
-    unknown_key, with_authorization, with_key,
+    Answer, App, INVALID_TOKEN, Keys, MISSING, PREFIX, SEVERAL_KEYS, WRONG_CHARACTERS, send,
+    server, text, unknown_key, with_authorization, with_key,
 };
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -430,7 +430,7 @@ mod credentials {
             assert_eq!(status(both, name).await, StatusCode::OK);
         }
         let without = layer().only_header(X_API_KEY).also_header(X_TOKEN);
-        assert_eq!(status(without, header::AUTHORIZATION).await, StatusCode::UNAUTHORIZED);
+        assert_eq!(status(without, header::AUTHORIZATION).await, StatusCode::BAD_REQUEST);
         let twice = layer().also_header(header::AUTHORIZATION);
         assert_eq!(status(twice, header::AUTHORIZATION).await, StatusCode::OK);
     }
@@ -441,7 +441,7 @@ mod credentials {
         let app = App::new(ApiKeyLayer::new(keys.auth()).optional(true));
         let joined = format!("Basic dXNlcjpwYXNz, Bearer {}", keys.key().await);
         let answer = app.send(with_authorization([&*joined])).await;
-        assert_eq!((answer.challenge(), app.calls()), (Some(INVALID_REQUEST), 0));
+        assert_eq!((answer.challenge(), app.calls()), (Some(SEVERAL_KEYS), 0));
     }
 
     #[tokio::test]
@@ -467,7 +467,7 @@ mod credentials {
         let app = App::new(ApiKeyLayer::new(keys.auth()).also_header(X_API_KEY));
         let key = format!("Bearer {}", keys.key().await);
         let answer = app.send(with_header(X_API_KEY, &key)).await;
-        assert_eq!(answer.challenge(), Some(INVALID_REQUEST));
+        assert!(answer.is_invalid_request());
     }
 
     #[tokio::test]
@@ -491,10 +491,10 @@ mod credentials {
             let app = App::new(layer);
             let mut request = with_header(X_API_KEY, &key);
             request.headers_mut().append(X_API_KEY, HeaderValue::try_from(&key).unwrap());
-            assert_eq!(app.send(request).await.challenge(), Some(INVALID_REQUEST));
+            assert!(app.send(request).await.is_invalid_request());
             let joined = format!("{key}, {key}");
             let answer = app.send(with_header(X_API_KEY, &joined)).await;
-            assert_eq!(answer.challenge(), Some(INVALID_REQUEST));
+            assert!(answer.is_invalid_request());
             assert_eq!(app.calls(), 0);
         }
         assert_eq!(keys.queries(), 0);
@@ -518,7 +518,8 @@ mod credentials {
         let layer = ApiKeyLayer::new(keys.auth()).only_header(X_API_KEY);
         let app = Router::new().route("/", get(handler)).layer(layer);
         let key = keys.key().await;
-        let refused = send(app.clone(), with_key(&key)).await;
+        let other = with_authorization(["Bearer of-the-application"]);
+        let refused = send(app.clone(), other).await;
         assert_eq!(
             (refused.status, refused.challenge()),
             (StatusCode::UNAUTHORIZED, Some(MISSING))
@@ -622,9 +623,8 @@ mod credentials {
             (with_key(&unknown), INVALID_TOKEN),
             (with_key("junk"), INVALID_TOKEN),
             (with_key(&format!("{valid}A")), INVALID_TOKEN),
-            (with_key("a b"), INVALID_REQUEST),
-            (with_authorization(["Bearer"]), INVALID_REQUEST),
-            (with_authorization([format!("Bearer {valid}"), String::new()]), INVALID_REQUEST),
+            (with_key("a b"), WRONG_CHARACTERS),
+            (with_authorization([format!("Bearer {valid}"), String::new()]), SEVERAL_KEYS),
         ] {
             assert_eq!(app.send(request).await.challenge(), Some(challenge));
         }
@@ -644,7 +644,7 @@ mod rejections {
         }
     }
 
-    const KINDS: [(RejectionKind, u16, &str); 15] = [
+    const KINDS: [(RejectionKind, u16, &str); 16] = [
         (RejectionKind::Missing, 401, "missing_api_key"),
         (RejectionKind::InvalidRequest, 400, "invalid_request"),
         (RejectionKind::Malformed, 401, "invalid_api_key"),
@@ -659,6 +659,7 @@ mod rejections {
         (RejectionKind::StoreUnavailable, 503, "service_unavailable"),
         (RejectionKind::Overloaded, 503, "service_unavailable"),
         (RejectionKind::LayerMissing, 500, "internal_error"),
+        (RejectionKind::ForeignLayer, 500, "internal_error"),
         (RejectionKind::Internal, 500, "internal_error"),
     ];
 
@@ -738,7 +739,7 @@ mod rejections {
         let (app, key) = terse(&keys).await;
         for (request, challenge, kind) in [
             (crate::app::get("/"), MISSING, RejectionKind::Missing),
-            (with_key("a b"), INVALID_REQUEST, RejectionKind::InvalidRequest),
+            (with_key("a b"), WRONG_CHARACTERS, RejectionKind::InvalidRequest),
             (with_key("junk"), INVALID_TOKEN, RejectionKind::Malformed),
             (with_key(&unknown_key()), INVALID_TOKEN, RejectionKind::Unknown),
         ] {

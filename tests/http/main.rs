@@ -12,7 +12,9 @@ mod raw_store;
 #[path = "../support/wait/mod.rs"]
 mod wait;
 
+mod drain;
 mod http_semantics;
+mod mistakes;
 mod panics;
 mod rfc6750;
 mod scopes;

@@ -472,7 +472,8 @@ async fn behind_two_layers_the_consumer_of_the_inner_one_counts_in_either_order(
 async fn what_a_layer_around_found_or_did_not_find_changes_nothing_for_the_inner_one() {
     let two = Two::new();
     let staff = two.staff(&["a"]).await;
-    let app = asking().layer(two.staff_layer()).layer(two.partner_layer().optional(true));
+    let partners = two.partner_layer().optional(true).leave_header(STAFF_HEADER);
+    let app = asking().layer(two.staff_layer()).layer(partners);
     for path in ["/extractor", "/optional", "/raw", "/scope", "/class"] {
         let answer = send(app.clone(), to(path, and_staff(crate::app::get("/"), &staff))).await;
         assert_eq!((answer.status, answer.text()), (StatusCode::OK, "staff"), "{path}");

@@ -227,7 +227,6 @@ async fn nothing_is_answered_without_a_key() {
         "/admin/",
         "/admin/nothing",
         "/admin/openapi.json",
-        "/admin/docs",
         "/admin/api-keys/x/y/z",
         "/admin//api-keys",
     ] {
@@ -249,7 +248,7 @@ async fn nothing_is_answered_without_a_key() {
 async fn the_document_can_be_opened_and_nothing_else_is() {
     let desk =
         Desk::new("/admin", |issuer, auth| Admin::new(issuer, auth).open_document(true).router());
-    for (path, status) in [("/openapi.json", 200), ("/docs", 200), ("/api-keys", 401), ("/x", 401)]
+    for (path, status) in [("/openapi.json", 200), ("/docs", 401), ("/api-keys", 401), ("/x", 401)]
     {
         let answer = send(desk.app.clone(), crate::app::get(&format!("/admin{path}"))).await;
         assert_eq!(answer.status, status, "{path}");
@@ -372,11 +371,23 @@ async fn every_mistake_is_told_with_its_place() {
         (422, "invalid", "/expires", new("expires", json!("soon"))),
         (422, "invalid", "/expires", new("expires", json!("2001-01-01T00:00:00Z"))),
         (422, "invalid", "/expires", new("expires", json!("999999999w"))),
-        (400, "invalid_body", "/scopes", new("scopes", json!(null))),
+        (422, "invalid", "/expires", new("expires", json!("0d"))),
+        (422, "invalid", "/expires", new("expires", json!("000w"))),
+        (422, "invalid", "/expires", new("expires", json!("P0D"))),
+        (422, "invalid", "/expires", new("expires", json!("P30D"))),
+        (422, "invalid", "/expires", new("expires", json!(""))),
         (400, "invalid_body", "/scopes", new("scopes", json!("a"))),
         (400, "invalid_body", "/scopes/1", new("scopes", json!(["a", 1]))),
         (422, "invalid", "/scopes/1", new("scopes", json!(["a", "b c"]))),
+        (422, "invalid", "/scopes/1", new("scopes", json!(["a", "b,c"]))),
+        (422, "invalid", "/scopes/0", new("scopes", json!([""]))),
+        (400, "invalid_body", "/scopes/0", new("scopes", json!([null]))),
+        (400, "invalid_body", "/consumer_id", new("consumer_id", json!(null))),
         (400, "invalid_body", "/name", new("name", json!(["x"]))),
+        (422, "invalid", "/name", new("name", json!(""))),
+        (422, "invalid", "/created_by", new("created_by", json!(""))),
+        (422, "invalid", "/reason", new("reason", json!(""))),
+        (422, "invalid", "/not_before", new("not_before", json!(""))),
         (422, "invalid", "/name", new("name", json!(long))),
         (422, "invalid", "/name", new("name", json!("a\r\nSet-Cookie: x"))),
         (422, "invalid", "/name", new("name", json!("\u{1b}[31mred"))),
@@ -424,6 +435,34 @@ async fn every_mistake_is_told_with_its_place() {
         let answer = desk.send(&caller, "PATCH", &key, Some(&body)).await;
         assert_problem(&answer, 400, "invalid_body", Some(field));
     }
+    for (field, body) in [
+        ("/scopes/0", json!({ "scopes": ["a,b"] })),
+        ("/name", json!({ "name": "" })),
+        ("/plan", json!({ "plan": "" })),
+        ("/expires", json!({ "expires": "" })),
+        ("/reason", json!({ "reason": "" })),
+    ] {
+        let answer = desk.send(&caller, "PATCH", &key, Some(&body)).await;
+        assert_problem(&answer, 422, "invalid", Some(field));
+    }
+    for (field, body) in [
+        ("/expires", json!({ "expires": "0d" })),
+        ("/expires", json!({ "expires": "" })),
+        ("/grace", json!({ "grace": "" })),
+        ("/reason", json!({ "reason": "" })),
+    ] {
+        let answer = desk.send(&caller, "POST", &format!("{key}/rotate"), Some(&body)).await;
+        assert_problem(&answer, 422, "invalid", Some(field));
+    }
+    for (path, field, body) in [
+        ("/api-keys/revoke", "/consumer_id", json!({ "consumer_id": "" })),
+        ("/api-keys/revoke", "/prefix", json!({ "prefix": "" })),
+        ("/api-keys/revoke", "/reason", json!({ "consumer_id": "acme", "reason": "" })),
+        (&*format!("{key}/revoke"), "/reason", json!({ "reason": "" })),
+    ] {
+        let answer = desk.send(&caller, "POST", path, Some(&body)).await;
+        assert_problem(&answer, 422, "invalid", Some(field));
+    }
     let patch = json!({ "plan": "a b" });
     let mut request = desk.request(&caller, "PATCH", &key, Some(&patch));
     // An invalid request is refused whatever the state of the key.
@@ -434,7 +473,11 @@ async fn every_mistake_is_told_with_its_place() {
         .send(&caller, "POST", &format!("{key}/rotate"), Some(&json!({ "grace": "ages" })))
         .await;
     assert_problem(&rotate, 422, "invalid", Some("/grace"));
-    for body in [json!({}), json!({ "consumer_id": "acme", "prefix": "sk_test_" })] {
+    for body in [
+        json!({}),
+        json!({ "consumer_id": null, "prefix": null }),
+        json!({ "consumer_id": "acme", "prefix": "sk_test_" }),
+    ] {
         let answer = desk.send(&caller, "POST", "/api-keys/revoke", Some(&body)).await;
         assert_problem(&answer, 400, "invalid_body", Some(""));
     }
@@ -449,6 +492,89 @@ async fn every_mistake_is_told_with_its_place() {
     allowed.sort_unstable();
     assert_eq!(allowed, ["GET", "HEAD", "PATCH"]);
     assert_problem(&desk.send(&caller, "GET", "/nothing", None).await, 404, "not_found", None);
+}
+
+#[tokio::test]
+async fn a_mistake_in_a_body_is_answered_with_what_to_send() {
+    let desk = desk();
+    let caller = desk.key("acme", &[READ, WRITE]).await.0;
+    let id = desk.key("acme", &[]).await.1;
+    let key = format!("/api-keys/{id}");
+    let new = |field: &str, value: Value| {
+        let mut body = json!({ "consumer_id": "acme", "expires": "1d" });
+        body[field] = value;
+        body
+    };
+    for (method, path, body, detail) in [
+        (
+            "POST",
+            "/api-keys",
+            new("expires", json!("0d")),
+            "A new key must work for longer than no time, such as \"30d\".",
+        ),
+        (
+            "POST",
+            "/api-keys",
+            new("expires", json!("P0D")),
+            "Must be \"never\", an RFC 3339 date and time, or a duration: a number and s, m, h, d or \
+             w, such as \"30d\".",
+        ),
+        (
+            "POST",
+            "/api-keys",
+            new("expires", json!(null)),
+            "`expires` is required; use \"never\" for no expiry.",
+        ),
+        (
+            "POST",
+            "/api-keys",
+            new("scopes", json!(["orders:read,orders:write"])),
+            "A scope must not contain a comma: send several scopes as separate strings, such as \
+             [\"orders:read\", \"orders:write\"].",
+        ),
+        (
+            "POST",
+            "/api-keys",
+            new("name", json!("")),
+            "Must not be empty: leave it out, or send null.",
+        ),
+        ("PATCH", &*key, json!({ "name": "" }), "Must not be empty: send null to remove it."),
+        (
+            "PATCH",
+            &*key,
+            json!({ "scopes": null }),
+            "Must not be null: send [] to remove all scopes.",
+        ),
+        (
+            "PATCH",
+            &*key,
+            json!({ "expires": null }),
+            "Must not be null: send \"never\" for no expiry.",
+        ),
+        ("PATCH", &*key, json!({ "is_active": null }), "Must not be null: send true or false."),
+    ] {
+        let answer = desk.send(&caller, method, path, Some(&body)).await;
+        assert_eq!(answer.json()["detail"], detail, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn null_is_the_same_as_leaving_a_member_out() {
+    let desk = desk();
+    let caller = desk.key("acme", &[READ, WRITE]).await.0;
+    let mut body = json!({ "consumer_id": "acme", "expires": "1d" });
+    for field in
+        ["name", "scopes", "rate_limits", "plan", "metadata", "not_before", "created_by", "reason"]
+    {
+        body[field] = json!(null);
+    }
+    let issued = desk.send(&caller, "POST", "/api-keys", Some(&body)).await;
+    assert_eq!(issued.status, StatusCode::CREATED, "{}", issued.text());
+    assert_eq!(issued.json()["scopes"], json!([]));
+    let path = format!("/api-keys/{}/rotate", issued.json()["id"].as_str().unwrap());
+    let body = json!({ "grace": null, "expires": null, "reason": null });
+    let rotated = desk.send(&caller, "POST", &path, Some(&body)).await;
+    assert_eq!(rotated.status, StatusCode::CREATED, "{}", rotated.text());
 }
 
 fn percent(text: &str) -> String {

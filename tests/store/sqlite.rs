@@ -188,6 +188,33 @@ async fn an_empty_file_that_may_only_be_read_cannot_be_migrated() {
     assert!(format!("{error:?}").contains("attempt to write a readonly database"), "{error:?}");
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_new_file_and_its_log_are_for_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let permissions = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for parameters in ["", "?mode=rwc", "?cache=private"] {
+        let file = File::missing();
+        let store = SqliteKeyStore::connect(&format!("{}{parameters}", file.url())).await.unwrap();
+        with_key(&store).await;
+        for suffix in ["", "-wal", "-shm"] {
+            assert_eq!(permissions(file.path(suffix)), 0o600, "{parameters} {suffix}");
+        }
+    }
+    // The path is decoded as by SQLite.
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/a%20b.db", folder.path().display());
+    with_key(&SqliteKeyStore::connect(&url).await.unwrap()).await;
+    assert_eq!(permissions(folder.path().join("a b.db")), 0o600);
+
+    let existing = File::missing();
+    fs::write(existing.path(""), "").unwrap();
+    fs::set_permissions(existing.path(""), fs::Permissions::from_mode(0o640)).unwrap();
+    with_key(&existing.store().await).await;
+    assert_eq!(permissions(existing.path("")), 0o640);
+}
+
 #[tokio::test]
 async fn a_file_is_made_unless_the_url_has_a_mode() {
     let file = File::missing();

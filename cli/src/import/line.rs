@@ -10,7 +10,7 @@ use tower_api_key::{
 
 use super::super::values;
 
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 15] = [
     "hash",
     "consumer_id",
     "expires",
@@ -24,6 +24,8 @@ const FIELDS: [&str; 13] = [
     "prefix",
     "last4",
     "is_active",
+    "created_at",
+    "last_used_at",
 ];
 
 /// The key that a line describes; `None` for an empty line.
@@ -38,6 +40,11 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
             {{\"hash\": \"9f86…\", \"consumer_id\": \"acme\", \"expires\": \"90d\"}}"
         )
     })?;
+    if object.contains_key("id") {
+        let advice = "`id` cannot be set, a key gets a new one: keep the old one in `metadata`, \
+            such as {\"old_id\": \"42\"}";
+        return Err(advice.into());
+    }
     if let Some(unknown) = object.keys().find(|name| !FIELDS.contains(&name.as_str())) {
         return Err(format!(
             "{} is unknown; known fields: {}; keep other data in `metadata`",
@@ -81,6 +88,12 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
     let mut key = KeyImport::new(hash, new).hint(prefix.unwrap_or(""), last4.unwrap_or(""));
     if let Some(is_active) = present(&object, "is_active") {
         key = key.is_active(is_active.as_bool().ok_or("is_active: must be true or false")?);
+    }
+    if let Some(at) = text(&object, "created_at")? {
+        key = key.created_at(values::past(at).map_err(|e| format!("created_at: {e}"))?);
+    }
+    if let Some(at) = text(&object, "last_used_at")? {
+        key = key.last_used_at(values::past(at).map_err(|e| format!("last_used_at: {e}"))?);
     }
     Ok(Some(key))
 }

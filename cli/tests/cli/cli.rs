@@ -450,7 +450,7 @@ async fn mistakes_are_named_with_an_example() {
         ("issue --consumer acme", "--expires"),
         ("issue --consumer acme --expires soon", "30d"),
         ("issue --consumer acme --expires 2026-13-31", "2026-12-31"),
-        ("issue --consumer acme --expires 3mo", "90d"),
+        ("issue --consumer acme --expires 3mo", "30d"),
         ("issue --consumer acme --expires=-1d", "30d"),
         ("issue --consumer acme --expires 0d", "must work for longer"),
         ("rotate 0190d4c0-0000-7000-8000-000000000000 --expires 0s", "must work for longer"),
@@ -534,7 +534,7 @@ async fn times_are_written_as_people_write_them() {
     assert!(place.done("list").out.contains("9999-12-31T23:59:59Z"));
     let beyond = place.run("issue --consumer acme --expires 9999-12-31T23:59:59.5Z");
     assert!(beyond.code == 2 && beyond.err.contains("year 9999"), "{beyond:?}");
-    for written in ["90days", "12h", "1w", "1d12h", "10m"] {
+    for written in ["90d", "12h", "1w", "10m"] {
         assert_ne!(
             place.json(&format!("issue --consumer a --expires {written}"))["expires_at"],
             Value::Null
@@ -858,6 +858,41 @@ async fn a_key_that_was_imported_is_verified_and_rotated() {
 }
 
 #[test]
+fn an_import_keeps_when_a_key_was_issued_and_last_used() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "30d" });
+    line["created_at"] = "2020-01-02T03:04:05Z".into();
+    line["last_used_at"] = "2021-01-01".into();
+    assert_eq!(place.fed("import -", &format!("{line}\n")).code, 0);
+    let key = &place.json("list")["keys"][0];
+    assert_eq!(key["created_at"], "2020-01-02T03:04:05Z");
+    assert_eq!(key["last_used_at"], "2021-01-01T00:00:00Z");
+    assert_eq!(key["status"], "active", "the lifetime counts from the import");
+}
+
+#[test]
+fn an_import_refuses_what_cannot_be_with_advice() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    for (field, value, problem) in [
+        ("created_at", json!("2999-01-01"), "created_at: must not be in the future"),
+        ("last_used_at", json!("2999-01-01"), "last_used_at: must not be in the future"),
+        ("created_at", json!("soon"), "created_at: not a time"),
+        ("created_at", json!(1_577_934_245), "created_at: must be a string"),
+        ("id", json!(42), "keep the old one in `metadata`"),
+        ("prefix", json!("12|"), "no request can carry a key with others"),
+        ("last4", json!("a b"), "no request can carry a key with others"),
+    ] {
+        let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "30d" });
+        line[field] = value;
+        let said = place.fed("import -", &format!("{line}\n"));
+        assert!(said.code == 2 && said.err.contains(problem), "{said:?}");
+    }
+    assert_eq!(place.json("list")["keys"], json!([]));
+}
+
+#[test]
 fn null_is_left_out_of_an_import_and_a_key_can_be_imported_inactive() {
     let place = Place::sqlite();
     place.done("migrate");
@@ -872,6 +907,8 @@ fn null_is_left_out_of_an_import_and_a_key_can_be_imported_inactive() {
         "prefix",
         "last4",
         "is_active",
+        "created_at",
+        "last_used_at",
     ];
     let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "1d" });
     for field in optional {

@@ -4,17 +4,17 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use http::{Request, Response};
-use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
+    concurrency_body::ConcurrencyLimitBody,
     in_flight::{Holder, InFlight, Permit},
     rejected_request::RejectedRequest,
 };
@@ -237,7 +237,7 @@ where
             Ok(entered) => ShortCircuit::pass(inner, request, entered),
             Err(rejected) => ShortCircuit::reject(inner, || {
                 let response = rejected.response(renderer);
-                response.map(|body| ConcurrencyLimitBody { body, permit: None })
+                response.map(|body| ConcurrencyLimitBody::new(body, None))
             }),
         };
         ConcurrencyLimitFuture { future }
@@ -250,7 +250,7 @@ impl<B> Finish<Response<B>, Response<ConcurrencyLimitBody<B>>> for Option<Entere
             report.write(&mut response);
             permit
         });
-        response.map(|body| ConcurrencyLimitBody { body, permit })
+        response.map(|body| ConcurrencyLimitBody::new(body, permit))
     }
 }
 
@@ -276,51 +276,5 @@ where
 impl<F, B> fmt::Debug for ConcurrencyLimitFuture<F, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ConcurrencyLimitFuture")
-    }
-}
-
-pin_project! {
-    /// A body that keeps its request in flight until it ends or is dropped.
-    pub struct ConcurrencyLimitBody<B> {
-        #[pin]
-        body: B,
-        permit: Option<Permit>,
-    }
-}
-
-impl<B: Body> Body for ConcurrencyLimitBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let body = self.project();
-        let frame = ready!(body.body.poll_frame(cx));
-        if !matches!(frame, Some(Ok(_))) {
-            *body.permit = None;
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl<B: Default> Default for ConcurrencyLimitBody<B> {
-    fn default() -> Self {
-        Self { body: B::default(), permit: None }
-    }
-}
-
-impl<B: fmt::Debug> fmt::Debug for ConcurrencyLimitBody<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConcurrencyLimitBody").field("body", &self.body).finish_non_exhaustive()
     }
 }

@@ -2,6 +2,7 @@
 //! request, quotas for a class of routes, and concurrency.
 
 mod concurrency;
+mod concurrency_body;
 mod cost;
 mod in_flight;
 mod metered;
@@ -10,9 +11,8 @@ mod rejected_request;
 mod require_scope;
 
 pub use self::{
-    concurrency::{
-        ConcurrencyLimit, ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService,
-    },
+    concurrency::{ConcurrencyLimit, ConcurrencyLimitFuture, ConcurrencyLimitService},
+    concurrency_body::ConcurrencyLimitBody,
     cost::Cost,
     metered::{MeteredFuture, MeteredLayer, MeteredService},
     rate_class::RateClass,

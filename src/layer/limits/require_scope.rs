@@ -12,9 +12,11 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    auth::{Authenticator, Rejection, RejectionKind},
+    auth::{Authenticator, Rejection},
     layer::{
-        ProblemJson, RejectionResponse, request::caller::Trusted, response::complete,
+        ProblemJson, RejectionResponse,
+        request::caller::{Trusted, missing},
+        response::complete,
         short_circuit::ShortCircuit,
     },
     record::{InvalidScope, Scope, Scopes},
@@ -159,7 +161,7 @@ where
 impl Required {
     fn evaluate<B>(&self, request: &Request<B>) -> Result<(), Rejection> {
         let caller = self.trusted.caller(request.extensions()).map_err(Rejection::new)?;
-        let Some(consumer) = caller else { return Err(Rejection::new(RejectionKind::Missing)) };
+        let Some(consumer) = caller else { return Err(missing(request.extensions())) };
         let mut scopes = self.scopes.iter();
         let held = |scope: &Scope| consumer.has_scope(scope.as_str());
         if if self.all { scopes.all(held) } else { scopes.any(held) } {

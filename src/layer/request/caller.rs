@@ -1,17 +1,24 @@
 //! Which consumer in a request's extensions is trusted.
 
-use http::Extensions;
+use http::{Extensions, HeaderName, header::AUTHORIZATION};
 
+use super::credentials::Credentials;
 use crate::{
-    auth::{AuthenticatorId, RateLimitStatus, RejectionKind},
+    auth::{Authenticator, AuthenticatorId, RateLimitStatus, Rejection, RejectionKind},
     record::Consumer,
 };
 
 /// Marks, in its extensions, a request admitted without a key (see
 /// [`optional`](crate::layer::ApiKeyLayer::optional)): it tells "no key was sent" from "no layer
 /// looked for one". A consumer beside this marker was put there by other code and is ignored.
-#[derive(Clone, Copy)]
-struct Anonymous;
+///
+/// Holds the rejection for what requires a key behind the optional layer.
+#[derive(Clone)]
+struct Anonymous(Rejection);
+
+/// Marks, in its extensions, a request whose key was in a header other than `Authorization`.
+#[derive(Clone)]
+struct KeyHeader(HeaderName);
 
 /// Replaces the consumer of an outer layer.
 pub(in crate::layer) fn admit(
@@ -31,11 +38,53 @@ pub(in crate::layer) fn admit(
     }
 }
 
-/// Removes the consumer of an outer layer.
-pub(in crate::layer) fn admit_anonymous(extensions: &mut Extensions) {
+/// Removes the consumer of an outer layer. What requires a key rejects the request as `missing`.
+pub(in crate::layer) fn admit_anonymous(extensions: &mut Extensions, missing: Rejection) {
     extensions.remove::<Consumer>();
     extensions.remove::<RateLimitStatus>();
-    extensions.insert(Anonymous);
+    extensions.insert(Anonymous(missing));
+}
+
+/// The rejection of a request that was admitted without a key, where one is required.
+pub(in crate::layer) fn missing(extensions: &Extensions) -> Rejection {
+    let anonymous = extensions.get::<Anonymous>();
+    anonymous.map_or(Rejection::new(RejectionKind::Missing), |Anonymous(missing)| missing.clone())
+}
+
+/// Notes, for inner layers, which header the key was in.
+pub(in crate::layer) fn note_header(extensions: &mut Extensions, header: &HeaderName) {
+    if header != AUTHORIZATION {
+        extensions.insert(KeyHeader(header.clone()));
+    } else {
+        extensions.remove::<KeyHeader>();
+    }
+}
+
+fn noted_header(extensions: &Extensions) -> &HeaderName {
+    extensions.get().map_or(&AUTHORIZATION, |KeyHeader(header)| header)
+}
+
+/// The consumer that an outer layer of `auth` admitted.
+pub(in crate::layer) fn admitted<'a>(
+    extensions: &'a Extensions,
+    auth: &Authenticator,
+) -> Option<&'a Consumer> {
+    Trusted::only(auth.id()).caller(extensions).ok().flatten()
+}
+
+/// The consumer that an outer layer of `auth` admitted by the key that it left in `header`.
+pub(in crate::layer) fn kept_by_outer_layer<'a>(
+    extensions: &'a Extensions,
+    header: &HeaderName,
+    auth: &Authenticator,
+) -> Option<&'a Consumer> {
+    admitted(extensions, auth).filter(|_| noted_header(extensions) == header)
+}
+
+/// Whether an outer layer admitted the request by a key from one of the headers of `credentials`.
+pub(in crate::layer) fn is_taken(extensions: &Extensions, credentials: &Credentials) -> bool {
+    let is_admitted = Trusted::default().caller(extensions).is_ok_and(|caller| caller.is_some());
+    is_admitted && credentials.headers().any(|header| header == noted_header(extensions))
 }
 
 /// Which consumers a layer trusts: those of any authenticator, or of a single one.

@@ -1,4 +1,12 @@
+use std::fmt;
+
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
+
+use super::mistake::Mistake;
+use crate::{
+    auth::{Rejection, RejectionKind},
+    key::is_bearer_symbol,
+};
 
 const SCHEME: &[u8] = b"Bearer";
 
@@ -7,33 +15,56 @@ const SCHEME: &[u8] = b"Bearer";
 pub(in crate::layer) struct Credentials {
     authorization: bool,
     headers: Vec<HeaderName>,
+    /// Headers whose keys are for others.
+    left: Vec<HeaderName>,
+    missing: Rejection,
 }
 
 /// A key, and the header it was found in.
+#[derive(Clone, Copy)]
 pub(in crate::layer) struct Found<'h, 'c> {
     pub(in crate::layer) key: &'h [u8],
     pub(in crate::layer) header: &'c HeaderName,
+    /// Whether the header is marked as sensitive, as by an outer layer that keeps the key.
+    pub(in crate::layer) is_sensitive: bool,
 }
 
-/// More than one credential, or a malformed one.
-#[derive(Debug, PartialEq)]
-pub(in crate::layer) struct Ambiguous;
-
 impl Credentials {
-    pub(in crate::layer) const BEARER: Self = Self { authorization: true, headers: Vec::new() };
+    pub(in crate::layer) fn bearer() -> Self {
+        Self::of(true, Vec::new(), Vec::new())
+    }
 
-    pub(in crate::layer) fn only(header: HeaderName) -> Self {
-        let mut credentials = Self { authorization: false, headers: Vec::new() };
-        credentials.add(header);
-        credentials
+    /// Reads only `header`.
+    pub(in crate::layer) fn only(&mut self, header: HeaderName) {
+        *self = Self::of(false, Vec::new(), std::mem::take(&mut self.left));
+        self.add(header);
+    }
+
+    fn of(authorization: bool, headers: Vec<HeaderName>, left: Vec<HeaderName>) -> Self {
+        let form = Form { authorization, headers: &headers };
+        let missing =
+            Rejection::advising(RejectionKind::Missing, format!("Send an API key as {form}."));
+        Self { authorization, headers, left, missing }
     }
 
     pub(in crate::layer) fn add(&mut self, header: HeaderName) {
+        let Self { mut authorization, mut headers, left, .. } = self.clone();
         if header == AUTHORIZATION {
-            self.authorization = true;
-        } else if !self.headers.contains(&header) {
-            self.headers.push(header);
+            authorization = true;
+        } else if !headers.contains(&header) {
+            headers.push(header);
         }
+        *self = Self::of(authorization, headers, left);
+    }
+
+    /// Leaves a key in `header` to others.
+    pub(in crate::layer) fn leave(&mut self, header: HeaderName) {
+        self.left.push(header);
+    }
+
+    /// Whether a key in `header` is for others.
+    pub(super) fn leaves(&self, header: &HeaderName) -> bool {
+        self.left.contains(header)
     }
 
     /// The key of a request; `None` if it has no credentials for this layer.
@@ -42,22 +73,45 @@ impl Credentials {
     pub(in crate::layer) fn find<'h, 'c>(
         &'c self,
         headers: &'h HeaderMap,
-    ) -> Result<Option<Found<'h, 'c>>, Ambiguous> {
+    ) -> Result<Option<Found<'h, 'c>>, Mistake> {
         let mut found = None;
         if self.authorization
             && let Some(value) = single(headers, &AUTHORIZATION)?
         {
-            found = bearer(value)?.map(|key| Found { key, header: &AUTHORIZATION });
+            let is_sensitive = value.is_sensitive();
+            found = bearer(value)?.map(|key| Found { key, header: &AUTHORIZATION, is_sensitive });
         }
         for header in &self.headers {
-            let key = single(headers, header)?.map(|value| value.as_bytes().trim_ascii());
-            if let Some(key) = key.filter(|key| !key.is_empty())
-                && found.replace(Found { key, header }).is_some()
-            {
-                return Err(Ambiguous);
+            let Some(value) = single(headers, header)? else { continue };
+            let key = value.as_bytes().trim_ascii();
+            let is_sensitive = value.is_sensitive();
+            if !key.is_empty() && found.replace(Found { key, header, is_sensitive }).is_some() {
+                return Err(Mistake::SeveralKeys);
             }
         }
         Ok(found)
+    }
+
+    /// The rejection of a request without credentials.
+    pub(in crate::layer) fn missing(&self) -> &Rejection {
+        &self.missing
+    }
+
+    /// A rejection of `kind` with the advice for `mistake`, made in `header` if that is known.
+    pub(in crate::layer) fn rejection(
+        &self,
+        kind: RejectionKind,
+        mistake: Mistake,
+        header: Option<&HeaderName>,
+    ) -> Rejection {
+        let advice = match header {
+            Some(header) if header != AUTHORIZATION => mistake
+                .advice(&Form { authorization: false, headers: std::slice::from_ref(header) }),
+            _ => {
+                mistake.advice(&Form { authorization: self.authorization, headers: &self.headers })
+            }
+        };
+        Rejection::advising(kind, advice)
     }
 
     /// The names of the headers that a response varies by.
@@ -66,19 +120,61 @@ impl Credentials {
     }
 }
 
+impl Found<'_, '_> {
+    /// What is wrong with a key that is not even a bearer token, or looks like another credential.
+    /// `is_key` recognises keys. `None` if it is a token of an unknown kind.
+    pub(in crate::layer) fn mistake(&self, is_key: impl Fn(&[u8]) -> bool) -> Option<Mistake> {
+        if is_b64token(self.key) {
+            return is_json_web_token(self.key).then_some(Mistake::JsonWebToken);
+        }
+        let parts = self.key.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+        let keys = parts.filter(|part| is_key(strip_scheme(part).unwrap_or(part))).count();
+        if keys > 1 || (self.header == AUTHORIZATION && has_further_scheme(self.key)) {
+            return Some(Mistake::SeveralKeys);
+        }
+        Some(match strip_scheme(self.key) {
+            Some(_) if self.header == AUTHORIZATION => Mistake::RepeatedScheme,
+            Some(_) => Mistake::UnexpectedScheme,
+            None => Mistake::Characters,
+        })
+    }
+}
+
+/// How a client sends a key: one form for each header.
+struct Form<'a> {
+    authorization: bool,
+    headers: &'a [HeaderName],
+}
+
+impl fmt::Display for Form<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        if self.authorization {
+            f.write_str("`Authorization: Bearer <key>`")?;
+            separator = " or ";
+        }
+        for header in self.headers {
+            write!(f, "{separator}`{header}: <key>`")?;
+            separator = " or ";
+        }
+        Ok(())
+    }
+}
+
 fn single<'h>(
     headers: &'h HeaderMap,
     name: &HeaderName,
-) -> Result<Option<&'h HeaderValue>, Ambiguous> {
+) -> Result<Option<&'h HeaderValue>, Mistake> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
-        (_, Some(_)) => Err(Ambiguous),
+        (_, Some(_)) => Err(Mistake::SeveralKeys),
         (first, None) => Ok(first),
     }
 }
 
-/// The token after `Bearer` and spaces (RFC 6750 §2.1); `None` if empty or of another scheme.
-fn bearer(value: &HeaderValue) -> Result<Option<&[u8]>, Ambiguous> {
+/// The token after `Bearer` and spaces (RFC 6750 §2.1); `None` without a token, or of another
+/// scheme.
+fn bearer(value: &HeaderValue) -> Result<Option<&[u8]>, Mistake> {
     // The common spelling, without a case-insensitive search.
     if let Some(key @ [first, .., last]) = value.as_bytes().strip_prefix(b"Bearer ")
         && first.is_ascii_graphic()
@@ -91,22 +187,41 @@ fn bearer(value: &HeaderValue) -> Result<Option<&[u8]>, Ambiguous> {
     let (scheme, rest) = value.split_at(end);
     if scheme.eq_ignore_ascii_case(SCHEME) {
         let spaces = rest.iter().take_while(|&&byte| byte == b' ').count();
-        return match rest.get(spaces..) {
-            None | Some([]) => Err(Ambiguous),
-            key => Ok(key),
-        };
+        return Ok(rest.get(spaces..).filter(|key| !key.is_empty()));
     }
-    let is_another_scheme = scheme.iter().all(|&byte| is_token(byte)) && !hides_a_key(rest);
-    if is_another_scheme { Ok(None) } else { Err(Ambiguous) }
+    if !scheme.iter().all(|&byte| is_token(byte)) {
+        return Err(Mistake::Characters);
+    }
+    if hides_a_key(rest) { Err(Mistake::SeveralKeys) } else { Ok(None) }
 }
 
 /// Whether a proxy has appended a bearer token to the credentials of another scheme.
 fn hides_a_key(credentials: &[u8]) -> bool {
     credentials.split(|&byte| byte == b',').skip(1).any(|joined| {
         let joined = joined.trim_ascii();
-        joined.get(..SCHEME.len()).is_some_and(|scheme| scheme.eq_ignore_ascii_case(SCHEME))
-            && joined.get(SCHEME.len()).is_none_or(|&byte| byte == b' ')
+        joined.eq_ignore_ascii_case(SCHEME) || strip_scheme(joined).is_some()
     })
+}
+
+/// Whether a proxy has appended the credentials of any scheme to a bearer token.
+fn has_further_scheme(credentials: &[u8]) -> bool {
+    credentials.split(|&byte| byte == b',').skip(1).any(|joined| {
+        let joined = joined.trim_ascii();
+        let scheme = joined.split(|&byte| byte == b' ').next().unwrap_or_default();
+        !scheme.is_empty() && scheme.len() < joined.len() && scheme.iter().all(|&b| is_token(b))
+    })
+}
+
+/// What follows `Bearer` and spaces.
+fn strip_scheme(credentials: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = credentials.split_at_checked(SCHEME.len())?;
+    let follows = scheme.eq_ignore_ascii_case(SCHEME) && key.starts_with(b" ");
+    follows.then(|| key.trim_ascii_start())
+}
+
+/// `header.payload.signature`; the header is JSON, which begins with `{"`.
+fn is_json_web_token(token: &[u8]) -> bool {
+    token.starts_with(b"eyJ") && token.iter().filter(|&&byte| byte == b'.').count() == 2
 }
 
 /// `tchar` (RFC 9110 §5.6.2).
@@ -115,12 +230,11 @@ fn is_token(byte: u8) -> bool {
 }
 
 /// `b64token` (RFC 6750 §2.1); every key format is a subset of it.
-pub(in crate::layer) fn is_b64token(bytes: &[u8]) -> bool {
+fn is_b64token(bytes: &[u8]) -> bool {
     let padding = bytes.iter().rev().take_while(|&&byte| byte == b'=').count();
-    let symbol = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
     match bytes.get(..bytes.len() - padding) {
         None | Some([]) => false,
-        Some(symbols) => symbols.iter().all(symbol),
+        Some(symbols) => symbols.iter().all(|&byte| is_bearer_symbol(byte)),
     }
 }
 
@@ -130,7 +244,7 @@ mod tests {
 
     use super::*;
 
-    fn read(value: &[u8]) -> Result<Option<Vec<u8>>, Ambiguous> {
+    fn read(value: &[u8]) -> Result<Option<Vec<u8>>, Mistake> {
         let value = HeaderValue::from_bytes(value).unwrap();
         bearer(&value).map(|key| key.map(<[u8]>::to_vec))
     }
@@ -154,24 +268,24 @@ mod tests {
             "k",
             "Basic dTpw, Bearers k",
             "Basic dTpw, Digest k",
+            "Bearer",
+            "Bearer   ",
         ] {
             assert_eq!(read(value.as_bytes()), Ok(None), "{value:?}");
         }
     }
 
     #[test]
-    fn a_scheme_without_a_key_or_that_is_no_token_is_ambiguous() {
-        for value in [
-            "Basic dTpw, Bearer k",
-            "Basic dTpw,bearer k",
-            "Bearer",
-            "Bearer   ",
-            "Bearer,k",
-            "Bearer=k",
-            "\u{fffd} k",
-            "\"Bearer\" k",
-        ] {
-            assert_eq!(read(value.as_bytes()), Err(Ambiguous), "{value:?}");
+    fn a_scheme_that_is_not_a_token_is_a_mistake() {
+        for value in ["Bearer,k", "Bearer=k", "\u{fffd} k", "\"Bearer\" k"] {
+            assert_eq!(read(value.as_bytes()), Err(Mistake::Characters), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_joined_bearer_token_is_a_mistake() {
+        for value in ["Basic dTpw, Bearer k", "Basic dTpw,bearer k", "Basic dTpw, Bearer"] {
+            assert_eq!(read(value.as_bytes()), Err(Mistake::SeveralKeys), "{value:?}");
         }
     }
 

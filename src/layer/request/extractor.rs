@@ -6,7 +6,7 @@ use axum_core::{
 };
 use http::request::Parts;
 
-use super::caller::Trusted;
+use super::caller::{Trusted, missing};
 use crate::layer::{Cost, ProblemJson, RejectionResponse, response::complete};
 use crate::{
     auth::{Rejection, RejectionKind},
@@ -17,7 +17,7 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
     type Rejection = ConsumerRejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ConsumerRejection> {
-        find(parts)?.ok_or_else(|| ConsumerRejection::new(RejectionKind::Missing))
+        find(parts)?.ok_or_else(|| ConsumerRejection(missing(&parts.extensions)))
     }
 }
 

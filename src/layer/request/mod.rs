@@ -6,8 +6,11 @@ mod client_address;
 pub(super) mod credentials;
 #[cfg(feature = "axum")]
 mod extractor;
+mod misplaced_key;
+mod mistake;
 mod peer;
 
 #[cfg(feature = "axum")]
 pub use self::extractor::ConsumerRejection;
 pub use self::{client_address::ClientAddress, peer::PeerAddr};
+pub(super) use self::{misplaced_key::find_misplaced, mistake::Mistake};

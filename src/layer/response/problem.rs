@@ -85,6 +85,7 @@ impl<B: From<Cow<'static, str>>> RejectionResponse<B> for ProblemJson {
         let Spec { status, reason, .. } = spec(rejection.kind());
         let reason = reason.filter(|_| self.disclose);
         if reason.is_none()
+            && rejection.advice().is_none()
             && let Some(body) = cached_body(rejection)
         {
             return response(status, Cow::Borrowed(body));
@@ -144,6 +145,7 @@ impl<'a> Problem<'a> {
 
     fn of(rejection: &'a Rejection) -> Self {
         let Spec { status, code, title, detail, .. } = spec(rejection.kind());
+        let detail = rejection.advice().unwrap_or(detail);
         let problem = Self {
             scope: scope_list(rejection.required_scopes()),
             violated_policies: rejection.violated_policies().collect(),
@@ -230,13 +232,25 @@ impl Challenges {
     pub(in crate::layer) fn add(&self, headers: &mut HeaderMap, rejection: &Rejection) {
         let challenge = spec(rejection.kind()).challenge.and_then(|challenge| match challenge {
             Challenge::Bare => Some(self.missing.clone()),
-            Challenge::InvalidRequest => Some(self.invalid_request.clone()),
+            Challenge::InvalidRequest => match rejection.advice() {
+                Some(advice) => self.invalid_request_because(advice),
+                None => Some(self.invalid_request.clone()),
+            },
             Challenge::InvalidToken => Some(self.invalid_token.clone()),
             Challenge::InsufficientScope => self.insufficient_scope(rejection),
         });
         if let Some(challenge) = challenge {
             headers.entry(WWW_AUTHENTICATE).or_insert(challenge);
         }
+    }
+
+    /// `advice` has no quotes and no backslashes.
+    fn invalid_request_because(&self, advice: &str) -> Option<HeaderValue> {
+        let realm = &self.realm;
+        let challenge = format!(
+            "Bearer realm=\"{realm}\", error=\"invalid_request\", error_description=\"{advice}\""
+        );
+        HeaderValue::try_from(challenge).ok()
     }
 
     fn insufficient_scope(&self, rejection: &Rejection) -> Option<HeaderValue> {

@@ -101,6 +101,10 @@ pub(super) const fn spec(kind: RejectionKind) -> Spec {
         RejectionKind::LayerMissing => {
             internal("The request has no consumer. Is `ApiKeyLayer` applied to this route?")
         }
+        RejectionKind::ForeignLayer => internal(
+            "Another authenticator's `ApiKeyLayer` around this one has taken the key. Apply one of \
+             them to each route, or read the keys from different headers.",
+        ),
         RejectionKind::Internal => {
             internal("The API key could not be checked because of an error in the service.")
         }

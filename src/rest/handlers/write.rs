@@ -1,6 +1,6 @@
 //! Handlers that change keys.
 
-use std::{borrow::Cow, time::Duration};
+use std::borrow::Cow;
 
 use axum::{extract::FromRequestParts, response::Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header::LOCATION, request::Parts};
@@ -8,9 +8,11 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::rest::{
-    body::{Body, Object, OptionalBody, present},
-    error::{ApiError, sentence},
+    body::{Body, Object, OptionalBody},
+    error::ApiError,
+    fields,
     handlers::read::{json, with_etag},
+    merge_patch::PatchBody,
     params::{KeyPath, NoParams},
     quotas,
     state::WriteAccess,
@@ -19,22 +21,20 @@ use crate::rest::{
     view::{KeyView, NewKeyView},
 };
 use crate::{
-    manage::{Expiry, InvalidExpiry, KeyUpdate, NewKey, Rotation, is_idempotency_key},
-    record::{KeyRecord, Metadata, Scope, Scopes, TextRule},
+    manage::{NewKey, Rotation, is_idempotency_key},
+    record::KeyRecord,
 };
 
+/// `null` is the same as leaving a member out.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::rest) struct NewKeyBody {
-    #[serde(default, deserialize_with = "present")]
     consumer_id: Option<String>,
     name: Option<String>,
-    #[serde(default)]
-    scopes: Vec<String>,
+    scopes: Option<Vec<String>>,
     rate_limits: Option<Vec<Object>>,
     plan: Option<String>,
     metadata: Option<Object>,
-    #[serde(default, deserialize_with = "present")]
     expires: Option<String>,
     not_before: Option<String>,
     created_by: Option<String>,
@@ -51,11 +51,12 @@ impl NewKeyBody {
             let detail = "`expires` is required; use \"never\" for no expiry.";
             ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", detail).at("/expires")
         })?;
-        let mut new = NewKey::new(name("/consumer_id", consumer_id)?, expiry(&expires)?)
-            .scopes(scopes(self.scopes)?)
-            .metadata(self.metadata.map(metadata).transpose()?.unwrap_or_default());
+        let consumer_id = fields::text("/consumer_id", consumer_id)?;
+        let mut new = NewKey::new(consumer_id, fields::lifetime(&expires)?)
+            .scopes(self.scopes.map(fields::scopes).transpose()?.unwrap_or_default())
+            .metadata(self.metadata.map(fields::metadata).transpose()?.unwrap_or_default());
         if let Some(name) = self.name {
-            new = new.name(text("/name", name)?);
+            new = new.name(fields::optional_text("/name", name)?);
         }
         if let Some(limits) = self.rate_limits {
             new = new.rate_limits(quotas::read(limits)?);
@@ -70,10 +71,10 @@ impl NewKeyBody {
             new = new.not_before(at);
         }
         if let Some(who) = self.created_by {
-            new = new.created_by(text("/created_by", who)?);
+            new = new.created_by(fields::optional_text("/created_by", who)?);
         }
         if let Some(reason) = self.reason {
-            new = new.reason(text("/reason", reason)?);
+            new = new.reason(fields::optional_text("/reason", reason)?);
         }
         Ok(new)
     }
@@ -95,60 +96,6 @@ pub(in crate::rest) async fn issue_key(
     Ok(created(json(&view), &writer, &issued.record))
 }
 
-/// An RFC 7396 merge patch: absent members stay the same, and `null` removes.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::rest) struct PatchBody {
-    #[serde(default, deserialize_with = "present")]
-    name: Option<Option<String>>,
-    #[serde(default, deserialize_with = "present")]
-    scopes: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "present")]
-    rate_limits: Option<Option<Vec<Object>>>,
-    #[serde(default, deserialize_with = "present")]
-    plan: Option<Option<String>>,
-    #[serde(default, deserialize_with = "present")]
-    metadata: Option<Option<Object>>,
-    #[serde(default, deserialize_with = "present")]
-    expires: Option<String>,
-    #[serde(default, deserialize_with = "present")]
-    is_active: Option<bool>,
-    reason: Option<String>,
-}
-
-impl PatchBody {
-    fn read(self) -> Result<KeyUpdate, ApiError> {
-        let mut update = KeyUpdate::new();
-        if let Some(name) = self.name {
-            update = update.name(name.map(|name| text("/name", name)).transpose()?);
-        }
-        if let Some(names) = self.scopes {
-            update = update.scopes(scopes(names)?);
-        }
-        if let Some(limits) = self.rate_limits {
-            update = update.rate_limits(limits.map(quotas::read).transpose()?);
-        }
-        if let Some(plan) = self.plan {
-            update = update.plan(plan);
-        }
-        match self.metadata {
-            Some(Some(patch)) => update = update.merge_metadata(metadata(patch)?),
-            Some(None) => update = update.metadata(Metadata::default()),
-            None => {}
-        }
-        if let Some(expires) = self.expires {
-            update = update.expiry(expiry(&expires)?);
-        }
-        if let Some(is_active) = self.is_active {
-            update = update.is_active(is_active);
-        }
-        if let Some(reason) = self.reason {
-            update = update.reason(text("/reason", reason)?);
-        }
-        Ok(update)
-    }
-}
-
 pub(in crate::rest) async fn update_key(
     writer: WriteAccess,
     KeyPath(id): KeyPath,
@@ -168,9 +115,7 @@ pub(in crate::rest) async fn update_key(
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::rest) struct RotationBody {
-    #[serde(default, deserialize_with = "present")]
     grace: Option<String>,
-    #[serde(default, deserialize_with = "present")]
     expires: Option<String>,
     reason: Option<String>,
 }
@@ -179,13 +124,13 @@ impl RotationBody {
     fn read(self) -> Result<Rotation, ApiError> {
         let mut rotation = Rotation::new();
         if let Some(grace) = self.grace {
-            rotation = rotation.grace(duration(&grace)?);
+            rotation = rotation.grace(fields::grace(&grace)?);
         }
         if let Some(expires) = self.expires {
-            rotation = rotation.expiry(expiry(&expires)?);
+            rotation = rotation.expiry(fields::lifetime(&expires)?);
         }
         if let Some(reason) = self.reason {
-            rotation = rotation.reason(text("/reason", reason)?);
+            rotation = rotation.reason(fields::optional_text("/reason", reason)?);
         }
         Ok(rotation)
     }
@@ -224,7 +169,7 @@ pub(in crate::rest) async fn revoke_key(
     _: NoParams,
     OptionalBody(body): OptionalBody<RevocationBody>,
 ) -> Result<Response, ApiError> {
-    let reason = body.reason.map(|reason| text("/reason", reason)).transpose()?;
+    let reason = body.reason.map(|reason| fields::optional_text("/reason", reason)).transpose()?;
     let revoked = writer.issuer().revoke(id, reason.as_deref()).await;
     let record = revoked.map_err(|error| writer.error_of(&error))?;
     Ok(with_etag(json(&KeyView::from(&record)), &record))
@@ -233,9 +178,7 @@ pub(in crate::rest) async fn revoke_key(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::rest) struct RevocationsBody {
-    #[serde(default, deserialize_with = "present")]
     consumer_id: Option<String>,
-    #[serde(default, deserialize_with = "present")]
     prefix: Option<String>,
     reason: Option<String>,
 }
@@ -245,14 +188,14 @@ pub(in crate::rest) async fn revoke_keys(
     _: NoParams,
     Body(body): Body<RevocationsBody>,
 ) -> Result<Response, ApiError> {
-    let reason = body.reason.map(|reason| text("/reason", reason)).transpose()?;
+    let reason = body.reason.map(|reason| fields::optional_text("/reason", reason)).transpose()?;
     let revoked = match (body.consumer_id, body.prefix) {
         (Some(consumer), None) => {
-            let consumer = name("/consumer_id", consumer)?;
+            let consumer = fields::text("/consumer_id", consumer)?;
             writer.issuer().revoke_consumer(&consumer, reason.as_deref()).await
         }
         (None, Some(prefix)) => {
-            let prefix = name("/prefix", prefix)?;
+            let prefix = fields::text("/prefix", prefix)?;
             writer.issuer().revoke_prefix(&prefix, reason.as_deref()).await
         }
         _ => {
@@ -270,52 +213,6 @@ fn created(mut response: Response, writer: &WriteAccess, record: &KeyRecord) -> 
         response.headers_mut().insert(LOCATION, location);
     }
     with_etag(response, record)
-}
-
-fn text(field: &'static str, text: String) -> Result<String, ApiError> {
-    match TextRule::SENT.check(&text) {
-        Ok(()) => Ok(text),
-        Err(problem) => Err(ApiError::invalid(field, sentence(problem))),
-    }
-}
-
-fn name(field: &'static str, name: String) -> Result<String, ApiError> {
-    if name.is_empty() {
-        return Err(ApiError::invalid(field, "Must not be empty."));
-    }
-    text(field, name)
-}
-
-fn scopes(names: Vec<String>) -> Result<Scopes, ApiError> {
-    if names.len() > Scopes::MAX_SCOPES {
-        return Err(ApiError::invalid("/scopes", "A key has at most 128 scopes."));
-    }
-    let scope = |(at, name)| {
-        Scope::new(name)
-            .map_err(|error| ApiError::invalid(format!("/scopes/{at}"), error.to_string()))
-    };
-    names.into_iter().enumerate().map(scope).collect()
-}
-
-fn metadata(Object(members): Object) -> Result<Metadata, ApiError> {
-    Metadata::new(&members).map_err(|error| invalid_metadata(&error))
-}
-
-fn invalid_metadata(error: &crate::record::InvalidMetadata) -> ApiError {
-    ApiError::invalid("/metadata", error.to_string())
-}
-
-fn expiry(text: &str) -> Result<Expiry, ApiError> {
-    text.parse()
-        .map_err(|error: InvalidExpiry| ApiError::invalid("/expires", sentence(&error.to_string())))
-}
-
-fn duration(text: &str) -> Result<Duration, ApiError> {
-    let Ok(Expiry::In(duration)) = text.parse::<Expiry>() else {
-        let detail = "Must be a duration: a number and s, m, h, d or w, such as \"24h\" or \"0s\".";
-        return Err(ApiError::invalid("/grace", detail));
-    };
-    Ok(duration)
 }
 
 /// The `Idempotency-Key` header, if it was sent.

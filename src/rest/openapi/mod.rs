@@ -2,21 +2,12 @@
 
 mod headers;
 mod operations;
-mod page;
 mod schemas;
 
 use std::sync::Arc;
 
-use axum::{
-    Json, Router,
-    extract::OriginalUri,
-    response::{Html, IntoResponse, Response},
-    routing::get,
-};
-use http::{
-    HeaderValue, Uri,
-    header::{CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS},
-};
+use axum::{Json, Router, extract::OriginalUri, routing::get};
+use http::Uri;
 use utoipa::openapi::{
     Info, OpenApi, OpenApiBuilder, PathsBuilder, Server,
     path::{HttpMethod, PathItem},
@@ -27,10 +18,9 @@ use super::{AdminState, Operation, params::NoParams};
 
 const BEARER: &str = "api_key";
 
-/// `GET /openapi.json` and `GET /docs`.
+/// `GET /openapi.json`.
 pub(super) fn routes(operations: &[Operation], title: &str) -> Router<AdminState> {
     let document = Arc::new(document(operations, title));
-    let page = page::render(&document);
     let json = async move |OriginalUri(original): OriginalUri, uri: Uri, _: NoParams| {
         let mount = original.path().strip_suffix(uri.path()).unwrap_or_default();
         let url = if mount.is_empty() { "/" } else { mount };
@@ -38,20 +28,7 @@ pub(super) fn routes(operations: &[Operation], title: &str) -> Router<AdminState
         document.servers = Some(vec![Server::new(url)]);
         Json(document)
     };
-    Router::new()
-        .route("/openapi.json", get(json))
-        .route("/docs", get(async move |_: NoParams| with_csp(page)))
-}
-
-/// Adds a Content-Security-Policy that loads and runs nothing but the page itself.
-fn with_csp(page: String) -> Response {
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; \
-        form-action 'none'; frame-ancestors 'none'";
-    let mut response = Html(page).into_response();
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
+    Router::new().route("/openapi.json", get(json))
 }
 
 fn document(operations: &[Operation], title: &str) -> OpenApi {

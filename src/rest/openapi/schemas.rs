@@ -17,11 +17,16 @@ use crate::{
 
 /// RFC 6749 §3.3, with a maximum length.
 pub(super) const SCOPE: &str = r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}$";
+/// The same without a comma.
+const NEW_SCOPE: &str = r"^[\x21\x23-\x2b\x2d-\x5b\x5d-\x7e]{1,128}$";
 /// No control characters, and none that change the direction of text or end a line.
 const TEXT: &str = r"^[^\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]*$";
 /// Names of quotas and plans.
 const NAME: &str = "^[A-Za-z0-9._-]{1,64}$";
 const DURATION: &str = "^[0-9]{1,9}[smhdw]$";
+/// A duration other than zero, of at most [`DURATION_LEN`] characters.
+const LIFETIME: &str = "^0*[1-9][0-9]*[smhdw]$";
+const DURATION_LEN: usize = 10;
 /// The milliseconds of 146 years, the longest time in which a bucket may refill.
 const MAX_WINDOW: i64 = 4_611_686_018_427;
 
@@ -74,6 +79,7 @@ fn text() -> ObjectBuilder {
     string().max_length(Some(TextRule::SENT.max())).pattern(Some(TEXT))
 }
 
+/// The same, but not empty.
 fn named_text() -> ObjectBuilder {
     text().min_length(Some(1))
 }
@@ -98,16 +104,31 @@ fn record(members: Vec<(&str, RefOr<Schema>)>) -> ObjectBuilder {
 }
 
 fn expires() -> AnyOfBuilder {
+    expires_after(DURATION)
+}
+
+fn expires_after(duration: &str) -> AnyOfBuilder {
     AnyOfBuilder::new()
         .item(string().enum_values(Some(["never"])))
         .item(time())
-        .item(string().pattern(Some(DURATION)))
+        .item(string().pattern(Some(duration)).max_length(Some(DURATION_LEN)))
         .description(Some("When the key expires: never, at an instant, or after a duration."))
         .examples(["30d", "never"])
 }
 
 fn scopes() -> ArrayBuilder {
     ArrayBuilder::new().items(scope()).max_items(Some(Scopes::MAX_SCOPES))
+}
+
+/// The scopes in a request.
+fn new_scopes() -> ArrayBuilder {
+    let scope = string().pattern(Some(NEW_SCOPE));
+    ArrayBuilder::new().items(scope).max_items(Some(Scopes::MAX_SCOPES))
+}
+
+/// The lifetime of a new key, which is not zero.
+fn new_expires() -> AnyOfBuilder {
+    expires_after(LIFETIME)
 }
 
 fn quotas(schema: &str) -> ArrayBuilder {
@@ -128,6 +149,10 @@ fn quotas_or_null() -> AnyOfBuilder {
 /// The quotas in a request.
 fn new_quotas_or_null() -> AnyOfBuilder {
     AnyOfBuilder::new().item(quotas("NewQuota")).item(null())
+}
+
+fn or_nothing(array: ArrayBuilder) -> AnyOfBuilder {
+    AnyOfBuilder::new().item(array).item(null())
 }
 
 fn plan_or_null() -> ObjectBuilder {
@@ -161,35 +186,47 @@ pub(super) fn components() -> ComponentsBuilder {
     let new_key = closed()
         .property("consumer_id", named_text().description(Some("The consumer of the key.")))
         .required("consumer_id")
-        .property("expires", expires())
+        .property("expires", new_expires())
         .required("expires")
-        .property("name", or_null(text(), Type::String))
-        .property("scopes", scopes())
+        .property("name", or_null(named_text(), Type::String))
+        .property("scopes", or_nothing(new_scopes()))
         .property("rate_limits", new_quotas_or_null())
         .property("plan", plan_or_null())
         .property("metadata", or_null(free(), Type::Object).description(Some(METADATA)))
         .property("not_before", or_null(time(), Type::String))
-        .property("created_by", or_null(text(), Type::String))
-        .property("reason", or_null(text(), Type::String).description(Some("For the audit.")));
+        .property("created_by", or_null(named_text(), Type::String))
+        .property(
+            "reason",
+            or_null(named_text(), Type::String).description(Some("For the audit.")),
+        );
     let patch = closed()
-        .property("name", or_null(text(), Type::String))
-        .property("scopes", scopes())
+        .property("name", or_null(named_text(), Type::String))
+        .property("scopes", new_scopes())
         .property("rate_limits", new_quotas_or_null())
         .property("plan", plan_or_null())
         .property("metadata", or_null(free(), Type::Object).description(Some(METADATA)))
         .property("expires", expires())
         .property("is_active", boolean())
-        .property("reason", or_null(text(), Type::String).description(Some("For the audit.")));
+        .property(
+            "reason",
+            or_null(named_text(), Type::String).description(Some("For the audit.")),
+        );
     let rotation = closed()
         .property(
             "grace",
-            string().pattern(Some(DURATION)).default(Some(Value::from("24h"))).description(Some(
-                "How long the old key keeps working, but never past its own expiry.",
-            )),
+            or_null(string().pattern(Some(DURATION)), Type::String)
+                .default(Some(Value::from("24h")))
+                .description(Some(
+                    "How long the old key keeps working, but never past its own expiry.",
+                )),
         )
-        .property("expires", expires())
-        .property("reason", or_null(text(), Type::String).description(Some("For the audit.")));
-    let reason = || or_null(text(), Type::String).description(Some("For the audit and the key."));
+        .property("expires", new_expires().item(null()))
+        .property(
+            "reason",
+            or_null(named_text(), Type::String).description(Some("For the audit.")),
+        );
+    let reason =
+        || or_null(named_text(), Type::String).description(Some("For the audit and the key."));
     let revocations = OneOfBuilder::new()
         .item(
             closed()

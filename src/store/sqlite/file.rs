@@ -33,6 +33,24 @@ impl File {
     }
 }
 
+/// Creates the file at `path` if it is missing, for its owner alone. SQLite would let all users read
+/// it, and gives the files of its log the permissions of this one.
+#[cfg(unix)]
+pub(super) fn create(path: &Path) {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    // A URI of SQLite's own.
+    if path.as_os_str().as_encoded_bytes().starts_with(b"file:") {
+        return;
+    }
+    // An existing file stays as it is. SQLite reports all other errors.
+    let _ = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+}
+
+/// Other systems give a new file the permissions of its folder.
+#[cfg(not(unix))]
+pub(super) fn create(_: &Path) {}
+
 #[cfg(unix)]
 fn identity(path: &Path) -> Option<Identity> {
     use std::os::unix::fs::MetadataExt;

@@ -5,6 +5,7 @@ mod lease;
 mod list;
 mod lookup_pool;
 mod plans;
+mod pragmas;
 mod record;
 mod transaction;
 
@@ -18,21 +19,21 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, Connection, SqliteConnection, SqlitePool, query, query_as, query_scalar,
-    raw_sql,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    ConnectOptions, SqliteConnection, SqlitePool, query, query_as, query_scalar, raw_sql,
+    sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
 use tokio::{
     sync::{Mutex, OwnedMutexGuard},
-    time::{Instant, sleep, timeout},
+    time::timeout,
 };
 
 pub use self::transaction::SqliteTransaction;
 use self::{
-    error::{failed, is_busy, is_of_a_row},
+    error::{failed, is_of_a_row},
     file::File,
     lease::Lease,
     lookup_pool::LookupPool,
+    pragmas::BUSY_TIMEOUT,
     record::{columns, now, read_time, record, uuid},
 };
 use super::{
@@ -80,7 +81,9 @@ impl SqliteKeyStore {
 
     /// A store in the file at `url`, for example `sqlite:keys.db` or
     /// `sqlite:///var/lib/app/keys.db`, with a pool of its own. The file is created if missing,
-    /// unless the URL has a `mode` other than `rwc`. `sqlite::memory:` is the same as
+    /// unless the URL has a `mode` other than `rwc`. On Unix only its owner can read and write a
+    /// file created here (mode 0600), with its log (`-wal`, `-shm`): it holds hashes of keys and the
+    /// audit. An existing file keeps its permissions. `sqlite::memory:` is the same as
     /// [`in_memory`](Self::in_memory).
     ///
     /// The pool has
@@ -112,12 +115,13 @@ impl SqliteKeyStore {
             return Self::in_memory().await;
         }
         let options: SqliteConnectOptions = url.parse().map_err(failed)?;
-        let options = options
-            .create_if_missing(matches!(mode, None | Some("rwc")))
-            .busy_timeout(BUSY_TIMEOUT)
-            .synchronous(SqliteSynchronous::Full);
+        let creates = matches!(mode, None | Some("rwc"));
+        let options = pragmas::of_a_file(options).create_if_missing(creates);
+        if creates && !parameters.contains("vfs=") {
+            file::create(options.get_filename());
+        }
         if mode != Some("ro") {
-            write_ahead(&options).await?;
+            pragmas::write_ahead(&options).await?;
         }
         Ok(Self::new(pool_options().connect_with(options).await.map_err(failed)?))
     }
@@ -178,29 +182,8 @@ impl SqliteKeyStore {
 const WRITE: &str = "begin immediate";
 const READ: &str = "begin";
 
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
 fn pool_options() -> SqlitePoolOptions {
     SqlitePoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(2))
-}
-
-/// Switches the file to a write-ahead log, which persists.
-///
-/// SQLite reads the journal mode before it changes it, and ignores the busy timeout when upgrading
-/// its lock in between. If two processes open a new file at once, one may fail.
-#[expect(clippy::disallowed_methods, reason = "SQLite does not tell when the lock is free")]
-async fn write_ahead(options: &SqliteConnectOptions) -> Result<(), StoreError> {
-    let options = options.clone().journal_mode(SqliteJournalMode::Wal);
-    let deadline = Instant::now() + BUSY_TIMEOUT;
-    loop {
-        match options.connect().await {
-            Ok(connection) => return connection.close().await.map_err(failed),
-            Err(error) if is_busy(&error) && Instant::now() < deadline => {
-                sleep(Duration::from_millis(10)).await;
-            }
-            Err(error) => return Err(failed(error)),
-        }
-    }
 }
 
 impl fmt::Debug for SqliteKeyStore {

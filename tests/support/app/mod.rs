@@ -39,8 +39,8 @@ pub const MILLI: Duration = Duration::from_millis(1);
 
 /// The challenges of the default realm.
 pub const MISSING: &str = r#"Bearer realm="api""#;
-pub const INVALID_REQUEST: &str =
-    r#"Bearer realm="api", error="invalid_request", error_description="Send exactly one API key""#;
+pub const SEVERAL_KEYS: &str = r#"Bearer realm="api", error="invalid_request", error_description="The request has more than one API key: send exactly one, as `Authorization: Bearer <key>`.""#;
+pub const WRONG_CHARACTERS: &str = r#"Bearer realm="api", error="invalid_request", error_description="The API key has characters in or around it that no key has: send it as `Authorization: Bearer <key>`, without quotes or spaces.""#;
 pub const INVALID_TOKEN: &str =
     r#"Bearer realm="api", error="invalid_token", error_description="The API key is not valid""#;
 
@@ -242,6 +242,12 @@ impl Answer {
 
     pub fn challenge(&self) -> Option<&str> {
         self.header("www-authenticate")
+    }
+
+    /// Whether the challenge says `invalid_request`, for whatever mistake.
+    pub fn is_invalid_request(&self) -> bool {
+        let prefix = r#"Bearer realm="api", error="invalid_request", error_description=""#;
+        self.challenge().is_some_and(|challenge| challenge.starts_with(prefix))
     }
 
     pub fn json(&self) -> serde_json::Value {

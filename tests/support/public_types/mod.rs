@@ -21,7 +21,7 @@ use tower_api_key::{
     auth::{Attempt, Event},
     clock::SystemClock,
     key::{AcceptedFormat, Alphabet, ImportedFormat, KeyFormat, KeyHash, RngError},
-    layer::{ClientAddress, ConcurrencyLimit, Cost, RateClass, UntilKeyEnds},
+    layer::{ClientAddress, ConcurrencyLimit, Cost, DrainRejected, RateClass, UntilKeyEnds},
     manage::{Actor, Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, Subject},
     record::{KeyAction, KeyId, KeyStatus, Metadata, Scope},
@@ -91,6 +91,10 @@ const REGISTER: &[(&str, Holds)] = &[
     ("CountedPer", NoText),
     ("Decision", NoText),
     ("Decisions", NoText),
+    ("DrainRejected", NoText),
+    ("DrainRejectedBody", ASecret),
+    ("DrainRejectedFuture", ASecret),
+    ("DrainRejectedService", ASecret),
     ("Event", ASecret),
     ("EventPage", ASecret),
     ("EventQuery", ASecret),
@@ -198,6 +202,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Subject", ASecret),
     ("SystemClock", NoText),
     ("SystemEntropy", NoText),
+    ("TextRule", NoText),
     ("UntilKeyEnds", ASecret),
     ("Usage", ASecret),
     ("Worker", ASecret),
@@ -498,6 +503,11 @@ async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
     let mut metering = metered.layer(Handler::default());
     let limit = ConcurrencyLimit::per_key(1).unwrap();
     let mut limited = limit.layer(Handler::default());
+    let returned = async |request: http::Request<_>| {
+        Ok::<_, std::convert::Infallible>(http::Response::new(request.into_body()))
+    };
+    let mut drained = DrainRejected::new().layer(tower::service_fn(returned));
+    let upload = || with_key(key).map(|_| Body::from(key.to_owned()));
     let (mut parts, _) = with_key(key).into_parts();
     let consumer = keys.auth().check(key.as_bytes()).await.unwrap().consumer().clone();
     say!(heard:
@@ -519,6 +529,10 @@ async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
         limited,
         limited.call(with_key(key)),
         limited.call(with_key(key)).await.unwrap().into_body(),
+        DrainRejected::new(),
+        drained,
+        drained.call(upload()),
+        drained.call(upload()).await.unwrap().into_body(),
         UntilKeyEnds::new(Body::empty(), &consumer),
         Consumer::from_request_parts(&mut parts, &()).await.unwrap_err(),
         ClientAddress::forwarded(1),

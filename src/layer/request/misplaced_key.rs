@@ -1,0 +1,64 @@
+//! Finds a key that a client sent where the layer does not read one. On an optional route the
+//! request would otherwise pass as anonymous, with the key in it.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use http::{HeaderMap, HeaderName, Request, header::AUTHORIZATION};
+
+use super::{credentials::Credentials, mistake::Mistake};
+use crate::{auth::Authenticator, key::is_bearer_symbol};
+
+/// Headers that a client may take for the one with the key: those whose names contain one of these.
+const SUSPECTS: [&str; 3] = ["auth", "key", "token"];
+
+/// The mistake of a request in which `credentials` found no key, if it has a key of `auth`
+/// elsewhere: in `Authorization` without `Bearer`, in another header, or in the query.
+pub(in crate::layer) fn find_misplaced<B>(
+    request: &Request<B>,
+    credentials: &Credentials,
+    auth: &Authenticator,
+) -> Option<Mistake> {
+    let is_read = |name: &HeaderName| credentials.headers().any(|read| read == name);
+    if is_read(&AUTHORIZATION)
+        && let Some(mistake) = in_authorization(request.headers(), auth)
+    {
+        return Some(mistake);
+    }
+    let mut others = request.headers().iter().filter(|(name, _)| {
+        SUSPECTS.iter().any(|part| name.as_str().contains(part))
+            && !is_read(name)
+            && !credentials.leaves(name)
+    });
+    if others.any(|(_, value)| holds_key(value.as_bytes(), auth)) {
+        return Some(Mistake::OtherHeader);
+    }
+    let query = request.uri().query().unwrap_or_default();
+    words(query.as_bytes()).any(|word| auth.recognizes(word)).then_some(Mistake::Url)
+}
+
+fn in_authorization(headers: &HeaderMap, auth: &Authenticator) -> Option<Mistake> {
+    let value = headers.get(AUTHORIZATION)?.as_bytes().trim_ascii();
+    // A scheme never looks like a key, so here a key may also be incomplete, or of a format that
+    // has no prefix.
+    if auth.resembles(value) {
+        return Some(Mistake::NoScheme);
+    }
+    holds_key(value, auth).then_some(Mistake::OtherScheme)
+}
+
+/// Whether a header's value contains a key, plain or as the user or password of `Basic`.
+fn holds_key(value: &[u8], auth: &Authenticator) -> bool {
+    let is_key = |word: &[u8]| auth.recognizes(word);
+    if words(value).any(is_key) {
+        return true;
+    }
+    let Some((scheme, credentials)) = value.split_at_checked("Basic ".len()) else { return false };
+    scheme.eq_ignore_ascii_case(b"Basic ")
+        && STANDARD
+            .decode(credentials.trim_ascii())
+            .is_ok_and(|decoded| words(&decoded).any(is_key))
+}
+
+/// The runs of characters that keys may consist of.
+fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|&byte| !is_bearer_symbol(byte)).filter(|word| !word.is_empty())
+}
