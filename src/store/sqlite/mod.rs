@@ -36,10 +36,9 @@ use self::{
     record::{columns, now, read_time, record, uuid},
 };
 use super::{
-    EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
-    Usage,
+    ChangeLog, Changes, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, LogPosition,
+    ManageKeys, Replica, StoreError, StoreErrorKind, Usage,
     migrate::{self, Applied, Migration},
-    poll::{ChangeLog, Changes, LogPosition, Replica},
     row::{self, Polled, answering, json, micros},
 };
 use crate::{
