@@ -1,17 +1,15 @@
 use std::{
     fmt,
-    future::{Future, IntoFuture},
-    num::NonZeroU32,
-    pin::Pin,
     sync::{Arc, Weak},
-    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use super::{
-    ClientNetwork, Event, Health, RateLimitStatus, Rejection, RejectionKind, StoreHealth,
+    Admission, Attempt, ClientNetwork, Event, Health, PendingAttempt, RateLimitStatus, Rejection,
+    RejectionKind, StoreHealth,
+    attempt::Charge,
     cache::{Entry, Peek},
-    catch_panic::{Panicked, catch_pending_panic, catch_request_panic},
+    catch_panic::{Panicked, catch_request_panic},
     lookup::Loader,
     worker::UsageRecorder,
 };
@@ -54,48 +52,9 @@ impl fmt::Debug for AuthenticatorId {
     }
 }
 
-/// The outcome of a check: decided, or pending.
-#[derive(Debug)]
-#[must_use]
-#[expect(clippy::exhaustive_enums, reason = "these are all there can be")]
-pub enum Attempt {
-    /// Let in.
-    Admit(Admission),
-    /// Rejected.
-    Reject(Rejection),
-    /// Not decided yet: await this future.
-    Pending(PendingAttempt),
-}
-
-/// How many units a request takes of each quota.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Charge {
-    One,
-    /// The key is let in even if nothing is left.
-    Nothing,
-}
-
-impl Charge {
-    fn units(self) -> Option<NonZeroU32> {
-        match self {
-            Self::One => Some(NonZeroU32::MIN),
-            Self::Nothing => None,
-        }
-    }
-}
-
 impl Authenticator {
     pub(super) fn new(inner: Inner) -> Self {
         Self(Arc::new(inner))
-    }
-
-    /// Checks `key`, the bare key without a scheme: [`.await`](IntoFuture) the check, or
-    /// [try](KeyCheck::try_now) it without waiting. Nothing happens before.
-    ///
-    /// A key that is let in has been charged, unless [told otherwise](KeyCheck::without_charge),
-    /// and counts as used.
-    pub fn check<'a>(&'a self, key: &'a [u8]) -> KeyCheck<'a> {
-        KeyCheck { auth: self, key, network: None, charge: Charge::One }
     }
 
     /// `network` is called only if the cache has not let the key in.
@@ -298,138 +257,5 @@ impl Inner {
 impl fmt::Debug for Authenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authenticator").field("formats", &self.0.formats).finish_non_exhaustive()
-    }
-}
-
-/// A key that was let in.
-#[derive(Clone, Debug)]
-pub struct Admission(RateLimitStatus);
-
-impl Admission {
-    /// The consumer that the key belongs to.
-    #[must_use]
-    pub fn consumer(&self) -> &Consumer {
-        self.0.consumer()
-    }
-
-    /// The state of the key against its quotas.
-    #[must_use]
-    pub fn rate_limit_status(&self) -> &RateLimitStatus {
-        &self.0
-    }
-}
-
-/// A check of a key, made by [`Authenticator::check`].
-///
-/// ```no_run
-/// # async fn example(
-/// #     auth: tower_api_key::Authenticator,
-/// #     address: std::net::IpAddr,
-/// # ) -> Result<(), tower_api_key::auth::Rejection> {
-/// let admission = auth.check(b"sk_live_...").from(address).await?;
-/// println!("{}", admission.consumer().id());
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Copy)]
-#[must_use = "a check does nothing unless it is awaited or tried"]
-pub struct KeyCheck<'a> {
-    auth: &'a Authenticator,
-    key: &'a [u8],
-    network: Option<ClientNetwork>,
-    charge: Charge,
-}
-
-impl<'a> KeyCheck<'a> {
-    /// The client is in `network`, whose [failures are limited](super::Builder::failure_limit).
-    /// Default: failures of this check are not counted.
-    pub fn from(self, network: impl Into<ClientNetwork>) -> Self {
-        Self { network: Some(network.into()), ..self }
-    }
-
-    /// Takes nothing from the key's quotas, and lets the key in when they are exhausted: for
-    /// clients that ask for their remaining quota.
-    pub fn without_charge(self) -> Self {
-        Self { charge: Charge::Nothing, ..self }
-    }
-
-    /// Decides without waiting as far as the cache allows.
-    ///
-    /// Unlike awaiting the check, this does not report rejections to the
-    /// [`Observer`](super::Observer).
-    pub fn try_now(self) -> Attempt {
-        self.auth.evaluate(self.key, self.charge, || self.network)
-    }
-}
-
-impl<'a> IntoFuture for KeyCheck<'a> {
-    type Output = Result<Admission, Rejection>;
-    type IntoFuture = CheckFuture<'a>;
-
-    fn into_future(self) -> CheckFuture<'a> {
-        CheckFuture { check: self, pending: None }
-    }
-}
-
-/// Never prints the key.
-impl fmt::Debug for KeyCheck<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyCheck").field("network", &self.network).finish_non_exhaustive()
-    }
-}
-
-/// The future of a [`KeyCheck`]; waits for the store if necessary. It may be dropped at any time.
-#[derive(Debug)]
-#[must_use = "futures do nothing unless polled"]
-pub struct CheckFuture<'a> {
-    check: KeyCheck<'a>,
-    pending: Option<PendingAttempt>,
-}
-
-impl Future for CheckFuture<'_> {
-    type Output = Result<Admission, Rejection>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let check = self.check;
-        let pending = match &mut self.pending {
-            Some(pending) => pending,
-            pending => match check.try_now() {
-                Attempt::Admit(admission) => return Poll::Ready(Ok(admission)),
-                Attempt::Reject(rejection) => {
-                    check.auth.rejected(&rejection);
-                    return Poll::Ready(Err(rejection));
-                }
-                Attempt::Pending(attempt) => pending.insert(attempt),
-            },
-        };
-        Pin::new(pending)
-            .poll(cx)
-            .map(|outcome| outcome.inspect_err(|rejection| check.auth.rejected(rejection)))
-    }
-}
-
-/// A pending [`Attempt`]. It may be dropped at any time.
-pub struct PendingAttempt(Pin<Box<dyn Future<Output = Result<Admission, Rejection>> + Send>>);
-
-impl PendingAttempt {
-    fn of(work: impl Future<Output = Result<Admission, Rejection>> + Send + 'static) -> Self {
-        Self(Box::pin(async {
-            let panicked = |Panicked| Err(Rejection::new(RejectionKind::Internal));
-            catch_pending_panic(work).await.unwrap_or_else(panicked)
-        }))
-    }
-}
-
-impl Future for PendingAttempt {
-    type Output = Result<Admission, Rejection>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx)
-    }
-}
-
-impl fmt::Debug for PendingAttempt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PendingAttempt")
     }
 }

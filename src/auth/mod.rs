@@ -81,12 +81,14 @@
 //! during a look-up, as [`StoreUnavailable`](RejectionKind::StoreUnavailable). A duty of the
 //! [`Worker`] that panics is restarted. With `panic = "abort"` none of this holds.
 
+mod attempt;
 mod authenticator;
 mod builder;
 mod cache;
 mod catch_panic;
 mod clock_check;
 mod health;
+mod key_check;
 mod lookup;
 mod observe;
 mod rate_limit_status;
@@ -94,19 +96,22 @@ mod rejection;
 mod throttle;
 mod worker;
 
+pub(crate) use self::{
+    attempt::Charge,
+    authenticator::AuthenticatorId,
+    catch_panic::{catch_pending_panic, catch_request_panic},
+    rate_limit_status::wait,
+};
 pub use self::{
-    authenticator::{Admission, Attempt, Authenticator, CheckFuture, KeyCheck, PendingAttempt},
+    attempt::{Admission, Attempt, PendingAttempt},
+    authenticator::Authenticator,
     builder::Builder,
     cache::{CachePolicy, InvalidCachePolicy},
     health::{FeedHealth, Health, StoreHealth},
+    key_check::{CheckFuture, KeyCheck},
     observe::{Event, Observer},
     rate_limit_status::RateLimitStatus,
     rejection::{Rejection, RejectionKind},
     throttle::ClientNetwork,
     worker::Worker,
-};
-pub(crate) use self::{
-    authenticator::{AuthenticatorId, Charge},
-    catch_panic::{catch_pending_panic, catch_request_panic},
-    rate_limit_status::wait,
 };
