@@ -10,7 +10,7 @@ use super::{
     attempt::Charge,
     cache::{Entry, Peek},
     catch_panic::{Panicked, catch_request_panic},
-    lookup::Loader,
+    core::Core,
     worker::UsageRecorder,
 };
 use crate::{
@@ -31,14 +31,14 @@ pub struct Authenticator(Arc<Inner>);
 pub(super) struct Inner {
     pub(super) format: KeyFormat,
     pub(super) formats: Box<[AcceptedFormat]>,
-    pub(super) loader: Arc<Loader>,
+    pub(super) core: Arc<Core>,
     pub(super) usage: UsageRecorder,
 }
 
 /// Distinguishes consumers of one authenticator from those of others. It does not keep the
 /// authenticator alive.
 #[derive(Clone)]
-pub(crate) struct AuthenticatorId(Weak<Loader>);
+pub(crate) struct AuthenticatorId(Weak<Core>);
 
 impl AuthenticatorId {
     pub(crate) fn made(&self, consumer: &Consumer) -> bool {
@@ -77,13 +77,13 @@ impl Authenticator {
         let Some(hash) = self.0.hash(key) else {
             return Attempt::Reject(Rejection::new(RejectionKind::Malformed));
         };
-        let now = self.0.loader.clock.monotonic();
+        let now = self.0.core.clock.monotonic();
         // Any other key takes the way of an unknown one, so that the time does not tell it from one.
         let charge_active = |entry: &Arc<Entry>| {
-            let is_active = self.0.loader.status(entry, now) == KeyStatus::Active;
+            let is_active = self.0.core.status(entry, now) == KeyStatus::Active;
             is_active.then(|| self.0.charge(entry, charge, now))
         };
-        if let Some(attempt) = self.0.loader.cache.get_hot(&hash, now, charge_active) {
+        if let Some(attempt) = self.0.core.cache.get_hot(&hash, now, charge_active) {
             return attempt;
         }
         self.evaluate_beyond_hot(hash, charge, network, now)
@@ -96,14 +96,14 @@ impl Authenticator {
         network: impl FnOnce() -> Option<ClientNetwork>,
         now: Duration,
     ) -> Attempt {
-        match self.0.loader.peek(&hash, now) {
+        match self.0.core.peek(&hash, now) {
             Peek::Fresh(entry) => {
-                if self.0.loader.status(&entry, now) != KeyStatus::Active {
-                    self.0.loader.unknown_keys.take_as_long_as_a_guess(network(), now);
+                if self.0.core.status(&entry, now) != KeyStatus::Active {
+                    self.0.core.lookup.unknown_keys.take_as_long_as_a_guess(network(), now);
                 }
                 self.0.evaluate(&entry, charge, now)
             }
-            Peek::Absent => Attempt::Reject(self.0.loader.unknown_keys.guess(network(), now)),
+            Peek::Absent => Attempt::Reject(self.0.core.lookup.unknown_keys.guess(network(), now)),
             // This was not a guess, even if the key is gone by now.
             Peek::Stale(_) => self.look_up(hash, charge, None),
             Peek::Miss => self.look_up(hash, charge, network()),
@@ -118,35 +118,35 @@ impl Authenticator {
     /// Removes the key with this hash from the cache, including a cached absence: the next request
     /// asks the store, and the result of a query in progress is not kept.
     pub fn invalidate(&self, hash: &KeyHash) {
-        self.0.loader.invalidate(hash);
+        self.0.core.invalidate(hash);
     }
 
     /// Empties the cache. Rate limits keep their state.
     pub fn invalidate_all(&self) {
-        self.0.loader.invalidate_all();
+        self.0.core.invalidate_all();
     }
 
     /// The limits of keys that have neither limits of their own nor a plan.
     #[must_use]
     pub fn default_rate_limits(&self) -> &RateLimits {
-        &self.0.loader.limits.default
+        &self.0.core.limits.default
     }
 
     /// The current health, from what is already known: no query is made.
     #[must_use]
     pub fn health(&self) -> Health {
-        let loader = &self.0.loader;
-        let store = match loader.is_store_up() {
+        let core = &self.0.core;
+        let store = match core.lookup.is_store_up() {
             None => StoreHealth::Unknown,
             Some(true) => StoreHealth::Up,
             Some(false) => StoreHealth::Down,
         };
-        let feed = &loader.feed;
+        let feed = &core.feed;
         Health { store, feed: feed.health(), ignored_messages: feed.ignored() }
     }
 
     pub(crate) fn id(&self) -> AuthenticatorId {
-        AuthenticatorId(Arc::downgrade(&self.0.loader))
+        AuthenticatorId(Arc::downgrade(&self.0.core))
     }
 
     /// The format of keys issued here.
@@ -156,19 +156,19 @@ impl Authenticator {
 
     /// The time source.
     pub(crate) fn clock(&self) -> Arc<dyn Clock> {
-        Arc::clone(&self.0.loader.clock)
+        Arc::clone(&self.0.core.clock)
     }
 
     /// The wall clock of this authenticator.
     pub(crate) fn wall(&self) -> SystemTime {
-        self.0.loader.clock.now()
+        self.0.core.clock.now()
     }
 
     /// Reports a rejected request to the observer.
     pub(crate) fn rejected(&self, rejection: &Rejection) {
         let (kind, key_id) = (rejection.kind(), rejection.key_id());
         trace::debug!(?kind, ?key_id, "request rejected");
-        self.0.loader.observe(&Event::Rejected { kind, key_id });
+        self.0.core.observe(&Event::Rejected { kind, key_id });
     }
 }
 
@@ -178,7 +178,7 @@ impl Invalidate for Authenticator {
     }
 
     fn revoked(&self, record: &KeyRecord) {
-        self.0.loader.revoked(record);
+        self.0.core.revoked(record);
     }
 
     fn invalidate_all(&self) {
@@ -192,7 +192,7 @@ impl Inner {
     }
 
     fn evaluate(self: &Arc<Self>, entry: &Arc<Entry>, charge: Charge, now: Duration) -> Attempt {
-        let status = self.loader.status(entry, now);
+        let status = self.core.status(entry, now);
         if let Some(rejection) = Rejection::of_status(status, entry.key_id()) {
             return Attempt::Reject(rejection);
         }
@@ -230,9 +230,9 @@ impl Inner {
         if !is_admitted {
             return Err(Rejection::rate_limited(rate_limit_status));
         }
-        self.usage.touch(entry, now, &self.loader);
+        self.usage.touch(entry, now, &self.core);
         if rate_limit_status.retirement().is_some() {
-            self.loader.observe(&Event::RetiredKeyUsed { key_id: entry.key_id() });
+            self.core.observe(&Event::RetiredKeyUsed { key_id: entry.key_id() });
         }
         Ok(Admission(rate_limit_status))
     }
@@ -243,9 +243,9 @@ impl Inner {
         charge: Charge,
         network: Option<ClientNetwork>,
     ) -> Result<Admission, Rejection> {
-        let entry = Arc::clone(&self.loader).load(hash, network).await?;
+        let entry = Arc::clone(&self.core).load(hash, network).await?;
         let entry = entry.ok_or(Rejection::new(RejectionKind::Unknown))?;
-        let now = self.loader.clock.monotonic();
+        let now = self.core.clock.monotonic();
         match self.evaluate(&entry, charge, now) {
             Attempt::Admit(admission) => Ok(admission),
             Attempt::Reject(rejection) => Err(rejection),

@@ -87,6 +87,7 @@ mod builder;
 mod cache;
 mod catch_panic;
 mod clock_check;
+mod core;
 mod health;
 mod key_check;
 mod lookup;
