@@ -4,6 +4,7 @@ mod headers;
 mod operations;
 mod page;
 mod schemas;
+mod types;
 
 use std::sync::Arc;
 
