@@ -16,9 +16,12 @@ use super::{
 use crate::{
     clock::Clock,
     key::{AcceptedFormat, KeyFormat, KeyHash},
-    rate_limit::{Check, Decisions, RateLimits},
+    rate_limit::{
+        RateLimits,
+        port::{Check, Decisions},
+    },
     record::{Consumer, KeyRecord, KeyStatus, Origin},
-    store::Invalidate,
+    store::port::Invalidate,
     trace,
 };
 

@@ -14,7 +14,7 @@ use crate::{
     clock::{Clock, SystemClock},
     key::{AcceptedFormat, KeyFormat},
     rate_limit::{LocalRateLimiter, Meters, Plans, RateLimiter, RateLimits},
-    store::{ChangeFeed, KeyStore},
+    store::{KeyStore, port::ChangeFeed},
 };
 
 const USAGE_INTERVAL: Duration = Duration::from_secs(10);

@@ -74,7 +74,7 @@
 //!
 //! # Panics in supplied code
 //!
-//! A panic in a [store](crate::store::KeyStore) or a [feed](crate::store::ChangeFeed) counts as a
+//! A panic in a [store](crate::store::KeyStore) or a [feed](crate::store::port::ChangeFeed) counts as a
 //! failure of it. A panic in an [`Observer`] is caught and logged. A panic in a
 //! [`Clock`](crate::clock::Clock) or a [`RateLimiter`](crate::rate_limit::RateLimiter) fails the
 //! request it happens in: the request is refused as [`Internal`](RejectionKind::Internal), or,

@@ -4,8 +4,10 @@ use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        EventPage, EventQuery, IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyPage,
-        KeyQuery, KeyTransaction, ManageKeys, ManagePlans, StoreError,
+        EventPage, EventQuery, KeyPage, KeyQuery, ManageKeys, StoreError,
+        port::{
+            IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, ManagePlans,
+        },
     },
 };
 

@@ -11,7 +11,10 @@ use super::backoff::{Backoff, LONGEST as LONGEST_BACKOFF};
 use crate::auth::{Event, catch_panic::caught, core::Core, lookup::BoxFuture};
 use crate::{
     key::SystemEntropy,
-    store::{Change, ChangeFeed, Staleness, StoreError, StoreErrorKind},
+    store::{
+        StoreError, StoreErrorKind,
+        port::{Change, ChangeFeed, Staleness},
+    },
     trace,
 };
 

@@ -20,7 +20,7 @@ use crate::auth::{
 use crate::{
     clock::nanos,
     record::KeyId,
-    store::{StoreError, StoreErrorKind, Usage},
+    store::{StoreError, StoreErrorKind, port::Usage},
     trace,
 };
 

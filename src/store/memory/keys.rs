@@ -9,7 +9,7 @@ use crate::{
     key::KeyHash,
     rate_limit::RateLimits,
     record::{KeyEvent, KeyId, KeyRecord},
-    store::IdempotencyRecord,
+    store::port::IdempotencyRecord,
 };
 
 /// The keys of a store, shared with its clones and transactions.

@@ -10,9 +10,9 @@ use tokio::sync::Mutex;
 use self::keys::SharedKeys;
 pub use self::transaction::MemoryTransaction;
 use super::{
-    EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ListedKey, ManageKeys, ManagePlans,
-    StoreError, Usage,
+    EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ListedKey, ManageKeys, StoreError,
     page::{Filling, event_bytes, key_bytes},
+    port::{ManagePlans, Usage},
 };
 use crate::{
     clock::{Clock, SystemClock},

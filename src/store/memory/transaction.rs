@@ -11,8 +11,8 @@ use crate::{
     rate_limit::{PlanName, RateLimits},
     record::{AuditEntry, KeyEvent, KeyId, KeyRecord},
     store::{
-        IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, StoreError,
-        StoreErrorKind,
+        StoreError, StoreErrorKind,
+        port::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction},
     },
 };
 

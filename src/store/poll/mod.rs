@@ -12,7 +12,8 @@ use self::{
     progress::Progress,
 };
 use super::{
-    Change, ChangeFeed, ChangeLog, Changes, LogPosition, Staleness, StoreError, StoreErrorKind,
+    StoreError, StoreErrorKind,
+    port::{Change, ChangeFeed, ChangeLog, Changes, LogPosition, Staleness},
 };
 
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -2,7 +2,10 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::{
     record::KeyId,
-    store::{Change, ChangedKey, Changes, LogPosition, StoreError, StoreErrorKind},
+    store::{
+        StoreError, StoreErrorKind,
+        port::{Change, ChangedKey, Changes, LogPosition},
+    },
 };
 
 /// With more changes than this, confirming every key is cheaper than processing each one.

@@ -2,7 +2,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::store::{Changes, Replica};
+use crate::store::port::{Changes, Replica};
 
 /// Maximum number of positions remembered until a replica has applied them.
 const MOST_MARKS: usize = 64;

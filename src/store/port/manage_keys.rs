@@ -1,6 +1,6 @@
 use std::{future::Future, time::SystemTime};
 
-use super::{KeyStore, KeyTransaction, ManagePlans};
+use super::{KeyTransaction, ManagePlans, key_store::KeyStore};
 use crate::{
     record::{KeyId, KeyRecord},
     store::{EventPage, EventQuery, KeyPage, KeyQuery, StoreError},

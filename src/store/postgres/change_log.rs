@@ -9,7 +9,8 @@ use super::{
     schema::Statements,
 };
 use crate::store::{
-    ChangeLog, Changes, LogPosition, Replica, StoreError, migrate,
+    StoreError, migrate,
+    port::{ChangeLog, Changes, LogPosition, Replica},
     row::{self, Polled, corrupt},
 };
 

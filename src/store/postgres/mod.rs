@@ -36,7 +36,8 @@ use crate::{
     key::KeyHash,
     record::{KeyId, KeyRecord},
     store::{
-        self, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, Usage,
+        self, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError,
+        port::Usage,
     },
 };
 

@@ -23,8 +23,8 @@ use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, StoreError,
-        StoreErrorKind,
+        StoreError, StoreErrorKind,
+        port::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction},
         row::{Row, bounded, claimed, counts, ended, json, key_id, micros_up},
     },
 };

@@ -6,7 +6,10 @@ use super::{
     error::{corrupt, unstorable},
     value::key_id,
 };
-use crate::store::{ChangedKey, Changes, LogPosition, StoreError};
+use crate::store::{
+    StoreError,
+    port::{ChangedKey, Changes, LogPosition},
+};
 
 /// A row of a poll: the fields of a [`LogPosition`], then those of a [`ChangedKey`], if any.
 pub(in crate::store) type Polled = (i64, i64, Option<Uuid>, Option<i64>, Option<i64>);

@@ -5,7 +5,10 @@ use uuid::Uuid;
 use super::error::{corrupt, unstorable};
 use crate::{
     record::KeyId,
-    store::{IdempotencyRecord, KeyCounts, StoreError},
+    store::{
+        StoreError,
+        port::{IdempotencyRecord, KeyCounts},
+    },
 };
 
 /// The limit as a query parameter.

@@ -36,9 +36,9 @@ use self::{
     record::{columns, now, read_time, record, uuid},
 };
 use super::{
-    ChangeLog, Changes, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, LogPosition,
-    ManageKeys, Replica, StoreError, StoreErrorKind, Usage,
+    EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
     migrate::{self, Applied, Migration},
+    port::{ChangeLog, Changes, LogPosition, Replica, Usage},
     row::{self, Polled, answering, json, micros},
 };
 use crate::{

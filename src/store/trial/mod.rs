@@ -18,7 +18,10 @@ pub(super) use self::{
     rehearse::Rehearse,
 };
 use self::{perform::perform, read::read, sample::Sample};
-use super::{ChangeLog, KeyTransaction as _, ManageKeys, StoreError, StoreErrorKind};
+use super::{
+    ManageKeys, StoreError, StoreErrorKind,
+    port::{ChangeLog, KeyTransaction as _},
+};
 
 /// An operation that failed, and why.
 #[derive(Debug)]

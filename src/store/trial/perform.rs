@@ -7,7 +7,10 @@ use super::{
 use crate::{
     rate_limit::RateLimits,
     record::{KeyAction, KeyRecord, Scopes},
-    store::{KeyFilter, KeyPage, StoreError, StoreErrorKind, Usage},
+    store::{
+        KeyPage, StoreError, StoreErrorKind,
+        port::{KeyFilter, Usage},
+    },
 };
 
 /// `with_key`: the sample key has been inserted. Without it, statements match nothing, but still

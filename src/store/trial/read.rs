@@ -2,7 +2,9 @@ use super::{operation::Operation, sample::Sample};
 
 use crate::{
     record::KeyStatus,
-    store::{ChangeLog, EventQuery, InvalidRow, KeyQuery, ManageKeys, StoreError, StoreErrorKind},
+    store::{
+        EventQuery, InvalidRow, KeyQuery, ManageKeys, StoreError, StoreErrorKind, port::ChangeLog,
+    },
 };
 
 /// Reads outside of a transaction, as the service does.

@@ -5,8 +5,8 @@ use crate::{
     rate_limit::RateLimits,
     record::{KeyId, KeyRecord},
     store::{
-        Changes, EventPage, EventQuery, KeyPage, KeyQuery, KeyTransaction, LogPosition, StoreError,
-        Usage,
+        EventPage, EventQuery, KeyPage, KeyQuery, StoreError,
+        port::{Changes, KeyTransaction, LogPosition, Usage},
     },
 };
 

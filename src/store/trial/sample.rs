@@ -4,7 +4,7 @@ use crate::{
     key::{KeyHash, SystemEntropy},
     rate_limit::{Quota, RateLimits},
     record::{AuditEntry, KeyAction, KeyId, KeyRecord, KeyStatus, Scope, Scopes},
-    store::{EventQuery, IdempotencyRecord, KeyQuery, StoreError, StoreErrorKind},
+    store::{EventQuery, KeyQuery, StoreError, StoreErrorKind, port::IdempotencyRecord},
 };
 
 /// When the sample key expired, in seconds since 1970: earlier than any real key.

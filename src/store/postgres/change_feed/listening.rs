@@ -18,7 +18,8 @@ use super::{
     message::{Message, parse},
 };
 use crate::store::{
-    Change, StoreError, migrate,
+    StoreError, migrate,
+    port::Change,
     postgres::{
         error::failed,
         schema::{SchemaCell, Statements},

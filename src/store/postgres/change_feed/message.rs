@@ -1,4 +1,4 @@
-use crate::{record::KeyId, store::Change};
+use crate::{record::KeyId, store::port::Change};
 
 /// The content of a genuine announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

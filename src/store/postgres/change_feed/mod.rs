@@ -23,7 +23,10 @@ use super::{
     error::failed,
     schema::{SchemaCell, Timeouts},
 };
-use crate::store::{Change, ChangeFeed, StoreError};
+use crate::store::{
+    StoreError,
+    port::{Change, ChangeFeed},
+};
 
 const HEARTBEAT: Duration = Duration::from_secs(15);
 const MIN_HEARTBEAT: Duration = Duration::from_millis(10);

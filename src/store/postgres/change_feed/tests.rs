@@ -7,7 +7,7 @@ use super::{
     message::{Message, parse},
     snapshot::Snapshot,
 };
-use crate::{key::digest, record::KeyId, store::Change};
+use crate::{key::digest, record::KeyId, store::port::Change};
 
 const ID: &str = "0191e0a0-7c4b-7def-8123-456789abcdef";
 const SECRET: &[u8] = b"a secret";

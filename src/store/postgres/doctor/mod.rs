@@ -23,8 +23,9 @@ use super::{PgKeyStore, encryption::encryption};
 use crate::{
     clock::Clock,
     store::{
-        ChangeFeed as _, StoreError,
+        StoreError,
         doctor::{Difference, Finding, History, PATIENCE, Severity},
+        port::ChangeFeed as _,
         trial::rehearse,
     },
 };

@@ -7,7 +7,8 @@ use crate::{
     rate_limit::RateLimits,
     record::{KeyId, KeyRecord},
     store::{
-        Changes, EventPage, EventQuery, KeyPage, KeyQuery, LogPosition, StoreError, Usage,
+        EventPage, EventQuery, KeyPage, KeyQuery, StoreError,
+        port::{Changes, LogPosition, Usage},
         postgres::{
             PgTransaction, batch, change_log::changes_since, error::failed, get, last_used_at,
             list, plans, usage,
