@@ -201,8 +201,8 @@ fn serve(scenario: &str, turns: u32) {
             (bare.layer(layer.rate_limit_headers(RateLimitHeaders::Off)), hot, StatusCode::OK)
         }
         "malformed key" => (bare.layer(layer), service.malformed(), StatusCode::UNAUTHORIZED),
-        "unknown key" => (bare.layer(layer), service.unknown.clone(), StatusCode::UNAUTHORIZED),
-        "revoked key" => (bare.layer(layer), service.revoked.clone(), StatusCode::UNAUTHORIZED),
+        "unknown key" => (bare.layer(layer), service.unknown, StatusCode::UNAUTHORIZED),
+        "revoked key" => (bare.layer(layer), service.revoked, StatusCode::UNAUTHORIZED),
         "429" => (bare.layer(layer), hot, StatusCode::TOO_MANY_REQUESTS),
         other => panic!("there is no {other:?}"),
     };

@@ -28,7 +28,8 @@ use tokio::runtime::Builder;
 use tower_api_key::{
     clock::{Clock, SystemClock},
     rate_limit::{
-        Buckets, Check, Leases, Quota, RateLimiter, RateLimits, RedisRateLimiter, Subject,
+        Leases, Quota, RateLimiter, RateLimits, RedisRateLimiter,
+        port::{Buckets, Check, Subject},
     },
 };
 

@@ -9,7 +9,8 @@
 use std::{fmt::Write as _, num::NonZeroU32, time::Duration};
 
 use tower_api_key::rate_limit::{
-    Check, Decision, InvalidQuota, LocalRateLimiter, Quota, RateLimiter, Subject,
+    Decision, InvalidQuota, LocalRateLimiter, Quota, RateLimiter,
+    port::{Check, Subject},
 };
 
 type Result<T = (), E = Box<dyn std::error::Error>> = std::result::Result<T, E>;

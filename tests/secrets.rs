@@ -40,11 +40,11 @@ use tower_api_key::{
     },
     layer::{ProblemJson, RateLimitHeaders, StatusOnly},
     manage::{Actor, Expiry, Issued, KeyImport, KeyIssuer, NewKey, Rotated, Rotation},
-    rate_limit::{Decision, LocalRateLimiter, Quota, Subject},
+    rate_limit::{Decision, LocalRateLimiter, Quota, port::Subject},
     record::{KeyRecord, Metadata, Scope, Scopes},
     store::{
         EventQuery, KeyQuery, KeyStore, ManageKeys, MemoryKeyStore, StoreError, StoreErrorKind,
-        Usage,
+        port::Usage,
     },
 };
 use tower_http::{

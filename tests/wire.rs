@@ -768,7 +768,7 @@ mod database {
     use tokio::sync::mpsc;
     use tower_api_key::{
         key::KeyHash,
-        store::{ChangeFeed as _, KeyStore as _, PgKeyStore, StoreError, StoreErrorKind},
+        store::{KeyStore as _, PgKeyStore, StoreError, StoreErrorKind, port::ChangeFeed as _},
     };
 
     use super::*;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::{query, query_scalar};
 use tower_api_key::{
     record::KeyId,
-    store::{KeyStore, Usage},
+    store::{KeyStore, port::Usage},
 };
 
 use crate::{Result, setting::Setting, stats::median};

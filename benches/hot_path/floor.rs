@@ -18,7 +18,7 @@ use tower_api_key::{
     clock::{Clock, SystemClock},
     key::KeyHash,
     layer::RateLimitHeaders,
-    rate_limit::{LocalRateLimiter, RateLimiter, Subject},
+    rate_limit::{LocalRateLimiter, RateLimiter, port::Subject},
     record::{KeyId, KeyRecord},
 };
 

@@ -1,26 +1,27 @@
 use std::{
     fmt,
-    future::{Future, IntoFuture},
-    num::NonZeroU32,
-    pin::Pin,
     sync::{Arc, Weak},
-    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use super::{
-    ClientNetwork, Event, Health, RateLimitStatus, Rejection, RejectionKind, StoreHealth,
+    Admission, Attempt, ClientNetwork, Event, Health, PendingAttempt, RateLimitStatus, Rejection,
+    RejectionKind, StoreHealth,
+    attempt::Charge,
     cache::{Entry, Peek},
-    catch_panic::{Panicked, catch_pending_panic, catch_request_panic},
-    lookup::Loader,
+    catch_panic::{Panicked, catch_request_panic},
+    core::Core,
     worker::UsageRecorder,
 };
 use crate::{
     clock::Clock,
     key::{AcceptedFormat, KeyFormat, KeyHash},
-    rate_limit::{Check, Decisions, RateLimits},
+    rate_limit::{
+        RateLimits,
+        port::{Check, Decisions},
+    },
     record::{Consumer, KeyRecord, KeyStatus, Origin},
-    store::Invalidate,
+    store::port::Invalidate,
     trace,
 };
 
@@ -33,14 +34,14 @@ pub struct Authenticator(Arc<Inner>);
 pub(super) struct Inner {
     pub(super) format: KeyFormat,
     pub(super) formats: Box<[AcceptedFormat]>,
-    pub(super) loader: Arc<Loader>,
+    pub(super) core: Arc<Core>,
     pub(super) usage: UsageRecorder,
 }
 
 /// Distinguishes consumers of one authenticator from those of others. It does not keep the
 /// authenticator alive.
 #[derive(Clone)]
-pub(crate) struct AuthenticatorId(Weak<Loader>);
+pub(crate) struct AuthenticatorId(Weak<Core>);
 
 impl AuthenticatorId {
     pub(crate) fn made(&self, consumer: &Consumer) -> bool {
@@ -54,48 +55,9 @@ impl fmt::Debug for AuthenticatorId {
     }
 }
 
-/// The outcome of a check: decided, or pending.
-#[derive(Debug)]
-#[must_use]
-#[expect(clippy::exhaustive_enums, reason = "these are all there can be")]
-pub enum Attempt {
-    /// Let in.
-    Admit(Admission),
-    /// Rejected.
-    Reject(Rejection),
-    /// Not decided yet: await this future.
-    Pending(PendingAttempt),
-}
-
-/// How many units a request takes of each quota.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Charge {
-    One,
-    /// The key is let in even if nothing is left.
-    Nothing,
-}
-
-impl Charge {
-    fn units(self) -> Option<NonZeroU32> {
-        match self {
-            Self::One => Some(NonZeroU32::MIN),
-            Self::Nothing => None,
-        }
-    }
-}
-
 impl Authenticator {
     pub(super) fn new(inner: Inner) -> Self {
         Self(Arc::new(inner))
-    }
-
-    /// Checks `key`, the bare key without a scheme: [`.await`](IntoFuture) the check, or
-    /// [try](KeyCheck::try_now) it without waiting. Nothing happens before.
-    ///
-    /// A key that is let in has been charged, unless [told otherwise](KeyCheck::without_charge),
-    /// and counts as used.
-    pub fn check<'a>(&'a self, key: &'a [u8]) -> KeyCheck<'a> {
-        KeyCheck { auth: self, key, network: None, charge: Charge::One }
     }
 
     /// `network` is called only if the cache has not let the key in.
@@ -118,13 +80,13 @@ impl Authenticator {
         let Some(hash) = self.0.hash(key) else {
             return Attempt::Reject(Rejection::new(RejectionKind::Malformed));
         };
-        let now = self.0.loader.clock.monotonic();
+        let now = self.0.core.clock.monotonic();
         // Any other key takes the way of an unknown one, so that the time does not tell it from one.
         let charge_active = |entry: &Arc<Entry>| {
-            let is_active = self.0.loader.status(entry, now) == KeyStatus::Active;
+            let is_active = self.0.core.status(entry, now) == KeyStatus::Active;
             is_active.then(|| self.0.charge(entry, charge, now))
         };
-        if let Some(attempt) = self.0.loader.cache.get_hot(&hash, now, charge_active) {
+        if let Some(attempt) = self.0.core.cache.get_hot(&hash, now, charge_active) {
             return attempt;
         }
         self.evaluate_beyond_hot(hash, charge, network, now)
@@ -137,14 +99,14 @@ impl Authenticator {
         network: impl FnOnce() -> Option<ClientNetwork>,
         now: Duration,
     ) -> Attempt {
-        match self.0.loader.peek(&hash, now) {
+        match self.0.core.peek(&hash, now) {
             Peek::Fresh(entry) => {
-                if self.0.loader.status(&entry, now) != KeyStatus::Active {
-                    self.0.loader.unknown_keys.take_as_long_as_a_guess(network(), now);
+                if self.0.core.status(&entry, now) != KeyStatus::Active {
+                    self.0.core.lookup.unknown_keys.take_as_long_as_a_guess(network(), now);
                 }
                 self.0.evaluate(&entry, charge, now)
             }
-            Peek::Absent => Attempt::Reject(self.0.loader.unknown_keys.guess(network(), now)),
+            Peek::Absent => Attempt::Reject(self.0.core.lookup.unknown_keys.guess(network(), now)),
             // This was not a guess, even if the key is gone by now.
             Peek::Stale(_) => self.look_up(hash, charge, None),
             Peek::Miss => self.look_up(hash, charge, network()),
@@ -159,35 +121,35 @@ impl Authenticator {
     /// Removes the key with this hash from the cache, including a cached absence: the next request
     /// asks the store, and the result of a query in progress is not kept.
     pub fn invalidate(&self, hash: &KeyHash) {
-        self.0.loader.invalidate(hash);
+        self.0.core.invalidate(hash);
     }
 
     /// Empties the cache. Rate limits keep their state.
     pub fn invalidate_all(&self) {
-        self.0.loader.invalidate_all();
+        self.0.core.invalidate_all();
     }
 
     /// The limits of keys that have neither limits of their own nor a plan.
     #[must_use]
     pub fn default_rate_limits(&self) -> &RateLimits {
-        &self.0.loader.limits.default
+        &self.0.core.limits.default
     }
 
     /// The current health, from what is already known: no query is made.
     #[must_use]
     pub fn health(&self) -> Health {
-        let loader = &self.0.loader;
-        let store = match loader.is_store_up() {
+        let core = &self.0.core;
+        let store = match core.lookup.is_store_up() {
             None => StoreHealth::Unknown,
             Some(true) => StoreHealth::Up,
             Some(false) => StoreHealth::Down,
         };
-        let feed = &loader.feed;
+        let feed = &core.feed;
         Health { store, feed: feed.health(), ignored_messages: feed.ignored() }
     }
 
     pub(crate) fn id(&self) -> AuthenticatorId {
-        AuthenticatorId(Arc::downgrade(&self.0.loader))
+        AuthenticatorId(Arc::downgrade(&self.0.core))
     }
 
     /// The format of keys issued here.
@@ -227,19 +189,19 @@ impl Authenticator {
 
     /// The time source.
     pub(crate) fn clock(&self) -> Arc<dyn Clock> {
-        Arc::clone(&self.0.loader.clock)
+        Arc::clone(&self.0.core.clock)
     }
 
     /// The wall clock of this authenticator.
     pub(crate) fn wall(&self) -> SystemTime {
-        self.0.loader.clock.now()
+        self.0.core.clock.now()
     }
 
     /// Reports a rejected request to the observer.
     pub(crate) fn rejected(&self, rejection: &Rejection) {
         let (kind, key_id) = (rejection.kind(), rejection.key_id());
         trace::debug!(?kind, ?key_id, "request rejected");
-        self.0.loader.observe(&Event::Rejected { kind, key_id });
+        self.0.core.observe(&Event::Rejected { kind, key_id });
     }
 }
 
@@ -249,7 +211,7 @@ impl Invalidate for Authenticator {
     }
 
     fn revoked(&self, record: &KeyRecord) {
-        self.0.loader.revoked(record);
+        self.0.core.revoked(record);
     }
 
     fn invalidate_all(&self) {
@@ -263,7 +225,7 @@ impl Inner {
     }
 
     fn evaluate(self: &Arc<Self>, entry: &Arc<Entry>, charge: Charge, now: Duration) -> Attempt {
-        let status = self.loader.status(entry, now);
+        let status = self.core.status(entry, now);
         if let Some(rejection) = Rejection::of_status(status, entry.key_id()) {
             return Attempt::Reject(rejection);
         }
@@ -301,9 +263,9 @@ impl Inner {
         if !is_admitted {
             return Err(Rejection::rate_limited(rate_limit_status));
         }
-        self.usage.touch(entry, now, &self.loader);
+        self.usage.touch(entry, now, &self.core);
         if rate_limit_status.retirement().is_some() {
-            self.loader.observe(&Event::RetiredKeyUsed { key_id: entry.key_id() });
+            self.core.observe(&Event::RetiredKeyUsed { key_id: entry.key_id() });
         }
         Ok(Admission(rate_limit_status))
     }
@@ -314,9 +276,9 @@ impl Inner {
         charge: Charge,
         network: Option<ClientNetwork>,
     ) -> Result<Admission, Rejection> {
-        let entry = Arc::clone(&self.loader).load(hash, network).await?;
+        let entry = Arc::clone(&self.core).load(hash, network).await?;
         let entry = entry.ok_or(Rejection::new(RejectionKind::Unknown))?;
-        let now = self.loader.clock.monotonic();
+        let now = self.core.clock.monotonic();
         match self.evaluate(&entry, charge, now) {
             Attempt::Admit(admission) => Ok(admission),
             Attempt::Reject(rejection) => Err(rejection),
@@ -328,138 +290,5 @@ impl Inner {
 impl fmt::Debug for Authenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authenticator").field("formats", &self.0.formats).finish_non_exhaustive()
-    }
-}
-
-/// A key that was let in.
-#[derive(Clone, Debug)]
-pub struct Admission(RateLimitStatus);
-
-impl Admission {
-    /// The consumer that the key belongs to.
-    #[must_use]
-    pub fn consumer(&self) -> &Consumer {
-        self.0.consumer()
-    }
-
-    /// The state of the key against its quotas.
-    #[must_use]
-    pub fn rate_limit_status(&self) -> &RateLimitStatus {
-        &self.0
-    }
-}
-
-/// A check of a key, made by [`Authenticator::check`].
-///
-/// ```no_run
-/// # async fn example(
-/// #     auth: tower_api_key::Authenticator,
-/// #     address: std::net::IpAddr,
-/// # ) -> Result<(), tower_api_key::auth::Rejection> {
-/// let admission = auth.check(b"sk_live_...").from(address).await?;
-/// println!("{}", admission.consumer().id());
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Copy)]
-#[must_use = "a check does nothing unless it is awaited or tried"]
-pub struct KeyCheck<'a> {
-    auth: &'a Authenticator,
-    key: &'a [u8],
-    network: Option<ClientNetwork>,
-    charge: Charge,
-}
-
-impl<'a> KeyCheck<'a> {
-    /// The client is in `network`, whose [failures are limited](super::Builder::failure_limit).
-    /// Default: failures of this check are not counted.
-    pub fn from(self, network: impl Into<ClientNetwork>) -> Self {
-        Self { network: Some(network.into()), ..self }
-    }
-
-    /// Takes nothing from the key's quotas, and lets the key in when they are exhausted: for
-    /// clients that ask for their remaining quota.
-    pub fn without_charge(self) -> Self {
-        Self { charge: Charge::Nothing, ..self }
-    }
-
-    /// Decides without waiting as far as the cache allows.
-    ///
-    /// Unlike awaiting the check, this does not report rejections to the
-    /// [`Observer`](super::Observer).
-    pub fn try_now(self) -> Attempt {
-        self.auth.evaluate(self.key, self.charge, || self.network)
-    }
-}
-
-impl<'a> IntoFuture for KeyCheck<'a> {
-    type Output = Result<Admission, Rejection>;
-    type IntoFuture = CheckFuture<'a>;
-
-    fn into_future(self) -> CheckFuture<'a> {
-        CheckFuture { check: self, pending: None }
-    }
-}
-
-/// Never prints the key.
-impl fmt::Debug for KeyCheck<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyCheck").field("network", &self.network).finish_non_exhaustive()
-    }
-}
-
-/// The future of a [`KeyCheck`]; waits for the store if necessary. It may be dropped at any time.
-#[derive(Debug)]
-#[must_use = "futures do nothing unless polled"]
-pub struct CheckFuture<'a> {
-    check: KeyCheck<'a>,
-    pending: Option<PendingAttempt>,
-}
-
-impl Future for CheckFuture<'_> {
-    type Output = Result<Admission, Rejection>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let check = self.check;
-        let pending = match &mut self.pending {
-            Some(pending) => pending,
-            pending => match check.try_now() {
-                Attempt::Admit(admission) => return Poll::Ready(Ok(admission)),
-                Attempt::Reject(rejection) => {
-                    check.auth.rejected(&rejection);
-                    return Poll::Ready(Err(rejection));
-                }
-                Attempt::Pending(attempt) => pending.insert(attempt),
-            },
-        };
-        Pin::new(pending)
-            .poll(cx)
-            .map(|outcome| outcome.inspect_err(|rejection| check.auth.rejected(rejection)))
-    }
-}
-
-/// A pending [`Attempt`]. It may be dropped at any time.
-pub struct PendingAttempt(Pin<Box<dyn Future<Output = Result<Admission, Rejection>> + Send>>);
-
-impl PendingAttempt {
-    fn of(work: impl Future<Output = Result<Admission, Rejection>> + Send + 'static) -> Self {
-        Self(Box::pin(async {
-            let panicked = |Panicked| Err(Rejection::new(RejectionKind::Internal));
-            catch_pending_panic(work).await.unwrap_or_else(panicked)
-        }))
-    }
-}
-
-impl Future for PendingAttempt {
-    type Output = Result<Admission, Rejection>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx)
-    }
-}
-
-impl fmt::Debug for PendingAttempt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PendingAttempt")
     }
 }

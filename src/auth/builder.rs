@@ -4,7 +4,9 @@ use super::{
     Authenticator, CachePolicy, Observer, Worker,
     authenticator::Inner,
     cache::LimitResolver,
-    lookup::{DynStore, Loader},
+    core::Core,
+    lookup::DynStore,
+    observe::PanicSafeObserver,
     throttle::Rate,
     worker::{DynFeed, usage},
 };
@@ -12,7 +14,7 @@ use crate::{
     clock::{Clock, SystemClock},
     key::{AcceptedFormat, KeyFormat},
     rate_limit::{LocalRateLimiter, Meters, Plans, RateLimiter, RateLimits},
-    store::{ChangeFeed, KeyStore},
+    store::{KeyStore, port::ChangeFeed},
 };
 
 const USAGE_INTERVAL: Duration = Duration::from_secs(10);
@@ -136,16 +138,22 @@ impl Builder {
         let Self { store, format, formats, clock, limiter, default_limits, plans, .. } = self;
         let meters = Arc::new(Meters { limiter, clock });
         let limits = LimitResolver::new(meters, plans, default_limits);
-        let loader = Loader::new(store, limits, self.observer, self.cache, self.failures);
-        let loader = Arc::new(loader);
+        let core = Core::new(
+            store,
+            limits,
+            PanicSafeObserver::new(self.observer),
+            self.cache,
+            self.failures,
+        );
+        let core = Arc::new(core);
         if self.feed.is_some() {
-            loader.feed.set_gap();
-            loader.begin_gap();
+            core.feed.set_gap();
+            core.begin_gap();
         }
-        let (usage, writer) = usage::channel(Arc::clone(&loader), self.usage_interval);
-        let worker = Worker::new(Arc::clone(&loader), self.feed, writer, self.usage_interval);
+        let (usage, writer) = usage::channel(Arc::clone(&core), self.usage_interval);
+        let worker = Worker::new(Arc::clone(&core), self.feed, writer, self.usage_interval);
         let formats = formats.into();
-        (Authenticator::new(Inner { format, formats, loader, usage }), worker)
+        (Authenticator::new(Inner { format, formats, core, usage }), worker)
     }
 }
 

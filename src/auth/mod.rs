@@ -74,19 +74,22 @@
 //!
 //! # Panics in supplied code
 //!
-//! A panic in a [store](crate::store::KeyStore) or a [feed](crate::store::ChangeFeed) counts as a
+//! A panic in a [store](crate::store::KeyStore) or a [feed](crate::store::port::ChangeFeed) counts as a
 //! failure of it. A panic in an [`Observer`] is caught and logged. A panic in a
 //! [`Clock`](crate::clock::Clock) or a [`RateLimiter`](crate::rate_limit::RateLimiter) fails the
 //! request it happens in: the request is refused as [`Internal`](RejectionKind::Internal), or,
 //! during a look-up, as [`StoreUnavailable`](RejectionKind::StoreUnavailable). A duty of the
 //! [`Worker`] that panics is restarted. With `panic = "abort"` none of this holds.
 
+mod attempt;
 mod authenticator;
 mod builder;
 mod cache;
 mod catch_panic;
 mod clock_check;
+mod core;
 mod health;
+mod key_check;
 mod lookup;
 mod observe;
 mod rate_limit_status;
@@ -94,19 +97,22 @@ mod rejection;
 mod throttle;
 mod worker;
 
+pub(crate) use self::{
+    attempt::Charge,
+    authenticator::AuthenticatorId,
+    catch_panic::{catch_pending_panic, catch_request_panic},
+    rate_limit_status::wait,
+};
 pub use self::{
-    authenticator::{Admission, Attempt, Authenticator, CheckFuture, KeyCheck, PendingAttempt},
+    attempt::{Admission, Attempt, PendingAttempt},
+    authenticator::Authenticator,
     builder::Builder,
     cache::{CachePolicy, InvalidCachePolicy},
     health::{FeedHealth, Health, StoreHealth},
+    key_check::{CheckFuture, KeyCheck},
     observe::{Event, Observer},
     rate_limit_status::RateLimitStatus,
     rejection::{Rejection, RejectionKind},
     throttle::ClientNetwork,
     worker::Worker,
-};
-pub(crate) use self::{
-    authenticator::{AuthenticatorId, Charge},
-    catch_panic::{catch_pending_panic, catch_request_panic},
-    rate_limit_status::wait,
 };

@@ -1,7 +1,11 @@
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
-use super::RejectionKind;
-use crate::{record::KeyId, store::StoreError};
+use super::{RejectionKind, catch_panic::Throttle};
+use crate::{record::KeyId, store::StoreError, trace};
 
 /// Receives events for metrics and alerts.
 ///
@@ -100,4 +104,25 @@ pub enum Event<'a> {
         /// One of `change feed`, `usage`, `limiter sweep`, `store probe` and `clock check`.
         duty: &'static str,
     },
+}
+
+/// The observer, if there is one. A panic of it must not fail the request.
+pub(super) struct PanicSafeObserver {
+    observer: Option<Arc<dyn Observer>>,
+    panics: Throttle,
+}
+
+impl PanicSafeObserver {
+    pub(super) const fn new(observer: Option<Arc<dyn Observer>>) -> Self {
+        Self { observer, panics: Throttle::new() }
+    }
+
+    pub(super) fn observe(&self, event: &Event<'_>) {
+        if let Some(observer) = &self.observer
+            && catch_unwind(AssertUnwindSafe(|| observer.observe(event))).is_err()
+            && self.panics.is_due()
+        {
+            trace::warn!("observer panicked; see the panic's own message");
+        }
+    }
 }

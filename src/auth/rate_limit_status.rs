@@ -1,7 +1,7 @@
 use std::{fmt, time::Duration};
 
 use crate::{
-    rate_limit::{Decision, Decisions, Quota, RateLimits},
+    rate_limit::{Decision, Quota, RateLimits, port::Decisions},
     record::{Consumer, Retirement},
 };
 

@@ -3,7 +3,7 @@
 use super::{KeyIssuer, ManageError};
 use crate::{
     record::{KeyId, KeyRecord},
-    store::KeyFilter,
+    store::port::KeyFilter,
     trace::warn,
 };
 

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     record::{AuditEntry, KeyAction, KeyId, KeyRecord},
-    store::IdempotencyRecord,
+    store::port::IdempotencyRecord,
 };
 
 /// A change in progress: its transaction, the caller's record as locked in it, and the audit

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::{ManageError, change::Change, text};
 use crate::{
     record::{KeyId, KeyRecord},
-    store::KeyCountQuery,
+    store::port::KeyCountQuery,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -4,8 +4,10 @@ use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        EventPage, EventQuery, IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyPage,
-        KeyQuery, KeyStore, KeyTransaction, ManageKeys, ManagePlans, StoreError, Usage,
+        EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, Usage,
+        port::{
+            IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, ManagePlans,
+        },
     },
 };
 

@@ -2,7 +2,7 @@ use super::{KeyIssuer, ManageError, NewKey, change::Change};
 use crate::{
     key::{ApiKey, KeyHash, digest},
     record::{KeyAction, KeyId, KeyRecord},
-    store::IdempotencyRecord,
+    store::port::IdempotencyRecord,
 };
 
 /// A new key and its record.

@@ -17,7 +17,7 @@ use crate::{
     clock::{Clock, SystemClock},
     key::{EntropySource, KeyFormat, SystemEntropy},
     record::{KeyAction, KeyEvent, KeyId, KeyRecord},
-    store::{EventPage, EventQuery, Invalidate, KeyPage, KeyQuery, ListedKey, ManageKeys},
+    store::{EventPage, EventQuery, KeyPage, KeyQuery, ListedKey, ManageKeys, port::Invalidate},
 };
 
 /// Bounds on the keys that calling keys make.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     record::{KeyAction, KeyId, KeyRecord},
-    store::KeyFilter,
+    store::port::KeyFilter,
 };
 
 /// The result of a prune.

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     record::{KeyAction, KeyId, KeyRecord},
-    store::{KeyFilter, KeyQuery, ListedKey},
+    store::{KeyQuery, ListedKey, port::KeyFilter},
 };
 
 /// Keys of a transaction. Its locks delay other changes, so batches are small.

@@ -4,7 +4,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Buckets, Check, Decision, Decisions, RateLimiter, RateLimits, Subject};
+use super::{
+    Decision, RateLimiter, RateLimits,
+    port::{Buckets, Check, Decisions, Subject},
+};
 use crate::clock::Clock;
 
 /// Shared by all meters of an authenticator.

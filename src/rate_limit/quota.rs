@@ -1,6 +1,11 @@
-use std::{borrow::Cow, error::Error, fmt, num::NonZeroU32, time::Duration};
+mod invalid;
+mod stored;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use std::{borrow::Cow, num::NonZeroU32, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::invalid::InvalidQuota;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -32,8 +37,7 @@ const MAX_SLIDING_LIMIT: u32 = u32::MAX / 2;
 ///
 /// A quota counts one key, or [all keys of a consumer together](Self::per_consumer). See the
 /// [module](crate::rate_limit) for examples.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Stored", into = "Stored")]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Quota {
     name: Cow<'static, str>,
     limit: NonZeroU32,
@@ -338,103 +342,6 @@ pub(super) fn is_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     !name.is_empty() && name.len() <= MAX_NAME_LEN && name.bytes().all(allowed)
 }
-
-/// A quota as the stores keep it: the settings, without derived values.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Stored {
-    name: String,
-    limit: u32,
-    window_ms: u64,
-    /// Defaults to the limit.
-    #[serde(default, deserialize_with = "some", skip_serializing_if = "Option::is_none")]
-    burst: Option<u32>,
-    #[serde(default, skip_serializing_if = "is_default")]
-    strict: bool,
-    #[serde(default, skip_serializing_if = "is_default")]
-    sliding: bool,
-    #[serde(default, skip_serializing_if = "is_default")]
-    counted_per: CountedPer,
-}
-
-/// Rejects `null`: a member may be omitted, but not null.
-fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(from).map(Some)
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
-impl From<Quota> for Stored {
-    fn from(quota: Quota) -> Self {
-        let (burst, strict) = match quota.pace {
-            Pace::Gcra { burst, strict, .. } => (Some(burst.get()), strict),
-            Pace::Sliding => (None, false),
-        };
-        Self {
-            limit: quota.limit.get(),
-            window_ms: u64::try_from(quota.window.as_millis()).unwrap_or(u64::MAX),
-            burst,
-            strict,
-            sliding: quota.pace == Pace::Sliding,
-            counted_per: quota.counted_per,
-            name: quota.name.into_owned(),
-        }
-    }
-}
-
-impl TryFrom<Stored> for Quota {
-    type Error = InvalidQuota;
-
-    fn try_from(stored: Stored) -> Result<Self, InvalidQuota> {
-        let window = Duration::from_millis(stored.window_ms);
-        let burst = stored.burst.unwrap_or(stored.limit);
-        let quota = if stored.sliding {
-            Self::sliding(stored.limit, window)?.burst(burst)?
-        } else {
-            Self::per(stored.limit, window)?.paced(burst, stored.strict)?
-        };
-        Self { counted_per: stored.counted_per, ..quota }.named(stored.name)
-    }
-}
-
-/// Why a quota is invalid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum InvalidQuota {
-    /// A limit or burst of zero would admit nothing; deactivate the key instead.
-    Zero,
-    /// The refill is too fast or too slow, or the burst exceeds the guarantee.
-    OutOfRange,
-    /// A sliding window with an invalid length or limit, or with a burst other than its limit.
-    Sliding,
-    /// A name that is empty, too long or taken, or that contains characters not allowed in a
-    /// header.
-    Name,
-    /// More quotas than a key or a plan [may have](super::RateLimits::MAX_QUOTAS).
-    TooMany,
-}
-
-impl fmt::Display for InvalidQuota {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Zero => "limit and burst must not be zero; to stop a key, deactivate it",
-            Self::OutOfRange => {
-                "a quota's window must be whole milliseconds, its refill between one unit per nanosecond and a full bucket in 146 years, and the burst of a strict quota at most its limit"
-            }
-            Self::Sliding => {
-                "a sliding window's limit must be at most 2147483647, its length whole milliseconds from 100 ms to 146 years, and its burst equal to its limit"
-            }
-            Self::Name => {
-                "a quota's name must be 1 to 64 letters, digits, `-`, `_` or `.`, and unique among the quotas of a key"
-            }
-            Self::TooMany => "a key or a plan has at most 8 quotas",
-        })
-    }
-}
-
-impl Error for InvalidQuota {}
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{KeyId, KeyRecord, Metadata, Retirement, Scope, Scopes};
-use crate::rate_limit::{Meter, RateLimits, Subject};
+use crate::rate_limit::{Meter, RateLimits, port::Subject};
 
 /// The authenticated caller: what a handler can see of the key that admitted the request.
 ///

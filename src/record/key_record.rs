@@ -50,7 +50,7 @@ impl KeyId {
         self.0.as_bytes()
     }
 
-    /// The id as a number, for example for a [`Subject`](crate::rate_limit::Subject).
+    /// The id as a number, for example for a [`Subject`](crate::rate_limit::port::Subject).
     #[must_use]
     pub const fn as_u128(&self) -> u128 {
         self.0.as_u128()

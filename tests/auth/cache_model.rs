@@ -248,7 +248,7 @@ impl World {
                     let history = &mut self.keys[key];
                     // A change of a key in the negative cache does not affect it: a feed announces
                     // the creation first.
-                    let created = matches!(told, store::Change::Created(_));
+                    let created = matches!(told, store::port::Change::Created(_));
                     let knows_of_it = created || history.announced.max(history.confirmed) > 0;
                     if was_connected && knows_of_it {
                         history.announced = history.versions.len() - 1;
@@ -256,7 +256,7 @@ impl World {
                 }
             }
             Step::ChangeElsewhere(key, change) => drop(self.change(key, change).await),
-            Step::FeedTellsOfEverything => self.feed.tell(store::Change::Everything),
+            Step::FeedTellsOfEverything => self.feed.tell(store::port::Change::Everything),
             Step::FeedIsLost => self.feed.lose(),
             Step::FeedComesBack => self.feed.come_back(),
             Step::InvalidateAll => {
@@ -312,7 +312,7 @@ impl World {
     }
 
     /// The feed's announcement of the change.
-    async fn change(&mut self, key: usize, change: Change) -> Option<store::Change> {
+    async fn change(&mut self, key: usize, change: Change) -> Option<store::port::Change> {
         let store = &self.service.store;
         let (wall, now) = (self.service.clock.now(), self.service.clock.monotonic());
         let history = &mut self.keys[key];
@@ -339,8 +339,8 @@ impl World {
             _ => return None,
         };
         let told = match change {
-            Change::Create => store::Change::Created(record.id),
-            _ => store::Change::Changed(record.id),
+            Change::Create => store::port::Change::Created(record.id),
+            _ => store::port::Change::Changed(record.id),
         };
         history.versions.push(Version { record: Some(record), since: now });
         Some(told)

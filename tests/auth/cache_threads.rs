@@ -18,7 +18,7 @@ use tower_api_key::{
     key::KeyHash,
     manage::{Expiry, NewKey},
     record::{KeyRecord, Metadata},
-    store::{KeyStore, StoreError, Usage},
+    store::{KeyStore, StoreError, port::Usage},
 };
 
 use crate::app::{Keys, SECOND, format, text};

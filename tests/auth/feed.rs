@@ -16,7 +16,10 @@ use tower_api_key::{
     manage::{Expiry, NewKey},
     rate_limit::{Quota, RateLimits},
     record::{KeyEnded, KeyId, KeyRecord},
-    store::{Change, ChangeFeed, KeyStore, Staleness, StoreError, StoreErrorKind},
+    store::{
+        KeyStore, StoreError, StoreErrorKind,
+        port::{Change, ChangeFeed, Staleness},
+    },
 };
 
 use crate::doubles::{

@@ -35,7 +35,7 @@ use tower_api_key::{
     layer::ClientAddress,
     manage::{Expiry, KeyIssuer, NewKey},
     record::KeyRecord,
-    store::{KeyStore, PgKeyStore, StoreError, Usage},
+    store::{KeyStore, PgKeyStore, StoreError, port::Usage},
 };
 
 use crate::servers::postgres::{Database, Server as Postgres};

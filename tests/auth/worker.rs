@@ -15,7 +15,7 @@ use tower_api_key::{
     manage::{Expiry, NewKey},
     rate_limit::Quota,
     record::{KeyEnded, KeyId, KeyRecord},
-    store::{KeyStore, ManageKeys, StoreError, StoreErrorKind, Usage},
+    store::{KeyStore, ManageKeys, StoreError, StoreErrorKind, port::Usage},
 };
 
 use crate::doubles::{Answers, DOWN, Heard, Key, Said, Service, format, poll_once, within};

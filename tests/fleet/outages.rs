@@ -25,7 +25,9 @@ use tower_api_key::{
     key::KeyHash,
     manage::{Expiry, KeyIssuer, NewKey},
     record::KeyRecord,
-    store::{KeyStore, ManageKeys, PgChangeFeed, PgKeyStore, StoreError, StoreErrorKind, Usage},
+    store::{
+        KeyStore, ManageKeys, PgChangeFeed, PgKeyStore, StoreError, StoreErrorKind, port::Usage,
+    },
 };
 
 use crate::wait::eventually;

@@ -27,8 +27,8 @@ use tower_api_key::{
     key::KeyFormat,
     manage::{Expiry, KeyIssuer, NewKey},
     rate_limit::{
-        Buckets, Check, Decisions, Leases, LocalRateLimiter, OutagePolicy, Quota, RateLimiter,
-        RateLimits, RedisRateLimiter, Subject,
+        Leases, LocalRateLimiter, OutagePolicy, Quota, RateLimiter, RateLimits, RedisRateLimiter,
+        port::{Buckets, Check, Decisions, Subject},
     },
     store::MemoryKeyStore,
 };

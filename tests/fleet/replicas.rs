@@ -23,8 +23,8 @@ use tower_api_key::{
     manage::{Expiry, KeyIssuer, NewKey},
     record::{KeyId, KeyRecord, Scopes},
     store::{
-        Change, ChangeFeed, KeyStore as _, ManageKeys as _, PgChangeFeed, PgKeyStore,
-        PollingChangeFeed,
+        KeyStore as _, ManageKeys as _, PgChangeFeed, PgKeyStore, PollingChangeFeed,
+        port::{Change, ChangeFeed},
     },
 };
 use tracing_subscriber::fmt::MakeWriter;

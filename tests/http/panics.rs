@@ -19,8 +19,11 @@ use tower_api_key::{
     auth::{Builder, Event, FeedHealth, Rejection, RejectionKind},
     clock::{Clock, ManualClock},
     layer::{Cost, RateClass},
-    rate_limit::{Buckets, Check, LocalRateLimiter, Quota, RateLimiter, RateLimits, Subject},
-    store::Change,
+    rate_limit::{
+        LocalRateLimiter, Quota, RateLimiter, RateLimits,
+        port::{Buckets, Check, Subject},
+    },
+    store::port::Change,
 };
 
 use crate::{

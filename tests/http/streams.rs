@@ -536,7 +536,7 @@ mod herd {
         clock::Clock,
         key::{Alphabet, ImportedFormat, KeyHash},
         record::{KeyId, KeyRecord},
-        store::{Change, KeyStore, StoreError, StoreErrorKind},
+        store::{KeyStore, StoreError, StoreErrorKind, port::Change},
     };
 
     use super::*;

@@ -11,7 +11,8 @@ use std::{
 };
 
 use tower_api_key::rate_limit::{
-    Buckets, Check, Decisions, LocalRateLimiter, Quota, RateLimiter, RateLimits, Subject,
+    LocalRateLimiter, Quota, RateLimiter, RateLimits,
+    port::{Buckets, Check, Decisions, Subject},
 };
 
 use crate::wait::Deadline;

@@ -27,8 +27,8 @@ use tower_api_key::{
     layer::{ConcurrencyLimit, Cost, RateClass, StatusOnly},
     manage::{Expiry, NewKey},
     rate_limit::{
-        Buckets, Check, InvalidPlan, InvalidQuota, LocalRateLimiter, Plans, Quota, RateLimiter,
-        RateLimits, Subject,
+        InvalidPlan, InvalidQuota, LocalRateLimiter, Plans, Quota, RateLimiter, RateLimits,
+        port::{Buckets, Check, Subject},
     },
 };
 

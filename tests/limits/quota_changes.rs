@@ -8,7 +8,8 @@ use tower_api_key::{
     auth::Attempt,
     manage::{Expiry, Issued, NewKey},
     rate_limit::{
-        Buckets, Check, LocalRateLimiter, Plans, Quota, RateLimiter, RateLimits, Subject,
+        LocalRateLimiter, Plans, Quota, RateLimiter, RateLimits,
+        port::{Buckets, Check, Subject},
     },
 };
 

@@ -23,10 +23,11 @@ use tower_api_key::{
     layer::RateLimitHeaders,
     manage::{Expiry, Issued, NewKey},
     rate_limit::{
-        Buckets, Check, InvalidQuota, LocalRateLimiter, Quota, RateLimiter, RateLimits, Subject,
+        InvalidQuota, LocalRateLimiter, Quota, RateLimiter, RateLimits,
+        port::{Buckets, Check, Subject},
     },
     record::{KeyId, KeyRecord},
-    store::Invalidate,
+    store::port::Invalidate,
 };
 
 use crate::app::{Answer, App, Keys, MILLI, SECOND, text, unknown_key};

@@ -14,8 +14,9 @@ use tokio::time::Instant;
 use tower_api_key::{
     clock::{Clock, SystemClock},
     rate_limit::{
-        Buckets, Check, Decisions, Leases, OutagePolicy, Quota, RateLimiter, RateLimits,
-        RedisRateLimiter, RedisRateLimiterBuilder, Subject,
+        Leases, OutagePolicy, Quota, RateLimiter, RateLimits, RedisRateLimiter,
+        RedisRateLimiterBuilder,
+        port::{Buckets, Check, Decisions, Subject},
     },
 };
 

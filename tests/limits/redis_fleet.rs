@@ -25,8 +25,8 @@ use tokio::{
 use tower_api_key::{
     clock::{Clock, SystemClock},
     rate_limit::{
-        Check, Leases, LocalRateLimiter, OutagePolicy, Quota, RateLimiter, RedisRateLimiter,
-        Subject,
+        Leases, LocalRateLimiter, OutagePolicy, Quota, RateLimiter, RedisRateLimiter,
+        port::{Check, Subject},
     },
 };
 

@@ -14,8 +14,9 @@ use crate::servers::redis::{Impostor, Redis};
 use proptest::{collection::vec, prelude::*, sample::Index};
 use redis::cmd;
 use tower_api_key::rate_limit::{
-    Buckets, Check, Decisions, Leases, OutagePolicy, Quota, RateLimiter, RateLimits,
-    RedisRateLimiter, RedisRateLimiterBuilder, Subject,
+    Leases, OutagePolicy, Quota, RateLimiter, RateLimits, RedisRateLimiter,
+    RedisRateLimiterBuilder,
+    port::{Buckets, Check, Decisions, Subject},
 };
 
 const MILLI: Duration = Duration::from_millis(1);

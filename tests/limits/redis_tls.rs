@@ -15,7 +15,8 @@ use tokio::{
     time::{Instant, interval},
 };
 use tower_api_key::rate_limit::{
-    Check, OutagePolicy, Quota, RateLimiter, RedisRateLimiter, Subject,
+    OutagePolicy, Quota, RateLimiter, RedisRateLimiter,
+    port::{Check, Subject},
 };
 
 const URL: &str = "REDIS_OVER_TLS";

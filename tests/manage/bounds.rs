@@ -26,8 +26,8 @@ use tower_api_key::{
     rate_limit::{InvalidQuota, Quota, RateLimits},
     record::{AuditEntry, KeyAction, KeyId, KeyRecord, Metadata, Scope, Scopes},
     store::{
-        EventQuery, KeyQuery, KeyTransaction as _, ManageKeys, MemoryKeyStore, PgKeyStore,
-        SqliteKeyStore,
+        EventQuery, KeyQuery, ManageKeys, MemoryKeyStore, PgKeyStore, SqliteKeyStore,
+        port::KeyTransaction as _,
     },
 };
 use tracing_subscriber::fmt::MakeWriter;
@@ -1149,7 +1149,7 @@ async fn counts_are_those_of_the_transaction() {
         transaction.insert(&[old(1, |_| {}), old(2, |_| {})]).await.unwrap();
         let query = |limit| {
             let from = KeyId::from_bytes(2_u128.to_be_bytes());
-            tower_api_key::store::KeyCountQuery::new("acme".into(), from, limit)
+            tower_api_key::store::port::KeyCountQuery::new("acme".into(), from, limit)
         };
         let counted = transaction.count_keys(&query(10)).await.unwrap();
         assert_eq!((counted.live, counted.recent), (2, 1));

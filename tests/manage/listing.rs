@@ -13,7 +13,7 @@ use sqlx::{PgPool, postgres::PgPoolOptions, raw_sql};
 use tower_api_key::{
     clock::{Clock, SystemClock},
     record::{KeyId, KeyStatus, Scope},
-    store::{ChangeLog as _, EventQuery, KeyQuery, ManageKeys, PgKeyStore},
+    store::{EventQuery, KeyQuery, ManageKeys, PgKeyStore, port::ChangeLog as _},
 };
 use tracing_subscriber::fmt::MakeWriter;
 

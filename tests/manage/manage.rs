@@ -19,7 +19,8 @@ use tower_api_key::{
     rate_limit::{Quota, RateLimits},
     record::{KeyAction, KeyEvent, KeyId, KeyRecord, KeyStatus, Metadata, Scope, Scopes},
     store::{
-        EventQuery, Invalidate, KeyQuery, KeyTransaction as _, ManageKeys, MemoryKeyStore, Usage,
+        EventQuery, KeyQuery, ManageKeys, MemoryKeyStore,
+        port::{Invalidate, KeyTransaction as _, Usage},
     },
 };
 

@@ -23,7 +23,7 @@ use tower_api_key::{
     key::{KeyFormat, KeyHash},
     manage::{Expiry, KeyIssuer, NewKey},
     record::KeyRecord,
-    store::{EventQuery, KeyQuery, KeyStore, PgKeyStore, StoreError, StoreErrorKind, Usage},
+    store::{EventQuery, KeyQuery, KeyStore, PgKeyStore, StoreError, StoreErrorKind, port::Usage},
 };
 
 use crate::servers::{

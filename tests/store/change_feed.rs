@@ -23,9 +23,9 @@ use tower_api_key::{
     rate_limit::{Quota, RateLimits},
     record::{KeyId, KeyRecord},
     store::{
-        Change, ChangeFeed, ChangeLog, Changes, KeyStore, LogPosition, ManageKeys, ManagePlans,
-        PgChangeFeed, PgKeyStore, PollingChangeFeed, Replica, SqliteKeyStore, StoreError,
-        StoreErrorKind, Usage,
+        KeyStore, ManageKeys, PgChangeFeed, PgKeyStore, PollingChangeFeed, SqliteKeyStore,
+        StoreError, StoreErrorKind,
+        port::{Change, ChangeFeed, ChangeLog, Changes, LogPosition, ManagePlans, Replica, Usage},
     },
 };
 

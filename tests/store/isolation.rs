@@ -30,8 +30,11 @@ use tower_api_key::{
     rate_limit::Quota,
     record::{KeyId, Metadata, Scope, Scopes},
     store::{
-        ChangeLog as _, EventQuery, IdempotencyRecord, KeyQuery, KeyStore, KeyTransaction as _,
-        LogPosition, ManageKeys, ManagePlans as _, PgKeyStore, StoreError, StoreErrorKind, Usage,
+        EventQuery, KeyQuery, KeyStore, ManageKeys, PgKeyStore, StoreError, StoreErrorKind,
+        port::{
+            ChangeLog as _, IdempotencyRecord, KeyTransaction as _, LogPosition, ManagePlans as _,
+            Usage,
+        },
     },
 };
 

@@ -17,7 +17,7 @@ use tokio::{task::yield_now, time::timeout};
 use tower_api_key::{
     key::KeyHash,
     record::{KeyId, KeyRecord, Scopes},
-    store::{KeyStore, ManageKeys, PgKeyStore, StoreErrorKind, Usage},
+    store::{KeyStore, ManageKeys, PgKeyStore, StoreErrorKind, port::Usage},
 };
 
 use crate::raw_store::ByHand as _;

@@ -22,7 +22,7 @@ use tokio::task::yield_now;
 use tower_api_key::{
     key::KeyHash,
     record::{KeyId, KeyRecord},
-    store::{KeyStore, ManageKeys, SqliteKeyStore, StoreErrorKind, Usage},
+    store::{KeyStore, ManageKeys, SqliteKeyStore, StoreErrorKind, port::Usage},
 };
 
 use crate::{raw_store::ByHand as _, wait::within};

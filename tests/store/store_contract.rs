@@ -10,8 +10,8 @@ use tower_api_key::{
     rate_limit::{Quota, RateLimits},
     record::{AuditEntry, KeyAction, KeyId, KeyRecord, KeyStatus, Metadata, Scope, Scopes},
     store::{
-        EventQuery, IdempotencyRecord, KeyFilter, KeyQuery, KeyTransaction, ManageKeys,
-        StoreErrorKind, Usage,
+        EventQuery, KeyQuery, ManageKeys, StoreErrorKind,
+        port::{IdempotencyRecord, KeyFilter, KeyTransaction, Usage},
     },
 };
 

@@ -11,7 +11,7 @@ use tower_api_key::{
     manage::{Expiry, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::RateLimits,
     record::Scopes,
-    store::{ManageKeys, Usage},
+    store::{ManageKeys, port::Usage},
 };
 
 const PREFIX: &str = "sk_stored_";

@@ -21,8 +21,8 @@ use tower_api_key::{
     rate_limit::{Quota, RateLimits},
     record::{KeyId, KeyRecord, Scope, Scopes},
     store::{
-        ChangeLog, EventQuery, Finding, KeyQuery, KeyTransaction as _, ManageKeys, PgKeyStore,
-        Severity, SqliteKeyStore, Usage,
+        EventQuery, Finding, KeyQuery, ManageKeys, PgKeyStore, Severity, SqliteKeyStore,
+        port::{ChangeLog, KeyTransaction as _, Usage},
     },
 };
 

@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use super::interner::Interner;
 use crate::{
-    rate_limit::{Meter, Meters, Plans, RateLimits, Subject},
+    rate_limit::{Meter, Meters, Plans, RateLimits, port::Subject},
     record::KeyRecord,
     store::{StoreError, StoreErrorKind},
 };

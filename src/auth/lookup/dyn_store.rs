@@ -3,7 +3,7 @@ use std::{future::Future, pin::Pin};
 use crate::{
     key::KeyHash,
     record::KeyRecord,
-    store::{KeyStore, StoreError, Usage},
+    store::{KeyStore, StoreError, port::Usage},
 };
 
 pub(in crate::auth) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

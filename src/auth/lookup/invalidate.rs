@@ -1,7 +1,8 @@
 //! Invalidation: of one key, of all keys, or for the duration of a gap.
 
-use super::{LoadState, Loader};
+use super::state::LoadState;
 use crate::{
+    auth::core::Core,
     key::KeyHash,
     record::{KeyId, KeyRecord},
 };
@@ -16,23 +17,23 @@ fn mark_recently_known(state: &mut LoadState, hash: KeyHash) {
     state.recently_known.insert(hash);
 }
 
-impl Loader {
+impl Core {
     /// Invalidates the key with this hash.
     pub(in crate::auth) fn invalidate(&self, hash: &KeyHash) {
-        self.forget(&mut self.state(), hash);
+        self.forget(&mut self.lookup.state(), hash);
     }
 
     /// Handles a revocation by this process. A store that returns the key as not revoked lags
     /// behind.
     pub(in crate::auth) fn revoked(&self, record: &KeyRecord) {
-        let mut state = self.state();
+        let mut state = self.lookup.state();
         state.revoked.add(record);
         self.forget(&mut state, &record.key_hash);
     }
 
     /// Invalidates the key with this id.
     pub(in crate::auth) fn invalidate_id(&self, id: KeyId) {
-        let mut state = self.state();
+        let mut state = self.lookup.state();
         state.in_flight.note(id);
         if let Some(hash) = state.ids.hash_of(id) {
             self.forget(&mut state, &hash);
@@ -49,18 +50,18 @@ impl Loader {
 
     /// Lets the next look-up of this key bypass the limits on unknown keys.
     pub(in crate::auth) fn mark_known(&self, hash: KeyHash) {
-        mark_recently_known(&mut self.state(), hash);
+        mark_recently_known(&mut self.lookup.state(), hash);
     }
 
     /// Discards all cached absences.
     pub(in crate::auth) fn invalidate_absent(&self) {
-        let _board = self.state();
+        let _guard = self.lookup.state();
         self.cache.invalidate_absent();
     }
 
     /// Invalidates every key.
     pub(in crate::auth) fn invalidate_all(&self) {
-        let mut state = self.state();
+        let mut state = self.lookup.state();
         state.in_flight.detach_all();
         self.cache.invalidate_all();
         state.ids.tell_all();
@@ -69,7 +70,7 @@ impl Loader {
     /// Requires every key to be confirmed. Until then, records remain usable if the store does not
     /// answer.
     pub(in crate::auth) fn expire_all(&self) {
-        let mut state = self.state();
+        let mut state = self.lookup.state();
         state.in_flight.note_all_changed();
         self.cache.expire_all(self.clock.monotonic());
         state.ids.wake_all();
@@ -77,19 +78,19 @@ impl Loader {
 
     /// Wakes the streams that wait for the end of a key, so that they check it again.
     pub(in crate::auth) fn wake_watchers(&self) {
-        self.state().ids.wake_all();
+        self.lookup.state().ids.wake_all();
     }
 
     /// The change feed was lost.
     pub(in crate::auth) fn begin_gap(&self) {
-        let state = self.state();
+        let state = self.lookup.state();
         self.cache.set_in_gap(true);
         state.ids.wake_all();
     }
 
     /// The change feed is connected, so the store probably answers as well.
     pub(in crate::auth) fn end_gap(&self) {
-        self.breaker.reset();
+        self.lookup.breaker.reset();
         self.expire_all();
         self.cache.set_in_gap(false);
     }

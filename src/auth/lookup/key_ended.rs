@@ -9,11 +9,12 @@ use std::{
 
 use tokio::{sync::watch, time::timeout};
 
-use super::{Loader, Outcome};
+use super::state::Outcome;
 use crate::auth::{
     RejectionKind,
     cache::{EndSignal, Entry, Peek, WatchedKey},
     catch_panic::catch_pending_panic,
+    core::Core,
 };
 use crate::record::KeyStatus;
 
@@ -22,7 +23,7 @@ use crate::record::KeyStatus;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
-impl EndSignal for Loader {
+impl EndSignal for Core {
     fn ended(self: Arc<Self>, key: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         // If the check panics, the stream ends; the panic must not reach the server's connection.
         Box::pin(async move {
@@ -36,49 +37,49 @@ impl EndSignal for Loader {
 ///
 /// When many keys change at once, a semaphore bounds their streams' look-ups, so that they do not
 /// crowd out requests or each other. A look-up that gets no permit says nothing about the key.
-async fn ended(loader: Arc<Loader>, mut key: WatchedKey) {
+async fn ended(core: Arc<Core>, mut key: WatchedKey) {
     // Subscribe before the first look-up, so that no change is missed.
-    let mut news = loader.watch(key.id, key.hash);
-    let mut retries = Retries::new(key, loader.next_stream());
+    let mut news = core.lookup.watch(key.id, key.hash);
+    let mut retries = Retries::new(key, core.lookup.next_stream());
     let mut confirmed = None;
     let mut failed = None;
     let mut expires_at = None;
     loop {
         let mut changes = *news.borrow_and_update();
-        let entry = match loader.peek(&key.hash, loader.clock.monotonic()) {
+        let entry = match core.peek(&key.hash, core.clock.monotonic()) {
             Peek::Fresh(entry) => Ok(Some(entry)),
             Peek::Absent => Ok(None),
             Peek::Stale(_) | Peek::Miss => {
                 // The expiry of a changed key is unknown.
                 let expires_at = expires_at.filter(|_| confirmed == Some(changes));
-                let taking_turns = look_up(&loader, key, &mut news, &mut changes);
+                let taking_turns = look_up(&core, key, &mut news, &mut changes);
                 match expires_at {
                     None => taking_turns.await,
                     Some(expires_at) => {
-                        let left = Duration::saturating_sub(expires_at, loader.clock.monotonic());
+                        let left = Duration::saturating_sub(expires_at, core.clock.monotonic());
                         match timeout(left, taking_turns).await {
                             Ok(outcome) => outcome,
                             // The timer may disagree with the clock; the clock decides.
-                            Err(_) if loader.clock.monotonic() >= expires_at => return,
+                            Err(_) if core.clock.monotonic() >= expires_at => return,
                             Err(_) => continue,
                         }
                     }
                 }
             }
         };
-        let now = loader.clock.monotonic();
+        let now = core.clock.monotonic();
         let wait = match entry {
             Ok(entry) => {
                 let works = |entry: &Arc<Entry>| {
-                    entry.key_id() == key.id && loader.status(entry, now) == KeyStatus::Active
+                    entry.key_id() == key.id && core.status(entry, now) == KeyStatus::Active
                 };
                 let Some(entry) = entry.filter(works) else { return };
                 key.confirm(&entry);
                 confirmed = Some(changes);
-                let missed = loader.missed_since(&entry);
+                let missed = core.missed_since(&entry);
                 let expires_in = entry.expires_in(now.saturating_add(missed));
                 expires_at = expires_in.map(|expires_in| now.saturating_add(expires_in));
-                let fresh_for = loader.cache.fresh_for(&entry, now);
+                let fresh_for = core.cache.fresh_for(&entry, now);
                 let confirm_in = if fresh_for.is_zero() {
                     retries.next()
                 } else {
@@ -88,7 +89,7 @@ async fn ended(loader: Arc<Loader>, mut key: WatchedKey) {
                 expires_in.map_or(confirm_in, |expires_in| expires_in.min(confirm_in))
             }
             // Past the time for which a cached key would be let in.
-            Err(_) if key.age(now) >= loader.cache.usable() => return,
+            Err(_) if key.age(now) >= core.cache.usable() => return,
             // Overload is neither a decision about the key nor an outage.
             Err(rejection) if rejection.kind() == RejectionKind::Overloaded => retries.next(),
             // The key changed, and look-ups have failed since: a request with it would be rejected
@@ -106,19 +107,19 @@ async fn ended(loader: Arc<Loader>, mut key: WatchedKey) {
 
 /// Looks the key up once a permit is free, or returns what is cached meanwhile.
 async fn look_up(
-    loader: &Arc<Loader>,
+    core: &Arc<Core>,
     key: WatchedKey,
     news: &mut watch::Receiver<u64>,
     changes: &mut u64,
 ) -> Outcome {
-    let mut permit = pin!(loader.watchers.acquire());
+    let mut permit = pin!(core.lookup.watchers.acquire());
     let permit = loop {
         tokio::select! {
             biased;
             permit = &mut permit => break permit,
             told = news.changed() => {
                 *changes = *news.borrow_and_update();
-                if let Some(outcome) = known(loader, key) {
+                if let Some(outcome) = known(core, key) {
                     return outcome;
                 }
                 if told.is_err() {
@@ -129,17 +130,17 @@ async fn look_up(
         }
     };
     *changes = *news.borrow_and_update();
-    if let Some(outcome) = known(loader, key) {
+    if let Some(outcome) = known(core, key) {
         return outcome;
     }
-    loader.mark_known(key.hash);
-    let outcome = Arc::clone(loader).load(key.hash, None).await;
+    core.mark_known(key.hash);
+    let outcome = Arc::clone(core).load(key.hash, None).await;
     drop(permit);
     outcome
 }
 
-fn known(loader: &Loader, key: WatchedKey) -> Option<Outcome> {
-    match loader.peek(&key.hash, loader.clock.monotonic()) {
+fn known(core: &Core, key: WatchedKey) -> Option<Outcome> {
+    match core.peek(&key.hash, core.clock.monotonic()) {
         Peek::Fresh(entry) => Some(Ok(Some(entry))),
         Peek::Absent => Some(Ok(None)),
         Peek::Stale(_) | Peek::Miss => None,

@@ -8,14 +8,13 @@ use tokio::{
 };
 
 use super::backoff::{Backoff, LONGEST as LONGEST_BACKOFF};
-use crate::auth::{
-    Event,
-    catch_panic::caught,
-    lookup::{BoxFuture, Loader},
-};
+use crate::auth::{Event, catch_panic::caught, core::Core, lookup::BoxFuture};
 use crate::{
     key::SystemEntropy,
-    store::{Change, ChangeFeed, Staleness, StoreError, StoreErrorKind},
+    store::{
+        StoreError, StoreErrorKind,
+        port::{Change, ChangeFeed, Staleness},
+    },
     trace,
 };
 
@@ -32,8 +31,8 @@ const WARN_AT_MOST_EVERY: Duration = Duration::from_secs(60);
 ///
 /// Any failure begins a gap. A new connection ends it: only *after* connecting is every cached
 /// record invalidated for confirmation, and fresh for the usual time again.
-pub(in crate::auth) async fn follow(loader: &Loader, feed: &mut dyn DynFeed) -> Infallible {
-    let mut following = Following { loader, trouble: None, is_live: false };
+pub(in crate::auth) async fn follow(core: &Core, feed: &mut dyn DynFeed) -> Infallible {
+    let mut following = Following { core, trouble: None, is_live: false };
     let mut backoff = Backoff::default();
     loop {
         let error = match following.connect(feed).await {
@@ -56,7 +55,7 @@ pub(in crate::auth) async fn follow(loader: &Loader, feed: &mut dyn DynFeed) -> 
 
 /// Begins a gap when dropped, however following ends.
 struct Following<'a> {
-    loader: &'a Loader,
+    core: &'a Core,
     /// The problem last logged.
     trouble: Option<Trouble>,
     is_live: bool,
@@ -89,7 +88,7 @@ impl Following<'_> {
                         biased;
                         () = confirmations.due() => {
                             confirmations.done();
-                            self.loader.expire_all();
+                            self.core.expire_all();
                         }
                         change = &mut next => break change,
                     }
@@ -100,13 +99,13 @@ impl Following<'_> {
                 self.evaluate(feed.staleness());
             }
             match change {
-                Ok(Change::Changed(id)) => self.loader.invalidate_id(id),
+                Ok(Change::Changed(id)) => self.core.invalidate_id(id),
                 // The hash under which the new key was cached as absent is unknown.
-                Ok(Change::Created(_)) => self.loader.invalidate_absent(),
+                Ok(Change::Created(_)) => self.core.invalidate_absent(),
                 Ok(Change::Everything) => confirmations.request(),
-                Ok(Change::Heartbeat { lag }) if self.is_live => self.loader.feed.set_lag(lag),
+                Ok(Change::Heartbeat { lag }) if self.is_live => self.core.feed.set_lag(lag),
                 Ok(Change::Heartbeat { .. }) => {}
-                Ok(Change::Unrecognized) => ignored.count(self.loader),
+                Ok(Change::Unrecognized) => ignored.count(self.core),
                 Err(error) => return error,
             }
             // Yields, as a feed that always has a message would starve other tasks.
@@ -127,16 +126,16 @@ impl Following<'_> {
         self.is_live = true;
         self.trouble = None;
         // Must come before the store confirms records.
-        self.loader.feed.set_current();
-        self.loader.end_gap();
-        self.loader.feed.set_live();
+        self.core.feed.set_current();
+        self.core.end_gap();
+        self.core.feed.set_live();
         trace::info!("change feed connected");
-        self.loader.observe(&Event::FeedLive);
+        self.core.observe(&Event::FeedLive);
     }
 
     fn behind(&mut self, age: Duration) {
         self.is_live = false;
-        self.loader.feed.set_behind(age, self.loader.clock.monotonic());
+        self.core.feed.set_behind(age, self.core.clock.monotonic());
         let before = self.trouble.replace(Trouble::Behind);
         if before != Some(Trouble::Behind) {
             let problem = format!("the replica lags by {age:.1?}, more than the maximum");
@@ -149,7 +148,7 @@ impl Following<'_> {
     fn lost(&mut self, error: &StoreError) {
         trace::debug!(?error, "change feed failed");
         self.is_live = false;
-        self.loader.feed.set_gap();
+        self.core.feed.set_gap();
         let trouble = Trouble::Lost(error.kind());
         let before = self.trouble.replace(trouble);
         if before.is_none() {
@@ -163,8 +162,8 @@ impl Following<'_> {
     /// Called on each failure; acts once per gap.
     fn begin_gap(&self, before: Option<Trouble>, error: &StoreError) {
         if before.is_none() {
-            self.loader.begin_gap();
-            self.loader.observe(&Event::FeedLost { error });
+            self.core.begin_gap();
+            self.core.observe(&Event::FeedLost { error });
         }
     }
 }
@@ -176,24 +175,24 @@ struct Ignored {
 }
 
 impl Ignored {
-    fn count(&mut self, loader: &Loader) {
-        loader.feed.ignore();
+    fn count(&mut self, core: &Core) {
+        core.feed.ignore();
         let now = Instant::now();
         if self.warned.is_none_or(|warned| now - warned >= WARN_AT_MOST_EVERY) {
             self.warned = Some(now);
             trace::warn!(
-                count = loader.feed.ignored(),
+                count = core.feed.ignored(),
                 "change feed messages ignored: forged, replayed, or of another program"
             );
         }
-        loader.observe(&Event::FeedMessageUnrecognized);
+        core.observe(&Event::FeedMessageUnrecognized);
     }
 }
 
 impl Drop for Following<'_> {
     fn drop(&mut self) {
-        self.loader.feed.set_gap();
-        self.loader.begin_gap();
+        self.core.feed.set_gap();
+        self.core.begin_gap();
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) use self::{feed::DynFeed, usage::UsageRecorder};
 use super::{
     Event, FeedHealth,
     catch_panic::{Panicked, Throttle, catch_panic},
-    lookup::Loader,
+    core::Core,
 };
 use crate::{key::SystemEntropy, trace};
 
@@ -47,7 +47,7 @@ const TIMER_BOUND: Duration = Duration::from_secs(1);
 /// [reported](super::Event::UsageDropped).
 #[must_use = "nothing is recorded or heard of unless the worker runs"]
 pub struct Worker {
-    loader: Arc<Loader>,
+    core: Arc<Core>,
     feed: Option<Box<dyn DynFeed>>,
     usage: UsageWriter,
     sweep_interval: Duration,
@@ -73,13 +73,13 @@ impl Drop for UnrunWarning {
 
 impl Worker {
     pub(super) fn new(
-        loader: Arc<Loader>,
+        core: Arc<Core>,
         feed: Option<Box<dyn DynFeed>>,
         usage: UsageWriter,
         sweep_interval: Duration,
     ) -> Self {
         let unrun = UnrunWarning { is_due: true };
-        Self { loader, feed, usage, sweep_interval, unrun }
+        Self { core, feed, usage, sweep_interval, unrun }
     }
 
     /// Runs until `shutdown` resolves or every [`Authenticator`](super::Authenticator) is dropped,
@@ -95,15 +95,15 @@ impl Worker {
     /// panics counts as resolved. Close database pools only after this has returned, or the uses
     /// not yet written are lost.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { loader, feed, mut usage, sweep_interval, mut unrun } = self;
+        let Self { core, feed, mut usage, sweep_interval, mut unrun } = self;
         unrun.is_due = false;
         tokio::select! {
             _ = catch_panic(shutdown) => {}
-            () = write_usage(&loader, &mut usage) => {}
-            never = follow(&loader, feed) => match never {},
-            never = probe(&loader) => match never {},
-            never = sweep(&loader, sweep_interval) => match never {},
-            never = check_clocks(&loader) => match never {},
+            () = write_usage(&core, &mut usage) => {}
+            never = follow(&core, feed) => match never {},
+            never = probe(&core) => match never {},
+            never = sweep(&core, sweep_interval) => match never {},
+            never = check_clocks(&core) => match never {},
         }
         usage.finish().await;
     }
@@ -112,16 +112,16 @@ impl Worker {
 /// One concurrent duty of the worker. It is restarted after a panic.
 struct Duty<'a> {
     name: &'static str,
-    loader: &'a Loader,
+    core: &'a Core,
     begun: Instant,
     backoff: Backoff,
     warnings: Throttle,
 }
 
 impl<'a> Duty<'a> {
-    fn new(name: &'static str, loader: &'a Loader) -> Self {
+    fn new(name: &'static str, core: &'a Core) -> Self {
         let (begun, backoff) = (Instant::now(), Backoff::default());
-        Self { name, loader, begun, backoff, warnings: Throttle::new() }
+        Self { name, core, begun, backoff, warnings: Throttle::new() }
     }
 
     /// Waits out the backoff before a restart.
@@ -129,7 +129,7 @@ impl<'a> Duty<'a> {
         if self.warnings.is_due() {
             trace::warn!(duty = self.name, "worker duty panicked; restarting");
         }
-        self.loader.observe(&Event::DutyPanicked { duty: self.name });
+        self.core.observe(&Event::DutyPanicked { duty: self.name });
         if self.begun.elapsed() >= LONGEST_BACKOFF {
             self.backoff.reset();
         }
@@ -138,18 +138,18 @@ impl<'a> Duty<'a> {
     }
 }
 
-async fn write_usage(loader: &Loader, usage: &mut UsageWriter) {
-    let mut duty = Duty::new("usage", loader);
+async fn write_usage(core: &Core, usage: &mut UsageWriter) {
+    let mut duty = Duty::new("usage", core);
     while let Err(panicked) = catch_panic(usage.write()).await {
         duty.panicked(panicked).await;
     }
 }
 
-async fn follow(loader: &Loader, feed: Option<Box<dyn DynFeed>>) -> Infallible {
+async fn follow(core: &Core, feed: Option<Box<dyn DynFeed>>) -> Infallible {
     let Some(mut feed) = feed else { return pending().await };
-    let mut duty = Duty::new("change feed", loader);
+    let mut duty = Duty::new("change feed", core);
     loop {
-        match catch_panic(feed::follow(loader, &mut *feed)).await {
+        match catch_panic(feed::follow(core, &mut *feed)).await {
             Ok(never) => match never {},
             Err(panicked) => duty.panicked(panicked).await,
         }
@@ -158,46 +158,46 @@ async fn follow(loader: &Loader, feed: Option<Box<dyn DynFeed>>) -> Infallible {
 
 /// Requests alone do not suffice: a node that is not ready gets none, and cached keys make no
 /// queries. A lost feed puts the store in doubt as well.
-async fn probe(loader: &Arc<Loader>) -> Infallible {
-    let mut duty = Duty::new("store probe", loader);
+async fn probe(core: &Arc<Core>) -> Infallible {
+    let mut duty = Duty::new("store probe", core);
     let mut ticks = interval(PROBE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let is_in_doubt =
-            loader.is_store_up() != Some(true) || loader.feed.health() == FeedHealth::Gap;
-        if is_in_doubt && let Err(panicked) = catch_panic(loader.probe()).await {
+            core.lookup.is_store_up() != Some(true) || core.feed.health() == FeedHealth::Gap;
+        if is_in_doubt && let Err(panicked) = catch_panic(core.probe()).await {
             duty.panicked(panicked).await;
         }
     }
 }
 
-async fn sweep(loader: &Loader, interval: Duration) -> Infallible {
-    let mut duty = Duty::new("limiter sweep", loader);
+async fn sweep(core: &Core, interval: Duration) -> Infallible {
+    let mut duty = Duty::new("limiter sweep", core);
     let mut sweep = LimiterSweep::every(interval);
     loop {
-        match catch_panic(sweep.run(loader)).await {
+        match catch_panic(sweep.run(core)).await {
             Ok(never) => match never {},
             Err(panicked) => duty.panicked(panicked).await,
         }
     }
 }
 
-async fn check_clocks(loader: &Loader) -> Infallible {
-    let mut duty = Duty::new("clock check", loader);
+async fn check_clocks(core: &Core) -> Infallible {
+    let mut duty = Duty::new("clock check", core);
     let mut ticks = interval(CLOCK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = None;
     loop {
         ticks.tick().await;
         let checked = catch_panic(async {
-            loader.check_clocks();
-            let now = (Instant::now(), loader.clock.monotonic());
+            core.check_clocks();
+            let now = (Instant::now(), core.clock.monotonic());
             // If the timers stood still, streams may have slept past an expiry.
             if let Some((timers, clock)) = last.replace(now)
                 && now.1.saturating_sub(clock) > (now.0 - timers) + TIMER_BOUND
             {
-                loader.wake_watchers();
+                core.wake_watchers();
             }
         });
         if let Err(panicked) = checked.await {

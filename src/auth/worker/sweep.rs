@@ -4,7 +4,7 @@ use std::{convert::Infallible, time::Duration};
 
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use crate::auth::lookup::Loader;
+use crate::auth::core::Core;
 
 pub(super) struct LimiterSweep {
     ticks: Interval,
@@ -20,10 +20,10 @@ impl LimiterSweep {
 
     /// Sweeps once per interval. May be called again after a panic of the limiter, without delaying
     /// the next sweep.
-    pub(super) async fn run(&mut self, loader: &Loader) -> Infallible {
+    pub(super) async fn run(&mut self, core: &Core) -> Infallible {
         loop {
             self.ticks.tick().await;
-            loader.limits.meters.limiter.sweep(loader.clock.monotonic());
+            core.limits.meters.limiter.sweep(core.clock.monotonic());
         }
     }
 }

@@ -15,12 +15,12 @@ use crate::auth::{
     Event,
     cache::Entry,
     catch_panic::{catch_panic, caught},
-    lookup::Loader,
+    core::Core,
 };
 use crate::{
     clock::nanos,
     record::KeyId,
-    store::{StoreError, StoreErrorKind, Usage},
+    store::{StoreError, StoreErrorKind, port::Usage},
     trace,
 };
 
@@ -33,12 +33,12 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 const RECEIVE_AT_ONCE: usize = 1024;
 
 pub(in crate::auth) fn channel(
-    loader: Arc<Loader>,
+    core: Arc<Core>,
     interval: Duration,
 ) -> (UsageRecorder, UsageWriter) {
     let (sender, touches) = mpsc::channel(BUFFERED);
     let (received, pending) = (Vec::new(), BTreeMap::new());
-    let writer = UsageWriter { loader, touches, interval, received, pending, is_failing: false };
+    let writer = UsageWriter { core, touches, interval, received, pending, is_failing: false };
     (UsageRecorder { touches: sender, interval }, writer)
 }
 
@@ -56,7 +56,7 @@ struct Touch {
 
 impl UsageRecorder {
     /// Most requests cost one relaxed load.
-    pub(in crate::auth) fn touch(&self, entry: &Entry, now: Duration, loader: &Loader) {
+    pub(in crate::auth) fn touch(&self, entry: &Entry, now: Duration, core: &Core) {
         // Zero means "not reported yet", so it is never stored as a time.
         let at = nanos(now).saturating_add(1);
         let touched_at = &entry.ext.touched_at;
@@ -68,14 +68,14 @@ impl UsageRecorder {
         let touch = Touch { key_id: entry.key_id(), at: now };
         if let Err(mpsc::error::TrySendError::Full(_)) = self.touches.try_send(touch) {
             touched_at.store(0, Ordering::Relaxed);
-            loader.observe(&Event::UsageDropped);
+            core.observe(&Event::UsageDropped);
         }
     }
 }
 
 /// Writes last uses to the store.
 pub(in crate::auth) struct UsageWriter {
-    loader: Arc<Loader>,
+    core: Arc<Core>,
     touches: mpsc::Receiver<Touch>,
     interval: Duration,
     /// Received, but not yet converted to wall-clock time.
@@ -127,11 +127,11 @@ impl UsageWriter {
         if self.received.is_empty() {
             return;
         }
-        let (wall, now) = (self.loader.clock.now(), self.loader.clock.monotonic());
+        let (wall, now) = (self.core.clock.now(), self.core.clock.monotonic());
         for Touch { key_id, at } in self.received.drain(..) {
             let at = wall.checked_sub(now.saturating_sub(at)).unwrap_or(wall);
             if self.pending.len() >= MAX_PENDING && !self.pending.contains_key(&key_id) {
-                self.loader.observe(&Event::UsageDropped);
+                self.core.observe(&Event::UsageDropped);
                 continue;
             }
             let latest = self.pending.entry(key_id).or_insert(at);
@@ -145,7 +145,7 @@ impl UsageWriter {
         }
         // Sorted by id on every node, so that concurrent batches cannot deadlock.
         let batch: Vec<_> = self.pending.iter().map(|(&id, &at)| Usage::new(id, at)).collect();
-        let record = caught(async { self.loader.store.record_usage(&batch).await });
+        let record = caught(async { self.core.store.record_usage(&batch).await });
         let written = timeout(FLUSH_DEADLINE, record).await;
         match written
             .unwrap_or_else(|late| Err(StoreError::new(StoreErrorKind::Unavailable).because(late)))
@@ -155,13 +155,13 @@ impl UsageWriter {
                 if std::mem::take(&mut self.is_failing) {
                     trace::info!("usage flush recovered");
                 }
-                self.loader.observe(&Event::UsageFlushed { keys: batch.len() });
+                self.core.observe(&Event::UsageFlushed { keys: batch.len() });
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.is_failing, true) {
                     trace::warn!(?error, keys = batch.len(), "usage flush failed");
                 }
-                self.loader.observe(&Event::UsageFlushFailed { error: &error });
+                self.core.observe(&Event::UsageFlushFailed { error: &error });
             }
         }
     }

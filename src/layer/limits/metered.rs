@@ -22,7 +22,7 @@ use crate::{
         response::RateLimitReport,
         short_circuit::{Finish, Parked, Resume, ShortCircuit},
     },
-    rate_limit::{Buckets, Check, Decisions},
+    rate_limit::port::{Buckets, Check, Decisions},
     record::Consumer,
 };
 

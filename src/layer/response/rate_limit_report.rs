@@ -4,7 +4,10 @@ use bytes::Bytes;
 use http::Response;
 use smallvec::SmallVec;
 
-use crate::rate_limit::{Check, Decision, Decisions};
+use crate::rate_limit::{
+    Decision,
+    port::{Check, Decisions},
+};
 
 /// What inner layers took from quotas, in a response's extensions. The outer
 /// [`ApiKeyLayer`](crate::layer::ApiKeyLayer) reports it in the headers.

@@ -27,6 +27,9 @@
 //!   is dropped* when all its states have been full and unused for as long. A quota that joins
 //!   later may start full, so one more burst may pass; but not again before that has refilled.
 
+mod entry;
+mod quota_change;
+
 use std::{
     num::NonZeroU32,
     sync::{
@@ -38,20 +41,13 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{
-    nanos::nanos,
-    state::{Spec, State},
-    window::Debt,
-};
+pub(super) use self::entry::RETENTION;
+use self::entry::{Entry, go_on};
+use super::state::{Spec, State};
 use crate::rate_limit::{
     Decision,
     measure::{Measure, Rate},
 };
-
-mod quota_change;
-
-/// How long a cell in which nothing is used up is kept, in nanoseconds.
-pub(super) const RETENTION: u64 = 600_000_000_000;
 
 /// How many states that are unused but not yet full are kept in a cell. A client whose quotas
 /// change more often waits until one of them is full.
@@ -74,37 +70,6 @@ struct Inner {
     born: u64,
     /// No units may be taken before this time.
     closed_until: u64,
-}
-
-struct Entry {
-    state: Arc<State>,
-    /// Only for states that are not alone in their cell.
-    more: Option<Box<More>>,
-}
-
-#[derive(Default)]
-struct More {
-    debt: Debt,
-    /// Whether some units were not counted.
-    is_clipped: bool,
-    guards: Vec<Guard>,
-    relies: Option<Reliance>,
-    /// When the state was first found unused by any set of buckets.
-    unused_since: Option<u64>,
-}
-
-/// A state that is enforced together with this one.
-#[derive(Clone, Copy)]
-struct Guard {
-    measure: Measure,
-    until: u64,
-}
-
-/// The state started full because a slower quota was applied with it.
-#[derive(Clone, Copy)]
-struct Reliance {
-    on: Rate,
-    until: u64,
 }
 
 /// A locked cell. Only sets of buckets that are alone with their states still change it.
@@ -231,12 +196,6 @@ impl Locked<'_> {
     }
 }
 
-fn go_on(epoch: &AtomicU32) {
-    if epoch.fetch_add(1, Ordering::AcqRel) == u32::MAX {
-        epoch.fetch_add(1, Ordering::AcqRel);
-    }
-}
-
 /// The decision if both must admit.
 pub(super) fn both(one: Decision, other: Decision) -> Decision {
     let remaining = one.remaining().min(other.remaining());
@@ -319,115 +278,5 @@ impl Inner {
             entry.owed() == 0 && entry.state.full_at().saturating_add(RETENTION) <= now
         };
         self.closed_until <= now && self.entries.iter().all(is_idle)
-    }
-}
-
-impl Entry {
-    fn new(state: State) -> Self {
-        Self { state: Arc::new(state), more: None }
-    }
-
-    fn measure(&self) -> Measure {
-        self.state.measure()
-    }
-
-    fn more(&mut self) -> &mut More {
-        self.more.get_or_insert_default()
-    }
-
-    fn guards(&self) -> &[Guard] {
-        self.more.as_ref().map_or(&[], |more| &more.guards)
-    }
-
-    fn owed(&self) -> u64 {
-        self.more.as_ref().map_or(0, |more| more.debt.units)
-    }
-
-    fn is_clipped(&self) -> bool {
-        self.more.as_ref().is_some_and(|more| more.is_clipped)
-    }
-
-    /// Whether the state alone decides.
-    fn is_simple(&self) -> bool {
-        self.owed() == 0 && self.guards().is_empty()
-    }
-
-    fn is_in_use(&self) -> bool {
-        Arc::strong_count(&self.state) > 1
-    }
-
-    fn is_long_unused(&self, now: u64) -> bool {
-        let since = self.more.as_ref().and_then(|more| more.unused_since);
-        !self.is_in_use() && since.is_some_and(|since| since.saturating_add(RETENTION) <= now)
-    }
-
-    fn is_full(&self, now: u64) -> bool {
-        self.owed() == 0 && self.state.is_full(now)
-    }
-
-    /// When nothing is used up or owed any more.
-    fn full_at(&self, now: u64) -> u64 {
-        let all = u32::try_from(self.measure().size()).ok().and_then(NonZeroU32::new);
-        match all {
-            Some(all) if self.owed() > 0 => {
-                now.saturating_add(nanos(self.peek(all, now).next_unit_in()))
-            }
-            _ => self.state.full_at().max(now),
-        }
-    }
-
-    fn settle(&mut self, now: u64) {
-        let Some(more) = &mut self.more else { return };
-        self.state.settle(&mut more.debt, now);
-        more.guards.retain(|guard| guard.until > now);
-        more.relies = more.relies.filter(|reliance| reliance.until > now);
-        if more.debt.units == 0 && self.state.is_full(now) {
-            more.is_clipped = false;
-        }
-    }
-
-    fn peek(&self, units: NonZeroU32, now: u64) -> Decision {
-        match &self.more {
-            Some(more) => self.state.peek_owing(units, &more.debt, now),
-            None => self.state.peek(units, now),
-        }
-    }
-
-    fn add(&mut self, units: NonZeroU32, beyond: Option<u64>, now: u64, epoch: &AtomicU32) {
-        let state = Arc::clone(&self.state);
-        let more = self.more();
-        let (owed, has_room) = (more.debt.units, state.has_room(units, now));
-        if owed == 0 && !has_room {
-            go_on(epoch);
-        }
-        more.is_clipped |= state.add(units, &mut more.debt, beyond, now);
-        if has_room && owed == 0 && more.debt.units > 0 {
-            // Other requests were faster.
-            go_on(epoch);
-            state.touch();
-        }
-    }
-
-    fn charge(&self, units: NonZeroU32, now: u64) {
-        let debt = self.more.as_ref().map_or_else(Debt::default, |more| more.debt);
-        self.state.charge(units, &debt, now);
-    }
-
-    fn give_back(&mut self, units: NonZeroU32, now: u64) {
-        match &mut self.more {
-            Some(more) => self.state.give_back(units, &mut more.debt, now),
-            None => self.state.give_back(units, &mut Debt::default(), now),
-        }
-    }
-
-    /// The units used up or owed.
-    fn used(&self, now: u64) -> i128 {
-        let debt = self.more.as_ref().map_or_else(Debt::default, |more| more.debt);
-        self.state.used(&debt, now)
-    }
-
-    /// The units left; negative if some are owed.
-    fn left(&self, now: u64) -> i128 {
-        self.measure().size() - self.used(now)
     }
 }

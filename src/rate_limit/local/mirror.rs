@@ -3,7 +3,7 @@
 use std::{num::NonZeroU32, sync::atomic::Ordering, time::Duration};
 
 use super::{BucketSet, State, nanos::nanos, state::Counter};
-use crate::rate_limit::{Decisions, bucket_snapshot::BucketSnapshot};
+use crate::rate_limit::{bucket_snapshot::BucketSnapshot, port::Decisions};
 
 impl BucketSet {
     /// The state of each quota, in their order.

@@ -31,7 +31,11 @@ use self::{
     set::{Part, Place},
     state::Spec,
 };
-use super::{Buckets, CountedPer, RateLimiter, RateLimits, Subject, measure::Measure};
+use super::{
+    CountedPer, RateLimiter, RateLimits,
+    measure::Measure,
+    port::{Buckets, Subject},
+};
 use crate::key::digest;
 
 /// Keeps buckets in this process's memory. GCRA buckets are counted by

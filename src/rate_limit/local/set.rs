@@ -14,7 +14,10 @@ use super::{
     nanos::nanos,
     state::{Spec, State},
 };
-use crate::rate_limit::{Buckets, Check, Decision, Decisions};
+use crate::rate_limit::{
+    Decision,
+    port::{Buckets, Check, Decisions},
+};
 
 /// The buckets of a key: its own, and those shared with the other keys of its consumer.
 pub(in crate::rate_limit) struct BucketSet {

@@ -28,7 +28,11 @@ pub use self::{
     lease_config::Leases,
     outage_policy::OutagePolicy,
 };
-use super::{Buckets, RateLimiter, RateLimits, Subject, local::LocalRateLimiter};
+use super::{
+    RateLimiter, RateLimits,
+    local::LocalRateLimiter,
+    port::{Buckets, Subject},
+};
 use crate::trace;
 
 /// Keeps buckets in Redis or Valkey, shared by a fleet: a key gets its quota once, however many

@@ -1,6 +1,6 @@
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::rate_limit::Subject;
+use crate::rate_limit::port::Subject;
 
 /// Braces and colons have a meaning in names of Redis keys; the rest is left readable.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'@');

@@ -7,8 +7,8 @@ use smallvec::SmallVec;
 
 use super::{cell::Cell, name};
 use crate::rate_limit::{
-    Algorithm, CountedPer, Decision, Quota, RateLimits, Subject, bucket_snapshot::BucketSnapshot,
-    quota::SLOTS,
+    Algorithm, CountedPer, Decision, Quota, RateLimits, bucket_snapshot::BucketSnapshot,
+    port::Subject, quota::SLOTS,
 };
 
 pub(super) const SOURCE: &str = include_str!("buckets.lua");

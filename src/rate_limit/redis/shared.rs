@@ -23,8 +23,9 @@ use super::{
 };
 use crate::{
     rate_limit::{
-        Buckets, Check, Decision, Decisions,
+        Decision,
         local::{BucketSet, State, nanos::nanos},
+        port::{Buckets, Check, Decisions},
     },
     trace,
 };

@@ -6,7 +6,7 @@ use utoipa::openapi::{
     path::{Parameter, ParameterBuilder, ParameterIn},
 };
 
-use super::schemas::{integer, string};
+use super::types::{integer, string};
 use crate::manage::MAX_IDEMPOTENCY_KEY;
 
 pub(super) fn location() -> Header {

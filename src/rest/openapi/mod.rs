@@ -3,6 +3,7 @@
 mod headers;
 mod operations;
 mod schemas;
+mod types;
 
 use std::sync::Arc;
 

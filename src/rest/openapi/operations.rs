@@ -8,7 +8,7 @@ use utoipa::openapi::{
 
 use super::{
     headers,
-    schemas::{integer, named, scope, statuses, string, time, uuid},
+    types::{integer, named, scope, statuses, string, time, uuid},
 };
 use crate::{manage::MAX_PAGE_LIMIT, rest::Operation, store::KeyQuery};
 

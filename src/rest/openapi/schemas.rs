@@ -2,25 +2,18 @@
 
 use serde_json::Value;
 use utoipa::openapi::{
-    Components, ComponentsBuilder, Ref, RefOr, Schema,
-    schema::{
-        AdditionalProperties, AnyOfBuilder, ArrayBuilder, ObjectBuilder, OneOfBuilder,
-        SchemaFormat, SchemaType, Type,
-    },
+    Components, ComponentsBuilder, RefOr, Schema,
+    schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, OneOfBuilder, SchemaType, Type},
 };
 
-use crate::{
-    rate_limit::RateLimits,
-    record::{KeyStatus, Scopes, TextRule},
-    rest::quotas::MAX_WINDOW as MAX_WINDOW_ASKED,
+use super::types::{
+    boolean, closed, format, free, integer, named, named_text, null, or_null, record, scope,
+    statuses, string, time, uuid,
 };
+use crate::{rate_limit::RateLimits, record::Scopes, rest::quotas::MAX_WINDOW as MAX_WINDOW_ASKED};
 
-/// RFC 6749 §3.3, with a maximum length.
-pub(super) const SCOPE: &str = r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}$";
-/// The same without a comma.
+/// A scope of RFC 6749 §3.3 without a comma.
 const NEW_SCOPE: &str = r"^[\x21\x23-\x2b\x2d-\x5b\x5d-\x7e]{1,128}$";
-/// No control characters, and none that change the direction of text or end a line.
-const TEXT: &str = r"^[^\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]*$";
 /// Names of quotas and plans.
 const NAME: &str = "^[A-Za-z0-9._-]{1,64}$";
 const DURATION: &str = "^[0-9]{1,9}[smhdw]$";
@@ -29,79 +22,6 @@ const LIFETIME: &str = "^0*[1-9][0-9]*[smhdw]$";
 const DURATION_LEN: usize = 10;
 /// The milliseconds of 146 years, the longest time in which a bucket may refill.
 const MAX_WINDOW: i64 = 4_611_686_018_427;
-
-pub(super) fn named(name: &str) -> RefOr<Schema> {
-    Ref::from_schema_name(name).into()
-}
-
-pub(super) fn string() -> ObjectBuilder {
-    ObjectBuilder::new().schema_type(Type::String)
-}
-
-pub(super) fn integer(from: i64, to: i64) -> ObjectBuilder {
-    ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(from)).maximum(Some(to))
-}
-
-pub(super) fn format(name: &str) -> ObjectBuilder {
-    string().format(Some(SchemaFormat::Custom(name.to_owned())))
-}
-
-pub(super) fn time() -> ObjectBuilder {
-    format("date-time")
-}
-
-pub(super) fn uuid() -> ObjectBuilder {
-    format("uuid")
-}
-
-pub(super) fn scope() -> ObjectBuilder {
-    string().pattern(Some(SCOPE))
-}
-
-pub(super) fn statuses() -> ObjectBuilder {
-    string().enum_values(Some(KeyStatus::ALL.map(KeyStatus::as_str)))
-}
-
-fn boolean() -> ObjectBuilder {
-    ObjectBuilder::new().schema_type(Type::Boolean)
-}
-
-fn or_null(schema: ObjectBuilder, kind: Type) -> ObjectBuilder {
-    schema.schema_type(SchemaType::from_iter([kind, Type::Null]))
-}
-
-fn null() -> ObjectBuilder {
-    ObjectBuilder::new().schema_type(Type::Null)
-}
-
-/// A text that clients send.
-fn text() -> ObjectBuilder {
-    string().max_length(Some(TextRule::SENT.max())).pattern(Some(TEXT))
-}
-
-/// The same, but not empty.
-fn named_text() -> ObjectBuilder {
-    text().min_length(Some(1))
-}
-
-fn closed() -> ObjectBuilder {
-    ObjectBuilder::new()
-        .schema_type(Type::Object)
-        .additional_properties(Some(AdditionalProperties::FreeForm(false)))
-}
-
-fn free() -> ObjectBuilder {
-    ObjectBuilder::new()
-        .schema_type(Type::Object)
-        .additional_properties(Some(AdditionalProperties::FreeForm(true)))
-}
-
-/// A closed object whose members are all required.
-fn record(members: Vec<(&str, RefOr<Schema>)>) -> ObjectBuilder {
-    members
-        .into_iter()
-        .fold(closed(), |record, (name, schema)| record.property(name, schema).required(name))
-}
 
 fn expires() -> AnyOfBuilder {
     expires_after(DURATION)

@@ -1,13 +1,15 @@
 mod batch;
 mod builder;
+mod change_feed;
+mod change_log;
 mod doctor;
 mod encryption;
 mod error;
 mod lease;
 mod list;
-mod listen;
 mod lookup_pool;
 mod management;
+mod migrate;
 mod plans;
 mod record;
 mod schema;
@@ -16,34 +18,27 @@ mod timestamp;
 mod transaction;
 mod usage;
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, sync::Arc, time::SystemTime};
 
-use sqlx::{PgConnection, PgPool, query, query_as, query_scalar, raw_sql};
-use uuid::Uuid;
+use sqlx::{PgConnection, PgPool, query, query_scalar};
 
 use self::{
     batch::Batcher,
-    error::{UNDEFINED_TABLE, failed, hidden},
+    error::failed,
     management::Management,
+    migrate::bring_up_to_date,
     record::{columns, read_time, record, uuid},
-    schema::{Places, Schema, Statements, foreign},
 };
-pub use self::{builder::PgKeyStoreBuilder, listen::PgChangeFeed, transaction::PgTransaction};
-use super::{
-    EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, Usage,
-    migrate::{self, Applied},
-    poll::{ChangeLog, Changes, LogPosition, Replica},
-    row::{self, Polled, corrupt},
-};
+pub use self::{builder::PgKeyStoreBuilder, change_feed::PgChangeFeed, transaction::PgTransaction};
 #[cfg(doc)]
 use crate::store::StoreErrorKind;
 use crate::{
     key::KeyHash,
     record::{KeyId, KeyRecord},
+    store::{
+        self, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError,
+        port::Usage,
+    },
 };
 
 /// Key store in PostgreSQL 14 or later.
@@ -157,6 +152,19 @@ impl PgKeyStore {
         Self::builder().connect_lazy(url)
     }
 
+    /// A store in the database at `url`, for a short-lived program such as a command line.
+    ///
+    /// Like [`connect`](Self::connect), but with at most 2 connections, and without startup options
+    /// and statement timeouts: it works through poolers that reject those, and statements may take
+    /// long.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect).
+    pub async fn connect_briefly(url: &str) -> Result<Self, StoreError> {
+        Self::builder().connect_briefly(url).await
+    }
+
     /// A feed of changes in this store's schema, over its own connection with the options of the
     /// store's [pool](Self::pool).
     #[must_use]
@@ -196,7 +204,7 @@ impl PgKeyStore {
         let setting = self.management.schema().setting();
         match bring_up_to_date(&mut lease, setting).await {
             Ok(()) => lease.release(),
-            Err(error) => return Err(migrate::failed(error)),
+            Err(error) => return Err(store::migrate::failed(error)),
         }
         Ok(())
     }
@@ -279,158 +287,3 @@ async fn last_used_at(
     let at = last_used_at.fetch_optional(connection).await.map_err(failed)?;
     at.map(|at| read_time("last_used_at", at)).transpose()
 }
-
-/// [`Polled`], the role that rows are hidden from, and a standby's position.
-type PolledBy = (
-    i64,
-    i64,
-    Option<Uuid>,
-    Option<i64>,
-    Option<i64>,
-    Option<String>,
-    Option<i64>,
-    Option<i64>,
-    Option<i64>,
-);
-
-impl ChangeLog for PgKeyStore {
-    /// Uses look-up connections, which management cannot take.
-    async fn changes_since(&self, horizon: Option<LogPosition>) -> Result<Changes, StoreError> {
-        let mut lease = self.batcher.pool().lease().await?;
-        let statements = self.management.schema().statements(&mut lease).await;
-        let statements = statements.map_err(migrate::failed)?;
-        let changes = changes_since(&mut lease, &statements, horizon).await?;
-        self.management.schema().confirm(&statements);
-        lease.release();
-        Ok(changes)
-    }
-
-    async fn end(&self) -> Result<u64, StoreError> {
-        let mut lease = self.batcher.pool().lease().await?;
-        let end: i64 = query_scalar(END).fetch_one(&mut *lease).await.map_err(failed)?;
-        lease.release();
-        u64::try_from(end).map_err(|_| corrupt("invalid write-ahead log position"))
-    }
-}
-
-// Standbys are sent only what has been flushed.
-const END: &str = "select (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint";
-
-async fn changes_since(
-    connection: &mut PgConnection,
-    statements: &Statements,
-    horizon: Option<LogPosition>,
-) -> Result<Changes, StoreError> {
-    let changes = query_as(statements.changes.clone()).bind(row::from(horizon)?);
-    let rows: Vec<PolledBy> = changes.fetch_all(connection).await.map_err(unlogged)?;
-    if let Some((.., Some(role), _, _, _)) = rows.first() {
-        return Err(hidden("api_key_changes", role));
-    }
-    let replica = rows.first().and_then(|(.., applied, known, age)| {
-        let known = known.and_then(|known| u64::try_from(known).ok());
-        // Measured by two clocks: a commit in the future has age zero.
-        let age = age.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0)));
-        Some(Replica::new(u64::try_from((*applied)?).ok()?, known, age))
-    });
-    let rows: Vec<Polled> = rows
-        .into_iter()
-        .map(|(from, server, id, created, changed, ..)| (from, server, id, created, changed))
-        .collect();
-    Ok(Changes { replica, ..row::changes(&rows)? })
-}
-
-fn unlogged(error: sqlx::Error) -> StoreError {
-    match error.as_database_error().and_then(|error| error.code()) {
-        Some(code) if code == UNDEFINED_TABLE => migrate::no_changes(),
-        _ => failed(error),
-    }
-}
-
-async fn bring_up_to_date(
-    connection: &mut PgConnection,
-    setting: Option<&Schema>,
-) -> Result<(), StoreError> {
-    let (_, history) = history(connection, setting).await?;
-    if migrate::missing(migrate::POSTGRES, &history)?.is_empty() {
-        return Ok(());
-    }
-    // Later statements must see what earlier lock holders committed, whatever the default isolation
-    // level.
-    raw_sql("begin isolation level read committed")
-        .execute(&mut *connection)
-        .await
-        .map_err(failed)?;
-    raw_sql(LOCK).execute(&mut *connection).await.map_err(failed)?;
-    let (places, history) = self::history(connection, setting).await?;
-    let schema = match setting {
-        Some(setting) => setting.clone(),
-        None => match places.of_history()? {
-            Some(schema) => schema,
-            None => places.of_new_tables()?,
-        },
-    };
-    if places.is_foreign(&schema) {
-        return Err(foreign(&schema));
-    }
-    if setting.is_some() && !exists(connection, &schema).await? {
-        let create = schema.fill("create schema if not exists {schema}");
-        raw_sql(create).execute(&mut *connection).await.map_err(failed)?;
-    }
-    let path = schema.fill("set local search_path = {schema}, pg_temp");
-    raw_sql(path).execute(&mut *connection).await.map_err(failed)?;
-    raw_sql(CREATE_HISTORY).execute(&mut *connection).await.map_err(failed)?;
-    for migration in migrate::missing(migrate::POSTGRES, &history)? {
-        let applied = raw_sql(migration.sql).execute(&mut *connection).await;
-        applied.map_err(|error| migration.blame(failed(error)))?;
-        let record = query(RECORD_MIGRATION)
-            .bind(migration.version)
-            .bind(migration.description)
-            .bind(migration.checksum());
-        record.execute(&mut *connection).await.map_err(failed)?;
-    }
-    raw_sql("commit").execute(connection).await.map_err(failed)?;
-    Ok(())
-}
-
-/// Where tables with our names are, and the migration history in the configured schema, or else on
-/// the search path.
-async fn history(
-    connection: &mut PgConnection,
-    setting: Option<&Schema>,
-) -> Result<(Places, Vec<Applied>), StoreError> {
-    let places = Places::on(connection).await?;
-    let schema = match setting {
-        Some(setting) => places.has_history(setting).then(|| setting.clone()),
-        None => places.of_history()?,
-    };
-    let mut history = Vec::new();
-    if let Some(schema) = schema {
-        let applied = schema.fill("select version, checksum from {schema}._api_key_migrations");
-        history = query_as(applied).fetch_all(connection).await.map_err(failed)?;
-    }
-    Ok((places, history))
-}
-
-async fn exists(connection: &mut PgConnection, schema: &Schema) -> Result<bool, StoreError> {
-    let exists = query_scalar("select exists (select from pg_namespace where nspname = $1)");
-    exists.bind(schema.name()).fetch_one(connection).await.map_err(failed)
-}
-
-// The first to migrate may take a while. Table locks have a short timeout, because look-ups queue
-// up behind a waiting lock request.
-const LOCK: &str = "
-set local statement_timeout = 0;
-set local lock_timeout = '5min';
-select pg_advisory_xact_lock(7021227462866860403);
-set local lock_timeout = '5s'";
-
-const CREATE_HISTORY: &str = "
-create table if not exists _api_key_migrations (
-    version bigint primary key,
-    description text not null,
-    checksum bigint not null,
-    applied_at timestamptz not null default clock_timestamp()
-)";
-
-const RECORD_MIGRATION: &str =
-    "insert into _api_key_migrations (version, description, checksum) values ($1, $2, $3)";

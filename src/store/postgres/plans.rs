@@ -4,7 +4,8 @@ use super::{PgKeyStore, error::failed};
 use crate::{
     rate_limit::{PlanName, RateLimits},
     store::{
-        ManagePlans, StoreError, StoreErrorKind,
+        StoreError, StoreErrorKind,
+        port::ManagePlans,
         row::{self, Plan, json},
     },
 };

@@ -1,14 +1,21 @@
+mod queries;
+
 use std::{fmt, sync::Arc, time::SystemTime};
 
 use sqlx::{
     PgConnection, Row as _, postgres::PgRow, query, query_as, query_scalar, raw_sql, types::Uuid,
 };
 
+use self::queries::{
+    CLAIM, CLAIMED, COUNT, DELETE, DELETE_REQUESTS, DELETE_USAGE, INSERT, LOCK, LOCK_CONSUMER,
+    LOCK_CONSUMER_PREFIX, LOCK_COUNT, LOCK_ENDED, LOCK_PREFIX, NTH_ROTATION, REVOKE,
+    SELECT_CONSUMER, SELECT_CONSUMER_PREFIX, SELECT_ENDED, SELECT_PREFIX, UPDATE, WRITE_AUDIT,
+};
 use super::{
     error::failed,
     lease::Lease,
     plans,
-    record::{columns, read_time, record, records, uuid},
+    record::{read_time, record, records, uuid},
     schema::Statements,
     timestamp::Timestamp,
 };
@@ -16,8 +23,8 @@ use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, StoreError,
-        StoreErrorKind,
+        StoreError, StoreErrorKind,
+        port::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction},
         row::{Row, bounded, claimed, counts, ended, json, key_id, micros_up},
     },
 };
@@ -91,210 +98,9 @@ impl fmt::Debug for PgTransaction {
     }
 }
 
-// Rows are locked in id order. The outer select sets `read_at` after they are locked.
-const LOCK: &str = concat!(
-    "with locked as materialized (
-        select * from api_keys where id = any($1) order by id for no key update
-    )
-    select ",
-    columns!(),
-    " from locked order by id"
-);
-
-// Comparing pairs makes the planner use the composite index for the order. Scanning the index on
-// ids alone could read all of it before it finds the keys.
-macro_rules! of_consumer {
-    ($and:literal, $lock:literal) => {
-        concat!(
-            "select * from api_keys
-            where (consumer_id, id) >= ($1, '00000000-0000-0000-0000-000000000000')
-                and (consumer_id, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-                and revoked_at is null and id <> all($3)",
-            $and,
-            " order by consumer_id, id limit $2",
-            $lock
-        )
-    };
-}
-
-macro_rules! of_prefix {
-    ($lock:literal) => {
-        concat!(
-            "select * from api_keys
-            where (key_prefix, id) >= ($1, '00000000-0000-0000-0000-000000000000')
-                and (key_prefix, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-                and revoked_at is null and id <> all($3)
-            order by key_prefix, id limit $2",
-            $lock
-        )
-    };
-}
-
-// Two queries, one per index. Pruning skips locked rows, so the locking order does not matter.
-macro_rules! ended {
-    ($lock:literal) => {
-        concat!(
-            "with revoked as materialized (
-                select * from api_keys where revoked_at < $1 and id <> all($3)
-                order by revoked_at limit $2",
-            $lock,
-            "), expired as materialized (
-                select * from api_keys
-                where expires_at < $1 and (revoked_at is null or revoked_at >= $1)
-                    and id <> all($3)
-                order by expires_at limit $2",
-            $lock,
-            "), ended as materialized (
-                select * from revoked union all select * from expired limit $2
-            )"
-        )
-    };
-}
-
-macro_rules! locked {
-    ($rows:expr) => {
-        concat!(
-            "with locked as materialized (",
-            $rows,
-            ") select ",
-            columns!(),
-            " from locked order by id"
-        )
-    };
-}
-
-const LOCK_CONSUMER: &str = locked!(of_consumer!("", " for no key update"));
-const LOCK_CONSUMER_PREFIX: &str =
-    locked!(of_consumer!(" and key_prefix = $4", " for no key update"));
-const LOCK_PREFIX: &str = locked!(of_prefix!(" for no key update"));
-const LOCK_ENDED: &str = concat!(
-    ended!(" for no key update skip locked"),
-    " select ",
-    columns!(),
-    " from ended order by id"
-);
-
-const SELECT_CONSUMER: &str = concat!("select id from (", of_consumer!("", ""), ") as selected");
-const SELECT_CONSUMER_PREFIX: &str =
-    concat!("select id from (", of_consumer!(" and key_prefix = $4", ""), ") as selected");
-const SELECT_PREFIX: &str = concat!("select id from (", of_prefix!(""), ") as selected");
-const SELECT_ENDED: &str = concat!(ended!(""), " select id from ended");
-
-// Inserted in hash order, so that two imports of the same keys queue up instead of deadlocking.
-const INSERT: &str = "
-insert into api_keys (
-    id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
-    is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, rotated_at, root_id, version, plan
-)
-select
-    id, key_hash, key_prefix, key_last4, consumer_id, name,
-    array(select jsonb_array_elements_text(scopes::jsonb)), rate_limits::jsonb, metadata::jsonb,
-    is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, rotated_at, root_id, version, plan
-from unnest(
-    $1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-    $8::text[], $9::text[], $10::boolean[], $11::timestamptz[], $12::text[], $13::timestamptz[],
-    $14::timestamptz[], $15::timestamptz[], $16::text[], $17::uuid[], $18::timestamptz[],
-    $19::uuid[], $20::bigint[], $21::text[]
-) with ordinality as new (
-    id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
-    is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, rotated_at, root_id, version, plan, place
-)
-order by key_hash, place
-on conflict do nothing
-returning id";
-
-const UPDATE: &str = concat!(
-    "update api_keys set name = $3, scopes = $4, rate_limits = $5::jsonb, metadata = $6::jsonb, \
-     is_active = $7, not_before = $8, expires_at = $9, rotated_at = $10, plan = $11, version = version + 1 \
-     where id = $1 and version = $2 returning ",
-    columns!()
-);
-
-const REVOKE: &str = concat!(
-    "with locked as materialized (
-        select id from api_keys where id = any($1) and revoked_at is null
-        order by id for no key update
-    ), revoked as (
-        update api_keys
-        set revoked_at = clock_timestamp(), revoked_reason = $2, version = version + 1
-        where id = any(array(select id from locked))
-        returning ",
-    columns!(),
-    ")
-    select * from revoked order by id"
-);
-
-// Held until the transaction ends. A hash collision makes another consumer wait.
-const LOCK_COUNT: &str =
-    "select pg_advisory_xact_lock(hashtextextended('api-keys of ' || $1, 7021227462866860403))";
-
-// Each part scans an index range and stops at the limit. A separate statement from the lock, so
-// that it sees what earlier lock holders committed.
-const COUNT: &str = "
-select
-    (select count(*) from (
-        (select 1 from api_keys
-        where consumer_id = $1 and revoked_at is null and expires_at is null limit $3)
-        union all
-        (select 1 from api_keys
-        where (consumer_id, expires_at) > ($1, statement_timestamp())
-            and (consumer_id, expires_at) <= ($1, 'infinity') and revoked_at is null
-        order by consumer_id, expires_at limit $3)
-    ) as live),
-    (select count(*) from (
-        select 1 from api_keys
-        where (consumer_id, id) >= ($1, $2)
-            and (consumer_id, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-        order by consumer_id, id limit $3
-    ) as recent)";
-
-const NTH_ROTATION: &str = "
-select created_at from api_keys where root_id = $1 and rotated_from is not null
-order by created_at desc limit 1 offset $2";
-
-// A trigger deletes their recorded use as well.
-const DELETE: &str = "delete from api_keys where id = any($1)";
-
-const RECORD: &str = "
-insert into api_key_events (action, key_id, consumer_id, actor, origin, reason, changes)
-select action, key_id, consumer_id, actor, origin, reason, changes::jsonb
-from unnest(
-    $1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[]
-) with ordinality as new (action, key_id, consumer_id, actor, origin, reason, changes, place)
-order by place";
-
-const CLAIM: &str = "
-insert into api_key_requests (request, fingerprint, key_id) values ($1, $2, $3)
-on conflict do nothing
-returning true";
-
 /// A conflicting row may be deleted before it is read. The limit ends the loop when a trigger of
 /// the application never keeps rows.
 const CLAIM_ATTEMPTS: usize = 5;
-
-const CLAIMED: &str = "select fingerprint, key_id from api_key_requests where request = $1";
-
-const SWEEP_REQUESTS: &str = "
-delete from api_key_requests where request = any(array(
-    select request from api_key_requests where at < $1
-    order by at limit $2
-    for update skip locked
-))";
-
-// A use written while its key was being deleted is left behind. It is searched for among recently
-// changed keys instead of comparing all uses with all keys.
-const SWEEP_USAGE: &str = "
-delete from api_key_usage where key_id = any(array(
-    select key_id
-    from (select key_id from api_key_changes order by changed_in desc limit 5000) as changed
-    where (select true from api_keys where id = changed.key_id) is null
-        and (select true from api_key_usage as used where used.key_id = changed.key_id)
-    order by key_id
-    limit $1
-))";
 
 impl KeyTransaction for PgTransaction {
     async fn lock(&mut self, ids: &[KeyId]) -> Result<Vec<KeyRecord>, StoreError> {
@@ -442,7 +248,7 @@ impl KeyTransaction for PgTransaction {
         if entries.is_empty() {
             return Ok(());
         }
-        let record = query(RECORD)
+        let record = query(WRITE_AUDIT)
             .bind(column(entries, |entry| entry.action.as_str()))
             .bind(column(entries, |entry| entry.key_id.map(uuid)))
             .bind(column(entries, |entry| entry.consumer_id.clone()))
@@ -508,11 +314,11 @@ impl KeyTransaction for PgTransaction {
         limit: usize,
     ) -> Result<usize, StoreError> {
         let limit = bounded(limit);
-        let requests = query(SWEEP_REQUESTS).bind(Timestamp(micros_up(before)?)).bind(limit);
+        let requests = query(DELETE_REQUESTS).bind(Timestamp(micros_up(before)?)).bind(limit);
         let mut lease = self.take()?;
         let requests = requests.execute(&mut *lease).await.map_err(failed)?.rows_affected();
         let rest = limit.saturating_sub_unsigned(requests);
-        let usage = query(SWEEP_USAGE).bind(rest);
+        let usage = query(DELETE_USAGE).bind(rest);
         let usage = usage.execute(&mut *lease).await.map_err(failed)?.rows_affected();
         self.lease = Some(lease);
         Ok(usize::try_from(requests + usage).unwrap_or(usize::MAX))

@@ -10,7 +10,7 @@ use super::{
     timestamp::Timestamp,
 };
 use crate::{
-    store::{StoreError, Usage, row::micros},
+    store::{StoreError, port::Usage, row::micros},
     trace,
 };
 

@@ -15,13 +15,13 @@ use crate::{
     rate_limit::RateLimits,
     record::{KeyId, KeyRecord},
     store::{
-        Changes, EventPage, EventQuery, KeyPage, KeyQuery, LogPosition, StoreError, StoreErrorKind,
-        Usage,
+        EventPage, EventQuery, KeyPage, KeyQuery, StoreError, StoreErrorKind,
         doctor::{
             Difference, Finding, History, INDEXES_GONE, NO_EFFECT, PATIENCE, Part, Severity,
             TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, database_refusal, differences, made_by,
         },
         migrate::{Applied, SQLITE},
+        port::{Changes, LogPosition, Usage},
         trial::{Rehearse, rehearse},
     },
 };

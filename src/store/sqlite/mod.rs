@@ -38,9 +38,8 @@ use self::{
 };
 use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
-    Usage,
     migrate::{self, Applied, Migration},
-    poll::{ChangeLog, Changes, LogPosition, Replica},
+    port::{ChangeLog, Changes, LogPosition, Replica, Usage},
     row::{self, Polled, answering, json, micros},
 };
 use crate::{

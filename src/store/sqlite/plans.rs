@@ -4,7 +4,8 @@ use super::{READ, SqliteKeyStore, WRITE, error::failed, lease::Lease, record::no
 use crate::{
     rate_limit::{PlanName, RateLimits},
     store::{
-        ManagePlans, StoreError,
+        StoreError,
+        port::ManagePlans,
         row::{self, Plan, json},
     },
 };

@@ -1,3 +1,5 @@
+mod queries;
+
 use std::{fmt, time::SystemTime};
 
 use serde_json::{Value, json as values};
@@ -7,18 +9,23 @@ use sqlx::{
 };
 use tokio::sync::OwnedMutexGuard;
 
+use self::queries::{
+    CLAIM, CLAIMED, COUNT, DELETE, DELETE_REQUESTS, DELETE_USAGE, INSERT, LOCK, LOCK_CONSUMER,
+    LOCK_CONSUMER_PREFIX, LOCK_ENDED, LOCK_PREFIX, MARK, NTH_ROTATION, REVOKE, SELECT_CONSUMER,
+    SELECT_CONSUMER_PREFIX, SELECT_ENDED, SELECT_PREFIX, UNMARK, UPDATE, WRITE_AUDIT,
+};
 use super::{
     error::failed,
     lease::Lease,
     plans,
-    record::{columns, now, read_time, record, records, uuid},
+    record::{read_time, record, records, uuid},
 };
 use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, StoreError,
-        StoreErrorKind,
+        StoreError, StoreErrorKind,
+        port::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction},
         row::{Row, bounded, claimed, counts, ended, json, key_id, micros_up},
     },
 };
@@ -103,179 +110,6 @@ impl fmt::Debug for SqliteTransaction {
         f.debug_struct("SqliteTransaction").field("is_open", &self.open.is_some()).finish()
     }
 }
-
-// The library writes the audit of this transaction. The mark silences the triggers that audit
-// changes made in SQL, and is removed before other connections can see it.
-const MARK: &str = "insert into api_key_audited (transaction_is) values (1)";
-const UNMARK: &str = "delete from api_key_audited";
-
-// Batches are passed as one JSON parameter.
-
-// There is only one writer, so reading is enough to lock.
-const LOCK: &str = concat!(
-    "select ",
-    columns!(),
-    " from api_keys where id in (select unhex(value, '-') from json_each(?1)) order by id"
-);
-
-macro_rules! except {
-    () => {
-        " and id not in (select unhex(value, '-') from json_each(?3))"
-    };
-}
-
-macro_rules! of_consumer {
-    ($and:literal) => {
-        concat!(
-            "from api_keys indexed by api_keys_live_of_consumer
-            where consumer_id = ?1 and revoked_at is null",
-            except!(),
-            $and,
-            " order by id limit ?2"
-        )
-    };
-}
-
-macro_rules! of_prefix {
-    () => {
-        concat!(
-            "from api_keys indexed by api_keys_live_of_prefix
-            where key_prefix = ?1 and revoked_at is null",
-            except!(),
-            " order by id limit ?2"
-        )
-    };
-}
-
-// Two queries, one per index.
-macro_rules! ended {
-    () => {
-        concat!(
-            "select id from (
-                select id from api_keys indexed by api_keys_by_revocation
-                where revoked_at < ?1",
-            except!(),
-            " order by revoked_at limit ?2
-            )
-            union
-            select id from (
-                select id from api_keys indexed by api_keys_by_expiry
-                where expires_at < ?1",
-            except!(),
-            " order by expires_at limit ?2
-            )"
-        )
-    };
-}
-
-const LOCK_CONSUMER: &str = concat!("select ", columns!(), " ", of_consumer!(""));
-const LOCK_CONSUMER_PREFIX: &str =
-    concat!("select ", columns!(), " ", of_consumer!(" and key_prefix = ?4"));
-const LOCK_PREFIX: &str = concat!("select ", columns!(), " ", of_prefix!());
-const LOCK_ENDED: &str = concat!(
-    "select ",
-    columns!(),
-    " from api_keys where id in (",
-    ended!(),
-    ") order by id limit ?2"
-);
-
-const SELECT_CONSUMER: &str = concat!("select id ", of_consumer!(""));
-const SELECT_CONSUMER_PREFIX: &str = concat!("select id ", of_consumer!(" and key_prefix = ?4"));
-const SELECT_PREFIX: &str = concat!("select id ", of_prefix!());
-const SELECT_ENDED: &str = concat!(ended!(), " limit ?2");
-
-// Existing keys are filtered out before triggers run: the triggers would treat inserting an
-// existing key as replacing it.
-const INSERT: &str = "
-insert into api_keys (
-    id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
-    is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, rotated_at, root_id, version, plan
-)
-select
-    unhex(value ->> 0), unhex(value ->> 1), value ->> 2, value ->> 3, value ->> 4, value ->> 5,
-    value ->> 6, value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12,
-    value ->> 13, value ->> 14, value ->> 15, unhex(value ->> 16), value ->> 17,
-    unhex(value ->> 18), value ->> 19, value ->> 20
-from json_each(?1)
-where not exists (select 1 from api_keys where id = unhex(value ->> 0))
-    and not exists (select 1 from api_keys where key_hash = unhex(value ->> 1))
-on conflict do nothing
-returning id";
-
-const UPDATE: &str = concat!(
-    "update api_keys set name = ?3, scopes = ?4, rate_limits = ?5, metadata = ?6, is_active = ?7, \
-     not_before = ?8, expires_at = ?9, rotated_at = ?10, plan = ?11, version = version + 1 \
-     where id = ?1 and version = ?2 returning ",
-    columns!()
-);
-
-const REVOKE: &str = concat!(
-    "update api_keys set revoked_at = ",
-    now!(),
-    ", revoked_reason = ?2, version = version + 1
-    where id in (select unhex(value, '-') from json_each(?1)) and revoked_at is null returning ",
-    columns!()
-);
-
-// Each part scans an index range and stops at the limit.
-const COUNT: &str = concat!(
-    "select
-    (select count(*) from (
-        select 1 from api_keys indexed by api_keys_live_by_expiry
-        where consumer_id = ?1 and revoked_at is null and expires_at is null limit ?3
-    )) + (select count(*) from (
-        select 1 from api_keys indexed by api_keys_live_by_expiry
-        where consumer_id = ?1 and revoked_at is null and expires_at > ",
-    now!(),
-    " limit ?3
-    )),
-    (select count(*) from (
-        select 1 from api_keys indexed by api_keys_of_consumer
-        where consumer_id = ?1 and id >= ?2 limit ?3
-    ))"
-);
-
-const NTH_ROTATION: &str = "
-select created_at from api_keys indexed by api_keys_of_root
-where root_id = ?1 and rotated_from is not null
-order by created_at desc limit 1 offset ?2";
-
-// A trigger deletes their recorded use as well.
-const DELETE: &str =
-    "delete from api_keys where id in (select unhex(value, '-') from json_each(?1))";
-
-const RECORD: &str = "
-insert into api_key_events (action, key_id, consumer_id, actor, origin, reason, changes)
-select
-    value ->> 0, unhex(value ->> 1, '-'), value ->> 2, value ->> 3, value ->> 4, value ->> 5,
-    value ->> 6
-from json_each(?1) order by key";
-
-const CLAIM: &str = "
-insert into api_key_requests (request, fingerprint, key_id) values (?1, ?2, ?3)
-on conflict do nothing
-returning true";
-
-const CLAIMED: &str = "select fingerprint, key_id from api_key_requests where request = ?1";
-
-const SWEEP_REQUESTS: &str = "
-delete from api_key_requests where request in (
-    select request from api_key_requests where at < ?1 order by at limit ?2
-)";
-
-// A trigger deletes uses with their keys, but `insert or replace` deletes a key without firing it.
-// The uses left behind are searched for among recently changed keys instead of comparing all uses
-// with all keys.
-const SWEEP_USAGE: &str = "
-delete from api_key_usage where key_id in (
-    select key_id
-    from (select key_id from api_key_changes order by changed_in desc limit 5000) as changed
-    where not exists (select 1 from api_keys where id = changed.key_id)
-        and exists (select 1 from api_key_usage as used where used.key_id = changed.key_id)
-    limit ?1
-)";
 
 impl KeyTransaction for SqliteTransaction {
     async fn lock(&mut self, ids: &[KeyId]) -> Result<Vec<KeyRecord>, StoreError> {
@@ -398,7 +232,7 @@ impl KeyTransaction for SqliteTransaction {
 
     async fn write_audit(&mut self, entries: &[AuditEntry]) -> Result<(), StoreError> {
         let batch: Vec<_> = entries.iter().map(entry_values).collect();
-        let record = query(RECORD).bind(json(&batch)?);
+        let record = query(WRITE_AUDIT).bind(json(&batch)?);
         let mut open = self.take()?;
         run!(open, record.execute(&mut *open));
         self.open = Some(open);
@@ -450,10 +284,10 @@ impl KeyTransaction for SqliteTransaction {
         limit: usize,
     ) -> Result<usize, StoreError> {
         let limit = bounded(limit);
-        let requests = query(SWEEP_REQUESTS).bind(micros_up(before)?).bind(limit);
+        let requests = query(DELETE_REQUESTS).bind(micros_up(before)?).bind(limit);
         let mut open = self.take()?;
         let requests = run!(open, requests.execute(&mut *open)).rows_affected();
-        let usage = query(SWEEP_USAGE).bind(limit.saturating_sub_unsigned(requests));
+        let usage = query(DELETE_USAGE).bind(limit.saturating_sub_unsigned(requests));
         let usage = run!(open, usage.execute(&mut *open)).rows_affected();
         self.open = Some(open);
         Ok(usize::try_from(requests + usage).unwrap_or(usize::MAX))

@@ -28,7 +28,7 @@ use tower_api_key::{
     key::{KeyFormat, KeyHash},
     manage::{Expiry, Issued, KeyIssuer, NewKey},
     record::KeyRecord,
-    store::{KeyStore, ManageKeys, MemoryKeyStore, StoreError, Usage},
+    store::{KeyStore, ManageKeys, MemoryKeyStore, StoreError, port::Usage},
 };
 
 use crate::raw_store::ByHand as _;

@@ -34,9 +34,9 @@ use tower_api_key::{
     rate_limit::RateLimits,
     record::{KeyId, KeyRecord},
     store::{
-        Change, ChangeFeed, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys,
-        ManagePlans, MemoryKeyStore, MemoryTransaction, Staleness, StoreError, StoreErrorKind,
-        Usage,
+        EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, MemoryKeyStore,
+        MemoryTransaction, StoreError, StoreErrorKind,
+        port::{Change, ChangeFeed, ManagePlans, Staleness, Usage},
     },
 };
 

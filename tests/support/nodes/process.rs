@@ -38,7 +38,10 @@ use tower_api_key::{
     key::KeyHash,
     layer::{UntilKeyEnds, websocket::until_key_ends},
     record::{KeyId, KeyRecord},
-    store::{Change, ChangeFeed, KeyStore, PgChangeFeed, PgKeyStore, Staleness, StoreError, Usage},
+    store::{
+        KeyStore, PgChangeFeed, PgKeyStore, StoreError,
+        port::{Change, ChangeFeed, Staleness, Usage},
+    },
 };
 
 use crate::raw_store::ByHand as _;

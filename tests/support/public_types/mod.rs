@@ -23,11 +23,11 @@ use tower_api_key::{
     key::{AcceptedFormat, Alphabet, ImportedFormat, KeyFormat, KeyHash, RngError},
     layer::{ClientAddress, ConcurrencyLimit, Cost, DrainRejected, RateClass, UntilKeyEnds},
     manage::{Actor, Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
-    rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, Subject},
+    rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, port::Subject},
     record::{KeyAction, KeyId, KeyStatus, Metadata, Scope},
     store::{
         EventQuery, KeyQuery, KeyStore as _, ManageKeys as _, PgKeyStore, PollingChangeFeed,
-        SqliteKeyStore, Usage,
+        SqliteKeyStore, port::Usage,
     },
 };
 

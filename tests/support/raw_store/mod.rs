@@ -4,7 +4,7 @@
 
 use tower_api_key::{
     record::{KeyId, KeyRecord},
-    store::{KeyTransaction as _, ManageKeys, StoreError, StoreErrorKind},
+    store::{ManageKeys, StoreError, StoreErrorKind, port::KeyTransaction as _},
 };
 
 /// One change, in a transaction of its own.

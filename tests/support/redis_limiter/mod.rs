@@ -9,7 +9,8 @@ use std::{
 
 use tokio::runtime::{Builder, Handle};
 use tower_api_key::rate_limit::{
-    Buckets, Check, OutagePolicy, Quota, RateLimiter, RateLimits, RedisRateLimiter, Subject,
+    OutagePolicy, Quota, RateLimiter, RateLimits, RedisRateLimiter,
+    port::{Buckets, Check, Subject},
 };
 
 use crate::servers::redis::Redis;

@@ -27,7 +27,10 @@ use std::{
 };
 
 use proptest::{collection::vec, prelude::*, sample::Index};
-use tower_api_key::rate_limit::{Buckets, CountedPer, Quota, RateLimiter, Subject};
+use tower_api_key::rate_limit::{
+    CountedPer, Quota, RateLimiter,
+    port::{Buckets, Subject},
+};
 
 use super::{
     decided,

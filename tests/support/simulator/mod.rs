@@ -18,7 +18,10 @@ use std::{
     time::Duration,
 };
 
-use tower_api_key::rate_limit::{Algorithm, Check, Decision, Decisions, Quota};
+use tower_api_key::rate_limit::{
+    Algorithm, Decision, Quota,
+    port::{Check, Decisions},
+};
 
 const SLOTS: u128 = 32;
 const LIVE: u128 = SLOTS + 1;

@@ -11,7 +11,8 @@ use std::{
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 use tower_api_key::rate_limit::{
-    Buckets, Decision, Decisions, Quota, RateLimiter, RateLimits, Subject,
+    Decision, Quota, RateLimiter, RateLimits,
+    port::{Buckets, Decisions, Subject},
 };
 
 use super::decided;

@@ -1,8 +1,14 @@
 use std::sync::Arc;
 
-use super::{Debt, Entry, Guard, Inner, MOST_UNUSED, Reliance, Spec, State, States};
+use super::{
+    Inner, MOST_UNUSED, States,
+    entry::{Entry, Guard, Reliance},
+};
 use crate::rate_limit::{
-    local::state::Counter,
+    local::{
+        state::{Counter, Spec, State},
+        window::Debt,
+    },
     measure::{Measure, Rate},
 };
 

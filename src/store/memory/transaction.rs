@@ -1,195 +1,24 @@
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt, mem,
-    ops::Bound,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::{
-    EventPage, EventQuery, IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyPage,
-    KeyQuery, KeyStore, KeyTransaction, ListedKey, ManageKeys, ManagePlans, StoreError,
-    StoreErrorKind, Usage,
-    page::{Filling, event_bytes, key_bytes},
-};
+use super::keys::SharedKeys;
 use crate::{
-    clock::{Clock, SystemClock},
-    key::KeyHash,
     rate_limit::{PlanName, RateLimits},
     record::{AuditEntry, KeyEvent, KeyId, KeyRecord},
+    store::{
+        StoreError, StoreErrorKind,
+        port::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction},
+    },
 };
 
-/// In-memory key store, lost when the process ends. For tests and a few static keys.
-///
-/// Clones share their keys. Transactions are serialised.
-#[derive(Clone)]
-pub struct MemoryKeyStore {
-    keys: Arc<Mutex<Keys>>,
-    writer: Arc<tokio::sync::Mutex<()>>,
-    clock: Arc<dyn Clock>,
-}
-
-#[derive(Default)]
-struct Keys {
-    records: BTreeMap<KeyId, KeyRecord>,
-    ids: HashMap<KeyHash, KeyId>,
-    last_used: HashMap<KeyId, SystemTime>,
-    events: Vec<KeyEvent>,
-    claims: HashMap<[u8; 32], (SystemTime, IdempotencyRecord)>,
-    plans: BTreeMap<String, RateLimits>,
-}
-
-impl Keys {
-    /// `record` as read at `now`.
-    fn read(&self, record: &KeyRecord, now: SystemTime) -> KeyRecord {
-        let plan_limits = record.plan.as_ref().and_then(|plan| self.plans.get(plan)).cloned();
-        KeyRecord { plan_limits, read_at: now, ..record.clone() }
-    }
-}
-
-impl MemoryKeyStore {
-    /// An empty store on the system clock.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::with_clock(SystemClock::new())
-    }
-
-    /// An empty store on the given clock.
-    #[must_use]
-    pub fn with_clock(clock: impl Clock) -> Self {
-        Self { keys: Arc::default(), writer: Arc::default(), clock: Arc::new(clock) }
-    }
-
-    fn keys(&self) -> MutexGuard<'_, Keys> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Default for MemoryKeyStore {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl fmt::Debug for MemoryKeyStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryKeyStore").field("keys", &self.keys().records.len()).finish()
-    }
-}
-
-impl KeyStore for MemoryKeyStore {
-    async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
-        let keys = self.keys();
-        let record = keys.ids.get(hash).and_then(|id| keys.records.get(id));
-        Ok(record.map(|record| keys.read(record, self.clock.now())))
-    }
-
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
-        let mut keys = self.keys();
-        for usage in batch {
-            if keys.records.contains_key(&usage.key_id) {
-                let at = keys.last_used.entry(usage.key_id).or_insert(usage.last_used_at);
-                *at = usage.last_used_at.max(*at);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl ManageKeys for MemoryKeyStore {
-    type Transaction = MemoryTransaction;
-
-    async fn begin(&self) -> Result<MemoryTransaction, StoreError> {
-        let turn = Arc::clone(&self.writer).lock_owned().await;
-        Ok(MemoryTransaction {
-            store: self.clone(),
-            changed: BTreeMap::new(),
-            plans: BTreeMap::new(),
-            entries: Vec::new(),
-            claims: Vec::new(),
-            forgotten: Vec::new(),
-            _turn: turn,
-        })
-    }
-
-    async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
-        let keys = self.keys();
-        Ok(keys.records.get(&id).map(|record| keys.read(record, self.clock.now())))
-    }
-
-    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
-        let keys = self.keys();
-        let now = self.clock.now();
-        let end = query.after.map_or(Bound::Unbounded, Bound::Excluded);
-        let found = (keys.records.range((Bound::Unbounded, end)).rev())
-            .map(|(id, record)| (record, keys.last_used.get(id).copied()))
-            .filter(|(record, last_used_at)| matches(query, record, *last_used_at, now))
-            .map(|(record, last_used_at)| ListedKey::new(keys.read(record, now), last_used_at));
-        let mut filling = Filling::new(query.limit);
-        let listed: Vec<_> =
-            found.take_while(|key| filling.takes(key_bytes(&key.record))).collect();
-        let last = listed.last().map(|key| key.record.id);
-        Ok(KeyPage::new(listed, last.filter(|_| filling.is_full())))
-    }
-
-    async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
-        let keys = self.keys();
-        let found = (keys.events.iter().rev())
-            .filter(|event| query.after.is_none_or(|after| event.id < after))
-            .filter(|event| query.key_id.is_none_or(|id| event.entry.key_id == Some(id)))
-            .filter(|event| {
-                query.consumer_id.is_none() || event.entry.consumer_id == query.consumer_id
-            });
-        let mut filling = Filling::new(query.limit);
-        let events: Vec<_> =
-            found.take_while(|event| filling.takes(event_bytes(event))).cloned().collect();
-        let last = events.last().map(|event| event.id);
-        Ok(EventPage::new(events, last.filter(|_| filling.is_full())))
-    }
-
-    async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
-        Ok(self.keys().last_used.get(&id).copied())
-    }
-}
-
-impl ManagePlans for MemoryKeyStore {
-    async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), StoreError> {
-        let name = PlanName::new(name)?;
-        self.keys().plans.insert(name.as_str().to_owned(), limits.clone());
-        Ok(())
-    }
-
-    async fn remove_plan(&self, name: &str) -> Result<bool, StoreError> {
-        Ok(self.keys().plans.remove(name).is_some())
-    }
-
-    async fn plans(&self) -> Result<Vec<(String, RateLimits)>, StoreError> {
-        let plans = self.keys().plans.clone();
-        Ok(plans.into_iter().collect())
-    }
-}
-
-fn matches(
-    query: &KeyQuery,
-    record: &KeyRecord,
-    last_used_at: Option<SystemTime>,
-    now: SystemTime,
-) -> bool {
-    let is_before = |at: SystemTime, end: Option<SystemTime>| end.is_none_or(|end| at < end);
-    query.consumer_id.as_ref().is_none_or(|consumer| record.consumer_id == *consumer)
-        && query.key_prefix.as_ref().is_none_or(|prefix| record.key_prefix == *prefix)
-        && query.scope.as_ref().is_none_or(|scope| record.scopes.contains(scope.as_str()))
-        && query.status.is_none_or(|status| record.status(now) == status)
-        && query.expires_before.is_none_or(|end| record.expires_at.is_some_and(|at| at < end))
-        && is_before(record.created_at, query.unused_since)
-        && last_used_at.is_none_or(|at| is_before(at, query.unused_since))
-}
-
-/// A transaction of [`MemoryKeyStore`].
+/// A transaction of [`MemoryKeyStore`](super::MemoryKeyStore).
 pub struct MemoryTransaction {
-    store: MemoryKeyStore,
+    store: SharedKeys,
     /// `None` marks a deleted key.
     changed: BTreeMap<KeyId, Option<KeyRecord>>,
     /// `None` marks a removed plan.
@@ -201,8 +30,20 @@ pub struct MemoryTransaction {
 }
 
 impl MemoryTransaction {
+    pub(super) fn new(store: SharedKeys, turn: OwnedMutexGuard<()>) -> Self {
+        Self {
+            store,
+            changed: BTreeMap::new(),
+            plans: BTreeMap::new(),
+            entries: Vec::new(),
+            claims: Vec::new(),
+            forgotten: Vec::new(),
+            _turn: turn,
+        }
+    }
+
     fn get(&self, id: KeyId) -> Option<KeyRecord> {
-        let keys = self.store.keys();
+        let keys = self.store.lock();
         let record = match self.changed.get(&id) {
             Some(changed) => changed.as_ref(),
             None => keys.records.get(&id),
@@ -212,7 +53,7 @@ impl MemoryTransaction {
 
     /// The plan's limits, as JSON.
     fn plan(&self, name: &str) -> Result<Option<String>, StoreError> {
-        let keys = self.store.keys();
+        let keys = self.store.lock();
         let limits = match self.plans.get(name) {
             Some(changed) => changed.as_ref(),
             None => keys.plans.get(name),
@@ -226,11 +67,11 @@ impl MemoryTransaction {
     }
 
     fn ids(&self) -> BTreeSet<KeyId> {
-        self.store.keys().records.keys().chain(self.changed.keys()).copied().collect()
+        self.store.lock().records.keys().chain(self.changed.keys()).copied().collect()
     }
 
     fn is_known(&self, record: &KeyRecord) -> bool {
-        let by_hash = self.store.keys().ids.get(&record.key_hash).copied();
+        let by_hash = self.store.lock().ids.get(&record.key_hash).copied();
         let mut changed = self.changed.values().flatten();
         self.get(record.id).is_some()
             || by_hash.is_some_and(|id| self.get(id).is_some())
@@ -389,7 +230,7 @@ impl KeyTransaction for MemoryTransaction {
         &mut self,
         claim: &IdempotencyRecord,
     ) -> Result<Option<IdempotencyRecord>, StoreError> {
-        let earlier = self.store.keys().claims.get(&claim.request).map(|(_, claim)| *claim);
+        let earlier = self.store.lock().claims.get(&claim.request).map(|(_, claim)| *claim);
         if earlier.is_none() {
             self.claims.push(*claim);
         }
@@ -401,7 +242,7 @@ impl KeyTransaction for MemoryTransaction {
         before: SystemTime,
         limit: usize,
     ) -> Result<usize, StoreError> {
-        let keys = self.store.keys();
+        let keys = self.store.lock();
         let old =
             keys.claims.iter().filter(|(_, (at, _))| *at < before).map(|(request, _)| *request);
         self.forgotten = old.take(limit).collect();
@@ -410,7 +251,7 @@ impl KeyTransaction for MemoryTransaction {
 
     async fn commit(mut self) -> Result<(), StoreError> {
         let now = self.store.clock.now();
-        let mut guard = self.store.keys();
+        let mut guard = self.store.lock();
         let keys = &mut *guard;
         for (id, record) in mem::take(&mut self.changed) {
             if let Some(old) = keys.records.remove(&id) {

@@ -1,7 +1,6 @@
 use std::{future::Future, time::Duration};
 
-use super::StoreError;
-use crate::record::KeyId;
+use crate::{record::KeyId, store::StoreError};
 
 /// Reports changes in the store, whether another node, another program or a person at the database
 /// prompt made them.

@@ -2,7 +2,7 @@
 /// evictions, refreshes, rotations and restarts.
 ///
 /// ```
-/// use tower_api_key::rate_limit::Subject;
+/// use tower_api_key::rate_limit::port::Subject;
 ///
 /// let key = Subject::of_key("acme", 0x0198_c0de);
 /// let searches = key.in_class("search");
@@ -29,7 +29,7 @@ impl<'a> Subject<'a> {
         Self { class: Some(class), ..self }
     }
 
-    /// The consumer of the key. Its keys share their [per-consumer](super::Quota::per_consumer)
+    /// The consumer of the key. Its keys share their [per-consumer](crate::rate_limit::Quota::per_consumer)
     /// quotas.
     #[must_use]
     pub const fn consumer(&self) -> &'a str {

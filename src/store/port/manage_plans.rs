@@ -1,7 +1,8 @@
 use std::future::Future;
 
-use super::{StoreError, StoreErrorKind};
-use crate::rate_limit::{InvalidPlanName, RateLimits};
+#[cfg(doc)]
+use crate::store::StoreErrorKind;
+use crate::{rate_limit::RateLimits, store::StoreError};
 
 /// Stores plans: named limits that keys refer to.
 ///
@@ -34,10 +35,4 @@ pub trait ManagePlans: Send + Sync + 'static {
     ///
     /// When the store cannot answer.
     fn plans(&self) -> impl Future<Output = Result<Vec<(String, RateLimits)>, StoreError>> + Send;
-}
-
-impl From<InvalidPlanName> for StoreError {
-    fn from(error: InvalidPlanName) -> Self {
-        Self::new(StoreErrorKind::Other).because(error)
-    }
 }

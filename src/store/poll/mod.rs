@@ -1,137 +1,24 @@
-use std::{
-    collections::{HashMap, VecDeque},
-    fmt,
-    future::Future,
-    time::Duration,
-};
+//! The change feed that polls a change log.
+
+mod position;
+mod progress;
+
+use std::{fmt, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Change, ChangeFeed, Staleness, StoreError, StoreErrorKind};
-use crate::record::KeyId;
-
-/// A change log that can be polled, for stores that cannot send notifications.
-///
-/// `PgKeyStore` and `SqliteKeyStore` implement it; [`PollingChangeFeed`] polls it.
-pub trait ChangeLog: Send + Sync + 'static {
-    /// Returns the keys changed since `horizon`, and the horizon for the next call.
-    ///
-    /// Every change committed after a horizon was read is returned by later calls with that
-    /// horizon, as long as it is the last change of its key. Changes committed earlier may be
-    /// returned as well; a call without a horizon returns only such changes.
-    ///
-    /// The future may be dropped at any time.
-    ///
-    /// # Errors
-    ///
-    /// When the log cannot be read.
-    fn changes_since(
-        &self,
-        horizon: Option<LogPosition>,
-    ) -> impl Future<Output = Result<Changes, StoreError>> + Send;
-
-    /// The log's current write position, if it is not a replica. Everything committed before is
-    /// below it.
-    ///
-    /// The future may be dropped at any time.
-    ///
-    /// # Errors
-    ///
-    /// When the log has no positions, which is the default; when it cannot be read; or when it is a
-    /// replica.
-    fn end(&self) -> impl Future<Output = Result<u64, StoreError>> + Send {
-        let problem = "this change log has no positions";
-        async move { Err(StoreError::new(StoreErrorKind::Other).because(problem)) }
-    }
-}
-
-/// The result of polling a [`ChangeLog`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Changes {
-    /// The horizon for the next poll.
-    pub horizon: LogPosition,
-    /// The last change of each changed key.
-    pub keys: Vec<ChangedKey>,
-    /// A replica's progress; `None` if the log was read directly.
-    pub replica: Option<Replica>,
-}
-
-/// A replica's progress.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Replica {
-    /// The position up to which it has applied the log.
-    pub applied: u64,
-    /// The log's end as far as the replica knows; `None` while it is disconnected from its source.
-    pub known: Option<u64>,
-    /// Time since the last applied change was committed, measured by two clocks that may differ;
-    /// `None` if unknown.
-    pub age: Option<Duration>,
-}
-
-impl Replica {
-    /// A replica that has applied the log up to `applied`, out of `known`.
-    #[must_use]
-    pub const fn new(applied: u64, known: Option<u64>, age: Option<Duration>) -> Self {
-        Self { applied, known, age }
-    }
-}
-
-impl Changes {
-    /// No changes up to `horizon`.
-    #[must_use]
-    pub const fn new(horizon: LogPosition) -> Self {
-        Self { horizon, keys: Vec::new(), replica: None }
-    }
-}
-
-/// A read position in a [`ChangeLog`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LogPosition {
-    /// All transactions with lower numbers had ended. Never decreases.
-    pub from: u64,
-    /// Identifies a run of a server: differs between servers, and changes with a restart or crash,
-    /// because transaction numbers of one run mean nothing to another. 0 if there is no server.
-    pub server: i64,
-}
-
-impl LogPosition {
-    /// All transactions of `server` below `from` have ended.
-    #[must_use]
-    pub const fn new(from: u64, server: i64) -> Self {
-        Self { from, server }
-    }
-}
-
-/// The last change of a key. No two changes of a key are equal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct ChangedKey {
-    /// The changed key. The all-zero id means every key.
-    pub key_id: KeyId,
-    /// The transaction that inserted the key or gave it a new hash; 0 if unknown.
-    pub created_in: u64,
-    /// The transaction that last changed or deleted the key.
-    pub changed_in: u64,
-}
-
-impl ChangedKey {
-    /// `key_id` was last changed in `changed_in`.
-    #[must_use]
-    pub const fn new(key_id: KeyId, created_in: u64, changed_in: u64) -> Self {
-        Self { key_id, created_in, changed_in }
-    }
-}
-
-const EVERY_KEY: KeyId = KeyId::from_bytes([0; 16]);
+use self::{
+    position::{Position, lost},
+    progress::Progress,
+};
+use super::{
+    StoreError, StoreErrorKind,
+    port::{Change, ChangeFeed, ChangeLog, Changes, LogPosition, Staleness},
+};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
-/// With more changes than this, confirming every key is cheaper than processing each one.
-const MOST_UNTOLD: usize = 10_000;
 /// Deadline of one poll. Without it, a network that drops packets would block the poll for a
 /// quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -140,8 +27,6 @@ const PRIMARY_DEADLINE: Duration = Duration::from_secs(1);
 const MAX_LAG: Duration = Duration::from_secs(5);
 const MIN_MAX_LAG: Duration = Duration::from_millis(100);
 const MAX_MAX_LAG: Duration = Duration::from_secs(300);
-/// Maximum number of positions remembered until a replica has applied them.
-const MOST_MARKS: usize = 64;
 
 /// Polls a store for changes: for PostgreSQL behind PgBouncer in transaction mode, for standbys,
 /// and for SQLite files shared by several processes.
@@ -321,76 +206,6 @@ impl<L: ChangeLog> ChangeFeed for PollingChangeFeed<L> {
     }
 }
 
-/// An instant that may be earlier than `Instant` can represent.
-#[derive(Clone, Copy)]
-struct Past {
-    at: Instant,
-    before: Duration,
-}
-
-impl Past {
-    fn age(&self) -> Duration {
-        self.at.elapsed().saturating_add(self.before)
-    }
-}
-
-/// How far a replica is behind, by our own clock. Each end position of the log is stored with the
-/// time it was read; once the replica has applied that position, its data is at least as new as
-/// that time.
-struct Progress {
-    server: i64,
-    is_replica: bool,
-    /// Everything committed before this has been applied.
-    current: Past,
-    /// Later end positions that have not been applied yet. `None` if the position was unavailable.
-    ahead: VecDeque<(Past, Option<u64>)>,
-    /// Whether the first of these has been unapplied for too long.
-    is_too_late: bool,
-}
-
-impl Progress {
-    /// Before the first poll, the age is only known from the replica's clocks.
-    fn begin(asked: Instant, changes: &Changes, end: Option<u64>) -> Self {
-        let mut current = Past { at: asked, before: Duration::ZERO };
-        let mut ahead = VecDeque::new();
-        if let Some(replica) = changes.replica
-            && end.is_none_or(|end| end > replica.applied)
-        {
-            current.before = replica.age.unwrap_or(Duration::MAX);
-            ahead.push_back((current, end));
-        }
-        let server = changes.horizon.server;
-        Self { server, is_replica: false, current, ahead, is_too_late: false }
-    }
-
-    fn go_on(
-        mut self,
-        asked: Instant,
-        replica: Option<Replica>,
-        end: Option<u64>,
-        max_lag: Duration,
-    ) -> Self {
-        self.is_replica = replica.is_some();
-        if self.ahead.len() >= MOST_MARKS {
-            self.ahead.pop_back();
-        }
-        let now = Past { at: asked, before: Duration::ZERO };
-        self.ahead.push_back((now, end));
-        let is_applied = |(_, end): &(Past, Option<u64>)| match (replica, end) {
-            (None, _) => true,
-            (Some(replica), Some(end)) => *end <= replica.applied,
-            (Some(_), None) => false,
-        };
-        if let Some(last) = self.ahead.iter().rposition(is_applied)
-            && let Some((mark, _)) = self.ahead.drain(..=last).next_back()
-        {
-            self.current = mark;
-        }
-        self.is_too_late = self.ahead.front().is_some_and(|(mark, _)| mark.age() > max_lag);
-        self
-    }
-}
-
 impl<L> fmt::Debug for PollingChangeFeed<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PollingChangeFeed")
@@ -399,55 +214,4 @@ impl<L> fmt::Debug for PollingChangeFeed<L> {
             .field("connected", &self.position.is_some())
             .finish_non_exhaustive()
     }
-}
-
-/// Read position in a log.
-struct Position {
-    horizon: LogPosition,
-    /// The last changes already taken from beyond the horizon, which later polls return again.
-    taken: HashMap<KeyId, ChangedKey>,
-    untold: VecDeque<Change>,
-}
-
-impl Position {
-    fn after(Changes { horizon, keys, .. }: Changes) -> Self {
-        let taken = keys.into_iter().map(|key| (key.key_id, key)).collect();
-        Self { horizon, taken, untold: VecDeque::new() }
-    }
-
-    fn advance(&mut self, Changes { horizon, keys, .. }: Changes) -> Result<(), StoreError> {
-        if horizon.server != self.horizon.server {
-            return Err(lost("answered by another server, or by the same one after a restart"));
-        }
-        if horizon.from < self.horizon.from {
-            return Err(lost("the change log went backwards"));
-        }
-        for key in keys {
-            let before = self.taken.insert(key.key_id, key);
-            if before != Some(key) {
-                self.take(key, before);
-            }
-        }
-        self.taken.retain(|_, key| key.created_in.max(key.changed_in) >= horizon.from);
-        if self.untold.len() > MOST_UNTOLD {
-            self.untold = VecDeque::from([Change::Everything]);
-        }
-        self.horizon = horizon;
-        Ok(())
-    }
-
-    fn take(&mut self, key: ChangedKey, before: Option<ChangedKey>) {
-        if key.key_id == EVERY_KEY {
-            return self.untold.push_back(Change::Everything);
-        }
-        self.untold.push_back(Change::Changed(key.key_id));
-        let was_taken = before.is_some_and(|before| before.created_in == key.created_in);
-        if key.created_in >= self.horizon.from && !was_taken {
-            self.untold.push_back(Change::Created(key.key_id));
-        }
-    }
-}
-
-fn lost(problem: &'static str) -> StoreError {
-    StoreError::new(StoreErrorKind::Unavailable).because(problem)
 }

@@ -1,0 +1,76 @@
+//! What the requests and the worker of an authenticator share.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Event,
+    cache::{CachePolicy, Entry, KeyCache, LimitResolver},
+    clock_check::ClockCheck,
+    health::FeedState,
+    lookup::{DynStore, Lookup},
+    observe::PanicSafeObserver,
+    throttle::Rate,
+};
+use crate::{clock::Clock, record::KeyStatus, trace};
+
+/// The cache, the look-ups that fill it, and what both need.
+pub(super) struct Core {
+    pub(super) store: Arc<dyn DynStore>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) clock_check: ClockCheck,
+    observer: PanicSafeObserver,
+    pub(super) limits: LimitResolver,
+    pub(super) cache: KeyCache,
+    pub(super) feed: FeedState,
+    pub(super) lookup: Lookup,
+}
+
+impl Core {
+    pub(super) fn new(
+        store: Arc<dyn DynStore>,
+        limits: LimitResolver,
+        observer: PanicSafeObserver,
+        policy: CachePolicy,
+        failures: Rate,
+    ) -> Self {
+        Self {
+            store,
+            clock: Arc::clone(&limits.meters.clock),
+            clock_check: ClockCheck::default(),
+            observer,
+            limits,
+            feed: FeedState::default(),
+            lookup: Lookup::new(&policy, failures),
+            cache: KeyCache::new(policy),
+        }
+    }
+
+    /// The status of the key at `now` of the monotonic clock, corrected by the time that this clock
+    /// missed.
+    pub(super) fn status(&self, entry: &Entry, now: Duration) -> KeyStatus {
+        match self.missed_since(entry) {
+            Duration::ZERO => entry.status(now),
+            missed => entry.status_after_gap(now, missed),
+        }
+    }
+
+    /// The time that the monotonic clock has missed since the key was loaded.
+    pub(super) fn missed_since(&self, entry: &Entry) -> Duration {
+        Duration::from_nanos(self.clock_check.missed().saturating_sub(entry.ext.missed))
+    }
+
+    /// If the wall clock ran ahead of the monotonic clock, cached keys may have expired meanwhile;
+    /// they must all be confirmed.
+    pub(super) fn check_clocks(&self) {
+        if let Some(ahead) = self.clock_check.check(&*self.clock) {
+            trace::warn!(?ahead, "wall clock ran ahead of the monotonic one; cached keys expired");
+            self.expire_all();
+            self.observe(&Event::ClockGap { ahead });
+        }
+    }
+
+    /// Reports an event to the observer.
+    pub(super) fn observe(&self, event: &Event<'_>) {
+        self.observer.observe(event);
+    }
+}

@@ -1,0 +1,128 @@
+//! What look-ups share: the loads in progress, and what bounds them.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, watch};
+
+use super::{
+    corrupt_keys::CorruptKeys, id_index::IdIndex, revoked_keys::RevokedKeys,
+    single_flight::InFlightLoads,
+};
+use crate::{
+    auth::{
+        Rejection,
+        cache::{CachePolicy, Entry, Interner},
+        throttle::{LookupClass, Rate, UnknownKeyLimiter},
+    },
+    circuit_breaker::{BreakerConfig, CircuitBreaker},
+    key::KeyHash,
+    record::{KeyId, Scopes},
+    trace,
+};
+
+/// The circuit breaker of the store. A recovered store must be noticed well within a second.
+const BREAKER: BreakerConfig = BreakerConfig {
+    threshold: 5,
+    cool_down: Duration::from_millis(250),
+    failures_postpone_probe: true,
+};
+
+/// The key's entry, `None` if the key does not exist, or why that is unknown.
+pub(super) type Outcome = Result<Option<Arc<Entry>>, Rejection>;
+
+/// The result of a load.
+#[derive(Clone)]
+pub(super) struct LoadResult {
+    pub(super) outcome: Outcome,
+    /// The key changed since the load started, perhaps before some requests joined.
+    pub(super) is_superseded: bool,
+}
+
+type Permit<'a> = (Option<SemaphorePermit<'a>>, SemaphorePermit<'a>);
+
+/// The look-ups of an authenticator.
+pub(in crate::auth) struct Lookup {
+    pub(super) scopes: Interner<Scopes>,
+    pub(super) breaker: CircuitBreaker,
+    pub(super) errors: trace::ErrorLog,
+    pub(super) corrupt: CorruptKeys,
+    state: Mutex<LoadState>,
+    permits: Semaphore,
+    /// For look-ups of streams, beside `permits`.
+    pub(super) watchers: Semaphore,
+    streams: AtomicU64,
+    pub(in crate::auth) unknown_keys: UnknownKeyLimiter,
+    pub(super) max_in_flight: usize,
+    pub(super) deadline: Duration,
+}
+
+/// Held while a result is cached and while one is invalidated, which orders the two.
+#[derive(Default)]
+pub(super) struct LoadState {
+    pub(super) in_flight: InFlightLoads<LoadResult>,
+    pub(super) ids: IdIndex,
+    /// Keys that were cached until they changed, so the limits on unknown keys do not apply.
+    pub(super) recently_known: HashSet<KeyHash>,
+    pub(super) revoked: RevokedKeys,
+}
+
+/// How many loads may queue per permit. Beyond that, a permit would not come in time.
+const QUEUE_PER_PERMIT: usize = 64;
+
+impl Lookup {
+    pub(in crate::auth) fn new(policy: &CachePolicy, failures: Rate) -> Self {
+        Self {
+            scopes: Interner::new(),
+            breaker: CircuitBreaker::new(BREAKER),
+            errors: trace::ErrorLog::default(),
+            corrupt: CorruptKeys::default(),
+            state: Mutex::default(),
+            permits: Semaphore::new(policy.max_loads),
+            watchers: Semaphore::new((policy.max_loads / 4).max(1)),
+            streams: AtomicU64::new(0),
+            unknown_keys: UnknownKeyLimiter::new(policy, failures),
+            max_in_flight: policy.max_loads.saturating_mul(QUEUE_PER_PERMIT),
+            deadline: policy.load_deadline,
+        }
+    }
+
+    /// Whether the store is up; `None` if it has never answered.
+    pub(in crate::auth) fn is_store_up(&self) -> Option<bool> {
+        self.breaker.is_up()
+    }
+
+    /// Acquires the permits that a query holds.
+    pub(super) async fn permit(&self, class: LookupClass) -> Result<Permit<'_>, AcquireError> {
+        let for_unknown = match class {
+            LookupClass::Known | LookupClass::Retrying(_) => None,
+            LookupClass::Unknown(_) => Some(self.unknown_keys.permits.acquire().await?),
+        };
+        Ok((for_unknown, self.permits.acquire().await?))
+    }
+
+    /// Subscribes to changes of the key.
+    pub(super) fn watch(&self, id: KeyId, hash: KeyHash) -> watch::Receiver<u64> {
+        self.state().ids.watch(id, hash)
+    }
+
+    /// A number for another stream that waits for the end of a key.
+    pub(super) fn next_stream(&self) -> u64 {
+        self.streams.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, LoadState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guard of the state, unless another holds it.
+    pub(super) fn try_state(&self) -> Option<MutexGuard<'_, LoadState>> {
+        self.state.try_lock().ok()
+    }
+}

@@ -1,0 +1,157 @@
+//! Keys in memory.
+
+mod keys;
+mod transaction;
+
+use std::{fmt, ops::Bound, sync::Arc, time::SystemTime};
+
+use tokio::sync::Mutex;
+
+use self::keys::SharedKeys;
+pub use self::transaction::MemoryTransaction;
+use super::{
+    EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ListedKey, ManageKeys, StoreError,
+    page::{Filling, event_bytes, key_bytes},
+    port::{ManagePlans, Usage},
+};
+use crate::{
+    clock::{Clock, SystemClock},
+    key::KeyHash,
+    rate_limit::{PlanName, RateLimits},
+    record::{KeyId, KeyRecord},
+};
+
+/// In-memory key store, lost when the process ends. For tests and a few static keys.
+///
+/// Clones share their keys. Transactions are serialised.
+#[derive(Clone)]
+pub struct MemoryKeyStore {
+    keys: SharedKeys,
+    writer: Arc<Mutex<()>>,
+}
+
+impl MemoryKeyStore {
+    /// An empty store on the system clock.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_clock(SystemClock::new())
+    }
+
+    /// An empty store on the given clock.
+    #[must_use]
+    pub fn with_clock(clock: impl Clock) -> Self {
+        Self { keys: SharedKeys::new(clock), writer: Arc::default() }
+    }
+}
+
+impl Default for MemoryKeyStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryKeyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryKeyStore").field("keys", &self.keys.lock().records.len()).finish()
+    }
+}
+
+impl KeyStore for MemoryKeyStore {
+    async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        let keys = self.keys.lock();
+        let record = keys.ids.get(hash).and_then(|id| keys.records.get(id));
+        Ok(record.map(|record| keys.read(record, self.keys.clock.now())))
+    }
+
+    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+        let mut keys = self.keys.lock();
+        for usage in batch {
+            if keys.records.contains_key(&usage.key_id) {
+                let at = keys.last_used.entry(usage.key_id).or_insert(usage.last_used_at);
+                *at = usage.last_used_at.max(*at);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ManageKeys for MemoryKeyStore {
+    type Transaction = MemoryTransaction;
+
+    async fn begin(&self) -> Result<MemoryTransaction, StoreError> {
+        let turn = Arc::clone(&self.writer).lock_owned().await;
+        Ok(MemoryTransaction::new(self.keys.clone(), turn))
+    }
+
+    async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
+        let keys = self.keys.lock();
+        Ok(keys.records.get(&id).map(|record| keys.read(record, self.keys.clock.now())))
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        let keys = self.keys.lock();
+        let now = self.keys.clock.now();
+        let end = query.after.map_or(Bound::Unbounded, Bound::Excluded);
+        let found = (keys.records.range((Bound::Unbounded, end)).rev())
+            .map(|(id, record)| (record, keys.last_used.get(id).copied()))
+            .filter(|(record, last_used_at)| matches(query, record, *last_used_at, now))
+            .map(|(record, last_used_at)| ListedKey::new(keys.read(record, now), last_used_at));
+        let mut filling = Filling::new(query.limit);
+        let listed: Vec<_> =
+            found.take_while(|key| filling.takes(key_bytes(&key.record))).collect();
+        let last = listed.last().map(|key| key.record.id);
+        Ok(KeyPage::new(listed, last.filter(|_| filling.is_full())))
+    }
+
+    async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
+        let keys = self.keys.lock();
+        let found = (keys.events.iter().rev())
+            .filter(|event| query.after.is_none_or(|after| event.id < after))
+            .filter(|event| query.key_id.is_none_or(|id| event.entry.key_id == Some(id)))
+            .filter(|event| {
+                query.consumer_id.is_none() || event.entry.consumer_id == query.consumer_id
+            });
+        let mut filling = Filling::new(query.limit);
+        let events: Vec<_> =
+            found.take_while(|event| filling.takes(event_bytes(event))).cloned().collect();
+        let last = events.last().map(|event| event.id);
+        Ok(EventPage::new(events, last.filter(|_| filling.is_full())))
+    }
+
+    async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
+        Ok(self.keys.lock().last_used.get(&id).copied())
+    }
+}
+
+impl ManagePlans for MemoryKeyStore {
+    async fn set_plan(&self, name: &str, limits: &RateLimits) -> Result<(), StoreError> {
+        let name = PlanName::new(name)?;
+        self.keys.lock().plans.insert(name.as_str().to_owned(), limits.clone());
+        Ok(())
+    }
+
+    async fn remove_plan(&self, name: &str) -> Result<bool, StoreError> {
+        Ok(self.keys.lock().plans.remove(name).is_some())
+    }
+
+    async fn plans(&self) -> Result<Vec<(String, RateLimits)>, StoreError> {
+        let plans = self.keys.lock().plans.clone();
+        Ok(plans.into_iter().collect())
+    }
+}
+
+fn matches(
+    query: &KeyQuery,
+    record: &KeyRecord,
+    last_used_at: Option<SystemTime>,
+    now: SystemTime,
+) -> bool {
+    let is_before = |at: SystemTime, end: Option<SystemTime>| end.is_none_or(|end| at < end);
+    query.consumer_id.as_ref().is_none_or(|consumer| record.consumer_id == *consumer)
+        && query.key_prefix.as_ref().is_none_or(|prefix| record.key_prefix == *prefix)
+        && query.scope.as_ref().is_none_or(|scope| record.scopes.contains(scope.as_str()))
+        && query.status.is_none_or(|status| record.status(now) == status)
+        && query.expires_before.is_none_or(|end| record.expires_at.is_some_and(|at| at < end))
+        && is_before(record.created_at, query.unused_since)
+        && last_used_at.is_none_or(|at| is_before(at, query.unused_since))
+}

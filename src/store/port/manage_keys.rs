@@ -1,0 +1,60 @@
+use std::{future::Future, time::SystemTime};
+
+use super::{KeyTransaction, ManagePlans, key_store::KeyStore};
+use crate::{
+    record::{KeyId, KeyRecord},
+    store::{EventPage, EventQuery, KeyPage, KeyQuery, StoreError},
+};
+
+/// Lists keys, and changes them in transactions.
+///
+/// Not used on the request path. [`KeyIssuer`](crate::manage::KeyIssuer) builds on it and
+/// implements the rules; a store only has to keep the guarantees documented here.
+pub trait ManageKeys: KeyStore + ManagePlans {
+    /// The type of transaction that [`begin`](Self::begin) starts.
+    type Transaction: KeyTransaction;
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn begin(&self) -> impl Future<Output = Result<Self::Transaction, StoreError>> + Send;
+
+    /// The record of the key with this id.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot answer.
+    fn get(&self, id: KeyId) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send;
+
+    /// A page of keys, newest first.
+    ///
+    /// It ends before the key that would make it larger than 1 MiB, which bounds memory regardless
+    /// of what is stored with keys. Rows that cannot be parsed are in [`KeyPage::invalid`].
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot answer.
+    fn list(&self, query: &KeyQuery) -> impl Future<Output = Result<KeyPage, StoreError>> + Send;
+
+    /// A page of the audit, newest first. Bounded like a page of [keys](Self::list).
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot answer.
+    fn events(
+        &self,
+        query: &EventQuery,
+    ) -> impl Future<Output = Result<EventPage, StoreError>> + Send;
+
+    /// When the key was last used, as far as recorded.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot answer.
+    fn last_used_at(
+        &self,
+        id: KeyId,
+    ) -> impl Future<Output = Result<Option<SystemTime>, StoreError>> + Send;
+}

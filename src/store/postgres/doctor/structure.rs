@@ -1,0 +1,112 @@
+//! The structure: the migration history, and the tables compared with it.
+
+use sqlx::{Connection as _, PgConnection, query_as, raw_sql};
+
+use super::search_path::{HISTORY, Place};
+use crate::store::{
+    doctor::{
+        Difference, Finding, History, INDEXES_GONE, Part, Severity, TABLES_DIFFER, TRIGGERS_GONE,
+        differences,
+    },
+    migrate::{Applied, POSTGRES},
+    postgres::schema::Schema,
+};
+
+pub(super) async fn history(
+    connection: &mut PgConnection,
+    place: &Place,
+    findings: &mut Vec<Finding>,
+) -> sqlx::Result<History> {
+    let mut applied: Vec<Applied> = Vec::new();
+    if place.tables.iter().any(|table| table.is_visible && table.name == HISTORY) {
+        let schema = place.schema().and_then(|schema| Schema::new(schema).ok());
+        let asked = "select version, checksum from {schema}._api_key_migrations";
+        let Some(asked) = schema.map(|schema| schema.fill(asked)) else {
+            return Ok(History::Missing);
+        };
+        match query_as(asked).fetch_all(&mut *connection).await {
+            Ok(rows) => applied = rows,
+            Err(error) if error.as_database_error().is_some() => {
+                let detail = format!("the migration history is not readable: {error}");
+                let advice = format!("grant select on {HISTORY} to {}", place.role);
+                findings.push(Finding::warning("schema", detail, advice));
+                return Ok(History::Foreign);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let (history, finding) = History::of(POSTGRES, &applied, place.has_keys());
+    findings.push(finding);
+    Ok(history)
+}
+
+/// Compares the tables and their triggers, indexes and functions with those of the migrations.
+///
+/// The expected parts were read from a database, and a test checks them against the migrations:
+/// most roles may not create a schema to compare with.
+pub(super) async fn structure(
+    connection: &mut PgConnection,
+    schema: &str,
+    history: History,
+    findings: &mut Vec<Finding>,
+) -> sqlx::Result<Vec<Difference>> {
+    let rows = match parts(connection, schema).await {
+        Ok(rows) => rows,
+        Err(error) if error.as_database_error().is_some() => {
+            let detail = format!("the tables could not be compared with the migrations: {error}");
+            let advice = "another session keeps rows or tables locked: see `pg_locks` and \
+                `pg_stat_activity`";
+            findings.push(Finding::warning("tables", detail, advice));
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(error),
+    };
+    let part = |(kind, relation, name, definition)| Part { kind, relation, name, definition };
+    let found: Vec<_> = rows.into_iter().map(part).collect();
+    let mut expected = expected();
+    if history == History::Foreign {
+        // Reported by another finding.
+        expected.retain(|part| part.relation != HISTORY);
+    }
+    let mut differences = differences(&expected, &found);
+    if history == History::Newer {
+        // A newer release may have replaced it.
+        differences.iter_mut().for_each(|it| it.severity = Severity::Warning);
+    }
+    for (check, kinds, advice) in [
+        ("tables", ["column", "constraint"].as_slice(), TABLES_DIFFER),
+        ("triggers", &["trigger"], TRIGGERS_GONE),
+        ("functions", &["function"], TRIGGERS_GONE),
+        ("indexes", &["index"], INDEXES_GONE),
+    ] {
+        findings.push(Finding::of_parts(check, kinds, &expected, &differences, advice));
+    }
+    Ok(differences)
+}
+
+type Parts = Vec<(String, String, String, String)>;
+
+async fn parts(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Parts> {
+    let mut transaction = connection.begin().await?;
+    // Reading definitions takes locks, too.
+    let settings = "set local search_path = pg_catalog; set local lock_timeout = '2s'";
+    raw_sql(settings).execute(&mut *transaction).await?;
+    let parts = query_as(include_str!("../catalog.sql")).bind(schema);
+    let parts = parts.fetch_all(&mut *transaction).await?;
+    transaction.rollback().await?;
+    Ok(parts)
+}
+
+/// The parts that the migrations create.
+fn expected() -> Vec<Part> {
+    let part = |line: &str| {
+        let mut fields = line.splitn(4, '\t').map(str::to_owned);
+        Some(Part {
+            kind: fields.next()?,
+            relation: fields.next()?,
+            name: fields.next()?,
+            definition: fields.next()?,
+        })
+    };
+    include_str!("../catalog.txt").lines().filter_map(part).collect()
+}

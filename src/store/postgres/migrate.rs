@@ -1,0 +1,99 @@
+use sqlx::{PgConnection, query, query_as, query_scalar, raw_sql};
+
+use super::{
+    error::failed,
+    schema::{Places, Schema, foreign},
+};
+use crate::store::{
+    StoreError,
+    migrate::{self, Applied},
+};
+
+pub(super) async fn bring_up_to_date(
+    connection: &mut PgConnection,
+    setting: Option<&Schema>,
+) -> Result<(), StoreError> {
+    let (_, applied) = history(connection, setting).await?;
+    if migrate::missing(migrate::POSTGRES, &applied)?.is_empty() {
+        return Ok(());
+    }
+    // Later statements must see what earlier lock holders committed, whatever the default isolation
+    // level.
+    raw_sql("begin isolation level read committed")
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    raw_sql(LOCK).execute(&mut *connection).await.map_err(failed)?;
+    let (places, applied) = history(connection, setting).await?;
+    let schema = match setting {
+        Some(setting) => setting.clone(),
+        None => match places.of_history()? {
+            Some(schema) => schema,
+            None => places.of_new_tables()?,
+        },
+    };
+    if places.is_foreign(&schema) {
+        return Err(foreign(&schema));
+    }
+    if setting.is_some() && !exists(connection, &schema).await? {
+        let create = schema.fill("create schema if not exists {schema}");
+        raw_sql(create).execute(&mut *connection).await.map_err(failed)?;
+    }
+    let path = schema.fill("set local search_path = {schema}, pg_temp");
+    raw_sql(path).execute(&mut *connection).await.map_err(failed)?;
+    raw_sql(CREATE_HISTORY).execute(&mut *connection).await.map_err(failed)?;
+    for migration in migrate::missing(migrate::POSTGRES, &applied)? {
+        let executed = raw_sql(migration.sql).execute(&mut *connection).await;
+        executed.map_err(|error| migration.blame(failed(error)))?;
+        let record = query(RECORD_MIGRATION)
+            .bind(migration.version)
+            .bind(migration.description)
+            .bind(migration.checksum());
+        record.execute(&mut *connection).await.map_err(failed)?;
+    }
+    raw_sql("commit").execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+/// Where tables with our names are, and the migration history in the configured schema, or else on
+/// the search path.
+async fn history(
+    connection: &mut PgConnection,
+    setting: Option<&Schema>,
+) -> Result<(Places, Vec<Applied>), StoreError> {
+    let places = Places::on(connection).await?;
+    let schema = match setting {
+        Some(setting) => places.has_history(setting).then(|| setting.clone()),
+        None => places.of_history()?,
+    };
+    let mut history = Vec::new();
+    if let Some(schema) = schema {
+        let applied = schema.fill("select version, checksum from {schema}._api_key_migrations");
+        history = query_as(applied).fetch_all(connection).await.map_err(failed)?;
+    }
+    Ok((places, history))
+}
+
+async fn exists(connection: &mut PgConnection, schema: &Schema) -> Result<bool, StoreError> {
+    let exists = query_scalar("select exists (select from pg_namespace where nspname = $1)");
+    exists.bind(schema.name()).fetch_one(connection).await.map_err(failed)
+}
+
+// The first to migrate may take a while. Table locks have a short timeout, because look-ups queue
+// up behind a waiting lock request.
+const LOCK: &str = "
+set local statement_timeout = 0;
+set local lock_timeout = '5min';
+select pg_advisory_xact_lock(7021227462866860403);
+set local lock_timeout = '5s'";
+
+const CREATE_HISTORY: &str = "
+create table if not exists _api_key_migrations (
+    version bigint primary key,
+    description text not null,
+    checksum bigint not null,
+    applied_at timestamptz not null default clock_timestamp()
+)";
+
+const RECORD_MIGRATION: &str =
+    "insert into _api_key_migrations (version, description, checksum) values ($1, $2, $3)";

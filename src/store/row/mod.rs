@@ -1,0 +1,19 @@
+//! Rows of the SQL stores in portable types, and error details that are safe to show.
+
+mod error;
+mod event;
+mod key;
+mod plan;
+mod poll;
+mod time;
+mod value;
+
+pub(super) use self::{
+    error::{DatabaseRefusal, corrupt, ended},
+    event::{Event, EventRows},
+    key::{Row, TEXTS, answering},
+    plan::{Plan, plans},
+    poll::{Polled, changes, from},
+    time::{micros, micros_up, time},
+    value::{bounded, claimed, counts, json, key_id},
+};
