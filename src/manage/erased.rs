@@ -4,9 +4,10 @@ use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, Usage,
+        EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError,
         port::{
             IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, ManagePlans,
+            Usage,
         },
     },
 };

@@ -4,7 +4,7 @@ use super::{KeyIssuer, ManageError, NewKey, new_key::whole_micros, text};
 use crate::{
     key::{KeyHash, is_bearer_symbol},
     record::{KeyAction, KeyId, KeyRecord},
-    store::Usage,
+    store::port::Usage,
 };
 
 /// A key that was issued elsewhere, by its hash. Its owner can keep using it unchanged.
