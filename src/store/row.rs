@@ -6,8 +6,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use uuid::Uuid;
-
 use super::{
     EventPage, IdempotencyRecord, InvalidRow, KeyCounts, StoreError, StoreErrorKind,
     page::{Filling, event_bytes},
@@ -254,6 +252,30 @@ pub(super) fn counts((live, recent): (i64, i64), limit: usize) -> KeyCounts {
     KeyCounts::new(count(live), count(recent))
 }
 
+/// A [`KeyId`] as a parameter and a column of both databases.
+///
+/// sqlx's feature `uuid` also names its SQLite driver, which puts `libsqlite3-sys` into the lock file
+/// of every service, and Cargo allows one version of that.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Uuid([u8; 16]);
+
+impl Uuid {
+    pub(super) const MIN: Self = Self([0; 16]);
+    pub(super) const MAX: Self = Self([u8::MAX; 16]);
+
+    pub(super) fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    pub(super) fn into_bytes(self) -> [u8; 16] {
+        self.0
+    }
+}
+
 pub(super) fn key_id(id: Uuid) -> KeyId {
     KeyId::from_bytes(id.into_bytes())
 }
@@ -317,7 +339,7 @@ impl Event {
         let texts = [
             ("at", Some(time(self.at).map_or_else(|| self.at.to_string(), rfc3339))),
             ("action", Some(self.action)),
-            ("key_id", self.key_id.map(|id| id.to_string())),
+            ("key_id", self.key_id.map(|id| key_id(id).to_string())),
             ("consumer_id", self.consumer_id),
             ("actor", Some(self.actor)),
             ("origin", self.origin),

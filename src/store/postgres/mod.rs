@@ -15,6 +15,7 @@ mod sql;
 mod timestamp;
 mod transaction;
 mod usage;
+mod uuid;
 
 use std::{
     fmt,
@@ -23,7 +24,6 @@ use std::{
 };
 
 use sqlx::{PgConnection, PgPool, query, query_as, query_scalar, raw_sql};
-use uuid::Uuid;
 
 use self::{
     batch::Batcher,
@@ -37,7 +37,7 @@ use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, Usage,
     migrate::{self, Applied},
     poll::{ChangeLog, Changes, LogPosition, Replica},
-    row::{self, Polled, corrupt},
+    row::{self, Polled, Uuid, corrupt},
 };
 #[cfg(doc)]
 use crate::store::StoreErrorKind;

@@ -1,8 +1,6 @@
 use std::{fmt, sync::Arc, time::SystemTime};
 
-use sqlx::{
-    PgConnection, Row as _, postgres::PgRow, query, query_as, query_scalar, raw_sql, types::Uuid,
-};
+use sqlx::{PgConnection, Row as _, postgres::PgRow, query, query_as, query_scalar, raw_sql};
 
 use super::{
     error::failed,
@@ -18,7 +16,7 @@ use crate::{
     store::{
         IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, StoreError,
         StoreErrorKind,
-        row::{Row, bounded, claimed, counts, ended, json, key_id, micros_up},
+        row::{Row, Uuid, bounded, claimed, counts, ended, json, key_id, micros_up},
     },
 };
 

@@ -7,6 +7,7 @@ mod lookup_pool;
 mod plans;
 mod record;
 mod transaction;
+mod uuid;
 
 use std::{
     fmt,

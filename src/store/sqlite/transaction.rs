@@ -3,7 +3,6 @@ use std::{fmt, time::SystemTime};
 use serde_json::{Value, json as values};
 use sqlx::{
     Row as _, SqliteConnection, query, query_as, query_scalar, raw_sql, sqlite::SqliteRow,
-    types::Uuid,
 };
 use tokio::sync::OwnedMutexGuard;
 
@@ -19,7 +18,7 @@ use crate::{
     store::{
         IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, StoreError,
         StoreErrorKind,
-        row::{Row, bounded, claimed, counts, ended, json, key_id, micros_up},
+        row::{Row, Uuid, bounded, claimed, counts, ended, json, key_id, micros_up},
     },
 };
 
