@@ -36,3 +36,18 @@ pub(crate) fn system_roots() -> Vec<u8> {
     }
     pem.into_bytes()
 }
+
+#[cfg(all(
+    test,
+    feature = "tls-rustls-ring",
+    feature = "tls-rustls-aws-lc-rs",
+    any(feature = "postgres", feature = "redis")
+))]
+mod tests {
+    #[test]
+    fn rustls_has_a_provider_where_both_are_compiled_in() {
+        super::install_provider();
+        // Panics without a provider of the process.
+        let _ = rustls::ClientConfig::builder();
+    }
+}
