@@ -34,8 +34,7 @@ use self::{
 use super::{Buckets, CountedPer, RateLimiter, RateLimits, Subject, measure::Measure};
 use crate::key::digest;
 
-/// Keeps buckets in this process's memory. GCRA buckets are counted by
-/// [`governor`](https://docs.rs/governor).
+/// Keeps buckets in this process's memory.
 ///
 /// Suitable for a single process: a fleet of `n` processes admits up to `n` times the quota.
 ///
