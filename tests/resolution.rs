@@ -64,9 +64,9 @@ fn is_refused(features: &str, other: &str) {
 }
 
 const SQLX_0_7: &str =
-    "sqlx = { version = \"0.7\", features = [\"runtime-tokio\", \"postgres\", \"sqlite\", \"uuid\"] }";
+    "sqlx = { version = \"0.7\", features = [\"runtime-tokio\", \"postgres\", \"sqlite\"] }";
 const SQLX_0_8: &str =
-    "sqlx = { version = \"0.8\", features = [\"runtime-tokio\", \"postgres\", \"sqlite\", \"uuid\"] }";
+    "sqlx = { version = \"0.8\", features = [\"runtime-tokio\", \"postgres\", \"sqlite\"] }";
 /// Without SQLite, which is in the lock file all the same.
 const SQLX_0_7_POSTGRES: &str =
     "sqlx = { version = \"0.7\", features = [\"runtime-tokio\", \"postgres\", \"uuid\"] }";
@@ -97,6 +97,7 @@ fn without_sqlite_it_resolves_beside_diesel() {
 
 #[test]
 fn without_sqlite_it_resolves_beside_rusqlite() {
+    resolves(DEFAULT, "rusqlite = \"0.39\"", "0.37.");
     resolves(DEFAULT, "rusqlite = \"0.40\"", "0.38.");
     resolves(DEFAULT, "rusqlite = \"0.43\"", "0.40.");
 }

@@ -28,11 +28,7 @@ impl GcraMath {
     /// The decision on `units`, without taking them.
     pub(super) fn look(self, units: NonZeroU32, missing: u64) -> Decision {
         let left = self.left(missing);
-        if units.get() <= left {
-            self.admit(missing)
-        } else {
-            self.deny(units, missing)
-        }
+        if units.get() <= left { self.admit(missing) } else { self.deny(units, missing) }
     }
 
     /// The admission that leaves the bucket like this.

@@ -1,9 +1,7 @@
 use std::{fmt, time::SystemTime};
 
 use serde_json::{Value, json as values};
-use sqlx::{
-    Row as _, SqliteConnection, query, query_as, query_scalar, raw_sql, sqlite::SqliteRow,
-};
+use sqlx::{Row as _, SqliteConnection, query, query_as, query_scalar, raw_sql, sqlite::SqliteRow};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
