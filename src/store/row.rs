@@ -260,10 +260,7 @@ pub(super) fn counts((live, recent): (i64, i64), limit: usize) -> KeyCounts {
 pub(super) struct Uuid([u8; 16]);
 
 impl Uuid {
-    pub(super) const MIN: Self = Self([0; 16]);
-    pub(super) const MAX: Self = Self([u8::MAX; 16]);
-
-    pub(super) fn from_bytes(bytes: [u8; 16]) -> Self {
+    pub(super) const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 

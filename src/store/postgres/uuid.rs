@@ -7,6 +7,11 @@ use sqlx::{
 
 use crate::store::row::Uuid;
 
+impl Uuid {
+    pub(super) const MIN: Self = Self::from_bytes([0; 16]);
+    pub(super) const MAX: Self = Self::from_bytes([u8::MAX; 16]);
+}
+
 impl Type<Postgres> for Uuid {
     fn type_info() -> PgTypeInfo {
         PgTypeInfo::with_oid(Oid(2950))
