@@ -56,8 +56,8 @@
 //!
 //! # Features
 //!
-//! `postgres`, `axum` and `tracing` are on by default; `sqlite`, `redis`, `redis-tls`, `ws`,
-//! `admin`, `openapi`, `cli` and `test-util` are not. Features are additive: none changes existing
+//! `postgres`, `axum`, `tls-rustls-ring` and `tracing` are on by default; `sqlite`, `redis`, `ws`,
+//! `admin`, `openapi`, `tls-rustls-aws-lc-rs`, `tls-native` and `test-util` are not. Features are additive: none changes existing
 //! behaviour.
 
 #![forbid(unsafe_code)]
@@ -79,6 +79,8 @@ pub mod record;
 #[cfg(feature = "admin")]
 mod rest;
 pub mod store;
+#[cfg(any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs"))]
+mod tls;
 mod trace;
 
 pub use auth::Authenticator;

@@ -1,10 +1,15 @@
-# Installs missing packages. To be sourced.
+# Shared by the scripts of tests: to be sourced. Installs missing packages.
 # shellcheck shell=bash
 
 fail() {
     local line
     for line; do printf '%s: %s\n' "$0" "$line"; done >&2
     exit 1
+}
+
+# The library's features, one per line.
+features() {
+    sed -n '/^\[features\]/,/^\[dep/s/^\([a-z][a-z0-9-]*\) *=.*/\1/p' Cargo.toml
 }
 
 install_packages() {

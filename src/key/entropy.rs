@@ -1,7 +1,5 @@
 use std::{error::Error, fmt};
 
-use rand::{TryRng, rngs::SysRng};
-
 /// Source of randomness for new keys.
 ///
 /// The default, [`SystemEntropy`], is right for everything except tests.
@@ -23,7 +21,7 @@ pub struct SystemEntropy;
 
 impl EntropySource for SystemEntropy {
     fn fill(&self, buffer: &mut [u8]) -> Result<(), RngError> {
-        SysRng.try_fill_bytes(buffer).map_err(RngError::new)
+        getrandom::fill(buffer).map_err(RngError::new)
     }
 }
 

@@ -15,7 +15,7 @@ use self::scanner::{breaches, offences, scan, sources, twins};
 
 /// From the lowest floor up.
 const FLOORS: &[&[&str]] = &[
-    &["key", "clock"],
+    &["key", "clock", "tls"],
     &["circuit_breaker"],
     &["rate_limit"],
     &["record"],
@@ -38,10 +38,10 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
         "the rest of the crate works with every store",
     ),
     (&["moka"], &["auth::cache"], "its traps are settled in one place"),
-    (&["governor"], &["rate_limit::local::gcra"], "a limiter can be replaced"),
     (&["redis"], &["rate_limit::redis"], "a limiter can be replaced"),
     (&["sha2"], &["key::hash"], "one hash, one place to change it"),
-    (&["rand"], &["key"], "randomness is an argument elsewhere"),
+    (&["getrandom"], &["key"], "randomness is an argument elsewhere"),
+    (&["rustls", "rustls_native_certs"], &["tls"], "a process has one provider"),
     (&["rustix"], &["clock"], "the one home of the system's time"),
     (&["tracing"], &["trace"], "no logic carries the feature's `cfg`"),
     (

@@ -38,8 +38,7 @@ use super::{
 };
 use crate::key::digest;
 
-/// Keeps buckets in this process's memory. GCRA buckets are counted by
-/// [`governor`](https://docs.rs/governor).
+/// Keeps buckets in this process's memory.
 ///
 /// Suitable for a single process: a fleet of `n` processes admits up to `n` times the quota.
 ///

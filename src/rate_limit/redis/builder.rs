@@ -8,6 +8,8 @@ use super::{
     name,
     outage_policy::OutagePolicy,
 };
+#[cfg(any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs"))]
+use crate::tls;
 
 const PREFIX: &str = "tower-api-key";
 const DEADLINE: Duration = Duration::from_millis(25);
@@ -120,7 +122,18 @@ impl RedisRateLimiterBuilder {
 fn client(url: &str) -> RedisResult<Client> {
     let info: ConnectionInfo = url.into_connection_info()?;
     let settings = info.tcp_settings().clone().set_nodelay(true);
-    Client::open(info.set_tcp_settings(settings))
+    let info = info.set_tcp_settings(settings);
+    #[cfg(any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs"))]
+    if matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }) {
+        tls::install_provider();
+        // Where both kinds of TLS are compiled in, redis uses rustls, but trusts no certificates.
+        #[cfg(feature = "tls-native")]
+        return Client::build_with_tls(
+            info,
+            redis::TlsCertificates { client_tls: None, root_cert: Some(tls::system_roots()) },
+        );
+    }
+    Client::open(info)
 }
 
 impl fmt::Debug for RedisRateLimiterBuilder {
@@ -166,7 +179,7 @@ impl fmt::Display for InvalidRedisRateLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Reason::Url(_) => f.write_str(
-                "the URL of Redis must look like redis://user:password@host:6379/0, rediss:// for TLS, or unix:///path",
+                "the URL of Redis must look like redis://user:password@host:6379/0, rediss:// for TLS (with a feature `tls-…`), or unix:///path",
             ),
             Reason::Prefix => f.write_str(
                 "the prefix must be 1 to 64 letters, digits, `-`, `_`, `.`, `:` or `/`",

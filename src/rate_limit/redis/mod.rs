@@ -104,7 +104,7 @@ use crate::trace;
 ///
 /// - Redis 5 or later, or any Valkey: one server, or a primary behind a name or a proxy that
 ///   follows it. URLs are `redis://[user][:password@]host[:port][/database]`, or with `valkey://`;
-///   `rediss://` or `valkeys://` over TLS with feature `redis-tls`, which trusts the certificates
+///   `rediss://` or `valkeys://` over TLS with a feature `tls-…`, which trusts the certificates
 ///   of the operating system; `unix:///path[?db=1&user=me&pass=secret]` for a socket.
 /// - All keys of a consumer share a hash tag, so they are on one node of a cluster. This limiter
 ///   does not discover which: put a proxy in front. A redirection (`MOVED`) counts as a failure.

@@ -2,7 +2,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use sqlx::{
     ConnectOptions as _, Connection as _, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
 };
 use tokio::time::timeout;
 
@@ -157,7 +157,13 @@ fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
         let problem = "a PostgreSQL URL must begin with `postgres://`";
         return Err(StoreError::new(StoreErrorKind::Other).because(problem));
     }
-    url.parse().map_err(failed)
+    let options: PgConnectOptions = url.parse().map_err(failed)?;
+    // In this mode alone, sqlx asks rustls for the provider of the process.
+    #[cfg(any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs"))]
+    if matches!(options.get_ssl_mode(), PgSslMode::VerifyCa) {
+        crate::tls::install_provider();
+    }
+    Ok(options)
 }
 
 async fn try_to_connect(options: &PgConnectOptions, deadline: Duration) -> Result<(), StoreError> {

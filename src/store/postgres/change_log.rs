@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use sqlx::{PgConnection, query_as, query_scalar};
-use uuid::Uuid;
 
 use super::{
     PgKeyStore,
@@ -11,7 +10,7 @@ use super::{
 use crate::store::{
     StoreError, migrate,
     port::{ChangeLog, Changes, LogPosition, Replica},
-    row::{self, Polled, corrupt},
+    row::{self, Polled, Uuid, corrupt},
 };
 
 /// [`Polled`], the role that rows are hidden from, and a standby's position.

@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow, query, types::Uuid};
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow, query};
 use tokio::task::yield_now;
 
 use super::{
@@ -18,7 +18,7 @@ use crate::{
         StoreErrorKind,
         listing::{Index, KeyRows, Listed, WINDOW, size},
         page::{CHUNK, ROWS_PER_TURN},
-        row::{Event, EventRows, TEXTS, bounded, key_id, micros_up},
+        row::{Event, EventRows, TEXTS, Uuid, bounded, key_id, micros_up},
     },
 };
 
@@ -172,10 +172,10 @@ fn window(sql: &mut Sql, index: Index<'_>, after: Option<KeyId>) {
         }
     };
     sql.push(from).push(if after.is_some() { " < " } else { " <= " });
-    bound(sql, after.map_or(Uuid::max(), uuid));
+    bound(sql, after.map_or(Uuid::MAX, uuid));
     if let Some((pair, _)) = first {
         sql.push(" and ").push(pair).push(" >= ");
-        bound(sql, Uuid::nil());
+        bound(sql, Uuid::MIN);
     }
 }
 

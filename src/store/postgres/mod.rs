@@ -17,6 +17,7 @@ mod sql;
 mod timestamp;
 mod transaction;
 mod usage;
+mod uuid;
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
@@ -129,8 +130,9 @@ impl PgKeyStore {
     /// 3. a `statement_timeout` of 5 seconds, so that abandoned statements end on the server, too.
     ///
     /// TLS follows the URL, and is **optional by default**: on a network that you do not control,
-    /// add `sslmode=verify-full`, see [the manual](crate::manual::deployment). For a pooler that
-    /// rejects startup options, create a pool yourself and use [`new`](Self::new).
+    /// add `sslmode=verify-full`, see [the manual](crate::manual::deployment). It needs a feature
+    /// `tls-…`; `tls-rustls-ring` is on by default. For a pooler that rejects startup options,
+    /// create a pool yourself and use [`new`](Self::new).
     ///
     /// # Errors
     ///

@@ -2,14 +2,14 @@
 
 use std::time::SystemTime;
 
-use sqlx::{Row as _, postgres::PgRow, types::Uuid};
+use sqlx::{Row as _, postgres::PgRow};
 
 use super::{error::failed, timestamp::Timestamp};
 use crate::{
     record::{KeyId, KeyRecord},
     store::{
         StoreError,
-        row::{Row, corrupt, time},
+        row::{Row, Uuid, corrupt, time},
     },
 };
 

@@ -2,9 +2,7 @@ mod queries;
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
-use sqlx::{
-    PgConnection, Row as _, postgres::PgRow, query, query_as, query_scalar, raw_sql, types::Uuid,
-};
+use sqlx::{PgConnection, Row as _, postgres::PgRow, query, query_as, query_scalar, raw_sql};
 
 use self::queries::{
     CLAIM, CLAIMED, COUNT, DELETE, DELETE_REQUESTS, DELETE_USAGE, INSERT, LOCK, LOCK_CONSUMER,
@@ -25,7 +23,7 @@ use crate::{
     store::{
         StoreError, StoreErrorKind,
         port::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction},
-        row::{Row, bounded, claimed, counts, ended, json, key_id, micros_up},
+        row::{Row, Uuid, bounded, claimed, counts, ended, json, key_id, micros_up},
     },
 };
 

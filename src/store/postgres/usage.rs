@@ -1,6 +1,6 @@
 //! Writes last-use times; a row that the database refuses does not block the others.
 
-use sqlx::{PgConnection, query, raw_sql, types::Uuid};
+use sqlx::{PgConnection, query, raw_sql};
 
 use super::{
     error::{failed, is_locked, is_of_a_row},
@@ -10,7 +10,11 @@ use super::{
     timestamp::Timestamp,
 };
 use crate::{
-    store::{StoreError, port::Usage, row::micros},
+    store::{
+        StoreError,
+        port::Usage,
+        row::{Uuid, micros},
+    },
     trace,
 };
 

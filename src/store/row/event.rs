@@ -1,8 +1,6 @@
 //! An audit event as columns.
 
-use uuid::Uuid;
-
-use super::{error::corrupt, time::time, value::key_id};
+use super::{error::corrupt, time::time, uuid::Uuid, value::key_id};
 use crate::{
     record::{AuditEntry, KeyEvent, rfc3339},
     store::{
@@ -56,7 +54,7 @@ impl Event {
         let texts = [
             ("at", Some(time(self.at).map_or_else(|| self.at.to_string(), rfc3339))),
             ("action", Some(self.action)),
-            ("key_id", self.key_id.map(|id| id.to_string())),
+            ("key_id", self.key_id.map(|id| key_id(id).to_string())),
             ("consumer_id", self.consumer_id),
             ("actor", Some(self.actor)),
             ("origin", self.origin),

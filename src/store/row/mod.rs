@@ -6,6 +6,7 @@ mod key;
 mod plan;
 mod poll;
 mod time;
+mod uuid;
 mod value;
 
 pub(super) use self::{
@@ -15,5 +16,6 @@ pub(super) use self::{
     plan::{Plan, plans},
     poll::{Polled, changes, from},
     time::{micros, micros_up, time},
+    uuid::Uuid,
     value::{bounded, claimed, counts, json, key_id},
 };

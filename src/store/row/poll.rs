@@ -1,9 +1,8 @@
 //! The answer to a poll as columns.
 
-use uuid::Uuid;
-
 use super::{
     error::{corrupt, unstorable},
+    uuid::Uuid,
     value::key_id,
 };
 use crate::store::{

@@ -1,8 +1,9 @@
 //! Query parameters, and single values of answers.
 
-use uuid::Uuid;
-
-use super::error::{corrupt, unstorable};
+use super::{
+    error::{corrupt, unstorable},
+    uuid::Uuid,
+};
 use crate::{
     record::KeyId,
     store::{

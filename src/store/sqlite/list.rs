@@ -1,7 +1,7 @@
 //! Pages of keys and audit events. Queries name their index, because SQLite knows little about how
 //! common a value is.
 
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow, types::Uuid};
+use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow};
 use tokio::task::yield_now;
 
 use super::{
@@ -15,7 +15,7 @@ use crate::{
         StoreErrorKind,
         listing::{Index, KeyRows, Listed, WINDOW, size},
         page::{CHUNK, ROWS_PER_TURN},
-        row::{Event, EventRows, TEXTS, bounded, key_id, micros_up},
+        row::{Event, EventRows, TEXTS, Uuid, bounded, key_id, micros_up},
     },
 };
 

@@ -8,6 +8,7 @@ mod plans;
 mod pragmas;
 mod record;
 mod transaction;
+mod uuid;
 
 use std::{
     fmt,

@@ -2,14 +2,14 @@
 
 use std::time::SystemTime;
 
-use sqlx::{Row as _, sqlite::SqliteRow, types::Uuid};
+use sqlx::{Row as _, sqlite::SqliteRow};
 
 use super::error::failed;
 use crate::{
     record::{KeyId, KeyRecord},
     store::{
         StoreError,
-        row::{Row, corrupt, time},
+        row::{Row, Uuid, corrupt, time},
     },
 };
 

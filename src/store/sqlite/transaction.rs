@@ -3,10 +3,7 @@ mod queries;
 use std::{fmt, time::SystemTime};
 
 use serde_json::{Value, json as values};
-use sqlx::{
-    Row as _, SqliteConnection, query, query_as, query_scalar, raw_sql, sqlite::SqliteRow,
-    types::Uuid,
-};
+use sqlx::{Row as _, SqliteConnection, query, query_as, query_scalar, raw_sql, sqlite::SqliteRow};
 use tokio::sync::OwnedMutexGuard;
 
 use self::queries::{
@@ -26,7 +23,7 @@ use crate::{
     store::{
         StoreError, StoreErrorKind,
         port::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction},
-        row::{Row, bounded, claimed, counts, ended, json, key_id, micros_up},
+        row::{Row, Uuid, bounded, claimed, counts, ended, json, key_id, micros_up},
     },
 };
 
