@@ -15,6 +15,14 @@ impl GcraMath {
         Self { interval, burst }
     }
 
+    pub(super) fn interval(self) -> u64 {
+        self.interval
+    }
+
+    pub(super) fn burst(self) -> NonZeroU32 {
+        self.burst
+    }
+
     /// The time in which an empty bucket fills.
     pub(super) fn capacity(self) -> u64 {
         self.needed(self.burst)
@@ -28,12 +36,11 @@ impl GcraMath {
     /// The decision on `units`, without taking them.
     pub(super) fn look(self, units: NonZeroU32, missing: u64) -> Decision {
         let left = self.left(missing);
-        if units.get() <= left { self.admit(missing) } else { self.deny(units, missing) }
-    }
-
-    /// The admission that leaves the bucket like this.
-    pub(super) fn admit(self, missing: u64) -> Decision {
-        Decision::admit(self.left(missing), self.next_unit_in(missing))
+        if units.get() <= left {
+            Decision::admit(left, self.next_unit_in(missing))
+        } else {
+            self.deny(units, missing)
+        }
     }
 
     pub(super) fn deny(self, units: NonZeroU32, missing: u64) -> Decision {

@@ -38,6 +38,7 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
         "the rest of the crate works with every store",
     ),
     (&["moka"], &["auth::cache"], "its traps are settled in one place"),
+    (&["governor"], &["rate_limit::local::gcra"], "a limiter can be replaced"),
     (&["redis"], &["rate_limit::redis"], "a limiter can be replaced"),
     (&["sha2"], &["key::hash"], "one hash, one place to change it"),
     (&["getrandom"], &["key"], "randomness is an argument elsewhere"),

@@ -1,17 +1,24 @@
 //! One quota counted by GCRA.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
+    hash::{Hash, Hasher},
     num::NonZeroU32,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
+};
+
+use governor::{
+    clock::Clock, middleware::StateInformationMiddleware, nanos::Nanos, state::StateStore,
 };
 
 use crate::rate_limit::{Decision, gcra_math::GcraMath};
 
-/// A GCRA bucket (ITU-T I.371).
+/// A GCRA bucket, counted by [`governor`](https://docs.rs/governor).
 ///
 /// What the bucket lacks is measured as the nanoseconds in which it refills. It may exceed the size
 /// of the bucket because of units that another quota admitted or that were charged.
@@ -24,6 +31,19 @@ pub(super) struct Gcra {
 /// [`Tat`]: small, and contiguous for the processor's caches.
 pub(super) struct Rate {
     refill: GcraMath,
+    governor: governor::RateLimiter<Tat, Carried, CallersClock, StateInformationMiddleware>,
+}
+
+impl Rate {
+    fn new(refill: GcraMath) -> Self {
+        // `Quota` rejects an interval of zero, for which governor has no quota.
+        let rate = governor::Quota::with_period(Duration::from_nanos(refill.interval()))
+            .unwrap_or_else(|| governor::Quota::per_second(NonZeroU32::MIN))
+            .allow_burst(refill.burst());
+        let governor =
+            CallersClock::at(0, || governor::RateLimiter::new(rate, Carried, CallersClock));
+        Self { refill, governor }
+    }
 }
 
 /// The rates in use, by burst and interval.
@@ -47,7 +67,7 @@ impl Rates {
         if self.of.len() >= self.sweep_at {
             self.sweep();
         }
-        let rate = Arc::new(Rate { refill: GcraMath::new(burst, interval) });
+        let rate = Arc::new(Rate::new(GcraMath::new(burst, interval)));
         self.of.insert((burst, interval), Arc::clone(&rate));
         rate
     }
@@ -66,24 +86,17 @@ impl Gcra {
 
     /// Also returns the TAT after this request, for [`undo`](Self::undo).
     pub(super) fn take(&self, units: NonZeroU32, now: u64) -> (Decision, u64) {
-        let refill = self.rate.refill;
-        let needed = refill.needed(units);
-        let mut tat = self.full_at();
-        loop {
-            let full_at = tat.max(now).saturating_add(needed);
-            let missing = full_at.saturating_sub(now);
-            if missing > refill.capacity() {
-                return (refill.deny(units, tat.saturating_sub(now)), 0);
+        // Larger requests would overflow: governor multiplies before it compares with the burst.
+        let fits_at_all = units <= self.rate.refill.burst();
+        let outcome = fits_at_all
+            .then(|| CallersClock::at(now, || self.rate.governor.check_key_n(&self.tat, units)));
+        let missing = self.ahead_of(now);
+        match outcome {
+            Some(Ok(Ok(state))) => {
+                let left = state.remaining_burst_capacity();
+                (Decision::admit(left, self.rate.refill.next_unit_in(missing)), LAST_TAT.get())
             }
-            match self.tat.0.compare_exchange_weak(
-                tat,
-                full_at,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
-                Ok(_) => return (refill.admit(missing), full_at),
-                Err(changed) => tat = changed,
-            }
+            _ => (self.rate.refill.deny(units, missing), 0),
         }
     }
 
@@ -166,6 +179,80 @@ impl Tat {
     fn recede(&self, by: u64) {
         let receded = |tat: u64| Some(tat.saturating_sub(by));
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, receded);
+    }
+}
+
+/// Required by governor, which never clones its keys.
+impl Clone for Tat {
+    fn clone(&self) -> Self {
+        Self(AtomicU64::new(self.0.load(Ordering::Acquire)))
+    }
+}
+
+/// Keys are equal by identity, because the state changes.
+impl PartialEq for Tat {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Eq for Tat {}
+
+impl Hash for Tat {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        std::ptr::from_ref(self).hash(state);
+    }
+}
+
+/// The state store for governor: the key itself is the state.
+#[derive(Debug)]
+struct Carried;
+
+impl StateStore for Carried {
+    type Key = Tat;
+
+    fn measure_and_replace<T, F, E>(&self, Tat(state): &Tat, decide: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let mut tat = state.load(Ordering::Acquire);
+        loop {
+            let (outcome, next) = decide((tat > 0).then(|| tat.into()))?;
+            match state.compare_exchange_weak(tat, next.into(), Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => {
+                    LAST_TAT.set(next.into());
+                    return Ok(outcome);
+                }
+                Err(changed) => tat = changed,
+            }
+        }
+    }
+}
+
+/// Passes the caller's clock reading to governor: one reading serves the whole request, and a
+/// test's clock reaches every bucket.
+#[derive(Clone, Debug)]
+struct CallersClock;
+
+thread_local! {
+    static CALLERS_TIME: Cell<u64> = const { Cell::new(0) };
+    /// The TAT after the last take of this thread, which governor does not return.
+    static LAST_TAT: Cell<u64> = const { Cell::new(0) };
+}
+
+impl CallersClock {
+    fn at<T>(now: u64, check: impl FnOnce() -> T) -> T {
+        CALLERS_TIME.set(now);
+        check()
+    }
+}
+
+impl Clock for CallersClock {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        CALLERS_TIME.get().into()
     }
 }
 

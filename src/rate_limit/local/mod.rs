@@ -38,7 +38,8 @@ use super::{
 };
 use crate::key::digest;
 
-/// Keeps buckets in this process's memory.
+/// Keeps buckets in this process's memory. GCRA buckets are counted by
+/// [`governor`](https://docs.rs/governor).
 ///
 /// Suitable for a single process: a fleet of `n` processes admits up to `n` times the quota.
 ///
