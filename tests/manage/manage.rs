@@ -395,15 +395,15 @@ async fn the_new_key_takes_everything_over(store: impl ManageKeys) {
 async fn the_new_key_of_one_that_does_not_work_yet_does_not_either(store: impl ManageKeys) {
     let issuer = issuer(store);
     let by = issuer.by(Actor::operator("root"));
-    let begin = SystemTime::now() + DAY;
-    let early = issuer.issue(new().not_before(begin)).await.unwrap().record;
     let inactive = issuer.issue(new()).await.unwrap().record;
+    let now = inactive.read_at;
+    let early = issuer.issue(new().not_before(now + DAY)).await.unwrap().record;
     issuer.update(inactive.id, KeyUpdate::new().is_active(false)).await.unwrap();
     for (old, status) in [(&early, KeyStatus::NotYetActive), (&inactive, KeyStatus::Inactive)] {
         let new = by.rotate(old.id, Rotation::new()).await.unwrap().record;
         let stored = issuer.get(new.id).await.unwrap().record;
         for new in [new, stored] {
-            assert_eq!(new.status(SystemTime::now()), status);
+            assert_eq!(new.status(now), status);
             assert_eq!(new.not_before.map(micros), old.not_before.map(micros));
             assert_eq!(new.created_by.as_deref(), Some("root"));
         }
