@@ -215,3 +215,34 @@ impl KeyIssuer {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::{key::KeyHash, record::KeyId};
+
+    #[test]
+    fn a_rotated_key_lasts_no_longer_and_may_last_as_long() {
+        let now = SystemTime::UNIX_EPOCH;
+        let (id, hash) = (KeyId::from_bytes([1; 16]), KeyHash::from_bytes([2; 32]));
+        let mut rotated = KeyRecord::new(id, hash, "acme", now);
+        rotated.rotated_at = Some(now);
+        let until = |days: Option<u64>| {
+            let end = days.map(|days| now + Duration::from_secs(days * 86_400));
+            KeyRecord { expires_at: end, ..rotated.clone() }
+        };
+        let is_allowed = |before: Option<u64>, after: Option<u64>| {
+            KeyUpdate::new().check_state(&until(before), &until(after)).is_ok()
+        };
+        for (before, after) in
+            [(Some(2), Some(2)), (Some(2), Some(1)), (None, Some(1)), (None, None)]
+        {
+            assert!(is_allowed(before, after), "{before:?} {after:?}");
+        }
+        for (before, after) in [(Some(2), Some(3)), (Some(2), None)] {
+            assert!(!is_allowed(before, after), "{before:?} {after:?}");
+        }
+    }
+}

@@ -44,6 +44,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_test::mock;
 
 use crate::app::{App, Handler, Keys, SECOND, format, unknown_key, with_key};
+use crate::doubles::within;
 
 /// Whether a request's key is cached: the two paths through the layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -442,6 +443,45 @@ mod failures {
         assert_eq!(app.get(&key).await.status, StatusCode::OK);
         assert_eq!(app.calls(), 1, "the abandoned request was served");
         assert_eq!(store.queries.load(Ordering::SeqCst), 1, "its look-up was abandoned too");
+    }
+
+    /// A store whose first query waits, and then panics.
+    struct Explosive {
+        memory: MemoryKeyStore,
+        queries: AtomicUsize,
+        gate: Arc<Semaphore>,
+    }
+
+    impl KeyStore for Explosive {
+        async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+            if self.queries.fetch_add(1, Ordering::SeqCst) == 0 {
+                self.gate.acquire().await.unwrap().forget();
+                panic!("the first query");
+            }
+            self.memory.find(hash).await
+        }
+    }
+
+    #[tokio::test]
+    async fn after_a_look_up_that_panics_and_nobody_waits_for_the_next_request_asks_again() {
+        let (keys, gate) = (Keys::new(), Arc::new(Semaphore::new(0)));
+        let (memory, queries) = (keys.store.memory.clone(), AtomicUsize::new(0));
+        let store = Explosive { memory, queries, gate: Arc::clone(&gate) };
+        let app = App::new(ApiKeyLayer::new(Authenticator::builder(store, format()).build().0));
+        let key = keys.key().await;
+        {
+            let mut answer = pin!(app.get(&key));
+            assert!(poll_once(answer.as_mut()).await.is_pending());
+        }
+        gate.add_permits(1);
+        // The query goes on to its panic without a pause once it has the permit.
+        within(async {
+            while gate.available_permits() > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(app.get(&key).await.status, StatusCode::OK);
     }
 
     #[tokio::test]

@@ -198,3 +198,27 @@ impl fmt::Display for InvalidCachePolicy {
 }
 
 impl Error for InvalidCachePolicy {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_setting_is_kept() {
+        let seconds = Duration::from_secs;
+        let policy = CachePolicy::default()
+            .fresh(seconds(1))
+            .and_then(|policy| policy.fresh_during_gap(seconds(2)))
+            .and_then(|policy| policy.absent(seconds(3)))
+            .and_then(|policy| policy.stale_if_error(seconds(4)))
+            .and_then(|policy| policy.load_deadline(seconds(5)))
+            .unwrap()
+            .capacity(6);
+        let CachePolicy { fresh, fresh_during_gap, absent, stale_if_error, .. } = policy;
+        assert_eq!(
+            [fresh, fresh_during_gap, absent, stale_if_error, policy.load_deadline],
+            [1, 2, 3, 4, 5].map(seconds)
+        );
+        assert_eq!(policy.capacity, 6);
+    }
+}
