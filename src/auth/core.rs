@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Event,
     cache::{CachePolicy, Entry, KeyCache, LimitResolver},
-    clock_check::ClockCheck,
+    clock_gap::ClockCheck,
     health::FeedState,
     lookup::{DynStore, Lookup},
     observe::PanicSafeObserver,

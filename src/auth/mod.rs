@@ -86,7 +86,7 @@ mod authenticator;
 mod builder;
 mod cache;
 mod catch_panic;
-mod clock_check;
+mod clock_gap;
 mod core;
 mod health;
 mod key_check;

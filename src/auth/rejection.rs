@@ -173,7 +173,7 @@ enum Retry {
     After(Duration),
 }
 
-/// The message of a kind, and when a retry can succeed. `layer::response::spec` defines the
+/// The message of a kind, and when a retry can succeed. `layer::response::status_codes` defines the
 /// response.
 const fn meaning(kind: RejectionKind) -> (&'static str, Retry) {
     const SOON: Retry = Retry::After(Duration::from_secs(1));

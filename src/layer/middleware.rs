@@ -1,9 +1,6 @@
 use std::{fmt, sync::Arc};
 
-use http::{
-    HeaderName, Method, Request, Response,
-    header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN},
-};
+use http::{HeaderName, Request, Response};
 
 use super::{
     ClientAddress, RateLimitHeaders, RejectionResponse,
@@ -11,7 +8,7 @@ use super::{
     request::{
         Mistake, caller,
         credentials::{Credentials, Found},
-        find_misplaced,
+        find_misplaced, is_preflight,
     },
     response::{
         Challenges, Policy, RateLimitReport, complete,
@@ -251,11 +248,3 @@ impl Config {
 /// Marks, in its extensions, a response whose rejection was observed and has its challenge.
 #[derive(Clone, Copy)]
 struct Answered;
-
-/// <https://fetch.spec.whatwg.org/#cors-preflight-request>
-fn is_preflight<B>(request: &Request<B>) -> bool {
-    let headers = request.headers();
-    request.method() == Method::OPTIONS
-        && headers.contains_key(ORIGIN)
-        && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
-}

@@ -1,8 +1,7 @@
 use super::{KeyIssuer, ManageError, NewKey, change::Change};
 use crate::{
-    key::{ApiKey, KeyHash, digest},
+    key::{ApiKey, KeyHash},
     record::{KeyAction, KeyId, KeyRecord},
-    store::port::IdempotencyRecord,
 };
 
 /// A new key and its record.
@@ -78,36 +77,11 @@ impl KeyIssuer {
         let id = KeyId::generate(now, &*self.entropy)?;
         Ok(KeyRecord::new(id, hash, consumer_id, now))
     }
-
-    /// The record of an idempotency key, if the request has one.
-    pub(super) fn claim(
-        &self,
-        key: Option<&str>,
-        fingerprint: [u8; 32],
-        makes: KeyId,
-    ) -> Result<Option<IdempotencyRecord>, ManageError> {
-        let Some(key) = key else { return Ok(None) };
-        if !is_idempotency_key(key) {
-            let detail = "an idempotency key must be 1 to 255 visible ASCII characters";
-            return Err(ManageError::invalid("idempotency_key", detail));
-        }
-        let request = digest(&[self.actor.name.as_bytes(), key.as_bytes()]);
-        Ok(Some(IdempotencyRecord::new(request, fingerprint, makes)))
-    }
 }
 
 /// Hashes of 254 bits do not collide, and identifiers of 74 random bits hardly do. If this many
 /// attempts collide, the random number generator repeats values.
 const MAX_ATTEMPTS: usize = 3;
-
-/// Maximum bytes of an idempotency key.
-pub(crate) const MAX_IDEMPOTENCY_KEY: usize = 255;
-
-/// Whether an idempotency key has 1 to 255 visible ASCII characters.
-pub(crate) fn is_idempotency_key(key: &str) -> bool {
-    (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len())
-        && key.bytes().all(|byte| byte.is_ascii_graphic())
-}
 
 impl Change {
     /// Stores one new key.

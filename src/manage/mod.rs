@@ -71,9 +71,11 @@ mod denials;
 mod erased;
 mod error;
 mod expiry;
+mod idempotency;
 mod import;
 mod issue;
 mod issuer;
+mod metadata_patch;
 mod new_key;
 mod plans;
 mod prune;
@@ -100,8 +102,8 @@ pub use self::{
 #[cfg(feature = "admin")]
 pub(crate) use self::{
     consumer_semaphores::{ConsumerPermit, ConsumerSemaphores},
-    issue::is_idempotency_key,
+    idempotency::is_idempotency_key,
     issuer::is_page_limit,
 };
 #[cfg(feature = "openapi")]
-pub(crate) use self::{issue::MAX_IDEMPOTENCY_KEY, issuer::MAX_PAGE_LIMIT};
+pub(crate) use self::{idempotency::MAX_IDEMPOTENCY_KEY, issuer::MAX_PAGE_LIMIT};

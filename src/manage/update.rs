@@ -1,6 +1,6 @@
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Expiry, KeyIssuer, ManageError, text};
+use super::{Expiry, KeyIssuer, ManageError, metadata_patch::merge, text};
 use crate::{
     rate_limit::{PlanName, RateLimits},
     record::{KeyAction, KeyId, KeyRecord, Metadata, Scopes},
@@ -150,25 +150,6 @@ impl KeyUpdate {
         let mut merged: Value = before.parse().map_err(invalid)?;
         merge(&mut merged, patch.parse().map_err(invalid)?);
         Metadata::new(&merged).map_err(invalid)
-    }
-}
-
-/// RFC 7396 §2.
-fn merge(target: &mut Value, patch: Value) {
-    let Value::Object(patch) = patch else {
-        *target = patch;
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(Map::new());
-    }
-    let Value::Object(target) = target else { return };
-    for (name, value) in patch {
-        if value.is_null() {
-            target.remove(&name);
-        } else {
-            merge(target.entry(name).or_insert(Value::Null), value);
-        }
     }
 }
 

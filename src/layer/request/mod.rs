@@ -9,8 +9,9 @@ mod extractor;
 mod misplaced_key;
 mod mistake;
 mod peer;
+mod preflight;
 
 #[cfg(feature = "axum")]
 pub use self::extractor::ConsumerRejection;
 pub use self::{client_address::ClientAddress, peer::PeerAddr};
-pub(super) use self::{misplaced_key::find_misplaced, mistake::Mistake};
+pub(super) use self::{misplaced_key::find_misplaced, mistake::Mistake, preflight::is_preflight};

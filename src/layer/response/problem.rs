@@ -1,19 +1,17 @@
 use std::{borrow::Cow, sync::OnceLock};
 
 use http::{
-    HeaderMap, HeaderValue, Response, StatusCode,
-    header::{CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
+    HeaderValue, Response, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_TYPE},
 };
 use serde::{Serialize, Serializer};
 
 use super::{
+    challenges::scope_list,
     headers::retry_after,
-    spec::{Challenge, Spec, Title, spec},
+    status_codes::{Spec, Title, spec},
 };
-use crate::{
-    auth::{Rejection, RejectionKind},
-    record::Scope,
-};
+use crate::auth::{Rejection, RejectionKind};
 
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -196,88 +194,4 @@ pub(crate) fn complete<B>(mut response: Response<B>, rejection: Rejection) -> Re
     }
     response.extensions_mut().insert(rejection);
     response
-}
-
-/// The `WWW-Authenticate` values of one realm.
-#[derive(Clone, Debug)]
-pub(in crate::layer) struct Challenges {
-    realm: String,
-    missing: HeaderValue,
-    invalid_request: HeaderValue,
-    invalid_token: HeaderValue,
-}
-
-impl Challenges {
-    /// `None` for a realm that cannot be written as a quoted string.
-    pub(in crate::layer) fn new(realm: &str) -> Option<Self> {
-        let printable = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
-        if !realm.bytes().all(printable) {
-            return None;
-        }
-        let value =
-            |rest: &str| HeaderValue::try_from(format!("Bearer realm=\"{realm}\"{rest}")).ok();
-        Some(Self {
-            missing: value("")?,
-            invalid_request: value(
-                ", error=\"invalid_request\", error_description=\"Send exactly one API key\"",
-            )?,
-            invalid_token: value(
-                ", error=\"invalid_token\", error_description=\"The API key is not valid\"",
-            )?,
-            realm: realm.to_owned(),
-        })
-    }
-
-    /// Adds the challenge for `rejection`, unless the renderer set one.
-    pub(in crate::layer) fn add(&self, headers: &mut HeaderMap, rejection: &Rejection) {
-        let challenge = spec(rejection.kind()).challenge.and_then(|challenge| match challenge {
-            Challenge::Bare => Some(self.missing.clone()),
-            Challenge::InvalidRequest => match rejection.advice() {
-                Some(advice) => self.invalid_request_because(advice),
-                None => Some(self.invalid_request.clone()),
-            },
-            Challenge::InvalidToken => Some(self.invalid_token.clone()),
-            Challenge::InsufficientScope => self.insufficient_scope(rejection),
-        });
-        if let Some(challenge) = challenge {
-            headers.entry(WWW_AUTHENTICATE).or_insert(challenge);
-        }
-    }
-
-    /// `advice` has no quotes and no backslashes.
-    fn invalid_request_because(&self, advice: &str) -> Option<HeaderValue> {
-        let realm = &self.realm;
-        let challenge = format!(
-            "Bearer realm=\"{realm}\", error=\"invalid_request\", error_description=\"{advice}\""
-        );
-        HeaderValue::try_from(challenge).ok()
-    }
-
-    fn insufficient_scope(&self, rejection: &Rejection) -> Option<HeaderValue> {
-        let (realm, scope) = (&self.realm, scope_list(rejection.required_scopes()));
-        let challenge =
-            format!("Bearer realm=\"{realm}\", error=\"insufficient_scope\", scope=\"{scope}\"");
-        HeaderValue::try_from(challenge).ok()
-    }
-}
-
-impl Default for Challenges {
-    /// The realm `api`.
-    fn default() -> Self {
-        Self {
-            realm: "api".to_owned(),
-            missing: HeaderValue::from_static(r#"Bearer realm="api""#),
-            invalid_request: HeaderValue::from_static(
-                r#"Bearer realm="api", error="invalid_request", error_description="Send exactly one API key""#,
-            ),
-            invalid_token: HeaderValue::from_static(
-                r#"Bearer realm="api", error="invalid_token", error_description="The API key is not valid""#,
-            ),
-        }
-    }
-}
-
-/// Scopes separated by single spaces (RFC 6750 §3).
-fn scope_list(scopes: &[Scope]) -> String {
-    scopes.iter().map(Scope::as_str).collect::<Vec<_>>().join(" ")
 }

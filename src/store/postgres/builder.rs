@@ -2,7 +2,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use sqlx::{
     ConnectOptions as _, Connection as _, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
+    postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::time::timeout;
 
@@ -160,7 +160,7 @@ fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
     let options: PgConnectOptions = url.parse().map_err(failed)?;
     // In this mode alone, sqlx asks rustls for the provider of the process.
     #[cfg(any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs"))]
-    if matches!(options.get_ssl_mode(), PgSslMode::VerifyCa) {
+    if matches!(options.get_ssl_mode(), sqlx::postgres::PgSslMode::VerifyCa) {
         crate::tls::install_provider();
     }
     Ok(options)
