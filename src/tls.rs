@@ -1,12 +1,12 @@
-//! The cryptography of rustls, which a process has once.
+//! The process-wide cryptography provider of rustls.
 
 #[cfg(any(feature = "postgres", feature = "redis"))]
 use rustls::crypto::CryptoProvider;
 
 /// Installs the provider of the enabled feature, unless the process has one.
 ///
-/// rustls decides by itself only where a single provider is compiled in, and panics otherwise: any
-/// crate of a program may bring the second one. `ring` comes first, as in sqlx.
+/// rustls chooses a provider only if exactly one is compiled in, and panics otherwise; any crate of
+/// the program may enable a second one. `ring` takes precedence, as in sqlx.
 #[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) fn install_provider() {
     if CryptoProvider::get_default().is_some() {
@@ -16,7 +16,7 @@ pub(crate) fn install_provider() {
     let provider = rustls::crypto::ring::default_provider();
     #[cfg(not(feature = "tls-rustls-ring"))]
     let provider = rustls::crypto::aws_lc_rs::default_provider();
-    // Fails if another thread was faster, which is as good.
+    // Fails if another thread has installed one meanwhile, which is fine.
     let _ = provider.install_default();
 }
 

@@ -1,5 +1,5 @@
-//! The `tracing` facade where the feature is on, nothing where it is off, so that no logic carries
-//! a `#[cfg]`.
+//! Log macros that call `tracing` if the feature is enabled and do nothing otherwise, so that
+//! callers need no `#[cfg]`.
 
 use std::{
     error::Error,
@@ -19,8 +19,8 @@ macro_rules! nothing {
 #[cfg(not(feature = "tracing"))]
 pub(crate) use {nothing as debug, nothing as info, nothing as warn};
 
-/// Bounds how often an error is logged: once when it begins, and then once a minute while it lasts,
-/// with how many there were in between. Errors that say something else are counted by themselves.
+/// Limits how often an error is logged: at once, then once a minute while it lasts, with the number
+/// of repetitions in between. Errors with different texts are counted separately.
 #[derive(Debug, Default)]
 pub(crate) struct ErrorLog {
     states: Mutex<Vec<State>>,
@@ -34,8 +34,8 @@ struct State {
 }
 
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
-/// Beyond these, a cause waits until one of them is a minute old: a line for each of so many causes
-/// a minute is enough.
+/// How many causes are tracked. While none of them is a minute old, a further cause is not logged,
+/// which limits the lines per minute.
 const MAX_STATES: usize = 16;
 
 impl ErrorLog {
@@ -50,7 +50,7 @@ impl ErrorLog {
         let _ = message;
     }
 
-    /// `None`: not now. Else how many were not logged since the last time.
+    /// How many repetitions were not logged since the last line; `None` if it is too early to log.
     fn due(&self, error: &str, now: Duration) -> Option<u64> {
         let mut hasher = DefaultHasher::new();
         error.hash(&mut hasher);

@@ -18,8 +18,8 @@ use super::{
 /// tables, their triggers and indexes, the rights of this role and of others, row-level security,
 /// the search path, the clocks, the delivery of notifications, the effects of a connection pooler,
 /// and whether connections to another machine are in plain text. It changes nothing.
-/// Exit code 6 is a problem: keys are not admitted, or changes of them go unnoticed. With warnings
-/// alone it is 0: keys are admitted, but something else does not work.
+/// Exit code 6 means a problem: keys are not accepted, or changes to them go unnoticed. Warnings
+/// alone exit with 0: keys are accepted, but something else does not work.
 #[derive(Args, Debug)]
 pub(crate) struct Doctor {}
 

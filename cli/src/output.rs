@@ -119,8 +119,8 @@ fn exact(at: SystemTime) -> String {
     format!("{}Z", utc(at))
 }
 
-/// A date and time in UTC. A `Timestamp` cannot hold the last day of the year 9999. Times after
-/// it, which only an edit in SQL stores, are shown as its end: far ahead, and not as no time.
+/// A date and time in UTC. A `Timestamp` cannot hold the last day of the year 9999. Later times,
+/// which only an edit in SQL can store, are shown as the latest `Timestamp` rather than as missing.
 fn utc(at: SystemTime) -> DateTime {
     let since_epoch = SignedDuration::system_until(SystemTime::UNIX_EPOCH, at);
     values::EPOCH.saturating_add(since_epoch.unwrap_or(SignedDuration::MAX))

@@ -14,7 +14,7 @@ use tower_api_key::{
 
 use super::{failure::Failure, output, revoke::confirm, session::Session};
 
-/// Revoke again what an exported audit says was revoked
+/// Revoke again the keys that an exported audit shows as revoked
 ///
 /// For a database that was restored to an earlier time, where keys that were revoked since work
 /// again. FILE is the earlier output of `events --json`, any number of pages in any order, or one

@@ -70,11 +70,11 @@ pub(crate) fn expiry(text: &str) -> Result<Expiry, String> {
         .map_err(|problem| format!("{problem}; or write \"never\" for a key without an expiry"))
 }
 
-/// The expiry of a new key, which must work for some time.
+/// The expiry of a new key, whose lifetime must not be zero.
 pub(crate) fn new_expiry(text: &str) -> Result<Expiry, String> {
     match expiry(text)? {
         Expiry::In(lifetime) if lifetime.is_zero() => {
-            Err("a new key must work for longer than no time, such as 30d".into())
+            Err("a new key must have a lifetime longer than zero, such as 30d".into())
         }
         expiry => Ok(expiry),
     }

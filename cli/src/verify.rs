@@ -27,7 +27,7 @@ use super::{
 ///
 /// It is checked by the same code as in a service, but its use is not recorded, and its remaining
 /// quota is known only to the services. The formats that a service accepts are not in the database:
-/// give its own by --key-prefix and --accept. Exit code 5 means that the key is rejected.
+/// name them with --key-prefix and --accept. Exit code 5 means that the key is rejected.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Verify {

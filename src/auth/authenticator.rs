@@ -81,7 +81,8 @@ impl Authenticator {
             return Attempt::Reject(Rejection::new(RejectionKind::Malformed));
         };
         let now = self.0.core.clock.monotonic();
-        // Any other key takes the way of an unknown one, so that the time does not tell it from one.
+        // A key that is not active takes the same path as an unknown one, so that timing cannot
+        // distinguish them.
         let charge_active = |entry: &Arc<Entry>| {
             let is_active = self.0.core.status(entry, now) == KeyStatus::Active;
             is_active.then(|| self.0.charge(entry, charge, now))

@@ -71,8 +71,8 @@ impl DrainRejected {
         Self { max_bytes: MAX_BYTES, max_time: MAX_TIME }
     }
 
-    /// How many bytes of a body are read. Default: 1 MiB. Of a longer body, whose length is
-    /// declared, nothing is read.
+    /// How many bytes of a body are read. Default: 1 MiB. A body with a greater declared length is
+    /// not read at all.
     pub fn max_bytes(self, max_bytes: u64) -> Self {
         Self { max_bytes, ..self }
     }
@@ -139,7 +139,7 @@ fn expects_continue(headers: &HeaderMap) -> bool {
     headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// Where a dropped body leaves what was not read of it.
+/// Receives the unread rest of a body that was dropped.
 struct Remainder<B>(Arc<Mutex<Option<Pin<Box<B>>>>>);
 
 impl<B> Remainder<B> {
@@ -181,7 +181,7 @@ pin_project! {
     }
 }
 
-/// A body that is returned when it is dropped.
+/// A body whose unread rest goes into a [`Remainder`] on drop.
 struct Returned<B> {
     /// `None` after the end.
     body: Option<Pin<Box<B>>>,

@@ -63,11 +63,11 @@ pub(super) fn expiry(text: &str) -> Result<Expiry, ApiError> {
         .map_err(|error: InvalidExpiry| ApiError::invalid("/expires", sentence(&error.to_string())))
 }
 
-/// The expiry of a new key, which must work for some time.
+/// The expiry of a new key, whose lifetime must not be zero.
 pub(super) fn lifetime(text: &str) -> Result<Expiry, ApiError> {
     match expiry(text)? {
         Expiry::In(lifetime) if lifetime.is_zero() => {
-            let detail = "A new key must work for longer than no time, such as \"30d\".";
+            let detail = "A new key must have a lifetime longer than zero, such as \"30d\".";
             Err(ApiError::invalid("/expires", detail))
         }
         expiry => Ok(expiry),

@@ -510,7 +510,7 @@ async fn a_mistake_in_a_body_is_answered_with_what_to_send() {
             "POST",
             "/api-keys",
             new("expires", json!("0d")),
-            "A new key must work for longer than no time, such as \"30d\".",
+            "A new key must have a lifetime longer than zero, such as \"30d\".",
         ),
         (
             "POST",

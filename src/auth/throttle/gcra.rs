@@ -55,8 +55,7 @@ impl Used {
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
-    /// Takes a unit if one is available, and never goes into debt: the next unit comes no later for
-    /// it.
+    /// Takes a unit, or less if less is left: the bucket never goes into debt.
     pub(in crate::auth) fn take_saturating(&self, rate: Rate, now: Duration) {
         let now = nanos(now);
         let take_saturating = |used: u64| {

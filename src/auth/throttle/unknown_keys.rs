@@ -126,8 +126,8 @@ impl UnknownKeyLimiter {
         })
     }
 
-    /// Does what [`guess`](Self::guess) does, without effect: for a key that exists and is not active.
-    /// Otherwise the time of the response would tell it from an unknown one.
+    /// Takes as long as [`guess`](Self::guess) but counts nothing: for a key that exists but is not
+    /// active, so that timing cannot distinguish it from an unknown one.
     pub(in crate::auth) fn take_as_long_as_a_guess(
         &self,
         network: Option<ClientNetwork>,

@@ -28,8 +28,8 @@ impl RateLimitReport {
         Self { more: SmallVec::from([(policy, decision)]), ..Self::default() }
     }
 
-    /// The report after everything was refunded, which leaves `state`. A state that is not known at
-    /// once is not told.
+    /// The report after everything was refunded; `state` is the state of the quotas since then. A
+    /// pending state is left out of the report.
     pub(in crate::layer) fn refunded(self, state: Option<Check>) -> Self {
         let more = match state {
             Some(Check::Ready(decisions)) => {

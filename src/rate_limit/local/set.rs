@@ -162,9 +162,9 @@ impl BucketSet {
         self.locked(now, |locked| self.take_locked(locked, units, now))
     }
 
-    /// Looks first, so that a request that does not fit never blocks others. Only if other requests
-    /// come between looking and taking does it briefly hold units that it then gives back, and that
-    /// another request may miss ([`State::undo`]).
+    /// Peeks before it takes, so that a request that does not fit takes nothing, even briefly. If
+    /// concurrent requests take units in between, it may have to [undo](State::undo) its own takes,
+    /// and another request may be denied meanwhile.
     fn take_locked(&self, locked: &mut Cells<'_>, units: NonZeroU32, now: u64) -> Decisions {
         let decisions = self.look_locked(locked, units, now);
         if !decisions.is_admitted() {

@@ -99,8 +99,8 @@ select channel, secret, (
 ) as silent
 from {schema}.api_key_feed";
 
-// Everything that had ended when the snapshot was taken was announced before this. The message is
-// unique. It changes nothing that a standby would have to confirm.
+// Transactions that had ended when the snapshot was taken were announced before this message, which
+// is unique. `synchronous_commit` is off because there is no change for a standby to confirm.
 pub(super) const SAY_HELLO: &str = "
 select
     message,

@@ -8,7 +8,7 @@ use super::search_path::tables;
 use crate::store::doctor::Finding;
 
 /// Roles other than the owner and this one that may write to the tables. A role that may write to
-/// `api_keys` can create itself a key with every scope.
+/// `api_keys` can give itself a key with every scope.
 pub(super) async fn others(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Finding> {
     const CHECK: &str = "grants";
     let asked = query_as(GRANTEES).bind(schema).bind(tables());
@@ -48,7 +48,7 @@ pub(super) async fn others(connection: &mut PgConnection, schema: &str) -> sqlx:
     }
     let detail = format!("roles other than the owner and this role: {}", said.join("; "));
     let advice = format!(
-        "a role that may write to the keys can create itself a key with every scope. Unless it is \
+        "a role that may write to the keys can give itself a key with every scope. Unless it is \
         your own service: {}",
         revoke.join("; ")
     );

@@ -127,8 +127,8 @@ impl Lacking {
                 change it"
                     .to_owned()
             }
-            _ => "the message comes from the database, for a statement that the library needs: \
-                correct what it names"
+            _ => "the database rejected a statement that the library needs: correct what its \
+                message names"
                 .to_owned(),
         }
     }
