@@ -51,7 +51,7 @@ mod api_key;
 mod entropy;
 mod format;
 mod hash;
-mod imported;
+mod imported_format;
 
 pub use self::{
     accepted::AcceptedFormat,
@@ -59,6 +59,6 @@ pub use self::{
     entropy::{EntropySource, RngError, SystemEntropy},
     format::{InvalidFormat, KeyFormat},
     hash::{InvalidHash, KeyHash},
-    imported::{Alphabet, ImportedFormat},
+    imported_format::{Alphabet, ImportedFormat},
 };
-pub(crate) use self::{hash::digest, imported::is_bearer_symbol};
+pub(crate) use self::{hash::digest, imported_format::is_bearer_symbol};

@@ -1,11 +1,11 @@
 mod line;
-mod source;
+mod reader;
 
 use clap::Args;
 use serde_json::json;
 use tower_api_key::manage::{Expiry, KeyImport, KeyIssuer};
 
-use self::source::Source;
+use self::reader::Source;
 use super::{
     failure::Failure, issue::Description, output, progress::Progress, session::Session, values,
 };

@@ -10,6 +10,7 @@ mod load;
 mod revoked_keys;
 mod single_flight;
 mod state;
+mod stream_retries;
 
 pub(super) use self::{
     dyn_store::{BoxFuture, DynStore},

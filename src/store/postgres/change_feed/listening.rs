@@ -11,11 +11,11 @@ use tokio::{
 };
 
 use super::{
-    announcer::Announcer,
     error::{UNHEARD, pooled, unavailable},
     guard::Guard,
     hello::Hello,
     message::{Message, parse},
+    signature::Announcer,
 };
 use crate::store::{
     StoreError, migrate,

@@ -1,11 +1,11 @@
 //! The change feed: notifications of the triggers, on a connection of its own.
 
-mod announcer;
 mod error;
 mod guard;
 mod hello;
 mod listening;
 mod message;
+mod signature;
 mod snapshot;
 #[cfg(test)]
 mod tests;

@@ -3,8 +3,8 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::{
-    announcer::{Announcer, DIGEST_LEN},
     message::{Message, parse},
+    signature::{Announcer, DIGEST_LEN},
     snapshot::Snapshot,
 };
 use crate::{key::digest, record::KeyId, store::port::Change};
