@@ -4,7 +4,8 @@ use tower_layer::Layer;
 
 use super::{
     MeteredLayer, MeteredService,
-    metered::{ChargePolicy, Outcome, Receipt, take},
+    metered::{ChargePolicy, Outcome, take},
+    refund::Receipt,
     rejected_request::RejectedRequest,
 };
 use crate::{

@@ -1,7 +1,6 @@
 use std::{
     fmt,
     future::Future,
-    mem,
     num::NonZeroU32,
     pin::Pin,
     sync::Arc,
@@ -13,14 +12,14 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::rejected_request::RejectedRequest;
+use super::{refund::Receipt, rejected_request::RejectedRequest};
 use crate::{
-    auth::{Authenticator, Rejection, RejectionKind, catch_pending_panic, catch_request_panic},
+    auth::{Authenticator, Rejection, catch_pending_panic, catch_request_panic},
     layer::{
         ProblemJson, RejectionResponse,
         request::caller::Trusted,
         response::RateLimitReport,
-        short_circuit::{Finish, Parked, Resume, ShortCircuit},
+        short_circuit::{Parked, Resume, ShortCircuit},
     },
     rate_limit::port::{Buckets, Check, Decisions},
     record::Consumer,
@@ -124,13 +123,6 @@ impl Outcome {
 type Charged = Result<Receipt, Box<RejectedRequest>>;
 type PendingCharge = Pin<Box<dyn Future<Output = Charged> + Send>>;
 
-/// What a request was charged before the inner service was called.
-#[derive(Default)]
-pub(super) struct Receipt {
-    report: RateLimitReport,
-    units: Option<(Arc<dyn Buckets>, NonZeroU32, Consumer)>,
-}
-
 /// Takes `units` from each of `buckets`. `finish` turns the decisions into a report or a denial.
 pub(super) fn take(
     consumer: &Consumer,
@@ -147,7 +139,7 @@ pub(super) fn take(
     let consumer = consumer.clone();
     let finish = move |decisions| {
         let report = finish(consumer.clone(), decisions)?;
-        Ok(Receipt { report, units: Some((buckets, units, consumer)) })
+        Ok(Receipt::of(report, buckets, units, consumer))
     };
     match check {
         Check::Ready(decisions) => match finish(decisions) {
@@ -160,34 +152,6 @@ pub(super) fn take(
                 catch_pending_panic(work).await.unwrap_or_else(|_| Err(RejectedRequest::panicked()))
             }))
         }
-    }
-}
-
-impl Receipt {
-    pub(super) fn nothing(report: RateLimitReport) -> Self {
-        Self { report, units: None }
-    }
-}
-
-impl<B> Finish<Response<B>, Response<B>> for Receipt {
-    fn finish(&mut self, mut response: Response<B>) -> Response<B> {
-        let rejection = response.extensions().get::<Rejection>();
-        let is_limited = rejection.is_some_and(|r| r.kind() == RejectionKind::RateLimited);
-        let Self { mut report, units } = mem::take(self);
-        // An inner limit rejected the request: refund the units.
-        if is_limited && let Some((buckets, units, consumer)) = units {
-            let state = consumer.meter().and_then(|meter| {
-                let now = meter.now();
-                catch_request_panic(|| {
-                    buckets.give_back(units, now);
-                    buckets.peek(now)
-                })
-                .ok()
-            });
-            report = report.refunded(state);
-        }
-        report.write(&mut response);
-        response
     }
 }
 

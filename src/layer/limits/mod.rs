@@ -7,6 +7,7 @@ mod cost;
 mod in_flight;
 mod metered;
 mod rate_class;
+mod refund;
 mod rejected_request;
 mod require_scope;
 

@@ -30,9 +30,6 @@ use crate::{
     trace,
 };
 
-/// The wait that clients are told when neither Redis nor this node decides.
-const WAIT: Duration = Duration::from_secs(1);
-
 pub(super) struct SharedBuckets(Arc<Shared>);
 
 pub(super) struct Shared {
@@ -202,15 +199,6 @@ impl Shared {
         }
     }
 
-    fn settle_alone(&self, action: Action, now: Duration) {
-        match action {
-            Action::Charge(units) => self.own.charge(units, now),
-            Action::GiveBack(units) => self.own.give_back(units, now),
-            Action::Take { .. } | Action::Peek => return,
-        }
-        self.own.go_on_alone();
-    }
-
     async fn peek(&self, now: Duration) -> Decisions {
         let Some(reply) = self.ask(&self.call(Action::Peek, now), now).await else {
             return self.peek_alone(now);
@@ -258,33 +246,6 @@ impl Shared {
         left.map(|left| Decision::admit(left.remaining(), left.next_unit_in())).collect()
     }
 
-    fn take_alone(&self, units: NonZeroU32, now: Duration) -> Decisions {
-        if self.unavailable == OutagePolicy::Deny {
-            return self.denied();
-        }
-        let decisions = self.own.take_alone(units, now);
-        if !decisions.is_admitted() {
-            return decisions;
-        }
-        // Assumes that every other node admits as much meanwhile.
-        let others = units.get().saturating_mul(self.nodes.get() - 1);
-        let Some(others) = NonZeroU32::new(others) else { return decisions };
-        self.own.charge(others, now);
-        let own = self.own.look(NonZeroU32::MIN, now);
-        own.iter().map(|own| admit(*own, 0)).collect()
-    }
-
-    fn peek_alone(&self, now: Duration) -> Decisions {
-        match self.unavailable {
-            OutagePolicy::Deny => self.denied(),
-            OutagePolicy::Local => self.own.look(NonZeroU32::MIN, now),
-        }
-    }
-
-    fn denied(&self) -> Decisions {
-        self.counted.quotas.iter().map(|_| Decision::deny(WAIT)).collect()
-    }
-
     fn report(&self, failure: &Failure) {
         if failure.is_of_one_subject() && !self.is_reported.swap(true, Ordering::Relaxed) {
             trace::warn!(
@@ -297,6 +258,6 @@ impl Shared {
 }
 
 /// Admits, with `more` units beside those that the bucket has left.
-fn admit(bucket: Decision, more: u32) -> Decision {
+pub(super) fn admit(bucket: Decision, more: u32) -> Decision {
     Decision::admit(bucket.remaining().saturating_add(more), bucket.next_unit_in())
 }
