@@ -7,8 +7,8 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::{
-    SqliteKeyStore, SqliteTransaction, changes_since, error::failed, find, flush_usage, get,
-    last_used_at, list, plans,
+    SqliteKeyStore, SqliteTransaction, change_log::changes_since, error::failed, find, flush_usage,
+    get, last_used_at, list, plans,
 };
 use crate::{
     key::KeyHash,
@@ -85,7 +85,7 @@ impl SqliteKeyStore {
     }
 
     async fn history(&self, findings: &mut Vec<Finding>) -> sqlx::Result<History> {
-        let begun = query_scalar(super::HAS_HISTORY).fetch_one(self.pool()).await?;
+        let begun = query_scalar(super::migrate::HAS_HISTORY).fetch_one(self.pool()).await?;
         let mut applied: Vec<Applied> = Vec::new();
         if begun {
             let history = query_as("select version, checksum from _api_key_migrations");

@@ -1,9 +1,11 @@
+mod change_log;
 mod doctor;
 mod error;
 mod file;
 mod lease;
 mod list;
 mod lookup_pool;
+mod migrate;
 mod plans;
 mod pragmas;
 mod record;
@@ -20,7 +22,7 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, SqliteConnection, SqlitePool, query, query_as, query_scalar, raw_sql,
+    ConnectOptions, SqliteConnection, SqlitePool, query, query_scalar,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
 use tokio::{
@@ -34,14 +36,15 @@ use self::{
     file::File,
     lease::Lease,
     lookup_pool::LookupPool,
+    migrate::bring_up_to_date,
     pragmas::BUSY_TIMEOUT,
     record::{columns, now, read_time, record, uuid},
 };
 use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
-    migrate::{self, Applied, Migration},
-    port::{ChangeLog, Changes, LogPosition, Replica, Usage},
-    row::{self, Polled, answering, json, micros},
+    migrate::failed as migration_failed,
+    port::Usage,
+    row::{answering, json, micros},
 };
 use crate::{
     key::KeyHash,
@@ -169,7 +172,7 @@ impl SqliteKeyStore {
     /// migration was changed; [`Unavailable`](StoreErrorKind::Unavailable) when the file stays
     /// locked. It may be retried.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        bring_up_to_date(&self.pool).await.map_err(migrate::failed)
+        bring_up_to_date(&self.pool).await.map_err(migration_failed)
     }
 
     async fn writer(&self) -> Result<OwnedMutexGuard<()>, StoreError> {
@@ -325,90 +328,3 @@ async fn flush_usage(connection: &mut SqliteConnection, batch: &[Usage]) -> Resu
     query(RECORD_USAGE).bind(json(&pairs)?).execute(connection).await.map_err(failed)?;
     Ok(())
 }
-
-async fn changes_since(
-    connection: &mut SqliteConnection,
-    horizon: Option<LogPosition>,
-) -> Result<Changes, StoreError> {
-    let changes = query_as(CHANGES).bind(row::from(horizon)?);
-    let rows: Vec<Polled> = changes.fetch_all(connection).await.map_err(unlogged)?;
-    row::changes(&rows)
-}
-
-// One statement, so that the horizon matches the snapshot in which the rows were read. A file has
-// no server, so the server is always 0.
-const CHANGES: &str = "
-select horizon.changed_in, 0, key_id, created_in, api_key_changes.changed_in
-from (select coalesce(max(changed_in), 0) + 1 as changed_in from api_key_changes) as horizon
-left join api_key_changes on api_key_changes.changed_in >= ?1";
-
-impl ChangeLog for SqliteKeyStore {
-    async fn changes_since(&self, horizon: Option<LogPosition>) -> Result<Changes, StoreError> {
-        let mut connection = self.lookups.pool()?.acquire().await.map_err(failed)?;
-        let changes = changes_since(&mut connection, horizon).await?;
-        // A file that was replaced is no longer written: treat it as a replica without a source.
-        let replica = self.file.is_replaced().then(|| Replica::new(0, None, None));
-        Ok(Changes { replica, ..changes })
-    }
-}
-
-fn unlogged(error: sqlx::Error) -> StoreError {
-    match &error {
-        sqlx::Error::Database(said) if said.message().starts_with("no such table") => {
-            migrate::no_changes()
-        }
-        _ => failed(error),
-    }
-}
-
-async fn bring_up_to_date(pool: &SqlitePool) -> Result<(), StoreError> {
-    let mut lease = Lease::begin(pool, READ).await?;
-    let is_up_to_date = missing(&mut lease).await?.is_empty();
-    lease.commit().await?;
-    if is_up_to_date {
-        return Ok(());
-    }
-    let mut lease = Lease::begin(pool, WRITE).await?;
-    let created = raw_sql(CREATE_HISTORY).execute(&mut *lease).await;
-    let (_, mut lease) = lease.after(created)?;
-    for migration in missing(&mut lease).await? {
-        let applied = raw_sql(migration.sql).execute(&mut *lease).await;
-        let (_, same) = lease.after(applied).map_err(|error| migration.blame(error))?;
-        lease = same;
-        let record = query(RECORD_MIGRATION)
-            .bind(migration.version)
-            .bind(migration.description)
-            .bind(migration.checksum());
-        let recorded = record.execute(&mut *lease).await;
-        (_, lease) = lease.after(recorded)?;
-    }
-    lease.commit().await
-}
-
-async fn missing(connection: &mut SqliteConnection) -> Result<Vec<&'static Migration>, StoreError> {
-    let begun = query_scalar(HAS_HISTORY).fetch_one(&mut *connection);
-    let mut history: Vec<Applied> = Vec::new();
-    if begun.await.map_err(failed)? {
-        let applied = query_as("select version, checksum from _api_key_migrations");
-        history = applied.fetch_all(connection).await.map_err(failed)?;
-    }
-    migrate::missing(migrate::SQLITE, &history)
-}
-
-const HAS_HISTORY: &str = "select exists (
-    select 1 from sqlite_schema where type = 'table' and name = '_api_key_migrations'
-)";
-
-const CREATE_HISTORY: &str = concat!(
-    "create table if not exists _api_key_migrations (
-        version integer primary key,
-        description text not null,
-        checksum integer not null,
-        applied_at integer not null default (",
-    now!(),
-    ")
-    ) strict"
-);
-
-const RECORD_MIGRATION: &str =
-    "insert into _api_key_migrations (version, description, checksum) values (?1, ?2, ?3)";
