@@ -9,6 +9,7 @@ mod name;
 mod outage_policy;
 mod script;
 mod shared;
+mod without_redis;
 
 use std::{
     fmt,

@@ -6,6 +6,10 @@ use tokio::{runtime::Handle, sync::OwnedMutexGuard};
 use super::error::failed;
 use crate::store::{StoreError, StoreErrorKind};
 
+/// A transaction begun as a reader cannot become a writer after another writer committed.
+pub(super) const WRITE: &str = "begin immediate";
+pub(super) const READ: &str = "begin";
+
 /// A pooled connection in a transaction.
 ///
 /// It returns to the pool only once it is known to be outside of a transaction. If it is dropped

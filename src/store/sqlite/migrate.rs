@@ -1,6 +1,10 @@
 use sqlx::{SqliteConnection, SqlitePool, query, query_as, query_scalar, raw_sql};
 
-use super::{READ, WRITE, error::failed, lease::Lease, record::now};
+use super::{
+    error::failed,
+    lease::{Lease, READ, WRITE},
+    record::now,
+};
 use crate::store::{
     StoreError,
     migrate::{self, Applied, Migration},

@@ -34,7 +34,7 @@ pub use self::transaction::SqliteTransaction;
 use self::{
     error::{failed, is_of_a_row},
     file::File,
-    lease::Lease,
+    lease::{Lease, READ, WRITE},
     lookup_pool::LookupPool,
     migrate::bring_up_to_date,
     pragmas::BUSY_TIMEOUT,
@@ -180,10 +180,6 @@ impl SqliteKeyStore {
         turn.map_err(|late| StoreError::new(StoreErrorKind::Overloaded).because(late))
     }
 }
-
-/// A transaction begun as a reader cannot become a writer after another writer committed.
-const WRITE: &str = "begin immediate";
-const READ: &str = "begin";
 
 fn pool_options() -> SqlitePoolOptions {
     SqlitePoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(2))
