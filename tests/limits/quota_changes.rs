@@ -150,6 +150,28 @@ fn a_limit_that_grows_and_shrinks_within_its_window_counts_the_same_units() {
     assert_eq!(drain(&*of(10, end), end), 10);
 }
 
+/// A list admits no more than each of its quotas, so neither does what follows it.
+#[test]
+fn a_window_that_copies_a_larger_one_counts_what_the_rest_of_its_list_remembers() {
+    let sliding = |limit, millis| Quota::sliding(limit, Duration::from_millis(millis)).unwrap();
+    let list = || {
+        let named = |quota: Quota, name: &str| quota.named(name).unwrap();
+        RateLimits::new([named(sliding(2, 200), "long"), named(sliding(2, 100), "short")]).unwrap()
+    };
+    for joined_after in [0, 50, 99, 150] {
+        let limiter = LocalRateLimiter::new();
+        let before = buckets(&limiter, 1, list(), SECOND);
+        assert_eq!(drain(&*before, SECOND), 2);
+        let joined = SECOND + Duration::from_millis(joined_after);
+        let after = buckets(&limiter, 1, sliding(1, 100), joined);
+        for millis in (joined_after..200).step_by(7) {
+            let now = SECOND + Duration::from_millis(millis);
+            assert!(!admits(&*after, now), "joined after {joined_after}, asked after {millis} ms");
+        }
+        assert!(admits(&*after, joined + Duration::from_millis(210)));
+    }
+}
+
 /// Those of the faster quota, which the slower one owes.
 #[test]
 fn what_a_larger_window_of_the_same_length_let_through_is_owed_by_a_smaller_one() {

@@ -735,9 +735,13 @@ async fn an_end_in_time_is_exclusive(store: &impl ManageKeys) {
         let ended = KeyFilter::EndedBefore(end);
         let mut both = [expired.id, revoked.id];
         both.sort_unstable();
-        assert_eq!(transaction.select_some(&ended, &[], 9).await.unwrap(), ids(&both));
+        let mut selected = transaction.select_some(&ended, &[], 9).await.unwrap();
+        selected.sort_unstable();
+        assert_eq!(selected, ids(&both));
         let locked = transaction.lock_some(&ended, &[], 9).await.unwrap();
-        assert_eq!(locked.iter().map(|record| record.id).collect::<Vec<_>>(), ids(&both));
+        let mut locked: Vec<_> = locked.iter().map(|record| record.id).collect();
+        locked.sort_unstable();
+        assert_eq!(locked, ids(&both));
         let one_more = transaction.select_some(&ended, &[both[0]], 1).await.unwrap();
         assert_eq!(one_more, ids(&both[1..]));
     }

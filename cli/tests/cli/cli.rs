@@ -452,8 +452,8 @@ async fn mistakes_are_named_with_an_example() {
         ("issue --consumer acme --expires 2026-13-31", "2026-12-31"),
         ("issue --consumer acme --expires 3mo", "30d"),
         ("issue --consumer acme --expires=-1d", "30d"),
-        ("issue --consumer acme --expires 0d", "must work for longer"),
-        ("rotate 0190d4c0-0000-7000-8000-000000000000 --expires 0s", "must work for longer"),
+        ("issue --consumer acme --expires 0d", "a lifetime longer than zero"),
+        ("rotate 0190d4c0-0000-7000-8000-000000000000 --expires 0s", "a lifetime longer than zero"),
         ("issue --consumer acme --expires 2020-01-01", "--expires: must not be in the past"),
         ("issue --consumer acme --expires 1d --scope a\"b", "--scope"),
         ("issue --consumer acme --expires 1d --rate-limit many", "600/min"),
@@ -749,7 +749,10 @@ async fn an_import_stops_at_what_makes_no_sense_and_can_be_begun_again() {
             (&format!("{{\"{secret}\":1}}"), "one of its fields"),
             (&import_line(1).replace("\"30d\"}\n", "\"30d\",\"is_active\":1}"), "is_active"),
             ("nonsense", "column"),
-            (&import_line(1).trim().replace("30d", "0d"), "expires: a new key must work"),
+            (
+                &import_line(1).trim().replace("30d", "0d"),
+                "expires: a new key must have a lifetime",
+            ),
             (
                 &format!(
                     "{{\"hash\":\"{}\",\"consumer_id\":\"a\",\"expires\":\"1d\",\"plan\":\"a b\"}}",

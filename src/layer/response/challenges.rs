@@ -51,11 +51,14 @@ impl Challenges {
 
     /// `advice` has no quotes and no backslashes.
     fn invalid_request_because(&self, advice: &str) -> Option<HeaderValue> {
-        let realm = &self.realm;
-        let challenge = format!(
-            "Bearer realm=\"{realm}\", error=\"invalid_request\", error_description=\"{advice}\""
-        );
-        HeaderValue::try_from(challenge).ok()
+        let parts = [
+            "Bearer realm=\"",
+            &self.realm,
+            "\", error=\"invalid_request\", error_description=\"",
+            advice,
+            "\"",
+        ];
+        HeaderValue::try_from(parts.concat()).ok()
     }
 
     fn insufficient_scope(&self, rejection: &Rejection) -> Option<HeaderValue> {

@@ -169,17 +169,22 @@ impl Window {
         self.ring.fill_up(self.number(now), units.get(), most);
     }
 
-    /// Takes over the slots and the debt of another window of the same length.
+    /// Takes over the slots and the debt of another window of the same length. Units that exceed the
+    /// limit of this one become debt, the latest first.
     pub(super) fn copy(&self, other: &Self, debt: &mut Debt, others: &Debt, now: u64) {
         let latest = self.view(now).latest.number.max(other.view(now).latest.number);
         self.ring.view(latest);
+        let (mut room, mut owed) = (self.limit, others.units);
         for number in latest.saturating_sub(SLOTS.into())..=latest {
             let units = other.ring.units(number);
-            if units > 0 {
-                self.ring.add_to(number, units);
+            let fits = units.min(room);
+            room -= fits;
+            owed = owed.saturating_add((units - fits).into());
+            if fits > 0 {
+                self.ring.add_to(number, fits);
             }
         }
-        (debt.units, debt.at) = (others.units, latest);
+        (debt.units, debt.at) = (owed, latest);
     }
 
     fn shaper(&self, debt: &Debt, at: u64) -> Shaper {

@@ -134,6 +134,8 @@ impl Inner {
             copy(twin, new, now);
             new.more().guards.extend_from_slice(twin.guards());
             new.more().relies = twin.more.as_ref().and_then(|more| more.relies);
+            // Others that refill as fast may remember more.
+            self.raise(new, known, now);
             return Start::Counted;
         }
         let has_witness = known.iter().any(|entry| entry.measure().rate() <= rate);
