@@ -121,6 +121,30 @@ mod passes_no_more {
     }
 
     #[tokio::test]
+    async fn when_a_window_follows_a_larger_one_of_its_length_and_a_longer_one() {
+        let redis = Redis::start();
+        let node = node(&redis);
+        let list = [sliding(2, 2 * SECOND), sliding(2, SECOND)];
+        for (key, joined) in (1..).zip([0, 500, 990, 1_500]) {
+            let before = buckets(&node, key, &list, START);
+            assert_eq!(drain(&before, START).await, 2);
+            let joined = START + joined * MILLI;
+            let after = buckets(&node, key, &[sliding(1, SECOND)], joined);
+            let mut now = joined;
+            while now < START + 2 * SECOND {
+                assert!(
+                    !admits(&after, 1, now).await,
+                    "{:?} after {:?}",
+                    now - START,
+                    joined - START
+                );
+                now += 70 * MILLI;
+            }
+            assert!(admits(&after, 1, joined + 3_400 * MILLI).await);
+        }
+    }
+
+    #[tokio::test]
     async fn when_siblings_have_windows_of_other_lengths() {
         let redis = Redis::start();
         let nodes = [node(&redis), node(&redis)];

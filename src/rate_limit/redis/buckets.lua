@@ -594,6 +594,13 @@ local function copy_slots(state, from)
     state.slots[age] = held
   end
   state.number, state.total, state.debt = from.number, from.total, from.debt
+  -- What exceeds the limit is owed, the latest first.
+  local excess = max(state.total - state.burst, 0)
+  state.total, state.debt = state.total - excess, min(state.debt + excess, MOST_UNITS)
+  for age, held in ipairs(state.slots) do
+    local owed = min(held, excess)
+    state.slots[age], excess = held - owed, excess - owed
+  end
   local moved = max(min(state.debt, state.burst - state.total), 0)
   if moved > 0 then
     state.slots[1] = (state.slots[1] or 0) + moved
@@ -630,6 +637,15 @@ local function join(others, state)
     copy_slots(state, larger)
     for at, guard in ipairs(larger.guards) do
       state.guards[at] = { state = guard.state, millis = guard.millis }
+    end
+    -- Another that refills as fast may remember more.
+    if fastest and not is_faster(state, fastest) then
+      local alone = new_state('w', state.burst, state.millis)
+      carry_over(alone, fastest)
+      local missing = alone.total + alone.debt - state.total - state.debt
+      if missing > 0 then
+        count(state, missing)
+      end
     end
     return
   end
