@@ -149,14 +149,23 @@ impl BucketSet {
             }
             state.undo(units, booked);
         } else if let Some(epochs) = self.alone() {
-            if !self.states().all(|state| state.peek(units, now).is_admitted()) {
-                return self.peek_alone(units, now);
-            }
-            match self.take_each(units, now) {
-                Some(taken) if self.is_still(epochs) => return self.taken(&taken),
-                Some(taken) => self.undo(&taken, units),
-                // Other requests were faster.
-                None => return self.peek_alone(units, now),
+            loop {
+                if self.states().all(|state| state.peek(units, now).is_admitted()) {
+                    match self.take_each(units, now) {
+                        Some(taken) if self.is_still(epochs) => return self.taken(&taken),
+                        Some(taken) => {
+                            self.undo(&taken, units);
+                            break;
+                        }
+                        // Other requests were faster.
+                        None => {}
+                    }
+                }
+                // They may have undone their takes since: then there is room, and nothing was taken.
+                let decisions = self.peek_alone(units, now);
+                if !decisions.is_admitted() {
+                    return decisions;
+                }
             }
         }
         self.locked(now, |locked| self.take_locked(locked, units, now))
@@ -166,12 +175,14 @@ impl BucketSet {
     /// concurrent requests take units in between, it may have to [undo](State::undo) its own takes,
     /// and another request may be denied meanwhile.
     fn take_locked(&self, locked: &mut Cells<'_>, units: NonZeroU32, now: u64) -> Decisions {
-        let decisions = self.look_locked(locked, units, now);
-        if !decisions.is_admitted() {
-            return decisions;
-        }
-        if self.take_each(units, now).is_none() {
-            return self.look_locked(locked, units, now);
+        loop {
+            let decisions = self.look_locked(locked, units, now);
+            if !decisions.is_admitted() {
+                return decisions;
+            }
+            if self.take_each(units, now).is_some() {
+                break;
+            }
         }
         locked.0.count(&self.of_key.states, units, now);
         if let (Some(locked), Some(part)) = (&mut locked.1, &self.of_consumer) {
