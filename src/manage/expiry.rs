@@ -1,6 +1,6 @@
-use std::{error::Error, fmt, str::FromStr, time::Duration};
+use std::{error::Error, fmt, str::FromStr};
 
-use super::Expiry;
+use super::{Expiry, duration::read_duration};
 use crate::record::read_rfc3339;
 
 /// `never`, an RFC 3339 date and time, or a duration: a number and a unit, as in `90s`, `15m`,
@@ -26,21 +26,6 @@ impl FromStr for Expiry {
     }
 }
 
-fn read_duration(text: &str) -> Option<Duration> {
-    let unit = match text.chars().next_back()? {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86_400,
-        'w' => 7 * 86_400,
-        _ => return None,
-    };
-    let number = text.get(..text.len() - 1)?;
-    let is_number = (1..=9).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
-    let number: u64 = number.parse().ok().filter(|_| is_number)?;
-    Some(Duration::from_secs(number.checked_mul(unit)?))
-}
-
 /// The text is not an [`Expiry`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -59,7 +44,7 @@ impl Error for InvalidExpiry {}
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
 

@@ -68,6 +68,7 @@ mod change;
 mod consumer_semaphores;
 mod creation_limits;
 mod denials;
+mod duration;
 mod erased;
 mod error;
 mod expiry;

@@ -1,6 +1,14 @@
-//! The routes of the OpenAPI document; none without the feature `openapi`.
+//! `GET /openapi.json`; nothing without the feature `openapi`.
 
 use axum::Router;
+#[cfg(feature = "openapi")]
+use {
+    super::{openapi, params::NoParams},
+    axum::{Json, extract::OriginalUri, routing::get},
+    http::Uri,
+    std::sync::Arc,
+    utoipa::openapi::{OpenApi, Server},
+};
 
 use super::{AdminState, Operation};
 
@@ -19,7 +27,16 @@ pub(super) fn routes(
     operations: &'static [Operation],
     settings: Settings,
 ) -> (Router<AdminState>, Router<AdminState>) {
-    let routes = super::openapi::routes(operations, settings.title);
+    let document = Arc::new(openapi::document(operations, settings.title));
+    // The base path is where the application has mounted the router.
+    let json = async move |OriginalUri(original): OriginalUri, uri: Uri, _: NoParams| {
+        let mount = original.path().strip_suffix(uri.path()).unwrap_or_default();
+        let url = if mount.is_empty() { "/" } else { mount };
+        let mut document = OpenApi::clone(&document);
+        document.servers = Some(vec![Server::new(url)]);
+        Json(document)
+    };
+    let routes = Router::new().route("/openapi.json", get(json));
     if settings.is_open { (Router::new(), routes) } else { (routes, Router::new()) }
 }
 

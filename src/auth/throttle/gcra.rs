@@ -73,6 +73,30 @@ impl Used {
     }
 }
 
+/// A rate limit and its state.
+pub(super) struct Budget {
+    rate: Rate,
+    used: Used,
+}
+
+impl Budget {
+    pub(super) fn new(rate: Rate) -> Self {
+        Self { rate, used: Used::default() }
+    }
+
+    pub(super) fn has_left(&self, now: Duration) -> bool {
+        self.used.wait(self.rate, now).is_zero()
+    }
+
+    pub(super) fn take(&self, now: Duration) -> bool {
+        self.used.take(self.rate, now)
+    }
+
+    pub(super) fn give_back(&self) {
+        self.used.give_back(self.rate);
+    }
+}
+
 fn after_one_more(used: u64, rate: Rate, now: u64) -> u64 {
     used.max(now).saturating_add(rate.interval)
 }

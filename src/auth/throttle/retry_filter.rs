@@ -1,4 +1,5 @@
-//! Remembers keys that were rejected without a look-up, to recognize retries.
+//! Remembers keys that were rejected without a look-up, and lets their retries pass within a budget
+//! of their own.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -6,8 +7,10 @@ use std::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
+use super::gcra::{Budget, Rate};
 use crate::key::KeyHash;
 
 /// A lossy set of recently rejected keys: a fixed-size table of fingerprints, lock-free.
@@ -18,14 +21,29 @@ use crate::key::KeyHash;
 pub(super) struct RetryFilter {
     seed: RandomState,
     places: OnceLock<Box<[AtomicU32]>>,
+    /// For keys that are retried, as a client does after `Retry-After`. A flood of ever new keys
+    /// never gets here.
+    budget: Budget,
 }
 
 /// 1 MiB.
 const PLACES: usize = 1 << 18;
 
 impl RetryFilter {
-    pub(super) fn new() -> Self {
-        Self { seed: RandomState::new(), places: OnceLock::new() }
+    /// Retries may make a tenth of `queries` per second in addition.
+    pub(super) fn new(queries: u32) -> Self {
+        let retries = (queries / 10).max(1);
+        let budget = Budget::new(Rate::per_second(retries, retries));
+        Self { seed: RandomState::new(), places: OnceLock::new(), budget }
+    }
+
+    /// Whether the key was rejected before and there is a unit for its retry, which is taken.
+    pub(super) fn admit(&self, hash: &KeyHash, now: Duration) -> bool {
+        self.remembers(hash) && self.budget.take(now)
+    }
+
+    pub(super) fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     pub(super) fn remember(&self, hash: &KeyHash) {
@@ -38,7 +56,7 @@ impl RetryFilter {
         }
     }
 
-    pub(super) fn remembers(&self, hash: &KeyHash) -> bool {
+    fn remembers(&self, hash: &KeyHash) -> bool {
         let Some(places) = self.places.get() else { return false };
         let (place, print) = self.print(hash);
         let place = place.and_then(|place| places.get(place));
@@ -65,7 +83,7 @@ mod tests {
 
     #[test]
     fn who_was_turned_away_is_remembered_and_nobody_else() {
-        let retry_filter = RetryFilter::new();
+        let retry_filter = RetryFilter::new(100);
         assert!((0..1000).all(|number| !retry_filter.remembers(&hash(number))));
         for number in 0..1000 {
             retry_filter.remember(&hash(number));
@@ -81,7 +99,7 @@ mod tests {
         const KEYS: u32 = 500;
         let (mut left, mut number) = (0, 0);
         for _ in 0..ROUNDS {
-            let retry_filter = RetryFilter::new();
+            let retry_filter = RetryFilter::new(100);
             let keys = number..number + KEYS;
             keys.clone().for_each(|key| retry_filter.remember(&hash(key)));
             (keys.end..keys.end + OTHERS).for_each(|other| retry_filter.remember(&hash(other)));

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use super::{
     client_network::ClientNetwork,
     failure_sketch::{FailureSketch, Reservation},
-    gcra::{Rate, Used},
+    gcra::{Budget, Rate},
     retry_filter::RetryFilter,
 };
 use crate::{
@@ -22,9 +22,6 @@ use crate::{
 pub(in crate::auth) struct UnknownKeyLimiter {
     pub(in crate::auth) permits: Semaphore,
     budget: Budget,
-    /// For keys that are retried, as a client does after `Retry-After`. A flood of ever new keys
-    /// never gets here.
-    reserve: Budget,
     retry_filter: RetryFilter,
     failures: FailureSketch,
 }
@@ -35,7 +32,7 @@ pub(in crate::auth) enum LookupClass {
     /// A key that was known until now.
     Known,
     Unknown(Option<Reservation>),
-    /// An unknown key that was rejected before. It has taken a unit of the reserve.
+    /// An unknown key that was rejected before. It has taken a unit of the retry budget.
     Retrying(Option<Reservation>),
 }
 
@@ -48,12 +45,10 @@ impl UnknownKeyLimiter {
         // A valid key holds its unit during its query, and must not keep other valid keys out by
         // that.
         let burst = queries.max(u32::try_from(permits).unwrap_or(u32::MAX).saturating_add(1));
-        let reserve = (queries / 10).max(1);
         Self {
             permits: Semaphore::new(permits),
             budget: Budget::new(Rate::per_second(queries, burst)),
-            reserve: Budget::new(Rate::per_second(reserve, reserve)),
-            retry_filter: RetryFilter::new(),
+            retry_filter: RetryFilter::new(queries),
             failures: FailureSketch::new(failures),
         }
     }
@@ -66,7 +61,7 @@ impl UnknownKeyLimiter {
         has_room: bool,
         now: Duration,
     ) -> Result<LookupClass, Rejection> {
-        if self.retry_filter.remembers(hash) && self.reserve.take(now) {
+        if self.retry_filter.admit(hash, now) {
             return Ok(LookupClass::Retrying(network.map(Reservation::of)));
         }
         let attempt = network.map(|network| self.failures.begin(network, now)).transpose();
@@ -86,7 +81,7 @@ impl UnknownKeyLimiter {
         let (budget, attempt) = match class {
             LookupClass::Known => (None, None),
             LookupClass::Unknown(attempt) => (None, attempt),
-            LookupClass::Retrying(attempt) => (Some(&self.reserve), attempt),
+            LookupClass::Retrying(attempt) => (Some(self.retry_filter.budget()), attempt),
         };
         Cost { budget, attempt, failures: &self.failures }
     }
@@ -153,25 +148,6 @@ impl UnknownKeyLimiter {
     }
 }
 
-struct Budget {
-    rate: Rate,
-    used: Used,
-}
-
-impl Budget {
-    fn new(rate: Rate) -> Self {
-        Self { rate, used: Used::default() }
-    }
-
-    fn has_left(&self, now: Duration) -> bool {
-        self.used.wait(self.rate, now).is_zero()
-    }
-
-    fn take(&self, now: Duration) -> bool {
-        self.used.take(self.rate, now)
-    }
-}
-
 /// The cost of a query, refunded on drop unless it is spent.
 pub(in crate::auth) struct Cost<'a> {
     budget: Option<&'a Budget>,
@@ -197,7 +173,7 @@ impl Cost<'_> {
 impl Drop for Cost<'_> {
     fn drop(&mut self) {
         if let Some(budget) = self.budget {
-            budget.used.give_back(budget.rate);
+            budget.give_back();
         }
         if let Some(attempt) = self.attempt {
             self.failures.release(attempt);

@@ -1,38 +1,22 @@
 //! The OpenAPI document, built from the same [`Operation`]s as the routes.
+//! [`document`](super::document) serves it.
 
 mod headers;
 mod operations;
 mod schemas;
 mod types;
 
-use std::sync::Arc;
-
-use axum::{Json, Router, extract::OriginalUri, routing::get};
-use http::Uri;
 use utoipa::openapi::{
-    Info, OpenApi, OpenApiBuilder, PathsBuilder, Server,
+    Info, OpenApi, OpenApiBuilder, PathsBuilder,
     path::{HttpMethod, PathItem},
     security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
 
-use super::{AdminState, Operation, params::NoParams};
+use super::Operation;
 
 const BEARER: &str = "api_key";
 
-/// `GET /openapi.json`.
-pub(super) fn routes(operations: &[Operation], title: &str) -> Router<AdminState> {
-    let document = Arc::new(document(operations, title));
-    let json = async move |OriginalUri(original): OriginalUri, uri: Uri, _: NoParams| {
-        let mount = original.path().strip_suffix(uri.path()).unwrap_or_default();
-        let url = if mount.is_empty() { "/" } else { mount };
-        let mut document = OpenApi::clone(&document);
-        document.servers = Some(vec![Server::new(url)]);
-        Json(document)
-    };
-    Router::new().route("/openapi.json", get(json))
-}
-
-fn document(operations: &[Operation], title: &str) -> OpenApi {
+pub(super) fn document(operations: &[Operation], title: &str) -> OpenApi {
     let paths = operations.iter().fold(PathsBuilder::new(), |paths, operation| {
         let method = match operation.method() {
             http::Method::POST => HttpMethod::Post,

@@ -1,8 +1,8 @@
 //! The checks of `api-key doctor`.
 
-mod grants;
+mod missing_grants;
+mod other_roles;
 mod rehearse;
-mod rights;
 mod row_security;
 mod search_path;
 mod server;
@@ -12,8 +12,8 @@ use sqlx::ConnectOptions as _;
 use tokio::time::timeout;
 
 use self::{
-    grants::others,
-    rights::Lacking,
+    missing_grants::MissingGrants,
+    other_roles::others,
     row_security::row_security,
     search_path::Place,
     server::{pooler, server, skew},
@@ -76,7 +76,7 @@ impl PgKeyStore {
         }
         let differences = structure(connection, schema, history, findings).await?;
         findings.push(row_security(connection, schema).await?);
-        let lacking = Lacking::find(connection, schema).await?;
+        let lacking = MissingGrants::find(connection, schema).await?;
         findings.push(others(connection, schema).await?);
 
         let listener = self.listener().await;

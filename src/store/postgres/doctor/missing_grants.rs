@@ -1,4 +1,4 @@
-//! The rights of this role.
+//! The rights that this role lacks, and the `grant` statements that give them to it.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::store::{
 };
 
 /// The privileges for managing keys that this role lacks, by table.
-pub(super) struct Lacking {
+pub(super) struct MissingGrants {
     rights: BTreeMap<String, Vec<String>>,
     role: String,
     schema: String,
 }
 
-impl Lacking {
+impl MissingGrants {
     pub(super) async fn find(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Self> {
         let role =
             query_scalar("select quote_ident(current_user)").fetch_one(&mut *connection).await?;
