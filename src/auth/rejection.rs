@@ -1,4 +1,9 @@
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use super::RateLimitStatus;
 use crate::{
@@ -27,7 +32,14 @@ struct Details {
     wait: Option<Duration>,
     required: Box<[Scope]>,
     source: Option<StoreError>,
-    advice: Option<Box<str>>,
+    advice: Option<Advice>,
+}
+
+/// For rejections that are made once and serve many requests.
+struct Advice {
+    text: Box<str>,
+    /// The body of the response, once it was needed.
+    body: OnceLock<Box<str>>,
 }
 
 impl Rejection {
@@ -101,7 +113,8 @@ impl Rejection {
 
     /// A mistake of the client; `advice` tells it what to do instead.
     pub(crate) fn advising(kind: RejectionKind, advice: impl Into<Box<str>>) -> Self {
-        Self::with(kind, Details { advice: Some(advice.into()), ..Details::default() })
+        let advice = Advice { text: advice.into(), body: OnceLock::new() };
+        Self::with(kind, Details { advice: Some(advice), ..Details::default() })
     }
 
     /// The kind of store error that caused this, if any.
@@ -151,7 +164,13 @@ impl Rejection {
     /// names the headers that the layer reads, and contains nothing that the client sent.
     #[must_use]
     pub fn advice(&self) -> Option<&str> {
-        self.details.as_ref()?.advice.as_deref()
+        Some(&self.details.as_ref()?.advice.as_ref()?.text)
+    }
+
+    /// The body of the response to a rejection with advice, which `render` makes once.
+    pub(crate) fn body_with_advice(&self, render: impl FnOnce() -> String) -> Option<&str> {
+        let advice = self.details.as_ref()?.advice.as_ref()?;
+        Some(advice.body.get_or_init(|| render().into()))
     }
 
     /// How long to wait before a retry can succeed. `None` if it never can.

@@ -5,6 +5,7 @@ use tower_layer::Layer;
 
 use super::{
     ClientAddress, ProblemJson, RateLimitHeaders,
+    advised_rejections::AdvisedRejections,
     middleware::{Config, Middleware},
     request::credentials::Credentials,
     response::Challenges,
@@ -30,6 +31,7 @@ impl ApiKeyLayer {
                     auth,
                     challenges: Challenges::default(),
                     credentials: Credentials::bearer(),
+                    advised: AdvisedRejections::default(),
                     optional: false,
                     keep_credential: false,
                     pass_preflight: false,
@@ -45,7 +47,10 @@ impl ApiKeyLayer {
 
 impl<R: Clone> ApiKeyLayer<R> {
     fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
-        change(&mut Arc::make_mut(&mut self.middleware).config);
+        let config = &mut Arc::make_mut(&mut self.middleware).config;
+        change(config);
+        // They name the headers and the realm.
+        config.advised = AdvisedRejections::default();
         self
     }
 

@@ -1,9 +1,10 @@
 use std::{fmt, sync::Arc};
 
-use http::{HeaderName, Request, Response};
+use http::{HeaderName, Request, Response, header::WWW_AUTHENTICATE};
 
 use super::{
     ClientAddress, RateLimitHeaders, RejectionResponse,
+    advised_rejections::AdvisedRejections,
     limits::Cost,
     request::{
         Mistake, caller,
@@ -36,6 +37,7 @@ pub(super) struct Config {
     pub(super) auth: Authenticator,
     pub(super) challenges: Challenges,
     pub(super) credentials: Credentials,
+    pub(super) advised: AdvisedRejections,
     pub(super) optional: bool,
     pub(super) keep_credential: bool,
     pub(super) pass_preflight: bool,
@@ -86,7 +88,7 @@ impl Config {
         let found = match self.credentials.find(request.headers()) {
             Ok(Some(found)) => found,
             Ok(None) => return self.without_credentials(request),
-            Err(mistake) => return self.invalid_request(mistake, None),
+            Err(mistake) => return self.advise(mistake, None),
         };
         let header = found.header;
         let verdict = if found.is_sensitive
@@ -117,12 +119,8 @@ impl Config {
             let is_key = |text: &[u8]| self.auth.recognizes(text);
             match found.mistake(is_key) {
                 None => {}
-                Some(mistake @ Mistake::JsonWebToken) => {
-                    let kind = RejectionKind::Malformed;
-                    let rejection = self.credentials.rejection(kind, mistake, None);
-                    return Verdict::Attempt(Attempt::Reject(rejection));
-                }
-                Some(mistake) => return self.invalid_request(mistake, Some(found.header)),
+                Some(mistake @ Mistake::JsonWebToken) => return self.advise(mistake, None),
+                Some(mistake) => return self.advise(mistake, Some(found.header)),
             }
         }
         Verdict::Attempt(attempt)
@@ -133,7 +131,7 @@ impl Config {
             return self.readmit(consumer.clone());
         }
         if let Some(mistake) = find_misplaced(request, &self.credentials, &self.auth) {
-            return self.invalid_request(mistake, None);
+            return self.advise(mistake, None);
         }
         if self.optional {
             return Verdict::Anonymous;
@@ -154,9 +152,10 @@ impl Config {
         }
     }
 
-    fn invalid_request(&self, mistake: Mistake, header: Option<&HeaderName>) -> Verdict {
-        let kind = RejectionKind::InvalidRequest;
-        Verdict::Attempt(Attempt::Reject(self.credentials.rejection(kind, mistake, header)))
+    fn advise(&self, mistake: Mistake, header: Option<&HeaderName>) -> Verdict {
+        let (credentials, challenges) = (&self.credentials, &self.challenges);
+        let rejection = self.advised.rejection(mistake, header, credentials, challenges);
+        Verdict::Attempt(Attempt::Reject(rejection))
     }
 
     /// Puts the consumer into the request's extensions.
@@ -235,7 +234,11 @@ impl Config {
             return;
         }
         self.auth.rejected(rejection);
-        self.challenges.add(response.headers_mut(), rejection);
+        let known = self.advised.challenge(rejection).cloned();
+        if let Some(challenge) = known.or_else(|| self.challenges.of(rejection)) {
+            // The renderer may have set one.
+            response.headers_mut().entry(WWW_AUTHENTICATE).or_insert(challenge);
+        }
     }
 
     fn vary<B>(&self, response: &mut Response<B>) {

@@ -97,21 +97,15 @@ impl Credentials {
         &self.missing
     }
 
-    /// A rejection of `kind` with the advice for `mistake`, made in `header` if that is known.
-    pub(in crate::layer) fn rejection(
-        &self,
-        kind: RejectionKind,
-        mistake: Mistake,
-        header: Option<&HeaderName>,
-    ) -> Rejection {
-        let advice = match header {
+    /// The advice for `mistake`, made in `header` if that is known.
+    pub(in crate::layer) fn advice(&self, mistake: Mistake, header: Option<&HeaderName>) -> String {
+        match header {
             Some(header) if header != AUTHORIZATION => mistake
                 .advice(&Form { authorization: false, headers: std::slice::from_ref(header) }),
             _ => {
                 mistake.advice(&Form { authorization: self.authorization, headers: &self.headers })
             }
-        };
-        Rejection::advising(kind, advice)
+        }
     }
 
     /// The names of the headers that a response varies by.

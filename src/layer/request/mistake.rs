@@ -1,5 +1,7 @@
 use std::fmt;
 
+use crate::auth::RejectionKind;
+
 /// What a client did wrong when it sent its key, as far as the layer recognises it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::layer) enum Mistake {
@@ -24,6 +26,25 @@ pub(in crate::layer) enum Mistake {
 }
 
 impl Mistake {
+    pub(in crate::layer) const ALL: [Self; 9] = [
+        Self::SeveralKeys,
+        Self::Characters,
+        Self::RepeatedScheme,
+        Self::UnexpectedScheme,
+        Self::NoScheme,
+        Self::OtherScheme,
+        Self::OtherHeader,
+        Self::Url,
+        Self::JsonWebToken,
+    ];
+
+    pub(in crate::layer) fn kind(self) -> RejectionKind {
+        match self {
+            Self::JsonWebToken => RejectionKind::Malformed,
+            _ => RejectionKind::InvalidRequest,
+        }
+    }
+
     /// One sentence for the client. `form` is how it should send the key.
     ///
     /// It contains no quote and no backslash, so that it can be an `error_description`.

@@ -1,4 +1,4 @@
-use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};
+use http::HeaderValue;
 
 use super::status_codes::{Challenge, spec};
 use crate::{auth::Rejection, record::Scope};
@@ -33,9 +33,9 @@ impl Challenges {
         })
     }
 
-    /// Adds the challenge for `rejection`, unless the renderer set one.
-    pub(in crate::layer) fn add(&self, headers: &mut HeaderMap, rejection: &Rejection) {
-        let challenge = spec(rejection.kind()).challenge.and_then(|challenge| match challenge {
+    /// The challenge for `rejection`, if its status has one.
+    pub(in crate::layer) fn of(&self, rejection: &Rejection) -> Option<HeaderValue> {
+        match spec(rejection.kind()).challenge? {
             Challenge::Bare => Some(self.missing.clone()),
             Challenge::InvalidRequest => match rejection.advice() {
                 Some(advice) => self.invalid_request_because(advice),
@@ -43,9 +43,6 @@ impl Challenges {
             },
             Challenge::InvalidToken => Some(self.invalid_token.clone()),
             Challenge::InsufficientScope => self.insufficient_scope(rejection),
-        });
-        if let Some(challenge) = challenge {
-            headers.entry(WWW_AUTHENTICATE).or_insert(challenge);
         }
     }
 

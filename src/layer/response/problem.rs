@@ -84,11 +84,14 @@ impl<B: From<Cow<'static, str>>> RejectionResponse<B> for ProblemJson {
     fn response(&self, rejection: &Rejection) -> Response<B> {
         let Spec { status, reason, .. } = spec(rejection.kind());
         let reason = reason.filter(|_| self.disclose);
-        if reason.is_none()
-            && rejection.advice().is_none()
-            && let Some(body) = cached_body(rejection)
-        {
-            return response(status, Cow::Borrowed(body));
+        if reason.is_none() {
+            let render = || Problem::of(rejection).to_json();
+            if let Some(body) = rejection.body_with_advice(render) {
+                return response(status, Cow::Owned(body.to_owned()));
+            }
+            if let Some(body) = cached_body(rejection) {
+                return response(status, Cow::Borrowed(body));
+            }
         }
         Problem { reason, ..Problem::of(rejection) }.response()
     }
