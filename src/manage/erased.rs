@@ -55,125 +55,50 @@ impl<S: ManageKeys> ErasedKeys for S {
     }
 }
 
-/// [`KeyTransaction`] as a trait object.
-pub(super) trait ErasedTransaction: Send {
-    fn lock<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, Vec<KeyRecord>>;
-    fn lock_some<'a>(
-        &'a mut self,
-        keys: &'a KeyFilter,
-        except: &'a [KeyId],
-        limit: usize,
-    ) -> Answer<'a, Vec<KeyRecord>>;
-    fn select_some<'a>(
-        &'a mut self,
-        keys: &'a KeyFilter,
-        except: &'a [KeyId],
-        limit: usize,
-    ) -> Answer<'a, Vec<KeyId>>;
-    fn insert<'a>(&'a mut self, records: &'a [KeyRecord]) -> Answer<'a, Vec<KeyId>>;
-    fn update<'a>(&'a mut self, record: &'a KeyRecord) -> Answer<'a, KeyRecord>;
-    fn revoke<'a>(
-        &'a mut self,
-        ids: &'a [KeyId],
-        reason: Option<&'a str>,
-    ) -> Answer<'a, Vec<KeyRecord>>;
-    fn count_keys<'a>(&'a mut self, query: &'a KeyCountQuery) -> Answer<'a, KeyCounts>;
-    fn nth_rotation(&mut self, root: KeyId, nth: usize) -> Answer<'_, Option<SystemTime>>;
-    fn delete<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, ()>;
-    fn write_audit<'a>(&'a mut self, entries: &'a [AuditEntry]) -> Answer<'a, ()>;
-    fn set_plan<'a>(
-        &'a mut self,
-        name: &'a str,
-        limits: &'a RateLimits,
-    ) -> Answer<'a, Option<String>>;
-    fn remove_plan<'a>(&'a mut self, name: &'a str) -> Answer<'a, Option<String>>;
-    fn claim_idempotency_key<'a>(
-        &'a mut self,
-        claim: &'a IdempotencyRecord,
-    ) -> Answer<'a, Option<IdempotencyRecord>>;
-    fn delete_expired(&mut self, before: SystemTime, limit: usize) -> Answer<'_, usize>;
-    fn commit(self: Box<Self>) -> Answer<'static, ()>;
+/// Declares [`ErasedTransaction`], and implements it by the methods of [`KeyTransaction`].
+macro_rules! erased_transaction {
+    ($(
+        fn $method:ident<$life:lifetime>(
+            &$_life:lifetime mut self $(, $argument:ident: $type:ty)*
+        ) -> $answer:ty;
+    )*) => {
+        /// [`KeyTransaction`] as a trait object.
+        pub(super) trait ErasedTransaction: Send {
+            $(fn $method<$life>(&$life mut self $(, $argument: $type)*) -> Answer<$life, $answer>;)*
+            fn commit(self: Box<Self>) -> Answer<'static, ()>;
+        }
+
+        impl<T: KeyTransaction> ErasedTransaction for T {
+            $(fn $method<$life>(&$life mut self $(, $argument: $type)*) -> Answer<$life, $answer> {
+                Box::pin(KeyTransaction::$method(self $(, $argument)*))
+            })*
+
+            fn commit(self: Box<Self>) -> Answer<'static, ()> {
+                Box::pin(KeyTransaction::commit(*self))
+            }
+        }
+    };
 }
 
-impl<T: KeyTransaction> ErasedTransaction for T {
-    fn lock<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, Vec<KeyRecord>> {
-        Box::pin(KeyTransaction::lock(self, ids))
-    }
-
+erased_transaction! {
+    fn lock<'a>(&'a mut self, ids: &'a [KeyId]) -> Vec<KeyRecord>;
     fn lock_some<'a>(
-        &'a mut self,
-        keys: &'a KeyFilter,
-        except: &'a [KeyId],
-        limit: usize,
-    ) -> Answer<'a, Vec<KeyRecord>> {
-        Box::pin(KeyTransaction::lock_some(self, keys, except, limit))
-    }
-
+        &'a mut self, keys: &'a KeyFilter, except: &'a [KeyId], limit: usize
+    ) -> Vec<KeyRecord>;
     fn select_some<'a>(
-        &'a mut self,
-        keys: &'a KeyFilter,
-        except: &'a [KeyId],
-        limit: usize,
-    ) -> Answer<'a, Vec<KeyId>> {
-        Box::pin(KeyTransaction::select_some(self, keys, except, limit))
-    }
-
-    fn insert<'a>(&'a mut self, records: &'a [KeyRecord]) -> Answer<'a, Vec<KeyId>> {
-        Box::pin(KeyTransaction::insert(self, records))
-    }
-
-    fn update<'a>(&'a mut self, record: &'a KeyRecord) -> Answer<'a, KeyRecord> {
-        Box::pin(KeyTransaction::update(self, record))
-    }
-
-    fn revoke<'a>(
-        &'a mut self,
-        ids: &'a [KeyId],
-        reason: Option<&'a str>,
-    ) -> Answer<'a, Vec<KeyRecord>> {
-        Box::pin(KeyTransaction::revoke(self, ids, reason))
-    }
-
-    fn count_keys<'a>(&'a mut self, query: &'a KeyCountQuery) -> Answer<'a, KeyCounts> {
-        Box::pin(KeyTransaction::count_keys(self, query))
-    }
-
-    fn nth_rotation(&mut self, root: KeyId, nth: usize) -> Answer<'_, Option<SystemTime>> {
-        Box::pin(KeyTransaction::nth_rotation(self, root, nth))
-    }
-
-    fn delete<'a>(&'a mut self, ids: &'a [KeyId]) -> Answer<'a, ()> {
-        Box::pin(KeyTransaction::delete(self, ids))
-    }
-
-    fn write_audit<'a>(&'a mut self, entries: &'a [AuditEntry]) -> Answer<'a, ()> {
-        Box::pin(KeyTransaction::write_audit(self, entries))
-    }
-
-    fn set_plan<'a>(
-        &'a mut self,
-        name: &'a str,
-        limits: &'a RateLimits,
-    ) -> Answer<'a, Option<String>> {
-        Box::pin(KeyTransaction::set_plan(self, name, limits))
-    }
-
-    fn remove_plan<'a>(&'a mut self, name: &'a str) -> Answer<'a, Option<String>> {
-        Box::pin(KeyTransaction::remove_plan(self, name))
-    }
-
+        &'a mut self, keys: &'a KeyFilter, except: &'a [KeyId], limit: usize
+    ) -> Vec<KeyId>;
+    fn insert<'a>(&'a mut self, records: &'a [KeyRecord]) -> Vec<KeyId>;
+    fn update<'a>(&'a mut self, record: &'a KeyRecord) -> KeyRecord;
+    fn revoke<'a>(&'a mut self, ids: &'a [KeyId], reason: Option<&'a str>) -> Vec<KeyRecord>;
+    fn count_keys<'a>(&'a mut self, query: &'a KeyCountQuery) -> KeyCounts;
+    fn nth_rotation<'a>(&'a mut self, root: KeyId, nth: usize) -> Option<SystemTime>;
+    fn delete<'a>(&'a mut self, ids: &'a [KeyId]) -> ();
+    fn write_audit<'a>(&'a mut self, entries: &'a [AuditEntry]) -> ();
+    fn set_plan<'a>(&'a mut self, name: &'a str, limits: &'a RateLimits) -> Option<String>;
+    fn remove_plan<'a>(&'a mut self, name: &'a str) -> Option<String>;
     fn claim_idempotency_key<'a>(
-        &'a mut self,
-        claim: &'a IdempotencyRecord,
-    ) -> Answer<'a, Option<IdempotencyRecord>> {
-        Box::pin(KeyTransaction::claim_idempotency_key(self, claim))
-    }
-
-    fn delete_expired(&mut self, before: SystemTime, limit: usize) -> Answer<'_, usize> {
-        Box::pin(KeyTransaction::delete_expired(self, before, limit))
-    }
-
-    fn commit(self: Box<Self>) -> Answer<'static, ()> {
-        Box::pin(KeyTransaction::commit(*self))
-    }
+        &'a mut self, claim: &'a IdempotencyRecord
+    ) -> Option<IdempotencyRecord>;
+    fn delete_expired<'a>(&'a mut self, before: SystemTime, limit: usize) -> usize;
 }

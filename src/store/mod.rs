@@ -39,6 +39,8 @@ mod row;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod structure;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod trial;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]

@@ -16,12 +16,10 @@ use crate::{
     record::{KeyId, KeyRecord},
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, StoreError, StoreErrorKind,
-        doctor::{
-            Difference, Finding, History, INDEXES_GONE, NO_EFFECT, PATIENCE, Part, Severity,
-            TABLES_DIFFER, TRIGGERS_GONE, UNREADABLE, database_refusal, differences, made_by,
-        },
+        doctor::{Finding, History, NO_EFFECT, PATIENCE, UNREADABLE, database_refusal},
         migrate::{Applied, SQLITE},
         port::{Changes, LogPosition, Usage},
+        structure::{Difference, Part, TABLES_DIFFER, compare, made_by},
         trial::{Rehearse, rehearse},
     },
 };
@@ -104,20 +102,7 @@ impl SqliteKeyStore {
         findings: &mut Vec<Finding>,
     ) -> sqlx::Result<Vec<Difference>> {
         let found = parts(&mut *self.pool().acquire().await?).await?;
-        let expected = parts_made().await?;
-        let mut differences = differences(&expected, &found);
-        if history == History::Newer {
-            // A newer release may have replaced it.
-            differences.iter_mut().for_each(|it| it.severity = Severity::Warning);
-        }
-        for (check, kinds, advice) in [
-            ("tables", ["column", "constraint"].as_slice(), TABLES_DIFFER),
-            ("triggers", &["trigger"], TRIGGERS_GONE),
-            ("indexes", &["index"], INDEXES_GONE),
-        ] {
-            findings.push(Finding::of_parts(check, kinds, &expected, &differences, advice));
-        }
-        Ok(differences)
+        Ok(compare(&parts_made().await?, &found, history, findings))
     }
 
     /// Checks for free space. A transaction that is rolled back reaches the disk only if it exceeds

@@ -24,8 +24,9 @@ use crate::{
     clock::Clock,
     store::{
         StoreError,
-        doctor::{Difference, Finding, History, PATIENCE, Severity},
+        doctor::{Finding, History, PATIENCE, Severity},
         port::ChangeFeed as _,
+        structure::Difference,
         trial::rehearse,
     },
 };

@@ -5,9 +5,7 @@ use std::collections::BTreeSet;
 use sqlx::{PgConnection, query_as, query_scalar};
 
 use crate::store::{
-    doctor::{Finding, made_by},
-    migrate::POSTGRES,
-    postgres::schema::Schema,
+    doctor::Finding, migrate::POSTGRES, postgres::schema::Schema, structure::made_by,
 };
 
 /// Where unqualified names of our tables resolve to.

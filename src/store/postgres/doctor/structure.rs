@@ -4,12 +4,10 @@ use sqlx::{Connection as _, PgConnection, query_as, raw_sql};
 
 use super::search_path::{HISTORY, Place};
 use crate::store::{
-    doctor::{
-        Difference, Finding, History, INDEXES_GONE, Part, Severity, TABLES_DIFFER, TRIGGERS_GONE,
-        differences,
-    },
+    doctor::{Finding, History},
     migrate::{Applied, POSTGRES},
     postgres::schema::Schema,
+    structure::{Difference, Part, compare},
 };
 
 pub(super) async fn history(
@@ -68,20 +66,7 @@ pub(super) async fn structure(
         // Reported by another finding.
         expected.retain(|part| part.relation != HISTORY);
     }
-    let mut differences = differences(&expected, &found);
-    if history == History::Newer {
-        // A newer release may have replaced it.
-        differences.iter_mut().for_each(|it| it.severity = Severity::Warning);
-    }
-    for (check, kinds, advice) in [
-        ("tables", ["column", "constraint"].as_slice(), TABLES_DIFFER),
-        ("triggers", &["trigger"], TRIGGERS_GONE),
-        ("functions", &["function"], TRIGGERS_GONE),
-        ("indexes", &["index"], INDEXES_GONE),
-    ] {
-        findings.push(Finding::of_parts(check, kinds, &expected, &differences, advice));
-    }
-    Ok(differences)
+    Ok(compare(&expected, &found, history, findings))
 }
 
 type Parts = Vec<(String, String, String, String)>;
