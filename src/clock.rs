@@ -8,7 +8,7 @@ use std::{
 };
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-use rustix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_gettime};
 
 /// The library's two time sources.
 ///
@@ -65,10 +65,8 @@ impl SystemClock {
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn origin() -> Duration {
-    let time = clock_gettime(ClockId::Boottime);
-    // Time since boot, so neither field is negative.
-    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
-    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
+    // No error: every kernel that Rust supports has this clock.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -12,6 +12,11 @@ features() {
     sed -n '/^\[features\]/,/^\[dep/s/^\([a-z][a-z0-9-]*\) *=.*/\1/p' Cargo.toml
 }
 
+# Whether the feature `tls-native` can be compiled.
+has_openssl_headers() {
+    [[ $(uname -s) != Linux ]] || pkg-config --exists openssl 2>/dev/null
+}
+
 install_packages() {
     local advice="something is missing; install it, for instance with: apt-get install $*"
     local as_root=(env)

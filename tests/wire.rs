@@ -9,8 +9,6 @@
 mod app;
 #[path = "support/raw_store/mod.rs"]
 mod raw_store;
-#[path = "support/servers/mod.rs"]
-mod servers;
 #[path = "../examples/shared/timed.rs"]
 mod timed;
 
@@ -772,7 +770,6 @@ mod database {
     };
 
     use super::*;
-    use crate::servers::{postgres, tls::Authority};
 
     /// A proxy between a node and its database that claims the database has no TLS. For each
     /// connection it reports the bytes after that.
@@ -845,38 +842,5 @@ mod database {
         let said = timeout(PATIENCE, said).await.unwrap();
         assert!(String::from_utf8_lossy(&said).contains("user\0app\0"), "{said:?}");
         assert!(control.await.unwrap().is_err());
-    }
-
-    #[tokio::test]
-    async fn a_database_by_another_name_or_of_another_authority_is_refused_by_verify_full() {
-        let (ours, theirs) = (Authority::new(), Authority::new());
-        let server = |authority: &Authority, name| {
-            postgres::Server::start_with_certificate(&authority.certificate(name))
-        };
-        let connect = async |server: &postgres::Server, mode: &str| {
-            let file = ours.file();
-            let url = format!(
-                "postgres://postgres@localhost:{}/postgres?sslmode={mode}&sslrootcert={}",
-                server.addr().port(),
-                file.display(),
-            );
-            PgKeyStore::connect(&url).await
-        };
-        let right = server(&ours, "localhost");
-        connect(&right, "verify-full").await.expect("the right name");
-
-        for (server, accepted) in [
-            (server(&ours, "db.internal"), ["require", "verify-ca"].as_slice()),
-            (server(&theirs, "localhost"), &["require"]),
-        ] {
-            let error = connect(&server, "verify-full").await.unwrap_err();
-            assert_eq!(error.kind(), StoreErrorKind::Unavailable);
-            let cause = error.source().map(ToString::to_string).unwrap_or_default();
-            assert!(cause.contains("certificate"), "{cause}");
-            // The modes that accept this connection.
-            for mode in accepted {
-                connect(&server, mode).await.expect(mode);
-            }
-        }
     }
 }

@@ -1,6 +1,6 @@
 use std::{error::Error, fmt};
 
-use secrecy::{ExposeSecret, SecretString};
+use zeroize::Zeroizing;
 
 use super::KeyHash;
 
@@ -9,11 +9,11 @@ use super::KeyHash;
 /// Its memory is wiped on drop. There is no `Display`, `Clone`, comparison or serialisation;
 /// [`expose_secret`](Self::expose_secret) is the only access. See the [module](crate::key) for the
 /// format.
-pub struct ApiKey(SecretString);
+pub struct ApiKey(Zeroizing<String>);
 
 impl ApiKey {
     pub(super) fn new(key: String) -> Self {
-        Self(SecretString::from(key))
+        Self(Zeroizing::new(key))
     }
 
     /// The plaintext key.
@@ -24,7 +24,7 @@ impl ApiKey {
     /// compromised.
     #[must_use]
     pub fn expose_secret(&self) -> &str {
-        self.0.expose_secret()
+        &self.0
     }
 
     /// The hash that a store keeps instead of the key.

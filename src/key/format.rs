@@ -1,6 +1,7 @@
 use std::{error::Error, fmt};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use zeroize::Zeroizing;
 
 use super::{ApiKey, EntropySource, MalformedKey, PresentedKey, RngError, SystemEntropy};
 
@@ -72,9 +73,8 @@ impl KeyFormat {
         entropy: &(impl EntropySource + ?Sized),
     ) -> Result<ApiKey, RngError> {
         for _ in 0..MAX_DRAWS {
-            let mut random = secrecy::SecretBox::<[u8; RANDOM_BYTES]>::default();
-            let random = secrecy::ExposeSecretMut::expose_secret_mut(&mut random);
-            entropy.fill(random)?;
+            let mut random = Zeroizing::new([0; RANDOM_BYTES]);
+            entropy.fill(&mut *random)?;
             if random.iter().all(|&byte| byte == 0) {
                 return Err(RngError::new("the entropy source returned only zeros"));
             }
@@ -82,7 +82,7 @@ impl KeyFormat {
             // behind.
             let mut key = String::with_capacity(self.len());
             key.push_str(&self.prefix);
-            URL_SAFE_NO_PAD.encode_string(random, &mut key);
+            URL_SAFE_NO_PAD.encode_string(&*random, &mut key);
             URL_SAFE_NO_PAD.encode_string(crc32fast::hash(key.as_bytes()).to_be_bytes(), &mut key);
             let key = ApiKey::new(key);
             if !key.expose_secret().contains('-') {

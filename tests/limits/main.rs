@@ -24,4 +24,3 @@ mod rate_limit;
 mod redis;
 mod redis_fleet;
 mod redis_quotas;
-mod redis_tls;

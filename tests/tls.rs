@@ -1,7 +1,14 @@
-//! Limits that a fleet shares, over TLS.
+//! Connections over TLS, with whichever implementation is compiled in: the system's or rustls.
+
+#![cfg(test)]
+
+#[path = "support/servers/mod.rs"]
+mod servers;
 
 use std::{
     env,
+    error::Error as _,
+    fs,
     io::{self, Write},
     num::NonZeroU32,
     path::Path,
@@ -9,15 +16,52 @@ use std::{
     time::Duration,
 };
 
-use crate::servers::{Port, redis::Redis};
 use tokio::{
     process::Command,
     time::{Instant, interval},
 };
-use tower_api_key::rate_limit::{
-    OutagePolicy, Quota, RateLimiter, RedisRateLimiter,
-    port::{Check, Subject},
+use tower_api_key::{
+    rate_limit::{
+        OutagePolicy, Quota, RateLimiter, RedisRateLimiter,
+        port::{Check, Subject},
+    },
+    store::{PgKeyStore, StoreErrorKind},
 };
+
+use self::servers::{Port, postgres, redis::Redis, tls::Authority};
+
+#[tokio::test]
+async fn a_database_by_another_name_or_of_another_authority_is_refused_by_verify_full() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let server = |authority: &Authority, name| {
+        postgres::Server::start_with_certificate(&authority.certificate(name))
+    };
+    let connect = async |server: &postgres::Server, mode: &str| {
+        let file = ours.file();
+        let url = format!(
+            "postgres://postgres@localhost:{}/postgres?sslmode={mode}&sslrootcert={}",
+            server.addr().port(),
+            file.display(),
+        );
+        PgKeyStore::connect(&url).await
+    };
+    let right = server(&ours, "localhost");
+    connect(&right, "verify-full").await.expect("the right name");
+
+    for (server, accepted) in [
+        (server(&ours, "db.internal"), ["require", "verify-ca"].as_slice()),
+        (server(&theirs, "localhost"), &["require"]),
+    ] {
+        let error = connect(&server, "verify-full").await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+        let cause = error.source().map(ToString::to_string).unwrap_or_default();
+        assert!(cause.contains("certificate"), "{cause}");
+        // The modes that accept this connection.
+        for mode in accepted {
+            connect(&server, mode).await.expect(mode);
+        }
+    }
+}
 
 const URL: &str = "REDIS_OVER_TLS";
 const SECOND: Duration = Duration::from_secs(1);
@@ -81,7 +125,7 @@ impl Write for Log {
 /// The result of a node in a process of its own, because trust is configured per process.
 async fn node(url: &str, trusted: &Path) -> String {
     let output = Command::new(env::current_exe().unwrap())
-        .args(["redis_tls::redis_is_asked_over_tls_if_it_is_who_it_says", "--exact", "--nocapture"])
+        .args(["redis_is_asked_over_tls_if_it_is_who_it_says", "--exact", "--nocapture"])
         .env(URL, url)
         .env("SSL_CERT_FILE", trusted)
         .env_remove("SSL_CERT_DIR")
@@ -95,56 +139,45 @@ async fn node(url: &str, trusted: &Path) -> String {
     verdict.unwrap_or_else(|| panic!("the node did not run: {printed}")).to_owned()
 }
 
-fn openssl(folder: &Path, arguments: &str) {
-    let output = std::process::Command::new("openssl")
-        .args(arguments.split(' '))
-        .current_dir(folder)
-        .output();
-    let output = output.expect("openssl: install it, or run the tests through `tests/run`");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// This test also runs as a node, in a process of its own, if [`URL`] is set.
 #[tokio::test]
 async fn redis_is_asked_over_tls_if_it_is_who_it_says() {
     if let Ok(url) = env::var(URL) {
         return run_node(&url).await;
     }
-    let folder = tempfile::tempdir().unwrap();
-    for authority in ["ours", "theirs"] {
-        let files = format!("-keyout {authority}.key -out {authority}.pem");
-        openssl(
-            folder.path(),
-            &format!("req -x509 -newkey rsa:2048 -nodes {files} -days 2 -subj /CN={authority}"),
-        );
-    }
-    let request = "req -newkey rsa:2048 -nodes -keyout key.pem -out request.pem -subj /CN=redis";
-    openssl(folder.path(), &format!("{request} -addext subjectAltName=DNS:localhost"));
-    let sign = "x509 -req -in request.pem -CA ours.pem -CAkey ours.key -CAcreateserial -days 2";
-    openssl(folder.path(), &format!("{sign} -copy_extensions copy -out cert.pem"));
-
-    let (port, path) = (Port::reserve(), |name| folder.path().join(name).display().to_string());
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let (folder, certificate) = (tempfile::tempdir().unwrap(), ours.certificate("localhost"));
+    let file = |name, content| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let port = Port::reserve();
     let _redis = Redis::start_with(&[
         "--tls-port",
         &port.addr.port().to_string(),
         "--tls-cert-file",
-        &path("cert.pem"),
+        &file("certificate.pem", certificate.certificate),
         "--tls-key-file",
-        &path("key.pem"),
+        &file("key.pem", certificate.key),
         "--tls-auth-clients",
         "no",
     ]);
-    let (ours, theirs) = (folder.path().join("ours.pem"), folder.path().join("theirs.pem"));
-    let url = format!("rediss://localhost:{}", port.addr.port());
-    let verdict = node(&url, &ours).await;
+    // Where both are compiled in, redis uses rustls.
+    let is_native = cfg!(not(any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs")));
+    let (untrusted, misnamed) = if is_native {
+        ("certificate verify failed", "IP address mismatch")
+    } else {
+        // Both authorities have the same name.
+        ("BadSignature", "not valid for name")
+    };
+    let at = |scheme, host| format!("{scheme}://{host}:{}", port.addr.port());
+    let verdict = node(&at("rediss", "localhost"), &ours.file()).await;
     assert!(verdict.contains(SHARED), "{verdict}");
-    let verdict = node(&url, &theirs).await;
-    assert!(verdict.contains(ALONE) && verdict.contains("UnknownIssuer"), "{verdict}");
-    let elsewhere = format!("rediss://127.0.0.1:{}", port.addr.port());
-    let verdict = node(&elsewhere, &ours).await;
-    assert!(verdict.contains(ALONE) && verdict.contains("not valid for name"), "{verdict}");
-    let plain = format!("redis://localhost:{}", port.addr.port());
-    let verdict = node(&plain, &ours).await;
+    let verdict = node(&at("rediss", "localhost"), &theirs.file()).await;
+    assert!(verdict.contains(ALONE) && verdict.contains(untrusted), "{verdict}");
+    let verdict = node(&at("rediss", "127.0.0.1"), &ours.file()).await;
+    assert!(verdict.contains(ALONE) && verdict.contains(misnamed), "{verdict}");
+    let verdict = node(&at("redis", "localhost"), &ours.file()).await;
     assert!(verdict.contains(ALONE), "it was asked without TLS: {verdict}");
-    println!("{verdict}");
 }
