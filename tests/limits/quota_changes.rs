@@ -281,6 +281,28 @@ fn names_are_labels_and_quotas_per_consumer_count_the_same_requests() {
     assert_eq!(drain(&*first, SECOND) + drain(&*second, SECOND), 10);
 }
 
+/// Neither line ever gets ahead of the other, so a guard would stay for ever.
+#[test]
+fn a_quota_that_follows_one_of_the_same_rate_gives_its_whole_limit_within_three_windows() {
+    let bucket = Quota::per(10, SECOND).unwrap();
+    for (before, after) in [
+        (bucket.clone(), Quota::sliding(600, MINUTE).unwrap()),
+        (bucket.clone(), Quota::per(600, MINUTE).unwrap()),
+        (bucket, Quota::at_most(600, MINUTE).unwrap()),
+        (Quota::sliding(10, SECOND).unwrap(), Quota::sliding(600, MINUTE).unwrap()),
+        (Quota::sliding(10, SECOND).unwrap(), Quota::per(600, MINUTE).unwrap()),
+    ] {
+        let limiter = LocalRateLimiter::new();
+        let old = buckets(&limiter, 1, before.clone(), SECOND);
+        for second in 1..=40 {
+            assert_eq!(drain(&*old, SECOND * second * 2), 10);
+        }
+        let new = buckets(&limiter, 1, after.clone(), SECOND * 80);
+        let size = u64::from(after.burst_size().get());
+        assert_eq!(drain(&*new, SECOND * 80 + MINUTE * 3), size, "{after:?} after {before:?}");
+    }
+}
+
 #[test]
 fn a_slow_quota_starts_full_after_a_fast_one_which_stays_for_a_while() {
     let limiter = LocalRateLimiter::new();

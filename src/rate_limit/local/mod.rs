@@ -3,6 +3,8 @@
 mod atomic;
 mod cell;
 mod gcra;
+#[cfg(test)]
+mod interleaving;
 #[cfg(feature = "redis")]
 mod mirror;
 pub(super) mod nanos;

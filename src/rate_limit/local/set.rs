@@ -233,6 +233,8 @@ impl BucketSet {
 
     /// Locks the key's cell first, then the consumer's: the same order everywhere.
     fn locked<T>(&self, now: u64, act: impl FnOnce(&mut Cells<'_>) -> T) -> T {
+        #[cfg(test)]
+        let _locked = super::interleaving::locked();
         let of_key = self.of_key.lock(now);
         let mut locked = Cells(of_key, self.of_consumer.as_ref().map(|part| part.lock(now)));
         let done = act(&mut locked);

@@ -2,6 +2,8 @@
 use std::sync::atomic::AtomicBool;
 use std::{num::NonZeroU32, sync::Arc};
 
+#[cfg(test)]
+use super::interleaving::step;
 use super::{
     gcra::{self, Gcra, Rates},
     window::{Debt, Window},
@@ -63,6 +65,8 @@ impl State {
 
     /// Also returns where the units were booked, for [`undo`](Self::undo).
     pub(super) fn take(&self, units: NonZeroU32, now: u64) -> (Decision, u64) {
+        #[cfg(test)]
+        step();
         match &self.counter {
             Counter::Gcra(gcra) => gcra.take(units, now),
             Counter::Window(window) => window.take(units, now),
@@ -72,6 +76,8 @@ impl State {
     /// Reverts a take that was just made. If other requests have taken from a GCRA bucket
     /// meanwhile, the units stay counted and refill with time.
     pub(super) fn undo(&self, units: NonZeroU32, booked: u64) {
+        #[cfg(test)]
+        step();
         match &self.counter {
             Counter::Gcra(gcra) => gcra.undo(units, booked),
             Counter::Window(window) => window.undo(units, booked),
@@ -79,6 +85,8 @@ impl State {
     }
 
     pub(super) fn peek(&self, units: NonZeroU32, now: u64) -> Decision {
+        #[cfg(test)]
+        step();
         match &self.counter {
             Counter::Gcra(gcra) => gcra.peek(units, now),
             Counter::Window(window) => window.peek(units, now),
@@ -120,6 +128,8 @@ impl State {
     }
 
     pub(super) fn charge(&self, units: NonZeroU32, debt: &Debt, now: u64) {
+        #[cfg(test)]
+        step();
         match &self.counter {
             Counter::Gcra(gcra) => gcra.charge(units, now),
             Counter::Window(window) => window.charge(units, debt, now),
@@ -127,6 +137,8 @@ impl State {
     }
 
     pub(super) fn give_back(&self, units: NonZeroU32, debt: &mut Debt, now: u64) {
+        #[cfg(test)]
+        step();
         match &self.counter {
             Counter::Gcra(gcra) => gcra.give_back(units),
             Counter::Window(window) => window.give_back(units, debt, now),

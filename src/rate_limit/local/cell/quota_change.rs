@@ -31,9 +31,9 @@ impl Inner {
     ///   more than what a GCRA state has used up, because GCRA may have let through a window's
     ///   refill on top. A window of the same length has counted in the same slots, which are
     ///   copied.
-    /// - **Full.** If the slowest quota of the list refills no faster than any state, the list
-    ///   stays within the lines of all of them in the end. Until then they are enforced beside it,
-    ///   as [guards](Guard). A new state that refills faster than an existing one
+    /// - **Full.** If the slowest quota of the list refills more slowly than every other state, the
+    ///   list stays within the lines of all of them in the end. Until then they are enforced beside
+    ///   it, as [guards](Guard). A new state that refills faster than an existing one
     ///   [relies](Reliance) on the slowest quota, and is not sufficient evidence for later states
     ///   while that matters.
     ///
@@ -73,7 +73,9 @@ impl Inner {
     fn begin(&mut self, earlier: usize, slowest: Measure, now: u64) {
         let Some(mut new) = self.entries.pop() else { return };
         let (measure, known) = (new.measure(), self.entries.get(..earlier).unwrap_or_default());
-        let keeps_all = known.iter().all(|entry| slowest.rate() <= entry.measure().rate());
+        let keeps_all = known
+            .iter()
+            .all(|entry| entry.measure() == slowest || slowest.rate() < entry.measure().rate());
         let start = self.count(&mut new, known, keeps_all, now);
         let left = new.left(now);
         let keeper = self.find(slowest).map_or(left, |entry| entry.left(now));
