@@ -16,6 +16,7 @@ mod drain;
 mod http_semantics;
 mod mistakes;
 mod panics;
+mod rejections;
 mod rfc6750;
 mod scopes;
 mod service_contract;
