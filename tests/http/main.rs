@@ -20,5 +20,6 @@ mod rejections;
 mod rfc6750;
 mod scopes;
 mod service_contract;
+mod spans;
 mod status;
 mod streams;

@@ -7,7 +7,10 @@ mod writer;
 use std::{borrow::Cow, fmt, sync::Arc};
 
 pub use self::writer::MaskingWriter;
-use self::{pattern::Pattern, span::Scan};
+use self::{
+    pattern::Pattern,
+    span::{Scan, Span},
+};
 use super::{AcceptedFormat, ImportedFormat, KeyFormat};
 
 /// Finds keys of several formats in text and replaces them. Clones share the formats.
@@ -47,7 +50,7 @@ impl KeyMask {
     /// Replaces each key in `text`. Borrows `text` if it contains none.
     #[must_use]
     pub fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        let scan = self.scan(text.as_bytes(), &[]);
+        let scan = self.scan(text.as_bytes(), 0, &[]);
         if scan.spans.is_empty() {
             return Cow::Borrowed(text);
         }
@@ -68,10 +71,13 @@ impl KeyMask {
         self.0.iter().any(|pattern| pattern.is_distinctive() && pattern.is_in(text))
     }
 
-    /// All keys in `text`, in order and without overlaps. `unended` are the patterns whose keys may
-    /// go on from the text before it.
-    fn scan(&self, text: &[u8], unended: &[usize]) -> Scan {
+    /// All keys in `text`, in order and without overlaps. Its first `covered` characters belong to a
+    /// key in the text before it; `unended` are the patterns of keys there that may go on.
+    fn scan(&self, text: &[u8], covered: usize, unended: &[usize]) -> Scan {
         let mut scan = Scan::default();
+        if covered > 0 {
+            scan.spans.push(Span::rest(covered));
+        }
         for (number, pattern) in self.0.iter().enumerate() {
             pattern.scan(number, unended.contains(&number), text, &mut scan);
         }

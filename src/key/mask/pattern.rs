@@ -2,8 +2,13 @@ use std::fmt;
 
 use memchr::memmem::Finder;
 
-use super::span::{Scan, Span};
+use super::span::{Open, Scan, Span, Unended};
 use crate::key::{AcceptedFormat, is_bearer_symbol};
+
+/// How many characters of a body may be shown if the key is cut off. This leaves 160 bits unknown.
+const MOST_SHOWN: usize = 16;
+/// The same for imported keys, which may be shorter: at least 104 bits.
+const MOST_SHOWN_WITHOUT_CHECKSUM: usize = 4;
 
 /// How keys of one format are found.
 pub(super) struct Pattern {
@@ -16,8 +21,8 @@ pub(super) struct Pattern {
 enum Next {
     /// A key begins here.
     Key(usize),
-    /// A key may begin here, if the text goes on; its prefix is complete or not.
-    Open(usize, bool),
+    /// A key may begin here, if the text goes on.
+    Open(Open),
     None,
 }
 
@@ -46,22 +51,25 @@ impl Pattern {
     pub(super) fn scan(&self, number: usize, is_unended: bool, text: &[u8], scan: &mut Scan) {
         let (prefix, has_checksum) = (self.format.prefix().len(), self.format.has_checksum());
         let mut at = 0;
+        let mut add = |span: Span| {
+            if span.end == text.len() && !has_checksum {
+                let Span { start, is_rest, .. } = span;
+                scan.unended.push(Unended { pattern: number, start, is_rest });
+            }
+            scan.spans.push(span);
+            span.end
+        };
         if is_unended {
-            at = self.run(text, 0);
-            scan.spans.push(Span { start: 0, end: at, prefix: 0, has_checksum, is_rest: true });
+            let end = self.run(text, 0);
+            at = add(Span::rest(end));
         }
         loop {
-            if at == text.len() && !has_checksum && (is_unended || at > 0) {
-                scan.unended.push(number);
-            }
             match self.next(text, at) {
                 Next::Key(start) => {
-                    at = self.end(text, start);
-                    scan.spans.push(Span { start, end: at, prefix, has_checksum, is_rest: false });
+                    let end = self.end(text, start);
+                    at = add(Span { start, end, prefix, has_checksum, is_rest: false });
                 }
-                Next::Open(start, has_prefix) => {
-                    return scan.open_at(start, if has_prefix { prefix } else { 0 });
-                }
+                Next::Open(open) => return scan.opened(open),
                 Next::None => return,
             }
         }
@@ -83,6 +91,16 @@ impl Pattern {
         start + run.take_while(|&&byte| self.format.is_symbol(byte)).count()
     }
 
+    /// What may be shown of a body that is cut off.
+    fn most_shown(&self) -> usize {
+        match (self.format.has_checksum(), self.is_distinctive()) {
+            (true, _) => MOST_SHOWN,
+            (false, true) => MOST_SHOWN_WITHOUT_CHECKSUM,
+            // Nothing but its length tells that it is a key.
+            (false, false) => self.key_len() / 2,
+        }
+    }
+
     fn next(&self, text: &[u8], from: usize) -> Next {
         match &self.finder {
             Some(finder) => self.next_by_prefix(finder, text, from),
@@ -100,7 +118,8 @@ impl Pattern {
                 None => {
                     let mut body = text.iter().skip(start + finder.needle().len());
                     if body.all(|&byte| self.format.is_symbol(byte)) {
-                        return Next::Open(start, true);
+                        let (prefix, most_shown) = (finder.needle().len(), self.most_shown());
+                        return Next::Open(Open { start, prefix, most_shown });
                     }
                 }
             }
@@ -118,7 +137,10 @@ impl Pattern {
         let most = prefix.len().saturating_sub(1).min(text.len().saturating_sub(from));
         let ends = |len: &usize| prefix.get(..*len).is_some_and(|begin| text.ends_with(begin));
         match (1..=most).rev().find(ends) {
-            Some(len) => Next::Open(text.len() - len, false),
+            Some(len) => {
+                let start = text.len() - len;
+                Next::Open(Open { start, prefix: 0, most_shown: prefix.len() })
+            }
             None => Next::None,
         }
     }
@@ -136,7 +158,10 @@ impl Pattern {
         }
         let tail = text.get(start..).unwrap_or_default();
         start += tail.iter().rposition(is_other).map_or(0, |at| at + 1);
-        if start < text.len() { Next::Open(start, false) } else { Next::None }
+        if start == text.len() {
+            return Next::None;
+        }
+        Next::Open(Open { start, prefix: 0, most_shown: self.most_shown() })
     }
 }
 

@@ -21,6 +21,11 @@ pub(super) struct Span {
 }
 
 impl Span {
+    /// The rest of a key, up to `end`.
+    pub(super) const fn rest(end: usize) -> Self {
+        Self { start: 0, end, prefix: 0, has_checksum: false, is_rest: true }
+    }
+
     /// Writes what the key becomes.
     pub(super) fn write(&self, text: &[u8], masked: &mut Vec<u8>) {
         masked.extend(text.get(self.start..self.start + self.prefix).unwrap_or_default());
@@ -42,8 +47,8 @@ pub(super) struct Scan {
     pub(super) spans: SmallVec<[Span; 2]>,
     /// The keys that may have begun at the end of the text.
     pub(super) open: Option<Open>,
-    /// The patterns whose last key goes on with the next character, if that is one of a key.
-    pub(super) unended: SmallVec<[usize; 2]>,
+    /// Keys at the end that go on with the next character, if that is one of a key.
+    pub(super) unended: SmallVec<[Unended; 2]>,
 }
 
 /// The earliest beginning of a key that may be complete once more text follows.
@@ -52,12 +57,38 @@ pub(super) struct Open {
     pub(super) start: usize,
     /// Zero if the prefix is empty or incomplete.
     pub(super) prefix: usize,
+    /// How many characters after the prefix may be shown if the key is cut off here.
+    pub(super) most_shown: usize,
+}
+
+/// A key without a checksum at the end of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unended {
+    /// The number of its pattern.
+    pub(super) pattern: usize,
+    /// Zero if it began before the text.
+    pub(super) start: usize,
+    /// Whether it began before the text.
+    pub(super) is_rest: bool,
 }
 
 impl Scan {
-    pub(super) fn open_at(&mut self, start: usize, prefix: usize) {
-        if self.open.is_none_or(|open| start < open.start) {
-            self.open = Some(Open { start, prefix });
+    /// The patterns of keys at the end that began before `position`.
+    pub(super) fn unended_at(&self, position: usize) -> SmallVec<[usize; 2]> {
+        let began = |key: &&Unended| key.is_rest || key.start < position;
+        self.unended.iter().filter(began).map(|key| key.pattern).collect()
+    }
+
+    /// How many characters after `position` belong to a key that began before it.
+    pub(super) fn covered_after(&self, position: usize) -> usize {
+        let began = |span: &&Span| span.is_rest || span.start < position;
+        let ends = self.spans.iter().filter(began).map(|span| span.end.saturating_sub(position));
+        ends.max().unwrap_or_default()
+    }
+
+    pub(super) fn opened(&mut self, open: Open) {
+        if self.open.is_none_or(|earliest| open.start < earliest.start) {
+            self.open = Some(open);
         }
     }
 

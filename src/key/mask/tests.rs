@@ -131,6 +131,15 @@ fn an_imported_key_goes_on_in_the_next_write() {
     let mask = KeyMask::new([imported("old-", Alphabet::Hex, 32)]);
     assert_eq!(written(&mask, &["old-", &hex, &hex, "", "ab z"]), "old-… z");
     assert_eq!(written(&mask, &["old-", &hex, " ab"]), "old-… ab");
+    for (at, shown) in [(4, "0123"), (5, ""), (31, "")] {
+        let parts = ["old-", &hex[..at], "", &hex[at..], "."];
+        assert_eq!(written(&mask, &parts), format!("old-{shown}…."));
+    }
+    let mask = KeyMask::new([imported("", Alphabet::Hex, 32)]);
+    for (at, shown) in [(16, "0123456789abcdef"), (17, ""), (31, "")] {
+        let parts = [&hex[..at], "", &hex[at..], "."];
+        assert_eq!(written(&mask, &parts), format!("{shown}…."));
+    }
 }
 
 /// Takes at most `most` bytes at once, and fails every other time.

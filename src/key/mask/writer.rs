@@ -10,16 +10,13 @@ use super::{
     span::{ELLIPSIS, Scan},
 };
 
-/// How much of a key's body is passed on before it counts as a key that was cut off. This leaves
-/// 160 bits unknown.
-const MOST_SHOWN: usize = 16;
-
 /// Masks each key that is written to it, also one that comes in several writes. For logs: a key in a
 /// URL, a body, a panic or the log line of another crate never reaches the file.
 ///
 /// Text that may be the beginning of a key is held back until the next write. [`flush`](Write::flush)
-/// and dropping the writer pass it on. A key that is cut off there is masked as well, if more than
-/// 16 characters follow its prefix; otherwise the rest of it is masked when it comes.
+/// and dropping the writer pass it on. A key that is cut off there is masked as well if more than 16
+/// characters follow its prefix, or 4 if the format has no checksum, or half of a key if it has no
+/// prefix either; otherwise the rest of it is masked when it comes.
 ///
 /// Text that has no prefix in it goes to the inner writer as it is, without a copy. Errors are
 /// reported as by [`BufWriter`](io::BufWriter): those of text that was held back come with the next
@@ -51,7 +48,9 @@ pub struct MaskingWriter<W: Write> {
     passed: usize,
     /// Whether the last of these characters was masked.
     is_masked: bool,
-    /// The patterns whose keys go on after what was passed on.
+    /// How many characters of `held` belong to a key that began before them.
+    covered: usize,
+    /// The patterns of keys that began before `held` and may go on in it.
     unended: SmallVec<[usize; 2]>,
     /// What the inner writer has not taken yet.
     unwritten: Vec<u8>,
@@ -66,6 +65,7 @@ impl<W: Write> MaskingWriter<W> {
             held: Vec::new(),
             passed: 0,
             is_masked: false,
+            covered: 0,
             unended: SmallVec::new(),
             unwritten: Vec::new(),
         }
@@ -78,13 +78,14 @@ impl<W: Write> MaskingWriter<W> {
 
     /// Passes on what is held, up to what may be the beginning of a key; all of it if `is_end`.
     fn pass(&mut self, is_end: bool) {
-        let scan = self.mask.scan(&self.held, &self.unended);
+        let scan = self.mask.scan(&self.held, self.covered, &self.unended);
         let open = scan.open.map_or(self.held.len(), |open| open.start);
+        self.covered = scan.covered_after(open);
+        self.unended = scan.unended_at(open);
         self.pass_until(&scan, open.max(self.passed));
         if is_end {
             self.pass_end(&scan);
         }
-        self.unended = scan.unended;
         self.held.drain(..open);
         self.passed -= open;
     }
@@ -119,14 +120,15 @@ impl<W: Write> MaskingWriter<W> {
         let len = self.held.len();
         let Some(open) = scan.open.filter(|_| self.passed < len) else { return };
         let body = open.start + open.prefix;
-        if !scan.unended.is_empty() {
+        let from = self.passed.max(open.start + self.covered);
+        if !self.unended.is_empty() {
             // It is inside of another key.
             self.is_masked = true;
-        } else if open.prefix == 0 || len <= body + MOST_SHOWN {
-            self.unwritten.extend(self.held.get(self.passed..).unwrap_or_default());
+        } else if len <= body + open.most_shown {
+            self.unwritten.extend(self.held.get(from..).unwrap_or_default());
             self.is_masked = false;
         } else if self.passed == open.start || !self.is_masked {
-            self.unwritten.extend(self.held.get(self.passed..body).unwrap_or_default());
+            self.unwritten.extend(self.held.get(from..body).unwrap_or_default());
             self.unwritten.extend(ELLIPSIS);
             self.is_masked = true;
         }
@@ -155,7 +157,7 @@ impl<W: Write> MaskingWriter<W> {
 impl<W: Write> Write for MaskingWriter<W> {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         self.drain()?;
-        if self.held.is_empty() && self.mask.scan(text, &self.unended).is_empty() {
+        if self.held.is_empty() && self.mask.scan(text, 0, &self.unended).is_empty() {
             return self.inner.write(text);
         }
         self.held.extend_from_slice(text);
