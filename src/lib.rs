@@ -15,7 +15,7 @@
 //! | [`rate_limit`] | quotas and buckets |
 //! | [`key`] | the format of keys, secrets and hashes |
 //! | [`clock`] | time as a dependency |
-//! | [`manual`] | guarantees that span modules: [who may grant what](manual::keys), [how much a key holder can create](manual::bounds), [how long a revoked key may keep working](manual::freshness), [what an attacker may try](manual::attacks), [HTTP servers and database connections](manual::deployment) |
+//! | [`manual`] | guarantees that span modules: [who may grant what](manual::keys), [how much a key holder can create](manual::bounds), [how long a revoked key may keep working](manual::freshness), [what an attacker may try](manual::attacks), [HTTP servers and database connections](manual::deployment), [metrics, spans and logs](manual::observability) |
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -57,7 +57,7 @@
 //! # Features
 //!
 //! `postgres`, `axum`, `tls-rustls-ring` and `tracing` are on by default; `sqlite`, `redis`, `ws`,
-//! `admin`, `openapi`, `tls-rustls-aws-lc-rs`, `tls-native` and `test-util` are not. Features are additive: none changes existing
+//! `admin`, `openapi`, `metrics`, `tls-rustls-aws-lc-rs`, `tls-native` and `test-util` are not. Features are additive: none changes existing
 //! behaviour.
 
 #![forbid(unsafe_code)]

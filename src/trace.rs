@@ -3,13 +3,16 @@
 
 use std::{
     error::Error,
+    fmt::Display,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 #[cfg(feature = "tracing")]
-pub(crate) use tracing::{debug, info, warn};
+use tracing::{Level, field::display, level_filters::LevelFilter};
+#[cfg(feature = "tracing")]
+pub(crate) use tracing::{Span, debug, field::Empty, info, info_span, warn};
 
 #[cfg(not(feature = "tracing"))]
 macro_rules! nothing {
@@ -18,6 +21,29 @@ macro_rules! nothing {
 
 #[cfg(not(feature = "tracing"))]
 pub(crate) use {nothing as debug, nothing as info, nothing as warn};
+
+/// Whether a warning would be logged.
+#[cfg(feature = "tracing")]
+pub(crate) fn is_warn_enabled() -> bool {
+    tracing::enabled!(Level::WARN)
+}
+
+/// Records a field of the current span, if the span declares it.
+#[cfg(feature = "tracing")]
+pub(crate) fn record(field: &'static str, value: &dyn Display) {
+    // Without a subscriber, finding the current span would cost more than all else here.
+    if LevelFilter::current() != LevelFilter::OFF {
+        Span::current().record(field, display(value));
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) const fn is_warn_enabled() -> bool {
+    false
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) fn record(_: &'static str, _: &dyn Display) {}
 
 /// Limits how often an error is logged: at once, then once a minute while it lasts, with the number
 /// of repetitions in between. Errors with different texts are counted separately.

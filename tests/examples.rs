@@ -534,3 +534,240 @@ mod postgres {
         assert_eq!(node.count("select count(*) from api_key_usage").await, 1);
     }
 }
+
+mod observability {
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        time::Duration,
+    };
+
+    use regex::Regex;
+    use serde_json::Value;
+    use tokio::{task::JoinSet, time::interval};
+    use tower_api_key::key::KeyFormat;
+
+    use super::*;
+
+    const NAME: &str = "observability";
+    const DASHBOARD: &str = include_str!("../docs/grafana.json");
+    const ALERTS: &str = include_str!("../docs/alerts.yml");
+    /// Without a limiter that a fleet shares, the example has no such metric.
+    const OF_A_FLEET: &str = "api_key_limiter_shared";
+
+    fn key_format() -> KeyFormat {
+        KeyFormat::new("sk_test_").unwrap()
+    }
+
+    fn unknown_key() -> String {
+        key_format().generate().unwrap().expose_secret().to_owned()
+    }
+
+    /// The samples of `/metrics`, by name and labels.
+    async fn metrics(example: &Running<'_>) -> BTreeMap<String, f64> {
+        let answer = example.get("/metrics", &[]).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4"));
+        let lines = answer.body().lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let sample = |line: &str| {
+            let (name, value) = line.rsplit_once(' ').expect("a sample");
+            (name.to_owned(), value.parse().expect("a number"))
+        };
+        lines.map(sample).collect()
+    }
+
+    fn sum(metrics: &BTreeMap<String, f64>, name: &str) -> f64 {
+        let named = metrics.iter().filter(|(sample, _)| sample.split('{').next() == Some(name));
+        named.map(|(_, value)| value).sum()
+    }
+
+    /// What the client saw, in the words of the metrics.
+    fn outcome(status: u16) -> &'static str {
+        match status {
+            200 => "admitted",
+            429 => "limited",
+            403 => "forbidden",
+            400 | 401 => "rejected",
+            503 => "unavailable",
+            other => panic!("{other}"),
+        }
+    }
+
+    #[derive(Default)]
+    struct Counts {
+        outcomes: BTreeMap<&'static str, u64>,
+        /// Requests with a well-formed key, which the cache or the store decided.
+        checked: u64,
+    }
+
+    impl Counts {
+        /// Sends all of `requests` at once, and counts the answers.
+        async fn send(&mut self, address: SocketAddr, requests: &[(&str, Option<String>)]) {
+            let mut sent = JoinSet::new();
+            for (path, key) in requests {
+                let (path, key) = ((*path).to_owned(), key.clone());
+                self.checked += u64::from(key.as_ref().is_some_and(|key| key.len() > 50));
+                sent.spawn(async move {
+                    let header = key.as_deref().map(authorization);
+                    let headers: Vec<_> = header.iter().map(String::as_str).collect();
+                    send("GET", address, &path, &headers).await.status
+                });
+            }
+            for status in sent.join_all().await {
+                *self.outcomes.entry(outcome(status)).or_default() += 1;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn its_counters_are_what_the_client_counted() {
+        let place = Place::new().with("DATABASE_URL", "sqlite:keys.db");
+        let mut example = place.start(NAME).await;
+        let key = example.key().await;
+        let (address, valid) = (example.address, || Some(key.clone()));
+        let mut counts = Counts::default();
+        let before = metrics(&example).await;
+        assert_eq!(sum(&before, "api_key_requests_total"), 0.0);
+
+        counts.send(address, &[("/v1/reports", valid()), ("/v1/whoami", valid())]).await;
+        for _ in 0..20 {
+            let mixed = [
+                ("/v1/whoami", valid()),
+                ("/v1/whoami", None),
+                ("/v1/reports", valid()),
+                ("/v1/reports", Some("junk".to_owned())),
+                ("/v1/whoami", Some(unknown_key())),
+                ("/v1/none", None),
+                ("/healthz", None),
+            ];
+            counts.send(address, &mixed[..5]).await;
+            // Not behind the layer.
+            let (none, open) =
+                (example.get("/v1/none", &[]).await, example.get("/healthz", &[]).await);
+            assert_eq!((none.status, open.status), (404, 200));
+        }
+        let url = format!("sqlite:{}", place.folder.path().join("keys.db").display());
+        let store = SqliteKeyStore::connect(&url).await.unwrap();
+        raw_sql("drop table api_keys").execute(store.pool()).await.unwrap();
+        let unknown: Vec<_> = (0..30).map(|_| ("/v1/whoami", Some(unknown_key()))).collect();
+        counts.send(address, &unknown).await;
+
+        let metrics = metrics(&example).await;
+        assert_eq!(counts.outcomes.len(), 5, "{:?}", counts.outcomes);
+        for (outcome, count) in &counts.outcomes {
+            let sample = format!("api_key_requests_total{{outcome=\"{outcome}\"}}");
+            assert_eq!(metrics[&sample], *count as f64, "{sample}: {metrics:#?}");
+        }
+        let all: u64 = counts.outcomes.values().sum();
+        assert_eq!(sum(&metrics, "api_key_requests_total"), all as f64);
+        let rejected = all - counts.outcomes["admitted"];
+        assert_eq!(sum(&metrics, "api_key_rejections_total"), rejected as f64);
+        let (hits, misses) =
+            (metrics["api_key_cache_hits_total"], metrics["api_key_cache_misses_total"]);
+        assert_eq!(hits + misses, counts.checked as f64, "{metrics:#?}");
+    }
+
+    #[tokio::test]
+    async fn its_metrics_say_how_it_is() {
+        let place = Place::new();
+        let mut example = place.start(NAME).await;
+        let key = example.key().await;
+        example.knows(&key).await;
+        within(async {
+            while metrics(&example).await.get("api_key_feed_connected") != Some(&1.0) {
+                yield_now().await;
+            }
+        })
+        .await;
+        let metrics = metrics(&example).await;
+        assert_eq!(metrics["api_key_store_up"], 1.0);
+        assert_eq!(metrics["api_key_cache_entries"], 1.0);
+        assert_eq!(metrics["api_key_expiring_keys"], 0.0);
+        assert!(metrics["api_key_lookup_seconds_count"] >= 1.0);
+        let text = example.get("/metrics", &[]).await;
+        assert!(!text.body().contains(&key) && !text.body().contains("acme"), "{}", text.body());
+    }
+
+    #[tokio::test]
+    async fn it_keeps_its_promises_and_no_key_is_in_its_log() {
+        let place = Place::new().with("RUST_LOG", "debug");
+        let mut example = place.start(NAME).await;
+        let key = example.key().await;
+        follow(&mut example, &key).await;
+        assert_eq!(example.line().await, "# 200: what Prometheus reads");
+        assert_eq!(Curl::parse(&example.line().await).run().await.status, 200);
+        is_open(&example).await;
+        example.get(&format!("/v1/keys/{key}"), &[&authorization(&key)]).await;
+        example.ends_well_by("TERM").await;
+        let log = place.stderr();
+        assert!(!log.contains(&key), "{log}");
+        let last4 = &key[key.len() - 4..];
+        assert!(log.contains(&format!("/v1/keys/sk_test_…{last4}")), "{log}");
+        let lines: Vec<Value> =
+            log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let spans = || lines.iter().filter_map(|line| line.get("span"));
+        for outcome in ["admitted", "rejected", "forbidden", "limited"] {
+            let span = spans().find(|span| span["api_key.outcome"] == outcome);
+            let span = span.unwrap_or_else(|| panic!("{outcome}: {log}"));
+            let has_consumer = span.get("api_key.consumer").is_some_and(|id| id == "acme");
+            assert_eq!(has_consumer, matches!(outcome, "admitted" | "forbidden"), "{span}");
+        }
+    }
+
+    #[test]
+    fn prometheus_accepts_the_alert_rules() {
+        let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/alerts.yml");
+        let checked =
+            std::process::Command::new("promtool").args(["check", "rules", rules]).output();
+        let checked = checked.expect("promtool, of Debian's package prometheus");
+        let said = String::from_utf8_lossy(&checked.stdout).into_owned()
+            + &String::from_utf8_lossy(&checked.stderr);
+        assert!(checked.status.success() && said.contains("rules found"), "{said}");
+        for alert in [
+            "ApiKeyStoreDown",
+            "ApiKeyFeedLost",
+            "ApiKeyRevokedKeyUsed",
+            "ApiKeyLimiterNotShared",
+            "ApiKeyRejectionsSurge",
+            "ApiKeysExpireSoon",
+        ] {
+            assert!(ALERTS.contains(&format!("alert: {alert}\n")), "{alert}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_metric_of_the_dashboard_and_the_alerts_is_exported() {
+        let place = Place::new();
+        let mut example = place.start(NAME).await;
+        let key = example.key().await;
+        example.knows(&key).await;
+        let mut exported = BTreeSet::new();
+        let mut scrapes = interval(Duration::from_millis(100));
+        within(async {
+            // The lag is measured, and uses are written, some time after the start.
+            while !["api_key_feed_lag_seconds", "api_key_usage_flush_seconds_count"]
+                .iter()
+                .all(|late| exported.contains(*late))
+            {
+                let samples = metrics(&example).await.into_keys();
+                let name = |sample: String| sample.split('{').next().map(str::to_owned);
+                exported.extend(samples.filter_map(name));
+                scrapes.tick().await;
+            }
+        })
+        .await;
+        exported.insert(OF_A_FLEET.to_owned());
+        let names = Regex::new(r"\bapi_key_[a-z_]+\b").unwrap();
+        let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+        let queries = dashboard["panels"].as_array().unwrap().iter();
+        let queries = queries.flat_map(|panel| panel["targets"].as_array().unwrap());
+        let queries: String =
+            queries.map(|target| target["expr"].as_str().unwrap().to_owned() + "\n").collect();
+        for text in [queries.as_str(), DASHBOARD, ALERTS] {
+            let used: BTreeSet<_> = names.find_iter(text).map(|name| name.as_str()).collect();
+            assert!(used.len() >= 8, "{used:?}");
+            for name in used {
+                assert!(exported.contains(name), "{name} is not among {exported:?}");
+            }
+        }
+    }
+}

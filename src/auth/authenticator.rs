@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    key::{AcceptedFormat, KeyFormat, KeyHash},
+    key::{AcceptedFormat, KeyFormat, KeyHash, KeyMask},
     rate_limit::{
         RateLimits,
         port::{Check, Decisions},
@@ -35,6 +35,7 @@ pub(super) struct Inner {
     pub(super) format: KeyFormat,
     pub(super) formats: Box<[AcceptedFormat]>,
     pub(super) core: Arc<Core>,
+    pub(super) mask: KeyMask,
     pub(super) usage: UsageRecorder,
 }
 
@@ -88,6 +89,7 @@ impl Authenticator {
             is_active.then(|| self.0.charge(entry, charge, now))
         };
         if let Some(attempt) = self.0.core.cache.get_hot(&hash, now, charge_active) {
+            self.0.core.metrics().hit();
             return attempt;
         }
         self.evaluate_beyond_hot(hash, charge, network, now)
@@ -102,12 +104,16 @@ impl Authenticator {
     ) -> Attempt {
         match self.0.core.peek(&hash, now) {
             Peek::Fresh(entry) => {
+                self.0.core.metrics().hit();
                 if self.0.core.status(&entry, now) != KeyStatus::Active {
                     self.0.core.lookup.unknown_keys.take_as_long_as_a_guess(network(), now);
                 }
                 self.0.evaluate(&entry, charge, now)
             }
-            Peek::Absent => Attempt::Reject(self.0.core.lookup.unknown_keys.guess(network(), now)),
+            Peek::Absent => {
+                self.0.core.metrics().hit();
+                Attempt::Reject(self.0.core.lookup.unknown_keys.guess(network(), now))
+            }
             // This was not a guess, even if the key is gone by now.
             Peek::Stale(_) => self.look_up(hash, charge, None),
             Peek::Miss => self.look_up(hash, charge, network()),
@@ -115,6 +121,7 @@ impl Authenticator {
     }
 
     fn look_up(&self, hash: KeyHash, charge: Charge, network: Option<ClientNetwork>) -> Attempt {
+        self.0.core.metrics().miss();
         let inner = Arc::clone(&self.0);
         Attempt::Pending(PendingAttempt::of(inner.look_up(hash, charge, network)))
     }
@@ -146,7 +153,27 @@ impl Authenticator {
             Some(false) => StoreHealth::Down,
         };
         let feed = &core.feed;
-        Health { store, feed: feed.health(), ignored_messages: feed.ignored() }
+        let limiter = core.limits.meters.limiter.health();
+        Health { store, feed: feed.health(), limiter, ignored_messages: feed.ignored() }
+    }
+
+    /// Updates the metrics that are not events: the gauges, and the count of cache hits. The
+    /// [`Worker`](super::Worker) does so every second; call this before the metrics are read, and
+    /// they are exact. Feature `metrics`.
+    #[cfg(feature = "metrics")]
+    pub fn refresh_metrics(&self) {
+        self.0.core.metrics().refresh(&self.0.core);
+    }
+
+    /// Finds and masks keys of the formats that are accepted here, for a
+    /// [`MaskingWriter`](crate::key::MaskingWriter).
+    #[must_use]
+    pub fn key_mask(&self) -> KeyMask {
+        self.0.mask.clone()
+    }
+
+    pub(crate) fn mask(&self) -> &KeyMask {
+        &self.0.mask
     }
 
     pub(crate) fn id(&self) -> AuthenticatorId {
@@ -202,7 +229,16 @@ impl Authenticator {
     pub(crate) fn rejected(&self, rejection: &Rejection) {
         let (kind, key_id) = (rejection.kind(), rejection.key_id());
         trace::debug!(?kind, ?key_id, "request rejected");
+        if let (RejectionKind::Revoked | RejectionKind::Expired, Some(key_id)) = (kind, key_id) {
+            self.0.core.ended_key_used(key_id, kind);
+        }
         self.0.core.observe(&Event::Rejected { kind, key_id });
+    }
+
+    /// Reports an admitted request to the observer.
+    pub(crate) fn admitted(&self, status: &RateLimitStatus) {
+        let (consumer, decisions) = (status.consumer(), status.decisions());
+        self.0.core.observe(&Event::Admitted { consumer, decisions });
     }
 }
 

@@ -6,13 +6,14 @@ use super::{
     cache::LimitResolver,
     core::Core,
     lookup::DynStore,
+    metrics::Metrics,
     observe::PanicSafeObserver,
     throttle::Rate,
     worker::{DynFeed, usage},
 };
 use crate::{
     clock::{Clock, SystemClock},
-    key::{AcceptedFormat, KeyFormat},
+    key::{AcceptedFormat, KeyFormat, KeyMask},
     rate_limit::{LocalRateLimiter, Meters, Plans, RateLimiter, RateLimits},
     store::{KeyStore, port::ChangeFeed},
 };
@@ -39,6 +40,7 @@ pub struct Builder {
     usage_interval: Duration,
     feed: Option<Box<dyn DynFeed>>,
     observer: Option<Arc<dyn Observer>>,
+    label_metrics: bool,
 }
 
 impl Authenticator {
@@ -57,6 +59,7 @@ impl Authenticator {
             usage_interval: USAGE_INTERVAL,
             feed: None,
             observer: None,
+            label_metrics: false,
         }
     }
 }
@@ -122,6 +125,15 @@ impl Builder {
         Self { observer: Some(Arc::new(observer)), ..self }
     }
 
+    /// Adds the label `prefix`, the prefix of issued keys, to all metrics: for a process with several
+    /// authenticators, whose gauges would overwrite each other. Default: no label. Feature `metrics`.
+    ///
+    /// Metrics go to the recorder that is installed when the authenticator is built.
+    #[cfg(feature = "metrics")]
+    pub fn label_metrics(self, label: bool) -> Self {
+        Self { label_metrics: label, ..self }
+    }
+
     /// Reports changes made elsewhere, once the [`Worker`] runs. Default: none; a change is then
     /// noticed when the record is no longer [`fresh`](CachePolicy::fresh).
     pub fn change_feed(self, feed: impl ChangeFeed) -> Self {
@@ -138,10 +150,11 @@ impl Builder {
         let Self { store, format, formats, clock, limiter, default_limits, plans, .. } = self;
         let meters = Arc::new(Meters { limiter, clock });
         let limits = LimitResolver::new(meters, plans, default_limits);
+        let metrics = Metrics::new(self.label_metrics.then(|| format.prefix()));
         let core = Core::new(
             store,
             limits,
-            PanicSafeObserver::new(self.observer),
+            PanicSafeObserver::new(metrics, self.observer),
             self.cache,
             self.failures,
         );
@@ -152,8 +165,9 @@ impl Builder {
         }
         let (usage, writer) = usage::channel(Arc::clone(&core), self.usage_interval);
         let worker = Worker::new(Arc::clone(&core), self.feed, writer, self.usage_interval);
+        let mask = KeyMask::new(formats.iter().cloned());
         let formats = formats.into();
-        (Authenticator::new(Inner { format, formats, core, usage }), worker)
+        (Authenticator::new(Inner { format, formats, core, mask, usage }), worker)
     }
 }
 

@@ -3,15 +3,22 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Event,
+    Event, RejectionKind,
     cache::{CachePolicy, Entry, KeyCache, LimitResolver},
+    catch_panic::catch_request_panic,
     clock_gap::ClockCheck,
     health::FeedState,
+    key_log::KeyLog,
     lookup::{DynStore, Lookup},
+    metrics::Metrics,
     observe::PanicSafeObserver,
     throttle::Rate,
 };
-use crate::{clock::Clock, record::KeyStatus, trace};
+use crate::{
+    clock::Clock,
+    record::{KeyId, KeyStatus},
+    trace,
+};
 
 /// The cache, the look-ups that fill it, and what both need.
 pub(super) struct Core {
@@ -19,6 +26,8 @@ pub(super) struct Core {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) clock_check: ClockCheck,
     observer: PanicSafeObserver,
+    /// Revoked and expired keys whose use was logged.
+    ended: KeyLog<KeyId>,
     pub(super) limits: LimitResolver,
     pub(super) cache: KeyCache,
     pub(super) feed: FeedState,
@@ -38,6 +47,7 @@ impl Core {
             clock: Arc::clone(&limits.meters.clock),
             clock_check: ClockCheck::default(),
             observer,
+            ended: KeyLog::default(),
             limits,
             feed: FeedState::default(),
             lookup: Lookup::new(&policy, failures),
@@ -72,5 +82,23 @@ impl Core {
     /// Reports an event to the observer.
     pub(super) fn observe(&self, event: &Event<'_>) {
         self.observer.observe(event);
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.observer.metrics
+    }
+
+    /// Logs the use of a key that was revoked or has expired: a client still has it.
+    pub(super) fn ended_key_used(&self, key_id: KeyId, kind: RejectionKind) {
+        // Without the feature `tracing`, nothing is logged.
+        let _ = key_id;
+        let is_due = || self.ended.is_due(&key_id, self.clock.monotonic());
+        if !trace::is_warn_enabled() || !catch_request_panic(is_due).unwrap_or(false) {
+            return;
+        }
+        match kind {
+            RejectionKind::Revoked => trace::warn!(%key_id, "revoked key used"),
+            _ => trace::warn!(%key_id, "expired key used"),
+        }
     }
 }

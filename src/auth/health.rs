@@ -3,6 +3,8 @@ use std::{
     time::Duration,
 };
 
+use crate::rate_limit::LimiterHealth;
+
 /// The health of an [`Authenticator`](super::Authenticator), for readiness checks and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -11,6 +13,8 @@ pub struct Health {
     pub store: StoreHealth,
     /// The change feed.
     pub feed: FeedHealth,
+    /// The rate limiter.
+    pub limiter: LimiterHealth,
     /// How many feed messages were ignored since the start, because they were forged, replayed or
     /// malformed. If this is not 0, find out what else writes to the channel.
     pub ignored_messages: u64,
@@ -66,6 +70,31 @@ pub enum FeedHealth {
         /// first measurement.
         lag: Option<Duration>,
     },
+}
+
+impl StoreHealth {
+    /// The state's name for logs and metrics, such as `up`. It never changes.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
+impl FeedHealth {
+    /// The state's name for logs and metrics, such as `live`. It never changes.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Gap => "gap",
+            Self::Behind { .. } => "behind",
+            Self::Live { .. } => "live",
+        }
+    }
 }
 
 /// [`FeedHealth`], shared between the worker and readers.

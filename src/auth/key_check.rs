@@ -56,7 +56,7 @@ impl<'a> KeyCheck<'a> {
 
     /// Decides without waiting as far as the cache allows.
     ///
-    /// Unlike awaiting the check, this does not report rejections to the
+    /// Unlike awaiting the check, this does not report the outcome to the
     /// [`Observer`](super::Observer).
     pub fn try_now(self) -> Attempt {
         self.auth.evaluate(self.key, self.charge, || self.network)
@@ -95,7 +95,10 @@ impl Future for CheckFuture<'_> {
         let pending = match &mut self.pending {
             Some(pending) => pending,
             pending => match check.try_now() {
-                Attempt::Admit(admission) => return Poll::Ready(Ok(admission)),
+                Attempt::Admit(admission) => {
+                    check.auth.admitted(admission.rate_limit_status());
+                    return Poll::Ready(Ok(admission));
+                }
                 Attempt::Reject(rejection) => {
                     check.auth.rejected(&rejection);
                     return Poll::Ready(Err(rejection));
@@ -103,8 +106,12 @@ impl Future for CheckFuture<'_> {
                 Attempt::Pending(attempt) => pending.insert(attempt),
             },
         };
-        Pin::new(pending)
-            .poll(cx)
-            .map(|outcome| outcome.inspect_err(|rejection| check.auth.rejected(rejection)))
+        Pin::new(pending).poll(cx).map(|outcome| {
+            match &outcome {
+                Ok(admission) => check.auth.admitted(admission.rate_limit_status()),
+                Err(rejection) => check.auth.rejected(rejection),
+            }
+            outcome
+        })
     }
 }

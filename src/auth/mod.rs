@@ -90,8 +90,11 @@ mod clock_gap;
 mod core;
 mod health;
 mod key_check;
+mod key_log;
 mod lookup;
+mod metrics;
 mod observe;
+mod outcome;
 mod rate_limit_status;
 mod rejection;
 mod throttle;
@@ -101,6 +104,7 @@ pub(crate) use self::{
     attempt::Charge,
     authenticator::AuthenticatorId,
     catch_panic::{catch_pending_panic, catch_request_panic},
+    outcome::Outcome,
     rate_limit_status::wait,
 };
 pub use self::{
@@ -110,7 +114,7 @@ pub use self::{
     cache::{CachePolicy, InvalidCachePolicy},
     health::{FeedHealth, Health, StoreHealth},
     key_check::{CheckFuture, KeyCheck},
-    observe::{Event, Observer},
+    observe::{Event, LoadOutcome, Observer},
     rate_limit_status::RateLimitStatus,
     rejection::{Rejection, RejectionKind},
     throttle::ClientNetwork,

@@ -4,14 +4,20 @@ use std::{
     time::Duration,
 };
 
-use super::{RejectionKind, catch_panic::Throttle};
-use crate::{record::KeyId, store::StoreError, trace};
+use super::{RejectionKind, catch_panic::Throttle, metrics::Metrics};
+use crate::{
+    rate_limit::Decision,
+    record::{Consumer, KeyId},
+    store::StoreError,
+    trace,
+};
 
 /// Receives events for metrics and alerts.
 ///
-/// Called within requests, so implementations must be quick and must not block. Admitted requests
-/// produce no event, except those with rotated keys; count them in the layer around this one. A
-/// panic is caught and logged, and changes no answer.
+/// Called within requests, so implementations must be quick and must not block: an admitted request
+/// costs one call, and nothing without an observer. A panic is caught and logged, and changes no
+/// answer. With the feature `metrics`, the metrics of the
+/// [manual](crate::manual::observability) are counted without an observer.
 pub trait Observer: Send + Sync + 'static {
     /// Called for each event.
     fn observe(&self, event: &Event<'_>);
@@ -27,6 +33,27 @@ impl<F: Fn(&Event<'_>) + Send + Sync + 'static> Observer for F {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// A request was admitted. With [`Rejected`](Self::Rejected), each request is reported once: by
+    /// [`ApiKeyLayer`](crate::ApiKeyLayer) when the response begins or the client has hung up, and
+    /// not as admitted if an inner layer such as [`RequireScope`](crate::RequireScope) rejected it;
+    /// by [`Authenticator::check`](super::Authenticator::check) when it is awaited. A request that
+    /// passes several layers of one authenticator is reported by the outermost one. Requests
+    /// without a key, on optional routes, are not reported.
+    #[non_exhaustive]
+    Admitted {
+        /// The consumer.
+        consumer: &'a Consumer,
+        /// What was left of each quota of the key, in the order of its limits.
+        decisions: &'a [Decision],
+    },
+    /// A query for a key ended, including the worker's probes of the store.
+    #[non_exhaustive]
+    Loaded {
+        /// How.
+        outcome: LoadOutcome,
+        /// The time of the query, without the wait for a permit.
+        took: Duration,
+    },
     /// A request was rejected. Alert on [`Revoked`](RejectionKind::Revoked): a client still has
     /// that key.
     #[non_exhaustive]
@@ -68,6 +95,8 @@ pub enum Event<'a> {
     UsageFlushed {
         /// The number of keys.
         keys: usize,
+        /// How long it took.
+        took: Duration,
     },
     /// Last uses could not be written. They are kept for the next attempt.
     #[non_exhaustive]
@@ -101,27 +130,59 @@ pub enum Event<'a> {
     /// other duties are not affected.
     #[non_exhaustive]
     DutyPanicked {
-        /// One of `change feed`, `usage`, `limiter sweep`, `store probe` and `clock check`.
+        /// One of `change feed`, `usage`, `limiter sweep`, `store probe`, `clock check` and
+        /// `metrics`.
         duty: &'static str,
     },
 }
 
-/// The observer, if there is one. A panic of it must not fail the request.
+/// How a query for a key ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LoadOutcome {
+    /// The key exists, whether or not it may be used.
+    Found,
+    /// There is no such key.
+    NotFound,
+    /// The store failed, did not answer in time or returned an invalid record.
+    Failed,
+}
+
+impl LoadOutcome {
+    /// The name for logs and metrics, such as `not_found`. It never changes.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Found => "found",
+            Self::NotFound => "not_found",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The metrics, and the observer if there is one. A panic of them must not fail the request.
 pub(super) struct PanicSafeObserver {
+    pub(super) metrics: Metrics,
     observer: Option<Arc<dyn Observer>>,
     panics: Throttle,
 }
 
 impl PanicSafeObserver {
-    pub(super) const fn new(observer: Option<Arc<dyn Observer>>) -> Self {
-        Self { observer, panics: Throttle::new() }
+    pub(super) const fn new(metrics: Metrics, observer: Option<Arc<dyn Observer>>) -> Self {
+        Self { metrics, observer, panics: Throttle::new() }
     }
 
     pub(super) fn observe(&self, event: &Event<'_>) {
-        if let Some(observer) = &self.observer
-            && catch_unwind(AssertUnwindSafe(|| observer.observe(event))).is_err()
-            && self.panics.is_due()
-        {
+        if !Metrics::IS_ON && self.observer.is_none() {
+            return;
+        }
+        let observe = || {
+            self.metrics.count(event);
+            if let Some(observer) = &self.observer {
+                observer.observe(event);
+            }
+        };
+        if catch_unwind(AssertUnwindSafe(observe)).is_err() && self.panics.is_due() {
             trace::warn!("observer panicked; see the panic's own message");
         }
     }

@@ -301,6 +301,52 @@ pub enum RejectionKind {
     Internal,
 }
 
+impl RejectionKind {
+    /// All kinds, in the order of their declaration.
+    #[cfg(any(test, feature = "metrics"))]
+    pub(super) const ALL: [Self; Self::Internal as usize + 1] = [
+        Self::Missing,
+        Self::InvalidRequest,
+        Self::Malformed,
+        Self::Unknown,
+        Self::Revoked,
+        Self::Expired,
+        Self::Inactive,
+        Self::NotYetActive,
+        Self::InsufficientScope,
+        Self::RateLimited,
+        Self::TooManyFailures,
+        Self::StoreUnavailable,
+        Self::Overloaded,
+        Self::LayerMissing,
+        Self::ForeignLayer,
+        Self::Internal,
+    ];
+
+    /// The kind's name for logs and metrics, such as `rate_limited`. It never changes.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::InvalidRequest => "invalid_request",
+            Self::Malformed => "malformed",
+            Self::Unknown => "unknown",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+            Self::Inactive => "inactive",
+            Self::NotYetActive => "not_yet_active",
+            Self::InsufficientScope => "insufficient_scope",
+            Self::RateLimited => "rate_limited",
+            Self::TooManyFailures => "too_many_failures",
+            Self::StoreUnavailable => "store_unavailable",
+            Self::Overloaded => "overloaded",
+            Self::LayerMissing => "layer_missing",
+            Self::ForeignLayer => "foreign_layer",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

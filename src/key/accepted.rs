@@ -29,8 +29,36 @@ impl AcceptedFormat {
     pub(crate) fn is_distinctive(&self) -> bool {
         match &self.0 {
             Kind::Issued(_) => true,
-            Kind::Imported(format) => format.has_prefix(),
+            Kind::Imported(format) => !format.prefix().is_empty(),
         }
+    }
+
+    /// What keys of this format begin with; may be empty.
+    pub(super) fn prefix(&self) -> &str {
+        match &self.0 {
+            Kind::Issued(format) => format.prefix(),
+            Kind::Imported(format) => format.prefix(),
+        }
+    }
+
+    /// The length of a whole key.
+    pub(super) fn key_len(&self) -> usize {
+        match &self.0 {
+            Kind::Issued(format) => format.key_len(),
+            Kind::Imported(format) => format.key_len(),
+        }
+    }
+
+    /// Whether `byte` may come after the prefix.
+    pub(super) fn is_symbol(&self, byte: u8) -> bool {
+        match &self.0 {
+            Kind::Issued(_) => byte.is_ascii_alphanumeric() || byte == b'_',
+            Kind::Imported(format) => format.is_symbol(byte),
+        }
+    }
+
+    pub(super) fn has_checksum(&self) -> bool {
+        matches!(self.0, Kind::Issued(_))
     }
 }
 

@@ -1,9 +1,9 @@
-use std::{error::Error, fmt};
+use std::{borrow::Cow, error::Error, fmt};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use zeroize::Zeroizing;
 
-use super::{ApiKey, EntropySource, MalformedKey, PresentedKey, RngError, SystemEntropy};
+use super::{ApiKey, EntropySource, KeyMask, MalformedKey, PresentedKey, RngError, SystemEntropy};
 
 const RANDOM_BYTES: usize = 32;
 const BODY_LEN: usize = 43;
@@ -80,7 +80,7 @@ impl KeyFormat {
             }
             // Allocate the full capacity up front: a growing `String` would leave copies of the key
             // behind.
-            let mut key = String::with_capacity(self.len());
+            let mut key = String::with_capacity(self.key_len());
             key.push_str(&self.prefix);
             URL_SAFE_NO_PAD.encode_string(&*random, &mut key);
             URL_SAFE_NO_PAD.encode_string(crc32fast::hash(key.as_bytes()).to_be_bytes(), &mut key);
@@ -98,7 +98,7 @@ impl KeyFormat {
     ///
     /// When prefix, length, alphabet or checksum differ.
     pub fn parse<'h>(&self, bytes: &'h [u8]) -> Result<PresentedKey<'h>, MalformedKey> {
-        if bytes.len() != self.len() || !bytes.starts_with(self.prefix.as_bytes()) {
+        if bytes.len() != self.key_len() || !bytes.starts_with(self.prefix.as_bytes()) {
             return Err(MalformedKey);
         }
         let (payload, checksum) = bytes.split_last_chunk::<CHECKSUM_LEN>().ok_or(MalformedKey)?;
@@ -127,7 +127,25 @@ impl KeyFormat {
         format!(r"\b{}[A-Za-z0-9_]{{{}}}\b", self.prefix, BODY_LEN + CHECKSUM_LEN)
     }
 
-    fn len(&self) -> usize {
+    /// Replaces each key of this format in `text` by its prefix, `…` and its last four characters,
+    /// which belong to the checksum: `sk_live_…4x9A`. For keys of several formats, and of other
+    /// systems, there is [`KeyMask`](super::KeyMask).
+    ///
+    /// ```
+    /// # use tower_api_key::key::KeyFormat;
+    /// let format = KeyFormat::new("sk_live_")?;
+    /// let key = format.generate()?;
+    /// let line = format!("GET /orders?key={}&page=2", key.expose_secret());
+    /// let last4 = &key.expose_secret()[53..];
+    /// assert_eq!(format.mask(&line), format!("GET /orders?key=sk_live_…{last4}&page=2"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        KeyMask::from(self.clone()).mask(text)
+    }
+
+    pub(super) fn key_len(&self) -> usize {
         self.prefix.len() + BODY_LEN + CHECKSUM_LEN
     }
 }

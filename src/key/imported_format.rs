@@ -48,8 +48,16 @@ impl ImportedFormat {
 }
 
 impl ImportedFormat {
-    pub(super) fn has_prefix(&self) -> bool {
-        !self.prefix.is_empty()
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    pub(super) fn key_len(&self) -> usize {
+        self.prefix.len() + self.body_len
+    }
+
+    pub(super) fn is_symbol(&self, byte: u8) -> bool {
+        self.alphabet.contains(byte)
     }
 }
 

@@ -45,6 +45,9 @@
 //! assert!(weak.is_err(), "64 bits can be guessed");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! A key that a client sends in the wrong place, or that another crate logs, is kept out of logs by
+//! a [`MaskingWriter`].
 
 mod accepted;
 mod api_key;
@@ -52,6 +55,7 @@ mod entropy;
 mod format;
 mod hash;
 mod imported_format;
+mod mask;
 
 pub use self::{
     accepted::AcceptedFormat,
@@ -60,5 +64,6 @@ pub use self::{
     format::{InvalidFormat, KeyFormat},
     hash::{InvalidHash, KeyHash},
     imported_format::{Alphabet, ImportedFormat},
+    mask::{KeyMask, MaskingWriter},
 };
 pub(crate) use self::{hash::digest, imported_format::is_bearer_symbol};

@@ -9,17 +9,18 @@ use super::{
     request::{
         Mistake, caller,
         credentials::{Credentials, Found},
-        find_misplaced, is_preflight,
+        find_misplaced, is_preflight, parts_without_keys,
     },
     response::{
         Challenges, Policy, RateLimitReport, complete,
         headers::{vary_by, write_retirement},
     },
+    span::{record_admission, record_outcome},
 };
 use crate::{
     auth::{
-        Admission, Attempt, Authenticator, Charge, RateLimitStatus, Rejection, RejectionKind,
-        catch_request_panic,
+        Admission, Attempt, Authenticator, Charge, Outcome, RateLimitStatus, Rejection,
+        RejectionKind, catch_request_panic,
     },
     rate_limit::Decision,
     record::Consumer,
@@ -50,6 +51,9 @@ pub(super) struct Config {
 pub(super) enum Verdict {
     /// The request has a key.
     Attempt(Attempt),
+    /// An outer layer of the same authenticator has admitted the request, which is not reported
+    /// again.
+    Readmission(Attempt),
     /// The request passes without a key.
     Anonymous,
     /// An outer layer of the same authenticator has admitted and charged the request.
@@ -57,11 +61,13 @@ pub(super) enum Verdict {
 }
 
 impl<R> Middleware<R> {
-    pub(super) fn reject<B>(&self, rejection: &Rejection) -> Response<B>
+    pub(super) fn reject<B, Q>(&self, rejection: &Rejection, request: Request<Q>) -> Response<B>
     where
         R: RejectionResponse<B>,
     {
-        let mut response = complete(self.renderer.response(rejection), rejection.clone());
+        let Config { credentials, auth, .. } = &self.config;
+        let request = parts_without_keys(request, credentials, auth);
+        let mut response = complete(self.renderer.response(rejection, &request), rejection.clone());
         if let Some(rate_limit_status) = rejection.rate_limit_status() {
             self.config.write_rate_limit_headers(&mut response, rate_limit_status, &[]);
         }
@@ -148,7 +154,7 @@ impl Config {
         if self.charge {
             Verdict::AlreadyAdmitted
         } else {
-            Verdict::Attempt(self.auth.readmit(consumer))
+            Verdict::Readmission(self.auth.readmit(consumer))
         }
     }
 
@@ -160,13 +166,21 @@ impl Config {
 
     /// Puts the consumer into the request's extensions.
     pub(super) fn attach_consumer<B>(&self, request: &mut Request<B>, admission: &Admission) {
+        record_admission(admission);
         let uncharged = (!self.charge).then(|| admission.rate_limit_status());
         caller::admit(request.extensions_mut(), admission.consumer(), uncharged);
     }
 
-    /// Adds the layer's headers to a response of the inner service.
-    pub(super) fn finish<B>(&self, response: &mut Response<B>, admission: Option<&Admission>) {
+    /// Adds the layer's headers to a response of the inner service, and reports the request unless
+    /// that `is_reported`.
+    pub(super) fn finish<B>(
+        &self,
+        response: &mut Response<B>,
+        admission: Option<&Admission>,
+        is_reported: bool,
+    ) {
         let rate_limit_status = admission.map(Admission::rate_limit_status);
+        let mut is_rejected = false;
         if response.extensions().is_empty() {
             // The usual case: no inner layer reports quotas, a cost or a rejection.
             if let Some(rate_limit_status) = rate_limit_status {
@@ -178,8 +192,14 @@ impl Config {
             }
             // `RequireScope` and the extractor reject requests too, but do not know the realm.
             if let Some(rejection) = response.extensions().get::<Rejection>().cloned() {
+                is_rejected = true;
                 self.observe_and_challenge(response, &rejection);
             }
+        }
+        if let Some(rate_limit_status) = rate_limit_status.filter(|_| !is_reported && !is_rejected)
+        {
+            record_outcome(Outcome::Admitted);
+            self.auth.admitted(rate_limit_status);
         }
         self.vary(response);
     }
@@ -233,6 +253,7 @@ impl Config {
         if response.extensions_mut().insert(Answered).is_some() {
             return;
         }
+        record_outcome(Outcome::of(rejection.kind()));
         self.auth.rejected(rejection);
         let known = self.advised.challenge(rejection).cloned();
         if let Some(challenge) = known.or_else(|| self.challenges.of(rejection)) {

@@ -28,7 +28,7 @@
 //! Every default can be changed:
 //!
 //! ```
-//! use http::{HeaderName, Response, StatusCode};
+//! use http::{HeaderName, Response, StatusCode, request::Parts};
 //! use tower_api_key::{ApiKeyLayer, layer::RateLimitHeaders};
 //! # use tower_api_key::{Authenticator, auth::Rejection, key::KeyFormat, store::MemoryKeyStore};
 //!
@@ -41,7 +41,7 @@
 //!     .also_header(HeaderName::from_static("x-api-key"))
 //!     .optional(true)
 //!     .rate_limit_headers(RateLimitHeaders::Both)
-//!     .render_rejections(|rejection: &Rejection| {
+//!     .render_rejections(|rejection: &Rejection, _: &Parts| {
 //!         let mut response = Response::new(format!("{rejection}\n"));
 //!         *response.status_mut() = StatusCode::IM_A_TEAPOT;
 //!         response
@@ -159,12 +159,15 @@ mod request;
 mod response;
 pub mod service;
 mod short_circuit;
+mod span;
 mod stream;
 
 #[cfg(feature = "axum")]
 pub use self::request::ConsumerRejection;
 #[cfg(feature = "admin")]
 pub(crate) use self::response::{Problem, complete, retry_after};
+#[cfg(feature = "tracing")]
+pub use self::span::make_span;
 #[cfg(feature = "ws")]
 pub use self::stream::websocket;
 pub use self::{

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -64,32 +65,31 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let Self { inner, middleware } = self;
-        let future = match middleware.config.attempt(&mut request) {
-            Verdict::Attempt(Attempt::Admit(admission)) => {
+        let (attempt, is_reported) = match middleware.config.attempt(&mut request) {
+            Verdict::Attempt(attempt) => (attempt, false),
+            Verdict::Readmission(attempt) => (attempt, true),
+            verdict @ (Verdict::Anonymous | Verdict::AlreadyAdmitted) => {
+                if matches!(verdict, Verdict::Anonymous) {
+                    let missing = middleware.config.credentials.missing().clone();
+                    caller::admit_anonymous(request.extensions_mut(), missing);
+                }
+                let passed = Admitted::without_key(Arc::clone(middleware));
+                return ResponseFuture { future: ShortCircuit::pass(inner, request, passed) };
+            }
+        };
+        let future = match attempt {
+            Attempt::Admit(admission) => {
                 middleware.config.attach_consumer(&mut request, &admission);
                 let middleware = Arc::clone(middleware);
-                ShortCircuit::pass(
-                    inner,
-                    request,
-                    Admitted { middleware, admission: Some(admission) },
-                )
+                let admitted = Admitted { middleware, admission: Some(admission), is_reported };
+                ShortCircuit::pass(inner, request, admitted)
             }
-            Verdict::Attempt(Attempt::Reject(rejection)) => {
-                ShortCircuit::reject(inner, || middleware.reject(&rejection))
+            Attempt::Reject(rejection) => {
+                ShortCircuit::reject(inner, || middleware.reject(&rejection, request))
             }
-            Verdict::Attempt(Attempt::Pending(lookup)) => {
-                let parked = Parked::new(inner, request, lookup, Arc::clone(middleware));
-                ShortCircuit::Waiting { parked }
-            }
-            Verdict::Anonymous => {
-                let missing = middleware.config.credentials.missing().clone();
-                caller::admit_anonymous(request.extensions_mut(), missing);
-                let middleware = Arc::clone(middleware);
-                ShortCircuit::pass(inner, request, Admitted { middleware, admission: None })
-            }
-            Verdict::AlreadyAdmitted => {
-                let middleware = Arc::clone(middleware);
-                ShortCircuit::pass(inner, request, Admitted { middleware, admission: None })
+            Attempt::Pending(lookup) => {
+                let waiting = Waiting { middleware: Arc::clone(middleware), is_reported };
+                ShortCircuit::Waiting { parked: Parked::new(inner, request, lookup, waiting) }
             }
         };
         ResponseFuture { future }
@@ -101,31 +101,57 @@ where
 struct Admitted<R> {
     middleware: Arc<Middleware<R>>,
     admission: Option<Admission>,
+    /// Whether the observer knows of the request.
+    is_reported: bool,
+}
+
+impl<R> Admitted<R> {
+    fn without_key(middleware: Arc<Middleware<R>>) -> Self {
+        Self { middleware, admission: None, is_reported: true }
+    }
 }
 
 impl<R, B> Finish<Response<B>, Response<B>> for Admitted<R> {
     fn finish(&mut self, mut response: Response<B>) -> Response<B> {
-        self.middleware.config.finish(&mut response, self.admission.as_ref());
+        let is_reported = mem::replace(&mut self.is_reported, true);
+        self.middleware.config.finish(&mut response, self.admission.as_ref(), is_reported);
         response
     }
 }
 
-impl<R, B, T> Resume<B, Result<Admission, Rejection>, Admitted<R>, Response<T>>
-    for Arc<Middleware<R>>
+/// Reports a request that was admitted and has no response: the client hung up, or the inner service
+/// failed.
+impl<R> Drop for Admitted<R> {
+    fn drop(&mut self) {
+        if let Some(admission) = self.admission.as_ref().filter(|_| !self.is_reported) {
+            self.middleware.config.auth.admitted(admission.rate_limit_status());
+        }
+    }
+}
+
+/// Continues with a request that waited for a look-up.
+struct Waiting<R> {
+    middleware: Arc<Middleware<R>>,
+    is_reported: bool,
+}
+
+impl<R, B, T> Resume<B, Result<Admission, Rejection>, Admitted<R>, Response<T>> for Waiting<R>
 where
     R: RejectionResponse<T>,
 {
     fn resume(
         self,
-        request: &mut Request<B>,
+        mut request: Request<B>,
         decision: Result<Admission, Rejection>,
-    ) -> Result<Admitted<R>, Response<T>> {
+    ) -> Result<(Request<B>, Admitted<R>), Response<T>> {
+        let Self { middleware, is_reported } = self;
         match decision {
             Ok(admission) => {
-                self.config.attach_consumer(request, &admission);
-                Ok(Admitted { middleware: self, admission: Some(admission) })
+                middleware.config.attach_consumer(&mut request, &admission);
+                let admitted = Admitted { middleware, admission: Some(admission), is_reported };
+                Ok((request, admitted))
             }
-            Err(rejection) => Err(self.reject(&rejection)),
+            Err(rejection) => Err(middleware.reject(&rejection, request)),
         }
     }
 }
@@ -141,7 +167,7 @@ pin_project! {
             S::Future,
             Admitted<R>,
             S::Response,
-            Parked<PendingAttempt, S, B, Arc<Middleware<R>>>,
+            Parked<PendingAttempt, S, B, Waiting<R>>,
         >,
     }
 }

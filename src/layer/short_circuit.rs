@@ -130,14 +130,14 @@ where
         let decision = ready!(Pin::new(&mut self.decision).poll(cx));
         // Always `Some`: the future is in another state after the decision.
         let Some(parked) = self.parked.take() else { return Poll::Pending };
-        let (mut ready, mut request, context) = *parked;
-        let finish = context.resume(&mut request, decision);
-        Poll::Ready(finish.map(|finish| (ready.call(request), finish)))
+        let (mut ready, request, context) = *parked;
+        let resumed = context.resume(request, decision);
+        Poll::Ready(resumed.map(|(request, finish)| (ready.call(request), finish)))
     }
 }
 
 /// Applies a decision that a request waited for.
 pub(in crate::layer) trait Resume<B, Decision, X, T> {
     /// Prepares the request for the inner service, or rejects it.
-    fn resume(self, request: &mut Request<B>, decision: Decision) -> Result<X, T>;
+    fn resume(self, request: Request<B>, decision: Decision) -> Result<(Request<B>, X), T>;
 }

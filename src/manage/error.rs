@@ -303,3 +303,26 @@ pub enum ManageErrorKind {
     /// will help.
     TooManyAtOnce,
 }
+
+impl ManageErrorKind {
+    /// The kind's name for logs and metrics, such as `not_found`. It never changes.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::NotFound => "not_found",
+            Self::Denied => "denied",
+            Self::CallerEnded => "caller_ended",
+            Self::Conflict => "conflict",
+            Self::Outdated => "outdated",
+            Self::Repeated => "repeated",
+            Self::IdempotencyKeyReused => "idempotency_key_reused",
+            Self::TooManyKeys => "too_many_keys",
+            Self::TooManyChanges => "too_many_changes",
+            Self::Rng => "rng",
+            Self::Store => "store",
+            Self::Overloaded => "overloaded",
+            Self::TooManyAtOnce => "too_many_at_once",
+        }
+    }
+}

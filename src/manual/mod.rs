@@ -5,6 +5,7 @@
 //! - [`limits`]: how do I limit requests, and which quota do I choose?
 //! - [`freshness`]: how long can a revoked key keep working, whatever fails?
 //! - [`deployment`]: what must I configure around the layer?
+//! - [`observability`]: what do I see of it, and what do I alert on?
 //! - [`bounds`]: how much can the holder of a key create or send?
 //! - [`attacks`]: what may an attacker try, and what does it achieve?
 
@@ -30,3 +31,6 @@ pub mod keys {}
 #[doc = include_str!("which_quota.md")]
 #[doc = include_str!("../../docs/limits.svg")]
 pub mod limits {}
+
+#[doc = include_str!("observability.md")]
+pub mod observability {}

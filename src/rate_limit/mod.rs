@@ -42,6 +42,7 @@
 mod bucket_snapshot;
 mod decision;
 mod gcra_math;
+mod health;
 mod limits;
 mod local;
 mod measure;
@@ -59,6 +60,7 @@ pub use self::redis::{
 };
 pub use self::{
     decision::Decision,
+    health::LimiterHealth,
     limits::RateLimits,
     local::LocalRateLimiter,
     plans::{InvalidPlan, Plans},

@@ -5,7 +5,7 @@ use http::{HeaderValue, StatusCode, header::LOCATION};
 
 use crate::{
     auth::{Rejection, RejectionKind},
-    layer::{Problem, ProblemJson, RejectionResponse, complete, retry_after},
+    layer::{Problem, ProblemJson, complete, retry_after},
     manage::{ManageError, ManageErrorKind},
     record::{KeyId, Scope},
 };
@@ -181,7 +181,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match self {
             Self::Rejected(rejection) => {
-                complete(ProblemJson::default().response(&rejection), rejection)
+                complete(ProblemJson::default().render(&rejection), rejection)
             }
             Self::Details(details) => details.into_response(),
         }

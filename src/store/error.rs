@@ -92,3 +92,19 @@ pub enum StoreErrorKind {
     /// Anything else.
     Other,
 }
+
+impl StoreErrorKind {
+    /// The kind's name for logs and metrics, such as `unavailable`. It never changes.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Overloaded => "overloaded",
+            Self::Conflict => "conflict",
+            Self::Corrupt => "corrupt",
+            Self::Refused => "refused",
+            Self::Migration => "migration",
+            Self::Other => "other",
+        }
+    }
+}

@@ -45,6 +45,8 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     (&["rustls", "rustls_native_certs"], &["tls"], "a process has one provider"),
     (&["nix"], &["clock"], "the one home of the system's time"),
     (&["tracing"], &["trace"], "no logic carries the feature's `cfg`"),
+    (&["metrics"], &["auth::metrics"], "no logic carries the feature's `cfg`"),
+    (&["memchr"], &["key::mask"], "the search for keys is one idea"),
     (
         &["http", "http_body", "http_body_util", "tower_layer", "tower_service"],
         &["layer", "rest", "admin", "account"],

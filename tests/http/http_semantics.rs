@@ -15,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get},
 };
-use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header, request::Parts};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -663,11 +663,15 @@ mod rejections {
         (RejectionKind::Internal, 500, "internal_error"),
     ];
 
+    fn parts() -> Parts {
+        http::Request::new(()).into_parts().0
+    }
+
     #[test]
     fn every_problem_says_what_its_status_says() {
         for (kind, status, code) in KINDS {
             let response: http::Response<String> =
-                ProblemJson::default().response(&Rejection::new(kind));
+                ProblemJson::default().response(&Rejection::new(kind), &parts());
             assert_eq!(response.status(), status, "{kind:?}");
             assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
             let problem: serde_json::Value = serde_json::from_str(response.body()).unwrap();
@@ -685,7 +689,8 @@ mod rejections {
     fn a_reason_is_disclosed_to_those_who_asked_for_it() {
         let problem = ProblemJson::default().danger_disclose_reason();
         for (kind, _, code) in KINDS {
-            let response: http::Response<String> = problem.response(&Rejection::new(kind));
+            let response: http::Response<String> =
+                problem.response(&Rejection::new(kind), &parts());
             let problem: serde_json::Value = serde_json::from_str(response.body()).unwrap();
             let reason = problem.get("reason").map(|reason| reason.as_str().unwrap());
             let expected = match kind {
@@ -729,7 +734,7 @@ mod rejections {
     async fn terse(keys: &Keys) -> (App, String) {
         let quota = Quota::per_minute(1).unwrap();
         let (auth, _) = keys.builder().default_rate_limits(quota).build();
-        let renderer = |_: &Rejection| Response::new(Body::from("no"));
+        let renderer = |_: &Rejection, _: &Parts| Response::new(Body::from("no"));
         (App::new(ApiKeyLayer::new(auth).render_rejections(renderer)), keys.key().await)
     }
 
@@ -761,7 +766,7 @@ mod rejections {
     #[tokio::test]
     async fn what_a_renderer_says_is_kept() {
         let keys = Keys::new();
-        let renderer = |rejection: &Rejection| {
+        let renderer = |rejection: &Rejection, _: &Parts| {
             let headers = [
                 (header::WWW_AUTHENTICATE, "Bearer realm=\"mine\""),
                 (header::CACHE_CONTROL, "private"),

@@ -191,12 +191,13 @@ async fn a_renderer_of_ones_own_gets_the_scopes_and_keeps_the_challenge() {
     for status in [StatusCode::FORBIDDEN, StatusCode::NOT_FOUND] {
         let keys = Keys::new();
         let scope = RequireScope::one("admin").unwrap();
-        let scope = scope.render_rejections(move |rejection: &Rejection| {
-            let mut response =
-                Response::new(format!("needs {}", rejection.required_scopes()[0]).into());
-            *response.status_mut() = status;
-            response
-        });
+        let scope =
+            scope.render_rejections(move |rejection: &Rejection, _: &http::request::Parts| {
+                let mut response =
+                    Response::new(format!("needs {}", rejection.required_scopes()[0]).into());
+                *response.status_mut() = status;
+                response
+            });
         let app = App::new((ApiKeyLayer::new(keys.auth()), scope));
         let answer = app.get(&keys.key().await).await;
         assert_eq!((answer.status, answer.text()), (status, "needs admin"));

@@ -540,7 +540,8 @@ mod types {
 
         for state in BOTH {
             let (auth, key) = auth(state).await;
-            let renderer = |_: &Rejection| Response::new(Opaque("refused".into()));
+            let renderer =
+                |_: &Rejection, _: &http::request::Parts| Response::new(Opaque("refused".into()));
             let layer = ApiKeyLayer::new(auth).render_rejections(renderer);
             let inner = service_fn(async |request: Request<Opaque>| {
                 Ok::<_, Infallible>(Response::new(request.into_body()))

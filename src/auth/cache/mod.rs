@@ -168,6 +168,14 @@ impl KeyCache {
         self.policy.fresh + self.policy.stale_if_error
     }
 
+    /// The number of cached records.
+    #[cfg(feature = "metrics")]
+    pub(super) fn entries(&self) -> u64 {
+        // moka counts late.
+        self.present.run_pending_tasks();
+        self.present.entry_count()
+    }
+
     pub(super) fn generation(&self) -> Generation {
         Generation {
             present: self.generation.load(Ordering::Acquire),

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     auth::{
-        Event, Rejection,
+        Event, LoadOutcome, Rejection,
         cache::{Entry, Generation, Loaded},
         core::Core,
         throttle::LookupClass,
@@ -74,6 +74,7 @@ impl Core {
         };
         let found = found.unwrap_or_else(late).and_then(|found| self.limits.check(found));
         let answered = self.clock.monotonic();
+        self.loaded(&found, answered.saturating_sub(now));
         match &found {
             Ok(Some(_)) => drop(cost),
             Ok(None) => cost.fail(answered),
@@ -119,6 +120,15 @@ impl Core {
             }
             None => matches!(class, LookupClass::Known),
         }
+    }
+
+    fn loaded(&self, found: &Result<Option<KeyRecord>, StoreError>, took: Duration) {
+        let outcome = match found {
+            Ok(Some(_)) => LoadOutcome::Found,
+            Ok(None) => LoadOutcome::NotFound,
+            Err(_) => LoadOutcome::Failed,
+        };
+        self.observe(&Event::Loaded { outcome, took });
     }
 
     fn unknown_plan(&self, record: &KeyRecord) {

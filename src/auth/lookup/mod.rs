@@ -1,6 +1,5 @@
 //! Looks up keys that are not cached: single flight, in a task of their own, within a deadline.
 
-mod corrupt_keys;
 mod dyn_store;
 mod fetch;
 mod id_index;

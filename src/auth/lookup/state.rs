@@ -11,14 +11,12 @@ use std::{
 
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, watch};
 
-use super::{
-    corrupt_keys::CorruptKeys, id_index::IdIndex, revoked_keys::RevokedKeys,
-    single_flight::InFlightLoads,
-};
+use super::{id_index::IdIndex, revoked_keys::RevokedKeys, single_flight::InFlightLoads};
 use crate::{
     auth::{
         Rejection,
         cache::{CachePolicy, Entry, Interner},
+        key_log::KeyLog,
         throttle::{LookupClass, Rate, UnknownKeyLimiter},
     },
     circuit_breaker::{BreakerConfig, CircuitBreaker},
@@ -52,7 +50,7 @@ pub(in crate::auth) struct Lookup {
     pub(super) scopes: Interner<Scopes>,
     pub(super) breaker: CircuitBreaker,
     pub(super) errors: trace::ErrorLog,
-    pub(super) corrupt: CorruptKeys,
+    pub(super) corrupt: KeyLog<KeyHash>,
     state: Mutex<LoadState>,
     permits: Semaphore,
     /// For look-ups of streams, beside `permits`.
@@ -82,7 +80,7 @@ impl Lookup {
             scopes: Interner::new(),
             breaker: CircuitBreaker::new(BREAKER),
             errors: trace::ErrorLog::default(),
-            corrupt: CorruptKeys::default(),
+            corrupt: KeyLog::default(),
             state: Mutex::default(),
             permits: Semaphore::new(policy.max_loads),
             watchers: Semaphore::new((policy.max_loads / 4).max(1)),

@@ -23,6 +23,7 @@ use super::{
     Event, FeedHealth,
     catch_panic::{Panicked, Throttle, catch_panic},
     core::Core,
+    metrics::Metrics,
 };
 use crate::{key::SystemEntropy, trace};
 
@@ -30,6 +31,8 @@ use crate::{key::SystemEntropy, trace};
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the clocks are compared. This bounds how long an expired key works after a sleep.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often gauges are set. Prometheus reads them less often by default.
+const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 /// How far the authenticator's clock may run ahead of tokio's timers before streams are woken to
 /// check their keys again.
 const TIMER_BOUND: Duration = Duration::from_secs(1);
@@ -104,6 +107,7 @@ impl Worker {
             never = probe(&core) => match never {},
             never = sweep(&core, sweep_interval) => match never {},
             never = check_clocks(&core) => match never {},
+            never = refresh_metrics(&core) => match never {},
         }
         usage.finish().await;
     }
@@ -201,6 +205,22 @@ async fn check_clocks(core: &Core) -> Infallible {
             }
         });
         if let Err(panicked) = checked.await {
+            duty.panicked(panicked).await;
+        }
+    }
+}
+
+async fn refresh_metrics(core: &Core) -> Infallible {
+    if !Metrics::IS_ON {
+        return pending().await;
+    }
+    let mut duty = Duty::new("metrics", core);
+    let mut ticks = interval(METRICS_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let refreshed = catch_panic(async { core.metrics().refresh(core) });
+        if let Err(panicked) = refreshed.await {
             duty.panicked(panicked).await;
         }
     }

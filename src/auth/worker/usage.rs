@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{
     sync::mpsc,
-    time::{MissedTickBehavior, interval_at, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 
 use crate::auth::{
@@ -95,7 +95,7 @@ impl UsageWriter {
     pub(in crate::auth) async fn write(&mut self) {
         // Touches received before a panic.
         self.take_up();
-        let mut ticks = interval_at(tokio::time::Instant::now() + self.interval, self.interval);
+        let mut ticks = interval_at(Instant::now() + self.interval, self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -145,6 +145,7 @@ impl UsageWriter {
         }
         // Sorted by id on every node, so that concurrent batches cannot deadlock.
         let batch: Vec<_> = self.pending.iter().map(|(&id, &at)| Usage::new(id, at)).collect();
+        let begin = Instant::now();
         let record = caught(async { self.core.store.record_usage(&batch).await });
         let written = timeout(FLUSH_DEADLINE, record).await;
         match written
@@ -155,7 +156,8 @@ impl UsageWriter {
                 if std::mem::take(&mut self.is_failing) {
                     trace::info!("usage flush recovered");
                 }
-                self.core.observe(&Event::UsageFlushed { keys: batch.len() });
+                self.core
+                    .observe(&Event::UsageFlushed { keys: batch.len(), took: begin.elapsed() });
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.is_failing, true) {

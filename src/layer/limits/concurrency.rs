@@ -236,7 +236,7 @@ where
         let future = match entered {
             Ok(entered) => ShortCircuit::pass(inner, request, entered),
             Err(rejected) => ShortCircuit::reject(inner, || {
-                let response = rejected.response(renderer);
+                let response = rejected.response(renderer, request);
                 response.map(|body| ConcurrencyLimitBody::new(body, None))
             }),
         };

@@ -96,7 +96,7 @@ where
         let future = match outcome {
             Outcome::Pass(receipt) => ShortCircuit::pass(inner, request, receipt),
             Outcome::Reject(rejected) => {
-                ShortCircuit::reject(inner, || rejected.response(renderer))
+                ShortCircuit::reject(inner, || rejected.response(renderer, request))
             }
             Outcome::Wait(charge) => {
                 let parked = Parked::new(inner, request, charge, Renderer(renderer.clone()));
@@ -162,8 +162,15 @@ impl<R, B, T> Resume<B, Charged, Receipt, Response<T>> for Renderer<R>
 where
     R: RejectionResponse<T>,
 {
-    fn resume(self, _: &mut Request<B>, charged: Charged) -> Result<Receipt, Response<T>> {
-        charged.map_err(|rejected| rejected.response(&self.0))
+    fn resume(
+        self,
+        request: Request<B>,
+        charged: Charged,
+    ) -> Result<(Request<B>, Receipt), Response<T>> {
+        match charged {
+            Ok(receipt) => Ok((request, receipt)),
+            Err(rejected) => Err(rejected.response(&self.0, request)),
+        }
     }
 }
 

@@ -1,9 +1,10 @@
-use http::Response;
+use http::{Request, Response};
 
 use crate::{
     auth::{Rejection, RejectionKind},
     layer::{
         RejectionResponse,
+        request::parts_without_key,
         response::{RateLimitReport, complete},
     },
 };
@@ -24,8 +25,13 @@ impl RejectedRequest {
         Self::of(Rejection::new(RejectionKind::Internal), RateLimitReport::default())
     }
 
-    pub(super) fn response<B>(self, renderer: &impl RejectionResponse<B>) -> Response<B> {
-        let mut response = complete(renderer.response(&self.rejection), self.rejection);
+    pub(super) fn response<B, Q>(
+        self,
+        renderer: &impl RejectionResponse<B>,
+        request: Request<Q>,
+    ) -> Response<B> {
+        let request = parts_without_key(request);
+        let mut response = complete(renderer.response(&self.rejection, &request), self.rejection);
         self.report.write(&mut response);
         response
     }

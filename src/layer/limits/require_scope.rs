@@ -15,7 +15,10 @@ use crate::{
     auth::{Authenticator, Rejection},
     layer::{
         ProblemJson, RejectionResponse,
-        request::caller::{Trusted, missing},
+        request::{
+            caller::{Trusted, missing},
+            parts_without_key,
+        },
         response::complete,
         short_circuit::ShortCircuit,
     },
@@ -150,9 +153,10 @@ where
         let Self { inner, required, renderer } = self;
         let future = match required.evaluate(&request) {
             Ok(()) => ShortCircuit::pass(inner, request, ()),
-            Err(rejection) => {
-                ShortCircuit::reject(inner, || complete(renderer.response(&rejection), rejection))
-            }
+            Err(rejection) => ShortCircuit::reject(inner, || {
+                let request = parts_without_key(request);
+                complete(renderer.response(&rejection, &request), rejection)
+            }),
         };
         RequireScopeFuture { future }
     }

@@ -60,7 +60,7 @@ pub(in crate::layer) fn note_header(extensions: &mut Extensions, header: &Header
     }
 }
 
-fn noted_header(extensions: &Extensions) -> &HeaderName {
+pub(super) fn noted_header(extensions: &Extensions) -> &HeaderName {
     extensions.get().map_or(&AUTHORIZATION, |KeyHeader(header)| header)
 }
 

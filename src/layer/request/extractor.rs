@@ -1,17 +1,30 @@
 use std::{convert::Infallible, error::Error, fmt};
 
+use axum::extract::OriginalUri;
 use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, IntoResponseParts, Response, ResponseParts},
 };
-use http::request::Parts;
+use http::{Extensions, Uri, request::Parts};
 
 use super::caller::{Trusted, missing};
-use crate::layer::{Cost, ProblemJson, RejectionResponse, response::complete};
+use crate::layer::{Cost, ProblemJson, response::complete};
 use crate::{
     auth::{Rejection, RejectionKind},
     record::{Consumer, Scope},
 };
+
+/// Replaces the URI that a router has noted before it took off the path of a nested one.
+pub(super) fn mask_original_uri(
+    extensions: &mut Extensions,
+    masked: impl FnOnce(&Uri) -> Option<Uri>,
+) {
+    if let Some(OriginalUri(uri)) = extensions.get_mut()
+        && let Some(masked) = masked(uri)
+    {
+        *uri = masked;
+    }
+}
 
 impl<S: Sync> FromRequestParts<S> for Consumer {
     type Rejection = ConsumerRejection;
@@ -114,6 +127,6 @@ impl Error for ConsumerRejection {
 impl IntoResponse for ConsumerRejection {
     fn into_response(self) -> Response {
         let Self(rejection) = self;
-        complete(ProblemJson::default().response(&rejection), rejection)
+        complete(ProblemJson::default().render(&rejection), rejection)
     }
 }

@@ -48,14 +48,16 @@ fn in_authorization(headers: &HeaderMap, auth: &Authenticator) -> Option<Mistake
 /// Whether a header's value contains a key, plain or as the user or password of `Basic`.
 fn holds_key(value: &[u8], auth: &Authenticator) -> bool {
     let is_key = |word: &[u8]| auth.recognizes(word);
-    if words(value).any(is_key) {
-        return true;
+    words(value).any(is_key) || basic(value).is_some_and(|decoded| words(&decoded).any(is_key))
+}
+
+/// The user and password of `Basic`.
+pub(super) fn basic(value: &[u8]) -> Option<Vec<u8>> {
+    let (scheme, credentials) = value.split_at_checked("Basic ".len())?;
+    if !scheme.eq_ignore_ascii_case(b"Basic ") {
+        return None;
     }
-    let Some((scheme, credentials)) = value.split_at_checked("Basic ".len()) else { return false };
-    scheme.eq_ignore_ascii_case(b"Basic ")
-        && STANDARD
-            .decode(credentials.trim_ascii())
-            .is_ok_and(|decoded| words(&decoded).any(is_key))
+    STANDARD.decode(credentials.trim_ascii()).ok()
 }
 
 /// The runs of characters that keys may consist of.

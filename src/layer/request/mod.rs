@@ -8,10 +8,16 @@ pub(super) mod credentials;
 mod extractor;
 mod misplaced_key;
 mod mistake;
+mod parts;
 mod peer;
 mod preflight;
 
 #[cfg(feature = "axum")]
 pub use self::extractor::ConsumerRejection;
 pub use self::{client_address::ClientAddress, peer::PeerAddr};
-pub(super) use self::{misplaced_key::find_misplaced, mistake::Mistake, preflight::is_preflight};
+pub(super) use self::{
+    misplaced_key::find_misplaced,
+    mistake::Mistake,
+    parts::{parts_without_key, parts_without_keys},
+    preflight::is_preflight,
+};

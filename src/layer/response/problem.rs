@@ -3,6 +3,7 @@ use std::{borrow::Cow, sync::OnceLock};
 use http::{
     HeaderValue, Response, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE},
+    request::Parts,
 };
 use serde::{Serialize, Serializer};
 
@@ -21,19 +22,53 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// Turns a rejection into a response.
 ///
 /// Implementations: [`ProblemJson`] (the default), [`StatusOnly`] (no body), and any closure
-/// `Fn(&Rejection) -> Response<B>`. The service adds the headers that the protocol requires and the
-/// response lacks, and puts the [`Rejection`] into the response's extensions.
+/// `Fn(&Rejection, &Parts) -> Response<B>`. The service adds the headers that the protocol requires
+/// and the response lacks, and puts the [`Rejection`] into the response's extensions.
+///
+/// `request` has the method, URI, headers and extensions of the rejected request, so that one layer
+/// can answer browsers with HTML and programs with JSON, or repeat a request id:
+///
+/// ```
+/// use http::{Response, header, request::Parts};
+/// use tower_api_key::{ApiKeyLayer, auth::Rejection};
+/// # use tower_api_key::{Authenticator, key::KeyFormat, store::MemoryKeyStore};
+///
+/// fn response(rejection: &Rejection, request: &Parts) -> Response<String> {
+///     let accept = request.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+///     match accept {
+///         Some(types) if types.contains("text/html") => Response::new("<h1>No</h1>".into()),
+///         _ => Response::new(format!("{{\"code\":\"{}\"}}", rejection.kind().as_str())),
+///     }
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (auth, worker) =
+/// #     Authenticator::builder(MemoryKeyStore::new(), KeyFormat::new("sk_live_")?).build();
+/// # drop(worker);
+/// let layer = ApiKeyLayer::new(auth).render_rejections(response);
+/// # drop(layer);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # The key
+///
+/// `request` never has the key in it, so it can be logged or shown. The
+/// [`ApiKeyLayer`](crate::ApiKeyLayer) removes `Authorization`, the headers that it reads, and every
+/// other header that contains a key of a format with a prefix, and masks such a key in the URI. The
+/// layers inside of it remove `Authorization`, the header that the key came in, and headers that are
+/// marked sensitive.
 pub trait RejectionResponse<B> {
     /// The response to a rejected request.
-    fn response(&self, rejection: &Rejection) -> Response<B>;
+    fn response(&self, rejection: &Rejection, request: &Parts) -> Response<B>;
 }
 
 impl<F, B> RejectionResponse<B> for F
 where
-    F: Fn(&Rejection) -> Response<B>,
+    F: Fn(&Rejection, &Parts) -> Response<B>,
 {
-    fn response(&self, rejection: &Rejection) -> Response<B> {
-        self(rejection)
+    fn response(&self, rejection: &Rejection, request: &Parts) -> Response<B> {
+        self(rejection, request)
     }
 }
 
@@ -42,7 +77,7 @@ where
 pub struct StatusOnly;
 
 impl<B: Default> RejectionResponse<B> for StatusOnly {
-    fn response(&self, rejection: &Rejection) -> Response<B> {
+    fn response(&self, rejection: &Rejection, _: &Parts) -> Response<B> {
         let mut response = Response::new(B::default());
         *response.status_mut() = spec(rejection.kind()).status;
         response
@@ -78,10 +113,9 @@ impl ProblemJson {
     pub fn danger_disclose_reason(self) -> Self {
         Self { disclose: true }
     }
-}
 
-impl<B: From<Cow<'static, str>>> RejectionResponse<B> for ProblemJson {
-    fn response(&self, rejection: &Rejection) -> Response<B> {
+    /// The response, which is the same for every request.
+    pub(crate) fn render<B: From<Cow<'static, str>>>(self, rejection: &Rejection) -> Response<B> {
         let Spec { status, reason, .. } = spec(rejection.kind());
         let reason = reason.filter(|_| self.disclose);
         if reason.is_none() {
@@ -94,6 +128,12 @@ impl<B: From<Cow<'static, str>>> RejectionResponse<B> for ProblemJson {
             }
         }
         Problem { reason, ..Problem::of(rejection) }.response()
+    }
+}
+
+impl<B: From<Cow<'static, str>>> RejectionResponse<B> for ProblemJson {
+    fn response(&self, rejection: &Rejection, _: &Parts) -> Response<B> {
+        self.render(rejection)
     }
 }
 

@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 use super::{Buckets, Subject};
 #[cfg(doc)]
 use crate::rate_limit::Quota;
-use crate::rate_limit::RateLimits;
+use crate::rate_limit::{LimiterHealth, RateLimits};
 
 /// Creates buckets, in this process or in a store that a fleet shares.
 pub trait RateLimiter: Send + Sync + 'static {
@@ -32,6 +32,12 @@ pub trait RateLimiter: Send + Sync + 'static {
     fn sweep(&self, now: Duration) {
         let _ = now;
     }
+
+    /// Where requests are counted at the moment, from what is already known. Default:
+    /// [`Local`](LimiterHealth::Local).
+    fn health(&self) -> LimiterHealth {
+        LimiterHealth::Local
+    }
 }
 
 impl<L: RateLimiter + ?Sized> RateLimiter for Arc<L> {
@@ -46,5 +52,9 @@ impl<L: RateLimiter + ?Sized> RateLimiter for Arc<L> {
 
     fn sweep(&self, now: Duration) {
         (**self).sweep(now);
+    }
+
+    fn health(&self) -> LimiterHealth {
+        (**self).health()
     }
 }

@@ -88,9 +88,9 @@ impl Connection {
         self.deadline
     }
 
-    /// Whether Redis decides.
-    pub(super) fn has_answered(&self) -> bool {
-        self.breaker.is_up() == Some(true)
+    /// Whether Redis decides; `None` if it has not answered yet and has not failed either.
+    pub(super) fn is_known_up(&self) -> Option<bool> {
+        self.breaker.is_up().or_else(|| (!self.breaker.is_closed()).then_some(false))
     }
 
     /// Whether to ask Redis. While it is down, this occasionally starts a task that probes it; no

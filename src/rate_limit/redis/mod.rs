@@ -30,7 +30,7 @@ pub use self::{
     outage_policy::OutagePolicy,
 };
 use super::{
-    RateLimiter, RateLimits,
+    LimiterHealth, RateLimiter, RateLimits,
     local::LocalRateLimiter,
     port::{Buckets, Subject},
 };
@@ -152,7 +152,7 @@ impl RedisRateLimiter {
     /// Otherwise this node decides locally. For metrics and dashboards.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        self.link.has_answered()
+        self.link.is_known_up() == Some(true)
     }
 }
 
@@ -200,6 +200,14 @@ impl RateLimiter for RedisRateLimiter {
     /// Sweeps this node's copies. In Redis, cells expire by themselves.
     fn sweep(&self, now: Duration) {
         self.own.sweep(now);
+    }
+
+    fn health(&self) -> LimiterHealth {
+        match self.link.is_known_up() {
+            None => LimiterHealth::Unknown,
+            Some(true) => LimiterHealth::Shared,
+            Some(false) => LimiterHealth::Down,
+        }
     }
 }
 
