@@ -23,5 +23,6 @@ mod grants;
 mod listing;
 mod manage;
 mod openapi;
+mod places;
 mod rotation;
 mod schemathesis;

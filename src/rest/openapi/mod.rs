@@ -2,6 +2,7 @@
 
 mod headers;
 mod operations;
+mod places;
 mod schemas;
 mod types;
 
