@@ -54,7 +54,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     assert_eq!(*decoded.get_or_init(|| count(7)), 7);
-                    assert_eq!(*decoded.get_or_init(|| count(8) as u8), 8);
+                    assert_eq!(*decoded.get_or_init(|| Some(count(8))), Some(8));
                     assert_eq!(decoded.get_or_init(|| count(9).to_string()), "9");
                 });
             }

@@ -10,7 +10,7 @@ use tower_api_key::{
     key::{ApiKey, KeyFormat},
     manage::{Expiry, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::RateLimits,
-    record::Scopes,
+    record::{Scopes, Tags},
     store::{ManageKeys, port::Usage},
 };
 

@@ -215,7 +215,7 @@ async fn the_audit_has_each_change_and_a_restored_backup_is_compared() {
 }
 
 async fn desk() -> (Desk, String) {
-    let desk = Desk::new("/admin", |issuer, auth| admin::router(issuer, auth));
+    let desk = Desk::new("/admin", admin::router);
     let (key, _) = desk.key("acme", &["api-keys:read", "api-keys:write"]).await;
     (desk, key)
 }
