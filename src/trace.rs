@@ -5,6 +5,7 @@ use std::{
     error::Error,
     fmt::Display,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    net::IpAddr,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -68,12 +69,26 @@ impl ErrorLog {
     /// Logs `error` and what caused it as a warning, unless that was done a short while ago. `now`
     /// is the time of a monotonic clock.
     pub(crate) fn warn(&self, message: &'static str, error: &(dyn Error + 'static), now: Duration) {
+        self.warn_from(message, error, None, now);
+    }
+
+    /// As [`warn`](Self::warn), with the address of a client, which does not make it another error.
+    pub(crate) fn warn_from(
+        &self,
+        message: &'static str,
+        error: &(dyn Error + 'static),
+        address: Option<IpAddr>,
+        now: Duration,
+    ) {
         let error = chain(error);
         if let Some(repeated) = self.due(&error, now) {
-            warn!(error, repeated, "{message}");
+            match address {
+                Some(address) => warn!(error, %address, repeated, "{message}"),
+                None => warn!(error, repeated, "{message}"),
+            }
             let _ = repeated;
         }
-        let _ = message;
+        let _ = (message, address);
     }
 
     /// How many repetitions were not logged since the last line; `None` if it is too early to log.

@@ -23,7 +23,9 @@ use tower_api_key::{
     ApiKeyLayer, Authenticator,
     auth::{Attempt, ClientNetwork, RejectionKind, Worker},
     layer::{ClientAddress, RateLimitHeaders},
+    manage::{Expiry, NewKey},
     rate_limit::{Quota, RateLimits},
+    record::Networks,
 };
 
 use self::app::{Keys, unknown_key};
@@ -203,6 +205,32 @@ mod a_cached_key {
         let layer = layer.throttle_failures(ClientAddress::forwarded(1));
         let ours = cost(&mut layer.layer(inner), request, StatusCode::OK);
         assert_eq!(ours.count_total - bare.count_total, 1);
+    }
+
+    /// The addresses and the origin are compared where they are; the date is written once.
+    #[tokio::test]
+    async fn costs_one_more_where_it_has_networks_and_expires_soon() {
+        let keys = Keys::new();
+        let (auth, _worker) = keys.builder().default_rate_limits(plenty()).build();
+        let new = NewKey::new("acme", Expiry::In(Duration::from_secs(86_400)))
+            .networks(Networks::parse(["10.0.0.0/8", "2001:db8::/32"]).unwrap());
+        let key = app::text(&keys.issue(new).await);
+        let address = IpAddr::from([10, 0, 0, 1]);
+        auth.check(key.as_bytes()).address(address).await.unwrap();
+        let check = || auth.check(key.as_bytes()).address(address).try_now();
+        assert_eq!(cheapest(|| assert!(matches!(check(), Attempt::Admit(_)))), 0);
+        let request = || {
+            let mut request = with_key(&key, true);
+            let forwarded = HeaderValue::from_static("10.0.0.1");
+            request.headers_mut().insert("x-forwarded-for", forwarded);
+            request
+        };
+        let inner = Inner { headers: true };
+        let bare = cost(&mut Bare(inner.clone()), request, StatusCode::OK);
+        let layer = ApiKeyLayer::new(auth).rate_limit_headers(RateLimitHeaders::Off);
+        let layer = layer.client_address(ClientAddress::x_forwarded_for(1));
+        let ours = cost(&mut layer.layer(inner), request, StatusCode::OK);
+        assert_eq!(ours.count_total - bare.count_total, 2, "the value of `X-Api-Key-Expires`");
     }
 
     #[tokio::test]

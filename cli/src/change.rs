@@ -8,6 +8,7 @@ use tower_api_key::{
 use super::{
     failure::Failure,
     output,
+    places::NewPlaces,
     session::Session,
     values::{self, Limit},
 };
@@ -57,6 +58,9 @@ pub(crate) struct Update {
     /// Data for the application: a JSON object
     #[arg(long, value_name = "JSON", value_parser = values::metadata, group = "change")]
     metadata: Option<Metadata>,
+
+    #[command(flatten)]
+    places: NewPlaces,
 
     /// When it stops working: 30d from now, 2026-12-31, "never"
     #[arg(long, value_name = "WHEN", value_parser = values::expiry, group = "change")]
@@ -111,6 +115,7 @@ impl Update {
         if let Some(metadata) = self.metadata {
             update = update.metadata(metadata);
         }
+        update = self.places.of(update)?;
         if let Some(expiry) = self.expires {
             update = update.expiry(expiry);
         }

@@ -11,6 +11,7 @@ use super::{
     destination::Out,
     failure::Failure,
     output,
+    places::Places,
     session::Session,
     values::{self, Limit},
 };
@@ -78,6 +79,9 @@ pub(crate) struct Description {
     #[arg(long, value_name = "JSON", value_parser = values::metadata)]
     metadata: Option<Metadata>,
 
+    #[command(flatten)]
+    places: Places,
+
     /// When it starts to work: a date, or a duration from now [default: at once]
     #[arg(long, value_name = "WHEN", value_parser = values::future)]
     not_before: Option<SystemTime>,
@@ -97,6 +101,7 @@ impl Description {
         let mut new = NewKey::new(consumer, expiry)
             .scopes(self.scopes.into_iter().collect())
             .metadata(self.metadata.unwrap_or_default());
+        new = self.places.of(new)?;
         if let Some(name) = self.name {
             new = new.name(name);
         }

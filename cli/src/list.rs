@@ -7,7 +7,7 @@ use tower_api_key::{
     store::{EventPage, EventQuery, KeyPage, KeyQuery},
 };
 
-use super::{failure::Failure, output, session::Session, values};
+use super::{failure::Failure, output, places, session::Session, values};
 
 /// List keys, newest first
 ///
@@ -26,6 +26,10 @@ pub(crate) struct List {
     /// Only keys with this scope
     #[arg(long, value_parser = values::scope)]
     scope: Option<Scope>,
+
+    /// Only keys with this tag
+    #[arg(long, value_parser = places::tag)]
+    tag: Option<String>,
 
     /// Only keys with exactly this prefix
     #[arg(long)]
@@ -157,6 +161,7 @@ impl List {
         query.consumer_id = self.consumer;
         query.status = self.status;
         query.scope = self.scope;
+        query.tag = self.tag;
         query.key_prefix = self.prefix;
         query.unused_since = self.unused_since;
         query.expires_before = self.expires_before;

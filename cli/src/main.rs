@@ -13,6 +13,7 @@ mod issue;
 mod list;
 mod manual;
 mod output;
+mod places;
 mod plan;
 mod progress;
 mod prune;

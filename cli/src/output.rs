@@ -10,7 +10,7 @@ use jiff::{SignedDuration, civil::DateTime};
 use serde_json::{Value, json};
 use tower_api_key::{
     rate_limit::{Algorithm, CountedPer, Quota, RateLimits},
-    record::{KeyEvent, KeyRecord, Scope, Scopes},
+    record::{KeyEvent, KeyKind, KeyRecord, Scope, Scopes},
     store::{InvalidRow, ListedKey},
 };
 
@@ -52,6 +52,10 @@ pub(crate) fn record(record: &KeyRecord) -> Value {
         "rate_limits": record.rate_limits,
         "plan": record.plan,
         "metadata": json_or_text(record.metadata.as_json()),
+        "networks": record.networks,
+        "tags": record.tags,
+        "kind": record.kind.as_str(),
+        "origins": record.origins,
         "is_active": record.is_active,
         "created_at": exact(record.created_at),
         "created_by": record.created_by,
@@ -135,6 +139,11 @@ pub(crate) fn scopes(scopes: &Scopes) -> String {
     if scopes.is_empty() { "-".to_owned() } else { scopes.join(" ") }
 }
 
+fn words(words: impl Iterator<Item = impl ToString>, none: &str) -> String {
+    let words: Vec<_> = words.map(|word| word.to_string()).collect();
+    if words.is_empty() { none.to_owned() } else { words.join(" ") }
+}
+
 /// The plan and its limits. A plan missing in the database may be defined by the service.
 fn plan_of(record: &KeyRecord) -> String {
     match (&record.plan, &record.plan_limits) {
@@ -215,6 +224,8 @@ pub(crate) fn details(key: &ListedKey) -> String {
         row("plan", plan_of(record)),
         row("rate limits", limits_of(record)),
         row("metadata", record.metadata.as_json().to_owned()),
+        row("networks", words(record.networks.iter(), "anywhere")),
+        row("tags", words(record.tags.iter(), "-")),
         row("created", time(record.created_at)),
         row("created by", some(&record.created_by)),
         row("begins", maybe_time(record.not_before, "at once")),
@@ -222,6 +233,9 @@ pub(crate) fn details(key: &ListedKey) -> String {
         row("last used", maybe_time(key.last_used_at, "-")),
         row("version", record.version.to_string()),
     ];
+    if record.kind == KeyKind::Publishable {
+        rows.push(row("publishable for", words(record.origins.iter(), "-")));
+    }
     if let Some(at) = record.revoked_at {
         rows.push(row("revoked", time(at)));
         rows.push(row("reason", some(&record.revoked_reason)));

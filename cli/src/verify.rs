@@ -1,5 +1,6 @@
 use std::{
     io::{self, IsTerminal as _, Read as _, Write as _},
+    net::IpAddr,
     process::ExitCode,
 };
 
@@ -34,6 +35,14 @@ pub(crate) struct Verify {
     /// A scope that the key must have; may be repeated, or several separated by commas
     #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',')]
     scopes: Vec<Scope>,
+
+    /// The address of the client, for a key with networks
+    #[arg(long, value_name = "ADDRESS")]
+    address: Option<IpAddr>,
+
+    /// The Origin header of the request, for a publishable key
+    #[arg(long)]
+    origin: Option<String>,
 
     /// A prefix of the service's keys; may be repeated
     #[arg(long = "key-prefix", value_name = "PREFIX", env = "API_KEY_PREFIX",
@@ -91,7 +100,14 @@ pub(crate) async fn run(verify: Verify, session: &Session) -> Result<ExitCode, F
     }
     // The worker, which would record the use, is not run.
     let (auth, _) = builder.build();
-    let admission = match auth.check(key).await {
+    let mut check = auth.check(key);
+    if let Some(address) = verify.address {
+        check = check.address(address);
+    }
+    if let Some(origin) = &verify.origin {
+        check = check.origin(origin.as_bytes());
+    }
+    let admission = match check.await {
         Ok(admission) => admission,
         Err(rejection) => return rejected(&rejection, key, accepted, session),
     };
@@ -139,6 +155,8 @@ fn rejected(
         RejectionKind::Expired => ("expired", 401),
         RejectionKind::Inactive => ("inactive", 401),
         RejectionKind::NotYetActive => ("not_yet_active", 401),
+        RejectionKind::NetworkNotAllowed => ("network_not_allowed", 403),
+        RejectionKind::OriginNotAllowed => ("origin_not_allowed", 403),
         // The look-up failed, which says nothing about the key.
         _ => return Err(Failure::new("the key could not be looked up").because(rejection)),
     };
@@ -160,6 +178,11 @@ fn rejected(
                 service accepts it, give --key-prefix {prefix}",
                 verdict.accepted.join(", ")
             );
+        }
+        match rejection.kind() {
+            RejectionKind::NetworkNotAllowed => why += "; give the client's address by --address",
+            RejectionKind::OriginNotAllowed => why += "; give the request's origin by --origin",
+            _ => {}
         }
         output::line(&verdict.headline(&why))?;
     }

@@ -41,6 +41,7 @@
 pub use crate::rest::GuardedRoutes;
 use crate::{
     auth::Authenticator,
+    layer::ClientAddress,
     manage::KeyIssuer,
     record::{InvalidScope, Scope},
     rest::{AdminState, DocumentSettings, Operation, default_scopes, guard},
@@ -104,6 +105,14 @@ impl Account {
     pub fn other_keys_scope(mut self, scope: impl Into<String>) -> Result<Self, InvalidScope> {
         self.state.others = Some(Scope::new(scope)?);
         Ok(self)
+    }
+
+    /// Where requests come from, for calling keys that work only from some networks: see
+    /// [`ApiKeyLayer::client_address`](crate::ApiKeyLayer::client_address). Default: such keys are
+    /// refused.
+    pub fn client_address(mut self, address: ClientAddress) -> Self {
+        self.state.client_address = Some(address);
+        self
     }
 
     /// As for the [admin router](crate::admin::Admin::open_document).

@@ -63,7 +63,8 @@
 //!    `null` is the same as leaving a member out.
 //! 6. An update is a merge patch ([RFC 7396](https://www.rfc-editor.org/rfc/rfc7396)): absent
 //!    members stay the same; `null` removes name, limits, plan or metadata, and is refused for
-//!    `scopes` (send `[]`), `expires` (send `"never"`) and `is_active`. Metadata is merged, other
+//!    `scopes`, `networks` and `tags` (send `[]`), `origins`, `expires` (send `"never"`) and
+//!    `is_active`. `kind` cannot be changed. Metadata is merged, other
 //!    members are replaced.
 //! 7. `ETag` is the key's version. It does not change with `last_used_at`, nor with a `status` that
 //!    changes by time alone. `PATCH` supports `If-Match`, `GET` supports `If-None-Match`.
@@ -74,7 +75,7 @@
 //!    malformed request, 422 a well-formed request with an invalid value.
 //! 10. Responses are sent with `Cache-Control: no-store`.
 //! 11. The requests of a key are [bounded](crate::manual::bounds): 8 quotas with windows of at most
-//!     400 days, 128 scopes, metadata of 16 KiB and 32 levels, 1,000 keys of a consumer (409
+//!     400 days, 128 scopes, 64 networks, 32 tags, 32 origins, metadata of 16 KiB and 32 levels, 1,000 keys of a consumer (409
 //!     `too_many_keys`) and as many new ones an hour, 10 rotations of a key an hour (429
 //!     `too_many_changes` with `Retry-After`). A page ends at 1 MiB, with a `next`.
 //!
@@ -91,6 +92,7 @@ use http::request::Parts;
 pub use crate::rest::GuardedRoutes;
 use crate::{
     auth::Authenticator,
+    layer::ClientAddress,
     manage::KeyIssuer,
     record::{InvalidScope, Scope},
     rest::{AdminState, DocumentSettings, Operation, default_scopes, guard},
@@ -165,6 +167,14 @@ impl Admin {
         origin: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static,
     ) -> Self {
         self.state.origin = Arc::new(origin);
+        self
+    }
+
+    /// Where requests come from, for calling keys that work only from some networks: see
+    /// [`ApiKeyLayer::client_address`](crate::ApiKeyLayer::client_address). Default: such keys are
+    /// refused.
+    pub fn client_address(mut self, address: ClientAddress) -> Self {
+        self.state.client_address = Some(address);
         self
     }
 

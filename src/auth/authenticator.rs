@@ -5,11 +5,12 @@ use std::{
 };
 
 use super::{
-    Admission, Attempt, ClientNetwork, Event, Health, PendingAttempt, RateLimitStatus, Rejection,
-    RejectionKind, StoreHealth,
+    Admission, Attempt, Event, Health, PendingAttempt, RateLimitStatus, Rejection, RejectionKind,
+    StoreHealth,
     attempt::Charge,
     cache::{Entry, Peek},
     catch_panic::{Panicked, catch_request_panic},
+    client::{Client, ClientCopy},
     core::Core,
     worker::UsageRecorder,
 };
@@ -61,23 +62,14 @@ impl Authenticator {
         Self(Arc::new(inner))
     }
 
-    /// `network` is called only if the cache has not let the key in.
-    pub(crate) fn evaluate(
-        &self,
-        key: &[u8],
-        charge: Charge,
-        network: impl FnOnce() -> Option<ClientNetwork>,
-    ) -> Attempt {
-        catch_request_panic(|| self.evaluate_or_panic(key, charge, network))
+    /// `client` is asked only if the cache has not let the key in, or if the key does not work from
+    /// everywhere.
+    pub(crate) fn evaluate(&self, key: &[u8], charge: Charge, client: &impl Client) -> Attempt {
+        catch_request_panic(|| self.evaluate_or_panic(key, charge, client))
             .unwrap_or_else(|Panicked| Attempt::Reject(Rejection::new(RejectionKind::Internal)))
     }
 
-    fn evaluate_or_panic(
-        &self,
-        key: &[u8],
-        charge: Charge,
-        network: impl FnOnce() -> Option<ClientNetwork>,
-    ) -> Attempt {
+    fn evaluate_or_panic(&self, key: &[u8], charge: Charge, client: &impl Client) -> Attempt {
         let Some(hash) = self.0.hash(key) else {
             return Attempt::Reject(Rejection::new(RejectionKind::Malformed));
         };
@@ -86,44 +78,44 @@ impl Authenticator {
         // distinguish them.
         let charge_active = |entry: &Arc<Entry>| {
             let is_active = self.0.core.status(entry, now) == KeyStatus::Active;
-            is_active.then(|| self.0.charge(entry, charge, now))
+            is_active.then(|| self.0.charge(entry, charge, client, now))
         };
         if let Some(attempt) = self.0.core.cache.get_hot(&hash, now, charge_active) {
             self.0.core.metrics().hit();
             return attempt;
         }
-        self.evaluate_beyond_hot(hash, charge, network, now)
+        self.evaluate_beyond_hot(hash, charge, client, now)
     }
 
     fn evaluate_beyond_hot(
         &self,
         hash: KeyHash,
         charge: Charge,
-        network: impl FnOnce() -> Option<ClientNetwork>,
+        client: &impl Client,
         now: Duration,
     ) -> Attempt {
         match self.0.core.peek(&hash, now) {
             Peek::Fresh(entry) => {
                 self.0.core.metrics().hit();
                 if self.0.core.status(&entry, now) != KeyStatus::Active {
-                    self.0.core.lookup.unknown_keys.take_as_long_as_a_guess(network(), now);
+                    self.0.core.lookup.unknown_keys.take_as_long_as_a_guess(client.network(), now);
                 }
-                self.0.evaluate(&entry, charge, now)
+                self.0.evaluate(&entry, charge, client, now)
             }
             Peek::Absent => {
                 self.0.core.metrics().hit();
-                Attempt::Reject(self.0.core.lookup.unknown_keys.guess(network(), now))
+                Attempt::Reject(self.0.core.lookup.unknown_keys.guess(client.network(), now))
             }
             // This was not a guess, even if the key is gone by now.
-            Peek::Stale(_) => self.look_up(hash, charge, None),
-            Peek::Miss => self.look_up(hash, charge, network()),
+            Peek::Stale(_) => self.look_up(hash, charge, ClientCopy::of(client).uncounted()),
+            Peek::Miss => self.look_up(hash, charge, ClientCopy::of(client)),
         }
     }
 
-    fn look_up(&self, hash: KeyHash, charge: Charge, network: Option<ClientNetwork>) -> Attempt {
+    fn look_up(&self, hash: KeyHash, charge: Charge, client: ClientCopy) -> Attempt {
         self.0.core.metrics().miss();
         let inner = Arc::clone(&self.0);
-        Attempt::Pending(PendingAttempt::of(inner.look_up(hash, charge, network)))
+        Attempt::Pending(PendingAttempt::of(inner.look_up(hash, charge, client)))
     }
 
     /// Removes the key with this hash from the cache, including a cached absence: the next request
@@ -261,16 +253,33 @@ impl Inner {
         self.formats.iter().find_map(|format| format.parse(key).ok()).map(|key| key.hash())
     }
 
-    fn evaluate(self: &Arc<Self>, entry: &Arc<Entry>, charge: Charge, now: Duration) -> Attempt {
+    fn evaluate(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        charge: Charge,
+        client: &impl Client,
+        now: Duration,
+    ) -> Attempt {
         let status = self.core.status(entry, now);
         if let Some(rejection) = Rejection::of_status(status, entry.key_id()) {
             return Attempt::Reject(rejection);
         }
-        self.charge(entry, charge, now)
+        self.charge(entry, charge, client, now)
     }
 
-    /// Charges a key that is active.
-    fn charge(self: &Arc<Self>, entry: &Arc<Entry>, charge: Charge, now: Duration) -> Attempt {
+    /// Charges a key that is active, if it works for `client`.
+    fn charge(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        charge: Charge,
+        client: &impl Client,
+        now: Duration,
+    ) -> Attempt {
+        if let Some(places) = &entry.ext.places
+            && let Some(refusal) = places.refusal(entry.key_id(), client)
+        {
+            return Attempt::Reject(self.core.refuse_place(refusal, now));
+        }
         let check = entry.ext.meter.ask(charge.units(), now);
         let decided = match check {
             None => self.finish(entry, charge, Decisions::default(), now),
@@ -297,6 +306,7 @@ impl Inner {
     ) -> Result<Admission, Rejection> {
         let is_admitted = charge == Charge::Nothing || decisions.is_admitted();
         let rate_limit_status = RateLimitStatus::new(Consumer::of(entry), decisions);
+        let rate_limit_status = rate_limit_status.with(entry.notice(now));
         if !is_admitted {
             return Err(Rejection::rate_limited(rate_limit_status));
         }
@@ -311,12 +321,12 @@ impl Inner {
         self: Arc<Self>,
         hash: KeyHash,
         charge: Charge,
-        network: Option<ClientNetwork>,
+        client: ClientCopy,
     ) -> Result<Admission, Rejection> {
-        let entry = Arc::clone(&self.core).load(hash, network).await?;
+        let entry = Arc::clone(&self.core).load(hash, client.network()).await?;
         let entry = entry.ok_or(Rejection::new(RejectionKind::Unknown))?;
         let now = self.core.clock.monotonic();
-        match self.evaluate(&entry, charge, now) {
+        match self.evaluate(&entry, charge, &client, now) {
             Attempt::Admit(admission) => Ok(admission),
             Attempt::Reject(rejection) => Err(rejection),
             Attempt::Pending(lookup) => lookup.await,

@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Event, RejectionKind,
+    Event, Rejection, RejectionKind,
     cache::{CachePolicy, Entry, KeyCache, LimitResolver},
     catch_panic::catch_request_panic,
+    client::{PlaceReason, PlaceRefusal},
     clock_gap::ClockCheck,
     health::FeedState,
     key_log::KeyLog,
@@ -32,6 +33,7 @@ pub(super) struct Core {
     pub(super) cache: KeyCache,
     pub(super) feed: FeedState,
     pub(super) lookup: Lookup,
+    place_refusals: trace::ErrorLog,
 }
 
 impl Core {
@@ -52,6 +54,7 @@ impl Core {
             feed: FeedState::default(),
             lookup: Lookup::new(&policy, failures),
             cache: KeyCache::new(policy),
+            place_refusals: trace::ErrorLog::default(),
         }
     }
 
@@ -77,6 +80,17 @@ impl Core {
             self.expire_all();
             self.observe(&Event::ClockGap { ahead });
         }
+    }
+
+    /// Logs a key that was used from where it does not work, at most once a minute for each key and
+    /// reason.
+    pub(super) fn refuse_place(&self, refusal: PlaceRefusal, now: Duration) -> Rejection {
+        let address = match refusal.reason {
+            PlaceReason::Network(address) => Some(address),
+            _ => None,
+        };
+        self.place_refusals.warn_from("key refused", &refusal, address, now);
+        Rejection::of_place(&refusal)
     }
 
     /// Reports an event to the observer.

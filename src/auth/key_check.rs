@@ -1,12 +1,14 @@
 use std::{
     fmt,
     future::{Future, IntoFuture},
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use super::{
-    Admission, Attempt, Authenticator, ClientNetwork, PendingAttempt, Rejection, attempt::Charge,
+    Address, Admission, Attempt, Authenticator, Client, ClientNetwork, PendingAttempt, Rejection,
+    attempt::Charge,
 };
 
 impl Authenticator {
@@ -16,7 +18,8 @@ impl Authenticator {
     /// A key that is let in has been charged, unless [told otherwise](KeyCheck::without_charge),
     /// and counts as used.
     pub fn check<'a>(&'a self, key: &'a [u8]) -> KeyCheck<'a> {
-        KeyCheck { auth: self, key, network: None, charge: Charge::One }
+        let facts = Facts { network: None, address: Address::NotTold, origin: None };
+        KeyCheck { auth: self, key, facts, charge: Charge::One }
     }
 }
 
@@ -37,15 +40,55 @@ impl Authenticator {
 pub struct KeyCheck<'a> {
     auth: &'a Authenticator,
     key: &'a [u8],
-    network: Option<ClientNetwork>,
+    facts: Facts<'a>,
     charge: Charge,
+}
+
+/// What the caller told of the client.
+#[derive(Clone, Copy)]
+struct Facts<'a> {
+    network: Option<ClientNetwork>,
+    address: Address,
+    origin: Option<&'a [u8]>,
+}
+
+impl Client for Facts<'_> {
+    fn network(&self) -> Option<ClientNetwork> {
+        self.network
+    }
+
+    fn address(&self) -> Address {
+        self.address
+    }
+
+    fn origin(&self) -> Option<&[u8]> {
+        self.origin
+    }
 }
 
 impl<'a> KeyCheck<'a> {
     /// The client is in `network`, whose [failures are limited](super::Builder::failure_limit).
     /// Default: failures of this check are not counted.
+    ///
+    /// This is not enough for a key with [networks](crate::record::KeyRecord::networks): see
+    /// [`address`](Self::address).
     pub fn from(self, network: impl Into<ClientNetwork>) -> Self {
-        Self { network: Some(network.into()), ..self }
+        let facts = Facts { network: Some(network.into()), ..self.facts };
+        Self { facts, ..self }
+    }
+
+    /// The client has this address, and is in its network as for [`from`](Self::from). Default:
+    /// unknown, so that a key with [networks](crate::record::KeyRecord::networks) is refused.
+    pub fn address(self, address: IpAddr) -> Self {
+        let network = Some(address.into());
+        Self { facts: Facts { network, address: Address::Known(address), ..self.facts }, ..self }
+    }
+
+    /// The value of the request's `Origin` header, for
+    /// [publishable](crate::record::KeyKind::Publishable) keys. Default: none, so that these are
+    /// refused.
+    pub fn origin(self, origin: &'a [u8]) -> Self {
+        Self { facts: Facts { origin: Some(origin), ..self.facts }, ..self }
     }
 
     /// Takes nothing from the key's quotas, and lets the key in when they are exhausted: for
@@ -59,7 +102,7 @@ impl<'a> KeyCheck<'a> {
     /// Unlike awaiting the check, this does not report the outcome to the
     /// [`Observer`](super::Observer).
     pub fn try_now(self) -> Attempt {
-        self.auth.evaluate(self.key, self.charge, || self.network)
+        self.auth.evaluate(self.key, self.charge, &self.facts)
     }
 }
 
@@ -75,7 +118,7 @@ impl<'a> IntoFuture for KeyCheck<'a> {
 /// Never prints the key.
 impl fmt::Debug for KeyCheck<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyCheck").field("network", &self.network).finish_non_exhaustive()
+        f.debug_struct("KeyCheck").field("network", &self.facts.network).finish_non_exhaustive()
     }
 }
 

@@ -86,6 +86,7 @@ mod authenticator;
 mod builder;
 mod cache;
 mod catch_panic;
+mod client;
 mod clock_gap;
 mod core;
 mod health;
@@ -104,6 +105,7 @@ pub(crate) use self::{
     attempt::Charge,
     authenticator::AuthenticatorId,
     catch_panic::{catch_pending_panic, catch_request_panic},
+    client::{Address, Client},
     outcome::Outcome,
     rate_limit_status::wait,
 };

@@ -11,16 +11,37 @@ use crate::{
 pub struct RateLimitStatus {
     consumer: Consumer,
     decisions: Decisions,
+    pub(crate) notice: Notice,
+}
+
+/// What the layer tells beside the quotas. Rare, and computed with the decision, when the time is
+/// known.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Notice {
+    /// The key is in its last 7 days.
+    pub(crate) expires_soon: bool,
+    /// The decision depended on `Origin`.
+    pub(crate) is_publishable: bool,
+}
+
+impl Notice {
+    pub(crate) fn is_none(self) -> bool {
+        self == Self::default()
+    }
 }
 
 impl RateLimitStatus {
     pub(crate) fn new(consumer: Consumer, decisions: Decisions) -> Self {
-        Self { consumer, decisions }
+        Self { consumer, decisions, notice: Notice::default() }
+    }
+
+    pub(super) fn with(self, notice: Notice) -> Self {
+        Self { notice, ..self }
     }
 
     /// The state after the quotas were asked again.
     pub(crate) fn after(&self, decisions: Decisions) -> Self {
-        Self { consumer: self.consumer.clone(), decisions }
+        Self { consumer: self.consumer.clone(), decisions, notice: self.notice }
     }
 
     /// Adjusts the charge from `taken` to `wanted` units of each quota.

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::RateLimitStatus;
+use super::{RateLimitStatus, client::PlaceRefusal};
 use crate::{
     rate_limit::Quota,
     record::{KeyId, KeyStatus, Scope},
@@ -63,6 +63,17 @@ impl Rejection {
             KeyStatus::Revoked => RejectionKind::Revoked,
         };
         Some(Self::with(kind, Details { key_id: Some(key_id), ..Details::default() }))
+    }
+
+    /// Rejected because of where the request comes from.
+    pub(super) fn of_place(refusal: &PlaceRefusal) -> Self {
+        let is_of_origin = refusal.reason.is_of_origin();
+        let kind = if is_of_origin {
+            RejectionKind::OriginNotAllowed
+        } else {
+            RejectionKind::NetworkNotAllowed
+        };
+        Self::with(kind, Details { key_id: Some(refusal.key_id), ..Details::default() })
     }
 
     /// Rejected by the key's own quotas.
@@ -208,6 +219,12 @@ const fn meaning(kind: RejectionKind) -> (&'static str, Retry) {
         RejectionKind::Inactive => ("the key is switched off", Retry::Never),
         RejectionKind::NotYetActive => ("the key is not yet active", Retry::Never),
         RejectionKind::InsufficientScope => ("the key lacks a scope", Retry::Never),
+        RejectionKind::NetworkNotAllowed => {
+            ("the key does not work from this address", Retry::Never)
+        }
+        RejectionKind::OriginNotAllowed => {
+            ("the publishable key does not work for this `Origin`", Retry::Never)
+        }
         RejectionKind::RateLimited => ("the key has used up its quota", Retry::AfterWait),
         RejectionKind::TooManyFailures => {
             ("too many unknown keys from this network", Retry::AfterWait)
@@ -279,6 +296,12 @@ pub enum RejectionKind {
     NotYetActive,
     /// The key lacks a scope that the route requires.
     InsufficientScope,
+    /// The key has [networks](crate::record::KeyRecord::networks), and the client's address is in none
+    /// of them, or is not known. The log says which, as `key refused`.
+    NetworkNotAllowed,
+    /// The key is [publishable](crate::record::KeyKind::Publishable), and the request has no `Origin`, or
+    /// one that the key does not work for.
+    OriginNotAllowed,
     /// The key has used up a quota.
     RateLimited,
     /// The key is not cached, and too many keys [from the client's network](super::ClientNetwork)

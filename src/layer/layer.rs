@@ -38,6 +38,8 @@ impl ApiKeyLayer {
                     charge: true,
                     rate_limit_headers: RateLimitHeaders::default(),
                     client_address: None,
+                    throttle_failures: false,
+                    expiry_header: true,
                 },
                 renderer: ProblemJson::default(),
             }),
@@ -124,6 +126,26 @@ impl<R: Clone> ApiKeyLayer<R> {
         self.with(|config| config.rate_limit_headers = headers)
     }
 
+    /// Whether responses to a key in its last 7 days carry `X-Api-Key-Expires`, the HTTP date (RFC 9110
+    /// §5.6.7) at which the key stops working, so that clients can renew it in time. Default: true.
+    /// Keys that were rotated have `Sunset` with the same time, in any case.
+    ///
+    /// A day after which a key ends is no secret to its holder; switch the header off if keys live for
+    /// hours and all responses would have it.
+    pub fn expiry_header(self, write: bool) -> Self {
+        self.with(|config| config.expiry_header = write)
+    }
+
+    /// Where requests come from, for keys that work [only from some
+    /// networks](crate::manage::NewKey::networks). Such a key is compared with the address on every
+    /// request, and refused with 403 `network_not_allowed` if the address is in none of its networks
+    /// or is unknown. A warning in the log (`key refused`) says which. Default: addresses are not
+    /// known, since only you know whether a connection's peer is a client or a proxy, and keys with
+    /// networks are refused.
+    pub fn client_address(self, address: ClientAddress) -> Self {
+        self.with(|config| config.client_address = Some(address))
+    }
+
     /// Limits [how many unknown keys](crate::auth::Builder::failure_limit) each
     /// [network](crate::auth::ClientNetwork) may send; `address` tells where a request comes from.
     /// Beyond the limit, a key that is not in the cache gets 429. Default: off, since only you know
@@ -131,8 +153,10 @@ impl<R: Clone> ApiKeyLayer<R> {
     /// one limit.
     ///
     /// A request whose address is unknown is not limited.
+    ///
+    /// Includes [`client_address`](Self::client_address).
     pub fn throttle_failures(self, address: ClientAddress) -> Self {
-        self.with(|config| config.client_address = Some(address))
+        self.client_address(address).with(|config| config.throttle_failures = true)
     }
 
     /// Renders rejections with `renderer`. Default: [`ProblemJson`].

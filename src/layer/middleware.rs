@@ -1,6 +1,9 @@
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
-use http::{HeaderName, Request, Response, header::WWW_AUTHENTICATE};
+use http::{
+    HeaderName, Request, Response,
+    header::{ORIGIN, WWW_AUTHENTICATE},
+};
 
 use super::{
     ClientAddress, RateLimitHeaders, RejectionResponse,
@@ -13,14 +16,14 @@ use super::{
     },
     response::{
         Challenges, Policy, RateLimitReport, complete,
-        headers::{vary_by, write_retirement},
+        headers::{vary_by, write_expiry, write_retirement},
     },
     span::{record_admission, record_outcome},
 };
 use crate::{
     auth::{
-        Admission, Attempt, Authenticator, Charge, Outcome, RateLimitStatus, Rejection,
-        RejectionKind, catch_request_panic,
+        Address, Admission, Attempt, Authenticator, Charge, Client, ClientNetwork, Outcome,
+        RateLimitStatus, Rejection, RejectionKind, catch_request_panic,
     },
     rate_limit::Decision,
     record::Consumer,
@@ -45,6 +48,45 @@ pub(super) struct Config {
     pub(super) charge: bool,
     pub(super) rate_limit_headers: RateLimitHeaders,
     pub(super) client_address: Option<ClientAddress>,
+    pub(super) throttle_failures: bool,
+    pub(super) expiry_header: bool,
+}
+
+/// What the layer knows of the client of a request.
+struct Sender<'a, B> {
+    config: &'a Config,
+    request: &'a Request<B>,
+}
+
+impl<B> Sender<'_, B> {
+    /// `None` if the layer is not told where to find addresses.
+    fn told_address(&self) -> Option<Option<IpAddr>> {
+        let source = self.config.client_address?;
+        Some(source.address(self.request.headers(), self.request.extensions()))
+    }
+}
+
+impl<B> Client for Sender<'_, B> {
+    fn network(&self) -> Option<ClientNetwork> {
+        if !self.config.throttle_failures {
+            return None;
+        }
+        self.told_address().flatten().map(ClientNetwork::from)
+    }
+
+    fn address(&self) -> Address {
+        match self.told_address() {
+            None => Address::NotTold,
+            Some(None) => Address::Unknown,
+            Some(Some(address)) => Address::Known(address),
+        }
+    }
+
+    fn origin(&self) -> Option<&[u8]> {
+        let mut origins = self.request.headers().get_all(ORIGIN).iter();
+        let origin = origins.next()?;
+        origins.next().is_none().then(|| origin.as_bytes())
+    }
 }
 
 /// What a layer does with a request.
@@ -70,6 +112,9 @@ impl<R> Middleware<R> {
         let mut response = complete(self.renderer.response(rejection, &request), rejection.clone());
         if let Some(rate_limit_status) = rejection.rate_limit_status() {
             self.config.write_rate_limit_headers(&mut response, rate_limit_status, &[]);
+        }
+        if rejection.kind() == RejectionKind::OriginNotAllowed {
+            vary_by(response.headers_mut(), &ORIGIN);
         }
         self.config.observe_and_challenge(&mut response, rejection);
         self.config.vary(&mut response);
@@ -116,8 +161,7 @@ impl Config {
 
     fn evaluate<B>(&self, found: Found<'_, '_>, request: &Request<B>) -> Verdict {
         let charge = if self.charge { Charge::One } else { Charge::Nothing };
-        let network = || self.client_address?.network(request.headers(), request.extensions());
-        let attempt = self.auth.evaluate(found.key, charge, network);
+        let attempt = self.auth.evaluate(found.key, charge, &Sender { config: self, request });
         // Only a malformed key can be a mistake that the client should learn of.
         if let Attempt::Reject(rejection) = &attempt
             && rejection.kind() == RejectionKind::Malformed
@@ -241,11 +285,27 @@ impl Config {
         if let Some(retirement) = rate_limit_status.retirement() {
             write_retirement(response.headers_mut(), retirement);
         }
+        if !rate_limit_status.notice.is_none() {
+            self.write_notice(response, rate_limit_status);
+        }
         let wall = || self.auth.wall();
         // If the clock panics, only the headers are missing.
         let _ = catch_request_panic(|| {
             self.rate_limit_headers.write(response.headers_mut(), rate_limit_status, more, wall);
         });
+    }
+
+    #[cold]
+    fn write_notice<B>(&self, response: &mut Response<B>, status: &RateLimitStatus) {
+        if status.notice.is_publishable {
+            vary_by(response.headers_mut(), &ORIGIN);
+        }
+        if status.notice.expires_soon
+            && self.expiry_header
+            && let Some(expiry) = status.consumer().expiry()
+        {
+            write_expiry(response.headers_mut(), expiry);
+        }
     }
 
     /// Observes a rejection and adds its challenge, once: an inner `ApiKeyLayer` may have done so.

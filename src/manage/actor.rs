@@ -1,6 +1,6 @@
 use std::time::SystemTime;
 
-use super::ManageError;
+use super::{ManageError, places};
 use crate::{
     rate_limit::RateLimits,
     record::{Consumer, KeyId, KeyRecord, KeyStatus, Scope},
@@ -233,6 +233,7 @@ impl Caller {
             let detail = "a key must not expire later than the calling key";
             return Err(ManageError::denied("expires_at", detail));
         }
+        places::check_within(bound, key)?;
         if self.is_free(bound) {
             return Ok(());
         }

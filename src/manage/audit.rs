@@ -22,7 +22,7 @@ pub(super) fn changes(before: Option<&KeyRecord>, after: &KeyRecord) -> Option<S
 }
 
 /// The fields of a key that the audit shows: all except its hash and the fields that never change.
-pub(super) fn fields(record: &KeyRecord) -> [(&'static str, Value); 12] {
+pub(super) fn fields(record: &KeyRecord) -> [(&'static str, Value); 16] {
     let scopes: Vec<_> = record.scopes.iter().map(Scope::as_str).collect();
     [
         ("name", json!(record.name)),
@@ -30,6 +30,10 @@ pub(super) fn fields(record: &KeyRecord) -> [(&'static str, Value); 12] {
         ("rate_limits", json!(record.rate_limits)),
         ("plan", json!(record.plan)),
         ("metadata", record.metadata.to_value()),
+        ("networks", unless(record.networks.is_empty(), &record.networks)),
+        ("tags", unless(record.tags.is_empty(), &record.tags)),
+        ("origins", unless(record.origins.is_empty(), &record.origins)),
+        ("kind", json!(record.kind.as_str())),
         ("is_active", json!(record.is_active)),
         ("not_before", time(record.not_before)),
         ("expires_at", time(record.expires_at)),
@@ -38,6 +42,11 @@ pub(super) fn fields(record: &KeyRecord) -> [(&'static str, Value); 12] {
         ("rotated_from", json!(record.rotated_from.map(|id| id.to_string()))),
         ("key_prefix", json!(record.key_prefix)),
     ]
+}
+
+/// Null for an empty list, as the databases store it.
+fn unless(is_empty: bool, list: &impl serde::Serialize) -> Value {
+    if is_empty { Value::Null } else { json!(list) }
 }
 
 /// The change of a plan, as JSON. Limits are JSON, `None` without a plan.

@@ -78,6 +78,7 @@ mod issue;
 mod issuer;
 mod metadata_patch;
 mod new_key;
+mod places;
 mod plans;
 mod prune;
 mod reconcile;

@@ -2,11 +2,11 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use super::{ManageError, text};
+use super::{ManageError, places, text};
 use crate::{
     key::digest,
     rate_limit::{PlanName, RateLimits},
-    record::{KeyRecord, Metadata, Scope, Scopes},
+    record::{KeyKind, KeyRecord, Metadata, Networks, Scope, Scopes, Tags, WebOrigins},
 };
 
 /// The properties of a new key.
@@ -19,6 +19,10 @@ pub struct NewKey {
     rate_limits: Option<RateLimits>,
     plan: Option<String>,
     metadata: Metadata,
+    networks: Networks,
+    tags: Tags,
+    kind: KeyKind,
+    origins: WebOrigins,
     created_by: Option<String>,
     not_before: Option<SystemTime>,
     expiry: Expiry,
@@ -101,6 +105,10 @@ impl NewKey {
             rate_limits: None,
             plan: None,
             metadata: Metadata::default(),
+            networks: Networks::default(),
+            tags: Tags::default(),
+            kind: KeyKind::Secret,
+            origins: WebOrigins::default(),
             created_by: None,
             not_before: None,
             expiry,
@@ -134,6 +142,25 @@ impl NewKey {
     /// that it does not hold.
     pub fn metadata(self, metadata: Metadata) -> Self {
         Self { metadata, ..self }
+    }
+
+    /// The networks that it works from. The layer has to know
+    /// [where requests come from](crate::layer::ApiKeyLayer::client_address), or it refuses the key.
+    /// Default: it works from anywhere.
+    pub fn networks(self, networks: Networks) -> Self {
+        Self { networks, ..self }
+    }
+
+    /// Words by which people and lists find the key.
+    pub fn tags(self, tags: Tags) -> Self {
+        Self { tags, ..self }
+    }
+
+    /// Makes the key [publishable](KeyKind::Publishable): for pages of `origins`, of which there must
+    /// be at least one. This cannot be changed later, because the key will not have been a secret.
+    /// Default: the key is a secret.
+    pub fn publishable(self, origins: WebOrigins) -> Self {
+        Self { kind: KeyKind::Publishable, origins, ..self }
     }
 
     /// The user or service it is issued for. Default: the [`Actor`](super::Actor).
@@ -187,6 +214,11 @@ impl NewKey {
         record.rate_limits.clone_from(&self.rate_limits);
         record.plan.clone_from(&self.plan);
         record.metadata = self.metadata.clone();
+        record.networks = self.networks.clone();
+        record.tags = self.tags.clone();
+        record.kind = self.kind;
+        record.origins = self.origins.clone();
+        places::check_origins(record)?;
         record.created_by = Some(created_by.to_owned());
         record.not_before = self.not_before.map(whole_micros);
         record.expires_at = expires_at;
@@ -196,7 +228,7 @@ impl NewKey {
     /// A digest of the request, by which an idempotency key detects that it changed.
     pub(super) fn fingerprint(&self) -> [u8; 32] {
         let scopes: Vec<_> = self.scopes.iter().map(Scope::as_str).collect();
-        let asked = json!([
+        let mut asked = vec![json!([
             self.consumer_id,
             self.name,
             scopes,
@@ -206,7 +238,13 @@ impl NewKey {
             self.created_by,
             self.not_before.map(since_epoch),
             self.expiry.describe(),
-        ]);
-        digest(&[b"issue", asked.to_string().as_bytes()])
+        ])];
+        // A node of an earlier release, which does not know these, computes the same digest without
+        // them.
+        if !self.networks.is_empty() || !self.tags.is_empty() || self.kind != KeyKind::Secret {
+            asked.push(json!([self.networks, self.tags, self.kind.as_str(), self.origins]));
+        }
+        let asked: String = asked.iter().map(ToString::to_string).collect();
+        digest(&[b"issue", asked.as_bytes()])
     }
 }

@@ -16,15 +16,27 @@ use super::{
 };
 use crate::{
     rate_limit::RateLimits,
-    record::{KeyAction, KeyEvent, KeyId, KeyRecord, TextRule, is_plain, rfc3339},
+    record::{
+        KeyAction, KeyEvent, KeyId, KeyRecord, Networks, TextRule, WebOrigins, is_plain, rfc3339,
+    },
 };
 
 /// Keys of a transaction. Its locks delay other changes, so batches are small.
 const BATCH: usize = 500;
 
 /// The fields that decide what a key may do, as named in the audit.
-const RIGHTS: [&str; 7] =
-    ["scopes", "rate_limits", "plan", "metadata", "is_active", "not_before", "expires_at"];
+const RIGHTS: [&str; 10] = [
+    "scopes",
+    "rate_limits",
+    "plan",
+    "metadata",
+    "is_active",
+    "not_before",
+    "expires_at",
+    "networks",
+    "origins",
+    "kind",
+];
 
 /// What an exported audit says of each key, for [`KeyIssuer::reconcile`].
 ///
@@ -163,11 +175,19 @@ fn is_same(field: &str, left: &Value, right: &Value) -> bool {
             })
         }
         "rate_limits" => {
-            let limits = |value: &Value| serde_json::from_value::<RateLimits>(value.clone()).ok();
-            limits(left).zip(limits(right)).is_some_and(|(left, right)| left == right)
+            are_same(|value| serde_json::from_value::<RateLimits>(value).ok(), left, right)
+        }
+        // In the order in which they were stored.
+        "networks" => are_same(|value| serde_json::from_value::<Networks>(value).ok(), left, right),
+        "origins" => {
+            are_same(|value| serde_json::from_value::<WebOrigins>(value).ok(), left, right)
         }
         _ => false,
     }
+}
+
+fn are_same<T: PartialEq>(read: impl Fn(Value) -> Option<T>, left: &Value, right: &Value) -> bool {
+    read(left.clone()).zip(read(right.clone())).is_some_and(|(left, right)| left == right)
 }
 
 /// The outcome for a key that was reconciled.

@@ -74,7 +74,7 @@ pub struct Rotated {
 
 impl KeyIssuer {
     /// Issues a key to replace the key `id`: for the same consumer, with the same name, scopes,
-    /// limits, plan and metadata, and sharing its rate-limit buckets. The old key keeps working for
+    /// limits, plan, metadata, networks, tags and origins, and sharing its rate-limit buckets. The old key keeps working for
     /// a [grace period](Rotation::grace), during which responses to it announce its end.
     ///
     /// A [caller](super::Actor::key) can rotate itself and the keys of its own rotation chain.
@@ -168,6 +168,10 @@ fn succeed(
         plan: old.plan.clone(),
         plan_limits: old.plan_limits.clone(),
         metadata: old.metadata.clone(),
+        networks: old.networks.clone(),
+        tags: old.tags.clone(),
+        kind: old.kind,
+        origins: old.origins.clone(),
         is_active: old.is_active,
         created_at: now,
         not_before: old.not_before,

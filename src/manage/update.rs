@@ -1,9 +1,9 @@
 use serde_json::Value;
 
-use super::{Expiry, KeyIssuer, ManageError, metadata_patch::merge, text};
+use super::{Expiry, KeyIssuer, ManageError, metadata_patch::merge, places, text};
 use crate::{
     rate_limit::{PlanName, RateLimits},
-    record::{KeyAction, KeyId, KeyRecord, Metadata, Scopes},
+    record::{KeyAction, KeyId, KeyRecord, Metadata, Networks, Scopes, Tags, WebOrigins},
 };
 
 /// Changes to a key. Properties that are not set stay the same.
@@ -17,6 +17,9 @@ pub struct KeyUpdate {
     plan: Option<Option<String>>,
     metadata: Option<Metadata>,
     metadata_patch: Option<Metadata>,
+    networks: Option<Networks>,
+    tags: Option<Tags>,
+    origins: Option<WebOrigins>,
     expiry: Option<Expiry>,
     is_active: Option<bool>,
     reason: Option<String>,
@@ -73,6 +76,21 @@ impl KeyUpdate {
         Self { metadata_patch: Some(patch), metadata: None, ..self }
     }
 
+    /// The networks that it works from; without any, it works from anywhere.
+    pub fn networks(self, networks: Networks) -> Self {
+        Self { networks: Some(networks), ..self }
+    }
+
+    /// Words by which people and lists find the key; replaces all tags.
+    pub fn tags(self, tags: Tags) -> Self {
+        Self { tags: Some(tags), ..self }
+    }
+
+    /// The web origins that a publishable key works for: at least one. A secret key has none.
+    pub fn origins(self, origins: WebOrigins) -> Self {
+        Self { origins: Some(origins), ..self }
+    }
+
     /// When it stops working. The expiry of a key that was [rotated](KeyIssuer::rotate) can only be
     /// moved earlier.
     pub fn expiry(self, expiry: Expiry) -> Self {
@@ -109,6 +127,15 @@ impl KeyUpdate {
             // The store reads the limits of the new plan with the update.
             after.plan_limits = None;
         }
+        if let Some(networks) = &self.networks {
+            after.networks = networks.clone();
+        }
+        if let Some(tags) = &self.tags {
+            after.tags = tags.clone();
+        }
+        if let Some(origins) = &self.origins {
+            after.origins = origins.clone();
+        }
         if let Some(is_active) = self.is_active {
             after.is_active = is_active;
         }
@@ -127,6 +154,7 @@ impl KeyUpdate {
         if before.revoked_at.is_some() {
             return Err(ManageError::conflict("the key is revoked and cannot be changed"));
         }
+        places::check_origins(after)?;
         let lasts_longer = match (before.expires_at, after.expires_at) {
             (Some(before), Some(after)) => after > before,
             (before, after) => before.is_some() && after.is_none(),

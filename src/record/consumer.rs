@@ -4,9 +4,15 @@ use std::{
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll},
+    time::SystemTime,
 };
 
-use super::{KeyId, KeyRecord, Metadata, Retirement, Scope, Scopes};
+use serde::{Serialize, Serializer, de::DeserializeOwned, ser::SerializeStruct as _};
+
+use super::{
+    ExpiresAt, InvalidMetadata, KeyId, KeyKind, KeyRecord, Metadata, Retirement, Scope, Scopes,
+    Tags, decoded::Decoded, rfc3339,
+};
 use crate::rate_limit::{Meter, RateLimits, port::Subject};
 
 /// The authenticated caller: what a handler can see of the key that admitted the request.
@@ -17,7 +23,11 @@ use crate::rate_limit::{Meter, RateLimits, port::Subject};
 /// The extractor and layers such as [`RequireScope`](crate::RequireScope) only trust a consumer
 /// that an [`Authenticator`](crate::Authenticator) made. A consumer made from a [`KeyRecord`] is
 /// meant for [`Actor::key`](crate::manage::Actor::key) and similar; for handler tests there
-/// is `Consumer::for_test`, behind the feature `test-util`.
+/// are `Consumer::builder` and `Consumer::for_test`, behind the feature `test-util`.
+///
+/// It serialises as an object, for logs, templates and `GET /whoami`: `id`, `key_id`, `key_name`,
+/// `scopes`, `plan`, `tags`, `kind`, `metadata`, and `created_at` and `expires_at` as RFC 3339.
+/// Neither the key nor its hash is in it, nor where the key works from.
 #[derive(Clone)]
 pub struct Consumer(Arc<LookedUpKey>);
 
@@ -29,6 +39,11 @@ pub(crate) struct LookedUpKey<L: ?Sized = dyn KeyExtension> {
     scopes: Scopes,
     plan: Option<Box<str>>,
     metadata: Metadata,
+    decoded: Decoded,
+    tags: Tags,
+    kind: KeyKind,
+    created_at: SystemTime,
+    expires_at: Option<Box<ExpiresAt>>,
     /// Boxed because few keys have it.
     retirement: Option<Box<Retirement>>,
     root_id: KeyId,
@@ -108,12 +123,21 @@ impl<L> LookedUpKey<L> {
             scopes: record.scopes,
             plan: record.plan.map(Into::into),
             metadata: record.metadata,
+            decoded: Decoded::default(),
+            tags: record.tags,
+            kind: record.kind,
+            created_at: record.created_at,
+            expires_at: record.expires_at.map(|at| Box::new(ExpiresAt::new(at))),
             ext,
         }
     }
 
     pub(crate) fn key_id(&self) -> KeyId {
         self.key_id
+    }
+
+    pub(crate) fn kind(&self) -> KeyKind {
+        self.kind
     }
 }
 
@@ -133,6 +157,12 @@ impl Consumer {
     #[must_use]
     pub fn for_test(record: KeyRecord) -> Self {
         Self(Arc::new(LookedUpKey::new(record, ForTest)))
+    }
+
+    /// Builds a consumer for a test, as [`for_test`](Self::for_test) does from a record.
+    #[cfg(feature = "test-util")]
+    pub fn builder(consumer_id: impl Into<String>) -> super::ConsumerBuilder {
+        super::ConsumerBuilder::new(consumer_id)
     }
 
     /// The authenticator that made it, if any.
@@ -180,6 +210,59 @@ impl Consumer {
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
         &self.0.metadata
+    }
+
+    /// The metadata as a `T`, decoded once for all requests until the record is read again, rather
+    /// than in each request as by [`Metadata::parse`]. The value is kept with the cached key.
+    ///
+    /// ```
+    /// # use tower_api_key::Consumer;
+    /// #[derive(serde::Deserialize)]
+    /// struct Tenant {
+    ///     region: String,
+    /// }
+    ///
+    /// fn region(consumer: &Consumer) -> Option<&str> {
+    ///     consumer.metadata_as::<Tenant>().ok().map(|tenant| &*tenant.region)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When it does not fit `T`. The error is kept, too.
+    pub fn metadata_as<T>(&self) -> Result<&T, &InvalidMetadata>
+    where
+        T: DeserializeOwned + Send + Sync + 'static,
+    {
+        self.0.decoded.get_or_init(|| self.metadata().parse::<T>()).as_ref()
+    }
+
+    /// The key's tags.
+    #[must_use]
+    pub fn tags(&self) -> &Tags {
+        &self.0.tags
+    }
+
+    /// Whether the key is a secret, or publishable.
+    #[must_use]
+    pub fn kind(&self) -> KeyKind {
+        self.0.kind
+    }
+
+    /// When the key was issued.
+    #[must_use]
+    pub fn created_at(&self) -> SystemTime {
+        self.0.created_at
+    }
+
+    /// When the key stops working; `None` for never.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.expiry().map(|expiry| expiry.at)
+    }
+
+    pub(crate) fn expiry(&self) -> Option<&ExpiresAt> {
+        self.0.expires_at.as_deref()
     }
 
     /// Set if the key was rotated and is being phased out.
@@ -244,6 +327,23 @@ impl fmt::Debug for KeyEnded {
 impl From<KeyRecord> for Consumer {
     fn from(record: KeyRecord) -> Self {
         Self(Arc::new(LookedUpKey::new(record, Unbound)))
+    }
+}
+
+impl Serialize for Consumer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Consumer", 10)?;
+        fields.serialize_field("id", self.id())?;
+        fields.serialize_field("key_id", &self.key_id().to_string())?;
+        fields.serialize_field("key_name", &self.key_name())?;
+        fields.serialize_field("scopes", self.scopes())?;
+        fields.serialize_field("plan", &self.plan())?;
+        fields.serialize_field("tags", self.tags())?;
+        fields.serialize_field("kind", self.kind().as_str())?;
+        fields.serialize_field("metadata", self.metadata())?;
+        fields.serialize_field("created_at", &rfc3339(self.created_at()))?;
+        fields.serialize_field("expires_at", &self.expires_at().map(rfc3339))?;
+        fields.end()
     }
 }
 

@@ -2,7 +2,9 @@ use std::{error::Error, fmt, str::FromStr, time::SystemTime};
 
 use uuid::Uuid;
 
-use super::{KeyStatus, Metadata, Scopes, key_status::Validity};
+use super::{
+    KeyKind, KeyStatus, Metadata, Networks, Scopes, Tags, WebOrigins, key_status::Validity,
+};
 use crate::{
     key::{EntropySource, KeyHash, RngError},
     rate_limit::RateLimits,
@@ -121,6 +123,15 @@ pub struct KeyRecord {
     pub plan_limits: Option<RateLimits>,
     /// The application's metadata.
     pub metadata: Metadata,
+    /// The networks that the key works from; empty means from anywhere.
+    pub networks: Networks,
+    /// Words for people and lists. They grant nothing.
+    pub tags: Tags,
+    /// Whether the key is a secret. It never changes.
+    pub kind: KeyKind,
+    /// The web origins that a [publishable](KeyKind::Publishable) key works for: at least one. A secret
+    /// key has none.
+    pub origins: WebOrigins,
     /// Whether the key is switched on. Unlike a revocation, switching off can be undone.
     pub is_active: bool,
     /// When it was issued.
@@ -175,6 +186,10 @@ impl KeyRecord {
             plan: None,
             plan_limits: None,
             metadata: Metadata::default(),
+            networks: Networks::default(),
+            tags: Tags::default(),
+            kind: KeyKind::Secret,
+            origins: WebOrigins::default(),
             is_active: true,
             created_at: now,
             created_by: None,

@@ -1,7 +1,7 @@
 use std::{error::Error, fmt};
 
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Number, Value};
+use serde::{Serialize, Serializer, de::DeserializeOwned};
+use serde_json::{Number, Value, value::RawValue};
 
 const EMPTY: &str = "{}";
 
@@ -97,6 +97,16 @@ impl Metadata {
     /// When it does not fit `T`.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, InvalidMetadata> {
         serde_json::from_str(self.as_json()).map_err(InvalidMetadata::json)
+    }
+}
+
+/// Embeds the stored JSON without building a value. Text that is not JSON becomes a string.
+impl Serialize for Metadata {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match serde_json::from_str::<&RawValue>(self.as_json()) {
+            Ok(json) => json.serialize(serializer),
+            Err(_) => serializer.serialize_str(self.as_json()),
+        }
     }
 }
 

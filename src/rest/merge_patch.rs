@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::{
     body::{Object, present},
     error::ApiError,
-    fields, quotas,
+    fields, places, quotas,
 };
 use crate::{manage::KeyUpdate, record::Metadata};
 
@@ -25,6 +25,12 @@ pub(super) struct PatchBody {
     plan: Option<Option<String>>,
     #[serde(default, deserialize_with = "present")]
     metadata: Option<Option<Object>>,
+    #[serde(default, deserialize_with = "present")]
+    networks: Option<Option<Vec<String>>>,
+    #[serde(default, deserialize_with = "present")]
+    tags: Option<Option<Vec<String>>>,
+    #[serde(default, deserialize_with = "present")]
+    origins: Option<Option<Vec<String>>>,
     #[serde(default, deserialize_with = "present")]
     expires: Option<Option<String>>,
     #[serde(default, deserialize_with = "present")]
@@ -55,6 +61,25 @@ impl PatchBody {
             Some(Some(patch)) => update = update.merge_metadata(fields::metadata(patch)?),
             Some(None) => update = update.metadata(Metadata::default()),
             None => {}
+        }
+        if let Some(networks) = self.networks {
+            let networks = networks.ok_or_else(|| {
+                let detail = "Must not be null: send [] to let the key work from anywhere.";
+                not_null("/networks", detail)
+            })?;
+            update = update.networks(places::networks(networks)?);
+        }
+        if let Some(tags) = self.tags {
+            let tags = tags.ok_or_else(|| {
+                not_null("/tags", "Must not be null: send [] to remove all tags.")
+            })?;
+            update = update.tags(places::tags(tags)?);
+        }
+        if let Some(origins) = self.origins {
+            let origins = origins.ok_or_else(|| {
+                not_null("/origins", "Must not be null: a publishable key has at least one.")
+            })?;
+            update = update.origins(places::origins(origins)?);
         }
         if let Some(expires) = self.expires {
             let expires = expires.ok_or_else(|| {

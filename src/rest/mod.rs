@@ -14,6 +14,7 @@ mod handlers;
 mod merge_patch;
 mod operation;
 mod params;
+mod places;
 mod quotas;
 mod routes;
 mod state;

@@ -46,7 +46,10 @@ pub(crate) fn guard(
     operations: &'static [Operation],
     document: document::Settings,
 ) -> GuardedRoutes {
-    let guard = ApiKeyLayer::new(auth);
+    let mut guard = ApiKeyLayer::new(auth);
+    if let Some(address) = state.client_address {
+        guard = guard.client_address(address);
+    }
     let mut charged = Router::new();
     let mut free = Router::new();
     for operation in operations {

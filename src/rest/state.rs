@@ -9,7 +9,7 @@ use http::request::Parts;
 use super::error::ApiError;
 use crate::{
     auth::Authenticator,
-    layer::ConsumerRejection,
+    layer::{ClientAddress, ConsumerRejection},
     manage::{Actor, KeyIssuer, ManageError, ManageErrorKind},
     rate_limit::RateLimits,
     record::{Consumer, KeyId, Scope},
@@ -30,6 +30,8 @@ pub(crate) struct AdminState {
     pub(crate) others: Option<Scope>,
     pub(crate) everywhere: Option<Scope>,
     pub(crate) origin: Origin,
+    /// For keys that work only from some networks.
+    pub(crate) client_address: Option<ClientAddress>,
     errors: Arc<trace::ErrorLog>,
 }
 
@@ -41,7 +43,17 @@ impl AdminState {
         let issuer = issuer.invalidates(auth.clone());
         let (read, write, others, everywhere) = (None, None, None, None);
         let (origin, errors) = (Arc::new(peer), Arc::default());
-        Self { issuer, default_limits, read, write, others, everywhere, origin, errors }
+        Self {
+            issuer,
+            default_limits,
+            read,
+            write,
+            others,
+            everywhere,
+            origin,
+            client_address: None,
+            errors,
+        }
     }
 
     fn actor(&self, consumer: &Consumer, parts: &Parts) -> Actor {

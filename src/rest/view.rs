@@ -1,14 +1,14 @@
 //! Keys and events as clients see them. The hash of a key is never included.
 
-use serde::{Serialize, Serializer};
-use serde_json::{Value, value::RawValue};
+use serde::Serialize;
+use serde_json::Value;
 
 use std::collections::BTreeMap;
 
 use super::times;
 use crate::{
     rate_limit::RateLimits,
-    record::{KeyEvent, KeyRecord, Scopes, shown},
+    record::{KeyEvent, KeyRecord, Metadata, Networks, Scopes, Tags, WebOrigins, shown},
     store::{InvalidRow, ListedKey},
 };
 
@@ -22,7 +22,11 @@ pub(super) struct KeyView<'r> {
     scopes: &'r Scopes,
     rate_limits: Option<&'r RateLimits>,
     plan: Option<&'r str>,
-    metadata: MetadataView<'r>,
+    metadata: &'r Metadata,
+    networks: &'r Networks,
+    tags: &'r Tags,
+    kind: &'static str,
+    origins: &'r WebOrigins,
     status: &'static str,
     is_active: bool,
     created_at: String,
@@ -50,7 +54,11 @@ impl<'r> From<&'r KeyRecord> for KeyView<'r> {
             scopes: &record.scopes,
             rate_limits: record.rate_limits.as_ref(),
             plan: record.plan.as_deref(),
-            metadata: MetadataView(record.metadata.as_json()),
+            metadata: &record.metadata,
+            networks: &record.networks,
+            tags: &record.tags,
+            kind: record.kind.as_str(),
+            origins: &record.origins,
             status: record.status(record.read_at).as_str(),
             is_active: record.is_active,
             created_at: times::write(record.created_at),
@@ -71,18 +79,6 @@ impl<'r> From<&'r ListedKey> for KeyView<'r> {
     fn from(key: &'r ListedKey) -> Self {
         let last_used_at = key.last_used_at.map(times::write);
         Self { last_used_at: Some(last_used_at), ..Self::from(&key.record) }
-    }
-}
-
-/// The stored JSON, validated and passed through without building a value.
-struct MetadataView<'r>(&'r str);
-
-impl Serialize for MetadataView<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match serde_json::from_str::<&RawValue>(self.0) {
-            Ok(json) => json.serialize(serializer),
-            Err(_) => serializer.serialize_str(self.0),
-        }
     }
 }
 

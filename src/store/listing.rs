@@ -24,11 +24,12 @@ pub(super) enum Index<'q> {
     Prefix(&'q str),
     LiveOfPrefix(&'q str),
     Scope(&'q str),
+    Tag(&'q str),
 }
 
 impl<'q> Index<'q> {
-    /// Chooses the index with the fewest non-matching keys: a consumer has few keys, a scope more,
-    /// and uncommon states have an index each. Most keys share the same few prefixes.
+    /// Chooses the index with the fewest non-matching keys: a consumer has few keys, a scope or
+    /// a tag more, and uncommon states have an index each. Most keys share the same few prefixes.
     ///
     /// Expiry and last use have no index: one in id order could not find them, and an index on uses
     /// would be written on every use.
@@ -43,6 +44,9 @@ impl<'q> Index<'q> {
         }
         if let Some(scope) = &query.scope {
             return Self::Scope(scope.as_str());
+        }
+        if let Some(tag) = &query.tag {
+            return Self::Tag(tag);
         }
         match (query.status, &query.key_prefix) {
             (Some(KeyStatus::Revoked), _) => Self::Revoked,

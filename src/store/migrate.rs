@@ -51,6 +51,11 @@ pub(super) const POSTGRES: &[Migration] = &[
         description: "bounds of api keys",
         sql: include_str!("../../migrations/postgres/0007_api_key_bounds.sql"),
     },
+    Migration {
+        version: 8,
+        description: "networks, tags and origins of api keys",
+        sql: include_str!("../../migrations/postgres/0008_api_key_networks.sql"),
+    },
 ];
 
 #[cfg(feature = "sqlite")]
@@ -84,6 +89,11 @@ pub(super) const SQLITE: &[Migration] = &[
         version: 7,
         description: "bounds of api keys",
         sql: include_str!("../../migrations/sqlite/0007_api_key_bounds.sql"),
+    },
+    Migration {
+        version: 8,
+        description: "networks, tags and origins of api keys",
+        sql: include_str!("../../migrations/sqlite/0008_api_key_networks.sql"),
     },
 ];
 

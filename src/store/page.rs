@@ -25,6 +25,9 @@ const ROW_BYTES: usize = 768;
 /// Size of a quota without its name.
 const QUOTA_BYTES: usize = 128;
 
+/// The longest network, quoted.
+const NETWORK_BYTES: usize = 46;
+
 /// Tracks how full a page is.
 pub(super) struct Filling {
     limit: usize,
@@ -60,12 +63,17 @@ pub(super) fn key_bytes(record: &KeyRecord) -> usize {
     let texts = [&record.name, &record.plan, &record.created_by, &record.revoked_reason];
     let texts = texts.into_iter().flatten().map(String::len).sum::<usize>();
     let scopes = record.scopes.iter().map(|scope| scope.as_str().len() + 3).sum::<usize>();
+    let networks = record.networks.iter().len() * NETWORK_BYTES;
+    let words = record.tags.iter().chain(record.origins.iter());
+    let words = words.map(|word| word.len() + 3).sum::<usize>();
     let limits = [&record.rate_limits, &record.plan_limits].into_iter().flatten();
     let quotas = limits.flat_map(|limits| limits.iter());
     let quotas = quotas.map(|quota| quota.name().len() + QUOTA_BYTES).sum::<usize>();
     ROW_BYTES
         + texts
         + scopes
+        + networks
+        + words
         + quotas
         + record.consumer_id.len()
         + record.metadata.as_json().len()

@@ -16,6 +16,8 @@ pub struct KeyQuery {
     pub status: Option<KeyStatus>,
     /// Keys with this scope.
     pub scope: Option<Scope>,
+    /// Keys with this tag.
+    pub tag: Option<String>,
     /// Keys with exactly this prefix.
     pub key_prefix: Option<String>,
     /// Keys issued before this and not used since.
@@ -35,6 +37,7 @@ impl KeyQuery {
             consumer_id: None,
             status: None,
             scope: None,
+            tag: None,
             key_prefix: None,
             unused_since: None,
             expires_before: None,
@@ -56,6 +59,11 @@ impl KeyQuery {
     /// Sets [`scope`](Self::scope).
     pub fn scope(self, scope: Scope) -> Self {
         Self { scope: Some(scope), ..self }
+    }
+
+    /// Sets [`tag`](Self::tag).
+    pub fn tag(self, tag: impl Into<String>) -> Self {
+        Self { tag: Some(tag.into()), ..self }
     }
 
     /// Sets [`key_prefix`](Self::key_prefix).

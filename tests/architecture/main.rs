@@ -43,6 +43,7 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     (&["sha2"], &["key::hash"], "one hash, one place to change it"),
     (&["getrandom"], &["key"], "randomness is an argument elsewhere"),
     (&["rustls", "rustls_native_certs"], &["tls"], "a process has one provider"),
+    (&["ipnet"], &["record::network"], "the type of a network is ours"),
     (&["nix"], &["clock"], "the one home of the system's time"),
     (&["tracing"], &["trace"], "no logic carries the feature's `cfg`"),
     (&["metrics"], &["auth::metrics"], "no logic carries the feature's `cfg`"),

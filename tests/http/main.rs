@@ -12,10 +12,13 @@ mod raw_store;
 #[path = "../support/wait/mod.rs"]
 mod wait;
 
+mod consumer;
 mod drain;
+mod expiry;
 mod http_semantics;
 mod mistakes;
 mod panics;
+mod places;
 mod rejections;
 mod rfc6750;
 mod scopes;

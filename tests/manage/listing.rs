@@ -28,7 +28,8 @@ const MOST_BLOCKS: u64 = 15_000;
 const MILLION: &str = "
     alter table api_keys disable trigger user;
     insert into api_keys (id, key_hash, key_prefix, key_last4, consumer_id, scopes, metadata,
-                          is_active, created_at, expires_at, not_before, revoked_at, root_id, version)
+                          is_active, created_at, expires_at, not_before, revoked_at, root_id, version,
+                          tags)
     select lpad(to_hex(key), 32, '0')::uuid, decode(lpad(to_hex(key), 64, '0'), 'hex'),
            case when key <= 1000 then 'old_' else 'sk_' end,
            'abcd',
@@ -39,17 +40,19 @@ const MILLION: &str = "
            case when key <= 1000 then now() - interval '1 day' + (key % 2) * interval '1 year' end,
            case when key <= 1000 and key % 3 = 0 then now() + interval '1 year' end,
            case when key between 500 and 1000 then now() end,
-           lpad(to_hex(key), 32, '0')::uuid, 1
+           lpad(to_hex(key), 32, '0')::uuid, 1,
+           case when key <= 1000 then '{usual,old}'::text[] else '{usual}' end
     from generate_series(1, 1000000) as key;
     alter table api_keys enable trigger user;
     insert into api_key_scopes
     select scope, id from api_keys, unnest(scopes) as scope order by scope, id;
+    insert into api_key_tags select tag, id from api_keys, unnest(tags) as tag order by tag, id;
     insert into api_key_usage select id, now() from api_keys where key_prefix <> 'old_' order by id;
     insert into api_key_events (action, key_id, consumer_id, actor)
     select 'issued', id, consumer_id, 'operator' from api_keys where key_prefix = 'old_' order by id;
     insert into api_key_events (action, key_id, consumer_id, actor)
     select 'issued', id, consumer_id, 'operator' from api_keys order by id limit 200000 offset 1000;
-    analyze api_keys, api_key_scopes, api_key_usage, api_key_events";
+    analyze api_keys, api_key_scopes, api_key_tags, api_key_usage, api_key_events";
 
 /// The server's log for this connection: the plan of each statement.
 #[derive(Clone, Default)]
@@ -98,6 +101,8 @@ fn filters() -> Vec<Filter> {
         ("revoked", |query| query.status = Some(KeyStatus::Revoked)),
         ("a common scope", |query| query.scope = Some(Scope::new("read").unwrap())),
         ("a rare scope", |query| query.scope = Some(Scope::new("old").unwrap())),
+        ("a common tag", |query| query.tag = Some("usual".into())),
+        ("a rare tag", |query| query.tag = Some("old".into())),
         ("a common prefix", |query| query.key_prefix = Some("sk_".into())),
         ("a rare prefix", |query| query.key_prefix = Some("old_".into())),
         ("unused", |query| {

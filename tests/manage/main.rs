@@ -20,6 +20,7 @@ mod admin;
 mod audit;
 mod bounds;
 mod grants;
+mod key_places;
 mod listing;
 mod manage;
 mod openapi;

@@ -241,6 +241,12 @@ mod triggers {
             ("revoked_at", "now()"),
             ("rotated_at", "now()"),
             ("root_id", "gen_random_uuid()"),
+            ("networks", "'{10.0.0.0/8}'"),
+            ("networks", "null"),
+            ("tags", "'{mobile}'"),
+            ("tags", "null"),
+            ("kind", "'publishable', origins = '{https://shop.example}'"),
+            ("origins", "'{https://other.example}'"),
         ];
         let silent = [
             ("key_prefix", "'sk_'"),
@@ -1488,6 +1494,12 @@ mod sqlite {
             ("revoked_at", "1"),
             ("rotated_at", "1"),
             ("root_id", "randomblob(16)"),
+            ("networks", r#"'["10.0.0.0/8"]'"#),
+            ("networks", "null"),
+            ("tags", r#"'["mobile"]'"#),
+            ("tags", "null"),
+            ("kind", r#"'publishable', origins = '["https://shop.example"]'"#),
+            ("origins", r#"'["https://other.example"]'"#),
         ];
         let silent = [
             ("key_prefix", "'sk_'"),

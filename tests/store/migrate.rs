@@ -107,7 +107,7 @@ mod postgres {
         }
         migrate(&url).await;
         migrate(&url).await;
-        assert_eq!(history(&mut connection(&url).await).await, [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(history(&mut connection(&url).await).await, [1, 2, 3, 4, 5, 6, 7, 8]);
     }
 
     #[tokio::test]
@@ -123,7 +123,7 @@ mod postgres {
         for process in processes {
             succeeds(process).await;
         }
-        assert_eq!(history(&mut gate).await, [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(history(&mut gate).await, [1, 2, 3, 4, 5, 6, 7, 8]);
     }
 
     #[tokio::test]
@@ -215,7 +215,7 @@ mod postgres {
         let newer = "insert into _api_key_migrations values (9999, 'from the future', 42)";
         execute(&mut connection, newer).await;
         migrate(database.url()).await;
-        assert_eq!(history(&mut connection).await, [1, 2, 3, 4, 5, 6, 7, 9999]);
+        assert_eq!(history(&mut connection).await, [1, 2, 3, 4, 5, 6, 7, 8, 9999]);
     }
 
     #[tokio::test]
@@ -237,10 +237,11 @@ mod postgres {
             "create table applied as select * from _api_key_migrations where version < 4;
             drop function api_key_announce;
             drop table _api_key_migrations, api_key_plans, api_keys, api_key_usage,
-                api_key_changes, api_key_scopes, api_key_events, api_key_requests, api_key_feed;
+                api_key_changes, api_key_scopes, api_key_events, api_key_requests, api_key_feed,
+                api_key_tags;
             drop function api_keys_tell, api_keys_follow, api_key_events_stay,
                 api_keys_stay_revoked, api_key_plans_tell, api_keys_audit, api_key_plans_audit,
-                api_key_feed_stay;
+                api_key_feed_stay, api_keys_succeed, api_keys_tag;
             alter table applied rename to _api_key_migrations",
         )
         .await;
@@ -272,7 +273,7 @@ mod postgres {
         let mut prompt = connection(database.url()).await;
         before_plans(&mut prompt, database.url()).await;
         migrate(database.url()).await;
-        assert_eq!(history(&mut prompt).await, [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(history(&mut prompt).await, [1, 2, 3, 4, 5, 6, 7, 8]);
 
         let store = PgKeyStore::connect(database.url()).await.unwrap();
         for byte in [1, 2] {
@@ -290,6 +291,70 @@ mod postgres {
         let told = "select count(*) from api_key_changes join api_keys on id = key_id
             where changed_in <> created_in";
         assert_eq!(query_scalar::<_, i64>(told).fetch_one(&mut prompt).await.unwrap(), 2);
+    }
+
+    /// A key that an earlier release inserted, which names none of the new columns.
+    const OF_AN_EARLIER_RELEASE: &str = r#"
+        insert into api_keys (
+            id, key_hash, key_prefix, key_last4, consumer_id, scopes, metadata, is_active,
+            created_at, root_id, version, rotated_from
+        ) values (
+            '00000000-0000-7000-8000-000000000002', decode(repeat('02', 32), 'hex'), 'sk_', 'abcd',
+            'acme', '{read}', '{}', true, now(), '00000000-0000-7000-8000-000000000001', 1,
+            '00000000-0000-7000-8000-000000000001'
+        )"#;
+
+    #[tokio::test]
+    async fn a_key_that_an_earlier_release_rotates_works_from_no_more_places() {
+        let database = Server::shared().database().await;
+        migrate(database.url()).await;
+        let mut prompt = connection(database.url()).await;
+        execute(
+            &mut prompt,
+            "insert into api_keys (
+                id, key_hash, key_prefix, key_last4, consumer_id, scopes, metadata, is_active,
+                created_at, root_id, version, networks, tags, kind, origins
+            ) values (
+                '00000000-0000-7000-8000-000000000001', decode(repeat('01', 32), 'hex'), 'sk_',
+                'abcd', 'acme', '{read}', '{}', true, now(),
+                '00000000-0000-7000-8000-000000000001', 1, '{10.0.0.0/8}', '{mobile}',
+                'publishable', '{https://shop.example}'
+            )",
+        )
+        .await;
+        execute(&mut prompt, OF_AN_EARLIER_RELEASE).await;
+        let store = PgKeyStore::connect(database.url()).await.unwrap();
+        let found =
+            async |byte: u8| store.find(&KeyHash::from_bytes([byte; 32])).await.unwrap().unwrap();
+        let (old, new) = (found(1).await, found(2).await);
+        assert!(!old.networks.is_empty() && !old.origins.is_empty());
+        assert_eq!((old.networks, old.tags), (new.networks, new.tags));
+        assert_eq!((old.kind, old.origins), (new.kind, new.origins));
+        // An earlier release updates only the columns that it knows.
+        execute(&mut prompt, "update api_keys set name = 'new', version = version + 1").await;
+        assert_eq!(found(2).await.networks.iter().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn tables_of_the_release_before_networks_are_told_to_be_migrated() {
+        let database = Server::shared().database().await;
+        migrate(database.url()).await;
+        let mut prompt = connection(database.url()).await;
+        execute(
+            &mut prompt,
+            "drop trigger api_keys_tell_update on api_keys;
+            drop trigger api_keys_succeed on api_keys;
+            drop trigger api_keys_tag_insert on api_keys;
+            drop trigger api_keys_tag_update on api_keys;
+            drop trigger api_keys_tag_delete on api_keys;
+            alter table api_keys drop column networks, drop column tags, drop column kind,
+                drop column origins",
+        )
+        .await;
+        let store = PgKeyStore::connect(database.url()).await.unwrap();
+        let error = store.find(&KeyHash::from_bytes([1; 32])).await.unwrap_err();
+        let shown = format!("{error:?}");
+        assert!(shown.contains("run `migrate` to update the tables"), "{shown}");
     }
 
     #[tokio::test]
@@ -399,7 +464,7 @@ mod sqlite {
         let store = SqliteKeyStore::connect(&url).await.unwrap();
         store.migrate().await.unwrap();
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8]);
     }
 
     #[tokio::test]
@@ -411,7 +476,7 @@ mod sqlite {
             succeeds(process).await;
         }
         let store = SqliteKeyStore::connect(&url).await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8]);
     }
 
     #[tokio::test]
@@ -487,7 +552,7 @@ mod sqlite {
 
         execute(&store, "drop trigger obstacle").await;
         succeeds(process(name, &url)).await;
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8]);
         let intact = query_scalar("pragma integrity_check");
         let intact: String = intact.fetch_one(store.pool()).await.unwrap();
         assert_eq!(intact, "ok");
@@ -510,7 +575,7 @@ mod sqlite {
                     own.run(store.pool()).await.unwrap();
                 }
             }
-            assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7]);
+            assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8]);
             let theirs = query_scalar("select version from _sqlx_migrations");
             let theirs: Vec<i64> = theirs.fetch_all(store.pool()).await.unwrap();
             assert_eq!(theirs, [1]);
@@ -585,7 +650,7 @@ mod sqlite {
         )
         .await;
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8]);
 
         for (byte, revoked) in [(0x11, false), (0x22, true)] {
             let found = store.find(&KeyHash::from_bytes([byte; 32])).await.unwrap().unwrap();
@@ -605,12 +670,62 @@ mod sqlite {
     }
 
     #[tokio::test]
+    async fn a_key_that_an_earlier_release_rotates_works_from_no_more_places() {
+        let store = SqliteKeyStore::in_memory().await.unwrap();
+        store.migrate().await.unwrap();
+        execute(
+            &store,
+            r#"insert into api_keys (
+                id, key_hash, key_prefix, key_last4, consumer_id, scopes, metadata, is_active,
+                created_at, root_id, version, networks, tags, kind, origins
+            ) values (
+                unhex(format('%032d', 1)), unhex(format('%.*c', 64, 1)), 'sk_', 'abcd', 'acme',
+                '["read"]', '{}', 1, 0, unhex(format('%032d', 1)), 1, '["10.0.0.0/8"]',
+                '["mobile"]', 'publishable', '["https://shop.example"]'
+            );
+            insert into api_keys (
+                id, key_hash, key_prefix, key_last4, consumer_id, scopes, metadata, is_active,
+                created_at, root_id, version, rotated_from
+            ) values (
+                unhex(format('%032d', 2)), unhex(format('%.*c', 64, 2)), 'sk_', 'abcd', 'acme',
+                '["read"]', '{}', 1, 0, unhex(format('%032d', 1)), 1, unhex(format('%032d', 1))
+            )"#,
+        )
+        .await;
+        let found =
+            async |byte: u8| store.find(&KeyHash::from_bytes([byte; 32])).await.unwrap().unwrap();
+        let (old, new) = (found(0x11).await, found(0x22).await);
+        assert!(!old.networks.is_empty() && !old.origins.is_empty());
+        assert_eq!((old.networks, old.tags), (new.networks, new.tags));
+        assert_eq!((old.kind, old.origins), (new.kind, new.origins));
+    }
+
+    #[tokio::test]
+    async fn tables_of_the_release_before_networks_are_told_to_be_migrated() {
+        let store = SqliteKeyStore::in_memory().await.unwrap();
+        store.migrate().await.unwrap();
+        execute(
+            &store,
+            "drop trigger api_keys_tell_update; drop trigger api_keys_succeed;
+            drop trigger api_keys_tag_insert; drop trigger api_keys_tag_update;
+            drop trigger api_keys_tag_delete; drop trigger api_keys_audit_insert;
+            drop trigger api_keys_audit_update;
+            alter table api_keys drop column origins; alter table api_keys drop column kind;
+            alter table api_keys drop column tags; alter table api_keys drop column networks",
+        )
+        .await;
+        let error = store.find(&KeyHash::from_bytes([1; 32])).await.unwrap_err();
+        let shown = format!("{error:?}");
+        assert!(shown.contains("run `migrate`"), "{shown}");
+    }
+
+    #[tokio::test]
     async fn a_newer_history_is_fine() {
         let store = SqliteKeyStore::in_memory().await.unwrap();
         store.migrate().await.unwrap();
         execute(&store, "insert into _api_key_migrations values (9999, 'from the future', 42, 0)")
             .await;
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 9999]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9999]);
     }
 }

@@ -374,6 +374,27 @@ async fn a_row_that_makes_no_sense_is_corrupt() {
             update api_keys set plan = 'the secret'",
         ),
         ("metadata", "update api_keys set metadata = jsonb_build_object('a', repeat('b', 20000))"),
+        (
+            "networks",
+            "alter table api_keys drop constraint api_keys_networks_are_bounded;
+            update api_keys set networks = array_fill('10.0.0.1'::cidr, array[65])
+                || array(select ('10.0.0.' || n)::cidr from generate_series(2, 80) as n)",
+        ),
+        (
+            "tags",
+            "alter table api_keys drop constraint api_keys_tags_are_plain;
+            update api_keys set tags = '{the secret}'",
+        ),
+        (
+            "origins",
+            "alter table api_keys drop constraint api_keys_only_the_publishable_have_origins;
+            update api_keys set origins = '{https://secret.example}'",
+        ),
+        (
+            "kind",
+            "alter table api_keys drop constraint api_keys_kind_is_known;
+            update api_keys set kind = 'the secret'",
+        ),
         ("created_at", "update api_keys set created_at = 'infinity'"),
         ("revoked_at", "update api_keys set revoked_at = '-infinity'"),
     ] {
@@ -409,6 +430,24 @@ async fn the_tables_refuse_what_makes_no_sense() {
         "update api_keys set not_before = '-infinity'",
         "update api_keys set revoked_reason = 'leaked'",
         "update api_keys set version = 0",
+        "update api_keys set networks = '{}'",
+        "update api_keys set networks = '{null}'",
+        "update api_keys set networks = '{{10.0.0.0/8}}'",
+        "update api_keys set networks = array_fill('10.0.0.1'::cidr, array[65])",
+        "update api_keys set tags = '{}'",
+        "update api_keys set tags = array['a b']",
+        "update api_keys set tags = array['a,b']",
+        r"update api_keys set tags = array['a\b']",
+        "update api_keys set tags = array['a''b']",
+        "update api_keys set tags = array[repeat('a', 65)]",
+        "update api_keys set tags = array_fill('a'::text, array[33])",
+        "update api_keys set kind = 'public'",
+        "update api_keys set kind = 'publishable'",
+        "update api_keys set origins = '{https://shop.example}'",
+        "update api_keys set kind = 'publishable', origins = '{}'",
+        "update api_keys set kind = 'publishable', origins = array['a b']",
+        "update api_keys set kind = 'publishable', origins = array[repeat('a', 256)]",
+        "update api_keys set kind = 'publishable', origins = array_fill('a'::text, array[33])",
     ] {
         let error = raw_sql(change).execute(&mut connection).await.unwrap_err();
         assert!(error.as_database_error().unwrap().is_check_violation(), "{change}: {error}");

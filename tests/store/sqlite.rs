@@ -349,6 +349,11 @@ async fn a_row_that_makes_no_sense_is_corrupt() {
         ("plan", "update api_keys set plan = 'the secret'"),
         ("plan", "update api_keys set plan = 'pro' || char(0)"),
         ("metadata", r#"update api_keys set metadata = '["the secret"]'"#),
+        ("networks", r#"update api_keys set networks = '["the secret"]'"#),
+        ("networks", "update api_keys set networks = 'the secret'"),
+        ("tags", r#"update api_keys set tags = '["the secret"]'"#),
+        ("kind", "update api_keys set kind = 'the secret'"),
+        ("origins", r#"update api_keys set origins = '["https://secret.example"]'"#),
         ("version", "update api_keys set version = -1"),
     ] {
         let store = SqliteKeyStore::in_memory().await.unwrap();
@@ -388,6 +393,16 @@ async fn the_tables_refuse_what_makes_no_sense() {
         "update api_keys set expires_at = 'tomorrow'",
         "update api_keys set revoked_reason = 'leaked'",
         "update api_keys set version = 0",
+        "update api_keys set networks = '[]'",
+        "update api_keys set networks = '{}'",
+        "update api_keys set networks = '10.0.0.0/8'",
+        "update api_keys set networks = '[' || replace(printf('%.*c', 64, '0'), '0', '0,') || '0]'",
+        "update api_keys set tags = '[]'",
+        "update api_keys set tags = 'mobile'",
+        "update api_keys set kind = 'public'",
+        "update api_keys set kind = 'publishable'",
+        r#"update api_keys set origins = '["https://shop.example"]'"#,
+        "update api_keys set kind = 'publishable', origins = '[]'",
     ] {
         assert!(raw_sql(change).execute(store.pool()).await.is_err(), "{change}");
     }

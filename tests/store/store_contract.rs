@@ -8,7 +8,10 @@ use tower_api_key::{
     clock::{Clock, SystemClock},
     key::{KeyFormat, KeyHash, SystemEntropy},
     rate_limit::{Quota, RateLimits},
-    record::{AuditEntry, KeyAction, KeyId, KeyRecord, KeyStatus, Metadata, Scope, Scopes},
+    record::{
+        AuditEntry, KeyAction, KeyId, KeyKind, KeyRecord, KeyStatus, Metadata, Networks, Scope,
+        Scopes, Tags, WebOrigins,
+    },
     store::{
         EventQuery, KeyQuery, ManageKeys, StoreErrorKind,
         port::{IdempotencyRecord, KeyFilter, KeyTransaction, Usage},
@@ -150,6 +153,10 @@ fn full_record() -> KeyRecord {
     record.rate_limits = Some(limits());
     record.plan = Some("Team-5_eu.v2".into());
     record.metadata = Metadata::from_json(r#"{"plan":"pro","seats":[1,2.5,null]}"#).unwrap();
+    record.networks = Networks::parse(["2001:db8::/32", "10.0.0.0/8", "192.0.2.1"]).unwrap();
+    record.tags = Tags::parse(["team:billing", "mobile"]).unwrap();
+    record.kind = KeyKind::Publishable;
+    record.origins = WebOrigins::parse(["https://shop.example", "http://localhost:3000"]).unwrap();
     record.is_active = false;
     record.created_by = Some("alice".into());
     record.not_before = Some(record.created_at + MINUTE);
@@ -308,6 +315,8 @@ async fn an_update_replaces_what_may_change(store: &impl ManageKeys) {
     changed.rate_limits = full.rate_limits;
     changed.plan = full.plan;
     changed.metadata = full.metadata;
+    changed.networks = full.networks;
+    changed.tags = full.tags;
     changed.is_active = full.is_active;
     changed.not_before = full.not_before;
     changed.expires_at = full.expires_at;
@@ -327,6 +336,8 @@ async fn an_update_replaces_what_may_change(store: &impl ManageKeys) {
 async fn an_update_keeps_what_may_not_change(store: &impl ManageKeys) {
     let old = inserted(store, record()).await;
     let mut changed = full_record();
+    // A secret key has no origins.
+    changed.origins = old.origins.clone();
     (changed.id, changed.version) = (old.id, old.version);
 
     let updated = store.update(&changed).await.unwrap();
@@ -334,6 +345,7 @@ async fn an_update_keeps_what_may_not_change(store: &impl ManageKeys) {
     assert_eq!(updated.key_prefix, old.key_prefix);
     assert_eq!(updated.key_last4, old.key_last4);
     assert_eq!(updated.consumer_id, old.consumer_id);
+    assert_eq!(updated.kind, old.kind);
     assert_eq!(updated.created_at, old.created_at);
     assert_eq!(updated.created_by, old.created_by);
     assert_eq!(updated.revoked_at, old.revoked_at);
@@ -670,9 +682,13 @@ async fn pages_have_each_key_once_while_keys_are_added(store: &impl ManageKeys) 
 async fn every_filter_finds_what_it_should(store: &impl ManageKeys) {
     type Change = fn(&mut KeyRecord);
     type Ask = fn(&mut KeyQuery);
-    let kinds: [(Change, Ask); 9] = [
+    let kinds: [(Change, Ask); 10] = [
         (|key| key.consumer_id = "globex".into(), |ask| ask.consumer_id = Some("globex".into())),
         (|key| key.key_prefix = "x_".into(), |ask| ask.key_prefix = Some("x_".into())),
+        (
+            |key| key.tags = Tags::parse(["rare", "other"]).unwrap(),
+            |ask| ask.tag = Some("rare".into()),
+        ),
         (
             |key| key.scopes = Scopes::parse(["rare", "other"]).unwrap(),
             |ask| ask.scope = Some(Scope::new("rare").unwrap()),
@@ -795,6 +811,7 @@ async fn reads(store: &impl ManageKeys, record: &KeyRecord) -> Vec<KeyRecord> {
         KeyQuery::new().consumer_id(record.consumer_id.clone()),
         KeyQuery::new().key_prefix(record.key_prefix.clone()),
         KeyQuery::new().scope(scope),
+        KeyQuery::new().tag("mobile"),
         KeyQuery::new().status(KeyStatus::Active),
     ] {
         let page = store.list(&query).await.unwrap();
@@ -802,7 +819,7 @@ async fn reads(store: &impl ManageKeys, record: &KeyRecord) -> Vec<KeyRecord> {
     }
     reads.push(store.find(&record.key_hash).await.unwrap().unwrap());
     reads.push(store.get(record.id).await.unwrap().unwrap());
-    assert_eq!(reads.len(), 11, "each finds the one key");
+    assert_eq!(reads.len(), 12, "each finds the one key");
     reads
 }
 

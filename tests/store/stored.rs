@@ -10,7 +10,7 @@ use tower_api_key::{
     key::{ApiKey, KeyFormat},
     manage::{Expiry, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::RateLimits,
-    record::Scopes,
+    record::{Scopes, Tags},
     store::{ManageKeys, port::Usage},
 };
 
@@ -24,6 +24,7 @@ async fn lead_a_life(store: &(impl ManageKeys + Clone)) -> ApiKey {
         .name("nightly")
         .created_by("root")
         .scopes(Scopes::parse(["reports:read"]).unwrap())
+        .tags(Tags::parse(["mobile"]).unwrap())
         .plan("pro")
         .idempotency_key("one");
     store.set_plan("pro", &RateLimits::unlimited()).await.unwrap();
@@ -118,6 +119,7 @@ mod postgres {
             "api_key_plans",
             "api_key_requests",
             "api_key_scopes",
+            "api_key_tags",
             "api_key_usage",
             "api_keys",
         ];

@@ -1,16 +1,18 @@
 //! Parses a line of an import. Errors never quote values: one of them may be a key.
 
+use std::fmt::Display;
+
 use serde_json::{Map, Value};
 use tower_api_key::{
     key::KeyHash,
     manage::{KeyImport, NewKey},
     rate_limit::RateLimits,
-    record::{Metadata, Scopes},
+    record::{KeyKind, Metadata, Networks, Scopes, Tags, WebOrigins},
 };
 
 use super::super::values;
 
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 19] = [
     "hash",
     "consumer_id",
     "expires",
@@ -19,6 +21,10 @@ const FIELDS: [&str; 15] = [
     "rate_limits",
     "plan",
     "metadata",
+    "networks",
+    "tags",
+    "kind",
+    "origins",
     "not_before",
     "created_by",
     "prefix",
@@ -74,6 +80,20 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
     if let Some(metadata) = present(&object, "metadata") {
         let metadata = Metadata::new(metadata);
         new = new.metadata(metadata.map_err(|error| format!("metadata: {error}"))?);
+    }
+    if let Some(networks) = list(&object, "networks", "203.0.113.0/24", Networks::parse)? {
+        new = new.networks(networks);
+    }
+    if let Some(tags) = list(&object, "tags", "mobile", Tags::parse)? {
+        new = new.tags(tags);
+    }
+    let kind = text(&object, "kind")?.map(str::parse::<KeyKind>).transpose();
+    let kind = kind.map_err(|error| format!("kind: {error}"))?;
+    let origins = list(&object, "origins", "https://shop.example", WebOrigins::parse)?;
+    match (kind.unwrap_or_default(), origins.unwrap_or_default()) {
+        (KeyKind::Publishable, origins) => new = new.publishable(origins),
+        (_, origins) if origins.is_empty() => {}
+        _ => return Err("origins: only a key of the kind \"publishable\" has origins".into()),
     }
     if let Some(at) = text(&object, "not_before")? {
         new = new.not_before(values::future(at).map_err(|e| format!("not_before: {e}"))?);
@@ -137,6 +157,21 @@ fn scopes(value: &Value) -> Result<Scopes, &'static str> {
         return Err("must be separate strings, such as [\"orders:read\", \"orders:write\"]");
     }
     Ok(scopes)
+}
+
+/// A list of texts.
+fn list<T, E: Display>(
+    object: &Map<String, Value>,
+    field: &str,
+    example: &str,
+    parse: impl FnOnce(Vec<String>) -> Result<T, E>,
+) -> Result<Option<T>, String> {
+    let Some(value) = present(object, field) else { return Ok(None) };
+    let texts =
+        value.as_array().map(|list| list.iter().map(|text| text.as_str().map(str::to_owned)));
+    let texts = texts.and_then(Iterator::collect::<Option<Vec<_>>>);
+    let texts = texts.ok_or_else(|| format!("{field}: must be a list, such as [\"{example}\"]"))?;
+    parse(texts).map(Some).map_err(|error| format!("{field}: {error}"))
 }
 
 /// Limits as written on the command line, or as printed by `show --json`.

@@ -22,8 +22,8 @@ const BATCH: usize = 1000;
 ///   hash         SHA-256 of the whole key, in hex or base64
 ///   consumer_id  the consumer that the key belongs to
 ///   expires      "never", "2026-12-31", "90d"
-///   name, scopes, rate_limits, plan, metadata, not_before, created_by, prefix, last4, is_active,
-///   created_at, last_used_at: optional; null counts as left out. rate_limits is a list such as
+///   name, scopes, rate_limits, plan, metadata, networks, tags, kind, origins, not_before,
+///   created_by, prefix, last4, is_active, created_at, last_used_at: optional; null counts as left out. rate_limits is a list such as
 ///   ["600/min"], or as printed by `show --json`. A key whose is_active is false is rejected until
 ///   it is activated. Keys get new ids: keep the old ones in metadata.
 ///

@@ -383,6 +383,8 @@ async fn what_is_beyond_its_bounds_is_refused_with_the_bound() {
     place.done("migrate");
     let nine: String = (1..=9).map(|at| format!(" --rate-limit {at}/min:name=q{at}")).collect();
     let metadata = format!("{}1{}", r#"{"a":"#.repeat(33), "}".repeat(33));
+    let networks = (0..65).map(|at| format!("10.0.{at}.0/24")).collect::<Vec<_>>().join(",");
+    let tags = (0..33).map(|at| format!("t{at}")).collect::<Vec<_>>().join(",");
     let (_, id) = place.issue("--expires 1d");
     for (line, bound) in [
         (format!("issue --consumer acme --expires 1d{nine}"), "at most 8 quotas"),
@@ -390,6 +392,12 @@ async fn what_is_beyond_its_bounds_is_refused_with_the_bound() {
         (format!("plan set pro{}", nine.replace(" --rate-limit", "")), "at most 8 quotas"),
         ("issue --consumer acme --expires 1d --rate-limit 1/day:500".to_owned(), "400 days"),
         (format!("issue --consumer acme --expires 1d --metadata {metadata}"), "32 levels"),
+        (format!("issue --consumer acme --expires 1d --network {networks}"), "at most 64 networks"),
+        (format!("update {id} --tag {tags}"), "at most 32 tags"),
+        ("issue --consumer acme --expires 1d --network 10.0.0.1/8".to_owned(), "write 10.0.0.0/8"),
+        ("issue --consumer acme --expires 1d --origin https://a".to_owned(), "--publishable"),
+        ("issue --consumer acme --expires 1d --publishable".to_owned(), "--origin"),
+        (format!("update {id} --origin https://a"), "only a publishable key has origins"),
     ] {
         let said = place.run(&line);
         assert_eq!(said.code, 2, "{line}: {said:?}");
@@ -404,6 +412,11 @@ async fn what_is_beyond_its_bounds_is_refused_with_the_bound() {
         ("rate_limits", window(1_000, 9), "at most 8 quotas"),
         ("rate_limits", window(401 * 86_400_000, 1), "400 days"),
         ("metadata", levels, "32 levels"),
+        ("networks", json!(["10.0.0.1/8"]), "write 10.0.0.0/8"),
+        ("networks", json!("10.0.0.0/8"), "must be a list"),
+        ("tags", json!(["two words"]), "at most 32 tags"),
+        ("origins", json!(["https://shop.example"]), "of the kind"),
+        ("kind", json!("public"), "secret or publishable"),
     ] {
         let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "1d" });
         line[field] = value;
@@ -415,6 +428,57 @@ async fn what_is_beyond_its_bounds_is_refused_with_the_bound() {
     let said = place.fed("import -", &format!("{long}\n"));
     assert!(said.code == 2 && said.err.contains("longer than 256 KiB"), "{}", said.code);
     assert_eq!(count(&place), 1);
+}
+
+#[tokio::test]
+async fn a_key_is_bound_to_networks_and_origins_and_found_by_its_tags() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let (key, id) = place
+        .issue("--expires 1d --network 10.0.0.0/8,2001:db8::1 --tag mobile --tag team:billing");
+    let shown = place.json(&format!("show {id}"));
+    assert_eq!(shown["networks"], json!(["10.0.0.0/8", "2001:db8::1/128"]));
+    assert_eq!(
+        (&shown["tags"], &shown["kind"]),
+        (&json!(["mobile", "team:billing"]), &json!("secret"))
+    );
+    let table = place.done(&format!("show {id}")).out;
+    assert!(table.contains("10.0.0.0/8 2001:db8::1/128") && table.contains("mobile"), "{table}");
+
+    let listed =
+        |tag: &str| place.json(&format!("list --tag {tag}"))["keys"].as_array().unwrap().len();
+    assert_eq!((listed("mobile"), listed("team:billing"), listed("other")), (1, 1, 0));
+    place.done(&format!("update {id} --no-networks --tag other"));
+    assert_eq!((listed("mobile"), listed("other")), (0, 1));
+    assert_eq!(place.json(&format!("show {id}"))["networks"], json!([]));
+    place.done(&format!("update {id} --network 192.0.2.0/24 --no-tags"));
+    assert_eq!(place.json(&format!("show {id}"))["tags"], json!([]));
+
+    let verify = |key: &str, options: &str| place.fed(&format!("verify {options}"), key);
+    let said = verify(&key, "");
+    assert_eq!(said.code, 5, "{said:?}");
+    assert!(said.out.contains("--address"), "{said:?}");
+    assert_eq!(verify(&key, "--address 192.0.2.7").code, 0);
+    assert_eq!(verify(&key, "--address 10.0.0.7").code, 5);
+
+    let (public, id) = place.issue("--expires 1d --publishable --origin https://shop.example");
+    assert_eq!(place.json(&format!("show {id}"))["kind"], "publishable");
+    assert_eq!(verify(&public, "").code, 5);
+    assert_eq!(verify(&public, "--origin https://shop.example").code, 0);
+    place.done(&format!("update {id} --origin https://other.example"));
+    let said = verify(&public, "--origin https://shop.example --json");
+    assert_eq!(said.code, 5);
+    let said: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(
+        (&said["reason"], &said["http_status"]),
+        (&json!("origin_not_allowed"), &json!(403))
+    );
+    let line = json!({
+        "hash": hash(9), "consumer_id": "acme", "expires": "1d", "networks": ["192.0.2.1"],
+        "tags": ["old"], "kind": "publishable", "origins": ["https://shop.example"],
+    });
+    assert_eq!(place.fed("import -", &format!("{line}\n")).code, 0);
+    assert_eq!(listed("old"), 1);
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ use crate::wait::within;
 const SCOPE: &str = "reports:read";
 
 /// Every table, by the migrations' own names.
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "_api_key_migrations",
     "api_key_changes",
     "api_key_events",
@@ -40,6 +40,7 @@ const TABLES: [&str; 9] = [
     "api_key_plans",
     "api_key_requests",
     "api_key_scopes",
+    "api_key_tags",
     "api_key_usage",
     "api_keys",
 ];
@@ -313,7 +314,8 @@ async fn examine(store: &PgKeyStore, state: &str, seeds: &Seeds) -> (Report, Vec
 
 /// The rights of a service that manages keys.
 const GRANTS: &str = "
-grant select on _api_key_migrations, api_key_changes, api_key_feed, api_key_scopes to svc;
+grant select on _api_key_migrations, api_key_changes, api_key_feed, api_key_scopes, api_key_tags
+    to svc;
 grant select, insert on api_key_events to svc;
 grant select, insert, update, delete on api_keys, api_key_plans, api_key_usage, api_key_requests
     to svc";

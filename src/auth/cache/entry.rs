@@ -11,15 +11,19 @@ use std::{
 
 use super::limit_resolver::LimitResolver;
 use crate::{
+    auth::{client::Places, rate_limit_status::Notice},
     clock::nanos,
     key::KeyHash,
     rate_limit::Meter,
-    record::{KeyExtension, KeyId, KeyRecord, KeyStatus, LookedUpKey, Origin, Validity},
+    record::{KeyExtension, KeyId, KeyKind, KeyRecord, KeyStatus, LookedUpKey, Origin, Validity},
 };
 
 /// A cache hit marks the key as in use at most once per this interval. Marking it reads from moka,
 /// whose housekeeping costs as much as several hits.
 const SEEN_EVERY: u64 = 5_000_000_000;
+
+/// The last 7 days of a key, in nanoseconds, plus the 1 of [`instant`].
+const SOON: u64 = 7 * 86_400 * 1_000_000_000 + 1;
 
 /// A cached key: its record and live buckets, never a decision. Consumers are made from it without
 /// a copy.
@@ -46,6 +50,8 @@ pub(in crate::auth) struct Cached {
     /// effect.
     validity: Validity<NonZeroU64>,
     pub(in crate::auth) meter: Meter,
+    /// Where the key works from; `None`: from anywhere.
+    pub(in crate::auth) places: Option<Box<Places>>,
     watch: Weak<dyn EndSignal>,
 }
 
@@ -102,6 +108,7 @@ impl Entry {
         let ext = Cached {
             hash: record.key_hash,
             meter: limits.meter(&record, loaded_at),
+            places: Places::of(&record),
             seen_at: AtomicU64::new(nanos(loaded_at)),
             loaded_at,
             outdated_by,
@@ -139,6 +146,15 @@ impl Entry {
                 _ => KeyStatus::Active,
             },
             status => status,
+        }
+    }
+
+    /// What responses tell about the key at `now` of the monotonic clock.
+    pub(in crate::auth) fn notice(&self, now: Duration) -> Notice {
+        let soon = nanos(now).saturating_add(SOON);
+        Notice {
+            expires_soon: self.ext.validity.expires_at.is_some_and(|end| end.get() <= soon),
+            is_publishable: self.kind() == KeyKind::Publishable,
         }
     }
 

@@ -6,12 +6,11 @@ use std::{
 use http::{Extensions, HeaderMap, HeaderName, header::FORWARDED};
 
 use super::peer::peer;
-use crate::auth::ClientNetwork;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// How to find a client's address, for
-/// [`throttle_failures`](crate::layer::ApiKeyLayer::throttle_failures).
+/// How to find a client's address, for [`client_address`](crate::layer::ApiKeyLayer::client_address)
+/// and [`throttle_failures`](crate::layer::ApiKeyLayer::throttle_failures).
 ///
 /// Clients can write anything into a forwarding header, and proxies append to it. So addresses are
 /// counted from the right, one for each trusted proxy: the client's address is the one that the
@@ -85,12 +84,13 @@ impl ClientAddress {
         }
     }
 
-    pub(in crate::layer) fn network(
+    /// The address; `None` if the request has none that can be trusted.
+    pub(in crate::layer) fn address(
         self,
         headers: &HeaderMap,
         extensions: &Extensions,
-    ) -> Option<ClientNetwork> {
-        let address = match self.0 {
+    ) -> Option<IpAddr> {
+        match self.0 {
             Source::Peer => peer(extensions),
             Source::Header(Header::Forwarded, proxies) => {
                 node(for_of(nth_from_right(headers, &FORWARDED, proxies)?)?)
@@ -98,8 +98,7 @@ impl ClientAddress {
             Source::Header(Header::XForwardedFor, proxies) => {
                 node(nth_from_right(headers, &X_FORWARDED_FOR, proxies)?)
             }
-        };
-        address.map(ClientNetwork::from)
+        }
     }
 }
 

@@ -37,9 +37,9 @@ pub(in crate::layer) fn peer(extensions: &Extensions) -> Option<IpAddr> {
     if peer.is_none() {
         TOLD.call_once(|| {
             trace::warn!(
-                "client address unknown, failures not throttled: the request carries neither \
-                 `ConnectInfo<SocketAddr>` (see `Router::into_make_service_with_connect_info`) nor \
-                 `PeerAddr`"
+                "client address unknown, failures not throttled, keys with networks refused: the \
+                 request carries neither `ConnectInfo<SocketAddr>` (see \
+                 `Router::into_make_service_with_connect_info`) nor `PeerAddr`"
             );
         });
     }

@@ -6,7 +6,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{AUTHORIZATION, Entry, RETRY_AFTER, VARY},
+    header::{AUTHORIZATION, Entry, ORIGIN, RETRY_AFTER, VARY},
 };
 use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
 
@@ -14,13 +14,14 @@ use super::rate_limit_report::Policy;
 use crate::{
     auth::RateLimitStatus,
     rate_limit::{Algorithm, Decision, Quota, RateLimits},
-    record::Retirement,
+    record::{ExpiresAt, Retirement},
 };
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const DEPRECATION: HeaderName = HeaderName::from_static("deprecation");
 const SUNSET: HeaderName = HeaderName::from_static("sunset");
+const X_API_KEY_EXPIRES: HeaderName = HeaderName::from_static("x-api-key-expires");
 const X_RATE_LIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const X_RATE_LIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const X_RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
@@ -175,12 +176,27 @@ pub(in crate::layer) fn write_retirement(headers: &mut HeaderMap, retirement: Re
     {
         headers.entry(DEPRECATION).or_insert(value);
     }
-    if let Some(Ok(ends_at)) = retirement.ends_at.map(Timestamp::try_from)
-        && let Ok(value) = DateTimePrinter::new().timestamp_to_rfc9110_string(&ends_at)
+    if let Some(value) = retirement.ends_at.and_then(http_date)
         && let Ok(value) = HeaderValue::try_from(value)
     {
         headers.entry(SUNSET).or_insert(value);
     }
+}
+
+/// Adds `X-Api-Key-Expires: Thu, 01 Jan 2026 00:00:00 GMT`, unless the response has its own.
+pub(in crate::layer) fn write_expiry(headers: &mut HeaderMap, expiry: &ExpiresAt) {
+    let date = expiry.text(|at| http_date(at).unwrap_or_default());
+    if !date.is_empty()
+        && let Ok(value) = HeaderValue::try_from(date)
+    {
+        headers.entry(X_API_KEY_EXPIRES).or_insert(value);
+    }
+}
+
+/// The HTTP date (RFC 9110 §5.6.7) of `at`.
+fn http_date(at: SystemTime) -> Option<String> {
+    let at = Timestamp::try_from(at).ok()?;
+    DateTimePrinter::new().timestamp_to_rfc9110_string(&at).ok()
 }
 
 /// `Retry-After` in whole seconds, never 0, which clients take for "at once".
@@ -197,6 +213,7 @@ fn ceil_secs(duration: Duration) -> u64 {
 pub(in crate::layer) fn vary_by(headers: &mut HeaderMap, name: &HeaderName) {
     let value = || match *name {
         AUTHORIZATION => HeaderValue::from_static("Authorization"),
+        ORIGIN => HeaderValue::from_static("Origin"),
         _ => HeaderValue::from(name.clone()),
     };
     let lists = |value: &HeaderValue| {

@@ -92,6 +92,7 @@ impl<B: Default> RejectionResponse<B> for StatusOnly {
 /// | 400 | `invalid_request` | |
 /// | 401 | `missing_api_key`, `invalid_api_key` | |
 /// | 403 | `insufficient_scope` | `scope`: the scopes that the route requires |
+/// | 403 | `network_not_allowed`, `origin_not_allowed` | |
 /// | 429 | `rate_limit_exceeded` | `violated-policies` |
 /// | 429 | `too_many_failures` | |
 /// | 500 | `internal_error` | |

@@ -64,6 +64,12 @@ pub(super) const fn spec(kind: RejectionKind) -> Spec {
             challenge: Some(Challenge::InsufficientScope),
             reason: None,
         },
+        RejectionKind::NetworkNotAllowed => {
+            forbidden("network_not_allowed", "The API key does not work from this address.")
+        }
+        RejectionKind::OriginNotAllowed => {
+            forbidden("origin_not_allowed", "The API key does not work for this `Origin`.")
+        }
         RejectionKind::RateLimited => Spec {
             status: StatusCode::TOO_MANY_REQUESTS,
             code: "rate_limit_exceeded",
@@ -120,6 +126,18 @@ const fn invalid_key(reason: &'static str) -> Spec {
         detail: "The API key is not valid.",
         challenge: Some(Challenge::InvalidToken),
         reason: Some(reason),
+    }
+}
+
+/// A valid key in the wrong place. No challenge: other credentials are not asked for.
+const fn forbidden(code: &'static str, detail: &'static str) -> Spec {
+    Spec {
+        status: StatusCode::FORBIDDEN,
+        code,
+        title: Title::Status,
+        detail,
+        challenge: None,
+        reason: None,
     }
 }
 

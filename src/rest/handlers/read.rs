@@ -19,7 +19,7 @@ use crate::rest::{
 };
 use crate::{
     manage::{ConsumerPermit, is_page_limit},
-    record::{KeyRecord, Scope, TextRule},
+    record::{KeyRecord, Scope, Tags, TextRule},
     store::{EventQuery, KeyQuery},
 };
 
@@ -58,6 +58,7 @@ pub(in crate::rest) async fn list_keys(
         "active, inactive, not_yet_active, expired or revoked",
     )?;
     query.scope = params.take("scope", |scope| Scope::new(scope).ok(), "a scope")?;
+    query.tag = params.take("tag", tag, "a tag")?;
     query.key_prefix = params.take("prefix", text, TEXT)?;
     query.unused_since = params.take("unused_since", times::read, TIME)?;
     query.expires_before = params.take("expires_before", times::read, TIME)?;
@@ -130,6 +131,10 @@ async fn render(
 fn text(value: &str) -> Option<String> {
     let fits = !value.is_empty() && TextRule::SEARCHED.check(value).is_ok();
     fits.then(|| value.to_owned())
+}
+
+fn tag(value: &str) -> Option<String> {
+    Tags::parse([value]).is_ok().then(|| value.to_owned())
 }
 
 fn limit(value: &str) -> Option<usize> {

@@ -14,7 +14,7 @@ use crate::rest::{
     handlers::read::{json, with_etag},
     merge_patch::PatchBody,
     params::{KeyPath, NoParams},
-    quotas,
+    places, quotas,
     state::WriteAccess,
     times,
     validators::if_match,
@@ -35,6 +35,10 @@ pub(in crate::rest) struct NewKeyBody {
     rate_limits: Option<Vec<Object>>,
     plan: Option<String>,
     metadata: Option<Object>,
+    networks: Option<Vec<String>>,
+    tags: Option<Vec<String>>,
+    kind: Option<String>,
+    origins: Option<Vec<String>>,
     expires: Option<String>,
     not_before: Option<String>,
     created_by: Option<String>,
@@ -54,7 +58,10 @@ impl NewKeyBody {
         let consumer_id = fields::text("/consumer_id", consumer_id)?;
         let mut new = NewKey::new(consumer_id, fields::lifetime(&expires)?)
             .scopes(self.scopes.map(fields::scopes).transpose()?.unwrap_or_default())
-            .metadata(self.metadata.map(fields::metadata).transpose()?.unwrap_or_default());
+            .metadata(self.metadata.map(fields::metadata).transpose()?.unwrap_or_default())
+            .networks(self.networks.map(places::networks).transpose()?.unwrap_or_default())
+            .tags(self.tags.map(places::tags).transpose()?.unwrap_or_default());
+        new = places::with_kind(new, self.kind, self.origins)?;
         if let Some(name) = self.name {
             new = new.name(fields::optional_text("/name", name)?);
         }

@@ -3,6 +3,7 @@
 
 mod headers;
 mod operations;
+mod places;
 mod schemas;
 mod types;
 

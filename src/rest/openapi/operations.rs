@@ -8,7 +8,7 @@ use utoipa::openapi::{
 
 use super::{
     headers,
-    types::{integer, named, scope, statuses, string, time, uuid},
+    types::{integer, named, scope, statuses, string, tag, time, uuid},
 };
 use crate::{manage::MAX_PAGE_LIMIT, rest::Operation, store::KeyQuery};
 
@@ -147,7 +147,7 @@ fn body(schema: &str, media_types: &[&str], required: bool) -> RequestBody {
     body.required(Some(if required { Required::True } else { Required::False })).build()
 }
 
-fn key_filters() -> [Parameter; 6] {
+fn key_filters() -> [Parameter; 7] {
     let text = || {
         string()
             .min_length(Some(1))
@@ -158,6 +158,7 @@ fn key_filters() -> [Parameter; 6] {
         query("consumer_id", "Keys of this consumer.", text()),
         query("status", "Keys with this status.", statuses()),
         query("scope", "Keys with this scope.", scope()),
+        query("tag", "Keys with this tag.", tag()),
         query("prefix", "Keys with exactly this prefix.", text()),
         query("unused_since", "Keys issued before this time and not used since.", time()),
         query("expires_before", "Keys that expire before this time, or have expired.", time()),

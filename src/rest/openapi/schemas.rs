@@ -6,9 +6,12 @@ use utoipa::openapi::{
     schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, OneOfBuilder, SchemaType, Type},
 };
 
-use super::types::{
-    boolean, closed, format, free, integer, named, named_text, null, or_null, record, scope,
-    statuses, string, time, uuid,
+use super::{
+    places::{kind, networks, origins, tags},
+    types::{
+        boolean, closed, format, free, integer, named, named_text, null, or_null, record, scope,
+        statuses, string, time, uuid,
+    },
 };
 use crate::{rate_limit::RateLimits, record::Scopes, rest::quotas::MAX_WINDOW as MAX_WINDOW_ASKED};
 
@@ -113,6 +116,10 @@ pub(super) fn components() -> ComponentsBuilder {
         .property("rate_limits", new_quotas_or_null())
         .property("plan", plan_or_null())
         .property("metadata", or_null(free(), Type::Object).description(Some(METADATA)))
+        .property("networks", or_nothing(networks()))
+        .property("tags", or_nothing(tags()))
+        .property("kind", AnyOfBuilder::new().item(kind()).item(null()))
+        .property("origins", or_nothing(origins()))
         .property("not_before", or_null(time(), Type::String))
         .property("created_by", or_null(named_text(), Type::String))
         .property(
@@ -125,6 +132,9 @@ pub(super) fn components() -> ComponentsBuilder {
         .property("rate_limits", new_quotas_or_null())
         .property("plan", plan_or_null())
         .property("metadata", or_null(free(), Type::Object).description(Some(METADATA)))
+        .property("networks", networks())
+        .property("tags", tags())
+        .property("origins", origins().min_items(Some(1)))
         .property("expires", expires())
         .property("is_active", boolean())
         .property(
@@ -218,6 +228,10 @@ fn key() -> ObjectBuilder {
         ("rate_limits", quotas_or_null().into()),
         ("plan", plan_or_null().into()),
         ("metadata", free().into()),
+        ("networks", networks().into()),
+        ("tags", tags().into()),
+        ("kind", kind().into()),
+        ("origins", origins().into()),
         ("status", statuses().into()),
         ("is_active", boolean().into()),
         ("created_at", time().into()),

@@ -9,6 +9,8 @@ use crate::record::{KeyStatus, TextRule};
 
 /// RFC 6749 §3.3, with a maximum length.
 const SCOPE: &str = r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}$";
+/// A tag, without spaces, commas, quotes and backslashes.
+const TAG: &str = r"^[\x21\x23-\x26\x28-\x2b\x2d-\x5b\x5d-\x5f\x61-\x7e]{1,64}$";
 /// No control characters, and none that change the direction of text or end a line.
 const TEXT: &str = r"^[^\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]*$";
 
@@ -38,6 +40,11 @@ pub(super) fn uuid() -> ObjectBuilder {
 
 pub(super) fn scope() -> ObjectBuilder {
     string().pattern(Some(SCOPE))
+}
+
+/// A tag of a key.
+pub(super) fn tag() -> ObjectBuilder {
+    string().pattern(Some(TAG))
 }
 
 pub(super) fn statuses() -> ObjectBuilder {

@@ -12,6 +12,7 @@ pub(super) fn matches(
     let is_before = |at: SystemTime, end: Option<SystemTime>| end.is_none_or(|end| at < end);
     query.consumer_id.as_ref().is_none_or(|consumer| record.consumer_id == *consumer)
         && query.key_prefix.as_ref().is_none_or(|prefix| record.key_prefix == *prefix)
+        && query.tag.as_ref().is_none_or(|tag| record.tags.contains(tag))
         && query.scope.as_ref().is_none_or(|scope| record.scopes.contains(scope.as_str()))
         && query.status.is_none_or(|status| record.status(now) == status)
         && query.expires_before.is_none_or(|end| record.expires_at.is_some_and(|at| at < end))

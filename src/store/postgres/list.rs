@@ -96,7 +96,7 @@ fn as_text(row: &PgRow, error: &StoreError) -> Result<InvalidRow, StoreError> {
 /// Selects the last key of the window after `after`, if the window is full.
 fn edge(index: Index<'_>, after: Option<KeyId>) -> Sql {
     let mut sql = Sql::new(match index {
-        Index::Scope(_) => "select key_id",
+        Index::Scope(_) | Index::Tag(_) => "select key_id",
         _ => "select id",
     });
     window(&mut sql, index, after);
@@ -115,13 +115,18 @@ fn keys_of(index: Index<'_>, query: &KeyQuery) -> Result<Sql, StoreError> {
         ", (select last_used_at from api_key_usage where key_id = listed.id) as last_used_at \
          from (select "
     ));
-    let scoped = matches!(index, Index::Scope(_));
-    sql.push(if scoped { "scope, key_id" } else { "*" });
+    // An index that is a table of its own.
+    let beside = match index {
+        Index::Scope(_) => Some("scope, key_id"),
+        Index::Tag(_) => Some("tag, key_id"),
+        _ => None,
+    };
+    sql.push(beside.unwrap_or("*"));
     window(&mut sql, index, query.after);
     sql.push(order(index)).push(" limit ").push_bind(bounded(WINDOW)).push(") as ");
-    sql.push(if scoped {
-        "scoped cross join lateral \
-         (select * from api_keys where id = scoped.key_id offset 0) as listed"
+    sql.push(if beside.is_some() {
+        "found cross join lateral \
+         (select * from api_keys where id = found.key_id offset 0) as listed"
     } else {
         "listed"
     });
@@ -162,6 +167,7 @@ fn window(sql: &mut Sql, index: Index<'_>, after: Option<KeyId>) {
         Index::Scope(scope) => {
             (" from api_key_scopes where (scope, key_id)", Some(("(scope, key_id)", scope)))
         }
+        Index::Tag(tag) => (" from api_key_tags where (tag, key_id)", Some(("(tag, key_id)", tag))),
     };
     let bound = |sql: &mut Sql, id: Uuid| match first {
         Some((_, value)) => {
@@ -184,6 +190,7 @@ fn order(index: Index<'_>) -> &'static str {
         Index::Consumer(_) | Index::LiveOfConsumer(_) => " order by consumer_id desc, id desc",
         Index::Prefix(_) | Index::LiveOfPrefix(_) => " order by key_prefix desc, id desc",
         Index::Scope(_) => " order by scope desc, key_id desc",
+        Index::Tag(_) => " order by tag desc, key_id desc",
         _ => " order by id desc",
     }
 }
@@ -197,6 +204,9 @@ fn filter(sql: &mut Sql, query: &KeyQuery) -> Result<(), StoreError> {
     }
     if let Some(scope) = &query.scope {
         sql.push(" and ").push_bind(scope.as_str().to_owned()).push(" = any(scopes)");
+    }
+    if let Some(tag) = &query.tag {
+        sql.push(" and ").push_bind(tag.clone()).push(" = any(tags)");
     }
     if let Some(status) = query.status {
         sql.push(has_status(status));

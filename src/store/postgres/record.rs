@@ -32,7 +32,7 @@ macro_rules! columns {
              where api_key_plans.name = plan) as plan_limits, \
              metadata::text as metadata, is_active, created_at, \
              created_by, not_before, expires_at, revoked_at, revoked_reason, rotated_from, \
-             rotated_at, root_id, version, \
+             rotated_at, root_id, version, networks::text[] as networks, tags, origins, kind, \
              clock_timestamp() as read_at"
         )
     };
@@ -72,6 +72,10 @@ pub(super) fn read(row: &PgRow) -> sqlx::Result<Row> {
         plan: row.try_get("plan")?,
         plan_limits: row.try_get("plan_limits")?,
         metadata: row.try_get("metadata")?,
+        networks: row.try_get("networks")?,
+        tags: row.try_get("tags")?,
+        origins: row.try_get("origins")?,
+        kind: row.try_get("kind")?,
         is_active: row.try_get("is_active")?,
         created_at: at("created_at")?,
         created_by: row.try_get("created_by")?,

@@ -169,6 +169,11 @@ impl KeyTransaction for PgTransaction {
             .bind(column(&rows, |row| Uuid::from_bytes(row.root_id)))
             .bind(column(&rows, |row| row.version))
             .bind(column(&rows, |row| row.plan.clone()));
+        let insert = insert
+            .bind(lists(&rows, |row| row.networks.as_ref())?)
+            .bind(lists(&rows, |row| row.tags.as_ref())?)
+            .bind(lists(&rows, |row| row.origins.as_ref())?)
+            .bind(column(&rows, |row| row.kind.clone()));
         let mut lease = self.take()?;
         let inserted: Vec<Uuid> = insert.fetch_all(&mut *lease).await.map_err(failed)?;
         self.lease = Some(lease);
@@ -188,7 +193,10 @@ impl KeyTransaction for PgTransaction {
             .bind(row.not_before.map(Timestamp))
             .bind(row.expires_at.map(Timestamp))
             .bind(row.rotated_at.map(Timestamp))
-            .bind(row.plan);
+            .bind(row.plan)
+            .bind(row.networks)
+            .bind(row.tags)
+            .bind(row.origins);
         let mut lease = self.take()?;
         let row = update.fetch_optional(&mut *lease).await.map_err(failed)?;
         self.lease = Some(lease);
@@ -332,6 +340,14 @@ impl KeyTransaction for PgTransaction {
 
 fn uuids(ids: &[KeyId]) -> Vec<Uuid> {
     ids.iter().copied().map(uuid).collect()
+}
+
+/// One column of lists, each as JSON: PostgreSQL has no arrays of arrays of different lengths.
+fn lists(
+    rows: &[Row],
+    list: impl Fn(&Row) -> Option<&Vec<String>>,
+) -> Result<Vec<Option<String>>, StoreError> {
+    rows.iter().map(|row| list(row).map(json).transpose()).collect()
 }
 
 /// One column of all rows, as an array.

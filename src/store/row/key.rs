@@ -9,7 +9,10 @@ use super::{
 use crate::{
     key::KeyHash,
     rate_limit::{InvalidPlanName, PlanName},
-    record::{KeyId, KeyRecord, Metadata, Scopes, TextRule, rfc3339},
+    record::{
+        KeyId, KeyKind, KeyRecord, Metadata, Network, Networks, Scopes, Tags, TextRule, WebOrigins,
+        rfc3339,
+    },
     store::{InvalidRow, StoreError},
 };
 
@@ -27,6 +30,10 @@ pub(in crate::store) struct Row {
     /// Read from the plan; never written with a key.
     pub(in crate::store) plan_limits: Option<String>,
     pub(in crate::store) metadata: String,
+    pub(in crate::store) networks: Option<Vec<String>>,
+    pub(in crate::store) tags: Option<Vec<String>>,
+    pub(in crate::store) origins: Option<Vec<String>>,
+    pub(in crate::store) kind: String,
     pub(in crate::store) is_active: bool,
     pub(in crate::store) created_at: i64,
     pub(in crate::store) created_by: Option<String>,
@@ -56,6 +63,10 @@ impl Row {
             plan: record.plan.clone(),
             plan_limits: None,
             metadata: record.metadata.as_json().to_owned(),
+            networks: words(record.networks.iter().map(Network::to_string)),
+            tags: words(record.tags.iter().map(str::to_owned)),
+            origins: words(record.origins.iter().map(str::to_owned)),
+            kind: record.kind.as_str().to_owned(),
             is_active: record.is_active,
             created_at: micros(record.created_at)?,
             created_by: record.created_by.clone(),
@@ -110,6 +121,31 @@ impl Row {
         })?;
         let metadata = Metadata::from_json(&self.metadata)
             .map_err(|error| InvalidColumn { column: "metadata", problem: error.bound() })?;
+        let networks = self.networks.map(Networks::parse).transpose();
+        let networks = networks.map_err(|_| InvalidColumn {
+            column: "networks",
+            problem: "more than 64 networks, or an invalid network",
+        })?;
+        let tags = self.tags.map(Tags::parse).transpose().map_err(|_| InvalidColumn {
+            column: "tags",
+            problem: "more than 32 tags, or an invalid tag",
+        })?;
+        let kind: KeyKind = self
+            .kind
+            .parse()
+            .map_err(|_| InvalidColumn { column: "kind", problem: "not a known kind" })?;
+        let origins = self.origins.map(WebOrigins::parse).transpose();
+        let origins = origins.map_err(|_| InvalidColumn {
+            column: "origins",
+            problem: "more than 32 origins, or an invalid origin",
+        })?;
+        let origins = origins.unwrap_or_default();
+        if origins.is_empty() == (kind == KeyKind::Publishable) {
+            return Err(InvalidColumn {
+                column: "origins",
+                problem: "does not fit the kind of the key: only a publishable one has origins",
+            });
+        }
         let key_hash = KeyHash::try_from(&*self.key_hash)
             .map_err(|_| InvalidColumn { column: "key_hash", problem: "not 32 bytes" })?;
         Ok(KeyRecord {
@@ -124,6 +160,10 @@ impl Row {
             plan: self.plan,
             plan_limits: limits("plan_limits", self.plan_limits)?,
             metadata,
+            networks: networks.unwrap_or_default(),
+            tags: tags.unwrap_or_default(),
+            kind,
+            origins,
             is_active: self.is_active,
             created_at: at("created_at", self.created_at)?,
             created_by: self.created_by,
@@ -152,6 +192,10 @@ impl Row {
             ("rate_limits", self.rate_limits.clone()),
             ("plan", self.plan.clone()),
             ("metadata", Some(self.metadata.clone())),
+            ("networks", self.networks.as_ref().and_then(|list| serde_json::to_string(list).ok())),
+            ("tags", self.tags.as_ref().and_then(|list| serde_json::to_string(list).ok())),
+            ("origins", self.origins.as_ref().and_then(|list| serde_json::to_string(list).ok())),
+            ("kind", Some(self.kind.clone())),
             ("is_active", Some(self.is_active.to_string())),
             ("created_at", Some(at(self.created_at))),
             ("created_by", self.created_by.clone()),
@@ -165,8 +209,13 @@ impl Row {
     }
 }
 
+/// A column of texts: null if there are none.
+fn words(words: impl ExactSizeIterator<Item = String>) -> Option<Vec<String>> {
+    (words.len() > 0).then(|| words.collect())
+}
+
 /// The key columns that are text in every database.
-pub(in crate::store) const TEXTS: [&str; 10] = [
+pub(in crate::store) const TEXTS: [&str; 11] = [
     "consumer_id",
     "name",
     "key_prefix",
@@ -175,6 +224,7 @@ pub(in crate::store) const TEXTS: [&str; 10] = [
     "rate_limits",
     "plan",
     "metadata",
+    "kind",
     "created_by",
     "revoked_reason",
 ];
@@ -213,7 +263,7 @@ mod tests {
             SystemTime::UNIX_EPOCH,
         );
         type Spoil = fn(&mut Row);
-        let broken: [(&str, Spoil); 10] = [
+        let broken: [(&str, Spoil); 17] = [
             ("key_hash", |row| row.key_hash = b"leak".into()),
             ("scopes", |row| row.scopes = vec!["leak leak".into()]),
             ("rate_limits", |row| row.rate_limits = Some("null".into())),
@@ -223,6 +273,13 @@ mod tests {
             ("plan_limits", |row| row.plan_limits = Some(r#"[{"leak":1}]"#.into())),
             ("metadata", |row| row.metadata = r#"["leak"]"#.into()),
             ("metadata", |row| row.metadata = "leak".into()),
+            ("networks", |row| row.networks = Some(vec!["leak".into()])),
+            ("networks", |row| row.networks = Some(vec!["10.0.0.1/8".into()])),
+            ("tags", |row| row.tags = Some(vec!["leak leak".into()])),
+            ("kind", |row| row.kind = "leak".into()),
+            ("origins", |row| row.kind = "publishable".into()),
+            ("origins", |row| row.origins = Some(vec!["https://leak.example".into()])),
+            ("origins", |row| row.origins = Some(vec!["leak".into()])),
             ("version", |row| row.version = -1),
         ];
         for (column, spoil) in broken {

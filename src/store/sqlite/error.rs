@@ -11,9 +11,7 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
             let unique = error.is_unique_violation();
             let kind = if unique { StoreErrorKind::Conflict } else { kind(&code) };
             let kind = StoreError::new(kind);
-            // Only the code distinguishes "no space left" from other write errors.
-            let advice =
-                (primary(&code) == FULL).then_some("free space in the file system of the database");
+            let advice = advice(&code, &message);
             kind.because(DatabaseRefusal { code, message, advice })
         }
         sqlx::Error::ColumnDecode { index, .. } => corrupt(&format_args!("column {index}")),
@@ -24,6 +22,18 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
         }
         _ => StoreError::new(StoreErrorKind::Other).because(error),
     }
+}
+
+fn advice(code: &str, message: &str) -> Option<&'static str> {
+    // Only the code distinguishes "no space left" from other write errors.
+    if primary(code) == FULL {
+        return Some("free space in the file system of the database");
+    }
+    let lacks = |what| message.starts_with(what);
+    if lacks("no such column") || lacks("no such table") || lacks("no such index") {
+        return Some("run `migrate` to create or update the tables");
+    }
+    None
 }
 
 pub(super) fn is_busy(error: &sqlx::Error) -> bool {

@@ -114,7 +114,7 @@ fn keys_between(
 
 const fn id_of(index: Index<'_>) -> &'static str {
     match index {
-        Index::Scope(_) => "scoped.key_id",
+        Index::Scope(_) | Index::Tag(_) => "found.key_id",
         _ => "listed.id",
     }
 }
@@ -160,9 +160,14 @@ fn window(sql: &mut Sql, index: Index<'_>, after: Option<KeyId>, edge: Option<Ke
         ),
         // SQLite does not reorder a cross join.
         Index::Scope(scope) => (
-            " from api_key_scopes as scoped cross join api_keys as listed \
-             on listed.id = scoped.key_id where scoped.scope = ",
+            " from api_key_scopes as found cross join api_keys as listed \
+             on listed.id = found.key_id where found.scope = ",
             Some(scope),
+        ),
+        Index::Tag(tag) => (
+            " from api_key_tags as found cross join api_keys as listed \
+             on listed.id = found.key_id where found.tag = ",
+            Some(tag),
         ),
     };
     sql.push(from);
@@ -188,6 +193,10 @@ fn filter(sql: &mut Sql, query: &KeyQuery) -> Result<(), StoreError> {
     if let Some(scope) = &query.scope {
         sql.push(" and exists (select 1 from json_each(scopes) where value = ");
         sql.push_bind(scope.as_str().to_owned()).push(")");
+    }
+    if let Some(tag) = &query.tag {
+        sql.push(" and exists (select 1 from json_each(tags) where value = ");
+        sql.push_bind(tag.clone()).push(")");
     }
     if let Some(status) = query.status {
         sql.push(has_status(status));

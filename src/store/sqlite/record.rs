@@ -28,7 +28,8 @@ macro_rules! columns {
              plan, (select api_key_plans.rate_limits from api_key_plans \
              where api_key_plans.name = plan) as plan_limits, \
              metadata, is_active, created_at, created_by, not_before, expires_at, revoked_at, \
-             revoked_reason, rotated_from, rotated_at, root_id, version, ",
+             revoked_reason, rotated_from, rotated_at, root_id, version, networks, tags, origins, \
+             kind, ",
             now!(),
             " as read_at"
         )
@@ -69,6 +70,10 @@ pub(super) fn read(row: &SqliteRow) -> sqlx::Result<Row> {
         plan: row.try_get("plan")?,
         plan_limits: row.try_get("plan_limits")?,
         metadata: row.try_get("metadata")?,
+        networks: words(row, "networks")?,
+        tags: words(row, "tags")?,
+        origins: words(row, "origins")?,
+        kind: row.try_get("kind")?,
         is_active: row.try_get("is_active")?,
         created_at: row.try_get("created_at")?,
         created_by: row.try_get("created_by")?,
@@ -82,6 +87,13 @@ pub(super) fn read(row: &SqliteRow) -> sqlx::Result<Row> {
         version: row.try_get("version")?,
         read_at: row.try_get("read_at")?,
     })
+}
+
+/// A column that is null or a JSON list of texts.
+fn words(row: &SqliteRow, column: &'static str) -> sqlx::Result<Option<Vec<String>>> {
+    let json: Option<String> = row.try_get(column)?;
+    let words = json.map(|json| serde_json::from_str(&json)).transpose();
+    words.map_err(|error| undecodable(column, error))
 }
 
 fn undecodable(column: &str, error: serde_json::Error) -> sqlx::Error {

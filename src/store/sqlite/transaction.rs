@@ -174,7 +174,10 @@ impl KeyTransaction for SqliteTransaction {
             .bind(row.not_before)
             .bind(row.expires_at)
             .bind(row.rotated_at)
-            .bind(row.plan);
+            .bind(row.plan)
+            .bind(row.networks.as_ref().map(json).transpose()?)
+            .bind(row.tags.as_ref().map(json).transpose()?)
+            .bind(row.origins.as_ref().map(json).transpose()?);
         let mut open = self.take()?;
         let row = run!(open, update.fetch_optional(&mut *open));
         self.open = Some(open);
@@ -325,6 +328,10 @@ fn key_values(record: &KeyRecord) -> Result<Value, StoreError> {
         hex(&row.root_id),
         row.version,
         row.plan,
+        row.networks.as_ref().map(json).transpose()?,
+        row.tags.as_ref().map(json).transpose()?,
+        row.origins.as_ref().map(json).transpose()?,
+        row.kind,
     ]))
 }
 

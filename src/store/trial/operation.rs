@@ -57,7 +57,7 @@ impl Operation {
             Self::Idempotency => "idempotency keys",
             Self::Get => "get",
             Self::List => "list",
-            Self::ListByScope => "list by scope",
+            Self::ListByScope => "list by scope and by tag",
             Self::Audit => "events",
             Self::Update => "update",
             Self::Rotate => "rotate",

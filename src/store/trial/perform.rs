@@ -55,7 +55,9 @@ pub(super) async fn perform<T: Rehearse>(
         }
         Operation::ListByScope => {
             let page = tx.list(&sample.by_scope()).await?;
-            expect(!with_key || has(&page, key), "api_key_scopes lacks a key's scope")
+            expect(!with_key || has(&page, key), "api_key_scopes lacks a key's scope")?;
+            let page = tx.list(&sample.by_tag()).await?;
+            expect(!with_key || has(&page, key), "api_key_tags lacks a key's tag")
         }
         Operation::Audit => {
             tx.write_audit(&[sample.entry(KeyAction::Updated)]).await?;

@@ -31,7 +31,10 @@ where
             }
             readable(&store.list(&KeyQuery::new()).await?.invalid)
         }
-        Operation::ListByScope => readable(&store.list(&sample.by_scope()).await?.invalid),
+        Operation::ListByScope => {
+            readable(&store.list(&sample.by_scope()).await?.invalid)?;
+            readable(&store.list(&sample.by_tag()).await?.invalid)
+        }
         Operation::Audit => {
             for query in sample.event_queries() {
                 readable(&store.events(&query).await?.invalid)?;

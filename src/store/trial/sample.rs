@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime};
 use crate::{
     key::{KeyHash, SystemEntropy},
     rate_limit::{Quota, RateLimits},
-    record::{AuditEntry, KeyAction, KeyId, KeyRecord, KeyStatus, Scope, Scopes},
+    record::{AuditEntry, KeyAction, KeyId, KeyRecord, KeyStatus, Networks, Scope, Scopes, Tags},
     store::{EventQuery, KeyQuery, StoreError, StoreErrorKind, port::IdempotencyRecord},
 };
 
@@ -20,7 +20,7 @@ pub(super) struct Sample {
     pub(super) successor: KeyRecord,
     pub(super) imported: KeyRecord,
     pub(super) request: IdempotencyRecord,
-    /// The key's consumer, prefix, scope and plan name.
+    /// The key's consumer, prefix, scope, tag and plan name.
     pub(super) word: String,
     pub(super) scope: Scope,
     pub(super) limits: RateLimits,
@@ -37,6 +37,8 @@ impl Sample {
         key.scopes = Scopes::parse([word.clone()]).map_err(unfit)?;
         key.rate_limits = Some(limits.clone());
         key.plan = Some(word.clone());
+        key.networks = Networks::parse(["192.0.2.0/24"]).map_err(unfit)?;
+        key.tags = Tags::parse([word.clone()]).map_err(unfit)?;
         key.created_by = Some("doctor".into());
         key.expires_at = Some(at(EXPIRY));
         let mut successor = record(&word)?;
@@ -75,6 +77,10 @@ impl Sample {
 
     pub(super) fn by_scope(&self) -> KeyQuery {
         KeyQuery::new().scope(self.scope.clone())
+    }
+
+    pub(super) fn by_tag(&self) -> KeyQuery {
+        KeyQuery::new().tag(self.word.clone())
     }
 
     pub(super) fn event_queries(&self) -> [EventQuery; 2] {

@@ -2,14 +2,15 @@ use http::{Extensions, HeaderValue};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::layer::PeerAddr;
+use crate::{auth::ClientNetwork, layer::PeerAddr};
 
 fn seen(address: ClientAddress, header: &HeaderName, lines: &[&[u8]]) -> Option<String> {
     let mut headers = HeaderMap::new();
     for line in lines {
         headers.append(header, HeaderValue::from_bytes(line).unwrap());
     }
-    address.network(&headers, &Extensions::new()).map(|network| network.to_string())
+    let address = address.address(&headers, &Extensions::new());
+    address.map(|address| ClientNetwork::from(address).to_string())
 }
 
 fn x_forwarded_for(proxies: usize, lines: &[&str]) -> Option<String> {
@@ -138,10 +139,10 @@ fn without_proxies_and_without_an_address_of_the_peer_nothing_is_known() {
     for address in
         [ClientAddress::peer(), ClientAddress::forwarded(0), ClientAddress::x_forwarded_for(0)]
     {
-        assert_eq!(address.network(&headers, &extensions), Some(ClientNetwork::from(peer)));
-        assert_eq!(address.network(&headers, &none), None);
+        assert_eq!(address.address(&headers, &extensions), Some(peer));
+        assert_eq!(address.address(&headers, &none), None);
     }
-    assert_eq!(ClientAddress::x_forwarded_for(1).network(&headers, &extensions), None);
+    assert_eq!(ClientAddress::x_forwarded_for(1).address(&headers, &extensions), None);
 }
 
 fn address() -> impl Strategy<Value = IpAddr> {

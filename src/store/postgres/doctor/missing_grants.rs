@@ -146,7 +146,8 @@ from (values
     ('api_key_feed', array['select']),
     ('api_key_events', array['select', 'insert']),
     ('api_key_requests', array['select', 'insert', 'update', 'delete']),
-    ('api_key_scopes', array['select'])
+    ('api_key_scopes', array['select']),
+    ('api_key_tags', array['select'])
 ) as tables (name, rights)
 cross join unnest(rights) as needed
 join pg_class on relname = name

@@ -97,22 +97,27 @@ pub(super) const INSERT: &str = "
 insert into api_keys (
     id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
     is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, rotated_at, root_id, version, plan
+    rotated_from, rotated_at, root_id, version, plan, networks, tags, origins, kind
 )
 select
     id, key_hash, key_prefix, key_last4, consumer_id, name,
     array(select jsonb_array_elements_text(scopes::jsonb)), rate_limits::jsonb, metadata::jsonb,
     is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, rotated_at, root_id, version, plan
+    rotated_from, rotated_at, root_id, version, plan,
+    case when networks is not null
+        then array(select jsonb_array_elements_text(networks::jsonb))::cidr[] end,
+    case when tags is not null then array(select jsonb_array_elements_text(tags::jsonb)) end,
+    case when origins is not null then array(select jsonb_array_elements_text(origins::jsonb)) end,
+    kind
 from unnest(
     $1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
     $8::text[], $9::text[], $10::boolean[], $11::timestamptz[], $12::text[], $13::timestamptz[],
     $14::timestamptz[], $15::timestamptz[], $16::text[], $17::uuid[], $18::timestamptz[],
-    $19::uuid[], $20::bigint[], $21::text[]
+    $19::uuid[], $20::bigint[], $21::text[], $22::text[], $23::text[], $24::text[], $25::text[]
 ) with ordinality as new (
     id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
     is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, rotated_at, root_id, version, plan, place
+    rotated_from, rotated_at, root_id, version, plan, networks, tags, origins, kind, place
 )
 order by key_hash, place
 on conflict do nothing
@@ -120,7 +125,8 @@ returning id";
 
 pub(super) const UPDATE: &str = concat!(
     "update api_keys set name = $3, scopes = $4, rate_limits = $5::jsonb, metadata = $6::jsonb, \
-     is_active = $7, not_before = $8, expires_at = $9, rotated_at = $10, plan = $11, version = version + 1 \
+     is_active = $7, not_before = $8, expires_at = $9, rotated_at = $10, plan = $11, \
+     networks = $12::text[]::cidr[], tags = $13, origins = $14, version = version + 1 \
      where id = $1 and version = $2 returning ",
     columns!()
 );

@@ -90,13 +90,14 @@ pub(super) const INSERT: &str = "
 insert into api_keys (
     id, key_hash, key_prefix, key_last4, consumer_id, name, scopes, rate_limits, metadata,
     is_active, created_at, created_by, not_before, expires_at, revoked_at, revoked_reason,
-    rotated_from, rotated_at, root_id, version, plan
+    rotated_from, rotated_at, root_id, version, plan, networks, tags, origins, kind
 )
 select
     unhex(value ->> 0), unhex(value ->> 1), value ->> 2, value ->> 3, value ->> 4, value ->> 5,
     value ->> 6, value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12,
     value ->> 13, value ->> 14, value ->> 15, unhex(value ->> 16), value ->> 17,
-    unhex(value ->> 18), value ->> 19, value ->> 20
+    unhex(value ->> 18), value ->> 19, value ->> 20, value ->> 21, value ->> 22,
+    value ->> 23, value ->> 24
 from json_each(?1)
 where not exists (select 1 from api_keys where id = unhex(value ->> 0))
     and not exists (select 1 from api_keys where key_hash = unhex(value ->> 1))
@@ -105,7 +106,8 @@ returning id";
 
 pub(super) const UPDATE: &str = concat!(
     "update api_keys set name = ?3, scopes = ?4, rate_limits = ?5, metadata = ?6, is_active = ?7, \
-     not_before = ?8, expires_at = ?9, rotated_at = ?10, plan = ?11, version = version + 1 \
+     not_before = ?8, expires_at = ?9, rotated_at = ?10, plan = ?11, networks = ?12, \
+     tags = ?13, origins = ?14, version = version + 1 \
      where id = ?1 and version = ?2 returning ",
     columns!()
 );
