@@ -40,7 +40,7 @@ impl Change {
     /// What the actor may give to keys; `None` for an operator, who may give anything.
     fn grant(&self) -> Result<Option<Cow<'_, Grant>>, ManageError> {
         if let Some(member) = self.member() {
-            return member.granted().map(|grant| Some(Cow::Borrowed(grant)));
+            return member.check_granted().map(|grant| Some(Cow::Borrowed(grant)));
         }
         let caller = self.caller()?;
         Ok(caller.map(|(_, held)| Cow::Owned(Grant::of_key(held, self.default_limits()))))
@@ -142,7 +142,7 @@ impl Change {
             return Ok(());
         }
         if let Some(member) = self.member() {
-            if member.granted()?.has_metadata() {
+            if member.check_granted()?.has_metadata() {
                 return Ok(());
             }
             let detail = "the member may not change the metadata of a key";

@@ -1,5 +1,7 @@
 use std::time::{Duration, SystemTime};
 
+use serde::{Serialize, Serializer, ser::SerializeStruct as _};
+
 use super::{ConsumerIds, ManageError};
 use crate::{
     rate_limit::RateLimits,
@@ -204,6 +206,31 @@ impl Grant {
             return denied("rate_limits", self.source.beyond_limits().into());
         }
         Ok(())
+    }
+}
+
+/// For a page that shows what its visitor may give: `scopes`, `max_lifetime_s`, `plans`,
+/// `rate_limits` and `metadata`. `null` stands for all scopes, any lifetime, any plan, and no quotas
+/// of its own; an empty list of quotas for any quotas. In `plans`, `null` is no plan.
+impl Serialize for Grant {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let unlimited = RateLimits::unlimited();
+        let plans = match &self.plans {
+            Plans::Any => None,
+            Plans::Of(names) => Some(names),
+        };
+        let rate_limits = match &self.limits {
+            Limits::Any => Some(&unlimited),
+            Limits::OfKey { own, .. } => own.as_ref(),
+            Limits::OfMember(most) => most.as_ref(),
+        };
+        let mut grant = serializer.serialize_struct("Grant", 5)?;
+        grant.serialize_field("scopes", &self.scopes)?;
+        grant.serialize_field("max_lifetime_s", &self.max_lifetime.map(|most| most.as_secs()))?;
+        grant.serialize_field("plans", &plans)?;
+        grant.serialize_field("rate_limits", &rate_limits)?;
+        grant.serialize_field("metadata", &self.has_metadata)?;
+        grant.end()
     }
 }
 

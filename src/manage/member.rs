@@ -59,8 +59,13 @@ impl Member {
         &self.consumers
     }
 
-    /// What it may give.
-    pub(super) fn granted(&self) -> Result<&Grant, ManageError> {
+    /// What it may give, if anything.
+    #[must_use]
+    pub const fn granted(&self) -> Option<&Grant> {
+        self.grant.as_ref()
+    }
+
+    pub(super) fn check_granted(&self) -> Result<&Grant, ManageError> {
         self.grant.as_ref().ok_or_else(ManageError::grants_nothing)
     }
 

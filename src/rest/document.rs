@@ -9,6 +9,10 @@ use super::{AdminState, Operation};
 #[cfg_attr(not(feature = "openapi"), expect(dead_code, reason = "there is no document"))]
 pub(crate) struct Settings {
     pub(crate) title: &'static str,
+    /// Whether the callers are members, not keys.
+    pub(crate) is_of_members: bool,
+    /// Whether a new key is for the caller's consumer unless the request says otherwise.
+    pub(crate) is_own_account: bool,
     /// Whether it is served without a key.
     pub(crate) is_open: bool,
 }
@@ -19,7 +23,7 @@ pub(super) fn routes(
     operations: &'static [Operation],
     settings: Settings,
 ) -> (Router<AdminState>, Router<AdminState>) {
-    let routes = super::openapi::routes(operations, settings.title);
+    let routes = super::openapi::routes(operations, settings);
     if settings.is_open { (Router::new(), routes) } else { (routes, Router::new()) }
 }
 

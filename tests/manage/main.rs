@@ -22,6 +22,7 @@ mod bounds;
 mod grants;
 mod listing;
 mod manage;
+mod members;
 mod openapi;
 mod rotation;
 mod schemathesis;

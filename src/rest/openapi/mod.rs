@@ -4,6 +4,7 @@ mod headers;
 mod operations;
 mod schemas;
 mod types;
+mod whoami;
 
 use std::sync::Arc;
 
@@ -15,13 +16,13 @@ use utoipa::openapi::{
     security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
 
-use super::{AdminState, Operation, params::NoParams};
+use super::{AdminState, DocumentSettings, Operation, params::NoParams};
 
 const BEARER: &str = "api_key";
 
 /// `GET /openapi.json`.
-pub(super) fn routes(operations: &[Operation], title: &str) -> Router<AdminState> {
-    let document = Arc::new(document(operations, title));
+pub(super) fn routes(operations: &[Operation], settings: DocumentSettings) -> Router<AdminState> {
+    let document = Arc::new(document(operations, settings));
     let json = async move |OriginalUri(original): OriginalUri, uri: Uri, _: NoParams| {
         let mount = original.path().strip_suffix(uri.path()).unwrap_or_default();
         let url = if mount.is_empty() { "/" } else { mount };
@@ -32,26 +33,32 @@ pub(super) fn routes(operations: &[Operation], title: &str) -> Router<AdminState
     Router::new().route("/openapi.json", get(json))
 }
 
-fn document(operations: &[Operation], title: &str) -> OpenApi {
+fn document(operations: &[Operation], settings: DocumentSettings) -> OpenApi {
     let paths = operations.iter().fold(PathsBuilder::new(), |paths, operation| {
         let method = match operation.method() {
             http::Method::POST => HttpMethod::Post,
             http::Method::PATCH => HttpMethod::Patch,
             _ => HttpMethod::Get,
         };
-        paths.path(operation.path(), PathItem::new(method, operations::describe(*operation)))
+        paths.path(
+            operation.path(),
+            PathItem::new(method, operations::describe(*operation, settings)),
+        )
     });
+    let components = schemas::components(settings);
+    let mut info = Info::new(settings.title, env!("CARGO_PKG_VERSION"));
+    info.description = Some(DESCRIPTION.to_owned());
+    let document = OpenApiBuilder::new().info(info).paths(paths);
+    if settings.is_of_members {
+        // The application's session, of which only the application knows how it is sent.
+        return document.components(Some(components.build())).build();
+    }
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
         .description(Some("An API key, as `Authorization: Bearer …`."))
         .build();
-    let components =
-        schemas::components().security_scheme(BEARER, SecurityScheme::Http(bearer)).build();
-    let mut info = Info::new(title, env!("CARGO_PKG_VERSION"));
-    info.description = Some(DESCRIPTION.to_owned());
-    OpenApiBuilder::new()
-        .info(info)
-        .paths(paths)
+    let components = components.security_scheme(BEARER, SecurityScheme::Http(bearer)).build();
+    document
         .components(Some(components))
         .security(Some([SecurityRequirement::new(BEARER, [] as [&str; 0])]))
         .build()

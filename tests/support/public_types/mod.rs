@@ -86,6 +86,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("ConcurrencyLimitFuture", ASecret),
     ("ConcurrencyLimitService", ASecret),
     ("Consumer", ASecret),
+    ("ConsumerIds", Names),
     ("ConsumerRejection", ASecret),
     ("Cost", NoText),
     ("CountedPer", NoText),
@@ -101,6 +102,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Expiry", NoText),
     ("FeedHealth", NoText),
     ("Finding", ASecret),
+    ("Grant", Names),
     ("GuardedRoutes", ASecret),
     ("Health", NoText),
     // Two digests that identify an idempotency key.
@@ -114,6 +116,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("InvalidHash", ASecret),
     ("InvalidKeyId", ASecret),
     ("InvalidMetadata", ASecret),
+    ("InvalidOrigin", NoText),
     ("InvalidPlan", ASecret),
     ("InvalidQuota", ASecret),
     ("InvalidRealm", ASecret),
@@ -140,6 +143,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("KeyRecord", ASecret),
     ("KeyStatus", NoText),
     ("KeyUpdate", ASecret),
+    ("KeyView", ASecret),
     ("Leases", NoText),
     ("ListedKey", ASecret),
     ("LocalRateLimiter", ASecret),
@@ -148,6 +152,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("ManageError", ASecret),
     ("ManageErrorKind", NoText),
     ("ManualClock", NoText),
+    ("Member", Names),
     ("MemoryKeyStore", ASecret),
     ("MemoryTransaction", ASecret),
     ("Metadata", Names),
@@ -192,6 +197,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Scope", Names),
     ("Scopes", Names),
     ("Severity", NoText),
+    ("SignedIn", Names),
     ("SqliteKeyStore", ASecret),
     ("SqliteTransaction", ASecret),
     ("Staleness", NoText),
@@ -425,7 +431,7 @@ async fn of_records(heard: &mut Heard, keys: &Keys, key: &str, id: KeyId) {
         EventQuery::new().key_id(id),
     );
     let page = store.list(&KeyQuery::new()).await.unwrap();
-    say!(heard: page.keys[0], page);
+    say!(heard: page.keys[0], admin::KeyView::from(&page.keys[0]), page);
     let page = store.events(&EventQuery::new()).await.unwrap();
     say!(heard: page.events[0], page.events[0].entry, page);
 }
