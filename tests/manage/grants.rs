@@ -498,7 +498,7 @@ struct Person {
 
 fn person() -> impl Strategy<Value = Person> {
     let consumers = prop_oneof![
-        3 => Just(BTreeSet::from([CONSUMERS[0]])),
+        1 => Just(BTreeSet::from([CONSUMERS[0]])),
         1 => Just(BTreeSet::from(CONSUMERS)),
     ];
     (consumers, grant()).prop_map(|(consumers, ceiling)| Person { consumers, ceiling })
@@ -522,7 +522,7 @@ impl Person {
     /// A key that holds what the member may give, by which requests are made modest and told apart.
     fn as_key(&self, now: SystemTime) -> KeyRecord {
         let hash = KeyFormat::new("sk_test_").unwrap().generate().unwrap().hash();
-        let consumer = *self.consumers.first().unwrap();
+        let consumer = *self.consumers.last().unwrap();
         let mut key = KeyRecord::new(KeyId::from_bytes([7; 16]), hash, consumer, now);
         key.scopes = scopes(&self.ceiling.scopes);
         key.expires_at = self.ceiling.hours.map(|hours| now + HOUR * hours);
@@ -635,7 +635,7 @@ impl Request {
 /// The same stories, told by a member through the account router. Now and then its session ends.
 #[test]
 fn no_member_makes_a_key_beyond_its_grant_and_none_that_signed_out_changes_one() {
-    const STORIES: u32 = 1024;
+    const STORIES: u32 = 512;
     let parts = (
         (limits(), [limits(), limits(), limits()]),
         (person(), vec(grant(), 1..4)),
