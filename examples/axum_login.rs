@@ -19,10 +19,7 @@ use axum::{
     response::IntoResponse,
     routing::post,
 };
-use axum_login::{
-    AuthManagerLayerBuilder, AuthSession, AuthUser, AuthnBackend,
-    tower_sessions::{MemoryStore, SessionManagerLayer, cookie::SameSite},
-};
+use axum_login::{AuthManagerLayerBuilder, AuthSession, AuthUser, AuthnBackend};
 use serde::Deserialize;
 use shared::{Result, bind, key_format, load_dotenv, setting, terminated};
 use tokio::net::TcpListener;
@@ -34,6 +31,7 @@ use tower_api_key::{
     store::{ManageKeys, PgKeyStore, SqliteKeyStore},
 };
 use tower_http::csrf::CsrfLayer;
+use tower_sessions::{MemoryStore, SessionManagerLayer, cookie::SameSite};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
