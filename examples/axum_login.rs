@@ -81,7 +81,7 @@ fn routes(issuer: KeyIssuer, auth: Authenticator) -> Result<Router> {
         .with_secure(false);
     Ok(Router::new()
         .nest_service("/settings", settings.router())
-        // Otherwise another site could sign its visitor in as somebody else.
+        // Otherwise another site could sign its visitor in as another user.
         .merge(Router::new().route("/login", post(log_in)).layer(CsrfLayer::new()))
         .route("/logout", post(log_out))
         .layer(AuthManagerLayerBuilder::new(Users, sessions).build())

@@ -87,7 +87,7 @@ fn routes(issuer: KeyIssuer, auth: Authenticator, cookies: Key) -> Result<Router
         .merge(
             Router::new()
                 .route("/login", post(async move |user| log_in(user, cookies)))
-                // Otherwise another site could sign its visitor in as somebody else.
+                // Otherwise another site could sign its visitor in as another user.
                 .layer(CsrfLayer::new()),
         )
         .merge(shared::routes(auth)?))

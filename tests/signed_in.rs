@@ -327,7 +327,7 @@ async fn nothing_is_set_that_is_not_granted(example: &str) {
         beyond("scopes", json!(["api-keys:all-consumers"])),
         beyond("expires", json!("never")),
         beyond("expires", json!("91d")),
-        beyond("expires", json!("9999-12-31T00:00:00Z")),
+        beyond("expires", json!("9999-12-01T00:00:00Z")),
         beyond("plan", json!("pro")),
         beyond("rate_limits", json!([])),
         beyond("rate_limits", wide.clone()),
@@ -355,7 +355,10 @@ async fn nothing_is_set_that_is_not_granted(example: &str) {
         ("actor", json!("operator")),
     ] {
         attempts.push(unknown(field, value.clone()));
-        attempts.push(("PATCH", &own, json!({ field: value }), 400, field));
+        // A member may switch its key off and on.
+        if field != "is_active" {
+            attempts.push(("PATCH", &own, json!({ field: value }), 400, field));
+        }
     }
     attempts.extend([
         ("PATCH", own.as_str(), json!({ "consumer_id": "one" }), 400, "consumer_id"),

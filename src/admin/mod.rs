@@ -45,6 +45,10 @@
 //! | `GET /api-keys/{id}/usage` | shows when a key was last used | `api-keys:read` |
 //! | `GET /openapi.json` | describes the routes, with the feature `openapi` | any key |
 //!
+//! Behind the application's own login instead of API keys, for its staff:
+//! [`Admin::signed_in_by`]. There, no scopes are needed; the [member](crate::manage::Member) says whose
+//! keys it manages and what it may give.
+//!
 //! # Rules
 //!
 //! 1. All paths are behind an [`ApiKeyLayer`](crate::ApiKeyLayer), including those that do not

@@ -30,7 +30,7 @@ use tower_api_key::{
         Actor, ConsumerIds, Expiry, Grant, Issued, KeyIssuer, KeyUpdate, ManageErrorKind, Member,
         NewKey, RevocationFilter, Rotation,
     },
-    rate_limit::Quota,
+    rate_limit::{Quota, RateLimits},
     record::{KeyAction, KeyId, Metadata, Scopes},
     store::{EventQuery, KeyQuery, MemoryKeyStore},
 };
@@ -348,6 +348,18 @@ async fn the_limits_of_a_key_are_within_the_grant() {
         assert_eq!(allowed(&known, &both, Some("free"), Some(most)).await, None);
         assert_eq!(allowed(&known, &both, Some("free"), Some(most + 1)).await, limits);
     }
+    // Not even where no default limits a key, for it may one day.
+    let free = KeyIssuer::new(MemoryKeyStore::new(), format());
+    let member = free.by(Actor::member(ann()).default_rate_limits(RateLimits::unlimited()));
+    let id = member.issue(NewKey::new("acme", Expiry::In(DAY))).await.unwrap().record.id;
+    let quotas = || KeyUpdate::new().rate_limits(Some(per_minute(1_000_000).into()));
+    assert_eq!(member.update(id, quotas()).await.unwrap_err().field(), limits);
+    // Quotas that an operator gave it are narrowed.
+    free.update(id, quotas()).await.unwrap();
+    let narrower = KeyUpdate::new().rate_limits(Some(per_minute(999_999).into()));
+    member.update(id, narrower).await.unwrap();
+    assert_eq!(member.update(id, quotas()).await.unwrap_err().field(), limits);
+
     let everything = Grant::everything();
     assert_eq!(allowed(&unknown, &everything, Some("team"), Some(1_000_000)).await, None);
 }
