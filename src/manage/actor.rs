@@ -167,7 +167,7 @@ impl Actor {
         match &self.role {
             Role::Member(_) => self.default_limits.as_ref().or(known),
             Role::Operator | Role::Key(_) => {
-                self.default_limits.as_ref().or(Some(RateLimits::unlimited_ref()))
+                Some(self.default_limits.as_ref().unwrap_or_else(|| RateLimits::unlimited_ref()))
             }
         }
     }

@@ -226,7 +226,7 @@ impl Serialize for Grant {
         };
         let mut grant = serializer.serialize_struct("Grant", 5)?;
         grant.serialize_field("scopes", &self.scopes)?;
-        grant.serialize_field("max_lifetime_s", &self.max_lifetime.map(|most| most.as_secs()))?;
+        grant.serialize_field("max_lifetime_s", &self.max_lifetime.map(whole_seconds))?;
         grant.serialize_field("plans", &plans)?;
         grant.serialize_field("rate_limits", &rate_limits)?;
         grant.serialize_field("metadata", &self.has_metadata)?;
@@ -283,7 +283,7 @@ impl Source {
     fn outlived(self, lifetime: Option<Duration>) -> String {
         match (self, lifetime) {
             (Self::Member, Some(lifetime)) => {
-                let secs = lifetime.as_secs();
+                let secs = whole_seconds(lifetime);
                 let (number, unit) = match (secs % 86_400, secs % 3600) {
                     (0, _) => (secs / 86_400, "days"),
                     (_, 0) => (secs / 3600, "hours"),
@@ -317,6 +317,12 @@ impl Source {
             Self::Member => "the limits of a key must not exceed those that the member may grant",
         }
     }
+}
+
+/// Rounded down: a key of so many seconds is within the grant.
+#[expect(clippy::disallowed_methods, reason = "a ceiling is rounded down, unlike a wait")]
+const fn whole_seconds(lifetime: Duration) -> u64 {
+    lifetime.as_secs()
 }
 
 /// The limits of a key on a plan: its own quotas replace those of the plan by name.

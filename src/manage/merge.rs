@@ -116,7 +116,7 @@ mod tests {
                 let mut rows =
                     source.iter().copied().filter(|row| after.is_none_or(|end| *row < end));
                 let page: Vec<_> = rows.by_ref().take(limit).collect();
-                let next = rows.next().and(page.last().copied());
+                let next = rows.next().and_then(|_| page.last().copied());
                 merged.add(page.into_iter().map(|row| (row, 1, Ok(row))), next);
             }
             let (rows, _, next) = merged.finish();

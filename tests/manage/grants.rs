@@ -581,7 +581,7 @@ impl Request {
     /// As a page of the application sends it.
     fn http(&self, target: KeyId) -> http::Request<Body> {
         let expires =
-            |hours: Option<u32>| hours.map_or("never".into(), |hours| format!("{hours}h"));
+            |hours: Option<u32>| hours.map_or_else(|| "never".into(), |hours| format!("{hours}h"));
         let (method, path, body) = match self {
             Self::Issue(grant) => {
                 let body = json!({
