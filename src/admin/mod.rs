@@ -45,6 +45,10 @@
 //! | `GET /api-keys/{id}/usage` | shows when a key was last used | `api-keys:read` |
 //! | `GET /openapi.json` | describes the routes, with the feature `openapi` | any key |
 //!
+//! Behind the application's own login instead of API keys, for its staff:
+//! [`Admin::signed_in_by`]. There, no scopes are needed; the [member](crate::manage::Member) says whose
+//! keys it manages and what it may give.
+//!
 //! # Rules
 //!
 //! 1. All paths are behind an [`ApiKeyLayer`](crate::ApiKeyLayer), including those that do not
@@ -89,13 +93,13 @@ use std::sync::Arc;
 
 use http::request::Parts;
 
-pub use crate::rest::GuardedRoutes;
+pub use crate::rest::{GuardedRoutes, InvalidOrigin, KeyView, SignIn, SignedIn};
 use crate::{
     auth::Authenticator,
     layer::ClientAddress,
     manage::KeyIssuer,
     record::{InvalidScope, Scope},
-    rest::{AdminState, DocumentSettings, Operation, default_scopes, guard},
+    rest::{AdminState, DocumentSettings, Operation, default_scopes, guard, guard_signed_in},
 };
 
 const OPERATIONS: &[Operation] = &[
@@ -118,12 +122,12 @@ pub fn router(issuer: KeyIssuer, auth: Authenticator) -> GuardedRoutes {
     Admin::new(issuer, auth).router()
 }
 
-/// Settings of the routes.
+/// Settings of the routes, behind API keys or behind the application's own [login](SignedIn).
 #[derive(Debug)]
 #[must_use]
-pub struct Admin {
+pub struct Admin<G = Authenticator> {
     state: AdminState,
-    auth: Authenticator,
+    guard: G,
     is_open: bool,
 }
 
@@ -134,7 +138,7 @@ impl Admin {
         state.read = Scope::new(default_scopes::READ).ok();
         state.write = Scope::new(default_scopes::WRITE).ok();
         state.everywhere = Scope::new(default_scopes::ALL_CONSUMERS).ok();
-        Self { state, auth, is_open: false }
+        Self { state, guard: auth, is_open: false }
     }
 
     /// The scopes to read keys, to change keys, and to do so for all consumers. Default:
@@ -155,6 +159,53 @@ impl Admin {
         Ok(self)
     }
 
+    /// Where requests come from, for calling keys that work only from some networks: see
+    /// [`ApiKeyLayer::client_address`](crate::ApiKeyLayer::client_address). Default: such keys are
+    /// refused.
+    pub fn client_address(mut self, address: ClientAddress) -> Self {
+        self.state.client_address = Some(address);
+        self
+    }
+
+    /// The routes.
+    #[must_use]
+    pub fn router(self) -> GuardedRoutes {
+        let document = self.document(false);
+        guard(self.state, self.guard, OPERATIONS, document)
+    }
+}
+
+impl Admin<SignedIn> {
+    /// The routes for members of the application, such as its support staff: those that `sign_in`
+    /// lets in. No scopes are needed; the [member](crate::manage::Member) says whose keys it
+    /// manages, and its [grant](crate::manage::Grant) what it may give. Take the issuer of the
+    /// [authenticator](Authenticator::issuer), so that it applies changes at once.
+    ///
+    /// Requests of other sites that change something get 403 `cross_site_request`: see
+    /// [`account`](crate::account#behind-the-applications-own-login).
+    pub fn signed_in_by(issuer: KeyIssuer, sign_in: impl SignIn) -> Self {
+        let state = AdminState::of_members(issuer);
+        Self { state, guard: SignedIn::by(sign_in), is_open: false }
+    }
+
+    /// Accepts changes from pages of another origin too, such as `https://app.example.com`.
+    ///
+    /// # Errors
+    ///
+    /// When it is not an origin.
+    pub fn trusted_origin(self, origin: &str) -> Result<Self, InvalidOrigin> {
+        Ok(Self { guard: self.guard.trust(origin)?, ..self })
+    }
+
+    /// The routes.
+    #[must_use]
+    pub fn router(self) -> GuardedRoutes {
+        let document = self.document(true);
+        guard_signed_in(self.state, &self.guard, OPERATIONS, document)
+    }
+}
+
+impl<G> Admin<G> {
     /// Where a request came from, for the audit. Default: the address of the peer, if the server
     /// provides it.
     ///
@@ -170,25 +221,18 @@ impl Admin {
         self
     }
 
-    /// Where requests come from, for calling keys that work only from some networks: see
-    /// [`ApiKeyLayer::client_address`](crate::ApiKeyLayer::client_address). Default: such keys are
-    /// refused.
-    pub fn client_address(mut self, address: ClientAddress) -> Self {
-        self.state.client_address = Some(address);
-        self
-    }
-
-    /// Whether `/openapi.json` is served without a key. It describes the routes and contains nothing
+    /// Whether `/openapi.json` is served without the guard. It describes the routes and contains nothing
     /// about keys. Default: false.
     pub fn open_document(self, is_open: bool) -> Self {
         Self { is_open, ..self }
     }
 
-    /// The routes.
-    #[must_use]
-    pub fn router(self) -> GuardedRoutes {
-        let document =
-            DocumentSettings { title: "API keys: administration", is_open: self.is_open };
-        guard(self.state, self.auth, OPERATIONS, document)
+    const fn document(&self, is_of_members: bool) -> DocumentSettings {
+        DocumentSettings {
+            title: "API keys: administration",
+            is_of_members,
+            is_own_account: false,
+            is_open: self.is_open,
+        }
     }
 }

@@ -112,13 +112,13 @@ impl Rejection {
         Self::with(RejectionKind::Overloaded, details)
     }
 
-    /// The key of `key_id` lacks `required` scopes.
+    /// The key of `key_id`, if it is known, lacks `required` scopes.
     pub(crate) fn insufficient_scope(
-        key_id: KeyId,
+        key_id: impl Into<Option<KeyId>>,
         required: impl IntoIterator<Item = Scope>,
     ) -> Self {
         let required = required.into_iter().collect();
-        let details = Details { key_id: Some(key_id), required, ..Details::default() };
+        let details = Details { key_id: key_id.into(), required, ..Details::default() };
         Self::with(RejectionKind::InsufficientScope, details)
     }
 

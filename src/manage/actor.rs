@@ -1,12 +1,13 @@
-use std::time::SystemTime;
+use std::collections::BTreeSet;
 
-use super::{ManageError, places};
+use super::{ManageError, Member, text};
 use crate::{
     rate_limit::RateLimits,
     record::{Consumer, KeyId, KeyRecord, KeyStatus, Scope},
 };
 
-/// Who changes keys: an operator or a calling key. Sets the name in the audit and what is allowed.
+/// Who changes keys: an operator, a calling key or a signed-in member. Sets the name in the audit
+/// and what is allowed.
 ///
 /// ```
 /// use tower_api_key::{Consumer, manage::Actor, record::Scope};
@@ -24,7 +25,15 @@ use crate::{
 pub struct Actor {
     pub(super) name: String,
     pub(super) origin: Option<String>,
-    pub(super) caller: Option<Caller>,
+    role: Role,
+    default_limits: Option<RateLimits>,
+}
+
+#[derive(Clone, Debug)]
+enum Role {
+    Operator,
+    Key(Caller),
+    Member(Box<Member>),
 }
 
 /// A calling key, and the scopes it needs.
@@ -35,14 +44,13 @@ pub(super) struct Caller {
     required: Option<Scope>,
     others: Option<Scope>,
     everywhere: Option<Scope>,
-    default_limits: RateLimits,
 }
 
 impl Actor {
     /// An operator, to whom nothing is denied: operators have access to the database anyway. `name`
     /// is for the audit.
     pub fn operator(name: impl Into<String>) -> Self {
-        Self { name: name.into(), origin: None, caller: None }
+        Self::of(name.into(), Role::Operator)
     }
 
     /// The key behind a request. It sees and changes only the keys of its own consumer, and can
@@ -74,10 +82,25 @@ impl Actor {
             required: None,
             others: None,
             everywhere: None,
-            default_limits: RateLimits::unlimited(),
         };
-        let name = format!("key:{}", consumer.key_id());
-        Self { name, origin: None, caller: Some(caller) }
+        Self::of(format!("key:{}", consumer.key_id()), Role::Key(caller))
+    }
+
+    /// Someone who is signed in to the application. It sees and changes only the keys of its
+    /// consumers, and gives only what its [grant](Member::grant) allows. The audit names it
+    /// `member:` followed by its name.
+    ///
+    /// The bounds on a [calling key](Self::key) hold for it too: how many keys a consumer has, how
+    /// often they are rotated, how many requests run at once. `created_by` of its keys is itself.
+    ///
+    /// Nothing about a member is read again in the transaction of a change: ask the application's
+    /// session right before it.
+    pub fn member(member: Member) -> Self {
+        Self::of(format!("member:{}", member.name()), Role::Member(Box::new(member)))
+    }
+
+    fn of(name: String, role: Role) -> Self {
+        Self { name, origin: None, role, default_limits: None }
     }
 
     /// A [caller](Self::key) needs `scope` to change anything. Default: none.
@@ -99,9 +122,11 @@ impl Actor {
     }
 
     /// The limits of keys with neither quotas nor a plan, for comparing the limits of two keys. Set
-    /// what the authenticator uses. Default: unlimited.
+    /// what the authenticator uses. Default: for a [caller](Self::key) unlimited; for a
+    /// [member](Self::member) those of the authenticator that made the
+    /// [issuer](crate::Authenticator::issuer), else unknown.
     pub fn default_rate_limits(self, limits: RateLimits) -> Self {
-        self.with(|caller| caller.default_limits = limits)
+        Self { default_limits: Some(limits), ..self }
     }
 
     /// Where the request came from, such as an address or a host, for the audit.
@@ -110,30 +135,86 @@ impl Actor {
     }
 
     fn with(mut self, change: impl FnOnce(&mut Caller)) -> Self {
-        if let Some(caller) = &mut self.caller {
+        if let Role::Key(caller) = &mut self.role {
             change(caller);
         }
         self
     }
 
-    /// Checks the required scope against the consumer that the layer authenticated.
-    pub(super) fn check_known(&self) -> Result<(), ManageError> {
-        match self.caller.as_ref().and_then(|caller| Some((caller, caller.required.as_ref()?))) {
-            Some((caller, scope)) if !caller.consumer.has_scope(scope.as_str()) => {
-                Err(ManageError::lacks_scope(scope.clone()))
-            }
-            _ => Ok(()),
+    pub(super) const fn is_operator(&self) -> bool {
+        matches!(self.role, Role::Operator)
+    }
+
+    pub(super) const fn caller(&self) -> Option<&Caller> {
+        match &self.role {
+            Role::Key(caller) => Some(caller),
+            Role::Operator | Role::Member(_) => None,
         }
     }
 
-    /// The only consumer whose keys are visible, judged by the consumer that the layer
+    pub(super) fn as_member(&self) -> Option<&Member> {
+        match &self.role {
+            Role::Member(member) => Some(member),
+            Role::Operator | Role::Key(_) => None,
+        }
+    }
+
+    /// The limits of keys with neither quotas nor a plan; `known` are those of the authenticator.
+    pub(super) fn default_limits<'a>(
+        &'a self,
+        known: Option<&'a RateLimits>,
+    ) -> Option<&'a RateLimits> {
+        match &self.role {
+            Role::Member(_) => self.default_limits.as_ref().or(known),
+            Role::Operator | Role::Key(_) => {
+                Some(self.default_limits.as_ref().unwrap_or_else(|| RateLimits::unlimited_ref()))
+            }
+        }
+    }
+
+    /// Checks the required scope against the consumer that the layer authenticated, or the name of
+    /// the member.
+    pub(super) fn check_known(&self) -> Result<(), ManageError> {
+        match &self.role {
+            Role::Operator => Ok(()),
+            Role::Key(caller) => match &caller.required {
+                Some(scope) if !caller.consumer.has_scope(scope.as_str()) => {
+                    Err(ManageError::lacks_scope(scope.clone()))
+                }
+                _ => Ok(()),
+            },
+            Role::Member(member) if member.name().is_empty() => {
+                Err(ManageError::invalid("member", "must not have an empty name"))
+            }
+            Role::Member(_) => text::check("member", &self.name),
+        }
+    }
+
+    /// The only consumers whose keys are visible, judged by the consumer that the layer
     /// authenticated; `None` for all.
-    pub(super) fn tenant(&self) -> Option<&str> {
-        let caller = self.caller.as_ref()?;
-        let everywhere = caller.everywhere.as_ref();
-        let is_unrestricted =
-            everywhere.is_some_and(|scope| caller.consumer.has_scope(scope.as_str()));
-        (!is_unrestricted).then(|| caller.consumer.id())
+    pub(super) fn tenants(&self) -> Option<BTreeSet<&str>> {
+        match &self.role {
+            Role::Operator => None,
+            Role::Key(caller) => {
+                let everywhere = caller.everywhere.as_ref();
+                let is_unrestricted =
+                    everywhere.is_some_and(|scope| caller.consumer.has_scope(scope.as_str()));
+                (!is_unrestricted).then(|| BTreeSet::from([caller.consumer.id()]))
+            }
+            Role::Member(member) => {
+                let ids = member.consumers().ids()?;
+                Some(ids.iter().map(String::as_str).collect())
+            }
+        }
+    }
+
+    /// The one consumer that it acts for, if there is one: the calling key's, or the member's.
+    pub(super) fn consumer_id(&self) -> Option<&str> {
+        match &self.role {
+            Role::Operator => None,
+            Role::Key(caller) => Some(caller.consumer.id()),
+            Role::Member(member) => member.consumers().only(),
+        }
     }
 }
 
@@ -151,9 +232,10 @@ impl Caller {
         }
     }
 
-    /// The consumer that the layer authenticated.
-    pub(super) fn consumer_id(&self) -> &str {
-        self.consumer.id()
+    /// Whether it may issue keys, which are outside its rotation chain. An application that sets no
+    /// scope decides by itself. Assumes that `check` has passed.
+    pub(super) fn check_issue(&self, held: &KeyRecord) -> Result<(), ManageError> {
+        if self.others.is_some() { self.check_others(held) } else { Ok(()) }
     }
 
     /// Whether it may change keys outside its rotation chain. Assumes that `check` has passed.
@@ -195,101 +277,4 @@ impl Caller {
         let is_unrestricted = |scope: &Scope| held.scopes.contains(scope.as_str());
         held.consumer_id == consumer_id || self.everywhere.as_ref().is_some_and(is_unrestricted)
     }
-
-    /// Whether the caller holds everything that `granted` does.
-    pub(super) fn check_grant(
-        &self,
-        held: &KeyRecord,
-        granted: &KeyRecord,
-    ) -> Result<(), ManageError> {
-        self.check_within(held, granted)
-    }
-
-    /// Whether the change only takes away, or the caller holds everything that `after` does.
-    /// Reactivating a key or changing its plan always counts as granting.
-    pub(super) fn check_change(
-        &self,
-        held: &KeyRecord,
-        before: &KeyRecord,
-        after: &KeyRecord,
-    ) -> Result<(), ManageError> {
-        let reactivates = !before.is_active && after.is_active;
-        let moves = after.plan != before.plan;
-        if !reactivates && !moves && self.check_within(before, after).is_ok() {
-            return Ok(());
-        }
-        self.check_within(held, after)
-    }
-
-    fn check_within(&self, bound: &KeyRecord, key: &KeyRecord) -> Result<(), ManageError> {
-        if let Some(scope) = key.scopes.iter().find(|scope| !bound.scopes.contains(scope.as_str()))
-        {
-            let detail = format!("the calling key does not hold `{scope}` and cannot grant it");
-            return Err(ManageError::denied("scopes", detail));
-        }
-        let lasts_longer =
-            |end: SystemTime| key.expires_at.is_none_or(|expires_at| expires_at > end);
-        if bound.expires_at.is_some_and(lasts_longer) {
-            let detail = "a key must not expire later than the calling key";
-            return Err(ManageError::denied("expires_at", detail));
-        }
-        places::check_within(bound, key)?;
-        if self.is_free(bound) {
-            return Ok(());
-        }
-        if key.plan != bound.plan {
-            let detail = match &bound.plan {
-                Some(plan) => {
-                    format!("a key must be on the plan of the calling key: {plan}")
-                }
-                None => {
-                    "a calling key without a plan cannot grant one, unless it is unlimited".into()
-                }
-            };
-            return Err(ManageError::denied("plan", detail));
-        }
-        if !self.is_limited_within(bound, key) {
-            let detail = "the limits of a key must not exceed those of the calling key";
-            return Err(ManageError::denied("rate_limits", detail));
-        }
-        Ok(())
-    }
-
-    /// Whether the key has neither a plan nor a quota.
-    fn is_free(&self, key: &KeyRecord) -> bool {
-        key.plan.is_none() && self.limits_without_plan(key).is_unlimited()
-    }
-
-    /// Whether the limits of `key` are within those of `bound`, which is on the same plan.
-    fn is_limited_within(&self, bound: &KeyRecord, key: &KeyRecord) -> bool {
-        let (own, asked) = (&bound.rate_limits, &key.rate_limits);
-        if own == asked {
-            return true;
-        }
-        match (&bound.plan, &bound.plan_limits) {
-            (None, _) => self.limits_without_plan(key).is_within(self.limits_without_plan(bound)),
-            // The key would be unlimited once the plan is removed.
-            (Some(_), Some(_)) if asked.as_ref().is_some_and(RateLimits::is_unlimited) => false,
-            (Some(_), Some(plan)) => beside(asked, plan).is_within(&beside(own, plan)),
-            // The application may define the plan in code, so its limits are unknown.
-            (Some(_), None) => match (own, asked) {
-                (Some(own), Some(asked)) => asked.is_within(own) && replaces_no_more(asked, own),
-                _ => false,
-            },
-        }
-    }
-
-    fn limits_without_plan<'a>(&'a self, key: &'a KeyRecord) -> &'a RateLimits {
-        key.rate_limits.as_ref().unwrap_or(&self.default_limits)
-    }
-}
-
-/// The limits of a key on a plan: its own quotas replace those of the plan by name.
-fn beside(own: &Option<RateLimits>, plan: &RateLimits) -> RateLimits {
-    own.as_ref().map_or_else(|| plan.clone(), |own| own.and(plan))
-}
-
-/// Whether `asked` replaces only quotas of the plan that `own` replaces too.
-fn replaces_no_more(asked: &RateLimits, own: &RateLimits) -> bool {
-    asked.iter().all(|asked| own.iter().any(|own| own.name() == asked.name()))
 }

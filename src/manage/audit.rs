@@ -62,12 +62,12 @@ pub(super) fn plan_changes(name: &str, before: Option<&str>, after: Option<&str>
     json!({ "name": names, "rate_limits": limits }).to_string()
 }
 
-/// The changes of a denied attempt, as shown to a caller that sees only keys of `consumer_id`: the
+/// The changes of a denied attempt, as shown to a caller that sees only keys of some consumers: the
 /// target is removed unless it is one of these keys.
-pub(super) fn shown_to(consumer_id: &str, changes: &str) -> Option<String> {
+pub(super) fn shown_to(is_seen: impl Fn(&str) -> bool, changes: &str) -> Option<String> {
     let Ok(Value::Object(mut changes)) = serde_json::from_str(changes) else { return None };
     let target = changes.get("target").and_then(|target| target.get("consumer_id"));
-    if target.and_then(Value::as_str) != Some(consumer_id) {
+    if !target.and_then(Value::as_str).is_some_and(is_seen) {
         changes.remove("target");
     }
     Some(Value::Object(changes).to_string())

@@ -1,8 +1,9 @@
 use serde_json::json;
 
 use super::{
-    Actor, KeyIssuer, ManageError, audit, denials::Admission, erased::ErasedTransaction,
-    issuer::Bounds,
+    KeyIssuer, ManageError, audit,
+    denials::{Admission, Denied},
+    erased::ErasedTransaction,
 };
 use crate::{
     record::{AuditEntry, KeyAction, KeyId, KeyRecord},
@@ -13,19 +14,20 @@ use crate::{
 /// entries and invalidations that follow.
 pub(super) struct Change {
     pub(super) tx: Box<dyn ErasedTransaction>,
-    issuer: KeyIssuer,
-    held: Option<KeyRecord>,
+    pub(super) issuer: KeyIssuer,
+    /// The record of the calling key.
+    pub(super) held: Option<KeyRecord>,
     entries: Vec<AuditEntry>,
     changed: Vec<KeyRecord>,
-    attempt: Attempt,
+    pub(super) attempt: Attempt,
 }
 
-/// What the audit shows of a denied change. It is filed under the calling key, so that the owner of
-/// the target does not see attempts by others.
+/// What the audit shows of a denied change. It is filed under the calling key, or under the
+/// consumer of the member, so that the owner of the target does not see attempts by others.
 pub(super) struct Attempt {
     action: &'static str,
     key_id: Option<KeyId>,
-    consumer_id: Option<String>,
+    pub(super) consumer_id: Option<String>,
 }
 
 impl Attempt {
@@ -77,20 +79,22 @@ impl KeyIssuer {
         error: ManageError,
         attempt: Attempt,
     ) -> Result<ManageError, ManageError> {
-        let Some(caller) = self.actor.caller.as_ref().filter(|_| error.is_denial()) else {
+        if self.actor.is_operator() || !error.is_denial() {
             return Ok(error);
-        };
-        let (key_id, consumer_id) = (caller.key_id, caller.consumer_id());
+        }
+        let key_id = self.actor.caller().map(|caller| caller.key_id);
+        let consumer_id = self.actor.consumer_id();
+        let who = key_id.map_or_else(|| Denied::Member(self.actor.name.clone()), Denied::Key);
         let (now, wall) = (self.clock.monotonic(), self.clock.now());
-        let admission = self.denials.admit(key_id, &self.actor.name, consumer_id, now, wall);
+        let admission = self.denials.admit(who, &self.actor.name, consumer_id, now, wall);
         let Admission::Write(overdue) = admission else { return Ok(error.shown()) };
         let target = json!({
             "key_id": attempt.key_id.map(|id| id.to_string()),
             "consumer_id": attempt.consumer_id,
         });
         let entry = AuditEntry {
-            key_id: Some(key_id),
-            consumer_id: Some(consumer_id.to_owned()),
+            key_id,
+            consumer_id: consumer_id.map(str::to_owned),
             origin: self.actor.origin.clone(),
             reason: Some(error.to_string()),
             changes: Some(json!({ "attempt": attempt.action, "target": target }).to_string()),
@@ -120,7 +124,7 @@ impl Change {
         mut attempt: Attempt,
     ) -> Result<(Self, Vec<KeyRecord>), ManageError> {
         let mut tx = issuer.begin().await?;
-        let caller = issuer.actor.caller.as_ref().map(|caller| caller.key_id);
+        let caller = issuer.actor.caller().map(|caller| caller.key_id);
         let ids: Vec<_> = targets.iter().copied().chain(caller).collect();
         let locked = if ids.is_empty() { Vec::new() } else { tx.lock(&ids).await? };
         let held = locked.iter().find(|record| Some(record.id) == caller).cloned();
@@ -129,98 +133,6 @@ impl Change {
         let locked = locked.into_iter().filter(|record| targets.contains(&record.id)).collect();
         let (entries, changed) = (Vec::new(), Vec::new());
         Ok((Self { tx, issuer, held, entries, changed, attempt }, locked))
-    }
-
-    /// The bounds on new keys of a caller; `None` for an operator.
-    pub(super) fn bounds(&self) -> Option<Bounds> {
-        self.actor().caller.as_ref().map(|_| self.issuer.bounds)
-    }
-
-    fn actor(&self) -> &Actor {
-        &self.issuer.actor
-    }
-
-    /// The caller and its record; `None` for an operator.
-    fn caller(&self) -> Result<Option<(&super::actor::Caller, &KeyRecord)>, ManageError> {
-        match (&self.actor().caller, &self.held) {
-            (None, _) => Ok(None),
-            (Some(caller), Some(held)) => Ok(Some((caller, held))),
-            (Some(_), None) => Err(ManageError::caller_ended()),
-        }
-    }
-
-    fn check_caller(&self) -> Result<(), ManageError> {
-        match self.caller()? {
-            Some((caller, held)) => caller.check(held),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether the actor may manage keys of `consumer_id`.
-    pub(super) fn check_reach(&mut self, consumer_id: &str) -> Result<(), ManageError> {
-        match self.caller()? {
-            Some((caller, held)) if !caller.reaches(held, consumer_id) => {
-                self.attempt.consumer_id = Some(consumer_id.to_owned());
-                Err(ManageError::out_of_reach())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether the actor may change keys other than its own.
-    pub(super) fn check_others(&self) -> Result<(), ManageError> {
-        match self.caller()? {
-            Some((caller, held)) => caller.check_others(held),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether the actor may rotate `old`, whose metadata the new key inherits.
-    pub(super) fn check_takeover(&self, old: &KeyRecord) -> Result<(), ManageError> {
-        match self.caller()? {
-            Some((caller, held)) => caller.check_takeover(held, old),
-            None => Ok(()),
-        }
-    }
-
-    pub(super) fn check_grant(&self, granted: &KeyRecord) -> Result<(), ManageError> {
-        match self.caller()? {
-            Some((caller, held)) => caller.check_grant(held, granted),
-            None => Ok(()),
-        }
-    }
-
-    pub(super) fn check_change(
-        &self,
-        before: &KeyRecord,
-        after: &KeyRecord,
-    ) -> Result<(), ManageError> {
-        match self.caller()? {
-            Some((caller, held)) => caller.check_change(held, before, after),
-            None => Ok(()),
-        }
-    }
-
-    /// When the calling key expires.
-    pub(super) fn caller_expires_at(&self) -> Option<std::time::SystemTime> {
-        self.actor().caller.as_ref()?;
-        self.held.as_ref()?.expires_at
-    }
-
-    /// The one target of the change. A caller cannot tell a key out of its reach from one that does
-    /// not exist, neither by the answer nor in the audit.
-    pub(super) fn target(&mut self, locked: Vec<KeyRecord>) -> Result<KeyRecord, ManageError> {
-        let Some(target) = locked.into_iter().next() else {
-            return Err(match self.caller()? {
-                Some(_) => ManageError::out_of_reach(),
-                None => ManageError::no_such_key(),
-            });
-        };
-        self.check_reach(&target.consumer_id)?;
-        if let Some((caller, held)) = self.caller()? {
-            caller.check_target(held, &target)?;
-        }
-        Ok(target)
     }
 
     /// Claims the idempotency key; an error if it was used before.
@@ -249,10 +161,10 @@ impl Change {
         let entry = AuditEntry {
             key_id: Some(after.id),
             consumer_id: Some(after.consumer_id.clone()),
-            origin: self.actor().origin.clone(),
+            origin: self.issuer.actor.origin.clone(),
             reason: reason.map(str::to_owned),
             changes: audit::changes(before, after),
-            ..AuditEntry::new(action, self.actor().name.clone())
+            ..AuditEntry::new(action, self.issuer.actor.name.clone())
         };
         self.entries.push(entry);
         self.changed.push(after.clone());
@@ -267,9 +179,9 @@ impl Change {
         after: Option<&str>,
     ) {
         let entry = AuditEntry {
-            origin: self.actor().origin.clone(),
+            origin: self.issuer.actor.origin.clone(),
             changes: Some(audit::plan_changes(name, before, after)),
-            ..AuditEntry::new(action, self.actor().name.clone())
+            ..AuditEntry::new(action, self.issuer.actor.name.clone())
         };
         self.entries.push(entry);
     }

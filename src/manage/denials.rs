@@ -23,6 +23,29 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// Keys that are counted separately. Further ones in the same minute are counted together.
 const KEYS: usize = 1024;
 
+/// Whose denials are counted together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Denied {
+    Key(KeyId),
+    /// By the name in the audit.
+    Member(String),
+}
+
+impl From<KeyId> for Denied {
+    fn from(id: KeyId) -> Self {
+        Self::Key(id)
+    }
+}
+
+impl Denied {
+    const fn key_id(&self) -> Option<KeyId> {
+        match self {
+            Self::Key(id) => Some(*id),
+            Self::Member(_) => None,
+        }
+    }
+}
+
 /// Counts the denials of each minute, in memory only: counts are lost, and logged, when the process
 /// ends.
 #[derive(Default)]
@@ -30,13 +53,13 @@ pub(super) struct Denials(Mutex<Windows>);
 
 #[derive(Default)]
 struct Windows {
-    /// By key; `None` for the keys that are counted together.
-    by_key: HashMap<Option<KeyId>, Window>,
+    /// By key or member; `None` for those that are counted together.
+    by_key: HashMap<Option<Denied>, Window>,
     /// A lower bound of their beginnings: nothing is overdue until a minute after it.
     oldest: Duration,
 }
 
-/// The denials of one key, or of several counted together, in one minute.
+/// The denials of one key or member, or of several counted together, in one minute.
 struct Window {
     /// By the monotonic clock.
     began: Duration,
@@ -49,7 +72,7 @@ struct Window {
 }
 
 /// Counts of windows that are over and still have to be written to the audit.
-pub(super) struct Overdue(Vec<(Option<KeyId>, Window)>);
+pub(super) struct Overdue(Vec<(Option<Denied>, Window)>);
 
 /// What to do with a denial.
 pub(super) enum Admission {
@@ -60,25 +83,25 @@ pub(super) enum Admission {
 }
 
 impl Denials {
-    /// Decides whether a denial of `key_id` gets an entry. `now` is monotonic, `wall` for the
-    /// audit.
-    pub(super) fn admit(
+    /// Decides whether a denial of `who` gets an entry. `now` is monotonic, `wall` for the audit.
+    pub(super) fn admit<'a>(
         &self,
-        key_id: KeyId,
+        who: impl Into<Denied>,
         actor: &str,
-        consumer_id: &str,
+        consumer_id: impl Into<Option<&'a str>>,
         now: Duration,
         wall: SystemTime,
     ) -> Admission {
+        let who = Some(who.into());
         let mut windows = self.lock();
         let is_over = |window: &Window| now.saturating_sub(window.began) >= WINDOW;
-        let known = windows.by_key.get_mut(&Some(key_id));
+        let known = windows.by_key.get_mut(&who);
         if let Some(window) = known.filter(|window| !is_over(window)) {
             return window.admit();
         }
         let overdue = windows.take_overdue(now);
         let (key, actor, consumer_id) = if windows.by_key.len() < KEYS {
-            (Some(key_id), actor, Some(consumer_id.to_owned()))
+            (who, actor, consumer_id.into().map(str::to_owned))
         } else {
             (None, "several keys", None)
         };
@@ -150,12 +173,12 @@ impl Window {
 
 impl Overdue {
     pub(super) fn entries(&self) -> impl Iterator<Item = AuditEntry> + '_ {
-        self.0.iter().map(|(key_id, window)| {
+        self.0.iter().map(|(who, window)| {
             let since = audit::time(Some(window.since));
             let since = since.as_str().unwrap_or_default();
             let Window { more, .. } = window;
             AuditEntry {
-                key_id: *key_id,
+                key_id: who.as_ref().and_then(Denied::key_id),
                 consumer_id: window.consumer_id.clone(),
                 reason: Some(format!("and {more} more denied attempts since {since}")),
                 changes: Some(json!({ "more": more, "since": since }).to_string()),

@@ -70,7 +70,7 @@ impl ManageError {
 
     /// The audit gets this detail; the caller gets `NotFound`, as for a key that does not exist.
     pub(super) fn out_of_reach() -> Self {
-        let detail = "key not found among those that the calling key can manage";
+        let detail = "key not found among those that the caller can manage";
         Self { hidden: true, ..Self::new(ManageErrorKind::Denied, detail) }
     }
 
@@ -98,6 +98,10 @@ impl ManageError {
         Self::new(ManageErrorKind::Denied, detail)
     }
 
+    pub(super) fn grants_nothing() -> Self {
+        Self::new(ManageErrorKind::Denied, "the member may not grant anything")
+    }
+
     /// The database refuses a key, with the rule as the reason.
     pub(super) fn refused(error: Self) -> Self {
         let rule = error.source.as_ref().and_then(|error| error.source());
@@ -109,7 +113,7 @@ impl ManageError {
     }
 
     pub(super) fn operators_only() -> Self {
-        Self::new(ManageErrorKind::Denied, "only operators can do this, a calling key cannot")
+        Self::new(ManageErrorKind::Denied, "only operators can do this")
     }
 
     pub(super) fn too_many_keys(detail: impl Into<Cow<'static, str>>) -> Self {

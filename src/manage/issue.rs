@@ -18,7 +18,9 @@ impl KeyIssuer {
     /// Makes a key and stores its hash. Only the returned value contains the key itself.
     ///
     /// A [caller](super::Actor::key) can only grant what its own key holds: its scopes, no later
-    /// expiry, no wider limits, its own plan and its own consumer.
+    /// expiry, no wider limits, its own plan and its own consumer. If there is a separate
+    /// [scope](super::Actor::other_keys_scope) for other keys, it needs that one. A
+    /// [member](super::Actor::member) can only grant what its [grant](super::Grant) allows.
     ///
     /// # Errors
     ///
@@ -48,6 +50,7 @@ impl KeyIssuer {
         let reason = new.reason.clone();
         let change = self.clone().change("issue", Vec::new(), async move |change, _| {
             change.check_reach(&record.consumer_id)?;
+            change.check_issue(&record)?;
             change.check_grant(&record)?;
             change.claim(claim).await?;
             change.insert(&record).await?;

@@ -1,4 +1,5 @@
 use std::{
+    borrow::Cow,
     fmt,
     future::Future,
     sync::Arc,
@@ -16,6 +17,7 @@ use crate::{
     auth::Authenticator,
     clock::{Clock, SystemClock},
     key::{EntropySource, KeyFormat, SystemEntropy},
+    rate_limit::RateLimits,
     record::{KeyAction, KeyEvent, KeyId, KeyRecord},
     store::{EventPage, EventQuery, KeyPage, KeyQuery, ListedKey, ManageKeys, port::Invalidate},
 };
@@ -53,6 +55,8 @@ pub struct KeyIssuer {
     /// Shared by all clones, so that the denials of one key are counted together.
     pub(super) denials: Arc<Denials>,
     pub(super) bounds: Bounds,
+    /// Of the authenticator, if there is one.
+    pub(super) default_limits: Option<RateLimits>,
     caches: Vec<Arc<dyn Invalidate>>,
     /// Limits the concurrent changes and queries of each consumer.
     admission: Arc<ConsumerSemaphores>,
@@ -98,7 +102,8 @@ impl Authenticator {
     #[must_use]
     pub fn issuer(&self, store: impl ManageKeys) -> KeyIssuer {
         let issuer = KeyIssuer::new(store, self.format().clone()).invalidates(self.clone());
-        KeyIssuer { clock: self.clock(), ..issuer }
+        let default_limits = Some(self.default_rate_limits().clone());
+        KeyIssuer { clock: self.clock(), default_limits, ..issuer }
     }
 }
 
@@ -117,6 +122,7 @@ impl KeyIssuer {
             actor: Actor::operator("application"),
             denials: Arc::default(),
             bounds: Bounds::default(),
+            default_limits: None,
             caches: Vec::new(),
             admission: Arc::new(ConsumerSemaphores::new(MAX_PER_CONSUMER, WAIT)),
             #[cfg(feature = "admin")]
@@ -197,7 +203,8 @@ impl KeyIssuer {
         Ok(ListedKey::new(record, last_used_at))
     }
 
-    /// A page of the keys that the actor may manage, newest first.
+    /// A page of the keys that the actor may manage, newest first. For a
+    /// [member](super::Actor::member) of several consumers, it reads a page of each.
     ///
     /// # Errors
     ///
@@ -206,20 +213,17 @@ impl KeyIssuer {
     pub async fn list(&self, query: &KeyQuery) -> Result<KeyPage, ManageError> {
         check_limit(query.limit)?;
         let _turn = self.permit().await?;
-        match (self.actor.tenant(), &query.consumer_id) {
-            (Some(own), Some(other)) if own != other => Ok(KeyPage::default()),
-            (Some(own), None) => {
-                let query = KeyQuery { consumer_id: Some(own.to_owned()), ..query.clone() };
-                Ok(self.store.list(&query).await?)
-            }
+        match (self.actor.tenants(), &query.consumer_id) {
+            (Some(own), Some(asked)) if !own.contains(&**asked) => Ok(KeyPage::default()),
+            (Some(own), None) => self.list_each(&own, query).await,
             _ => Ok(self.store.list(query).await?),
         }
     }
 
     /// A page of the audit of keys that the actor may manage, newest first.
     ///
-    /// To a [caller](super::Actor::key) that sees one consumer, denied attempts show their
-    /// target only if it is a key of this consumer.
+    /// To an actor that does not see all consumers, denied attempts show their target only if it is
+    /// a key of a consumer that it sees.
     ///
     /// # Errors
     ///
@@ -229,20 +233,19 @@ impl KeyIssuer {
     pub async fn events(&self, query: &EventQuery) -> Result<EventPage, ManageError> {
         check_limit(query.limit)?;
         let _turn = self.permit().await?;
-        let own = self.actor.tenant().map(str::to_owned);
+        let own = self.actor.tenants();
         let mut page = match (&own, &query.consumer_id) {
-            (Some(own), Some(other)) if own != other => EventPage::default(),
-            (Some(own), None) => {
-                let query = EventQuery { consumer_id: Some(own.clone()), ..query.clone() };
-                self.store.events(&query).await?
-            }
+            (Some(own), Some(asked)) if !own.contains(&**asked) => EventPage::default(),
+            (Some(own), None) => self.events_of_each(own, query).await?,
             _ => self.store.events(query).await?,
         };
         if let Some(own) = own {
             let denied = |event: &&mut KeyEvent| event.entry.action == KeyAction::Denied;
             for event in page.events.iter_mut().filter(denied) {
                 let changes = event.entry.changes.take();
-                event.entry.changes = changes.and_then(|changes| audit::shown_to(&own, &changes));
+                let is_seen = |consumer_id: &str| own.contains(consumer_id);
+                event.entry.changes =
+                    changes.and_then(|changes| audit::shown_to(is_seen, &changes));
             }
         }
         let is_empty = page.events.is_empty() && page.invalid.is_empty();
@@ -253,7 +256,7 @@ impl KeyIssuer {
     }
 
     fn sees(&self, consumer_id: &str) -> bool {
-        self.actor.tenant().is_none_or(|own| own == consumer_id)
+        self.actor.tenants().is_none_or(|own| own.contains(consumer_id))
     }
 
     /// Runs a change in a task of its own, so that it completes, and caches are invalidated, even
@@ -326,8 +329,12 @@ async fn turn_of(
     permits: &ConsumerSemaphores,
     actor: &Actor,
 ) -> Result<Option<ConsumerPermit>, ManageError> {
-    let Some(caller) = &actor.caller else { return Ok(None) };
-    let permit = permits.take(caller.consumer_id()).await;
+    let key = match (actor.as_member(), actor.consumer_id()) {
+        (Some(member), _) => member.admission_key().into(),
+        (None, Some(consumer_id)) => Cow::Borrowed(consumer_id),
+        (None, None) => return Ok(None),
+    };
+    let permit = permits.take(&key).await;
     permit.map(Some).ok_or_else(ManageError::too_many_at_once)
 }
 

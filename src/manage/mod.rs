@@ -43,10 +43,13 @@
 //! 1. A change and its audit entries are committed in one transaction, or not at all.
 //! 2. Every change is made by an [`Actor`]. An operator may do anything. A calling key can grant no
 //!    more than it holds itself (scopes, expiry, limits, consumer), and what it holds is read and
-//!    locked in the transaction of the change.
-//! 3. A calling key gets the same answer for keys of other consumers as for keys that do not exist.
-//! 4. A denied attempt changes nothing and is in the audit under the calling key. The audit has at
-//!    most five entries a minute for the denials of one key. Further denials are counted, and the
+//!    locked in the transaction of the change. A signed-in [`Member`] can grant no more than its
+//!    [`Grant`], by the same comparison.
+//! 3. A calling key or a member gets the same answer for keys of other consumers as for keys that
+//!    do not exist.
+//! 4. A denied attempt changes nothing and is in the audit under the calling key, or under the
+//!    member and, if it manages only one, its consumer. The audit has at
+//!    most five entries a minute for the denials of one key or member. Further denials are counted, and the
 //!    count is written with the first entry after that minute. A process that ends earlier loses
 //!    the count, and logs it.
 //! 5. Dropping the future of a change does not cancel it: the change runs to its end in a task of
@@ -63,8 +66,10 @@
 
 mod actor;
 mod audit;
+mod authority;
 mod batch;
 mod change;
+mod consumer_ids;
 mod consumer_semaphores;
 mod creation_limits;
 mod denials;
@@ -72,10 +77,13 @@ mod duration;
 mod erased;
 mod error;
 mod expiry;
+mod grant;
 mod idempotency;
 mod import;
 mod issue;
 mod issuer;
+mod member;
+mod merge;
 mod metadata_patch;
 mod new_key;
 mod places;
@@ -89,11 +97,14 @@ mod update;
 
 pub use self::{
     actor::Actor,
+    consumer_ids::ConsumerIds,
     error::{ManageError, ManageErrorKind},
     expiry::InvalidExpiry,
+    grant::Grant,
     import::{Imported, KeyImport},
     issue::Issued,
     issuer::KeyIssuer,
+    member::Member,
     new_key::{Expiry, NewKey},
     prune::Pruned,
     reconcile::{AuditHistory, ReconcileOutcome, ReconciledKey},

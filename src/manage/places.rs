@@ -1,27 +1,42 @@
 //! Where a key works from: its networks and, for a publishable key, its web origins.
 
 use super::ManageError;
-use crate::record::{KeyKind, KeyRecord};
+use crate::record::{KeyKind, KeyRecord, Networks, WebOrigins};
 
-/// Whether `key` works only from where `bound` does. A publishable key cannot make a secret one; a
-/// secret key may make publishable keys for any origins, because it works without any.
-pub(super) fn check_within(bound: &KeyRecord, key: &KeyRecord) -> Result<(), ManageError> {
-    if !key.networks.is_within(&bound.networks) {
-        let detail = "a key must not work from more networks than the calling key";
-        return Err(ManageError::denied("networks", detail));
+/// From where the keys of a [`Grant`](super::Grant) may work.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Places {
+    pub(super) networks: Networks,
+    kind: KeyKind,
+    origins: WebOrigins,
+}
+
+impl Places {
+    /// Where the key works from.
+    pub(super) fn of(key: &KeyRecord) -> Self {
+        Self { networks: key.networks.clone(), kind: key.kind, origins: key.origins.clone() }
     }
-    if bound.kind == KeyKind::Secret {
-        return Ok(());
+
+    /// Whether `key` works only from here. A publishable key cannot make a secret one; a secret key
+    /// may make publishable keys for any origins, because it works without any.
+    pub(super) fn check(&self, key: &KeyRecord, whose: &str) -> Result<(), ManageError> {
+        if !key.networks.is_within(&self.networks) {
+            let detail = format!("a key must not work from more networks than {whose}");
+            return Err(ManageError::denied("networks", detail));
+        }
+        if self.kind == KeyKind::Secret {
+            return Ok(());
+        }
+        if key.kind != self.kind {
+            let detail = "a publishable key cannot manage secret keys";
+            return Err(ManageError::denied("kind", detail));
+        }
+        if !key.origins.is_within(&self.origins) {
+            let detail = format!("a key must not work for more origins than {whose}");
+            return Err(ManageError::denied("origins", detail));
+        }
+        Ok(())
     }
-    if key.kind != bound.kind {
-        let detail = "a publishable key cannot manage secret keys";
-        return Err(ManageError::denied("kind", detail));
-    }
-    if !key.origins.is_within(&bound.origins) {
-        let detail = "a key must not work for more origins than the calling key";
-        return Err(ManageError::denied("origins", detail));
-    }
-    Ok(())
 }
 
 /// Whether a key of this kind may have these origins.

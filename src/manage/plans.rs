@@ -84,7 +84,7 @@ impl KeyIssuer {
 
     /// Denies a calling key, and writes the attempt to the audit.
     async fn check_operator(&self, action: &'static str) -> Result<(), ManageError> {
-        if self.actor.caller.is_none() {
+        if self.actor.is_operator() {
             return Ok(());
         }
         Err(self.deny(ManageError::operators_only(), Attempt::to(action)).await?)

@@ -88,7 +88,7 @@ impl KeyIssuer {
         at_most: usize,
         except: Vec<KeyId>,
     ) -> Result<Pruned, ManageError> {
-        if self.actor.caller.is_some() {
+        if !self.actor.is_operator() {
             let attempt = Attempt::to("prune");
             return Err(self.deny(ManageError::operators_only(), attempt).await?);
         }

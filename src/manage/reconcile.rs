@@ -275,7 +275,7 @@ impl KeyIssuer {
         history: &AuditHistory,
         revokes: bool,
     ) -> Result<Vec<ReconciledKey>, ManageError> {
-        if self.actor.caller.is_some() {
+        if !self.actor.is_operator() {
             let attempt = Attempt::to("reconcile");
             return Err(self.deny(ManageError::operators_only(), attempt).await?);
         }

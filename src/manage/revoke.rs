@@ -137,8 +137,8 @@ impl KeyIssuer {
     }
 
     /// Revokes all keys with a prefix, for example after a whole kind of keys leaked, and returns
-    /// how many. A [caller](super::Actor::key) that manages one consumer revokes only keys of
-    /// this consumer. Otherwise like [`revoke_consumer`](Self::revoke_consumer).
+    /// how many. A [caller](super::Actor::key) or a [member](super::Actor::member) revokes only keys
+    /// of the consumers that it manages. Otherwise like [`revoke_consumer`](Self::revoke_consumer).
     ///
     /// # Errors
     ///
@@ -149,12 +149,18 @@ impl KeyIssuer {
         reason: Option<&str>,
     ) -> Result<Revocations, ManageError> {
         text::check("key_prefix", key_prefix)?;
-        let key_prefix = key_prefix.to_owned();
-        let keys = match self.actor.tenant() {
-            Some(own) => KeyFilter::ConsumerPrefix { consumer_id: own.to_owned(), key_prefix },
-            None => KeyFilter::Prefix(key_prefix),
+        let Some(tenants) = self.actor.tenants() else {
+            return self.revoke_all(KeyFilter::Prefix(key_prefix.to_owned()), reason).await;
         };
-        self.revoke_all(keys, reason).await
+        let mut all = Revocations::default();
+        for consumer_id in tenants {
+            let (consumer_id, key_prefix) = (consumer_id.to_owned(), key_prefix.to_owned());
+            let keys = KeyFilter::ConsumerPrefix { consumer_id, key_prefix };
+            let Revocations { keys, skipped } = self.revoke_all(keys, reason).await?;
+            all.keys += keys;
+            all.skipped.extend(skipped);
+        }
+        Ok(all)
     }
 
     /// Revokes all keys that match `filter`, and returns how many: after restoring a backup, for
@@ -190,7 +196,7 @@ impl KeyIssuer {
     /// [`Invalid`](super::ManageErrorKind::Invalid) for a filter without conditions, or when the
     /// store fails.
     pub async fn matching(&self, filter: &RevocationFilter) -> Result<Vec<KeyId>, ManageError> {
-        if self.actor.caller.is_some() {
+        if !self.actor.is_operator() {
             let attempt = Attempt::to("revoke");
             return Err(self.deny(ManageError::operators_only(), attempt).await?);
         }
@@ -265,7 +271,7 @@ impl KeyIssuer {
         }
         let mut ids = self.select_some(&keys, &except, BATCH).await?;
         // The calling key last: once revoked, it cannot revoke others.
-        let own = self.actor.caller.as_ref().map(|caller| caller.key_id);
+        let own = self.actor.caller().map(|caller| caller.key_id);
         ids.sort_by_key(|id| Some(*id) == own);
         let part = |ids| self.clone().revoke_these(ids, keys.clone(), reason.clone());
         Self::each(ids, part).await

@@ -33,7 +33,8 @@ impl Rotation {
     }
 
     /// When the new key expires. Default: it has the lifetime of the old key, from issue to expiry,
-    /// but does not outlive the calling key if a [caller](super::Actor::key) rotates it.
+    /// but does not outlive the calling key if a [caller](super::Actor::key) rotates it, nor the
+    /// [grant](super::Grant) of a [member](super::Actor::member).
     pub fn expiry(self, expiry: Expiry) -> Self {
         Self { expiry: Some(expiry), ..self }
     }
@@ -79,7 +80,7 @@ impl KeyIssuer {
     ///
     /// A [caller](super::Actor::key) can rotate itself and the keys of its own rotation chain.
     /// With the [scope](super::Actor::other_keys_scope) for other keys, it can rotate keys that it
-    /// could have issued.
+    /// could have issued, and so can a [member](super::Actor::member).
     ///
     /// # Errors
     ///
@@ -157,7 +158,7 @@ fn succeed(
                 Some((end, Err(_))) => Some(end),
                 None => None,
             };
-            [end, change.caller_expires_at()].into_iter().flatten().min()
+            [end, change.latest_expiry(now)].into_iter().flatten().min()
         }
     };
     Ok(KeyRecord {

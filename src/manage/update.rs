@@ -186,7 +186,8 @@ impl KeyIssuer {
     ///
     /// A [caller](super::Actor::key) can take anything away, but can only give a key what its
     /// own key holds. Keys outside its own rotation chain need a
-    /// [scope](super::Actor::other_keys_scope).
+    /// [scope](super::Actor::other_keys_scope), and so does metadata if that scope is a separate
+    /// one. A [member](super::Actor::member) can only give what its [grant](super::Grant) allows.
     ///
     /// # Errors
     ///
@@ -211,6 +212,7 @@ impl KeyIssuer {
             change.check_change(&before, &after)?;
             update.check_state(&before, &after)?;
             after.metadata = update.merged(&before.metadata)?;
+            change.check_metadata(&before.metadata, &after.metadata)?;
             if after == before {
                 return Ok(before);
             }

@@ -34,11 +34,12 @@ pub struct AuditEntry {
     /// The action.
     pub action: KeyAction,
     /// The key concerned. A [denied](KeyAction::Denied) attempt is filed under the key that made
-    /// it; its target is the `target` in [`changes`](Self::changes). `None` for plans.
+    /// it; its target is the `target` in [`changes`](Self::changes). `None` for plans, and for
+    /// denied attempts of members.
     pub key_id: Option<KeyId>,
-    /// The consumer of that key.
+    /// The consumer of that key; for a denied attempt of a member its consumer, if it has only one.
     pub consumer_id: Option<String>,
-    /// Who did it: `key:` and a key id, `sql:` and a database user for a change made in SQL (`sql`
+    /// Who did it: `key:` and a key id, `member:` and the name of a signed-in member, `sql:` and a database user for a change made in SQL (`sql`
     /// alone in SQLite), or the application's name for an operator.
     pub actor: String,
     /// Where the request came from: an address or a host.

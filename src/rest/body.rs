@@ -1,7 +1,7 @@
 use std::{fmt, mem};
 
 use axum::{
-    body::Bytes,
+    body::{self, Bytes},
     extract::{
         DefaultBodyLimit, FromRequest, Request,
         rejection::{BytesRejection, FailedToBufferBody},
@@ -51,9 +51,15 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalB
 
 async fn read(mut request: Request) -> Result<(HeaderMap, Bytes), ApiError> {
     let headers = mem::take(request.headers_mut());
+    Ok((headers, bytes(request.into_body()).await?))
+}
+
+/// Reads a body of at most [`MAX_LEN`].
+pub(super) async fn bytes(body: body::Body) -> Result<Bytes, ApiError> {
+    let mut request = Request::new(body);
     DefaultBodyLimit::max(MAX_LEN).apply(&mut request);
     match Bytes::from_request(request, &()).await {
-        Ok(bytes) => Ok((headers, bytes)),
+        Ok(bytes) => Ok(bytes),
         Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_))) => {
             let detail = "The body is longer than 64 KiB.";
             Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail))

@@ -18,7 +18,7 @@ use http::StatusCode;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::sleep;
 
-use super::error::ApiError;
+use super::{error::ApiError, sign_in::Admitted};
 use crate::{
     manage::{ConsumerPermit, ConsumerSemaphores},
     record::Consumer,
@@ -40,16 +40,23 @@ pub(super) fn permits() -> Arc<ConsumerSemaphores> {
     Arc::new(ConsumerSemaphores::new(MAX_PER_CONSUMER, WAIT))
 }
 
-/// Limits a request by its consumer. A request without one passes; its handler refuses it.
+/// Limits a request by its consumer, or its member. A request without one passes; its handler
+/// refuses it.
 pub(super) async fn limit_concurrency(
     State(permits): State<Arc<ConsumerSemaphores>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(consumer) = request.extensions().get::<Consumer>().cloned() else {
-        return next.run(request).await;
+    let extensions = request.extensions();
+    let permit = match (extensions.get::<Admitted>(), extensions.get::<Consumer>().cloned()) {
+        (Some(admitted), _) => {
+            let key = admitted.member().admission_key();
+            permits.take(&key).await
+        }
+        (None, Some(consumer)) => permits.take(consumer.id()).await,
+        (None, None) => return next.run(request).await,
     };
-    let Some(permit) = permits.take(consumer.id()).await else {
+    let Some(permit) = permit else {
         return ApiError::too_many_at_once().into_response();
     };
     let response = next.run(request).await;

@@ -17,6 +17,10 @@ use super::{AdminState, Operation};
 #[cfg_attr(not(feature = "openapi"), expect(dead_code, reason = "there is no document"))]
 pub(crate) struct Settings {
     pub(crate) title: &'static str,
+    /// Whether the callers are members, not keys.
+    pub(crate) is_of_members: bool,
+    /// Whether a new key is for the caller's consumer unless the request says otherwise.
+    pub(crate) is_own_account: bool,
     /// Whether it is served without a key.
     pub(crate) is_open: bool,
 }
@@ -27,7 +31,7 @@ pub(super) fn routes(
     operations: &'static [Operation],
     settings: Settings,
 ) -> (Router<AdminState>, Router<AdminState>) {
-    let document = Arc::new(openapi::document(operations, settings.title));
+    let document = Arc::new(openapi::document(operations, settings));
     // The base path is where the application has mounted the router.
     let json = async move |OriginalUri(original): OriginalUri, uri: Uri, _: NoParams| {
         let mount = original.path().strip_suffix(uri.path()).unwrap_or_default();

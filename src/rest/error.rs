@@ -25,7 +25,8 @@ pub(super) struct Details {
     code: &'static str,
     detail: Cow<'static, str>,
     field: Option<Cow<'static, str>>,
-    made: Option<(KeyId, String)>,
+    /// The key that an earlier identical request made, and its path.
+    made: Option<(KeyId, Option<String>)>,
     wait: Option<Duration>,
 }
 
@@ -51,7 +52,7 @@ impl ApiError {
     }
 
     /// Sets the key that an earlier identical request made, and its location.
-    fn made(mut self, id: KeyId, location: String) -> Self {
+    fn made(mut self, id: KeyId, location: Option<String>) -> Self {
         if let Self::Details(details) = &mut self {
             details.made = Some((id, location));
         }
@@ -105,15 +106,15 @@ impl ApiError {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_at_once", detail)
     }
 
-    pub(super) fn lacks_scope(caller: KeyId, scope: Scope) -> Self {
+    pub(super) fn lacks_scope(caller: Option<KeyId>, scope: Scope) -> Self {
         Self::Rejected(Rejection::insufficient_scope(caller, [scope]))
     }
 
-    /// Converts an error of the service for `caller`. `locate` returns the path of a key.
+    /// Converts an error of the service for `caller`, a key. `locate` returns the path of a key.
     pub(super) fn of(
         error: &ManageError,
-        caller: KeyId,
-        locate: impl FnOnce(KeyId) -> String,
+        caller: Option<KeyId>,
+        locate: impl FnOnce(KeyId) -> Option<String>,
     ) -> Self {
         let details = |status, code| Self::new(status, code, sentence(error.detail()));
         let answer = match error.kind() {
@@ -195,7 +196,7 @@ impl IntoResponse for Box<Details> {
         problem.key_id = self.made.as_ref().map(|(id, _)| id.to_string());
         let mut response: Response = problem.response();
         let headers = response.headers_mut();
-        if let Some((_, location)) = self.made
+        if let Some((_, Some(location))) = self.made
             && let Ok(location) = HeaderValue::try_from(location)
         {
             headers.insert(LOCATION, location);

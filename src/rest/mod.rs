@@ -2,30 +2,43 @@
 //! [`account`](crate::account).
 //!
 //! Handlers get a [`KeyIssuer`](crate::manage::KeyIssuer) only from the extractors of [`state`],
-//! which fail unless an [`ApiKeyLayer`](crate::ApiKeyLayer) has authenticated the request.
+//! which fail unless an [`ApiKeyLayer`](crate::ApiKeyLayer) has authenticated the request, or the
+//! application's own login, in [`sign_in`], has let its member in.
 
 mod body;
 mod concurrency;
+mod csrf;
 pub(crate) mod default_scopes;
 mod document;
 mod error;
 mod fields;
 mod handlers;
+mod manage_error;
 mod merge_patch;
 mod operation;
 mod params;
 mod places;
 mod quotas;
 mod routes;
+mod sign_in;
 mod state;
 mod times;
 mod validators;
 mod view;
+mod whoami;
 
 #[cfg(feature = "openapi")]
 mod openapi;
 
-pub use self::routes::GuardedRoutes;
+pub use self::{
+    csrf::InvalidOrigin,
+    routes::GuardedRoutes,
+    sign_in::{SignIn, SignedIn},
+    view::KeyView,
+};
 pub(crate) use self::{
-    document::Settings as DocumentSettings, operation::Operation, routes::guard, state::AdminState,
+    document::Settings as DocumentSettings,
+    operation::Operation,
+    routes::{guard, guard_signed_in},
+    state::AdminState,
 };

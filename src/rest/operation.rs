@@ -4,7 +4,7 @@ use http::Method;
 use super::{
     AdminState,
     handlers::{read, write},
-    quotas,
+    quotas, whoami,
 };
 
 /// The operations of the API. Both the routes and the OpenAPI document are built from them.
@@ -19,13 +19,15 @@ pub(crate) enum Operation {
     RevokeKey,
     ListEvents,
     GetUsage,
+    /// Who the caller is, and what it may do.
+    WhoAmI,
     /// Reads the remaining quota without a charge.
     GetRateLimit,
 }
 
 impl Operation {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::IssueKey,
         Self::ListKeys,
         Self::RevokeKeys,
@@ -35,6 +37,7 @@ impl Operation {
         Self::RevokeKey,
         Self::ListEvents,
         Self::GetUsage,
+        Self::WhoAmI,
         Self::GetRateLimit,
     ];
 
@@ -47,6 +50,7 @@ impl Operation {
             Self::RevokeKey => "/api-keys/{id}/revoke",
             Self::ListEvents => "/api-keys/{id}/events",
             Self::GetUsage => "/api-keys/{id}/usage",
+            Self::WhoAmI => "/whoami",
             Self::GetRateLimit => "/rate-limit",
         }
     }
@@ -59,6 +63,7 @@ impl Operation {
             | Self::GetKey
             | Self::ListEvents
             | Self::GetUsage
+            | Self::WhoAmI
             | Self::GetRateLimit => Method::GET,
         }
     }
@@ -79,6 +84,7 @@ impl Operation {
             Self::RevokeKey => on(method, write::revoke_key),
             Self::ListEvents => on(method, read::list_events),
             Self::GetUsage => on(method, read::get_usage),
+            Self::WhoAmI => on(method, whoami::whoami),
             Self::GetRateLimit => on(method, quotas::get_rate_limit),
         }
     }

@@ -14,7 +14,11 @@ use axum::{
 use http::{HeaderValue, Request, StatusCode, header::CACHE_CONTROL};
 use tower_service::Service;
 
-use super::{AdminState, Operation, concurrency, document, error::ApiError};
+use super::{
+    AdminState, Operation, concurrency, document,
+    error::ApiError,
+    sign_in::{SignedIn, confirm_member, require_member},
+};
 use crate::{auth::Authenticator, layer::ApiKeyLayer};
 
 /// Authenticated routes as a service, to be mounted with `Router::nest_service`.
@@ -70,6 +74,31 @@ pub(crate) fn guard(
     GuardedRoutes(routes.with_state(state))
 }
 
+/// The routes of `operations` behind the application's own login, like their fallback.
+pub(crate) fn guard_signed_in(
+    state: AdminState,
+    guard: &SignedIn,
+    operations: &'static [Operation],
+    document: document::Settings,
+) -> GuardedRoutes {
+    let mut routes = Router::new();
+    for operation in operations {
+        routes = routes.route(operation.path(), operation.route());
+    }
+    let (guarded, open) = document::routes(operations, document);
+    let routes = routes
+        .merge(guarded)
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(not_found)
+        .layer(from_fn_with_state(guard.clone(), confirm_member))
+        .layer(from_fn_with_state(concurrency::permits(), concurrency::limit_concurrency))
+        .layer(from_fn_with_state(guard.clone(), require_member))
+        .layer(guard.csrf.clone().layer());
+    let open = open.method_not_allowed_fallback(method_not_allowed);
+    let routes = routes.merge(open).layer(map_response(no_store));
+    GuardedRoutes(routes.with_state(state))
+}
+
 async fn method_not_allowed() -> ApiError {
     let detail = "Method not allowed; see the Allow header.";
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
@@ -120,12 +149,14 @@ mod tests {
         let format = KeyFormat::new("sk_test_").unwrap();
         let store = MemoryKeyStore::new();
         let (auth, _worker) = Authenticator::builder(store.clone(), format.clone()).build();
-        let state = AdminState::new(KeyIssuer::new(store, format), &auth);
-        for operation in Operation::ALL {
-            let routes: MethodRouter = operation.route().with_state(state.clone());
-            let request = Request::builder().method(operation.method()).body(Body::empty());
-            let response = routes.oneshot(request.unwrap()).await.into_response();
-            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{operation:?}");
+        let issuer = KeyIssuer::new(store, format);
+        for state in [AdminState::new(issuer.clone(), &auth), AdminState::of_members(issuer)] {
+            for operation in Operation::ALL {
+                let routes: MethodRouter = operation.route().with_state(state.clone());
+                let request = Request::builder().method(operation.method()).body(Body::empty());
+                let response = routes.oneshot(request.unwrap()).await.into_response();
+                assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{operation:?}");
+            }
         }
     }
 }

@@ -12,8 +12,10 @@ use crate::{
     store::{InvalidRow, ListedKey},
 };
 
-#[derive(Serialize)]
-pub(super) struct KeyView<'r> {
+/// A key as the routers show it: serialisable, without the key itself and its hash. For an
+/// application's own handlers, made from a [`KeyRecord`] or a [`ListedKey`].
+#[derive(Debug, Serialize)]
+pub struct KeyView<'r> {
     id: String,
     consumer_id: &'r str,
     name: Option<&'r str>,

@@ -45,6 +45,7 @@ mod trial;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub use self::doctor::{Finding, Severity};
+pub(crate) use self::page::{Filling, event_bytes, key_bytes};
 #[cfg(feature = "postgres")]
 pub use self::postgres::{PgChangeFeed, PgKeyStore, PgKeyStoreBuilder, PgTransaction};
 #[cfg(feature = "sqlite")]

@@ -29,7 +29,7 @@ const QUOTA_BYTES: usize = 128;
 const NETWORK_BYTES: usize = 46;
 
 /// Tracks how full a page is.
-pub(super) struct Filling {
+pub(crate) struct Filling {
     limit: usize,
     rows: usize,
     bytes: usize,
@@ -37,12 +37,12 @@ pub(super) struct Filling {
 }
 
 impl Filling {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self { limit, rows: 0, bytes: 0, is_full: false }
     }
 
     /// Whether the next row, of `bytes` bytes, still fits; if not, the page is full.
-    pub(super) fn takes(&mut self, bytes: usize) -> bool {
+    pub(crate) fn takes(&mut self, bytes: usize) -> bool {
         let bytes = self.bytes.saturating_add(bytes);
         self.is_full |= self.rows >= self.limit || (self.rows > 0 && bytes > MAX_PAGE_BYTES);
         if !self.is_full {
@@ -59,7 +59,7 @@ impl Filling {
 }
 
 /// Approximate size of the key in a response.
-pub(super) fn key_bytes(record: &KeyRecord) -> usize {
+pub(crate) fn key_bytes(record: &KeyRecord) -> usize {
     let texts = [&record.name, &record.plan, &record.created_by, &record.revoked_reason];
     let texts = texts.into_iter().flatten().map(String::len).sum::<usize>();
     let scopes = record.scopes.iter().map(|scope| scope.as_str().len() + 3).sum::<usize>();
@@ -82,7 +82,7 @@ pub(super) fn key_bytes(record: &KeyRecord) -> usize {
 }
 
 /// Approximate size of the event in a response.
-pub(super) fn event_bytes(event: &KeyEvent) -> usize {
+pub(crate) fn event_bytes(event: &KeyEvent) -> usize {
     let entry = &event.entry;
     let texts = [&entry.consumer_id, &entry.origin, &entry.reason, &entry.changes];
     let texts = texts.into_iter().flatten().map(String::len).sum::<usize>();
@@ -117,8 +117,7 @@ impl InvalidRow {
     }
 
     /// Approximate size in a response, in which quotes are escaped.
-    #[cfg(any(feature = "postgres", feature = "sqlite"))]
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         ROW_BYTES + self.values.values().map(|value| 2 * value.len()).sum::<usize>()
     }
 }

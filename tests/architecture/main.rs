@@ -53,6 +53,7 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
         &["layer", "rest", "admin", "account"],
         "the core knows no HTTP",
     ),
+    (&["tower_http"], &["rest::csrf"], "one protection against cross-site requests"),
     (
         &["axum", "axum_core"],
         &[

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Router;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
@@ -14,7 +14,7 @@ use tower_api_key::{
     admin,
     manage::{Expiry, KeyIssuer, KeyUpdate, NewKey},
     rate_limit::{Quota, RateLimits},
-    record::Metadata,
+    record::{KeyId, Metadata, Scopes},
     store::MemoryKeyStore,
 };
 
@@ -124,31 +124,115 @@ async fn the_keys_of_others_do_not_exist() {
     for (path, item) in document["paths"].as_object().unwrap() {
         for method in item.as_object().unwrap().keys().filter(|_| path.contains("{id}")) {
             let path = path.replace("{id}", &foreign.to_string());
-            let answer = desk.send(&caller, &method.to_uppercase(), &path, None).await;
+            let body = (method == "patch").then(|| json!({ "name": "mine" }));
+            let answer = desk.send(&caller, &method.to_uppercase(), &path, body.as_ref()).await;
             assert_problem(&answer, 404, "not_found", None);
             tried += 1;
         }
     }
-    assert_eq!(tried, 4);
+    assert_eq!(tried, 6);
     let list = desk.send(&caller, "GET", "/api-keys?consumer_id=globex", None).await;
     assert_eq!(list.json()["keys"], json!([]));
 }
 
 #[tokio::test]
-async fn nobody_issues_or_changes_keys_here() {
+async fn a_key_issues_keys_here_with_the_scope_for_other_keys() {
     let desk = desk();
-    let (caller, id) = desk.key("acme", &["api-keys:write"]).await;
-    let new = json!({ "consumer_id": "acme", "expires": "1d" });
-    let answer = desk.send(&caller, "POST", "/api-keys", Some(&new)).await;
-    assert_problem(&answer, 405, "method_not_allowed", None);
-    let change = json!({ "expires": "never" });
-    let answer = desk.send(&caller, "PATCH", &format!("/api-keys/{id}"), Some(&change)).await;
-    assert_problem(&answer, 405, "method_not_allowed", None);
+    let (plain, _) = desk.key("acme", &["orders:read"]).await;
+    let (writer, _) = desk.key("acme", &["api-keys:write", "orders:read"]).await;
+    let new = json!({ "expires": "1d", "scopes": ["orders:read"] });
+    let answer = desk.send(&plain, "POST", "/api-keys", Some(&new)).await;
+    assert_problem(&answer, 403, "insufficient_scope", None);
+    assert_eq!(answer.json()["scope"], json!("api-keys:write"));
+    let answer = desk.send(&writer, "POST", "/api-keys", Some(&new)).await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    assert_eq!(answer.json()["consumer_id"], json!("acme"), "its own, if none is named");
+    let foreign = json!({ "consumer_id": "globex", "expires": "1d" });
+    let answer = desk.send(&writer, "POST", "/api-keys", Some(&foreign)).await;
+    assert_problem(&answer, 404, "not_found", None);
+    let beyond = json!({ "expires": "1d", "scopes": ["orders:write"] });
+    let answer = desk.send(&writer, "POST", "/api-keys", Some(&beyond)).await;
+    assert_problem(&answer, 403, "denied", Some("/scopes"));
+    assert_eq!(desk.denials().await, 3);
     assert_problem(
-        &desk.send(&caller, "POST", "/rate-limit", None).await,
+        &desk.send(&writer, "POST", "/rate-limit", None).await,
         405,
         "method_not_allowed",
         None,
+    );
+}
+
+/// Metadata may decide what a key may do, so a key does not write its own.
+#[tokio::test]
+async fn a_key_changes_itself_but_not_its_metadata_and_no_other_key() {
+    let desk = desk();
+    let (caller, id) = desk.key("acme", &["orders:read"]).await;
+    let (writer, other) = desk.key("acme", &["api-keys:write"]).await;
+    let change = async |key: &str, id: KeyId, patch: Value| {
+        desk.send(key, "PATCH", &format!("/api-keys/{id}"), Some(&patch)).await
+    };
+    let answer = change(&caller, id, json!({ "name": "ci", "expires": "30d" })).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["name"]), (200, &json!("ci")));
+    for patch in [
+        json!({ "metadata": { "role": "owner" } }),
+        json!({ "name": "mine", "metadata": { "role": "owner" } }),
+    ] {
+        let answer = change(&caller, id, patch).await;
+        assert_problem(&answer, 403, "insufficient_scope", None);
+    }
+    let answer = change(&caller, other, json!({ "name": "mine" })).await;
+    assert_problem(&answer, 403, "insufficient_scope", None);
+    for patch in [json!({ "scopes": ["orders:write"] }), json!({ "expires": "never" })] {
+        assert_problem(&change(&caller, id, patch).await, 403, "denied", None);
+    }
+    let record = desk.issuer.get(id).await.unwrap().record;
+    assert_eq!((record.name.as_deref(), &record.metadata), (Some("ci"), &Metadata::default()));
+
+    let answer = change(&writer, id, json!({ "metadata": { "role": "owner" } })).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+#[tokio::test]
+async fn a_key_reads_the_audit_of_its_consumers_keys() {
+    let desk = desk();
+    let (caller, id) = desk.key("acme", &[]).await;
+    let answer = desk.send(&caller, "GET", &format!("/api-keys/{id}/events"), None).await;
+    assert_eq!(answer.json()["events"][0]["action"], json!("issued"));
+    sealed(&answer, &caller);
+}
+
+#[tokio::test]
+async fn a_key_asks_what_it_is() {
+    let store = MemoryKeyStore::new();
+    let (auth, _worker) = Authenticator::builder(store.clone(), format())
+        .default_rate_limits(Quota::per_minute(5).unwrap())
+        .build();
+    let issuer = auth.issuer(store);
+    let new = NewKey::new("acme", Expiry::In(Duration::from_secs(3600)))
+        .name("ci")
+        .scopes(Scopes::parse(["orders:read"]).unwrap());
+    let issued = issuer.issue(new).await.unwrap();
+    // Even where everything else needs a scope.
+    let account = Account::new(issuer, auth).required_scope("self").unwrap().router();
+    let mut request = get("/whoami");
+    let key = issued.key.expose_secret();
+    let value = format!("Bearer {key}").parse().unwrap();
+    request.headers_mut().insert(http::header::AUTHORIZATION, value);
+    let answer = send(account, request).await;
+    sealed(&answer, key);
+    let mut itself = answer.json();
+    assert!(itself["expires_at"].take().is_string(), "{itself}");
+    assert_eq!(
+        itself,
+        json!({
+            "key_id": issued.record.id.to_string(),
+            "consumer_id": "acme",
+            "name": "ci",
+            "scopes": ["orders:read"],
+            "expires_at": null,
+            "plan": null,
+            "quotas": [{ "name": "minute", "limit": 5, "window_ms": 60_000, "burst": 5 }],
+        })
     );
 }
 

@@ -1,11 +1,14 @@
-//! No sequence of requests makes a key that holds more than the calling key.
+//! No sequence of requests makes a key that holds more than the calling key, or than the member who
+//! sends them may give.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
+use axum::{Router, body::Body, response::IntoResponse};
+use http::{StatusCode, request::Parts};
 use proptest::{
     collection::vec,
     option,
@@ -13,15 +16,22 @@ use proptest::{
     sample::{Index, select, subsequence},
     test_runner::TestRunner,
 };
+use serde_json::{Value, json};
 use tower_api_key::{
-    Consumer,
+    Authenticator, Consumer,
+    account::Account,
     clock::{Clock, ManualClock},
     key::KeyFormat,
-    manage::{Actor, Expiry, KeyIssuer, KeyUpdate, ManageErrorKind, NewKey, Rotation},
+    manage::{
+        self, Actor, ConsumerIds, Expiry, KeyIssuer, KeyUpdate, ManageErrorKind, Member, NewKey,
+        Rotation,
+    },
     rate_limit::{Quota, RateLimits},
-    record::{KeyRecord, Scope, Scopes},
+    record::{KeyId, KeyRecord, Scope, Scopes},
     store::{KeyQuery, MemoryKeyStore},
 };
+
+use crate::app::send;
 
 const SCOPES: [&str; 5] = ["api-keys:write", "api-keys:all-consumers", "a", "b", "c"];
 /// The store defines the first two, the service the third, and the last is undefined.
@@ -477,4 +487,253 @@ fn nobody_makes_a_key_that_holds_more() {
         assert!(granted >= 5, "{kind:?}: {granted} granted, {denied} denied");
         assert!(denied >= 5, "{kind:?}: {granted} granted, {denied} denied");
     }
+}
+
+/// A user of the application, and the ceiling on what it may give.
+#[derive(Clone, Debug)]
+struct Person {
+    consumers: BTreeSet<&'static str>,
+    ceiling: Grant,
+}
+
+fn person() -> impl Strategy<Value = Person> {
+    let consumers = prop_oneof![
+        1 => Just(BTreeSet::from([CONSUMERS[0]])),
+        1 => Just(BTreeSet::from(CONSUMERS)),
+    ];
+    (consumers, grant()).prop_map(|(consumers, ceiling)| Person { consumers, ceiling })
+}
+
+impl Person {
+    /// As the application hands it over.
+    fn member(&self) -> Member {
+        let Grant { scopes: held, hours, limits, plan, .. } = &self.ceiling;
+        let lifetime = hours.map_or(Duration::MAX, |hours| HOUR * hours);
+        let mut grant = manage::Grant::new(lifetime).scopes(scopes(held));
+        if let Some(limits) = limits {
+            grant = grant.rate_limits(limits.clone());
+        }
+        if let Some(plan) = plan {
+            grant = grant.plans([*plan]);
+        }
+        Member::new("ann", ConsumerIds::from_iter(self.consumers.iter().copied())).grant(grant)
+    }
+
+    /// A key that holds what the member may give, by which requests are made modest and told apart.
+    fn as_key(&self, now: SystemTime) -> KeyRecord {
+        let hash = KeyFormat::new("sk_test_").unwrap().generate().unwrap().hash();
+        let consumer = *self.consumers.last().unwrap();
+        let mut key = KeyRecord::new(KeyId::from_bytes([7; 16]), hash, consumer, now);
+        key.scopes = scopes(&self.ceiling.scopes);
+        key.expires_at = self.ceiling.hours.map(|hours| now + HOUR * hours);
+        key.rate_limits.clone_from(&self.ceiling.limits);
+        key.plan = self.ceiling.plan.map(Into::into);
+        key
+    }
+
+    /// What a key has beyond the ceiling, computed independently of the library's comparison.
+    fn beyond(&self, key: &KeyRecord, world: &World) -> Option<String> {
+        let ceiling = &self.ceiling;
+        if !self.consumers.contains(&*key.consumer_id) {
+            return Some(format!("the consumer {}", key.consumer_id));
+        }
+        if let Some(scope) =
+            key.scopes.iter().find(|scope| !ceiling.scopes.contains(&scope.as_str()))
+        {
+            return Some(format!("the scope {scope}"));
+        }
+        if key.plan.as_deref() != ceiling.plan {
+            return Some(format!("the plan {:?}", key.plan));
+        }
+        if let Some(hours) = ceiling.hours {
+            let lifetime = key.expires_at.map(|end| end.duration_since(key.created_at).unwrap());
+            if lifetime.is_none_or(|lifetime| lifetime > HOUR * hours) {
+                return Some(format!("the lifetime {lifetime:?}"));
+            }
+        }
+        let Some(most) = &ceiling.limits else {
+            return key.rate_limits.as_ref().map(|limits| format!("{limits:?}"));
+        };
+        if most.is_unlimited() {
+            return None;
+        }
+        // On a plan, the plan alone is allowed too.
+        let with = |own: Option<&RateLimits>| {
+            let mut key = key.clone();
+            key.rate_limits = own.cloned();
+            key
+        };
+        let (most, plan) = (with(Some(most)), with(None));
+        for secs in [0, 1, 2, 7, 59, 60, 61, 600, 3600, 86_400] {
+            let window = Duration::from_secs(secs);
+            let here = world.worth(key).admits(window);
+            let there = world.worth(&most).admits(window);
+            let of_plan = world.worth(&plan).admits(window);
+            if here > there && (key.plan.is_none() || here > of_plan) {
+                return Some(format!("{here} requests in {secs} s instead of {there}"));
+            }
+        }
+        None
+    }
+}
+
+impl Request {
+    /// As a page of the application sends it.
+    fn http(&self, target: KeyId) -> http::Request<Body> {
+        let expires =
+            |hours: Option<u32>| hours.map_or_else(|| "never".into(), |hours| format!("{hours}h"));
+        let (method, path, body) = match self {
+            Self::Issue(grant) => {
+                let body = json!({
+                    "consumer_id": grant.consumer,
+                    "scopes": grant.scopes,
+                    "expires": expires(grant.hours),
+                    "rate_limits": grant.limits,
+                    "plan": grant.plan,
+                });
+                ("POST", String::new(), body)
+            }
+            Self::Rotate { expiry, grace_hours } => {
+                let mut body = json!({ "grace": format!("{grace_hours}h") });
+                if let Some(hours) = expiry {
+                    body["expires"] = json!(expires(*hours));
+                }
+                ("POST", format!("/{target}/rotate"), body)
+            }
+            Self::Update { grant, fields, is_active } => {
+                let values = [
+                    ("scopes", json!(grant.scopes)),
+                    ("expires", json!(expires(grant.hours))),
+                    ("rate_limits", json!(grant.limits)),
+                    ("plan", json!(grant.plan)),
+                ];
+                let mut body = json!({});
+                for ((field, value), _) in values.into_iter().zip(fields).filter(|(_, is)| **is) {
+                    body[field] = value;
+                }
+                if let Some(is_active) = is_active {
+                    body["is_active"] = json!(is_active);
+                }
+                ("PATCH", format!("/{target}"), body)
+            }
+            Self::Revoke => ("POST", format!("/{target}/revoke"), Value::Null),
+        };
+        let request = http::Request::builder()
+            .method(method)
+            .uri(format!("/api-keys{path}"))
+            .header("sec-fetch-site", "same-origin");
+        match body {
+            Value::Null => request.body(Body::empty()),
+            body => request
+                .header("content-type", "application/json")
+                .body(Body::from(body.to_string())),
+        }
+        .unwrap()
+    }
+}
+
+/// The same stories, told by a member through the account router. Now and then its session ends.
+#[test]
+fn no_member_makes_a_key_beyond_its_grant_and_none_that_signed_out_changes_one() {
+    const STORIES: u32 = 512;
+    let parts = (
+        (limits(), [limits(), limits(), limits()]),
+        (person(), vec(grant(), 1..4)),
+        vec((any::<Index>(), 0..4_u32, prop::bool::weighted(0.9), request()), 1..12),
+    );
+    let config =
+        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(STORIES) };
+    let tally = Arc::<Mutex<Tally>>::default();
+    let outcome = TestRunner::new(config).run(&parts, |parts| {
+        let ((default_limits, plans), (person, stock), requests) = parts;
+        let tally = Arc::clone(&tally);
+        // Denials are delayed, but not in real time.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let clock = ManualClock::default();
+            let store = MemoryKeyStore::with_clock(clock.clone());
+            let format = KeyFormat::new("sk_test_").unwrap();
+            let (auth, _worker) = Authenticator::builder(store.clone(), format)
+                .clock(clock.clone())
+                .default_rate_limits(default_limits.clone())
+                .build();
+            let operator = auth.issuer(store);
+            let plans: HashMap<_, _> = PLANS.into_iter().zip(plans).collect();
+            for name in &PLANS[..2] {
+                operator.set_plan(name, &plans[name]).await.unwrap();
+            }
+            let session = Arc::new(Mutex::new(None));
+            let account = {
+                let session = Arc::clone(&session);
+                Account::signed_in_by(operator.clone(), move |_: &mut Parts| {
+                    let member: Option<Member> = session.lock().unwrap().clone();
+                    async move { member.ok_or_else(|| StatusCode::UNAUTHORIZED.into_response()) }
+                })
+            };
+            let app = Router::new().fallback_service(account.router());
+            let world = World { clock, operator, tally, default_limits, plans };
+            for key in stock {
+                world.operator.issue(key.new_key()).await.unwrap();
+            }
+            for (to, hours, is_signed_in, request) in requests {
+                world.clock.advance(HOUR * hours + Duration::from_secs(1));
+                let before = world.keys().await;
+                let target = to.get(&before);
+                let caller = person.as_key(world.clock.now());
+                let request = request.modest(&caller, world.clock.now());
+                let kinds = Kind::of(&request, &caller, target);
+                *session.lock().unwrap() = is_signed_in.then(|| person.member());
+                let answer = send(app.clone(), request.http(target.id)).await;
+                let after = world.keys().await;
+                if !is_signed_in {
+                    prop_assert_eq!(answer.status, 401);
+                    prop_assert_eq!(unread(&before), unread(&after));
+                    continue;
+                }
+                prop_assert!(answer.status.as_u16() < 500, "{}", answer.text());
+                world.tally.lock().unwrap().count(kinds, answer.status.is_success());
+                for key in &after {
+                    let Some(old) = before.iter().find(|old| old.id == key.id) else {
+                        prop_assert_eq!(person.beyond(key, &world), None, "{:?}", key);
+                        prop_assert_eq!(key.created_by.as_deref(), Some("member:ann"));
+                        continue;
+                    };
+                    if !person.consumers.contains(&*key.consumer_id) {
+                        prop_assert_eq!(old.version, key.version, "{:?} is not the member's", key);
+                    }
+                    let grown = world.worth(key).beyond(&world.worth(old));
+                    let woken = !old.is_active && key.is_active;
+                    if grown.is_some() || woken || key.plan != old.plan {
+                        prop_assert_eq!(person.beyond(key, &world), None, "{:?} of {:?}", key, old);
+                    }
+                }
+            }
+            Ok(())
+        })
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+
+    let Tally { granted, denied, by_kind } = &*tally.lock().unwrap();
+    println!("{granted} granted, {denied} denied: {by_kind:#?}");
+    assert!(*granted * 5 >= granted + denied, "{granted} granted, {denied} denied");
+    assert!(*denied * 5 >= granted + denied, "{granted} granted, {denied} denied");
+    for kind in Kind::ALL {
+        let [granted, denied] = by_kind.get(&kind).copied().unwrap_or_default();
+        assert!(granted >= 5, "{kind:?}: {granted} granted, {denied} denied");
+        assert!(denied >= 5, "{kind:?}: {granted} granted, {denied} denied");
+    }
+}
+
+/// The records without the time at which they were read.
+fn unread(keys: &[KeyRecord]) -> Vec<KeyRecord> {
+    let unread = |key: &KeyRecord| {
+        let mut key = key.clone();
+        key.read_at = SystemTime::UNIX_EPOCH;
+        key
+    };
+    keys.iter().map(unread).collect()
 }

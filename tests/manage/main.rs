@@ -23,6 +23,7 @@ mod grants;
 mod key_places;
 mod listing;
 mod manage;
+mod members;
 mod openapi;
 mod rotation;
 mod schemathesis;

@@ -1,7 +1,14 @@
 //! The served OpenAPI documents equal the committed ones, and are complete.
 
+use std::future::ready;
+
+use http::request::Parts;
 use serde_json::Value;
-use tower_api_key::{account, admin};
+use tower_api_key::{
+    account::{self, Account},
+    admin::{self, Admin},
+    manage::Member,
+};
 
 use crate::admin_client::Desk;
 
@@ -82,11 +89,27 @@ async fn nothing_in_them_looks_like_a_key() {
     }
 }
 
-fn desks() -> [(&'static str, Desk); 2] {
+fn desks() -> [(&'static str, Desk); 4] {
     [
         ("admin", Desk::new("/admin", admin::router)),
         ("account", Desk::new("/account", account::router)),
+        (
+            "admin_signed_in",
+            Desk::new("/admin", |issuer, _| {
+                Admin::signed_in_by(issuer, |_: &mut Parts| ready(Ok(member()))).router()
+            }),
+        ),
+        (
+            "account_signed_in",
+            Desk::new("/settings", |issuer, _| {
+                Account::signed_in_by(issuer, |_: &mut Parts| ready(Ok(member()))).router()
+            }),
+        ),
     ]
+}
+
+fn member() -> Member {
+    Member::new("ann", "acme")
 }
 
 fn collect(value: &Value, references: &mut Vec<String>) {

@@ -46,8 +46,10 @@ pub(in crate::rest) struct NewKeyBody {
 }
 
 impl NewKeyBody {
-    fn read(self) -> Result<NewKey, ApiError> {
-        let consumer_id = self.consumer_id.ok_or_else(|| {
+    /// `own` is the consumer of a key for which the request names none.
+    fn read(self, own: Option<&str>) -> Result<NewKey, ApiError> {
+        let consumer_id = self.consumer_id.or_else(|| own.map(str::to_owned));
+        let consumer_id = consumer_id.ok_or_else(|| {
             ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", "`consumer_id` is required.")
                 .at("/consumer_id")
         })?;
@@ -93,7 +95,7 @@ pub(in crate::rest) async fn issue_key(
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Body(body): Body<NewKeyBody>,
 ) -> Result<Response, ApiError> {
-    let mut new = body.read()?;
+    let mut new = body.read(writer.own_consumer())?;
     if let Some(key) = idempotency_key {
         new = new.idempotency_key(key);
     }

@@ -6,6 +6,7 @@ mod operations;
 mod places;
 mod schemas;
 mod types;
+mod whoami;
 
 use utoipa::openapi::{
     Info, OpenApi, OpenApiBuilder, PathsBuilder,
@@ -13,30 +14,36 @@ use utoipa::openapi::{
     security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
 
-use super::Operation;
+use super::{DocumentSettings, Operation};
 
 const BEARER: &str = "api_key";
 
-pub(super) fn document(operations: &[Operation], title: &str) -> OpenApi {
+pub(super) fn document(operations: &[Operation], settings: DocumentSettings) -> OpenApi {
     let paths = operations.iter().fold(PathsBuilder::new(), |paths, operation| {
         let method = match operation.method() {
             http::Method::POST => HttpMethod::Post,
             http::Method::PATCH => HttpMethod::Patch,
             _ => HttpMethod::Get,
         };
-        paths.path(operation.path(), PathItem::new(method, operations::describe(*operation)))
+        paths.path(
+            operation.path(),
+            PathItem::new(method, operations::describe(*operation, settings)),
+        )
     });
+    let components = schemas::components(settings);
+    let mut info = Info::new(settings.title, env!("CARGO_PKG_VERSION"));
+    info.description = Some(DESCRIPTION.to_owned());
+    let document = OpenApiBuilder::new().info(info).paths(paths);
+    if settings.is_of_members {
+        // The application's session, of which only the application knows how it is sent.
+        return document.components(Some(components.build())).build();
+    }
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
         .description(Some("An API key, as `Authorization: Bearer …`."))
         .build();
-    let components =
-        schemas::components().security_scheme(BEARER, SecurityScheme::Http(bearer)).build();
-    let mut info = Info::new(title, env!("CARGO_PKG_VERSION"));
-    info.description = Some(DESCRIPTION.to_owned());
-    OpenApiBuilder::new()
-        .info(info)
-        .paths(paths)
+    let components = components.security_scheme(BEARER, SecurityScheme::Http(bearer)).build();
+    document
         .components(Some(components))
         .security(Some([SecurityRequirement::new(BEARER, [] as [&str; 0])]))
         .build()

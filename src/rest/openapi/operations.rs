@@ -10,13 +10,17 @@ use super::{
     headers,
     types::{integer, named, scope, statuses, string, tag, time, uuid},
 };
-use crate::{manage::MAX_PAGE_LIMIT, rest::Operation, store::KeyQuery};
+use crate::{
+    manage::MAX_PAGE_LIMIT,
+    rest::{DocumentSettings, Operation},
+    store::KeyQuery,
+};
 
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 const PROBLEM: &str = "application/problem+json";
 
-pub(super) fn describe(operation: Operation) -> Described {
+pub(super) fn describe(operation: Operation, settings: DocumentSettings) -> Described {
     let described = match operation {
         Operation::IssueKey => begin("issueKey", "Issues a key")
             .parameter(headers::idempotency_key())
@@ -52,10 +56,14 @@ pub(super) fn describe(operation: Operation) -> Described {
             .parameters(Some(paging(string().pattern(Some("^[0-9]{1,18}$")))))
             .response("200", ok("EventPage").header("Link", headers::link())),
         Operation::GetUsage => begin("getUsage", "Shows when a key was last used").response("200", ok("Usage")),
+        Operation::WhoAmI if settings.is_of_members => begin("whoAmI", "Shows the signed-in member and what it may give to keys")
+            .response("200", ok("Member")),
+        Operation::WhoAmI => begin("whoAmI", "Shows what the calling key is and may do")
+            .response("200", ok("CallingKey")),
         Operation::GetRateLimit => begin("getRateLimit", "Shows the remaining quota of the calling key, without a charge")
             .response("200", ok("Allowance")),
     };
-    refusals(operation, described).build()
+    refusals(operation, described, settings).build()
 }
 
 fn begin(id: &str, summary: &str) -> OperationBuilder {
@@ -63,19 +71,30 @@ fn begin(id: &str, summary: &str) -> OperationBuilder {
 }
 
 /// Adds the error responses common to all operations of its kind.
-fn refusals(operation: Operation, described: OperationBuilder) -> OperationBuilder {
-    let mut described = described
-        .response("400", problem("The request is malformed."))
-        .response(
-            "401",
+fn refusals(
+    operation: Operation,
+    described: OperationBuilder,
+    settings: DocumentSettings,
+) -> OperationBuilder {
+    let (unauthorized, forbidden) = if settings.is_of_members {
+        (
+            problem("The visitor is not signed in. The application may respond otherwise."),
+            problem(
+                "The member is not allowed to do this, or the request comes from another site.",
+            ),
+        )
+    } else {
+        (
             problem("The API key is missing or invalid.")
                 .header("WWW-Authenticate", headers::challenge()),
-        )
-        .response(
-            "403",
             problem("The API key is not allowed to do this.")
                 .header("WWW-Authenticate", headers::challenge()),
         )
+    };
+    let mut described = described
+        .response("400", problem("The request is malformed."))
+        .response("401", unauthorized)
+        .response("403", forbidden)
         .response("500", problem("The service failed."))
         .response(
             "503",

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use utoipa::openapi::{
-    Components, ComponentsBuilder, RefOr, Schema,
+    ComponentsBuilder, RefOr, Schema,
     schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, OneOfBuilder, SchemaType, Type},
 };
 
@@ -12,8 +12,13 @@ use super::{
         boolean, closed, format, free, integer, named, named_text, null, or_null, record, scope,
         statuses, string, time, uuid,
     },
+    whoami,
 };
-use crate::{rate_limit::RateLimits, record::Scopes, rest::quotas::MAX_WINDOW as MAX_WINDOW_ASKED};
+use crate::{
+    rate_limit::RateLimits,
+    record::Scopes,
+    rest::{DocumentSettings, quotas::MAX_WINDOW as MAX_WINDOW_ASKED},
+};
 
 /// A scope of RFC 6749 §3.3 without a comma.
 const NEW_SCOPE: &str = r"^[\x21\x23-\x2b\x2d-\x5b\x5d-\x7e]{1,128}$";
@@ -105,10 +110,17 @@ fn page(items: &str, schema: &str) -> ObjectBuilder {
     )
 }
 
-pub(super) fn components() -> ComponentsBuilder {
-    let new_key = closed()
-        .property("consumer_id", named_text().description(Some("The consumer of the key.")))
-        .required("consumer_id")
+pub(super) fn components(settings: DocumentSettings) -> ComponentsBuilder {
+    let new_key = if settings.is_own_account {
+        let own = "The consumer of the key. Default: the caller's, if there is only one.";
+        let own = or_null(named_text(), Type::String).description(Some(own));
+        closed().property("consumer_id", own)
+    } else {
+        closed()
+            .property("consumer_id", named_text().description(Some("The consumer of the key.")))
+            .required("consumer_id")
+    };
+    let new_key = new_key
         .property("expires", new_expires())
         .required("expires")
         .property("name", or_null(named_text(), Type::String))
@@ -170,7 +182,7 @@ pub(super) fn components() -> ComponentsBuilder {
                 .required("prefix")
                 .property("reason", reason()),
         );
-    Components::builder()
+    whoami::component(settings)
         .schema("Allowance", record(vec![("quotas", ArrayBuilder::new().items(left()).into())]))
         .schema("CreatedKey", key().property("key", secret()).required("key"))
         .schema("Event", event())

@@ -87,6 +87,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("ConcurrencyLimitService", ASecret),
     ("Consumer", ASecret),
     ("ConsumerBuilder", ASecret),
+    ("ConsumerIds", Names),
     ("ConsumerRejection", ASecret),
     ("Cost", NoText),
     ("CountedPer", NoText),
@@ -102,6 +103,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Expiry", NoText),
     ("FeedHealth", NoText),
     ("Finding", ASecret),
+    ("Grant", Names),
     ("GuardedRoutes", ASecret),
     ("Health", NoText),
     // Two digests that identify an idempotency key.
@@ -117,6 +119,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("InvalidKeyKind", ASecret),
     ("InvalidMetadata", ASecret),
     ("InvalidNetwork", ASecret),
+    ("InvalidOrigin", NoText),
     ("InvalidPlan", ASecret),
     ("InvalidQuota", ASecret),
     ("InvalidRealm", ASecret),
@@ -147,6 +150,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("KeyRecord", ASecret),
     ("KeyStatus", NoText),
     ("KeyUpdate", ASecret),
+    ("KeyView", ASecret),
     ("Leases", NoText),
     ("LimiterHealth", NoText),
     ("ListedKey", ASecret),
@@ -158,6 +162,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("ManageErrorKind", NoText),
     ("ManualClock", NoText),
     ("MaskingWriter", ASecret),
+    ("Member", Names),
     ("MemoryKeyStore", ASecret),
     ("MemoryTransaction", ASecret),
     ("Metadata", Names),
@@ -204,6 +209,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Scope", Names),
     ("Scopes", Names),
     ("Severity", NoText),
+    ("SignedIn", Names),
     ("SqliteKeyStore", ASecret),
     ("SqliteTransaction", ASecret),
     ("Staleness", NoText),
@@ -444,7 +450,7 @@ async fn of_records(heard: &mut Heard, keys: &Keys, key: &str, id: KeyId) {
         EventQuery::new().key_id(id),
     );
     let page = store.list(&KeyQuery::new()).await.unwrap();
-    say!(heard: page.keys[0], page);
+    say!(heard: page.keys[0], admin::KeyView::from(&page.keys[0]), page);
     let page = store.events(&EventQuery::new()).await.unwrap();
     say!(heard: page.events[0], page.events[0].entry, page);
 }
