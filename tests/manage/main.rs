@@ -17,6 +17,7 @@ mod wait;
 
 mod account;
 mod admin;
+mod api_keys;
 mod audit;
 mod bounds;
 mod grants;
