@@ -13,7 +13,7 @@ use crate::{
     auth::{self, CachePolicy, Observer},
     clock::Clock,
     key::{AcceptedFormat, InvalidFormat, KeyFormat},
-    manage::KeyIssuer,
+    manage::{IssuePolicy, KeyIssuer},
     rate_limit::{Plans, RateLimiter, RateLimits},
     store::{
         MemoryKeyStore,
@@ -105,6 +105,12 @@ impl ApiKeysBuilder {
     /// Receives [events](auth::Event) for metrics and alerts. Default: none.
     pub fn observer(self, observer: impl Observer) -> Self {
         self.configure_authenticator(|auth| auth.observer(observer))
+    }
+
+    /// What keys the issuer and the routers may [issue](KeyIssuer::policy). Default: everything.
+    pub fn issue_policy(self, policy: impl Into<IssuePolicy>) -> Self {
+        let policy = policy.into();
+        self.configure_issuer(|issuer| issuer.policy(policy))
     }
 
     /// Listens to `feed` instead of the store's own. Default: the store's own, see

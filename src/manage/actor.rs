@@ -109,6 +109,11 @@ impl Actor {
         Self { origin: Some(origin.into()), ..self }
     }
 
+    /// Whether nothing is denied to it.
+    pub(super) const fn is_operator(&self) -> bool {
+        self.caller.is_none()
+    }
+
     fn with(mut self, change: impl FnOnce(&mut Caller)) -> Self {
         if let Some(caller) = &mut self.caller {
             change(caller);

@@ -1,8 +1,8 @@
 use serde_json::json;
 
 use super::{
-    Actor, KeyIssuer, ManageError, audit, denials::Admission, erased::ErasedTransaction,
-    issuer::Bounds,
+    Actor, IssuePolicy, KeyIssuer, ManageError, audit, denials::Admission,
+    erased::ErasedTransaction, issuer::Bounds,
 };
 use crate::{
     record::{AuditEntry, KeyAction, KeyId, KeyRecord},
@@ -18,6 +18,8 @@ pub(super) struct Change {
     entries: Vec<AuditEntry>,
     changed: Vec<KeyRecord>,
     attempt: Attempt,
+    /// What exceeds the policy and is overridden, by key.
+    pub(super) exceeded: Vec<(KeyId, String)>,
 }
 
 /// What the audit shows of a denied change. It is filed under the calling key, so that the owner of
@@ -127,13 +129,22 @@ impl Change {
         let target = locked.iter().find(|record| Some(record.id) == attempt.key_id);
         attempt.consumer_id = target.map(|record| record.consumer_id.clone());
         let locked = locked.into_iter().filter(|record| targets.contains(&record.id)).collect();
-        let (entries, changed) = (Vec::new(), Vec::new());
-        Ok((Self { tx, issuer, held, entries, changed, attempt }, locked))
+        let (entries, changed, exceeded) = (Vec::new(), Vec::new(), Vec::new());
+        Ok((Self { tx, issuer, held, entries, changed, attempt, exceeded }, locked))
     }
 
     /// The bounds on new keys of a caller; `None` for an operator.
     pub(super) fn bounds(&self) -> Option<Bounds> {
         self.actor().caller.as_ref().map(|_| self.issuer.bounds)
+    }
+
+    pub(super) fn policy(&self) -> &IssuePolicy {
+        self.issuer.issue_policy()
+    }
+
+    /// Why the policy is overridden, by an operator.
+    pub(super) fn policy_override(&self) -> Option<&str> {
+        self.issuer.policy_override_reason()
     }
 
     fn actor(&self) -> &Actor {
@@ -246,12 +257,16 @@ impl Change {
         after: &KeyRecord,
         reason: Option<&str>,
     ) {
+        let of_key = self.exceeded.iter().filter(|(id, _)| *id == after.id);
+        let exceeded: Vec<_> = of_key.map(|(_, bound)| &**bound).collect();
+        let overridden = self.policy_override().filter(|_| !exceeded.is_empty());
+        let overridden = overridden.map(|reason| audit::policy_override(reason, &exceeded));
         let entry = AuditEntry {
             key_id: Some(after.id),
             consumer_id: Some(after.consumer_id.clone()),
             origin: self.actor().origin.clone(),
             reason: reason.map(str::to_owned),
-            changes: audit::changes(before, after),
+            changes: audit::changes(before, after, overridden),
             ..AuditEntry::new(action, self.actor().name.clone())
         };
         self.entries.push(entry);

@@ -26,7 +26,7 @@ impl FromStr for Expiry {
     }
 }
 
-fn read_duration(text: &str) -> Option<Duration> {
+pub(super) fn read_duration(text: &str) -> Option<Duration> {
     let unit = match text.chars().next_back()? {
         's' => 1,
         'm' => 60,

@@ -24,5 +24,6 @@ mod grants;
 mod listing;
 mod manage;
 mod openapi;
+mod policy;
 mod rotation;
 mod schemathesis;
