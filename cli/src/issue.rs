@@ -11,6 +11,7 @@ use super::{
     destination::Out,
     failure::Failure,
     output,
+    policy::Policy,
     session::Session,
     values::{self, Limit},
 };
@@ -47,6 +48,9 @@ pub(crate) struct Issue {
     /// The reason, for the audit
     #[arg(long)]
     reason: Option<String>,
+
+    #[command(flatten)]
+    policy: Policy,
 
     #[command(flatten)]
     out: Out,
@@ -122,7 +126,7 @@ impl Description {
 }
 
 pub(crate) async fn run(issue: Issue, session: &Session) -> Result<(), Failure> {
-    let issuer = session.issuer_of(issue.key_prefix)?;
+    let issuer = issue.policy.apply(session.issuer_of(issue.key_prefix)?)?;
     let new = issue.what.into_key(issue.consumer, issue.expires, issue.reason)?;
     let destination = issue.out.prepare()?;
     let issued = match issuer.issue(new).await {

@@ -14,6 +14,7 @@ mod list;
 mod manual;
 mod output;
 mod plan;
+mod policy;
 mod progress;
 mod prune;
 mod reconcile;
