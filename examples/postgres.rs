@@ -1,4 +1,5 @@
-//! A small service on PostgreSQL, ready to deploy:
+//! A small service on PostgreSQL, ready to deploy. It puts the parts together that `ApiKeys` in
+//! `quickstart.rs` puts together by itself:
 //!
 //! ```text
 //! DATABASE_URL=postgres://localhost/app ISSUE_DEMO_KEY=1 cargo run --example postgres
@@ -18,11 +19,11 @@ use http::{
     header::{AUTHORIZATION, RETRY_AFTER},
 };
 use shared::{
-    Result, bind, issue_demo_key, key_format, load_dotenv, routes, serve, setting, terminated,
+    PREFIX, Result, bind, issue_demo_key, load_dotenv, routes, serve, setting, terminated,
 };
 use tokio::net::TcpListener;
 use tower::ServiceBuilder;
-use tower_api_key::{Authenticator, rate_limit::Quota, store::PgKeyStore};
+use tower_api_key::{Authenticator, key::KeyFormat, rate_limit::Quota, store::PgKeyStore};
 use tower_http::{
     cors::{Any, CorsLayer},
     request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer},
@@ -51,7 +52,7 @@ async fn run() -> Result<()> {
     let store = PgKeyStore::connect(&url).await?;
     store.migrate().await?;
 
-    let (auth, worker) = Authenticator::builder(store.clone(), key_format()?)
+    let (auth, worker) = Authenticator::builder(store.clone(), KeyFormat::new(PREFIX)?)
         .default_rate_limits(Quota::per_minute(600)?)
         // A key revoked by another node, or in SQL, is refused here within milliseconds.
         .change_feed(store.change_feed())
@@ -61,7 +62,7 @@ async fn run() -> Result<()> {
     let listener = TcpListener::bind(bind()).await?;
     println!("listening on http://{}", listener.local_addr()?);
     if setting("ISSUE_DEMO_KEY").as_deref() == Some("1") {
-        println!("key: {}", issue_demo_key(store, &auth).await?);
+        println!("key: {}", issue_demo_key(&auth.issuer(store)).await?);
     }
     serve(listener, around(routes(auth)?), worker, end).await
 }

@@ -8,14 +8,14 @@
 //! `.env` file. Each start issues a key and prints it, which no real service should do. SIGTERM and
 //! Ctrl-C stop it: running requests are answered, then the last uses of keys are written.
 
+#[expect(dead_code, reason = "each example uses a part of it")]
 mod shared;
 
-use shared::{Result, bind, issue_demo_key, key_format, load_dotenv, routes, setting, terminated};
-use tokio::net::TcpListener;
-use tower_api_key::{
-    Authenticator,
-    store::{ManageKeys, PgKeyStore, SqliteKeyStore},
+use shared::{
+    PREFIX, Result, bind, issue_demo_key, load_dotenv, routes, setting, terminated, timed,
 };
+use tokio::net::TcpListener;
+use tower_api_key::ApiKeys;
 
 fn main() -> Result<()> {
     load_dotenv()?;
@@ -24,27 +24,12 @@ fn main() -> Result<()> {
 
 #[tokio::main]
 async fn run() -> Result<()> {
-    match setting("DATABASE_URL") {
-        Some(url) if url.starts_with("postgres") => {
-            let store = PgKeyStore::connect(&url).await?;
-            store.migrate().await?;
-            start(store).await
-        }
-        url => {
-            let store =
-                SqliteKeyStore::connect(url.as_deref().unwrap_or("sqlite::memory:")).await?;
-            store.migrate().await?;
-            start(store).await
-        }
-    }
-}
-
-async fn start(store: impl ManageKeys + Clone) -> Result<()> {
-    let (auth, worker) = Authenticator::builder(store.clone(), key_format()?).build();
+    let url = setting("DATABASE_URL");
+    let keys = ApiKeys::open(url.as_deref().unwrap_or("sqlite::memory:"), PREFIX).await?;
     let end = terminated()?;
     let listener = TcpListener::bind(bind()).await?;
     let address = listener.local_addr()?;
-    let key = issue_demo_key(store, &auth).await?;
+    let key = issue_demo_key(&keys.issuer()).await?;
 
     println!("listening on http://{address}");
     println!("key: {key}");
@@ -61,5 +46,7 @@ async fn start(store: impl ManageKeys + Clone) -> Result<()> {
          http://{address}/v1/whoami; echo; done"
     );
 
-    shared::serve(listener, routes(auth)?, worker, end).await
+    timed::serve(listener, routes(keys.authenticator().clone())?, end).await;
+    keys.stop().await;
+    Ok(())
 }

@@ -6,6 +6,7 @@
 //!
 //! | module | contents |
 //! |---|---|
+//! | [`ApiKeys`] | all of it, connected and running |
 //! | `admin`, `account` | HTTP routers for managing keys: for operators, and for consumers (feature `admin`) |
 //! | [`layer`] | [`ApiKeyLayer`], [`RequireScope`], responses to rejected requests |
 //! | [`auth`] | [`Authenticator`]: the decision, its cache, its worker |
@@ -20,11 +21,9 @@
 //! ```
 //! use axum::{Router, routing::get};
 //! use tower_api_key::{
-//!     ApiKeyLayer, Authenticator, Consumer,
-//!     key::KeyFormat,
+//!     ApiKeys, Consumer,
 //!     manage::{Expiry, NewKey},
 //!     rate_limit::Quota,
-//!     store::MemoryKeyStore,
 //! };
 //! # use {axum::body::Body, http::{Request, StatusCode}, tower::ServiceExt};
 //!
@@ -34,22 +33,20 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let store = MemoryKeyStore::new();
-//!
-//! let (auth, worker) = Authenticator::builder(store.clone(), KeyFormat::new("sk_live_")?)
+//! // Or `ApiKeys::open("postgres://localhost/app", "sk_live_")`.
+//! let keys = ApiKeys::in_memory("sk_live_")
 //!     .default_rate_limits(Quota::per_minute(600)?)
-//!     .build();
-//! tokio::spawn(worker.run(std::future::pending()));
-//! let issuer = auth.issuer(store);
+//!     .await?;
 //!
-//! let app: Router =
-//!     Router::new().route("/orders", get(orders)).layer(ApiKeyLayer::new(auth));
+//! let app: Router = Router::new().route("/orders", get(orders)).layer(keys.layer());
 //!
-//! let issued = issuer.issue(NewKey::new("acme", Expiry::Never)).await?;
+//! let issued = keys.issuer().issue(NewKey::new("acme", Expiry::Never)).await?;
 //! let request = Request::get("/orders")
 //!     .header("authorization", format!("Bearer {}", issued.key.expose_secret()))
 //!     .body(Body::empty())?;
 //! assert_eq!(app.oneshot(request).await?.status(), StatusCode::OK);
+//!
+//! keys.stop().await; // writes the last uses of keys
 //! # Ok(())
 //! # }
 //! ```
@@ -67,6 +64,7 @@
 pub mod account;
 #[cfg(feature = "admin")]
 pub mod admin;
+mod api_keys;
 pub mod auth;
 mod circuit_breaker;
 pub mod clock;
@@ -83,6 +81,7 @@ pub mod store;
 mod tls;
 mod trace;
 
+pub use api_keys::{ApiKeys, ApiKeysBuilder, StartError, StartErrorKind};
 pub use auth::Authenticator;
 pub use layer::{ApiKeyLayer, RequireScope};
 pub use record::Consumer;

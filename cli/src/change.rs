@@ -9,6 +9,7 @@ use super::{
     failure::Failure,
     output,
     places::NewPlaces,
+    policy::Policy,
     session::Session,
     values::{self, Limit},
 };
@@ -81,11 +82,15 @@ pub(crate) struct Update {
     /// The reason, for the audit
     #[arg(long)]
     reason: Option<String>,
+
+    #[command(flatten)]
+    policy: Policy,
 }
 
 pub(crate) async fn run(update: Update, session: &Session) -> Result<(), Failure> {
     let id = update.id;
-    let record = session.issuer()?.update(id, update.into_update()?).await?;
+    let issuer = update.policy.apply(session.issuer()?)?;
+    let record = issuer.update(id, update.into_update()?).await?;
     if session.global.json {
         return output::line(&output::record(&record).to_string());
     }

@@ -77,7 +77,7 @@ impl Failure {
 impl From<ManageError> for Failure {
     fn from(error: ManageError) -> Self {
         let code = match error.kind() {
-            ManageErrorKind::Invalid => USAGE,
+            ManageErrorKind::Invalid | ManageErrorKind::ExceedsPolicy => USAGE,
             ManageErrorKind::NotFound => NOT_FOUND,
             ManageErrorKind::Conflict
             | ManageErrorKind::Outdated
@@ -92,6 +92,12 @@ impl From<ManageError> for Failure {
             None => error.to_string(),
         };
         let failure = Self { code, message };
+        if error.kind() == ManageErrorKind::ExceedsPolicy
+            || (error.kind() == ManageErrorKind::TooManyKeys && error.field().is_some())
+        {
+            return failure
+                .advise("--override REASON does it all the same, and tells the audit why");
+        }
         match error.source() {
             Some(source) if code == 1 => failure.because(source).advise(
                 "`api-key doctor` diagnoses the database, `api-key migrate` brings its tables up \
@@ -114,6 +120,7 @@ fn option(field: &str) -> Option<&'static str> {
         "not_before" => "--not-before",
         "created_by" => "--created-by",
         "reason" => "--reason",
+        "policy_override" => "--override",
         "key_prefix" => "--prefix",
         "key_last4" => "--last4",
         "limit" => "--limit",

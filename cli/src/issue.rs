@@ -12,6 +12,7 @@ use super::{
     failure::Failure,
     output,
     places::Places,
+    policy::Policy,
     session::Session,
     values::{self, Limit},
 };
@@ -48,6 +49,9 @@ pub(crate) struct Issue {
     /// The reason, for the audit
     #[arg(long)]
     reason: Option<String>,
+
+    #[command(flatten)]
+    policy: Policy,
 
     #[command(flatten)]
     out: Out,
@@ -127,7 +131,7 @@ impl Description {
 }
 
 pub(crate) async fn run(issue: Issue, session: &Session) -> Result<(), Failure> {
-    let issuer = session.issuer_of(issue.key_prefix)?;
+    let issuer = issue.policy.apply(session.issuer_of(issue.key_prefix)?)?;
     let new = issue.what.into_key(issue.consumer, issue.expires, issue.reason)?;
     let destination = issue.out.prepare()?;
     let issued = match issuer.issue(new).await {

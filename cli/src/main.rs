@@ -15,6 +15,7 @@ mod manual;
 mod output;
 mod places;
 mod plan;
+mod policy;
 mod progress;
 mod prune;
 mod reconcile;

@@ -8,7 +8,7 @@ use tower_api_key::{
     record::{KeyId, KeyRecord},
 };
 
-use super::{destination::Out, failure::Failure, output, session::Session, values};
+use super::{destination::Out, failure::Failure, output, policy::Policy, session::Session, values};
 
 /// Issue a key that replaces another one, which keeps working for a grace period
 ///
@@ -36,6 +36,9 @@ pub(crate) struct Rotate {
     reason: Option<String>,
 
     #[command(flatten)]
+    policy: Policy,
+
+    #[command(flatten)]
     out: Out,
 }
 
@@ -51,8 +54,9 @@ pub(crate) async fn run(rotate: Rotate, session: &Session) -> Result<(), Failure
     if let Some(reason) = rotate.reason {
         rotation = rotation.reason(reason);
     }
+    let issuer = rotate.policy.apply(session.issuer_of(format)?)?;
     let destination = rotate.out.prepare()?;
-    let rotated = match session.issuer_of(format)?.rotate(rotate.id, rotation).await {
+    let rotated = match issuer.rotate(rotate.id, rotation).await {
         Ok(rotated) => rotated,
         Err(error) => {
             destination.abandon();

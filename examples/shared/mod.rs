@@ -18,11 +18,9 @@ use tokio::{
 use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer, RequireScope,
     auth::Worker,
-    key::{InvalidFormat, KeyFormat},
-    manage::{Expiry, NewKey},
+    manage::{Expiry, KeyIssuer, NewKey},
     rate_limit::Quota,
     record::{InvalidScope, Scope},
-    store::ManageKeys,
 };
 
 pub(crate) type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -52,14 +50,12 @@ pub(crate) fn bind() -> String {
     setting("BIND").unwrap_or_else(|| "127.0.0.1:3000".into())
 }
 
-pub(crate) fn key_format() -> Result<KeyFormat, InvalidFormat> {
-    KeyFormat::new("sk_test_")
-}
+/// What keys begin with.
+pub(crate) const PREFIX: &str = "sk_test_";
 
 /// Issues a key for 10 requests a minute, 5 at once, without the scope `reports:read`.
-pub(crate) async fn issue_demo_key(store: impl ManageKeys, auth: &Authenticator) -> Result<String> {
+pub(crate) async fn issue_demo_key(issuer: &KeyIssuer) -> Result<String> {
     let quota = Quota::per_minute(10)?.burst(5)?;
-    let issuer = auth.issuer(store);
     let issued =
         issuer.issue(NewKey::new("acme", Expiry::Never).name("demo").rate_limits(quota)).await?;
     Ok(issued.key.expose_secret().to_owned())

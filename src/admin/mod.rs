@@ -82,6 +82,9 @@
 //!     400 days, 128 scopes, 64 networks, 32 tags, 32 origins, metadata of 16 KiB and 32 levels, 1,000 keys of a consumer (409
 //!     `too_many_keys`) and as many new ones an hour, 10 rotations of a key an hour (429
 //!     `too_many_changes` with `Retry-After`). A page ends at 1 MiB, with a `next`.
+//! 12. The issuer's [policy](KeyIssuer::policy) holds for new and changed keys: what exceeds it gets
+//!     422 `exceeds_policy` with the `field` and, in `detail`, the bound; one key too many gets 409
+//!     `too_many_keys`.
 //!
 //! # Deployment caveats
 //!

@@ -141,6 +141,7 @@ impl Actor {
         self
     }
 
+    /// Whether nothing is denied to it.
     pub(super) const fn is_operator(&self) -> bool {
         matches!(self.role, Role::Operator)
     }

@@ -4,9 +4,15 @@ use serde_json::{Map, Value, json};
 
 use crate::record::{KeyRecord, Scope, rfc3339};
 
-/// The changed fields as a JSON object; for a new key all fields that are set.
-pub(super) fn changes(before: Option<&KeyRecord>, after: &KeyRecord) -> Option<String> {
+/// The changed fields as a JSON object; for a new key all fields that are set. `overridden` is a
+/// [`policy_override`].
+pub(super) fn changes(
+    before: Option<&KeyRecord>,
+    after: &KeyRecord,
+    overridden: Option<Value>,
+) -> Option<String> {
     let mut changes = Map::new();
+    changes.extend(overridden.map(|overridden| ("policy_override".to_owned(), overridden)));
     let before = before.map(fields);
     for (at, (field, to)) in fields(after).into_iter().enumerate() {
         let from = before.as_ref().and_then(|before| before.get(at));
@@ -19,6 +25,11 @@ pub(super) fn changes(before: Option<&KeyRecord>, after: &KeyRecord) -> Option<S
         };
     }
     (!changes.is_empty()).then(|| Value::Object(changes).to_string())
+}
+
+/// Why the policy was overridden, and the bounds that the key exceeds.
+pub(super) fn policy_override(reason: &str, exceeded: &[&str]) -> Value {
+    json!({ "to": { "reason": reason, "exceeded": exceeded } })
 }
 
 /// The fields of a key that the audit shows: all except its hash and the fields that never change.

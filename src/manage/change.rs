@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::{
-    KeyIssuer, ManageError, audit,
+    IssuePolicy, KeyIssuer, ManageError, audit,
     denials::{Admission, Denied},
     erased::ErasedTransaction,
 };
@@ -20,6 +20,8 @@ pub(super) struct Change {
     entries: Vec<AuditEntry>,
     changed: Vec<KeyRecord>,
     pub(super) attempt: Attempt,
+    /// What exceeds the policy and is overridden, by key.
+    pub(super) exceeded: Vec<(KeyId, String)>,
 }
 
 /// What the audit shows of a denied change. It is filed under the calling key, or under the
@@ -131,8 +133,17 @@ impl Change {
         let target = locked.iter().find(|record| Some(record.id) == attempt.key_id);
         attempt.consumer_id = target.map(|record| record.consumer_id.clone());
         let locked = locked.into_iter().filter(|record| targets.contains(&record.id)).collect();
-        let (entries, changed) = (Vec::new(), Vec::new());
-        Ok((Self { tx, issuer, held, entries, changed, attempt }, locked))
+        let (entries, changed, exceeded) = (Vec::new(), Vec::new(), Vec::new());
+        Ok((Self { tx, issuer, held, entries, changed, attempt, exceeded }, locked))
+    }
+
+    pub(super) fn policy(&self) -> &IssuePolicy {
+        self.issuer.issue_policy()
+    }
+
+    /// Why the policy is overridden, by an operator.
+    pub(super) fn policy_override(&self) -> Option<&str> {
+        self.issuer.policy_override_reason()
     }
 
     /// Claims the idempotency key; an error if it was used before.
@@ -158,12 +169,16 @@ impl Change {
         after: &KeyRecord,
         reason: Option<&str>,
     ) {
+        let of_key = self.exceeded.iter().filter(|(id, _)| *id == after.id);
+        let exceeded: Vec<_> = of_key.map(|(_, bound)| &**bound).collect();
+        let overridden = self.policy_override().filter(|_| !exceeded.is_empty());
+        let overridden = overridden.map(|reason| audit::policy_override(reason, &exceeded));
         let entry = AuditEntry {
             key_id: Some(after.id),
             consumer_id: Some(after.consumer_id.clone()),
             origin: self.issuer.actor.origin.clone(),
             reason: reason.map(str::to_owned),
-            changes: audit::changes(before, after),
+            changes: audit::changes(before, after, overridden),
             ..AuditEntry::new(action, self.issuer.actor.name.clone())
         };
         self.entries.push(entry);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{ManageError, change::Change, text};
+use super::{ManageError, change::Change, policy_check::grants_all, text};
 use crate::{
     record::{KeyId, KeyRecord},
     store::port::KeyCountQuery,
@@ -17,14 +17,33 @@ impl Change {
     /// Refuses a new key that exceeds the bounds of its consumer. Call it last, after the key was
     /// inserted and everything else is locked.
     pub(super) async fn check_new_key(&mut self, new: &KeyRecord) -> Result<(), ManageError> {
-        let Some(bounds) = self.bounds() else { return Ok(()) };
-        self.check_keys(new, bounds.keys_per_consumer).await
+        let most = self.bounds().map(|bounds| bounds.keys_per_consumer);
+        self.check_keys(new, most, self.policy_live_keys(new)).await
+    }
+
+    /// Refuses a change that gives a consumer one more live key than the policy allows, or moves a
+    /// key to a plan for which its consumer has too many. Call it after the key was changed.
+    pub(super) async fn check_added_key(
+        &mut self,
+        before: &KeyRecord,
+        after: &KeyRecord,
+    ) -> Result<(), ManageError> {
+        let has_ended = |key: &KeyRecord| key.expires_at.is_some_and(|end| end <= before.read_at);
+        let is_revived = has_ended(before) && !has_ended(after);
+        if !is_revived && !grants_all(before, after) {
+            return Ok(());
+        }
+        self.check_keys(after, None, self.policy_live_keys(after)).await
     }
 
     /// Refuses a caller that rotates too often. Call it after the new key was inserted and the old
     /// one was changed.
     pub(super) async fn check_rotation(&mut self, new: &KeyRecord) -> Result<(), ManageError> {
-        let Some(bounds) = self.bounds() else { return Ok(()) };
+        // Twice as many, so that every key can be replaced while the old one still works.
+        let of_policy = self.policy_live_keys(new).map(|most| most.saturating_mul(2));
+        let Some(bounds) = self.bounds() else {
+            return self.check_keys(new, None, of_policy).await;
+        };
         // One more, because the new key's rotation counts as the newest.
         let most = bounds.rotations_per_hour;
         let earlier = self.tx.nth_rotation(new.root_id, most.saturating_add(1)).await?;
@@ -39,18 +58,34 @@ impl Change {
                 return Err(ManageError::too_many_changes(detail, wait));
             }
         }
-        // Twice as many, so that every key can be replaced while the old one still works.
-        self.check_keys(new, bounds.keys_per_consumer.saturating_mul(2)).await
+        let of_caller = bounds.keys_per_consumer.saturating_mul(2);
+        self.check_keys(new, Some(of_caller), of_policy).await
     }
 
-    async fn check_keys(&mut self, new: &KeyRecord, most: usize) -> Result<(), ManageError> {
+    /// Counts the keys of the consumer of `new`, and refuses more than `most` for a caller, and more
+    /// live ones than `of_policy`.
+    async fn check_keys(
+        &mut self,
+        new: &KeyRecord,
+        most: Option<usize>,
+        of_policy: Option<usize>,
+    ) -> Result<(), ManageError> {
+        let Some(limit) = most.max(of_policy) else { return Ok(()) };
         let an_hour_ago = new.created_at.checked_sub(HOUR).unwrap_or(SystemTime::UNIX_EPOCH);
         let query = KeyCountQuery::new(
             new.consumer_id.clone(),
             KeyId::first_of(an_hour_ago),
-            most.saturating_add(1),
+            limit.saturating_add(1),
         );
         let counts = self.tx.count_keys(&query).await?;
+        if let Some(most) = of_policy.filter(|most| counts.live > *most) {
+            let detail = format!(
+                "the issue policy allows a consumer at most {most} keys that are neither revoked \
+                nor expired: revoke some"
+            );
+            self.exceeds(new, ManageError::too_many_keys(detail).of("consumer_id"))?;
+        }
+        let Some(most) = most else { return Ok(()) };
         if counts.live > most {
             let detail = format!(
                 "a consumer cannot have more than {most} keys that are neither revoked nor \

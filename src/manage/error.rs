@@ -116,8 +116,20 @@ impl ManageError {
         Self::new(ManageErrorKind::Denied, "only operators can do this")
     }
 
+    pub(super) fn exceeds_policy(
+        field: &'static str,
+        detail: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self { field: Some(field), ..Self::new(ManageErrorKind::ExceedsPolicy, detail) }
+    }
+
     pub(super) fn too_many_keys(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ManageErrorKind::TooManyKeys, detail)
+    }
+
+    /// Sets the part of the request that was wrong.
+    pub(super) fn of(self, field: &'static str) -> Self {
+        Self { field: Some(field), ..self }
     }
 
     pub(super) fn too_many_changes(detail: impl Into<Cow<'static, str>>, wait: Duration) -> Self {
@@ -291,6 +303,9 @@ pub enum ManageErrorKind {
     Repeated,
     /// The idempotency key was used for another request.
     IdempotencyKeyReused,
+    /// The [issue policy](super::IssuePolicy) does not allow the key; the error names the field and
+    /// the bound.
+    ExceedsPolicy,
     /// The consumer has reached its limit of keys.
     TooManyKeys,
     /// Too many keys of the consumer were made, or the key was rotated too often, in the past hour:

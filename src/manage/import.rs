@@ -118,11 +118,15 @@ impl KeyIssuer {
         let record =
             |(at, key): (usize, &KeyImport)| key.record(&self).map_err(|error| error.at(at));
         let records = batch.iter().enumerate().map(record).collect::<Result<Vec<_>, _>>()?;
+        let imported_at = self.now();
         let imported = self.clone().change("import", Vec::new(), async |change, _| {
-            for (at, record) in records.iter().enumerate() {
+            for (at, (record, key)) in records.iter().zip(&batch).enumerate() {
                 let granted = change
                     .check_reach(&record.consumer_id)
-                    .and_then(|()| change.check_grant(record));
+                    .and_then(|()| change.check_grant(record))
+                    .and_then(|()| {
+                        change.check_policy_since(record, imported_at, key.new.reason.as_deref())
+                    });
                 granted.map_err(|error| error.at(at))?;
             }
             let keys = change.tx.insert(&records).await?;

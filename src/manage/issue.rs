@@ -26,7 +26,9 @@ impl KeyIssuer {
     ///
     /// [`TooManyKeys`](super::ManageErrorKind::TooManyKeys) and
     /// [`TooManyChanges`](super::ManageErrorKind::TooManyChanges) to a caller beyond its
-    /// [bounds](Self::max_keys_per_consumer), or when the request is invalid or denied, or the
+    /// [bounds](Self::max_keys_per_consumer),
+    /// [`ExceedsPolicy`](super::ManageErrorKind::ExceedsPolicy) or `TooManyKeys` for a key that the
+    /// [policy](Self::policy) does not allow, or when the request is invalid or denied, or the
     /// random number generator or the store fails. After an error, the new key is unknown to
     /// everyone.
     pub async fn issue(&self, new: NewKey) -> Result<Issued, ManageError> {
@@ -52,6 +54,7 @@ impl KeyIssuer {
             change.check_reach(&record.consumer_id)?;
             change.check_issue(&record)?;
             change.check_grant(&record)?;
+            change.check_policy(&record, reason.as_deref())?;
             change.claim(claim).await?;
             change.insert(&record).await?;
             change.check_quotas(std::slice::from_ref(&record)).await?;

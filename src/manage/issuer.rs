@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Actor, ManageError, audit,
+    Actor, IssuePolicy, ManageError, audit,
     consumer_semaphores::{ConsumerPermit, ConsumerSemaphores},
     denials::Denials,
     erased::{ErasedKeys, ErasedTransaction},
@@ -57,6 +57,8 @@ pub struct KeyIssuer {
     pub(super) bounds: Bounds,
     /// Of the authenticator, if there is one.
     pub(super) default_limits: Option<RateLimits>,
+    policy: Arc<IssuePolicy>,
+    policy_override: Option<Arc<str>>,
     caches: Vec<Arc<dyn Invalidate>>,
     /// Limits the concurrent changes and queries of each consumer.
     admission: Arc<ConsumerSemaphores>,
@@ -123,6 +125,8 @@ impl KeyIssuer {
             denials: Arc::default(),
             bounds: Bounds::default(),
             default_limits: None,
+            policy: Arc::default(),
+            policy_override: None,
             caches: Vec::new(),
             admission: Arc::new(ConsumerSemaphores::new(MAX_PER_CONSUMER, WAIT)),
             #[cfg(feature = "admin")]
@@ -173,10 +177,37 @@ impl KeyIssuer {
         self
     }
 
+    /// What keys may be issued, whoever issues them. Default: everything.
+    #[must_use]
+    pub fn policy(self, policy: impl Into<IssuePolicy>) -> Self {
+        Self { policy: Arc::new(policy.into()), ..self }
+    }
+
+    /// What keys may be issued, for a form that offers choices.
+    #[must_use]
+    pub fn issue_policy(&self) -> &IssuePolicy {
+        &self.policy
+    }
+
+    /// The same service, which issues and changes keys beyond the [policy](Self::policy) for
+    /// `reason`. The audit of each key that exceeds it has the reason and the bounds, as
+    /// `policy_override` in its changes.
+    ///
+    /// Only an operator overrides the policy: it has no effect on what a calling key does, and
+    /// [`by`](Self::by) ends it.
+    #[must_use]
+    pub fn override_policy(self, reason: &str) -> Self {
+        Self { policy_override: Some(reason.into()), ..self }
+    }
+
+    pub(super) fn policy_override_reason(&self) -> Option<&str> {
+        self.policy_override.as_deref().filter(|_| self.actor.is_operator())
+    }
+
     /// The same service, acting for `actor`.
     #[must_use]
     pub fn by(&self, actor: Actor) -> Self {
-        Self { actor, ..self.clone() }
+        Self { actor, policy_override: None, ..self.clone() }
     }
 
     /// The format of issued keys.

@@ -61,7 +61,9 @@
 //! 8. Each consumer can have two changes or queries of its keys in progress at once. Further ones
 //!    wait for up to a second and are then refused, so that one consumer cannot take all
 //!    connections of the store. Operators are exempt.
-//! 9. A request with an idempotency key is carried out once, and only the first response shows the
+//! 9. A new or changed key meets the [`IssuePolicy`] of the issuer, whoever makes it. It is checked
+//!    in the same transaction. Only an operator can override it, with a reason for the audit.
+//! 10. A request with an idempotency key is carried out once, and only the first response shows the
 //!    new key.
 
 mod actor;
@@ -88,6 +90,9 @@ mod metadata_patch;
 mod new_key;
 mod places;
 mod plans;
+mod policy;
+mod policy_check;
+mod policy_file;
 mod prune;
 mod reconcile;
 mod revoke;
@@ -106,6 +111,8 @@ pub use self::{
     issuer::KeyIssuer,
     member::Member,
     new_key::{Expiry, NewKey},
+    policy::{IssuePolicy, IssueRules, NeverExpires},
+    policy_file::InvalidPolicy,
     prune::Pruned,
     reconcile::{AuditHistory, ReconcileOutcome, ReconciledKey},
     revoke::{RevocationFilter, Revocations},

@@ -34,7 +34,8 @@ impl Rotation {
 
     /// When the new key expires. Default: it has the lifetime of the old key, from issue to expiry,
     /// but does not outlive the calling key if a [caller](super::Actor::key) rotates it, nor the
-    /// [grant](super::Grant) of a [member](super::Actor::member).
+    /// [grant](super::Grant) of a [member](super::Actor::member), nor the
+    /// [longest lifetime](super::IssueRules::max_lifetime).
     pub fn expiry(self, expiry: Expiry) -> Self {
         Self { expiry: Some(expiry), ..self }
     }
@@ -108,6 +109,7 @@ impl KeyIssuer {
                 let new = KeyRecord { created_by: Some(created_by), ..record };
                 let new = succeed(change, &old, new, rotation.expiry)?;
                 change.check_grant(&new)?;
+                change.check_policy(&new, rotation.reason.as_deref())?;
                 change.claim(claim).await?;
                 check_state(&old)?;
                 let end = grace_end(&old, rotation.grace);
@@ -161,7 +163,8 @@ fn succeed(
             [end, change.latest_expiry(now)].into_iter().flatten().min()
         }
     };
-    Ok(KeyRecord {
+    let is_inherited = expiry.is_none();
+    let new = KeyRecord {
         consumer_id: old.consumer_id.clone(),
         name: old.name.clone(),
         scopes: old.scopes.clone(),
@@ -180,7 +183,9 @@ fn succeed(
         rotated_from: Some(old.id),
         root_id: old.root_id,
         ..new
-    })
+    };
+    let end = change.policy_end(&new, now).filter(|_| is_inherited);
+    Ok(KeyRecord { expires_at: [new.expires_at, end].into_iter().flatten().min(), ..new })
 }
 
 fn grace_end(old: &KeyRecord, grace: Duration) -> SystemTime {

@@ -193,7 +193,9 @@ impl KeyIssuer {
     ///
     /// [`NotFound`](super::ManageErrorKind::NotFound) when the key does not exist,
     /// [`Conflict`](super::ManageErrorKind::Conflict) when it is revoked,
-    /// [`Outdated`](super::ManageErrorKind::Outdated) when it has another version, or when the
+    /// [`Outdated`](super::ManageErrorKind::Outdated) when it has another version,
+    /// [`ExceedsPolicy`](super::ManageErrorKind::ExceedsPolicy) when it would exceed the
+    /// [policy](Self::policy), or when the
     /// change is invalid or denied, or the store fails.
     pub async fn update(&self, id: KeyId, update: KeyUpdate) -> Result<KeyRecord, ManageError> {
         self.detached(self.clone().update_now(id, update)).await
@@ -211,12 +213,14 @@ impl KeyIssuer {
             let mut after = update.apply(&before)?;
             change.check_change(&before, &after)?;
             update.check_state(&before, &after)?;
+            change.check_policy_change(&before, &after, update.reason.as_deref())?;
             after.metadata = update.merged(&before.metadata)?;
             change.check_metadata(&before.metadata, &after.metadata)?;
             if after == before {
                 return Ok(before);
             }
             let after = change.tx.update(&after).await?;
+            change.check_added_key(&before, &after).await?;
             if (&after.plan, &after.rate_limits) != (&before.plan, &before.rate_limits) {
                 text::check_quotas_with_plan(&after)?;
             }

@@ -40,6 +40,16 @@ impl KeyId {
         Self(Uuid::from_u128(u128::from(millis) << 80))
     }
 
+    /// When it was generated, to the millisecond; `None` for an id that is not of version 7.
+    pub(crate) fn made_at(&self) -> Option<SystemTime> {
+        let number = self.as_u128();
+        if (number >> 76) & 0xf != 7 {
+            return None;
+        }
+        let millis = u64::try_from(number >> 80).ok()?;
+        SystemTime::UNIX_EPOCH.checked_add(std::time::Duration::from_millis(millis))
+    }
+
     /// An id as read by a store.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {

@@ -137,6 +137,9 @@ impl ApiError {
             ManageErrorKind::IdempotencyKeyReused => {
                 details(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused")
             }
+            ManageErrorKind::ExceedsPolicy => {
+                details(StatusCode::UNPROCESSABLE_ENTITY, "exceeds_policy")
+            }
             ManageErrorKind::TooManyKeys => details(StatusCode::CONFLICT, "too_many_keys"),
             ManageErrorKind::TooManyChanges => {
                 details(StatusCode::TOO_MANY_REQUESTS, "too_many_changes")

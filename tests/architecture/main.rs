@@ -25,6 +25,7 @@ const FLOORS: &[&[&str]] = &[
     &["layer"],
     &["rest"],
     &["admin", "account"],
+    &["api_keys"],
 ];
 
 /// Used by every room, or without code.

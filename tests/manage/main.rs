@@ -17,6 +17,7 @@ mod wait;
 
 mod account;
 mod admin;
+mod api_keys;
 mod audit;
 mod bounds;
 mod grants;
@@ -25,5 +26,6 @@ mod listing;
 mod manage;
 mod members;
 mod openapi;
+mod policy;
 mod rotation;
 mod schemathesis;

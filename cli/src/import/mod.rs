@@ -7,7 +7,8 @@ use tower_api_key::manage::{Expiry, KeyImport, KeyIssuer};
 
 use self::reader::Source;
 use super::{
-    failure::Failure, issue::Description, output, progress::Progress, session::Session, values,
+    failure::Failure, issue::Description, output, policy::Policy, progress::Progress,
+    session::Session, values,
 };
 
 /// Keys per transaction, which takes a fraction of a second.
@@ -68,10 +69,13 @@ pub(crate) struct Import {
     /// The reason, for the audit
     #[arg(long)]
     reason: Option<String>,
+
+    #[command(flatten)]
+    policy: Policy,
 }
 
 pub(crate) async fn run(import: Import, session: &Session) -> Result<(), Failure> {
-    let issuer = session.issuer()?;
+    let issuer = import.policy.apply(session.issuer()?)?;
     let report = match (&import.file, import.hash, import.consumer, import.expires) {
         (None, Some(hash), Some(consumer), Some(expiry)) => {
             let hash = line::hash(&hash).map_err(|e| Failure::usage(format!("--hash: {e}")))?;

@@ -850,6 +850,85 @@ async fn an_import_stops_at_what_makes_no_sense_and_can_be_begun_again() {
     }
 }
 
+const POLICY: &str = r#"{
+    "rules": { "max_lifetime": "90d", "allowed_scopes": ["a", "b"] },
+    "plans": { "free": { "max_live_keys": 1 } }
+}"#;
+
+#[tokio::test]
+async fn a_key_beyond_the_issue_policy_needs_a_reason_that_the_audit_keeps() {
+    for place in Place::all().await {
+        place.write("policy.json", POLICY);
+        let (_, old) = place.issue("--expires 365d --name old --scope x");
+        // As an option, from the environment, and from a file `.env`.
+        let option = place.run("issue --consumer acme --expires 91d --policy policy.json");
+        let mut command = place.command(&["issue", "--consumer", "acme", "--expires", "91d"]);
+        let environment = said(command.env("API_KEY_POLICY", "policy.json").output().unwrap());
+        place.write(".env", "API_KEY_POLICY=policy.json\n");
+        let file = place.run("issue --consumer acme --expires 91d");
+        for refused in [option, environment, file] {
+            assert_eq!((refused.code, &*refused.out), (2, ""), "{refused:?}");
+            assert!(refused.err.contains("--expires: the issue policy allows"), "{refused:?}");
+            assert!(refused.err.contains("at most 90d"), "{refused:?}");
+            assert!(refused.err.contains("--override REASON"), "{refused:?}");
+        }
+        place.write("import.jsonl", &import_line(1).replace("30d", "91d"));
+        for (line, option) in [
+            ("issue --consumer acme --expires 1d --scope x", "--scope"),
+            (&format!("update {old} --expires 366d"), "--expires"),
+            (&format!("rotate {old}"), "--scope"),
+            ("import import.jsonl", "line 1: expires_at"),
+        ] {
+            let refused = place.run(line);
+            assert_eq!(refused.code, 2, "{line}: {refused:?}");
+            assert!(refused.err.contains(option), "{line}: {refused:?}");
+        }
+        place.done("issue --consumer acme --expires 90d --scope a,b");
+
+        let answer = place.json("issue --consumer new --expires 91d --override contract-7");
+        let id = text(&answer, "id");
+        let events = place.json(&format!("events {id}"));
+        let overridden = &events["events"][0]["changes"]["policy_override"]["to"];
+        assert_eq!(overridden["reason"], json!("contract-7"), "{events}");
+        assert!(overridden["exceeded"][0].as_str().unwrap().contains("at most 90d"), "{events}");
+        place.done(&format!("update {old} --expires 366d --override contract-7"));
+        place.done(&format!("rotate {old} --override contract-7"));
+        place.done("import import.jsonl --override contract-7");
+
+        place.done("issue --consumer b --expires 1d --plan free");
+        let second = place.run("issue --consumer b --expires 1d --plan free");
+        assert_eq!(second.code, 4, "{second:?}");
+        assert!(second.err.contains("at most 1 keys"), "{second:?}");
+        assert!(second.err.contains("--override REASON"), "{second:?}");
+        // Commands that give nothing do not read it.
+        place.write("policy.json", "{");
+        place.done("list");
+    }
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_issues_nothing() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    place.write("policy.json", r#"{"rules": {"max_livetime": "90d"}}"#);
+    for (options, code, says) in [
+        ("--policy missing.json", 1, "--policy: cannot read missing.json"),
+        ("--policy policy.json", 2, "--policy: policy.json: not an issue policy"),
+        ("--override because", 2, "there is no policy to override"),
+        ("--policy policy.json --override=", 2, "must not be empty"),
+    ] {
+        let refused = place.run(&format!("issue --consumer acme --expires 1d {options}"));
+        assert_eq!(refused.code, code, "{refused:?}");
+        assert!(refused.err.contains(says), "{refused:?}");
+    }
+    let empty = {
+        let mut command = place.command(&["issue", "--consumer", "acme", "--expires", "1d"]);
+        said(command.env("API_KEY_POLICY", "").output().unwrap())
+    };
+    assert_eq!(empty.code, 0, "{empty:?}");
+    assert_eq!(count(&place), 1);
+}
+
 #[tokio::test]
 async fn a_plan_is_defined_given_changed_and_removed() {
     for place in Place::all().await {

@@ -136,7 +136,13 @@ fn refusals(
     described
         .response("413", problem("The body is longer than 64 KiB."))
         .response("415", problem("The body is not JSON."))
-        .response("422", problem("A value in the request is invalid."))
+        .response(
+            "422",
+            problem(
+                "A value in the request is invalid, or exceeds the issue policy \
+                 (`exceeds_policy`).",
+            ),
+        )
 }
 
 fn ok(schema: &str) -> ResponseBuilder {

@@ -4,7 +4,7 @@ mod keys;
 mod listing;
 mod transaction;
 
-use std::{fmt, ops::Bound, sync::Arc, time::SystemTime};
+use std::{convert::Infallible, fmt, ops::Bound, sync::Arc, time::SystemTime};
 
 use tokio::sync::Mutex;
 
@@ -13,7 +13,7 @@ use self::{keys::SharedKeys, listing::matches};
 use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ListedKey, ManageKeys, StoreError,
     page::{Filling, event_bytes, key_bytes},
-    port::{ManagePlans, Usage},
+    port::{Backend, ManagePlans, Usage},
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -121,6 +121,14 @@ impl ManageKeys for MemoryKeyStore {
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
         Ok(self.keys.lock().last_used.get(&id).copied())
+    }
+}
+
+impl Backend for MemoryKeyStore {
+    type Feed = Infallible;
+
+    fn change_feed(&self) -> Option<Infallible> {
+        None
     }
 }
 

@@ -5,6 +5,7 @@
 //! | [`KeyStore`](super::KeyStore) | looking keys up: all that serving requests needs |
 //! | [`ChangeFeed`], or a [`ChangeLog`] that is polled | learning of changes by other processes |
 //! | [`ManageKeys`](super::ManageKeys) with its [`KeyTransaction`], and [`ManagePlans`] | issuing, changing and revoking keys |
+//! | [`Backend`] | tables and a feed, for [`ApiKeys`](crate::ApiKeys) to set up |
 //! | [`Invalidate`] | a cache of a store's answers; an [`Authenticator`](crate::Authenticator) is one |
 //!
 //! Services need none of this: they choose a store, and manage keys with a
@@ -36,6 +37,7 @@
 //!    `None` is cached and answered with 401, an error with 503.
 //! 3. [`read_at`](crate::record::KeyRecord::read_at) comes from the store's own clock, if it has one.
 
+mod backend;
 mod change_feed;
 mod change_log;
 mod invalidate;
@@ -45,6 +47,7 @@ pub(super) mod manage_keys;
 mod manage_plans;
 
 pub use self::{
+    backend::Backend,
     change_feed::{Change, ChangeFeed, Staleness},
     change_log::{ChangeLog, ChangedKey, Changes, LogPosition, Replica},
     invalidate::Invalidate,

@@ -38,7 +38,7 @@ use crate::{
     record::{KeyId, KeyRecord},
     store::{
         self, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError,
-        port::Usage,
+        port::{Backend, Usage},
     },
 };
 
@@ -274,6 +274,18 @@ impl ManageKeys for PgKeyStore {
         let at = last_used_at(&mut lease, id).await?;
         self.management.commit(lease).await?;
         Ok(at)
+    }
+}
+
+impl Backend for PgKeyStore {
+    type Feed = PgChangeFeed;
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        Self::migrate(self).await
+    }
+
+    fn change_feed(&self) -> Option<PgChangeFeed> {
+        Some(Self::change_feed(self))
     }
 }
 

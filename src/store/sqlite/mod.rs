@@ -41,9 +41,10 @@ use self::{
     record::{columns, now, read_time, record, uuid},
 };
 use super::{
-    EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
+    EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, PollingChangeFeed, StoreError,
+    StoreErrorKind,
     migrate::failed as migration_failed,
-    port::Usage,
+    port::{Backend, Usage},
     row::{answering, json, micros},
 };
 use crate::{
@@ -67,7 +68,7 @@ pub struct SqliteKeyStore {
     file: Arc<File>,
     /// Keeps a database in memory alive, which would end with its last connection. The pool's own
     /// connections come and go.
-    _anchor: Option<Arc<SqliteConnection>>,
+    anchor: Option<Arc<SqliteConnection>>,
 }
 
 impl SqliteKeyStore {
@@ -79,7 +80,7 @@ impl SqliteKeyStore {
     pub fn new(pool: SqlitePool) -> Self {
         let lookups = Arc::new(LookupPool::new(pool.clone()));
         let file = Arc::new(File::at(pool.connect_options().get_filename()));
-        Self { pool, lookups, writer: Arc::default(), file, _anchor: None }
+        Self { pool, lookups, writer: Arc::default(), file, anchor: None }
     }
 
     /// A store in the file at `url`, for example `sqlite:keys.db` or
@@ -148,7 +149,7 @@ impl SqliteKeyStore {
             .busy_timeout(BUSY_TIMEOUT);
         let anchor = options.connect().await.map_err(failed)?;
         let pool = pool_options().connect_with(options).await.map_err(failed)?;
-        Ok(Self { _anchor: Some(Arc::new(anchor)), ..Self::new(pool) })
+        Ok(Self { anchor: Some(Arc::new(anchor)), ..Self::new(pool) })
     }
 
     /// The management pool, for the application's own queries. Look-ups do not use its connections,
@@ -290,6 +291,19 @@ impl ManageKeys for SqliteKeyStore {
         let at = last_used_at(&mut lease, id).await?;
         lease.commit().await?;
         Ok(at)
+    }
+}
+
+impl Backend for SqliteKeyStore {
+    type Feed = PollingChangeFeed<Self>;
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        Self::migrate(self).await
+    }
+
+    /// A file may be shared with other processes, if only with the command line.
+    fn change_feed(&self) -> Option<PollingChangeFeed<Self>> {
+        self.anchor.is_none().then(|| PollingChangeFeed::new(self.clone()))
     }
 }
 

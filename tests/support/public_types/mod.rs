@@ -16,7 +16,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use serde::Serialize;
 use tower::{Layer as _, Service as _, ServiceExt as _};
 use tower_api_key::{
-    ApiKeyLayer, Authenticator, Consumer, RequireScope, account,
+    ApiKeyLayer, ApiKeys, Authenticator, Consumer, RequireScope, account,
     admin::{self, Admin},
     auth::{Attempt, Event},
     clock::SystemClock,
@@ -68,6 +68,8 @@ const REGISTER: &[(&str, Holds)] = &[
     ("ApiKey", ASecret),
     ("ApiKeyLayer", ASecret),
     ("ApiKeyService", ASecret),
+    ("ApiKeys", ASecret),
+    ("ApiKeysBuilder", ASecret),
     ("Attempt", ASecret),
     ("AuditEntry", ASecret),
     ("AuditHistory", Names),
@@ -121,6 +123,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("InvalidNetwork", ASecret),
     ("InvalidOrigin", NoText),
     ("InvalidPlan", ASecret),
+    ("InvalidPolicy", Names),
     ("InvalidQuota", ASecret),
     ("InvalidRealm", ASecret),
     ("InvalidRedisRateLimiter", ASecret),
@@ -129,6 +132,8 @@ const REGISTER: &[(&str, Holds)] = &[
     ("InvalidStatus", ASecret),
     ("InvalidTag", ASecret),
     ("InvalidWebOrigin", ASecret),
+    ("IssuePolicy", Names),
+    ("IssueRules", Names),
     ("Issued", ASecret),
     ("KeyAction", NoText),
     ("KeyCheck", ASecret),
@@ -171,6 +176,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("MeteredService", ASecret),
     ("Network", NoText),
     ("Networks", NoText),
+    ("NeverExpires", NoText),
     ("NewKey", ASecret),
     ("OutagePolicy", NoText),
     ("PeerAddr", NoText),
@@ -213,6 +219,8 @@ const REGISTER: &[(&str, Holds)] = &[
     ("SqliteKeyStore", ASecret),
     ("SqliteTransaction", ASecret),
     ("Staleness", NoText),
+    ("StartError", ASecret),
+    ("StartErrorKind", NoText),
     ("StatusOnly", NoText),
     ("StoreError", ASecret),
     ("StoreErrorKind", NoText),
@@ -594,6 +602,11 @@ async fn of_databases(heard: &mut Heard, key: &str) {
         PgKeyStore::connect_lazy(&url.replace("postgres", "mysql")).unwrap_err(),
         PgKeyStore::connect_lazy(&url.replace(":1/", ":many/")).unwrap_err(),
     );
+    let there = ApiKeys::builder(SqliteKeyStore::in_memory().await.unwrap(), format());
+    say!(heard: ApiKeys::open(&url, key), there, ApiKeys::open(&url, key).await.unwrap_err());
+    let there = there.await.unwrap();
+    say!(heard: there, ApiKeys::open(&url, crate::app::PREFIX).await.unwrap_err());
+    there.stop().await;
     let database = Server::shared().database().await;
     let there = PgKeyStore::connect(database.url()).await.unwrap();
     there.migrate().await.unwrap();
