@@ -82,7 +82,8 @@ impl KeyFormat {
             // behind.
             let mut key = String::with_capacity(self.key_len());
             key.push_str(&self.prefix);
-            URL_SAFE_NO_PAD.encode_string(&*random, &mut key);
+            // By reference: a copy would not be wiped.
+            URL_SAFE_NO_PAD.encode_string(random.as_slice(), &mut key);
             URL_SAFE_NO_PAD.encode_string(crc32fast::hash(key.as_bytes()).to_be_bytes(), &mut key);
             let key = ApiKey::new(key);
             if !key.expose_secret().contains('-') {
