@@ -18,7 +18,7 @@ impl KeyIssuer {
     /// Makes a key and stores its hash. Only the returned value contains the key itself.
     ///
     /// A [caller](super::Actor::key) can only grant what its own key holds: its scopes, no later
-    /// expiry, no wider limits, its own plan and its own consumer.
+    /// expiry, no wider limits, its own plan and its own consumer, and no more networks and origins.
     ///
     /// # Errors
     ///
