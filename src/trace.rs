@@ -82,13 +82,11 @@ impl ErrorLog {
     ) {
         let error = chain(error);
         if let Some(repeated) = self.due(&error, now) {
-            match address {
-                Some(address) => warn!(error, %address, repeated, "{message}"),
-                None => warn!(error, repeated, "{message}"),
-            }
-            let _ = repeated;
+            let address = address.map(|address| address.to_string());
+            warn!(error, address, repeated, "{message}");
+            let _ = (address, repeated);
         }
-        let _ = (message, address);
+        let _ = message;
     }
 
     /// How many repetitions were not logged since the last line; `None` if it is too early to log.

@@ -22,13 +22,16 @@ alter table api_keys
     add constraint api_keys_tags_are_plain check (
         array_ndims(tags) = 1 and cardinality(tags) between 1 and 32
         and array_position(tags, null) is null
-        and array_to_string(tags, E'\n')
-            ~ E'^[-!#$%&()*+./0-9:;<=>?@A-Z[\\]^_a-z{|}~]{1,64}(\n[-!#$%&()*+./0-9:;<=>?@A-Z[\\]^_a-z{|}~]{1,64})*$'
+        -- No tag has a space, so that joined by spaces each can be told from the next.
+        and strpos(array_to_string(tags, ''), ' ') = 0
+        and array_to_string(tags, ' ')
+            ~ '^[-!#$%&()*+./0-9:;<=>?@A-Z[\]^_a-z{|}~]{1,64}( [-!#$%&()*+./0-9:;<=>?@A-Z[\]^_a-z{|}~]{1,64})*$'
     ) not valid,
     add constraint api_keys_origins_are_plain check (
         array_ndims(origins) = 1 and cardinality(origins) between 1 and 32
         and array_position(origins, null) is null
-        and array_to_string(origins, E'\n') ~ E'^[!-~]{1,255}(\n[!-~]{1,255})*$'
+        and strpos(array_to_string(origins, ''), ' ') = 0
+        and array_to_string(origins, ' ') ~ '^[!-~]{1,255}( [!-~]{1,255})*$'
     ) not valid,
     add constraint api_keys_kind_is_known check (kind in ('secret', 'publishable')) not valid,
     add constraint api_keys_only_the_publishable_have_origins

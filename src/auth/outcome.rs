@@ -25,7 +25,9 @@ impl Outcome {
     pub(crate) const fn of(kind: RejectionKind) -> Self {
         match kind {
             RejectionKind::RateLimited | RejectionKind::TooManyFailures => Self::Limited,
-            RejectionKind::InsufficientScope => Self::Forbidden,
+            RejectionKind::InsufficientScope
+            | RejectionKind::NetworkNotAllowed
+            | RejectionKind::OriginNotAllowed => Self::Forbidden,
             RejectionKind::Missing
             | RejectionKind::InvalidRequest
             | RejectionKind::Malformed

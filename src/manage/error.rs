@@ -331,6 +331,7 @@ impl ManageErrorKind {
             Self::Invalid => "invalid",
             Self::NotFound => "not_found",
             Self::Denied => "denied",
+            Self::ExceedsPolicy => "exceeds_policy",
             Self::CallerEnded => "caller_ended",
             Self::Conflict => "conflict",
             Self::Outdated => "outdated",

@@ -18,9 +18,9 @@ impl KeyIssuer {
     /// Makes a key and stores its hash. Only the returned value contains the key itself.
     ///
     /// A [caller](super::Actor::key) can only grant what its own key holds: its scopes, no later
-    /// expiry, no wider limits, its own plan and its own consumer. If there is a separate
-    /// [scope](super::Actor::other_keys_scope) for other keys, it needs that one. A
-    /// [member](super::Actor::member) can only grant what its [grant](super::Grant) allows.
+    /// expiry, no wider limits, no more networks and origins, its own plan and its own consumer. If
+    /// there is a separate [scope](super::Actor::other_keys_scope) for other keys, it needs that
+    /// one. A [member](super::Actor::member) can only grant what its [grant](super::Grant) allows.
     ///
     /// # Errors
     ///

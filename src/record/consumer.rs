@@ -159,12 +159,6 @@ impl Consumer {
         Self(Arc::new(LookedUpKey::new(record, ForTest)))
     }
 
-    /// Builds a consumer for a test, as [`for_test`](Self::for_test) does from a record.
-    #[cfg(feature = "test-util")]
-    pub fn builder(consumer_id: impl Into<String>) -> super::ConsumerBuilder {
-        super::ConsumerBuilder::new(consumer_id)
-    }
-
     /// The authenticator that made it, if any.
     pub(crate) fn origin(&self) -> Option<Origin> {
         self.0.ext.origin()

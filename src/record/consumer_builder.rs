@@ -24,13 +24,16 @@ pub struct ConsumerBuilder(KeyRecord);
 /// The beginning of 2026, so that a test has the same key every time.
 const CREATED_AT: Duration = Duration::from_secs(1_767_225_600);
 
-impl ConsumerBuilder {
-    pub(super) fn new(consumer_id: impl Into<String>) -> Self {
+impl Consumer {
+    /// Builds a consumer for a test, as [`for_test`](Self::for_test) does from a record.
+    pub fn builder(consumer_id: impl Into<String>) -> ConsumerBuilder {
         let created_at = SystemTime::UNIX_EPOCH + CREATED_AT;
         let (id, hash) = (KeyId::from_bytes([0; 16]), KeyHash::from_bytes([0; 32]));
-        Self(KeyRecord::new(id, hash, consumer_id, created_at))
+        ConsumerBuilder(KeyRecord::new(id, hash, consumer_id, created_at))
     }
+}
 
+impl ConsumerBuilder {
     /// The id of the key. Default: all zeros.
     pub fn key_id(mut self, id: KeyId) -> Self {
         self.0.id = id;

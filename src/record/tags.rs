@@ -39,7 +39,7 @@ impl Tags {
     }
 
     /// Whether `tag` may be a tag.
-    pub(crate) fn is_valid(tag: &str) -> bool {
+    fn is_valid(tag: &str) -> bool {
         let is_allowed = |byte: u8| matches!(byte, 0x21..=0x7e) && !b",\"'`\\".contains(&byte);
         (1..=Self::MAX_LEN).contains(&tag.len()) && tag.bytes().all(is_allowed)
     }

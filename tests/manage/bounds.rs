@@ -1099,13 +1099,17 @@ async fn the_headers_of_eight_quotas_with_the_longest_names_fit_into_2_kib() {
         quota.named(format!("{at}{}", "q".repeat(63))).unwrap()
     };
     let limits = RateLimits::new((0..8).map(long)).unwrap();
-    let (key, _) = service.issue(acme().rate_limits(limits)).await;
-    let answer = service.send(&key, "GET", "/hello", None).await;
-    assert_eq!(answer.status, 200);
-    let policy = answer.header("ratelimit-policy").unwrap();
-    assert_eq!(policy.matches(";q=4294967295;w=34560000").count(), 8, "{policy}");
-    assert_eq!(answer.header("ratelimit").unwrap().matches(";r=").count(), 8);
-    assert!(header_bytes(&answer) <= 2 * KIB, "{}", header_bytes(&answer));
+    let ending = NewKey::new("acme", Expiry::In(Duration::from_secs(86_400)));
+    for (new, has_date) in [(acme(), false), (ending, true)] {
+        let (key, _) = service.issue(new.rate_limits(limits.clone())).await;
+        let answer = service.send(&key, "GET", "/hello", None).await;
+        assert_eq!(answer.status, 200);
+        let policy = answer.header("ratelimit-policy").unwrap();
+        assert_eq!(policy.matches(";q=4294967295;w=34560000").count(), 8, "{policy}");
+        assert_eq!(answer.header("ratelimit").unwrap().matches(";r=").count(), 8);
+        assert_eq!(answer.header("x-api-key-expires").is_some(), has_date);
+        assert!(header_bytes(&answer) <= 2 * KIB, "{}", header_bytes(&answer));
+    }
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ use tower_api_key::{
     key::KeyHash,
     manage::{Expiry, KeyIssuer, NewKey},
     rate_limit::Quota,
-    record::{KeyId, Metadata, Scope, Scopes},
+    record::{KeyId, Metadata, Scope, Scopes, Tags},
     store::{
         EventQuery, KeyQuery, KeyStore, ManageKeys, PgKeyStore, StoreError, StoreErrorKind,
         port::{
@@ -525,7 +525,8 @@ impl Guarded {
         let issuer = KeyIssuer::new(owner.clone(), format());
         owner.set_plan("pro", &Quota::per_second(9).unwrap().into()).await.unwrap();
         let scopes = Scopes::parse(["orders:read"]).unwrap();
-        let new = NewKey::new("acme", Expiry::Never).plan("pro").scopes(scopes);
+        let tags = Tags::parse(["mobile"]).unwrap();
+        let new = NewKey::new("acme", Expiry::Never).plan("pro").scopes(scopes).tags(tags);
         let key = Key::from(issuer.issue(new).await.unwrap());
         let plain = issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap();
         let used = [Usage::new(key.record.id, SystemTime::UNIX_EPOCH + SECOND)];
@@ -602,6 +603,7 @@ impl Guarded {
             ("a key", store.get(key.id).await.map(|key| format!("{:?}", key.map(|key| key.id)))),
             ("a list", list(KeyQuery::new()).await),
             ("a list by scope", list(scoped).await),
+            ("a list by tag", list(KeyQuery::new().tag("mobile")).await),
             ("a list of the unused", list(unused).await),
             (
                 "the audit",
