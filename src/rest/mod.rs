@@ -10,6 +10,7 @@ mod concurrency;
 mod csrf;
 pub(crate) mod default_scopes;
 mod document;
+mod document_settings;
 mod error;
 mod fields;
 mod handlers;
@@ -37,7 +38,7 @@ pub use self::{
     view::KeyView,
 };
 pub(crate) use self::{
-    document::Settings as DocumentSettings,
+    document_settings::Settings as DocumentSettings,
     operation::Operation,
     routes::{guard, guard_signed_in},
     state::AdminState,

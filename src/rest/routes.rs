@@ -15,7 +15,7 @@ use http::{HeaderValue, Request, StatusCode, header::CACHE_CONTROL};
 use tower_service::Service;
 
 use super::{
-    AdminState, Operation, concurrency, document,
+    AdminState, DocumentSettings, Operation, concurrency, document,
     error::ApiError,
     sign_in::{SignedIn, confirm_member, require_member},
 };
@@ -48,7 +48,7 @@ pub(crate) fn guard(
     state: AdminState,
     auth: Authenticator,
     operations: &'static [Operation],
-    document: document::Settings,
+    document: DocumentSettings,
 ) -> GuardedRoutes {
     let mut guard = ApiKeyLayer::new(auth);
     if let Some(address) = state.client_address {
@@ -79,7 +79,7 @@ pub(crate) fn guard_signed_in(
     state: AdminState,
     guard: &SignedIn,
     operations: &'static [Operation],
-    document: document::Settings,
+    document: DocumentSettings,
 ) -> GuardedRoutes {
     let mut routes = Router::new();
     for operation in operations {
