@@ -177,14 +177,13 @@ impl KeyIssuer {
         self
     }
 
-    /// What keys may be issued, whoever issues them. Default: everything.
+    /// What keys may be issued, by operators and calling keys alike. Default: everything.
     #[must_use]
     pub fn policy(self, policy: impl Into<IssuePolicy>) -> Self {
         Self { policy: Arc::new(policy.into()), ..self }
     }
 
     /// What keys may be issued, for a form that offers choices.
-    #[must_use]
     pub fn issue_policy(&self) -> &IssuePolicy {
         &self.policy
     }

@@ -61,10 +61,10 @@
 //! 8. Each consumer can have two changes or queries of its keys in progress at once. Further ones
 //!    wait for up to a second and are then refused, so that one consumer cannot take all
 //!    connections of the store. Operators are exempt.
-//! 9. A new or changed key meets the [`IssuePolicy`] of the issuer, whoever makes it. It is checked
-//!    in the same transaction. Only an operator can override it, with a reason for the audit.
+//! 9. A new or changed key meets the [`IssuePolicy`] of the issuer, for every actor. It is checked in
+//!    the same transaction. Only an operator can override it, with a reason for the audit.
 //! 10. A request with an idempotency key is carried out once, and only the first response shows the
-//!    new key.
+//!     new key.
 
 mod actor;
 mod audit;

@@ -1,4 +1,4 @@
-//! What keys may be issued, whoever issues them.
+//! The rules for new and changed keys.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,8 +10,8 @@ use crate::{
 
 /// What keys may be issued: rules for all keys, for those with a prefix and for those on a plan.
 ///
-/// A [`KeyIssuer`](super::KeyIssuer::policy) checks it in the transaction of each change, whoever
-/// makes it: the application, a calling key over HTTP, or the command line. An operator can
+/// A [`KeyIssuer`](super::KeyIssuer::policy) checks it in the transaction of each change, for every
+/// actor: the application, a calling key over HTTP, and the command line. An operator can
 /// [override](super::KeyIssuer::override_policy) it with a reason, which the audit keeps; calling
 /// keys cannot.
 ///
@@ -197,7 +197,7 @@ impl IssueRules {
     }
 
     fn own_never(&self) -> Option<NeverExpires> {
-        self.never.or(self.max_lifetime.map(|_| NeverExpires::Refused))
+        self.never.or_else(|| self.max_lifetime.map(|_| NeverExpires::Refused))
     }
 
     /// The rules of both, and the stricter one of a rule that both have.

@@ -171,10 +171,15 @@ impl Check<'_> {
 const MAX_NAMED: usize = 16;
 
 /// A duration in the words of a request, such as `90d`.
+#[expect(clippy::disallowed_methods, reason = "there is nothing to round")]
 fn words(duration: Duration) -> String {
+    if duration.subsec_nanos() != 0 {
+        return format!("{duration:?}");
+    }
     let seconds = duration.as_secs();
     let unit = [(86_400, 'd'), (3600, 'h'), (60, 'm')].into_iter();
-    let (unit, letter) = unit.into_iter().find(|(unit, _)| seconds % unit == 0).unwrap_or((1, 's'));
+    let (unit, letter) =
+        unit.into_iter().find(|(unit, _)| seconds.is_multiple_of(*unit)).unwrap_or((1, 's'));
     format!("{}{letter}", seconds / unit)
 }
 
@@ -184,6 +189,7 @@ mod tests {
 
     #[test]
     fn a_duration_is_in_the_largest_unit_that_fits() {
+        assert_eq!(words(Duration::from_millis(1500)), "1.5s");
         for (seconds, text) in
             [(90 * 86_400, "90d"), (36 * 3600, "36h"), (90 * 60, "90m"), (61, "61s")]
         {

@@ -66,7 +66,7 @@ async fn calling_key(issuer: &KeyIssuer) -> KeyIssuer {
 }
 
 #[tokio::test]
-async fn each_breach_names_its_field_and_its_bound_whoever_issues_the_key() {
+async fn each_breach_names_its_field_and_its_bound_for_every_actor() {
     let (operator, _) = operator();
     let operator = operator.policy(strict());
     let named = |days| acme(days).name("ci");
@@ -245,7 +245,7 @@ mod live_keys {
     }
 
     #[tokio::test]
-    async fn a_consumer_gets_no_more_of_them_whoever_issues_them() {
+    async fn a_consumer_gets_no_more_of_them_from_any_actor() {
         let (operator, clock) = operator();
         let operator = operator.policy(IssueRules::new().max_live_keys(3));
         let caller = calling_key(&operator).await;
@@ -325,8 +325,10 @@ mod overriding {
     async fn overrides(issuer: &KeyIssuer, id: KeyId) -> Vec<(KeyAction, Value)> {
         let page = issuer.events(&EventQuery::new().key_id(id)).await.unwrap();
         let of_event = |entry: &tower_api_key::record::AuditEntry| {
-            let changes: Value =
-                entry.changes.as_deref().map_or(json!({}), |it| serde_json::from_str(it).unwrap());
+            let changes: Value = entry
+                .changes
+                .as_deref()
+                .map_or_else(|| json!({}), |it| serde_json::from_str(it).unwrap());
             (entry.action, changes["policy_override"].clone())
         };
         page.events.iter().rev().map(|event| of_event(&event.entry)).collect()
@@ -569,8 +571,9 @@ mod property {
             let far = SystemTime::UNIX_EPOCH + HOUR * 100_000_000;
             let end = |key: &KeyRecord| key.expires_at.unwrap_or(far);
             if before.is_none_or(|before| end(key) > end(before)) {
-                let never =
-                    |rules: &Rules| rules.never.or(rules.hours.map(|_| NeverExpires::Refused));
+                let never = |rules: &Rules| {
+                    rules.never.or_else(|| rules.hours.map(|_| NeverExpires::Refused))
+                };
                 match key.expires_at {
                     Some(end) => {
                         for hours in self.rule(key, |rules| rules.hours) {
