@@ -97,8 +97,12 @@ impl Core {
             return;
         }
         match kind {
-            RejectionKind::Revoked => trace::warn!(%key_id, "revoked key used"),
-            _ => trace::warn!(%key_id, "expired key used"),
+            RejectionKind::Revoked => {
+                trace::warn!(%key_id, "revoked key used");
+            }
+            _ => {
+                trace::warn!(%key_id, "expired key used");
+            }
         }
     }
 }
