@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+#[cfg(feature = "metrics")]
+use super::metrics::Levels;
 use super::{
     Event, RejectionKind,
     cache::{CachePolicy, Entry, KeyCache, LimitResolver},
@@ -11,7 +13,7 @@ use super::{
     key_log::KeyLog,
     lookup::{DynStore, Lookup},
     metrics::Metrics,
-    observe::PanicSafeObserver,
+    panic_safe_observer::PanicSafeObserver,
     throttle::Rate,
 };
 use crate::{
@@ -86,6 +88,17 @@ impl Core {
 
     pub(super) fn metrics(&self) -> &Metrics {
         &self.observer.metrics
+    }
+
+    /// Updates the metrics that are not events.
+    pub(super) fn refresh_metrics(&self) {
+        #[cfg(feature = "metrics")]
+        self.metrics().refresh(&Levels {
+            entries: self.cache.entries(),
+            is_store_up: self.lookup.is_store_up() == Some(true),
+            feed: self.feed.health(),
+            limiter: self.limits.meters.limiter.health(),
+        });
     }
 
     /// Logs the use of a key that was revoked or has expired: a client still has it.
