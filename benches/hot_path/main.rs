@@ -18,6 +18,7 @@
 
 mod floor;
 mod from_fn;
+mod observed;
 mod refusals;
 mod threads;
 
@@ -37,9 +38,10 @@ use self::support::Cases;
 
 type Section = fn(&Runtime);
 
-const SECTIONS: [(&str, Section); 4] = [
+const SECTIONS: [(&str, Section); 5] = [
     ("floor", floor::measure),
     ("from_fn", from_fn::measure),
+    ("observed", observed::measure),
     ("refusals", refusals::measure),
     ("threads", threads::measure),
 ];

@@ -154,7 +154,7 @@ impl Authenticator {
     /// they are exact. Feature `metrics`.
     #[cfg(feature = "metrics")]
     pub fn refresh_metrics(&self) {
-        self.0.core.metrics().refresh(&self.0.core);
+        self.0.core.refresh_metrics();
     }
 
     /// Finds and masks keys of the formats that are accepted here, for a

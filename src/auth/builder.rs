@@ -7,7 +7,7 @@ use super::{
     core::Core,
     lookup::DynStore,
     metrics::Metrics,
-    observe::PanicSafeObserver,
+    panic_safe_observer::PanicSafeObserver,
     throttle::Rate,
     worker::{DynFeed, usage},
 };

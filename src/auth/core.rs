@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+#[cfg(feature = "metrics")]
+use super::metrics::Levels;
 use super::{
     Event, Rejection, RejectionKind,
     cache::{CachePolicy, Entry, KeyCache, LimitResolver},
@@ -12,7 +14,7 @@ use super::{
     key_log::KeyLog,
     lookup::{DynStore, Lookup},
     metrics::Metrics,
-    observe::PanicSafeObserver,
+    panic_safe_observer::PanicSafeObserver,
     throttle::Rate,
 };
 use crate::{
@@ -102,6 +104,17 @@ impl Core {
         &self.observer.metrics
     }
 
+    /// Updates the metrics that are not events.
+    pub(super) fn refresh_metrics(&self) {
+        #[cfg(feature = "metrics")]
+        self.metrics().refresh(&Levels {
+            entries: self.cache.entries(),
+            is_store_up: self.lookup.is_store_up() == Some(true),
+            feed: self.feed.health(),
+            limiter: self.limits.meters.limiter.health(),
+        });
+    }
+
     /// Logs the use of a key that was revoked or has expired: a client still has it.
     pub(super) fn ended_key_used(&self, key_id: KeyId, kind: RejectionKind) {
         // Without the feature `tracing`, nothing is logged.
@@ -111,8 +124,12 @@ impl Core {
             return;
         }
         match kind {
-            RejectionKind::Revoked => trace::warn!(%key_id, "revoked key used"),
-            _ => trace::warn!(%key_id, "expired key used"),
+            RejectionKind::Revoked => {
+                trace::warn!(%key_id, "revoked key used");
+            }
+            _ => {
+                trace::warn!(%key_id, "expired key used");
+            }
         }
     }
 }

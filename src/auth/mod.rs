@@ -96,6 +96,7 @@ mod lookup;
 mod metrics;
 mod observe;
 mod outcome;
+mod panic_safe_observer;
 mod rate_limit_status;
 mod rejection;
 mod throttle;

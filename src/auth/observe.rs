@@ -1,15 +1,10 @@
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Duration,
-};
+use std::time::Duration;
 
-use super::{RejectionKind, catch_panic::Throttle, metrics::Metrics};
+use super::RejectionKind;
 use crate::{
     rate_limit::Decision,
     record::{Consumer, KeyId},
     store::StoreError,
-    trace,
 };
 
 /// Receives events for metrics and alerts.
@@ -156,34 +151,6 @@ impl LoadOutcome {
             Self::Found => "found",
             Self::NotFound => "not_found",
             Self::Failed => "failed",
-        }
-    }
-}
-
-/// The metrics, and the observer if there is one. A panic of them must not fail the request.
-pub(super) struct PanicSafeObserver {
-    pub(super) metrics: Metrics,
-    observer: Option<Arc<dyn Observer>>,
-    panics: Throttle,
-}
-
-impl PanicSafeObserver {
-    pub(super) const fn new(metrics: Metrics, observer: Option<Arc<dyn Observer>>) -> Self {
-        Self { metrics, observer, panics: Throttle::new() }
-    }
-
-    pub(super) fn observe(&self, event: &Event<'_>) {
-        if !Metrics::IS_ON && self.observer.is_none() {
-            return;
-        }
-        let observe = || {
-            self.metrics.count(event);
-            if let Some(observer) = &self.observer {
-                observer.observe(event);
-            }
-        };
-        if catch_unwind(AssertUnwindSafe(observe)).is_err() && self.panics.is_due() {
-            trace::warn!("observer panicked; see the panic's own message");
         }
     }
 }

@@ -1,9 +1,9 @@
-use std::{borrow::Cow, error::Error, fmt};
+use std::{error::Error, fmt};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use zeroize::Zeroizing;
 
-use super::{ApiKey, EntropySource, KeyMask, MalformedKey, PresentedKey, RngError, SystemEntropy};
+use super::{ApiKey, EntropySource, MalformedKey, PresentedKey, RngError, SystemEntropy};
 
 const RANDOM_BYTES: usize = 32;
 const BODY_LEN: usize = 43;
@@ -126,24 +126,6 @@ impl KeyFormat {
     #[must_use]
     pub fn regex(&self) -> String {
         format!(r"\b{}[A-Za-z0-9_]{{{}}}\b", self.prefix, BODY_LEN + CHECKSUM_LEN)
-    }
-
-    /// Replaces each key of this format in `text` by its prefix, `…` and its last four characters,
-    /// which belong to the checksum: `sk_live_…4x9A`. For keys of several formats, and of other
-    /// systems, there is [`KeyMask`](super::KeyMask).
-    ///
-    /// ```
-    /// # use tower_api_key::key::KeyFormat;
-    /// let format = KeyFormat::new("sk_live_")?;
-    /// let key = format.generate()?;
-    /// let line = format!("GET /orders?key={}&page=2", key.expose_secret());
-    /// let last4 = &key.expose_secret()[53..];
-    /// assert_eq!(format.mask(&line), format!("GET /orders?key=sk_live_…{last4}&page=2"));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        KeyMask::from(self.clone()).mask(text)
     }
 
     pub(super) fn key_len(&self) -> usize {

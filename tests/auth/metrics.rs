@@ -11,7 +11,7 @@ use std::{
 
 use axum::{Router, body::Body, routing::get};
 use http::{Request, StatusCode};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use tower::ServiceExt;
 use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer, RequireScope,
@@ -26,7 +26,7 @@ use crate::app::{Keys, text, unknown_key, with_key};
 /// An authenticator whose metrics and events the test reads.
 struct Observed {
     auth: Authenticator,
-    metrics: PrometheusHandle,
+    recorder: PrometheusRecorder,
     events: Arc<Mutex<Vec<String>>>,
 }
 
@@ -41,13 +41,17 @@ impl Observed {
         let (auth, worker) =
             metrics::with_local_recorder(&recorder, || builder.observer(observer).build());
         drop(worker);
-        Self { auth, metrics: recorder.handle(), events }
+        Self { auth, recorder, events }
+    }
+
+    fn text(&self) -> String {
+        metrics::with_local_recorder(&self.recorder, || self.auth.refresh_metrics());
+        self.recorder.handle().render()
     }
 
     /// The samples that are not 0, without the common beginning of their names.
     fn samples(&self) -> BTreeMap<String, f64> {
-        self.auth.refresh_metrics();
-        let text = self.metrics.render();
+        let text = self.text();
         let lines = text.lines().filter_map(|line| line.strip_prefix("api_key_"));
         let samples = lines.map(|line| {
             let (name, value) = line.rsplit_once(' ').unwrap();
@@ -237,8 +241,7 @@ async fn a_limiter_that_is_not_shared_by_design_has_no_gauge() {
         let limiter = Arc::new(Limiter(LocalRateLimiter::new(), health));
         let observed = Observed::new(Keys::new().builder().rate_limiter(limiter));
         assert_eq!(observed.auth.health().limiter, health);
-        observed.auth.refresh_metrics();
-        let text = observed.metrics.render();
+        let text = observed.text();
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         let found = lines.filter(|line| line.contains("limiter_shared")).collect::<Vec<_>>();
         assert_eq!(found, gauge.into_iter().collect::<Vec<_>>());

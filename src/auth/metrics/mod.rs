@@ -10,4 +10,4 @@ mod striped;
 #[cfg(not(feature = "metrics"))]
 pub(super) use self::off::Metrics;
 #[cfg(feature = "metrics")]
-pub(super) use self::recorded::Metrics;
+pub(super) use self::recorded::{Levels, Metrics};

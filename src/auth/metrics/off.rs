@@ -1,4 +1,4 @@
-use crate::auth::{Event, core::Core};
+use crate::auth::Event;
 
 /// Counts nothing.
 pub(in crate::auth) struct Metrics;
@@ -15,6 +15,4 @@ impl Metrics {
     pub(in crate::auth) fn hit(&self) {}
 
     pub(in crate::auth) fn miss(&self) {}
-
-    pub(in crate::auth) fn refresh(&self, _: &Core) {}
 }

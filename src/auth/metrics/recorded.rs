@@ -9,7 +9,7 @@ use metrics::{
 
 use super::striped::Striped;
 use crate::{
-    auth::{Event, FeedHealth, RejectionKind, core::Core, outcome::Outcome},
+    auth::{Event, FeedHealth, RejectionKind, outcome::Outcome},
     rate_limit::LimiterHealth,
 };
 
@@ -50,6 +50,14 @@ pub(in crate::auth) struct Metrics {
     limiter_shared: OnceLock<Gauge>,
     usage_flush: Histogram,
     usage_dropped: Counter,
+}
+
+/// What the gauges show.
+pub(in crate::auth) struct Levels {
+    pub(in crate::auth) entries: u64,
+    pub(in crate::auth) is_store_up: bool,
+    pub(in crate::auth) feed: FeedHealth,
+    pub(in crate::auth) limiter: LimiterHealth,
 }
 
 impl Metrics {
@@ -120,15 +128,14 @@ impl Metrics {
     }
 
     /// Sets the gauges, and publishes the cache hits since the last call.
-    pub(in crate::auth) fn refresh(&self, core: &Core) {
+    pub(in crate::auth) fn refresh(&self, levels: &Levels) {
         let hits = self.hits.sum();
         let before = self.published.fetch_max(hits, Ordering::Relaxed);
         self.published_hits.increment(hits.saturating_sub(before));
         #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 entries")]
-        self.entries.set(core.cache.entries() as f64);
-        self.store_up.set(zero_or_one(core.lookup.is_store_up() == Some(true)));
-        let feed = core.feed.health();
-        let (is_connected, lag) = match feed {
+        self.entries.set(levels.entries as f64);
+        self.store_up.set(zero_or_one(levels.is_store_up));
+        let (is_connected, lag) = match levels.feed {
             FeedHealth::Off => (None, None),
             FeedHealth::Gap => (Some(false), None),
             FeedHealth::Behind { lag } => (Some(false), lag),
@@ -136,7 +143,7 @@ impl Metrics {
         };
         self.set_known(&self.feed_connected, FEED_CONNECTED, is_connected.map(zero_or_one));
         self.set_known(&self.feed_lag, FEED_LAG, lag.map(|lag| lag.as_secs_f64()));
-        let is_shared = match core.limits.meters.limiter.health() {
+        let is_shared = match levels.limiter {
             LimiterHealth::Local | LimiterHealth::Unknown => None,
             LimiterHealth::Shared => Some(true),
             LimiterHealth::Down => Some(false),

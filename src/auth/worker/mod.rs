@@ -219,7 +219,7 @@ async fn refresh_metrics(core: &Core) -> Infallible {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let refreshed = catch_panic(async { core.metrics().refresh(core) });
+        let refreshed = catch_panic(async { core.refresh_metrics() });
         if let Err(panicked) = refreshed.await {
             duty.panicked(panicked).await;
         }

@@ -88,6 +88,26 @@ impl KeyMask {
     }
 }
 
+impl KeyFormat {
+    /// Replaces each key of this format in `text` by its prefix, `…` and its last four characters,
+    /// which belong to the checksum: `sk_live_…4x9A`. For keys of several formats, and of other
+    /// systems, there is [`KeyMask`].
+    ///
+    /// ```
+    /// # use tower_api_key::key::KeyFormat;
+    /// let format = KeyFormat::new("sk_live_")?;
+    /// let key = format.generate()?;
+    /// let line = format!("GET /orders?key={}&page=2", key.expose_secret());
+    /// let last4 = &key.expose_secret()[53..];
+    /// assert_eq!(format.mask(&line), format!("GET /orders?key=sk_live_…{last4}&page=2"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        KeyMask::from(self.clone()).mask(text)
+    }
+}
+
 impl From<AcceptedFormat> for KeyMask {
     fn from(format: AcceptedFormat) -> Self {
         Self::new([format])

@@ -1,11 +1,10 @@
 use std::{convert::Infallible, error::Error, fmt};
 
-use axum::extract::OriginalUri;
 use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, IntoResponseParts, Response, ResponseParts},
 };
-use http::{Extensions, Uri, request::Parts};
+use http::request::Parts;
 
 use super::caller::{Trusted, missing};
 use crate::layer::{Cost, ProblemJson, response::complete};
@@ -13,18 +12,6 @@ use crate::{
     auth::{Rejection, RejectionKind},
     record::{Consumer, Scope},
 };
-
-/// Replaces the URI that a router has noted before it took off the path of a nested one.
-pub(super) fn mask_original_uri(
-    extensions: &mut Extensions,
-    masked: impl FnOnce(&Uri) -> Option<Uri>,
-) {
-    if let Some(OriginalUri(uri)) = extensions.get_mut()
-        && let Some(masked) = masked(uri)
-    {
-        *uri = masked;
-    }
-}
 
 impl<S: Sync> FromRequestParts<S> for Consumer {
     type Rejection = ConsumerRejection;

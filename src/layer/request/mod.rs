@@ -8,6 +8,8 @@ pub(super) mod credentials;
 mod extractor;
 mod misplaced_key;
 mod mistake;
+#[cfg(feature = "axum")]
+mod original_uri;
 mod parts;
 mod peer;
 mod preflight;

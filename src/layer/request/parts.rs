@@ -32,7 +32,7 @@ pub(in crate::layer) fn parts_without_keys<B>(
         parts.uri = masked;
     }
     #[cfg(feature = "axum")]
-    super::extractor::mask_original_uri(&mut parts.extensions, |uri| masked_uri(uri, mask));
+    super::original_uri::mask_original_uri(&mut parts.extensions, |uri| masked_uri(uri, mask));
     parts
 }
 

@@ -7,6 +7,7 @@ use std::{
     any::type_name,
     collections::{BTreeMap, BTreeSet},
     fmt, fs,
+    io::Write as _,
     path::Path,
     sync::Mutex,
 };
@@ -20,7 +21,10 @@ use tower_api_key::{
     admin::{self, Admin},
     auth::{Attempt, Event},
     clock::SystemClock,
-    key::{AcceptedFormat, Alphabet, ImportedFormat, KeyFormat, KeyHash, RngError},
+    key::{
+        AcceptedFormat, Alphabet, ImportedFormat, KeyFormat, KeyHash, KeyMask, MaskingWriter,
+        RngError,
+    },
     layer::{ClientAddress, ConcurrencyLimit, Cost, DrainRejected, RateClass, UntilKeyEnds},
     manage::{Actor, Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, port::Subject},
@@ -422,12 +426,17 @@ async fn no_public_type_that_may_hold_a_secret_prints_one() {
 fn of_keys(heard: &mut Heard, key: &str) {
     let presented = format().parse(key.as_bytes()).unwrap();
     let imported = ImportedFormat::new("", Alphabet::Hex, 64).unwrap();
+    let mut writer = MaskingWriter::new(std::io::sink(), format());
+    // Held back: more may follow.
+    writer.write_all(&key.as_bytes()[..key.len() - 1]).unwrap();
     say!(heard:
         presented,
         presented.hash(),
         format(),
         imported,
         AcceptedFormat::from(imported),
+        KeyMask::from(format()),
+        writer,
         format().parse(&key.as_bytes()[1..]).unwrap_err(),
         KeyFormat::new(key).unwrap_err(),
         key.parse::<KeyHash>().unwrap_err(),
