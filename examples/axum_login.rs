@@ -21,14 +21,13 @@ use axum::{
 };
 use axum_login::{AuthManagerLayerBuilder, AuthSession, AuthUser, AuthnBackend};
 use serde::Deserialize;
-use shared::{Result, bind, key_format, load_dotenv, setting, terminated};
+use shared::{PREFIX, Result, bind, load_dotenv, setting, terminated, timed};
 use tokio::net::TcpListener;
 use tower_api_key::{
-    Authenticator,
+    ApiKeys,
     account::Account,
-    manage::{Grant, KeyIssuer, Member},
+    manage::{Grant, Member},
     record::Scopes,
-    store::{ManageKeys, PgKeyStore, SqliteKeyStore},
 };
 use tower_http::csrf::CsrfLayer;
 use tower_sessions::{MemoryStore, SessionManagerLayer, cookie::SameSite};
@@ -42,31 +41,18 @@ fn main() -> Result<()> {
 
 #[tokio::main]
 async fn run() -> Result<()> {
-    match setting("DATABASE_URL") {
-        Some(url) if url.starts_with("postgres") => {
-            let store = PgKeyStore::connect(&url).await?;
-            store.migrate().await?;
-            start(store).await
-        }
-        url => {
-            let store =
-                SqliteKeyStore::connect(url.as_deref().unwrap_or("sqlite::memory:")).await?;
-            store.migrate().await?;
-            start(store).await
-        }
-    }
-}
-
-async fn start(store: impl ManageKeys + Clone) -> Result<()> {
-    let (auth, worker) = Authenticator::builder(store.clone(), key_format()?).build();
+    let url = setting("DATABASE_URL");
+    let keys = ApiKeys::open(url.as_deref().unwrap_or("sqlite::memory:"), PREFIX).await?;
     let end = terminated()?;
     let listener = TcpListener::bind(bind()).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    shared::serve(listener, routes(auth.issuer(store), auth)?, worker, end).await
+    timed::serve(listener, routes(&keys)?, end).await;
+    keys.stop().await;
+    Ok(())
 }
 
-fn routes(issuer: KeyIssuer, auth: Authenticator) -> Result<Router> {
-    let settings = Account::signed_in_by(issuer, |parts: &mut Parts| {
+fn routes(keys: &ApiKeys) -> Result<Router> {
+    let settings = Account::signed_in_by(keys.issuer(), |parts: &mut Parts| {
         // Left by the layer of `axum-login`.
         let user = parts.extensions.get::<Session>().and_then(|session| session.user.clone());
         async move {
@@ -85,7 +71,7 @@ fn routes(issuer: KeyIssuer, auth: Authenticator) -> Result<Router> {
         .merge(Router::new().route("/login", post(log_in)).layer(CsrfLayer::new()))
         .route("/logout", post(log_out))
         .layer(AuthManagerLayerBuilder::new(Users, sessions).build())
-        .merge(shared::routes(auth)?))
+        .merge(shared::routes(keys.authenticator().clone())?))
 }
 
 type Session = AuthSession<Users>;

@@ -9,6 +9,7 @@
 //! be set in the environment or in a `.env` file. Each start issues a key and prints it, which no
 //! real service should do. SIGTERM and Ctrl-C stop it.
 
+#[expect(dead_code, reason = "each example uses a part of it")]
 mod shared;
 
 use std::{io, panic, time::Duration};
@@ -17,21 +18,21 @@ use axum::{Router, response::IntoResponse, routing::get};
 use http::header::CONTENT_TYPE;
 use metrics::{describe_gauge, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use shared::{Result, bind, issue_demo_key, key_format, load_dotenv, routes, setting, terminated};
+use shared::{
+    PREFIX, Result, bind, issue_demo_key, load_dotenv, routes, setting, terminated, timed,
+};
 use tokio::{
     net::TcpListener,
     time::{MissedTickBehavior, interval},
 };
 use tower_api_key::{
-    Authenticator,
+    ApiKeys, Authenticator,
     clock::{Clock, SystemClock},
-    key::{KeyMask, MaskingWriter},
+    key::{KeyFormat, KeyMask, MaskingWriter},
     layer,
+    manage::{KeyIssuer, ManageError},
     record::KeyStatus,
-    store::{
-        KeyQuery, ManageKeys, PgKeyStore, PollingChangeFeed, SqliteKeyStore, StoreError,
-        port::ChangeFeed,
-    },
+    store::KeyQuery,
 };
 use tower_http::trace::{DefaultOnResponse, TraceLayer};
 use tracing::Level;
@@ -51,21 +52,11 @@ async fn run() -> Result<()> {
     log()?;
     // Before the authenticator is built, which takes its handles from the recorder.
     let metrics = recorder()?;
-    match setting("DATABASE_URL") {
-        Some(url) if url.starts_with("postgres") => {
-            let store = PgKeyStore::connect(&url).await?;
-            store.migrate().await?;
-            let feed = store.change_feed();
-            start(store, feed, metrics).await
-        }
-        url => {
-            let store =
-                SqliteKeyStore::connect(url.as_deref().unwrap_or("sqlite::memory:")).await?;
-            store.migrate().await?;
-            let feed = PollingChangeFeed::new(store.clone());
-            start(store, feed, metrics).await
-        }
-    }
+    let url = setting("DATABASE_URL");
+    let keys = ApiKeys::open(url.as_deref().unwrap_or("sqlite::memory:"), PREFIX).await?;
+    start(&keys, metrics).await?;
+    keys.stop().await;
+    Ok(())
 }
 
 /// One line of JSON for each event, with the fields of its span. Whatever a line says, the keys in it
@@ -73,7 +64,7 @@ async fn run() -> Result<()> {
 fn log() -> Result<()> {
     let filter = EnvFilter::try_new(setting("RUST_LOG").as_deref().unwrap_or("info"))
         .map_err(|error| format!("RUST_LOG: {error}"))?;
-    let mask = KeyMask::from(key_format()?);
+    let mask = KeyMask::from(KeyFormat::new(PREFIX)?);
     tracing_subscriber::fmt()
         .json()
         .with_env_filter(filter)
@@ -92,20 +83,14 @@ fn recorder() -> Result<PrometheusHandle> {
     Ok(builder.install_recorder()?)
 }
 
-async fn start(
-    store: impl ManageKeys + Clone,
-    feed: impl ChangeFeed,
-    metrics: PrometheusHandle,
-) -> Result<()> {
-    let (auth, worker) =
-        Authenticator::builder(store.clone(), key_format()?).change_feed(feed).build();
+async fn start(keys: &ApiKeys, metrics: PrometheusHandle) -> Result<()> {
     let end = terminated()?;
     let listener = TcpListener::bind(bind()).await?;
     let address = listener.local_addr()?;
-    let key = issue_demo_key(store.clone(), &auth).await?;
+    let key = issue_demo_key(&keys.issuer()).await?;
     describe_gauge!("api_key_expiring_keys", "Keys that expire within 7 days.");
-    count_expiring(&store).await?;
-    tokio::spawn(keep_counting(store));
+    count_expiring(&keys.issuer()).await?;
+    tokio::spawn(keep_counting(keys.issuer()));
 
     println!("listening on http://{address}");
     println!("key: {key}");
@@ -124,7 +109,8 @@ async fn start(
     println!("# 200: what Prometheus reads");
     println!("curl -i http://{address}/metrics");
 
-    shared::serve(listener, app(auth, metrics)?, worker, end).await
+    timed::serve(listener, app(keys.authenticator().clone(), metrics)?, end).await;
+    Ok(())
 }
 
 fn app(auth: Authenticator, metrics: PrometheusHandle) -> Result<Router> {
@@ -142,24 +128,24 @@ fn app(auth: Authenticator, metrics: PrometheusHandle) -> Result<Router> {
     Ok(api.route("/metrics", metrics))
 }
 
-async fn keep_counting(store: impl ManageKeys) {
+async fn keep_counting(issuer: KeyIssuer) {
     let mut ticks = interval(COUNT_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(error) = count_expiring(&store).await {
+        if let Err(error) = count_expiring(&issuer).await {
             tracing::warn!(%error, "count of expiring keys failed");
         }
     }
 }
 
 /// The label of a metric is never a key: there may be any number of them.
-async fn count_expiring(store: &impl ManageKeys) -> Result<(), StoreError> {
+async fn count_expiring(issuer: &KeyIssuer) -> Result<(), ManageError> {
     let soon = SystemClock::new().now() + SOON;
     let mut query = KeyQuery::new().status(KeyStatus::Active).expires_before(soon).limit(1_000);
     let mut count = 0;
     loop {
-        let page = store.list(&query).await?;
+        let page = issuer.list(&query).await?;
         count += page.keys.len();
         match page.next {
             Some(next) => query = query.after(next),

@@ -21,14 +21,13 @@ use axum::{
 };
 use axum_extra::extract::cookie::{Cookie, Key, SameSite, SignedCookieJar};
 use serde::Deserialize;
-use shared::{Result, bind, key_format, load_dotenv, setting, terminated};
+use shared::{PREFIX, Result, bind, load_dotenv, setting, terminated, timed};
 use tokio::net::TcpListener;
 use tower_api_key::{
-    Authenticator,
-    account::Account,
+    ApiKeys,
+    account::{Account, SignedIn},
     manage::{Grant, KeyIssuer, Member},
     record::Scopes,
-    store::{ManageKeys, PgKeyStore, SqliteKeyStore},
 };
 use tower_http::csrf::CsrfLayer;
 
@@ -46,23 +45,8 @@ fn main() -> Result<()> {
 
 #[tokio::main]
 async fn run() -> Result<()> {
-    match setting("DATABASE_URL") {
-        Some(url) if url.starts_with("postgres") => {
-            let store = PgKeyStore::connect(&url).await?;
-            store.migrate().await?;
-            start(store).await
-        }
-        url => {
-            let store =
-                SqliteKeyStore::connect(url.as_deref().unwrap_or("sqlite::memory:")).await?;
-            store.migrate().await?;
-            start(store).await
-        }
-    }
-}
-
-async fn start(store: impl ManageKeys + Clone) -> Result<()> {
-    let (auth, worker) = Authenticator::builder(store.clone(), key_format()?).build();
+    let url = setting("DATABASE_URL");
+    let keys = ApiKeys::open(url.as_deref().unwrap_or("sqlite::memory:"), PREFIX).await?;
     let end = terminated()?;
     let listener = TcpListener::bind(bind()).await?;
     let address = listener.local_addr()?;
@@ -77,24 +61,25 @@ async fn start(store: impl ManageKeys + Clone) -> Result<()> {
     println!("curl -b cookies http://{address}/settings/api-keys");
 
     let cookies = Key::try_generate().ok_or("no randomness for the cookies' signatures")?;
-    let app = routes(auth.issuer(store), auth, cookies)?;
-    shared::serve(listener, app, worker, end).await
+    timed::serve(listener, routes(&keys, cookies)?, end).await;
+    keys.stop().await;
+    Ok(())
 }
 
-fn routes(issuer: KeyIssuer, auth: Authenticator, cookies: Key) -> Result<Router> {
+fn routes(keys: &ApiKeys, cookies: Key) -> Result<Router> {
     Ok(Router::new()
-        .nest_service("/settings", settings(issuer, cookies.clone()).router())
+        .nest_service("/settings", settings(keys.issuer(), cookies.clone()).router())
         .merge(
             Router::new()
                 .route("/login", post(async move |user| log_in(user, cookies)))
                 // Otherwise another site could sign its visitor in as another user.
                 .layer(CsrfLayer::new()),
         )
-        .merge(shared::routes(auth)?))
+        .merge(shared::routes(keys.authenticator().clone())?))
 }
 
 /// "My API keys", behind the session.
-fn settings(issuer: KeyIssuer, cookies: Key) -> Account<tower_api_key::account::SignedIn> {
+fn settings(issuer: KeyIssuer, cookies: Key) -> Account<SignedIn> {
     Account::signed_in_by(issuer, move |parts: &mut Parts| {
         let user = signed_in(&parts.headers, &cookies);
         async move {

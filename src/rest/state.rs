@@ -48,7 +48,7 @@ enum Callers {
 /// Who sends a request.
 pub(super) enum Caller {
     Key(Consumer),
-    Member(Member),
+    Member(Box<Member>),
 }
 
 impl Caller {
@@ -102,7 +102,7 @@ impl AdminState {
     fn actor(&self, caller: &Caller, parts: &Parts) -> Actor {
         let mut actor = match caller {
             Caller::Key(consumer) => Actor::key(consumer),
-            Caller::Member(member) => Actor::member(member.clone()),
+            Caller::Member(member) => Actor::member(Member::clone(member)),
         };
         if let Callers::Keys(default_limits) = &self.callers {
             actor = actor.default_rate_limits(default_limits.clone());
@@ -279,7 +279,8 @@ async fn caller(parts: &mut Parts, state: &AdminState) -> Result<Caller, AccessD
         Callers::Members => {
             let admitted = parts.extensions.get::<Admitted>();
             let unguarded = || ApiError::Rejected(Rejection::new(RejectionKind::LayerMissing));
-            let member = admitted.map(|admitted| Caller::Member(admitted.member().clone()));
+            let member =
+                admitted.map(|admitted| Caller::Member(Box::new(admitted.member().clone())));
             Ok(member.ok_or_else(unguarded)?)
         }
     }

@@ -102,7 +102,8 @@ async fn it_never_sees_the_key_wherever_the_client_sent_it() {
     let (one, two) = (unknown_key(), unknown_key());
     let basic = |user: &str| format!("Basic {}", STANDARD.encode(format!("{user}:")));
     let bearer = format!("Bearer {one}");
-    let requests: [(&str, &[(&str, String)], RejectionKind); 10] = [
+    type Headers<'h> = &'h [(&'static str, String)];
+    let requests: [(&str, Headers<'_>, RejectionKind); 10] = [
         ("/v1/a", &[("authorization", bearer.clone())], RejectionKind::Unknown),
         ("/v1/a", &[("x-api-key", one.clone())], RejectionKind::Unknown),
         (
