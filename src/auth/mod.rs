@@ -99,6 +99,7 @@ mod outcome;
 mod panic_safe_observer;
 mod rate_limit_status;
 mod rejection;
+mod rejection_kind;
 mod throttle;
 mod worker;
 
@@ -119,7 +120,8 @@ pub use self::{
     key_check::{CheckFuture, KeyCheck},
     observe::{Event, LoadOutcome, Observer},
     rate_limit_status::RateLimitStatus,
-    rejection::{Rejection, RejectionKind},
+    rejection::Rejection,
+    rejection_kind::RejectionKind,
     throttle::ClientNetwork,
     worker::Worker,
 };

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use crate::{
     key::KeyFormat,
     rate_limit::{InvalidPlan, PlanName},
-    record::{Scope, Scopes},
+    record::{Networks, Scope, Scopes},
 };
 
 /// What keys may be issued: rules for all keys, for those with a prefix and for those on a plan.
@@ -51,8 +51,8 @@ use crate::{
 ///    lifetime of the old key is shortened to [the longest](IssueRules::max_lifetime).
 /// 2. **Importing**: the same, except for the number of keys, as imported keys exist already.
 ///    Lifetimes count from the import, and the prefix is that of the [hint](super::KeyImport::hint).
-/// 3. **Updating**: what the change widens must meet the rules: added scopes, a later expiry, a
-///    removed name. A key that moves to another plan or is activated must meet all of them. Other
+/// 3. **Updating**: what the change widens must meet the rules: added scopes or networks, a later
+///    expiry, a removed name. A key that moves to another plan or is activated must meet all of them. Other
 ///    changes pass, so that a key from before a stricter policy can still be renamed or narrowed.
 ///
 /// Keys that exist when a policy becomes stricter go on working.
@@ -111,6 +111,8 @@ pub struct IssueRules {
     never: Option<NeverExpires>,
     max_live_keys: Option<usize>,
     scopes: Option<Scopes>,
+    /// A key must be within each of them.
+    networks: Vec<Networks>,
     requires_name: Option<bool>,
     default_lifetime: Option<Duration>,
 }
@@ -148,6 +150,12 @@ impl IssueRules {
         Self { scopes: Some(scopes), ..self }
     }
 
+    /// A key must be restricted to some of these networks. None of them are no rule.
+    pub fn allowed_networks(self, networks: Networks) -> Self {
+        let networks = if networks.is_empty() { Vec::new() } else { vec![networks] };
+        Self { networks, ..self }
+    }
+
     /// Whether a key needs a name that is not empty.
     pub fn requires_name(self, is_required: bool) -> Self {
         Self { requires_name: Some(is_required), ..self }
@@ -183,6 +191,13 @@ impl IssueRules {
         self.scopes.as_ref()
     }
 
+    /// The [networks](Self::allowed_networks): a key must be within each of these. Empty if it may
+    /// work from anywhere.
+    #[must_use]
+    pub fn networks(&self) -> &[Networks] {
+        &self.networks
+    }
+
     /// Whether a key [needs a name](Self::requires_name).
     #[must_use]
     pub fn is_name_required(&self) -> bool {
@@ -215,6 +230,7 @@ impl IssueRules {
             never: self.own_never().max(other.own_never()),
             max_live_keys: least(self.max_live_keys, other.max_live_keys),
             scopes,
+            networks: self.networks.iter().chain(&other.networks).cloned().collect(),
             requires_name: self.requires_name.max(other.requires_name),
             default_lifetime: least(self.default_lifetime, other.default_lifetime),
         }
@@ -227,6 +243,7 @@ impl IssueRules {
             never: self.own_never().or_else(|| base.own_never()),
             max_live_keys: self.max_live_keys.or(base.max_live_keys),
             scopes: self.scopes.or_else(|| base.scopes.clone()),
+            networks: if self.networks.is_empty() { base.networks.clone() } else { self.networks },
             requires_name: self.requires_name.or(base.requires_name),
             default_lifetime: self.default_lifetime.or(base.default_lifetime),
         }
@@ -300,6 +317,24 @@ mod tests {
         assert_eq!(of_both.longest(), Some(7 * DAY));
         assert_eq!(of_both.scopes(), Some(&scopes(["b"])));
         assert!(of_both.is_name_required());
+    }
+
+    #[test]
+    fn a_key_of_prefix_and_plan_is_within_the_networks_of_both() {
+        let networks = |text| Networks::parse([text]).unwrap();
+        let rules = |text| IssueRules::new().allowed_networks(networks(text));
+        let test = KeyFormat::new("sk_test_").unwrap();
+        let policy = IssuePolicy::new(rules("10.0.0.0/8"))
+            .for_prefix(&test, rules("192.0.2.0/24"))
+            .for_plan("device", rules("192.0.2.128/25"))
+            .unwrap();
+        assert_eq!(policy.rules_for("sk_live_", None).networks(), [networks("10.0.0.0/8")]);
+        assert_eq!(policy.rules_for("sk_test_", None).networks(), [networks("192.0.2.0/24")]);
+        assert_eq!(
+            policy.rules_for("sk_test_", Some("device")).networks(),
+            [networks("192.0.2.0/24"), networks("192.0.2.128/25")]
+        );
+        assert!(IssueRules::new().allowed_networks(Networks::default()).networks().is_empty());
     }
 
     #[test]

@@ -99,7 +99,7 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn breaches(&self) -> Vec<ManageError> {
-        [self.expiry(), self.scopes(), self.name()].into_iter().flatten().collect()
+        [self.expiry(), self.scopes(), self.networks(), self.name()].into_iter().flatten().collect()
     }
 
     fn expiry(&self) -> Option<ManageError> {
@@ -159,6 +159,19 @@ impl Check<'_> {
         Some(ManageError::exceeds_policy("scopes", detail))
     }
 
+    fn networks(&self) -> Option<ManageError> {
+        let after = &self.after.networks;
+        if self.before.is_some_and(|before| after.is_within(&before.networks)) {
+            return None;
+        }
+        let exceeded = self.rules.networks().iter().find(|allowed| !after.is_within(allowed))?;
+        let named: Vec<_> = exceeded.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+        let more = if exceeded.iter().len() > MAX_NAMED { ", …" } else { "" };
+        let detail =
+            format!("the issue policy requires networks within: {}{more}", named.join(", "));
+        Some(ManageError::exceeds_policy("networks", detail))
+    }
+
     fn name(&self) -> Option<ManageError> {
         let has_name = |key: &KeyRecord| key.name.as_ref().is_some_and(|name| !name.is_empty());
         let is_missing = self.rules.is_name_required() && !has_name(self.after);
@@ -167,7 +180,7 @@ impl Check<'_> {
     }
 }
 
-/// How many scopes of a catalogue an error lists.
+/// How many scopes or networks of a policy an error lists.
 const MAX_NAMED: usize = 16;
 
 /// A duration in the words of a request, such as `90d`.

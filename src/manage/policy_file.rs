@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, error::Error, fmt, str::FromStr, time::Duration
 use serde::Deserialize;
 
 use super::{IssuePolicy, IssueRules, NeverExpires, duration::read_duration};
-use crate::{key::KeyFormat, record::Scope};
+use crate::{
+    key::KeyFormat,
+    record::{Networks, Scope},
+};
 
 /// JSON, as in a file that a service and the command line share. All members are optional, unknown
 /// ones are an error, and durations are a number and `s`, `m`, `h`, `d` or `w`.
@@ -19,6 +22,7 @@ use crate::{key::KeyFormat, record::Scope};
 ///         "never_expires": "with_reason",
 ///         "max_live_keys": 20,
 ///         "allowed_scopes": ["orders:read", "orders:write"],
+///         "allowed_networks": ["203.0.113.0/24"],
 ///         "requires_name": true,
 ///         "default_lifetime": "30d"
 ///     },
@@ -68,6 +72,7 @@ struct Rules {
     never_expires: Option<Never>,
     max_live_keys: Option<usize>,
     allowed_scopes: Option<Vec<Scope>>,
+    allowed_networks: Option<SomeNetworks>,
     requires_name: Option<bool>,
     default_lifetime: Option<Lifetime>,
 }
@@ -82,6 +87,20 @@ impl TryFrom<String> for Lifetime {
     fn try_from(text: String) -> Result<Self, &'static str> {
         let problem = "a lifetime must be a number and s, m, h, d or w, such as \"90d\"";
         read_duration(&text).map(Self).ok_or(problem)
+    }
+}
+
+/// An empty list would allow every network, which is not what it looks like.
+#[derive(Deserialize)]
+#[serde(try_from = "Networks")]
+struct SomeNetworks(Networks);
+
+impl TryFrom<Networks> for SomeNetworks {
+    type Error = &'static str;
+
+    fn try_from(networks: Networks) -> Result<Self, &'static str> {
+        let problem = "allowed_networks must not be empty: leave it out to allow all";
+        if networks.is_empty() { Err(problem) } else { Ok(Self(networks)) }
     }
 }
 
@@ -111,6 +130,9 @@ impl From<Rules> for IssueRules {
         }
         if let Some(scopes) = read.allowed_scopes {
             rules = rules.allowed_scopes(scopes.into_iter().collect());
+        }
+        if let Some(SomeNetworks(networks)) = read.allowed_networks {
+            rules = rules.allowed_networks(networks);
         }
         if let Some(is_required) = read.requires_name {
             rules = rules.requires_name(is_required);
@@ -147,7 +169,7 @@ mod tests {
         const DAY: Duration = Duration::from_secs(86_400);
         let text = r#"{
             "rules": { "max_lifetime": "90d", "never_expires": "with_reason", "max_live_keys": 20,
-                "allowed_scopes": ["a", "b"], "requires_name": true, "default_lifetime": "30d" },
+                "allowed_scopes": ["a", "b"], "allowed_networks": ["10.0.0.0/8"], "requires_name": true, "default_lifetime": "30d" },
             "prefixes": { "sk_test_": { "max_lifetime": "7d", "never_expires": "allowed" } },
             "plans": { "free": { "max_live_keys": 3, "never_expires": "refused" } }
         }"#;
@@ -158,6 +180,7 @@ mod tests {
                 .never_expires(NeverExpires::WithReason)
                 .max_live_keys(20)
                 .allowed_scopes(scopes)
+                .allowed_networks(Networks::parse(["10.0.0.0/8"]).unwrap())
                 .requires_name(true)
                 .default_lifetime(30 * DAY),
         )
@@ -181,6 +204,8 @@ mod tests {
             (r#"{"rules": {"never_expires": "sometimes"}}"#, "with_reason"),
             (r#"{"rules": {"max_live_keys": -1}}"#, "-1"),
             (r#"{"rules": {"allowed_scopes": ["a b"]}}"#, "line 1"),
+            (r#"{"rules": {"allowed_networks": []}}"#, "leave it out"),
+            (r#"{"rules": {"allowed_networks": ["10.0.0.1/8"]}}"#, "10.0.0.0/8"),
             (r#"{"prefixes": {"sk_test": {}}}"#, "sk_test"),
             (r#"{"plans": {"free plan": {}}}"#, "free plan"),
             ("", "not an issue policy"),

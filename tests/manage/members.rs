@@ -31,7 +31,7 @@ use tower_api_key::{
         NewKey, RevocationFilter, Rotation,
     },
     rate_limit::{Quota, RateLimits},
-    record::{KeyAction, KeyId, Metadata, Scopes},
+    record::{KeyAction, KeyId, Metadata, Networks, Scopes},
     store::{EventQuery, KeyQuery, MemoryKeyStore},
 };
 
@@ -294,6 +294,29 @@ async fn a_member_of_several_consumers_sees_theirs_and_gives_where_its_grant_say
     assert_eq!(revoked.keys, 6, "those of its consumers");
     let live = issuer.list(&KeyQuery::new().consumer_id("initech")).await.unwrap();
     assert_eq!(live.keys[0].record.revoked_at, None);
+}
+
+#[tokio::test]
+async fn a_key_works_only_from_networks_that_the_grant_allows() {
+    let networks = |texts: &[&str]| Networks::parse(texts).unwrap();
+    let issuer = KeyIssuer::new(MemoryKeyStore::new(), format());
+    let grant = Grant::new(DAY).networks(networks(&["192.0.2.0/24"]));
+    let member = issuer.by(Actor::member(Member::new("ann", "acme").grant(grant)));
+    let new = |texts| NewKey::new("acme", Expiry::In(DAY)).networks(networks(texts));
+    let key = member.issue(new(&["192.0.2.7", "192.0.2.128/25"])).await.unwrap().record;
+    for beyond in [&[][..], &["198.51.100.0/24"], &["192.0.2.7", "198.51.100.7"]] {
+        let error = member.issue(new(beyond)).await.unwrap_err();
+        assert_eq!((error.kind(), error.field()), (ManageErrorKind::Denied, Some("networks")));
+        let update = KeyUpdate::new().networks(networks(beyond));
+        let error = member.update(key.id, update).await.unwrap_err();
+        assert_eq!((error.kind(), error.field()), (ManageErrorKind::Denied, Some("networks")));
+    }
+    // Taking away is always allowed, from a key beyond the grant too.
+    let beyond = issuer.issue(new(&["198.51.100.0/24"])).await.unwrap().record;
+    let narrower = KeyUpdate::new().networks(networks(&["198.51.100.7"]));
+    member.update(beyond.id, narrower).await.unwrap();
+    let anywhere = Actor::member(Member::new("ann", "acme").grant(Grant::new(DAY)));
+    issuer.by(anywhere).issue(new(&[])).await.unwrap();
 }
 
 /// On or off a plan, with quotas of its own or without: a key has no wider limits than the grant.

@@ -11,10 +11,10 @@ use tower_api_key::{
     clock::ManualClock,
     key::{KeyFormat, KeyHash},
     manage::{
-        Actor, Expiry, IssuePolicy, IssueRules, KeyImport, KeyIssuer, KeyUpdate, ManageError,
-        ManageErrorKind, NeverExpires, NewKey, Rotation,
+        Actor, Expiry, Grant, IssuePolicy, IssueRules, KeyImport, KeyIssuer, KeyUpdate,
+        ManageError, ManageErrorKind, Member, NeverExpires, NewKey, Rotation,
     },
-    record::{KeyAction, KeyId, KeyRecord, Scope, Scopes},
+    record::{KeyAction, KeyId, KeyRecord, Networks, Scope, Scopes},
     store::{EventQuery, ManageKeys, MemoryKeyStore, PgKeyStore, SqliteKeyStore},
 };
 
@@ -80,6 +80,32 @@ async fn each_breach_names_its_field_and_its_bound_for_every_actor() {
         exceeds(&refused(c).await, "scopes", "does not allow `c`, only: a, api-keys:write, b");
         exceeds(&refused(acme(1)).await, "name", "requires a name");
         exceeds(&refused(acme(1).name("")).await, "name", "requires a name");
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_restricted_to_networks_of_the_policy() {
+    let networks = |texts: &[&str]| Networks::parse(texts).unwrap();
+    let (free, _) = operator();
+    let anywhere = free.issue(acme(1)).await.unwrap().record;
+    let rules = IssueRules::new().allowed_networks(networks(&["192.0.2.0/24", "2001:db8::/32"]));
+    let operator = free.policy(rules);
+    for issuer in [operator.clone(), calling_key(&operator).await] {
+        let within = acme(1).networks(networks(&["192.0.2.7", "2001:db8:1::/48"]));
+        let key = issuer.issue(within).await.unwrap().record;
+        for beyond in [&[][..], &["192.0.2.0/23"], &["192.0.2.7", "198.51.100.7"]] {
+            let error = issuer.issue(acme(1).networks(networks(beyond))).await.unwrap_err();
+            exceeds(&error, "networks", "within: 192.0.2.0/24, 2001:db8::/32");
+            let update = KeyUpdate::new().networks(networks(beyond));
+            exceeds(&issuer.update(key.id, update).await.unwrap_err(), "networks", "192.0.2.0/24");
+        }
+        let wider = KeyUpdate::new().networks(networks(&["192.0.2.0/24"]));
+        issuer.update(key.id, wider).await.unwrap();
+        // From before the policy.
+        let renamed = KeyUpdate::new().name(Some("ci".into()));
+        issuer.update(anywhere.id, renamed).await.unwrap();
+        let rotated = issuer.rotate(anywhere.id, Rotation::new()).await.unwrap_err();
+        exceeds(&rotated, "networks", "192.0.2.0/24");
     }
 }
 
@@ -399,14 +425,16 @@ mod overriding {
     }
 
     #[tokio::test]
-    async fn a_calling_key_never_overrides() {
+    async fn a_calling_key_or_a_member_never_overrides() {
         let (operator, _) = operator();
         let operator = operator.policy(strict()).override_policy(REASON);
         // Whichever of the two is said first.
-        let by = calling_key(&operator).await;
-        for caller in [by.clone(), by.override_policy(REASON)] {
-            let error = caller.issue(acme(91).name("ci")).await.unwrap_err();
-            exceeds(&error, "expires_at", "90d");
+        let member = Member::new("ann", "acme").grant(Grant::everything());
+        for by in [calling_key(&operator).await, operator.by(Actor::member(member))] {
+            for caller in [by.clone(), by.override_policy(REASON)] {
+                let error = caller.issue(acme(91).name("ci")).await.unwrap_err();
+                exceeds(&error, "expires_at", "90d");
+            }
         }
         let another = operator.by(Actor::operator("another"));
         let error = another.issue(acme(91).name("ci")).await.unwrap_err();
