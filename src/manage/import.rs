@@ -122,6 +122,7 @@ impl KeyIssuer {
             for (at, record) in records.iter().enumerate() {
                 let granted = change
                     .check_reach(&record.consumer_id)
+                    .and_then(|()| change.check_issue(record))
                     .and_then(|()| change.check_grant(record));
                 granted.map_err(|error| error.at(at))?;
             }
