@@ -8,7 +8,7 @@
 //! `.env` file. There are two users, `one` and `two`, who sign in by name alone, as no real service
 //! should allow. Sessions are in memory and end with the process.
 
-#[allow(dead_code, reason = "each example uses a part of it")]
+#[expect(dead_code, reason = "each example uses a part of it")]
 mod shared;
 
 use std::{convert::Infallible, time::Duration};

@@ -121,7 +121,7 @@ impl Change {
         let (now, default_limits) = (before.read_at, self.default_limits());
         let reactivates = !before.is_active && after.is_active;
         let moves = after.plan != before.plan;
-        // The service's default may change, so a member does not trade it for quotas of the key's own.
+        // The service's default may change, so a member does not replace it by quotas of the key.
         let known = default_limits.filter(|_| self.member().is_none());
         let takes_away = || Grant::of_key(before, known).check(after, now, known);
         if !reactivates && !moves && takes_away().is_ok() {

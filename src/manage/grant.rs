@@ -73,8 +73,9 @@ enum Source {
 }
 
 impl Grant {
-    /// Keys that last for at most `max_lifetime`, from issue to expiry, without scopes, plan, limits
-    /// of their own and metadata. There is no default lifetime: 90 days suit keys of a service.
+    /// Keys that last for at most `max_lifetime`, from issue to expiry, without scopes, plan,
+    /// metadata and limits of their own. There is no default lifetime: 90 days suit keys of a
+    /// service.
     pub fn new(max_lifetime: Duration) -> Self {
         Self {
             scopes: Some(Scopes::default()),
@@ -147,8 +148,8 @@ impl Grant {
         Self { consumers: ids.into(), ..self }
     }
 
-    /// What a key gives: what it holds. An unlimited key, with neither a plan nor a quota, gives any
-    /// plan and limits. `default_limits` are those of keys with neither.
+    /// What a key gives: what it holds. An unlimited key, with neither a plan nor a quota, gives
+    /// any plan and limits. `default_limits` are those of keys with neither.
     ///
     /// Metadata is not compared here: see [`Actor::key`](super::Actor::key).
     pub(super) fn of_key(held: &KeyRecord, default_limits: Option<&RateLimits>) -> Self {
@@ -222,8 +223,8 @@ impl Grant {
 }
 
 /// For a page that shows what its visitor may give: `scopes`, `max_lifetime_s`, `plans`,
-/// `rate_limits` and `metadata`. `null` stands for all scopes, any lifetime, any plan, and no quotas
-/// of its own; an empty list of quotas for any quotas. In `plans`, `null` is no plan.
+/// `rate_limits` and `metadata`. `null` stands for all scopes, any lifetime, any plan, and no
+/// quotas of its own; an empty list of quotas for any quotas. In `plans`, `null` is no plan.
 impl Serialize for Grant {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let unlimited = RateLimits::unlimited();

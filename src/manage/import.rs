@@ -123,6 +123,7 @@ impl KeyIssuer {
             for (at, (record, key)) in records.iter().zip(&batch).enumerate() {
                 let granted = change
                     .check_reach(&record.consumer_id)
+                    .and_then(|()| change.check_issue(record))
                     .and_then(|()| change.check_grant(record))
                     .and_then(|()| {
                         change.check_policy_since(record, imported_at, key.new.reason.as_deref())

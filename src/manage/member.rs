@@ -36,8 +36,10 @@ impl Member {
     /// them and takes rights away.
     ///
     /// `name` is for the audit, as `member:` followed by the name: something that stays the same,
-    /// such as the id of the user's row. A name that is empty, longer than 1,000 bytes or has control
-    /// characters is refused with each change.
+    /// such as the id of the user's row. A name that is empty, longer than 1,000 bytes or has
+    /// control characters is refused with each change.
+    ///
+    /// A list over several consumers reads a page of each, so keep them few.
     pub fn new(name: impl Into<String>, consumers: impl Into<ConsumerIds>) -> Self {
         Self { name: name.into(), consumers: consumers.into(), grant: None }
     }
