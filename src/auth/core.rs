@@ -123,13 +123,10 @@ impl Core {
         if !trace::is_warn_enabled() || !catch_request_panic(is_due).unwrap_or(false) {
             return;
         }
-        match kind {
-            RejectionKind::Revoked => {
-                trace::warn!(%key_id, "revoked key used");
-            }
-            _ => {
-                trace::warn!(%key_id, "expired key used");
-            }
+        if kind == RejectionKind::Revoked {
+            trace::warn!(%key_id, "revoked key used");
+        } else {
+            trace::warn!(%key_id, "expired key used");
         }
     }
 }
