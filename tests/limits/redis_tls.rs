@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, interval},
 };
 use tower_api_key::rate_limit::{
-    OutagePolicy, Quota, RateLimiter, RedisRateLimiter,
+    LimiterHealth, OutagePolicy, Quota, RateLimiter, RedisRateLimiter,
     port::{Check, Subject},
 };
 
@@ -52,6 +52,8 @@ async fn run_node(url: &str) {
         again.tick().await;
     };
     assert_eq!(limiter.is_shared(), is_admitted);
+    let health = if is_admitted { LimiterHealth::Shared } else { LimiterHealth::Down };
+    assert_eq!(limiter.health(), health);
     writeln!(io::stdout(), "\n{VERDICT}{verdict}").unwrap();
 }
 
