@@ -29,12 +29,20 @@ pub(crate) fn is_warn_enabled() -> bool {
     tracing::enabled!(Level::WARN)
 }
 
-/// Records a field of the current span, if the span declares it.
+/// Whether there may be spans to record fields on. Without a subscriber this is all that fields cost.
 #[cfg(feature = "tracing")]
-pub(crate) fn record(field: &'static str, value: &dyn Display) {
-    // Without a subscriber, finding the current span would cost more than all else here.
-    if LevelFilter::current() != LevelFilter::OFF {
-        Span::current().record(field, display(value));
+#[inline]
+pub(crate) fn has_spans() -> bool {
+    LevelFilter::current() != LevelFilter::OFF
+}
+
+/// Records fields of the current span, as far as the span declares them.
+#[cfg(feature = "tracing")]
+#[cold]
+pub(crate) fn record(fields: &[(&'static str, &dyn Display)]) {
+    let span = Span::current();
+    for (field, value) in fields {
+        span.record(*field, display(value));
     }
 }
 
@@ -44,7 +52,12 @@ pub(crate) const fn is_warn_enabled() -> bool {
 }
 
 #[cfg(not(feature = "tracing"))]
-pub(crate) fn record(_: &'static str, _: &dyn Display) {}
+pub(crate) const fn has_spans() -> bool {
+    false
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) fn record(_: &[(&'static str, &dyn Display)]) {}
 
 /// Limits how often an error is logged: at once, then once a minute while it lasts, with the number
 /// of repetitions in between. Errors with different texts are counted separately.

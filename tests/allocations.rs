@@ -12,6 +12,10 @@ use std::{
     future::{Future, Ready, ready},
     net::IpAddr,
     pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -21,7 +25,7 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use tower::{Layer, Service};
 use tower_api_key::{
     ApiKeyLayer, Authenticator,
-    auth::{Attempt, ClientNetwork, RejectionKind, Worker},
+    auth::{Attempt, ClientNetwork, Event, RejectionKind, Worker},
     layer::{ClientAddress, RateLimitHeaders},
     manage::{Expiry, NewKey},
     rate_limit::{Quota, RateLimits},
@@ -231,6 +235,36 @@ mod a_cached_key {
         let layer = layer.client_address(ClientAddress::x_forwarded_for(1));
         let ours = cost(&mut layer.layer(inner), request, StatusCode::OK);
         assert_eq!(ours.count_total - bare.count_total, 2, "the value of `X-Api-Key-Expires`");
+    }
+
+    #[tokio::test]
+    async fn costs_no_more_where_it_is_observed() {
+        let (keys, seen) = (Keys::new(), Arc::new(AtomicUsize::new(0)));
+        let observer = {
+            let seen = Arc::clone(&seen);
+            move |event: &Event<'_>| {
+                if matches!(event, Event::Admitted { .. }) {
+                    seen.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        };
+        let builder = keys.builder().default_rate_limits(plenty()).observer(observer);
+        #[cfg(not(feature = "metrics"))]
+        let (auth, _worker) = builder.build();
+        #[cfg(feature = "metrics")]
+        let (auth, _worker) = {
+            let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+            metrics::with_local_recorder(&recorder, || builder.build())
+        };
+        let key = keys.key().await;
+        auth.check(key.as_bytes()).await.unwrap();
+        let request = || with_key(&key, true);
+        let inner = Inner { headers: true };
+        let bare = cost(&mut Bare(inner.clone()), request, StatusCode::OK);
+        let layer = ApiKeyLayer::new(auth).rate_limit_headers(RateLimitHeaders::Off);
+        let ours = cost(&mut layer.layer(inner), request, StatusCode::OK);
+        assert_eq!(ours.count_total - bare.count_total, 1);
+        assert_eq!(seen.load(Ordering::Relaxed), 1 + RUNS);
     }
 
     #[tokio::test]

@@ -178,6 +178,7 @@ impl Write for Lines {
     }
 }
 
+#[cfg(feature = "tracing")]
 #[test]
 fn a_subscriber_masks_what_other_crates_log_and_what_panics_say() {
     let (auth, worker) =

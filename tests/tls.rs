@@ -22,7 +22,7 @@ use tokio::{
 };
 use tower_api_key::{
     rate_limit::{
-        OutagePolicy, Quota, RateLimiter, RedisRateLimiter,
+        LimiterHealth, OutagePolicy, Quota, RateLimiter, RedisRateLimiter,
         port::{Check, Subject},
     },
     store::{PgKeyStore, StoreErrorKind},
@@ -96,6 +96,8 @@ async fn run_node(url: &str) {
         again.tick().await;
     };
     assert_eq!(limiter.is_shared(), is_admitted);
+    let health = if is_admitted { LimiterHealth::Shared } else { LimiterHealth::Down };
+    assert_eq!(limiter.health(), health);
     writeln!(io::stdout(), "\n{VERDICT}{verdict}").unwrap();
 }
 

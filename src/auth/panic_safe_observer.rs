@@ -20,10 +20,14 @@ impl PanicSafeObserver {
         Self { metrics, observer, panics: Throttle::new() }
     }
 
+    #[inline]
     pub(super) fn observe(&self, event: &Event<'_>) {
-        if !Metrics::IS_ON && self.observer.is_none() {
-            return;
+        if Metrics::IS_ON || self.observer.is_some() {
+            self.pass_on(event);
         }
+    }
+
+    fn pass_on(&self, event: &Event<'_>) {
         let observe = || {
             self.metrics.count(event);
             if let Some(observer) = &self.observer {

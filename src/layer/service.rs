@@ -65,31 +65,36 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let Self { inner, middleware } = self;
-        let (attempt, is_reported) = match middleware.config.attempt(&mut request) {
-            Verdict::Attempt(attempt) => (attempt, false),
-            Verdict::Readmission(attempt) => (attempt, true),
-            verdict @ (Verdict::Anonymous | Verdict::AlreadyAdmitted) => {
-                if matches!(verdict, Verdict::Anonymous) {
-                    let missing = middleware.config.credentials.missing().clone();
-                    caller::admit_anonymous(request.extensions_mut(), missing);
-                }
-                let passed = Admitted::without_key(Arc::clone(middleware));
-                return ResponseFuture { future: ShortCircuit::pass(inner, request, passed) };
-            }
-        };
-        let future = match attempt {
-            Attempt::Admit(admission) => {
+        let future = match middleware.config.attempt(&mut request) {
+            Verdict::Attempt(Attempt::Admit(admission)) => {
                 middleware.config.attach_consumer(&mut request, &admission);
-                let middleware = Arc::clone(middleware);
-                let admitted = Admitted { middleware, admission: Some(admission), is_reported };
+                let admitted = Admitted::new(Arc::clone(middleware), admission, false);
                 ShortCircuit::pass(inner, request, admitted)
             }
-            Attempt::Reject(rejection) => {
+            Verdict::Readmission(Attempt::Admit(admission)) => {
+                middleware.config.attach_consumer(&mut request, &admission);
+                let admitted = Admitted::new(Arc::clone(middleware), admission, true);
+                ShortCircuit::pass(inner, request, admitted)
+            }
+            Verdict::Attempt(Attempt::Reject(rejection))
+            | Verdict::Readmission(Attempt::Reject(rejection)) => {
                 ShortCircuit::reject(inner, || middleware.reject(&rejection, request))
             }
-            Attempt::Pending(lookup) => {
-                let waiting = Waiting { middleware: Arc::clone(middleware), is_reported };
+            Verdict::Attempt(Attempt::Pending(lookup)) => {
+                let waiting = Waiting { middleware: Arc::clone(middleware), is_reported: false };
                 ShortCircuit::Waiting { parked: Parked::new(inner, request, lookup, waiting) }
+            }
+            Verdict::Readmission(Attempt::Pending(lookup)) => {
+                let waiting = Waiting { middleware: Arc::clone(middleware), is_reported: true };
+                ShortCircuit::Waiting { parked: Parked::new(inner, request, lookup, waiting) }
+            }
+            Verdict::Anonymous => {
+                let missing = middleware.config.credentials.missing().clone();
+                caller::admit_anonymous(request.extensions_mut(), missing);
+                ShortCircuit::pass(inner, request, Admitted::without_key(Arc::clone(middleware)))
+            }
+            Verdict::AlreadyAdmitted => {
+                ShortCircuit::pass(inner, request, Admitted::without_key(Arc::clone(middleware)))
             }
         };
         ResponseFuture { future }
@@ -106,6 +111,10 @@ struct Admitted<R> {
 }
 
 impl<R> Admitted<R> {
+    fn new(middleware: Arc<Middleware<R>>, admission: Admission, is_reported: bool) -> Self {
+        Self { middleware, admission: Some(admission), is_reported }
+    }
+
     fn without_key(middleware: Arc<Middleware<R>>) -> Self {
         Self { middleware, admission: None, is_reported: true }
     }
@@ -148,8 +157,7 @@ where
         match decision {
             Ok(admission) => {
                 middleware.config.attach_consumer(&mut request, &admission);
-                let admitted = Admitted { middleware, admission: Some(admission), is_reported };
-                Ok((request, admitted))
+                Ok((request, Admitted::new(middleware, admission, is_reported)))
             }
             Err(rejection) => Err(middleware.reject(&rejection, request)),
         }

@@ -1,20 +1,29 @@
 //! The fields of the current span.
 
+use std::fmt::Display;
+
 use crate::{
     auth::{Admission, Outcome},
     trace,
 };
 
 /// Records whose key was let in.
+#[inline]
 pub(super) fn record_admission(admission: &Admission) {
-    let consumer = admission.consumer();
-    trace::record("api_key.id", &consumer.key_id());
-    trace::record("api_key.consumer", &consumer.id());
+    if trace::has_spans() {
+        let consumer = admission.consumer();
+        let fields: [(_, &dyn Display); 2] =
+            [("api_key.id", &consumer.key_id()), ("api_key.consumer", &consumer.id())];
+        trace::record(&fields);
+    }
 }
 
 /// Records the outcome of the request.
+#[inline]
 pub(super) fn record_outcome(outcome: Outcome) {
-    trace::record("api_key.outcome", &outcome.as_str());
+    if trace::has_spans() {
+        trace::record(&[("api_key.outcome", &outcome.as_str())]);
+    }
 }
 
 /// A span for tower-http's `TraceLayer` with the fields that

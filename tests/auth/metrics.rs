@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Debug,
     future::{Future, pending},
     pin::pin,
     sync::{Arc, Mutex},
@@ -15,10 +16,11 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use tower::ServiceExt;
 use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer, RequireScope,
-    auth::{Builder, Event, LoadOutcome, RejectionKind},
+    auth::{Builder, Event, FeedHealth, LoadOutcome, RejectionKind, StoreHealth},
     layer::{ConsumerRejection, Cost},
-    manage::{Expiry, NewKey},
+    manage::{Expiry, ManageErrorKind, NewKey},
     rate_limit::{LimiterHealth, LocalRateLimiter, Quota, RateLimiter, RateLimits, port},
+    store::StoreErrorKind,
 };
 
 use crate::app::{Keys, text, unknown_key, with_key};
@@ -209,7 +211,6 @@ async fn the_cache_counts_hits_misses_and_queries() {
     let events = observed.events();
     let loaded: Vec<_> = events.iter().filter(|event| event.starts_with("loaded")).collect();
     assert_eq!(loaded, ["loaded found 0ns", "loaded not_found 0ns"]);
-    assert_eq!(LoadOutcome::Failed.as_str(), "failed");
 }
 
 /// Counts locally, and says what it is told to say.
@@ -259,4 +260,50 @@ async fn several_authenticators_are_told_apart_by_the_prefix_of_their_keys() {
     let sample = "rejections_total{prefix=\"sk_test_\",reason=\"revoked\"}";
     assert_eq!(observed.samples()[sample], 1.0, "{:?}", observed.samples());
     assert_eq!(observed.samples()["store_up{prefix=\"sk_test_\"}"], 1.0);
+}
+
+/// `StoreUnavailable` is `store_unavailable`.
+fn snake_case(kind: &impl Debug) -> String {
+    let name = format!("{kind:?}");
+    let name = name.split(' ').next().unwrap();
+    let mut words = String::new();
+    for letter in name.chars() {
+        if letter.is_uppercase() && !words.is_empty() {
+            words.push('_');
+        }
+        words.extend(letter.to_lowercase());
+    }
+    words
+}
+
+macro_rules! names {
+    ($($kind:ident { $($variant:ident),+ $(,)? })+) => {
+        [$($(($kind::$variant.as_str(), snake_case(&$kind::$variant))),+),+]
+    };
+}
+
+#[test]
+fn names_for_metrics_are_those_of_the_variants() {
+    let names = names! {
+        RejectionKind {
+            Missing, InvalidRequest, Malformed, Unknown, Revoked, Expired, Inactive, NotYetActive,
+            InsufficientScope, RateLimited, TooManyFailures, StoreUnavailable, Overloaded,
+            LayerMissing, ForeignLayer, Internal,
+        }
+        StoreErrorKind { Unavailable, Overloaded, Conflict, Corrupt, Refused, Migration, Other }
+        ManageErrorKind {
+            Invalid, NotFound, Denied, CallerEnded, Conflict, Outdated, Repeated,
+            IdempotencyKeyReused, TooManyKeys, TooManyChanges, Rng, Store, Overloaded,
+            TooManyAtOnce,
+        }
+        LoadOutcome { Found, NotFound, Failed }
+        LimiterHealth { Local, Unknown, Shared, Down }
+        StoreHealth { Unknown, Up, Down }
+        FeedHealth { Off, Gap }
+    };
+    for (name, expected) in names {
+        assert_eq!(name, expected);
+    }
+    assert_eq!(FeedHealth::Live { lag: None }.as_str(), "live");
+    assert_eq!(FeedHealth::Behind { lag: None }.as_str(), "behind");
 }

@@ -96,14 +96,16 @@ async fn one_layer_answers_browsers_and_programs() {
     }
 }
 
+/// A URI, headers, and why the request is rejected.
+type Case<'a> = (&'a str, &'a [(&'a str, String)], RejectionKind);
+
 #[tokio::test]
 async fn it_never_sees_the_key_wherever_the_client_sent_it() {
     let (keys, seen) = (Keys::new(), Seen::default());
     let (one, two) = (unknown_key(), unknown_key());
     let basic = |user: &str| format!("Basic {}", STANDARD.encode(format!("{user}:")));
     let bearer = format!("Bearer {one}");
-    type Headers<'h> = &'h [(&'static str, String)];
-    let requests: [(&str, Headers<'_>, RejectionKind); 10] = [
+    let requests: [Case<'_>; 10] = [
         ("/v1/a", &[("authorization", bearer.clone())], RejectionKind::Unknown),
         ("/v1/a", &[("x-api-key", one.clone())], RejectionKind::Unknown),
         (

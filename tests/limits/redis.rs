@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tower_api_key::{
     clock::{Clock, SystemClock},
     rate_limit::{
-        Leases, OutagePolicy, Quota, RateLimiter, RateLimits, RedisRateLimiter,
+        LimiterHealth, Leases, OutagePolicy, Quota, RateLimiter, RateLimits, RedisRateLimiter,
         RedisRateLimiterBuilder,
         port::{Buckets, Check, Decisions, Subject},
     },
@@ -144,6 +144,7 @@ async fn all_buckets_of_a_consumer_are_on_one_node_of_a_cluster() {
     })
     .await;
     let node = limiter(&redis);
+    assert_eq!(node.health(), LimiterHealth::Unknown);
     let quota = |name: &'static str| Quota::per(10, HOUR).unwrap().named(name).unwrap();
     let both = [quota("key"), quota("consumer").per_consumer()];
     let both = RateLimits::new(both).unwrap();
@@ -153,6 +154,7 @@ async fn all_buckets_of_a_consumer_are_on_one_node_of_a_cluster() {
         assert_eq!(admitted(&buckets, 20, SECOND).await, 10);
     }
     assert!(node.is_shared());
+    assert_eq!(node.health(), LimiterHealth::Shared);
     let slot = |key: &String| redis.ask::<u64>(cmd("CLUSTER").arg("KEYSLOT").arg(key));
     let keys = redis.keys();
     assert_eq!(keys.len(), 4);

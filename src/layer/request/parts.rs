@@ -19,15 +19,17 @@ pub(in crate::layer) fn parts_without_keys<B>(
 ) -> Parts {
     let (mut parts, _) = request.into_parts();
     let mask = auth.mask();
-    parts.headers.remove(AUTHORIZATION);
-    for name in credentials.headers() {
-        parts.headers.remove(name);
-    }
     let has_key = |text: &[u8]| mask.finds_distinctive(text);
-    remove_headers(&mut parts.headers, |value| {
-        let value = value.as_bytes();
-        has_key(value) || basic(value).is_some_and(|decoded| has_key(&decoded))
-    });
+    if !parts.headers.is_empty() {
+        parts.headers.remove(AUTHORIZATION);
+        for name in credentials.headers() {
+            parts.headers.remove(name);
+        }
+        remove_headers(&mut parts.headers, |value| {
+            let value = value.as_bytes();
+            has_key(value) || basic(value).is_some_and(|decoded| has_key(&decoded))
+        });
+    }
     if let Some(masked) = masked_uri(&parts.uri, mask) {
         parts.uri = masked;
     }

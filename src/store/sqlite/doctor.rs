@@ -30,8 +30,8 @@ impl SqliteKeyStore {
     /// triggers and indexes, and free space. It changes nothing. A check that cannot be made is a
     /// finding, too.
     ///
-    /// Without a [`Problem`](Severity::Problem), keys can be looked up and changes to them are
-    /// noticed; without a [`Warning`](Severity::Warning) either, keys can be managed.
+    /// Without a [`Problem`](crate::store::Severity::Problem), keys can be looked up and changes to them are
+    /// noticed; without a [`Warning`](crate::store::Severity::Warning) either, keys can be managed.
     pub async fn diagnose(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         match timeout(PATIENCE, self.examine(&mut findings)).await {
