@@ -49,8 +49,9 @@
 //!    do not exist.
 //! 4. A denied attempt changes nothing and is in the audit under the calling key, or under the
 //!    member and, if it manages only one, its consumer. The audit has at most five entries a minute
-//!    for the denials of one key or member. Further denials are counted, and the count is written with the first entry after that minute. A process that ends earlier loses
-//!    the count, and logs it.
+//!    for the denials of one key or member. Further denials are counted, and the count is written
+//!    with the first entry after that minute. A process that ends earlier loses the count, and logs
+//!    it.
 //! 5. Dropping the future of a change does not cancel it: the change runs to its end in a task of
 //!    its own, and the caches of this process are invalidated. This needs a tokio runtime.
 //! 6. A revocation is final. The databases themselves refuse to undo it, and to change or delete an
