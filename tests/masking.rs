@@ -5,20 +5,11 @@
 
 #![cfg(test)]
 
-use std::{
-    env,
-    io::{self, Write},
-    panic,
-    sync::{Arc, Mutex},
-};
+use std::{env, io::Write, sync::Mutex};
 
-use tower_api_key::{
-    Authenticator,
-    key::{
-        AcceptedFormat, Alphabet, EntropySource, ImportedFormat, KeyFormat, KeyMask, MaskingWriter,
-        RngError,
-    },
-    store::MemoryKeyStore,
+use tower_api_key::key::{
+    AcceptedFormat, Alphabet, EntropySource, ImportedFormat, KeyFormat, KeyMask, MaskingWriter,
+    RngError,
 };
 
 /// How many characters of a body may be shown, if a flush comes in the middle of it.
@@ -158,60 +149,6 @@ fn no_key_passes_in_whatever_text_and_writes() {
     }
 }
 
-/// Lines that can be read while they are written.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Lines {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-}
-
-impl Write for Lines {
-    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(text)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[cfg(feature = "tracing")]
-#[test]
-fn a_subscriber_masks_what_other_crates_log_and_what_panics_say() {
-    let (auth, worker) =
-        Authenticator::builder(MemoryKeyStore::new(), live()).accept(old()).build();
-    drop(worker);
-    let (lines, mask) = (Lines::default(), auth.key_mask());
-    let writer = {
-        let lines = lines.clone();
-        move || MaskingWriter::new(lines.clone(), mask.clone())
-    };
-    let key = live().generate().unwrap();
-    let key = key.expose_secret();
-    let old = format!("old-{}", "0f".repeat(16));
-    let subscriber = tracing_subscriber::fmt().with_writer(writer).finish();
-    tracing::subscriber::with_default(subscriber, || {
-        tracing::info!(target: "hyper::proto", header = ?format!("x-api-key: {key}"), "parsed {old}");
-        let hook = panic::take_hook();
-        panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
-        let panicked = panic::catch_unwind(|| panic!("no such key: {key}"));
-        panic::set_hook(hook);
-        assert!(panicked.is_err());
-    });
-    let text = lines.text();
-    assert!(!text.contains(key) && !text.contains(&old), "{text}");
-    let masked = format!("sk_live_…{}", &key[key.len() - 4..]);
-    assert!(
-        text.contains(&format!("x-api-key: {masked}")) && text.contains("parsed old-…"),
-        "{text}"
-    );
-    assert!(text.contains(&format!("no such key: {masked}")), "{text}");
-    assert_eq!(text.lines().count(), 2 + text.matches("panicked at").count(), "{text}");
-}
-
 #[test]
 fn what_has_no_prefix_passes_byte_for_byte() {
     let mask = KeyMask::from(live());
@@ -223,4 +160,67 @@ fn what_has_no_prefix_passes_byte_for_byte() {
     }
     drop(writer);
     assert_eq!(seen, bytes);
+}
+
+/// In a subscriber, as a service has it.
+#[cfg(feature = "tracing")]
+mod subscriber {
+    use std::{io, panic, sync::Arc};
+
+    use tower_api_key::{Authenticator, store::MemoryKeyStore};
+
+    use super::*;
+
+    /// Lines that can be read while they are written.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Lines {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl Write for Lines {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(text)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_subscriber_masks_what_other_crates_log_and_what_panics_say() {
+        let (auth, worker) =
+            Authenticator::builder(MemoryKeyStore::new(), live()).accept(old()).build();
+        drop(worker);
+        let (lines, mask) = (Lines::default(), auth.key_mask());
+        let writer = {
+            let lines = lines.clone();
+            move || MaskingWriter::new(lines.clone(), mask.clone())
+        };
+        let key = live().generate().unwrap();
+        let key = key.expose_secret();
+        let old = format!("old-{}", "0f".repeat(16));
+        let subscriber = tracing_subscriber::fmt().with_writer(writer).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(target: "hyper::proto", header = ?format!("x-api-key: {key}"), "parsed {old}");
+            let hook = panic::take_hook();
+            panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
+            let panicked = panic::catch_unwind(|| panic!("no such key: {key}"));
+            panic::set_hook(hook);
+            assert!(panicked.is_err());
+        });
+        let text = lines.text();
+        assert!(!text.contains(key) && !text.contains(&old), "{text}");
+        let masked = format!("sk_live_…{}", &key[key.len() - 4..]);
+        assert!(
+            text.contains(&format!("x-api-key: {masked}")) && text.contains("parsed old-…"),
+            "{text}"
+        );
+        assert!(text.contains(&format!("no such key: {masked}")), "{text}");
+        assert_eq!(text.lines().count(), 2 + text.matches("panicked at").count(), "{text}");
+    }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tower_api_key::{
     clock::{Clock, SystemClock},
     rate_limit::{
-        LimiterHealth, Leases, OutagePolicy, Quota, RateLimiter, RateLimits, RedisRateLimiter,
+        Leases, LimiterHealth, OutagePolicy, Quota, RateLimiter, RateLimits, RedisRateLimiter,
         RedisRateLimiterBuilder,
         port::{Buckets, Check, Decisions, Subject},
     },
