@@ -668,7 +668,7 @@ mod observability {
 
     #[tokio::test]
     async fn its_metrics_say_how_it_is() {
-        let place = Place::new();
+        let place = Place::new().with("DATABASE_URL", "sqlite:keys.db");
         let mut example = place.start(NAME).await;
         let key = example.key().await;
         example.knows(&key).await;
@@ -736,7 +736,7 @@ mod observability {
 
     #[tokio::test]
     async fn every_metric_of_the_dashboard_and_the_alerts_is_exported() {
-        let place = Place::new();
+        let place = Place::new().with("DATABASE_URL", "sqlite:keys.db");
         let mut example = place.start(NAME).await;
         let key = example.key().await;
         example.knows(&key).await;
