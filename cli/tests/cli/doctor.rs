@@ -19,7 +19,7 @@ use tower_api_key::{
     key::{KeyFormat, KeyHash},
     manage::{Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::{Quota, RateLimits},
-    record::{KeyId, KeyRecord, Scope, Scopes},
+    record::{KeyId, KeyRecord, Scope, Scopes, Tags},
     store::{
         EventQuery, Finding, KeyQuery, ManageKeys, PgKeyStore, Severity, SqliteKeyStore,
         port::{ChangeLog, KeyTransaction as _, Usage},
@@ -30,6 +30,7 @@ use crate::servers::postgres::Server;
 use crate::wait::within;
 
 const SCOPE: &str = "reports:read";
+const TAG: &str = "mobile";
 
 /// Every table, by the migrations' own names.
 const TABLES: [&str; 10] = [
@@ -97,6 +98,7 @@ fn record() -> KeyRecord {
     let mut record =
         KeyRecord::new(KeyId::from_bytes(id), KeyHash::from_bytes(hash), "acme", now());
     record.scopes = Scopes::parse([SCOPE]).unwrap();
+    record.tags = Tags::parse([TAG]).unwrap();
     record
 }
 
@@ -146,6 +148,7 @@ where
         NewKey::new("acme", Expiry::Never).scopes(Scopes::parse([SCOPE]).unwrap()).plan("missing")
     };
     let by_scope = KeyQuery::new().scope(Scope::new(SCOPE).unwrap()).limit(1000);
+    let by_tag = KeyQuery::new().tag(TAG).limit(1000);
     let all = KeyQuery::new().limit(1000);
     let live = &seeds.live;
     let has_live = |page: tower_api_key::store::KeyPage| {
@@ -167,6 +170,7 @@ where
         }),
         ("list", said(issuer.list(&all).await).and_then(has_live)),
         ("list by scope", said(issuer.list(&by_scope).await).and_then(has_live)),
+        ("list by tag", said(issuer.list(&by_tag).await).and_then(has_live)),
         ("events", said(issuer.events(&EventQuery::new()).await).map(drop)),
         ("get", said(issuer.get(live.id).await).map(drop)),
         ("update", {
