@@ -19,7 +19,8 @@ use http::header::CONTENT_TYPE;
 use metrics::{describe_gauge, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use shared::{
-    PREFIX, Result, bind, issue_demo_key, load_dotenv, routes, setting, terminated, timed,
+    PREFIX, Result, bind, issue_demo_key, load_dotenv, print_requests, routes, setting, terminated,
+    timed,
 };
 use tokio::{
     net::TcpListener,
@@ -91,21 +92,7 @@ async fn start(keys: &ApiKeys, metrics: PrometheusHandle) -> Result<()> {
     describe_gauge!("api_key_expiring_keys", "Keys that expire within 7 days.");
     count_expiring(&keys.issuer()).await?;
     tokio::spawn(keep_counting(keys.issuer()));
-
-    println!("listening on http://{address}");
-    println!("key: {key}");
-    println!();
-    println!("# 200: a valid key");
-    println!("curl -i -H 'Authorization: Bearer {key}' http://{address}/v1/whoami");
-    println!("# 401: no key");
-    println!("curl -i http://{address}/v1/whoami");
-    println!("# 403: the key lacks a scope");
-    println!("curl -i -H 'Authorization: Bearer {key}' http://{address}/v1/reports");
-    println!("# 429: the key has used up its quota");
-    println!(
-        "for n in 1 2 3 4 5 6; do curl -i -H 'Authorization: Bearer {key}' \
-         http://{address}/v1/whoami; echo; done"
-    );
+    print_requests(address, &key);
     println!("# 200: what Prometheus reads");
     println!("curl -i http://{address}/metrics");
 

@@ -9,6 +9,7 @@
 //! `.env` file. It issues a key only if `ISSUE_DEMO_KEY` is 1. SIGTERM and Ctrl-C stop it: running
 //! requests are answered, then the last uses of keys are written.
 
+#[expect(dead_code, reason = "each example uses a part of it")]
 mod shared;
 
 use std::time::Duration;

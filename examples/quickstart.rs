@@ -12,7 +12,8 @@
 mod shared;
 
 use shared::{
-    PREFIX, Result, bind, issue_demo_key, load_dotenv, routes, setting, terminated, timed,
+    PREFIX, Result, bind, issue_demo_key, load_dotenv, print_requests, routes, setting, terminated,
+    timed,
 };
 use tokio::net::TcpListener;
 use tower_api_key::ApiKeys;
@@ -30,22 +31,7 @@ async fn run() -> Result<()> {
     let listener = TcpListener::bind(bind()).await?;
     let address = listener.local_addr()?;
     let key = issue_demo_key(&keys.issuer()).await?;
-
-    println!("listening on http://{address}");
-    println!("key: {key}");
-    println!();
-    println!("# 200: a valid key");
-    println!("curl -i -H 'Authorization: Bearer {key}' http://{address}/v1/whoami");
-    println!("# 401: no key");
-    println!("curl -i http://{address}/v1/whoami");
-    println!("# 403: the key lacks a scope");
-    println!("curl -i -H 'Authorization: Bearer {key}' http://{address}/v1/reports");
-    println!("# 429: the key has used up its quota");
-    println!(
-        "for n in 1 2 3 4 5 6; do curl -i -H 'Authorization: Bearer {key}' \
-         http://{address}/v1/whoami; echo; done"
-    );
-
+    print_requests(address, &key);
     timed::serve(listener, routes(keys.authenticator().clone())?, end).await;
     keys.stop().await;
     Ok(())

@@ -2,7 +2,7 @@
 
 pub(crate) mod timed;
 
-use std::{env, error::Error};
+use std::{env, error::Error, net::SocketAddr};
 
 use axum::{
     Json, Router,
@@ -59,6 +59,24 @@ pub(crate) async fn issue_demo_key(issuer: &KeyIssuer) -> Result<String> {
     let issued =
         issuer.issue(NewKey::new("acme", Expiry::Never).name("demo").rate_limits(quota)).await?;
     Ok(issued.key.expose_secret().to_owned())
+}
+
+/// The address, the key, and a command for each answer that [`routes`] give.
+pub(crate) fn print_requests(address: SocketAddr, key: &str) {
+    println!("listening on http://{address}");
+    println!("key: {key}");
+    println!();
+    println!("# 200: a valid key");
+    println!("curl -i -H 'Authorization: Bearer {key}' http://{address}/v1/whoami");
+    println!("# 401: no key");
+    println!("curl -i http://{address}/v1/whoami");
+    println!("# 403: the key lacks a scope");
+    println!("curl -i -H 'Authorization: Bearer {key}' http://{address}/v1/reports");
+    println!("# 429: the key has used up its quota");
+    println!(
+        "for n in 1 2 3 4 5 6; do curl -i -H 'Authorization: Bearer {key}' \
+         http://{address}/v1/whoami; echo; done"
+    );
 }
 
 /// `/healthz` and `/readyz` are open, `/v1` requires a key, `/v1/reports` also a scope.
