@@ -395,7 +395,7 @@ async fn nothing_is_set_that_is_not_granted(example: &str) {
     assert_eq!(service.whoami(&key).await, (200, json!("two")));
 }
 
-async fn only_who_is_signed_in_gets_in(example: &str) {
+async fn without_a_session_every_request_is_refused(example: &str) {
     let service = Service::start(example).await;
     let one = service.browser("one").await;
     let (_, id) = one.issue(&[]).await;
@@ -516,8 +516,8 @@ mod signed_cookie {
     }
 
     #[tokio::test]
-    async fn nobody_gets_in_without_a_session() {
-        super::only_who_is_signed_in_gets_in(EXAMPLE).await;
+    async fn without_a_session_every_request_is_refused() {
+        super::without_a_session_every_request_is_refused(EXAMPLE).await;
     }
 
     #[tokio::test]
@@ -542,8 +542,8 @@ mod axum_login {
     }
 
     #[tokio::test]
-    async fn nobody_gets_in_without_a_session() {
-        super::only_who_is_signed_in_gets_in(EXAMPLE).await;
+    async fn without_a_session_every_request_is_refused() {
+        super::without_a_session_every_request_is_refused(EXAMPLE).await;
     }
 
     #[tokio::test]
@@ -552,7 +552,7 @@ mod axum_login {
     }
 
     #[tokio::test]
-    async fn who_has_signed_out_gets_in_no_more() {
+    async fn a_user_who_has_signed_out_is_refused() {
         let service = Service::start(EXAMPLE).await;
         let one = service.browser("one").await;
         one.issue(&[]).await;

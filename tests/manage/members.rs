@@ -26,9 +26,10 @@ use tower_api_key::{
     account::{Account, KeyView, SignIn},
     admin::Admin,
     clock::ManualClock,
+    key::KeyHash,
     manage::{
-        Actor, ConsumerIds, Expiry, Grant, Issued, KeyIssuer, KeyUpdate, ManageErrorKind, Member,
-        NewKey, RevocationFilter, Rotation,
+        Actor, ConsumerIds, Expiry, Grant, Issued, KeyImport, KeyIssuer, KeyUpdate,
+        ManageErrorKind, Member, NewKey, RevocationFilter, Rotation,
     },
     rate_limit::{Quota, RateLimits},
     record::{KeyAction, KeyId, Metadata, Networks, Scopes},
@@ -190,6 +191,32 @@ async fn denials(issuer: &KeyIssuer) -> usize {
             assert_eq!(event.entry.key_id, None);
         })
         .count()
+}
+
+/// An import gives no more than an issue.
+#[tokio::test]
+async fn an_import_names_its_member_and_stays_within_the_grant() {
+    let issuer = issuer();
+    let member = issuer.by(Actor::member(ann()));
+    let import = |at, new| member.import(vec![KeyImport::new(KeyHash::from_bytes([at; 32]), new)]);
+    let new = |consumer| NewKey::new(consumer, Expiry::In(DAY));
+    let beyond = [
+        (new("acme").created_by("member:bob"), "created_by"),
+        (NewKey::new("acme", Expiry::In(91 * DAY)), "expires_at"),
+        (NewKey::new("acme", Expiry::Never), "expires_at"),
+        (new("acme").scopes(scopes(&["orders:write"])), "scopes"),
+    ];
+    for (at, (new, field)) in (0..).zip(beyond) {
+        let error = import(at, new).await.unwrap_err();
+        assert_eq!((error.kind(), error.field()), (ManageErrorKind::Denied, Some(field)));
+    }
+    let error = import(9, new("globex")).await.unwrap_err();
+    assert_eq!(error.kind(), ManageErrorKind::NotFound);
+    assert!(issuer.list(&KeyQuery::new()).await.unwrap().keys.is_empty());
+
+    let imported = import(9, new("acme").scopes(scopes(&["orders:read"]))).await.unwrap();
+    let key = issuer.get(imported.keys[0]).await.unwrap();
+    assert_eq!(key.record.created_by.as_deref(), Some("member:ann"));
 }
 
 /// A key that holds more than the member may give is not widened, prolonged, rotated or switched on
@@ -546,7 +573,7 @@ async fn pages_of_other_sites_change_nothing() {
             assert_problem(&answer, 403, "cross_site_request", None);
         }
     }
-    // A form is not JSON, whoever sends it; not even an empty one, without any of the headers.
+    // A form is not JSON, even if it is empty and has none of the headers.
     for headers in [&[form][..], &[("sec-fetch-site", "same-origin"), form]] {
         for path in ["/api-keys", &revoke, &rotate] {
             let answer = attempt("POST", path, headers).await;
