@@ -124,7 +124,7 @@ impl fmt::Debug for SystemClock {
 #[cfg(feature = "test-util")]
 #[derive(Clone, Debug)]
 pub struct ManualClock {
-    time: std::sync::Arc<std::sync::Mutex<(SystemTime, Duration)>>,
+    time: std::sync::Arc<tokio::sync::watch::Sender<(SystemTime, Duration)>>,
 }
 
 #[cfg(feature = "test-util")]
@@ -132,23 +132,27 @@ impl ManualClock {
     /// A clock whose wall-clock time is `now`.
     #[must_use]
     pub fn at(now: SystemTime) -> Self {
-        Self { time: std::sync::Arc::new(std::sync::Mutex::new((now, Duration::ZERO))) }
+        Self { time: std::sync::Arc::new(tokio::sync::watch::Sender::new((now, Duration::ZERO))) }
     }
 
     /// Advances both the wall clock and the monotonic clock.
     pub fn advance(&self, by: Duration) {
-        let mut time = self.lock();
-        time.0 += by;
-        time.1 += by;
+        self.time.send_modify(|(wall, monotonic)| {
+            *wall += by;
+            *monotonic += by;
+        });
     }
 
     /// Steps only the wall clock, as an administrator or NTP might.
     pub fn set_wall(&self, now: SystemTime) {
-        self.lock().0 = now;
+        self.time.send_modify(|(wall, _)| *wall = now);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, (SystemTime, Duration)> {
-        self.time.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// Waits until the clock has been advanced by `by` from now.
+    pub async fn sleep(&self, by: Duration) {
+        let end = self.monotonic() + by;
+        // It cannot end early: `self` keeps the sender.
+        let _ = self.time.subscribe().wait_for(|(_, monotonic)| *monotonic >= end).await;
     }
 }
 
@@ -163,10 +167,10 @@ impl Default for ManualClock {
 #[cfg(feature = "test-util")]
 impl Clock for ManualClock {
     fn now(&self) -> SystemTime {
-        self.lock().0
+        self.time.borrow().0
     }
 
     fn monotonic(&self) -> Duration {
-        self.lock().1
+        self.time.borrow().1
     }
 }
