@@ -19,7 +19,7 @@ use crate::{
 /// but not by a layer that names [its authenticator](crate::RequireScope::of).
 ///
 /// It is a layer: every request that passes it acts as the consumer, without a key. An
-/// [`ApiKeyLayer`](crate::ApiKeyLayer) inside it asks for a key all the same.
+/// [`ApiKeyLayer`](crate::ApiKeyLayer) inside it refuses a request without a key all the same.
 ///
 /// ```
 /// # #[cfg(feature = "test-util")] {

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use tower_api_key::{
     clock::ManualClock,
     manage_keys_contract,
@@ -63,9 +65,9 @@ on_every_store! {
 /// A suite that stops before its end, or checks nothing, would find nothing.
 #[tokio::test]
 async fn each_rule_of_a_suite_is_checked_on_a_store_of_its_own() {
-    let made = std::sync::atomic::AtomicUsize::new(0);
-    let checked = tower_api_key::test_util::contract::manage_keys(async || {
-        made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let made = AtomicUsize::new(0);
+    let checked = manage_keys(async || {
+        made.fetch_add(1, Ordering::Relaxed);
         (MemoryKeyStore::new(), ())
     });
     checked.await.unwrap();

@@ -2,12 +2,14 @@
 
 #![expect(clippy::missing_errors_doc, reason = "each rule fails if it is broken")]
 
+use std::time::SystemTime;
+
 use super::{found, inserted, is_stored, revoke, update};
 use crate::{
-    record::KeyStatus,
-    store::{ManageKeys, StoreErrorKind},
+    record::{KeyRecord, KeyStatus},
+    store::{ManageKeys, StoreError, StoreErrorKind, port::KeyTransaction as _},
     test_util::contract::{
-        Violation,
+        SeedKeys as _, Violation,
         sample::{MINUTE, apart, full_record, hash, id, now, record, unread},
         violation::{equal, expect, fails, some},
     },
@@ -44,11 +46,8 @@ pub async fn a_taken_hash_is_a_conflict<S: ManageKeys>(store: S) -> Result<(), V
     equal(&store.get(second.id).await?, &None, "the skipped key must not be stored")
 }
 
-async fn insert_one<S: ManageKeys>(
-    store: &S,
-    record: &crate::record::KeyRecord,
-) -> Result<(), crate::store::StoreError> {
-    crate::test_util::contract::SeedKeys::seed(store, record).await
+async fn insert_one<S: ManageKeys>(store: &S, record: &KeyRecord) -> Result<(), StoreError> {
+    store.seed(record).await
 }
 
 /// An update replaces every mutable field, also by nothing, and counts the version up.
@@ -200,13 +199,19 @@ pub async fn a_revocation_survives_a_concurrent_update<S: ManageKeys>(
         let old = inserted(&store, record()?).await?;
         let mut renamed = old.clone();
         renamed.name = Some("renamed".into());
-        let (updated, revoked) =
-            tokio::join!(update(&store, &renamed), revoke(&store, old.id, None));
-        revoked?;
-        if let Err(error) = &updated {
-            let why = "an update that loses against a revocation must fail as a conflict";
-            equal(&error.kind(), &StoreErrorKind::Conflict, why)?;
-        }
+        let mut revocation = store.begin().await?;
+        revocation.revoke(&[old.id], None).await?;
+        let commit = async {
+            // Until the update waits for this transaction, or has begun beside it.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            revocation.commit().await
+        };
+        let (updated, committed) = tokio::join!(update(&store, &renamed), commit);
+        committed?;
+        let why = "an update must fail as a conflict if the key was revoked since its version";
+        fails(&updated, StoreErrorKind::Conflict, why)?;
         let found = found(&store, &old).await?;
         let why = "a key must be revoked after a revocation that ran beside an update, or a revoked \
             key works on";
@@ -226,7 +231,7 @@ pub async fn revoking_an_unknown_key_finds_none<S: ManageKeys>(store: S) -> Resu
 /// A record that an update returns was read by it.
 pub async fn writes_have_the_time_of_the_store<S: ManageKeys>(store: S) -> Result<(), Violation> {
     let mut old = record()?;
-    old.read_at = std::time::SystemTime::UNIX_EPOCH;
+    old.read_at = SystemTime::UNIX_EPOCH;
     let old = inserted(&store, old).await?;
     let updated = update(&store, &old).await?;
     let why = "`read_at` of an updated record must be the present time of the store's clock";
