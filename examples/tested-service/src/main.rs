@@ -1,0 +1,54 @@
+//! A small service behind API keys, with unit tests that need no database: `cargo test`.
+
+use std::{env, error::Error};
+
+use axum::{
+    Json, Router,
+    extract::Path,
+    routing::{delete, get},
+};
+use tower_api_key::{
+    ApiKeys, ApiKeysBuilder, Consumer, RequireScope, rate_limit::Quota, record::InvalidScope,
+};
+
+#[cfg(test)]
+mod tests;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let url = env::var("DATABASE_URL")?;
+    let keys = configured(ApiKeys::open(&url, "sk_live_")).await?;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+    axum::serve(listener, app(&keys)?)
+        .with_graceful_shutdown(async { _ = tokio::signal::ctrl_c().await })
+        .await?;
+    keys.stop().await;
+    Ok(())
+}
+
+/// The settings of the keys, in production and in tests.
+fn configured(keys: ApiKeysBuilder) -> ApiKeysBuilder {
+    match Quota::per_minute(60) {
+        Ok(quota) => keys.default_rate_limits(quota),
+        Err(_) => keys,
+    }
+}
+
+/// The service. In `main` it gets the keys of the database, in tests those of the test kit.
+fn app(keys: &ApiKeys) -> Result<Router, InvalidScope> {
+    Ok(orders()?.layer(keys.layer()).route("/health", get(|| async {})))
+}
+
+fn orders() -> Result<Router, InvalidScope> {
+    Ok(Router::new()
+        .route("/orders", get(list).layer(RequireScope::one("orders:read")?))
+        .route("/orders/{id}", delete(cancel).layer(RequireScope::one("orders:write")?)))
+}
+
+async fn list(consumer: Consumer) -> Json<Vec<String>> {
+    Json(vec![format!("an order of {}", consumer.id())])
+}
+
+async fn cancel(consumer: Consumer, Path(id): Path<u32>) -> String {
+    format!("{} has cancelled {id}", consumer.id())
+}
