@@ -26,14 +26,18 @@
 //! # }
 //! ```
 
+pub mod change_feed;
 pub mod key_store;
 pub mod manage_keys;
+pub mod rate_limiter;
 mod sample;
 mod suite;
 mod violation;
 
 pub use self::{
+    change_feed::change_feed,
     key_store::{SeedKeys, key_store},
     manage_keys::manage_keys,
+    rate_limiter::rate_limiter,
     violation::{Violation, Violations},
 };
