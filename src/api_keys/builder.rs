@@ -216,11 +216,14 @@ impl ApiKeysBuilder {
 
     /// The parts around `store`, which replaces the source, without a task for the worker.
     #[cfg(feature = "test-util")]
-    pub(crate) fn without_task(self, store: impl Backend) -> Result<(ApiKeys, Worker), StartError> {
+    pub(crate) fn without_task(
+        self,
+        store: &impl Backend,
+    ) -> Result<(ApiKeys, Worker), StartError> {
         let Self { format, clock, follows, authenticator, issuer, .. } = self;
         let format = format.map_err(StartError::invalid_prefix)?;
         let settings = Settings { clock, follows, authenticator, issuer };
-        let (auth, issuer, worker) = settings.connect(&store, format);
+        let (auth, issuer, worker) = settings.connect(store, format);
         Ok((ApiKeys::stopped(auth, issuer), worker.run_by_hand()))
     }
 }

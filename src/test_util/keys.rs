@@ -96,7 +96,7 @@ impl TestKeys {
         let builder = settings(ApiKeys::in_memory(PREFIX))
             .clock(clock.clone())
             .configure_authenticator(|auth| auth.usage_interval(USAGE_INTERVAL));
-        let (keys, worker) = valid(builder.without_task(store.clone()));
+        let (keys, worker) = valid(builder.without_task(&store));
         let worker = Arc::new(Mutex::new(worker));
         store.write_usage_with(Arc::downgrade(&worker));
         Self { keys, store, clock, _worker: worker }

@@ -13,7 +13,10 @@ use tower_api_key::{
     manage::{IssueRules, ManageErrorKind},
     rate_limit::Quota,
     record::Scopes,
-    store::{KeyQuery, KeyStore as _, ManageKeys as _, MemoryKeyStore, StoreErrorKind},
+    store::{
+        KeyQuery, KeyStore as _, ManageKeys as _, MemoryKeyStore, StoreErrorKind,
+        port::KeyTransaction as _,
+    },
     test_util::{FaultStore, TestKey, TestKeys},
 };
 
@@ -165,11 +168,8 @@ async fn a_change_by_another_process_is_seen_when_the_record_is_no_longer_fresh(
     let (keys, app, key) = opened().await;
     assert_eq!(status(&app, key.get("/orders")).await, 200);
     let mut transaction = keys.store().begin().await.unwrap();
-    {
-        use tower_api_key::store::port::KeyTransaction as _;
-        transaction.revoke(&[key.id()], None).await.unwrap();
-        transaction.commit().await.unwrap();
-    }
+    transaction.revoke(&[key.id()], None).await.unwrap();
+    transaction.commit().await.unwrap();
     assert_eq!(status(&app, key.get("/orders")).await, 200);
     keys.advance(61 * SECOND);
     assert_eq!(status(&app, key.get("/orders")).await, 401);
@@ -213,6 +213,15 @@ async fn a_store_fails_as_often_as_it_is_told() {
     store.come_back();
     assert_eq!(kind().await, None);
     assert_eq!(store.operations(), 8);
+}
+
+#[tokio::test]
+async fn a_transaction_that_has_begun_goes_on_without_faults() {
+    let store = FaultStore::new(MemoryKeyStore::new(), ManualClock::default());
+    let transaction = store.begin().await.unwrap();
+    store.go_down();
+    assert_eq!(store.begin().await.unwrap_err().kind(), StoreErrorKind::Unavailable);
+    transaction.commit().await.unwrap();
 }
 
 #[tokio::test]

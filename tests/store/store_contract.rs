@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tower_api_key::{
     clock::ManualClock,
     manage_keys_contract,
-    store::{MemoryKeyStore, PgKeyStore, SqliteKeyStore},
+    store::{MemoryKeyStore, PgKeyStore, SqliteKeyStore, StoreErrorKind},
     test_util::{FaultStore, contract::manage_keys},
 };
 
@@ -72,4 +72,19 @@ async fn each_rule_of_a_suite_is_checked_on_a_store_of_its_own() {
     });
     checked.await.unwrap();
     assert_eq!(made.into_inner(), 49);
+}
+
+#[tokio::test]
+async fn a_store_that_answers_with_an_error_breaks_rules() {
+    let checked = manage_keys(async || {
+        let store = FaultStore::new(MemoryKeyStore::new(), ManualClock::default());
+        store.fail_with(StoreErrorKind::Corrupt);
+        (store, ())
+    });
+    let violations = checked.await.unwrap_err();
+    assert_eq!(violations.iter().count(), 49, "{violations}");
+    let (rule, violation) = violations.iter().next().unwrap();
+    assert_eq!(rule, "every_field_is_found");
+    let text = "an operation failed that should have succeeded: StoreError { kind: Corrupt";
+    assert!(violation.to_string().starts_with(text), "{violation}");
 }

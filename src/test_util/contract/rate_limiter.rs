@@ -3,8 +3,6 @@
 //! They check the decisions at times that they make up, so the limiter must decide by the `now` of
 //! each call, as [`Buckets`] says. Decisions may be pending; what takes effect later is waited for.
 
-#![expect(clippy::missing_errors_doc, reason = "each rule fails if it is broken")]
-
 mod bucket;
 mod identity;
 mod promise;

@@ -90,75 +90,58 @@ pub async fn pages_have_each_key_once_while_keys_are_added<S: ManageKeys>(
 
 /// Each filter selects by itself.
 pub async fn every_filter_finds_its_keys<S: ManageKeys>(store: S) -> Result<(), Violation> {
-    type Change = fn(&mut KeyRecord) -> Result<(), Violation>;
-    type Ask = fn(&mut KeyQuery) -> Result<(), Violation>;
-    let kinds: [(&str, Change, Ask); 10] = [
-        (
-            "consumer_id",
-            |key| Ok(key.consumer_id = "globex".into()),
-            |ask| Ok(ask.consumer_id = Some("globex".into())),
-        ),
-        (
-            "key_prefix",
-            |key| Ok(key.key_prefix = "x_".into()),
-            |ask| Ok(ask.key_prefix = Some("x_".into())),
-        ),
-        (
-            "tag",
-            |key| Ok(key.tags = Tags::parse(["rare", "other"])?),
-            |ask| Ok(ask.tag = Some("rare".into())),
-        ),
-        (
-            "scope",
-            |key| Ok(key.scopes = Scopes::parse(["rare", "other"])?),
-            |ask| Ok(ask.scope = Some(Scope::new("rare")?)),
-        ),
-        (
-            "status `inactive`",
-            |key| Ok(key.is_active = false),
-            |ask| Ok(ask.status = Some(KeyStatus::Inactive)),
-        ),
-        (
-            "status `not_yet_active`",
-            |key| Ok(key.not_before = Some(now() + MINUTE)),
-            |ask| Ok(ask.status = Some(KeyStatus::NotYetActive)),
-        ),
-        (
-            "status `expired`",
-            |key| Ok(key.expires_at = Some(now() - MINUTE)),
-            |ask| Ok(ask.status = Some(KeyStatus::Expired)),
-        ),
-        (
-            "status `revoked`",
-            |key| Ok(key.revoked_at = Some(now())),
-            |ask| Ok(ask.status = Some(KeyStatus::Revoked)),
-        ),
-        (
-            "expires_before",
-            |key| Ok(key.expires_at = Some(now() + MINUTE)),
-            |ask| {
-                ask.expires_before = Some(now() + 2 * MINUTE);
-                Ok(ask.status = Some(KeyStatus::Active))
-            },
-        ),
-        (
-            "unused_since",
-            |key| Ok(key.created_at = now() - MINUTE),
-            |ask| Ok(ask.unused_since = Some(now() - MINUTE / 2)),
-        ),
-    ];
-    for (filter, change, ask) in kinds {
+    for (filter, one, query) in filters()? {
         inserted(&store, record()?).await?;
-        let mut one = record()?;
-        change(&mut one)?;
         let one = inserted(&store, one).await?;
         inserted(&store, record()?).await?;
-        let mut query = KeyQuery::new();
-        ask(&mut query)?;
         let why = format!("a listing by {filter} must have the one key that matches");
         equal(&listed(&store, query).await?, &vec![one.id], &why)?;
     }
     Ok(())
+}
+
+/// Each filter, with the one key that it finds.
+fn filters() -> Result<Vec<(&'static str, KeyRecord, KeyQuery)>, Violation> {
+    let key = |change: fn(&mut KeyRecord)| -> Result<KeyRecord, Violation> {
+        let mut key = record()?;
+        change(&mut key);
+        Ok(key)
+    };
+    let of_status = |status| KeyQuery::new().status(status);
+    let mut tagged = record()?;
+    tagged.tags = Tags::parse(["rare", "other"])?;
+    let mut scoped = record()?;
+    scoped.scopes = Scopes::parse(["rare", "other"])?;
+    let expiring = of_status(KeyStatus::Active).expires_before(now() + 2 * MINUTE);
+    let unused = KeyQuery::new().unused_since(now() - MINUTE / 2);
+    Ok(vec![
+        (
+            "consumer_id",
+            key(|key| key.consumer_id = "globex".into())?,
+            KeyQuery::new().consumer_id("globex"),
+        ),
+        ("key_prefix", key(|key| key.key_prefix = "x_".into())?, KeyQuery::new().key_prefix("x_")),
+        ("tag", tagged, KeyQuery::new().tag("rare")),
+        ("scope", scoped, KeyQuery::new().scope(Scope::new("rare")?)),
+        ("status `inactive`", key(|key| key.is_active = false)?, of_status(KeyStatus::Inactive)),
+        (
+            "status `not_yet_active`",
+            key(|key| key.not_before = Some(now() + MINUTE))?,
+            of_status(KeyStatus::NotYetActive),
+        ),
+        (
+            "status `expired`",
+            key(|key| key.expires_at = Some(now() - MINUTE))?,
+            of_status(KeyStatus::Expired),
+        ),
+        (
+            "status `revoked`",
+            key(|key| key.revoked_at = Some(now()))?,
+            of_status(KeyStatus::Revoked),
+        ),
+        ("expires_before", key(|key| key.expires_at = Some(now() + MINUTE))?, expiring),
+        ("unused_since", key(|key| key.created_at = now() - MINUTE)?, unused),
+    ])
 }
 
 /// "Before" does not include the instant itself. Times are kept in microseconds.
