@@ -249,7 +249,7 @@ async fn handlers_are_tested_without_keys() {
 }
 
 #[tokio::test]
-async fn one_who_acts_as_a_consumer_has_live_limits_if_asked() {
+async fn acting_as_a_consumer_counts_its_requests_if_asked() {
     let clock = ManualClock::default();
     let quota = Quota::per_minute(4).unwrap();
     let acting = Consumer::acting_as("acme").rate_limits(quota).clock(clock.clone());
