@@ -124,8 +124,7 @@ impl KeyTransaction for CopiedTransaction {
 
     async fn count_keys(&mut self, query: &KeyCountQuery) -> Result<KeyCounts, StoreError> {
         let now = now();
-        let keys: Vec<_> =
-            self.select(|record| record.consumer_id == query.consumer_id).collect();
+        let keys: Vec<_> = self.select(|record| record.consumer_id == query.consumer_id).collect();
         let is_live = |record: &&KeyRecord| {
             record.revoked_at.is_none() && record.expires_at.is_none_or(|end| end > now)
         };
@@ -199,8 +198,7 @@ impl KeyTransaction for CopiedTransaction {
     }
 
     async fn commit(self) -> Result<(), StoreError> {
-        let (mut data, mut last_used) =
-            (locked(&self.store.data), locked(&self.store.last_used));
+        let (mut data, mut last_used) = (locked(&self.store.data), locked(&self.store.last_used));
         *data = self.data;
         last_used.retain(|id, _| data.records.contains_key(id));
         Ok(())
