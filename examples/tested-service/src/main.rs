@@ -8,7 +8,9 @@ use axum::{
     routing::{delete, get},
 };
 use tower_api_key::{
-    ApiKeys, ApiKeysBuilder, Consumer, RequireScope, rate_limit::Quota, record::InvalidScope,
+    ApiKeys, ApiKeysBuilder, Consumer, RequireScope,
+    rate_limit::{InvalidQuota, Quota},
+    record::InvalidScope,
 };
 
 #[cfg(test)]
@@ -17,7 +19,7 @@ mod tests;
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let url = env::var("DATABASE_URL")?;
-    let keys = configured(ApiKeys::open(&url, "sk_live_")).await?;
+    let keys = configured(ApiKeys::open(&url, "sk_live_"))?.await?;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
     axum::serve(listener, app(&keys)?)
         .with_graceful_shutdown(async { _ = tokio::signal::ctrl_c().await })
@@ -27,11 +29,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The settings of the keys, in production and in tests.
-fn configured(keys: ApiKeysBuilder) -> ApiKeysBuilder {
-    match Quota::per_minute(60) {
-        Ok(quota) => keys.default_rate_limits(quota),
-        Err(_) => keys,
-    }
+fn configured(keys: ApiKeysBuilder) -> Result<ApiKeysBuilder, InvalidQuota> {
+    Ok(keys.default_rate_limits(Quota::per_minute(60)?))
 }
 
 /// The service. In `main` it gets the keys of the database, in tests those of the test kit.

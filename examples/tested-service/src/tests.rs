@@ -23,7 +23,7 @@ async fn service() -> (TestKeys, Router, TestKey) {
 }
 
 async fn service_with(more: impl FnOnce(IssueKey) -> IssueKey) -> (TestKeys, Router, TestKey) {
-    let keys = TestKeys::with(configured);
+    let keys = TestKeys::with(|keys| configured(keys).unwrap());
     let key = more(keys.issue("acme").scopes(["orders:read"])).await;
     (keys.clone(), app(&keys).unwrap(), key)
 }
