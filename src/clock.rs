@@ -124,7 +124,14 @@ impl fmt::Debug for SystemClock {
 #[cfg(feature = "test-util")]
 #[derive(Clone, Debug)]
 pub struct ManualClock {
-    time: std::sync::Arc<tokio::sync::watch::Sender<(SystemTime, Duration)>>,
+    time: std::sync::Arc<ManualTime>,
+}
+
+#[cfg(feature = "test-util")]
+#[derive(Debug)]
+struct ManualTime {
+    now: std::sync::Mutex<(SystemTime, Duration)>,
+    advanced: tokio::sync::Notify,
 }
 
 #[cfg(feature = "test-util")]
@@ -132,27 +139,40 @@ impl ManualClock {
     /// A clock whose wall-clock time is `now`.
     #[must_use]
     pub fn at(now: SystemTime) -> Self {
-        Self { time: std::sync::Arc::new(tokio::sync::watch::Sender::new((now, Duration::ZERO))) }
+        let now = std::sync::Mutex::new((now, Duration::ZERO));
+        let advanced = tokio::sync::Notify::new();
+        Self { time: std::sync::Arc::new(ManualTime { now, advanced }) }
     }
 
     /// Advances both the wall clock and the monotonic clock.
     pub fn advance(&self, by: Duration) {
-        self.time.send_modify(|(wall, monotonic)| {
-            *wall += by;
-            *monotonic += by;
-        });
+        let mut now = self.lock();
+        now.0 += by;
+        now.1 += by;
+        drop(now);
+        self.time.advanced.notify_waiters();
     }
 
     /// Steps only the wall clock, as an administrator or NTP might.
     pub fn set_wall(&self, now: SystemTime) {
-        self.time.send_modify(|(wall, _)| *wall = now);
+        self.lock().0 = now;
     }
 
     /// Waits until the clock has been advanced by `by` from now.
     pub async fn sleep(&self, by: Duration) {
         let end = self.monotonic() + by;
-        // It cannot end early: `self` keeps the sender.
-        let _ = self.time.subscribe().wait_for(|(_, monotonic)| *monotonic >= end).await;
+        loop {
+            // Made before the time is read, so that no advance is missed.
+            let advanced = self.time.advanced.notified();
+            if self.monotonic() >= end {
+                return;
+            }
+            advanced.await;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, (SystemTime, Duration)> {
+        self.time.now.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -167,10 +187,10 @@ impl Default for ManualClock {
 #[cfg(feature = "test-util")]
 impl Clock for ManualClock {
     fn now(&self) -> SystemTime {
-        self.time.borrow().0
+        self.lock().0
     }
 
     fn monotonic(&self) -> Duration {
-        self.time.borrow().1
+        self.lock().1
     }
 }
