@@ -1,4 +1,6 @@
 //! A small service behind API keys, with unit tests that need no database: `cargo test`.
+//!
+//! It reads `DATABASE_URL` (`postgres:`) and `BIND` (default `127.0.0.1:3000`).
 
 use std::{env, error::Error};
 
@@ -20,7 +22,8 @@ mod tests;
 async fn main() -> Result<(), Box<dyn Error>> {
     let url = env::var("DATABASE_URL")?;
     let keys = configured(ApiKeys::open(&url, "sk_live_"))?.await?;
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+    let bind = env::var("BIND").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
+    let listener = tokio::net::TcpListener::bind(bind).await?;
     axum::serve(listener, app(&keys)?)
         .with_graceful_shutdown(async { _ = tokio::signal::ctrl_c().await })
         .await?;

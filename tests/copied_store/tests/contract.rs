@@ -3,11 +3,14 @@
 use copied_store::{Bugs, CopiedStore};
 use tower_api_key::{
     key_store_contract, manage_keys_contract,
+    rate_limit::LocalRateLimiter,
+    rate_limiter_contract,
     test_util::contract::{self, Violations},
 };
 
 key_store_contract!(looks_up, async || (CopiedStore::default(), ()));
 manage_keys_contract!(manages, async || (CopiedStore::default(), ()));
+rate_limiter_contract!(limits, async || (LocalRateLimiter::new(), ()));
 
 async fn found(bugs: Bugs) -> Violations {
     let checked = contract::manage_keys(async || (CopiedStore::with(bugs), ())).await;
