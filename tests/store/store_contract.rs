@@ -3,13 +3,21 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::SystemTime,
+};
 
 use tower_api_key::{
     clock::ManualClock,
-    manage_keys_contract,
-    store::{MemoryKeyStore, PgKeyStore, SqliteKeyStore, StoreErrorKind},
-    test_util::{FaultStore, contract::manage_keys},
+    key::KeyHash,
+    key_store_contract, manage_keys_contract,
+    record::{KeyId, KeyRecord},
+    store::{KeyStore, MemoryKeyStore, PgKeyStore, SqliteKeyStore, StoreError, StoreErrorKind},
+    test_util::{
+        FaultStore,
+        contract::{SeedKeys, manage_keys},
+    },
 };
 
 use crate::servers::postgres::{Database, Server};
@@ -42,6 +50,31 @@ manage_keys_contract!(postgres_server, async || postgres().await);
 manage_keys_contract!(faults_that_are_not_asked_for, async || {
     (FaultStore::new(MemoryKeyStore::new(), ManualClock::default()), ())
 });
+
+/// A store that only looks keys up, and keeps the port's default for uses.
+struct LookUps(MemoryKeyStore);
+
+impl KeyStore for LookUps {
+    async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        self.0.find(hash).await
+    }
+}
+
+impl SeedKeys for LookUps {
+    async fn seed(&self, record: &KeyRecord) -> Result<(), StoreError> {
+        self.0.seed(record).await
+    }
+
+    async fn last_use(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
+        self.0.last_use(id).await
+    }
+
+    fn records_usage(&self) -> bool {
+        false
+    }
+}
+
+key_store_contract!(look_ups_alone, async || (LookUps(MemoryKeyStore::new()), ()));
 
 /// Rules that the manual names.
 macro_rules! on_every_store {
