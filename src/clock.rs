@@ -124,7 +124,14 @@ impl fmt::Debug for SystemClock {
 #[cfg(feature = "test-util")]
 #[derive(Clone, Debug)]
 pub struct ManualClock {
-    time: std::sync::Arc<std::sync::Mutex<(SystemTime, Duration)>>,
+    time: std::sync::Arc<ManualTime>,
+}
+
+#[cfg(feature = "test-util")]
+#[derive(Debug)]
+struct ManualTime {
+    now: std::sync::Mutex<(SystemTime, Duration)>,
+    advanced: tokio::sync::Notify,
 }
 
 #[cfg(feature = "test-util")]
@@ -132,14 +139,18 @@ impl ManualClock {
     /// A clock whose wall-clock time is `now`.
     #[must_use]
     pub fn at(now: SystemTime) -> Self {
-        Self { time: std::sync::Arc::new(std::sync::Mutex::new((now, Duration::ZERO))) }
+        let now = std::sync::Mutex::new((now, Duration::ZERO));
+        let advanced = tokio::sync::Notify::new();
+        Self { time: std::sync::Arc::new(ManualTime { now, advanced }) }
     }
 
     /// Advances both the wall clock and the monotonic clock.
     pub fn advance(&self, by: Duration) {
-        let mut time = self.lock();
-        time.0 += by;
-        time.1 += by;
+        let mut now = self.lock();
+        now.0 += by;
+        now.1 += by;
+        drop(now);
+        self.time.advanced.notify_waiters();
     }
 
     /// Steps only the wall clock, as an administrator or NTP might.
@@ -147,8 +158,21 @@ impl ManualClock {
         self.lock().0 = now;
     }
 
+    /// Waits until the clock has been advanced by `by` from now.
+    pub async fn sleep(&self, by: Duration) {
+        let end = self.monotonic() + by;
+        loop {
+            // Made before the time is read, so that no advance is missed.
+            let advanced = self.time.advanced.notified();
+            if self.monotonic() >= end {
+                return;
+            }
+            advanced.await;
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, (SystemTime, Duration)> {
-        self.time.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.time.now.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -77,6 +77,8 @@ pub mod record;
 #[cfg(feature = "admin")]
 mod rest;
 pub mod store;
+#[cfg(feature = "test-util")]
+pub mod test_util;
 #[cfg(any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs"))]
 mod tls;
 mod trace;

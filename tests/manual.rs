@@ -122,6 +122,7 @@ fn each_bound_names_a_test_that_is_there() {
         ("keys.md", 16),
         ("limits.md", 27),
         ("observability.md", 14),
+        ("testing.md", 19),
     ];
     for (page, least) in pages {
         let text = fs::read_to_string(root().join("src/manual").join(page)).unwrap();

@@ -10,7 +10,7 @@ use super::{
     backend::{DynBackend, connect},
 };
 use crate::{
-    auth::{self, CachePolicy, Observer},
+    auth::{self, Authenticator, CachePolicy, Observer, Worker},
     clock::Clock,
     key::{AcceptedFormat, InvalidFormat, KeyFormat},
     manage::{IssuePolicy, KeyIssuer},
@@ -196,8 +196,9 @@ impl ApiKeysBuilder {
     /// no tokio runtime. Nothing is running then.
     pub async fn start(self) -> Result<ApiKeys, StartError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(StartError::no_runtime)?;
-        let format = self.format.map_err(StartError::invalid_prefix)?;
-        let store = match (self.source, &self.clock) {
+        let Self { source, format, clock, migrates, follows, authenticator, issuer } = self;
+        let format = format.map_err(StartError::invalid_prefix)?;
+        let store = match (source, &clock) {
             (Source::Url(url), _) => connect(&url).await?,
             (Source::Memory, None) => Box::new(MemoryKeyStore::new()),
             (Source::Memory, Some(clock)) => {
@@ -205,9 +206,42 @@ impl ApiKeysBuilder {
             }
             (Source::Store(store), _) => store,
         };
-        if self.migrates {
+        if migrates {
             store.migrate().await.map_err(StartError::migration)?;
         }
+        let settings = Settings { clock, follows, authenticator, issuer };
+        let (auth, issuer, worker) = settings.connect(&*store, format);
+        Ok(ApiKeys::run(auth, issuer, worker, &runtime))
+    }
+
+    /// The parts around `store`, which replaces the source, without a task for the worker.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn without_task(
+        self,
+        store: &impl Backend,
+    ) -> Result<(ApiKeys, Worker), StartError> {
+        let Self { format, clock, follows, authenticator, issuer, .. } = self;
+        let format = format.map_err(StartError::invalid_prefix)?;
+        let settings = Settings { clock, follows, authenticator, issuer };
+        let (auth, issuer, worker) = settings.connect(store, format);
+        Ok((ApiKeys::stopped(auth, issuer), worker.run_by_hand()))
+    }
+}
+
+/// The settings of both parts.
+struct Settings {
+    clock: Option<Arc<dyn Clock>>,
+    follows: bool,
+    authenticator: Vec<Setting<auth::Builder>>,
+    issuer: Vec<Setting<KeyIssuer>>,
+}
+
+impl Settings {
+    fn connect(
+        self,
+        store: &dyn DynBackend,
+        format: KeyFormat,
+    ) -> (Authenticator, KeyIssuer, Worker) {
         let mut builder = store.authenticator(format, self.follows);
         if let Some(clock) = self.clock {
             builder = builder.clock(clock);
@@ -216,7 +250,7 @@ impl ApiKeysBuilder {
         let (auth, worker) = settings.fold(builder, |builder, setting| setting(builder)).build();
         let settings = self.issuer.into_iter();
         let issuer = settings.fold(store.issuer(&auth), |issuer, setting| setting(issuer));
-        Ok(ApiKeys::run(auth, issuer, worker, &runtime))
+        (auth, issuer, worker)
     }
 }
 

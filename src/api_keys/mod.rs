@@ -136,6 +136,13 @@ impl ApiKeys {
         Self { inner: Arc::new(Inner { auth, issuer, stop, ended }) }
     }
 
+    /// Without a task: nothing runs, and nothing is lost when it is dropped.
+    #[cfg(feature = "test-util")]
+    fn stopped(auth: Authenticator, issuer: KeyIssuer) -> Self {
+        let (stop, ended) = (watch::Sender::new(true), watch::Sender::new(()).subscribe());
+        Self { inner: Arc::new(Inner { auth, issuer, stop, ended }) }
+    }
+
     /// A layer that admits requests with a key.
     pub fn layer(&self) -> ApiKeyLayer {
         ApiKeyLayer::new(self.inner.auth.clone())

@@ -172,6 +172,11 @@ impl Authenticator {
         AuthenticatorId(Arc::downgrade(&self.0.core))
     }
 
+    #[cfg(feature = "test-util")]
+    pub(super) fn core(&self) -> &Core {
+        &self.0.core
+    }
+
     /// The format of keys issued here.
     pub(crate) fn format(&self) -> &KeyFormat {
         &self.0.format

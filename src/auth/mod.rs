@@ -89,6 +89,8 @@ mod catch_panic;
 mod client;
 mod clock_gap;
 mod core;
+#[cfg(feature = "test-util")]
+mod for_tests;
 mod health;
 mod key_check;
 mod key_log;

@@ -149,6 +149,8 @@
 //! anything and is recognised only in place of the scheme. A key in a path, a body or a cookie is
 //! not looked for.
 
+#[cfg(feature = "test-util")]
+mod acting_as;
 mod advised_rejections;
 mod drain;
 #[expect(clippy::module_inception, reason = "the file that holds the layer")]

@@ -13,6 +13,8 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
+#[cfg(feature = "test-util")]
+pub use super::acting_as::ActingAsService;
 use super::{
     ProblemJson, RejectionResponse,
     middleware::{Middleware, Verdict},

@@ -8,6 +8,7 @@
 //! - [`observability`]: what do I see of it, and what do I alert on?
 //! - [`bounds`]: how much can the holder of a key create or send?
 //! - [`attacks`]: what may an attacker try, and what does it achieve?
+//! - [`testing`]: how do I test my service, or a store of my own?
 
 #[doc = include_str!("attacks.md")]
 pub mod attacks {}
@@ -34,3 +35,6 @@ pub mod limits {}
 
 #[doc = include_str!("observability.md")]
 pub mod observability {}
+
+#[doc = include_str!("testing.md")]
+pub mod testing {}

@@ -23,7 +23,7 @@ use crate::rate_limit::{Meter, RateLimits, port::Subject};
 /// The extractor and layers such as [`RequireScope`](crate::RequireScope) only trust a consumer
 /// that an [`Authenticator`](crate::Authenticator) made. A consumer made from a [`KeyRecord`] is
 /// meant for [`Actor::key`](crate::manage::Actor::key) and similar; for handler tests there
-/// are `Consumer::builder` and `Consumer::for_test`, behind the feature `test-util`.
+/// are `Consumer::acting_as` and `Consumer::builder`, behind the feature `test-util`.
 ///
 /// It serialises as an object, for logs, templates and `GET /whoami`: `id`, `key_id`, `key_name`,
 /// `scopes`, `plan`, `tags`, `kind`, `metadata`, and `created_at` and `expires_at` as RFC 3339.
@@ -92,14 +92,14 @@ impl KeyExtension for Unbound {
     }
 }
 
-/// For a consumer made by a test.
+/// For a consumer made by a test, which may have limits.
 #[cfg(feature = "test-util")]
-struct ForTest;
+struct ForTest(Option<Meter>);
 
 #[cfg(feature = "test-util")]
 impl KeyExtension for ForTest {
     fn meter(&self) -> Option<&Meter> {
-        None
+        self.0.as_ref()
     }
 
     fn ended(&self, _: KeyId) -> BoxFuture {
@@ -156,7 +156,12 @@ impl Consumer {
     #[cfg(feature = "test-util")]
     #[must_use]
     pub fn for_test(record: KeyRecord) -> Self {
-        Self(Arc::new(LookedUpKey::new(record, ForTest)))
+        Self::for_test_with_limits(record, None)
+    }
+
+    #[cfg(feature = "test-util")]
+    pub(super) fn for_test_with_limits(record: KeyRecord, limits: Option<Meter>) -> Self {
+        Self(Arc::new(LookedUpKey::new(record, ForTest(limits))))
     }
 
     /// The authenticator that made it, if any.

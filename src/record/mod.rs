@@ -23,6 +23,8 @@ mod words;
 
 #[cfg(feature = "test-util")]
 pub use self::consumer_builder::ConsumerBuilder;
+#[cfg(feature = "test-util")]
+pub(crate) use self::consumer_builder::valid;
 #[cfg(feature = "admin")]
 pub(crate) use self::metadata::shown;
 pub use self::{

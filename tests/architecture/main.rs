@@ -26,6 +26,7 @@ const FLOORS: &[&[&str]] = &[
     &["rest"],
     &["admin", "account"],
     &["api_keys"],
+    &["test_util"],
 ];
 
 /// Used by every room, or without code.
@@ -51,7 +52,7 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     (&["memchr"], &["key::mask"], "the search for keys is one idea"),
     (
         &["http", "http_body", "http_body_util", "tower_layer", "tower_service"],
-        &["layer", "rest", "admin", "account"],
+        &["layer", "rest", "admin", "account", "test_util::key"],
         "the core knows no HTTP",
     ),
     (&["tower_http"], &["rest::csrf"], "one protection against cross-site requests"),
@@ -100,6 +101,22 @@ fn an_example_that_must_not_compile_has_a_twin_that_does_but_for_one_line() {
     assert!(found.len() >= 2, "{found:?}");
     let faults: Vec<_> = found.into_iter().filter_map(Result::err).collect();
     assert_eq!(faults, [""; 0]);
+}
+
+/// Cargo may enable `test-util` in a build that is no test: then it must not change what that does.
+#[test]
+fn the_test_kit_only_adds() {
+    let sources = sources("src");
+    let lines = sources.iter().flat_map(|(file, text)| text.lines().map(move |line| (file, line)));
+    let named: Vec<_> = lines
+        .filter(|(_, line)| line.contains(r#"feature = "test-util""#) && !line.contains("//"))
+        .collect();
+    assert!(named.len() > 10, "{named:?}");
+    let others: Vec<_> = named
+        .iter()
+        .filter(|(_, line)| line.trim() != r#"#[cfg(feature = "test-util")]"#)
+        .collect();
+    assert!(others.is_empty(), "neither `not`, nor `cfg!`, nor `cfg_attr`: {others:?}");
 }
 
 #[test]

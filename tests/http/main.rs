@@ -26,3 +26,4 @@ mod service_contract;
 mod spans;
 mod status;
 mod streams;
+mod test_kit;

@@ -19,6 +19,7 @@ mod decisions;
 mod limiter_contract;
 mod limiter_threads;
 mod limits;
+mod offered_contract;
 mod plans;
 mod quota_changes;
 mod rate_limit;

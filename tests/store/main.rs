@@ -13,6 +13,7 @@ mod wait;
 
 mod batched_lookups;
 mod change_feed;
+mod feed_contract;
 mod harness_proxy;
 mod isolation;
 mod migrate;

@@ -96,6 +96,12 @@ impl Lookup {
         self.breaker.is_up()
     }
 
+    /// Asks the store again at once, rather than after the cool-down.
+    #[cfg(feature = "test-util")]
+    pub(in crate::auth) fn store_is_back(&self) {
+        self.breaker.reset();
+    }
+
     /// Acquires the permits that a query holds.
     pub(super) async fn permit(&self, class: LookupClass) -> Result<Permit<'_>, AcquireError> {
         let for_unknown = match class {

@@ -113,6 +113,20 @@ impl Worker {
     }
 }
 
+#[cfg(feature = "test-util")]
+impl Worker {
+    /// Dropped without being run, as a test does, it logs nothing.
+    pub(crate) fn run_by_hand(mut self) -> Self {
+        self.unrun.is_due = false;
+        self
+    }
+
+    /// Writes the uses that were reported so far.
+    pub(crate) async fn write_usage_now(&mut self) {
+        self.usage.write_now().await;
+    }
+}
+
 /// One concurrent duty of the worker. It is restarted after a panic.
 struct Duty<'a> {
     name: &'static str,

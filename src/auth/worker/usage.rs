@@ -113,6 +113,11 @@ impl UsageWriter {
     /// Writes what is left.
     pub(in crate::auth) async fn finish(mut self) {
         self.touches.close();
+        self.write_now().await;
+    }
+
+    /// Writes what was reported so far.
+    pub(in crate::auth) async fn write_now(&mut self) {
         while let Ok(touch) = self.touches.try_recv() {
             self.received.push(touch);
         }

@@ -11,6 +11,9 @@
 //! 2. A request takes from all quotas or from none.
 //! 3. In any window, the units taken less those refunded are at most
 //!    [`most_in`](super::Quota::most_in).
+//!
+//! They are [a suite of tests](crate::manual::testing#a-store-a-limiter-or-a-feed-of-your-own), which
+//! runs in the crate that implements a limiter.
 
 mod buckets;
 mod decisions;

@@ -36,6 +36,10 @@
 //! 2. A missing key is `Ok(None)`. A store that cannot answer returns an error, never `None`:
 //!    `None` is cached and answered with 401, an error with 503.
 //! 3. [`read_at`](crate::record::KeyRecord::read_at) comes from the store's own clock, if it has one.
+//!
+//! These rules and those of each method are [a suite of
+//! tests](crate::manual::testing#a-store-a-limiter-or-a-feed-of-your-own), which runs in the crate that
+//! implements a port.
 
 mod backend;
 mod change_feed;

@@ -33,6 +33,10 @@ use tower_api_key::{
         EventQuery, KeyQuery, KeyStore as _, ManageKeys as _, PgKeyStore, PollingChangeFeed,
         SqliteKeyStore, port::Usage,
     },
+    test_util::{
+        TestKeys,
+        contract::{self, Violation},
+    },
 };
 
 use super::{Leaky, leaks};
@@ -64,6 +68,7 @@ use Holds::{ASecret, Ids, Names, NoText};
 const REGISTER: &[(&str, Holds)] = &[
     ("AcceptedFormat", ASecret),
     ("Account", ASecret),
+    ("ActingAsService", ASecret),
     ("Actor", ASecret),
     ("Admin", ASecret),
     ("Admission", ASecret),
@@ -107,6 +112,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("EventPage", ASecret),
     ("EventQuery", ASecret),
     ("Expiry", NoText),
+    ("FaultStore", ASecret),
     ("FeedHealth", NoText),
     ("Finding", ASecret),
     ("Grant", Names),
@@ -136,6 +142,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("InvalidStatus", ASecret),
     ("InvalidTag", ASecret),
     ("InvalidWebOrigin", ASecret),
+    ("IssueKey", ASecret),
     ("IssuePolicy", Names),
     ("IssueRules", Names),
     ("Issued", ASecret),
@@ -233,9 +240,13 @@ const REGISTER: &[(&str, Holds)] = &[
     ("SystemClock", NoText),
     ("SystemEntropy", NoText),
     ("Tags", Names),
+    ("TestKey", ASecret),
+    ("TestKeys", ASecret),
     ("TextRule", NoText),
     ("UntilKeyEnds", ASecret),
     ("Usage", ASecret),
+    ("Violation", ASecret),
+    ("Violations", ASecret),
     ("WebOrigins", Names),
     ("Worker", ASecret),
 ];
@@ -411,6 +422,7 @@ async fn no_public_type_that_may_hold_a_secret_prints_one() {
     of_management(&mut heard, &keys, &key).await;
     of_decisions(&mut heard, &keys, &key).await;
     of_layers(&mut heard, &keys, &key).await;
+    of_the_test_kit(&mut heard, &key).await;
     of_limits(&mut heard, &key);
     of_databases(&mut heard, &key).await;
     say!(heard: issued, issued.key, issued.record, Usage::new(issued.record.id, issued.record.created_at));
@@ -580,6 +592,18 @@ async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
         ClientAddress::forwarded(1),
         ApiKeyLayer::new(keys.auth()).realm(&format!("{key}\n")).unwrap_err(),
     );
+}
+
+async fn of_the_test_kit(heard: &mut Heard, key: &str) {
+    let kit = TestKeys::new();
+    let issued = kit.issue("acme").await;
+    kit.go_down();
+    let checked = contract::key_store(async || (kit.store().clone(), ())).await;
+    let acting = Consumer::acting_as("acme").layer(Handler::default());
+    say!(heard: Violation::from(Scope::new(format!("{key} {key}")).unwrap_err()));
+    heard.key = issued.expose_secret().to_owned();
+    say!(heard: kit, *kit.store(), kit.issue("acme"), issued, acting, checked.unwrap_err());
+    heard.key = key.to_owned();
 }
 
 fn of_limits(heard: &mut Heard, key: &str) {
