@@ -173,7 +173,7 @@ mod tests {
             "prefixes": { "sk_test_": { "max_lifetime": "7d", "never_expires": "allowed" } },
             "plans": { "free": { "max_live_keys": 3, "never_expires": "refused" } }
         }"#;
-        let scopes = crate::record::Scopes::parse(["a", "b"]).unwrap();
+        let scopes = Scopes::parse(["a", "b"]).unwrap();
         let policy = IssuePolicy::new(
             IssueRules::new()
                 .max_lifetime(90 * DAY)
