@@ -139,7 +139,7 @@ async fn a_key_grants_what_its_scopes_contain_and_a_wildcard_only_if_it_has_it()
     ] {
         let caller = calling_key(&free, &issuer, &[held, "api-keys:*"]).await;
         assert_eq!(caller.issue(new(&[asked])).await.is_ok(), is_granted, "{held} {asked}");
-        let member = Member::new("ada", ["acme"]);
+        let member = Member::new("ada", "acme");
         let member =
             issuer.by(Actor::member(member.grant(Grant::new(DAY).scopes(scopes(&[held])))));
         assert_eq!(member.issue(new(&[asked])).await.is_ok(), is_granted, "{held} {asked}");
