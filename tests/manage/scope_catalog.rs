@@ -42,6 +42,11 @@ fn new(held: &[&str]) -> NewKey {
     NewKey::new("acme", Expiry::In(DAY)).scopes(scopes(held))
 }
 
+/// It outlives what it issues.
+fn lasting(held: &[&str]) -> NewKey {
+    NewKey::new("acme", Expiry::Never).scopes(scopes(held))
+}
+
 /// An issuer without the catalogue, and one with it.
 fn operators() -> (KeyIssuer, KeyIssuer) {
     let free = KeyIssuer::new(MemoryKeyStore::new(), format());
@@ -50,7 +55,7 @@ fn operators() -> (KeyIssuer, KeyIssuer) {
 
 /// What the key with the scopes `held` does.
 async fn calling_key(free: &KeyIssuer, issuer: &KeyIssuer, held: &[&str]) -> KeyIssuer {
-    let key = free.issue(new(held)).await.unwrap().record;
+    let key = free.issue(lasting(held)).await.unwrap().record;
     issuer
         .by(Actor::key(&Consumer::from(key)).required_scope(Scope::new("api-keys:write").unwrap()))
 }
@@ -196,7 +201,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let free = KeyIssuer::new(MemoryKeyStore::new(), format());
-            let key = free.issue(new(&held)).await.unwrap().record;
+            let key = free.issue(lasting(&held)).await.unwrap().record;
             let caller = free.scopes(catalog.clone()).by(Actor::key(&Consumer::from(key)));
             let granted = caller.issue(new(&asked)).await.is_ok();
             let (held, asked) = (catalog.expand(&scopes(&held)), scopes(&asked));
