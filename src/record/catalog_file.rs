@@ -26,7 +26,7 @@ struct Entry<S> {
 }
 
 impl ScopeCatalog {
-    /// The catalogue as JSON, to be read by [`FromStr`](#impl-FromStr-for-ScopeCatalog) and by the
+    /// The catalogue as JSON, to be read by [`FromStr`](std::str::FromStr) and by the
     /// command line. It ends with a line break.
     ///
     /// ```

@@ -10,7 +10,7 @@ use super::{
 
 /// The scopes of a service: their names and descriptions, and which scopes others contain.
 ///
-/// Made from the enum of [`scopes!`](crate::scopes), or read from [JSON](#impl-FromStr-for-ScopeCatalog).
+/// Made from the enum of [`scopes!`](crate::scopes), or read from [JSON](Self::to_json).
 /// Cheap to clone.
 ///
 /// ```
