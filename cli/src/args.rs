@@ -22,6 +22,7 @@ Environment:
   API_KEY_PREFIX  the prefix of new keys, as --key-prefix
   API_KEY_SCHEMA  the schema of the tables, as --schema
   API_KEY_POLICY  the issue policy, as --policy
+  API_KEY_SCOPES  the scopes of the service, as --scope-catalog
   NO_COLOR        disables colours, even on a terminal
 
 Variables are also read from a file .env in this folder or a parent folder, if it belongs to you

@@ -4,7 +4,7 @@ use clap::Args;
 use tower_api_key::{
     key::KeyFormat,
     manage::{Expiry, NewKey},
-    record::{Metadata, Scope},
+    record::{Metadata, Scope, Scopes},
 };
 
 use super::{
@@ -103,7 +103,7 @@ impl Description {
         reason: Option<String>,
     ) -> Result<NewKey, Failure> {
         let mut new = NewKey::new(consumer, expiry)
-            .scopes(self.scopes.into_iter().collect())
+            .scopes(Scopes::from_iter(self.scopes))
             .metadata(self.metadata.unwrap_or_default());
         new = self.places.of(new)?;
         if let Some(name) = self.name {

@@ -15,6 +15,7 @@ use crate::{
     key::{AcceptedFormat, InvalidFormat, KeyFormat},
     manage::{IssuePolicy, KeyIssuer},
     rate_limit::{Plans, RateLimiter, RateLimits},
+    record::ScopeCatalog,
     store::{
         MemoryKeyStore,
         port::{Backend, ChangeFeed},
@@ -82,6 +83,12 @@ impl ApiKeysBuilder {
     /// none.
     pub fn plans(self, plans: Plans) -> Self {
         self.configure_authenticator(|auth| auth.plans(plans))
+    }
+
+    /// The [scopes of the service](auth::Builder::scopes), for the authenticator, the issuer and the
+    /// routers. Default: any scope, each of which is only itself.
+    pub fn scopes(self, catalog: ScopeCatalog) -> Self {
+        self.configure_authenticator(|auth| auth.scopes(catalog))
     }
 
     /// Also accepts keys of [another format](auth::Builder::accept): an earlier prefix, or keys

@@ -21,7 +21,7 @@ use crate::{
         RateLimits,
         port::{Check, Decisions},
     },
-    record::{Consumer, KeyRecord, KeyStatus, Origin},
+    record::{Consumer, KeyRecord, KeyStatus, Origin, ScopeCatalog},
     store::port::Invalidate,
     trace,
 };
@@ -133,6 +133,12 @@ impl Authenticator {
     #[must_use]
     pub fn default_rate_limits(&self) -> &RateLimits {
         &self.0.core.limits.default
+    }
+
+    /// The [scopes of the service](super::Builder::scopes), if they are known.
+    #[must_use]
+    pub fn scopes(&self) -> Option<&ScopeCatalog> {
+        self.0.core.lookup.catalog.as_ref()
     }
 
     /// The current health, from what is already known: no query is made.

@@ -5,7 +5,7 @@ use super::{
     authenticator::Inner,
     cache::LimitResolver,
     core::Core,
-    lookup::DynStore,
+    lookup::{DynStore, Lookup},
     metrics::Metrics,
     panic_safe_observer::PanicSafeObserver,
     throttle::Rate,
@@ -15,6 +15,7 @@ use crate::{
     clock::{Clock, SystemClock},
     key::{AcceptedFormat, KeyFormat, KeyMask},
     rate_limit::{LocalRateLimiter, Meters, Plans, RateLimiter, RateLimits},
+    record::ScopeCatalog,
     store::{KeyStore, port::ChangeFeed},
 };
 
@@ -35,6 +36,7 @@ pub struct Builder {
     limiter: Arc<dyn RateLimiter>,
     default_limits: RateLimits,
     plans: Plans,
+    scopes: Option<ScopeCatalog>,
     cache: CachePolicy,
     failures: Rate,
     usage_interval: Duration,
@@ -54,6 +56,7 @@ impl Authenticator {
             limiter: Arc::new(LocalRateLimiter::new()),
             default_limits: RateLimits::unlimited(),
             plans: Plans::new(),
+            scopes: None,
             cache: CachePolicy::default(),
             failures: Rate::new(FAILURE_INTERVAL, FAILURES_AT_ONCE),
             usage_interval: USAGE_INTERVAL,
@@ -86,6 +89,37 @@ impl Builder {
     /// plan.
     pub fn plans(self, plans: Plans) -> Self {
         Self { plans, ..self }
+    }
+
+    /// The scopes of the service, by which a key with `orders:write` or `orders:*` also has
+    /// `orders:read` where the catalogue says so. They are added when a record is loaded, so that a
+    /// request finds them in the key's set. Default: none; each scope is only itself.
+    ///
+    /// Issuers made [by the authenticator](Authenticator::issuer) use the same catalogue, and
+    /// refuse scopes that it lacks. That includes the scopes that the [routers](crate::manual::keys)
+    /// require, such as `api-keys:write`: declare those that keys of the service have.
+    ///
+    /// ```
+    /// # use tower_api_key::{Authenticator, key::KeyFormat, store::MemoryKeyStore};
+    /// tower_api_key::scopes! {
+    ///     pub enum Scope {
+    ///         /// Read orders.
+    ///         OrdersRead = "orders:read",
+    ///         /// Create and change orders.
+    ///         OrdersWrite = "orders:write" implies OrdersRead,
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (auth, worker) = Authenticator::builder(MemoryKeyStore::new(), KeyFormat::new("sk_live_")?)
+    ///     .scopes(Scope::catalog())
+    ///     .build();
+    /// # drop((auth, worker));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn scopes(self, catalog: ScopeCatalog) -> Self {
+        Self { scopes: Some(catalog), ..self }
     }
 
     /// The rate limiter, which holds the buckets. Default: [`LocalRateLimiter`].
@@ -155,8 +189,8 @@ impl Builder {
             store,
             limits,
             PanicSafeObserver::new(metrics, self.observer),
+            Lookup::new(&self.cache, self.failures, self.scopes),
             self.cache,
-            self.failures,
         );
         let core = Arc::new(core);
         if self.feed.is_some() {

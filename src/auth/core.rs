@@ -15,7 +15,6 @@ use super::{
     lookup::{DynStore, Lookup},
     metrics::Metrics,
     panic_safe_observer::PanicSafeObserver,
-    throttle::Rate,
 };
 use crate::{
     clock::Clock,
@@ -43,8 +42,8 @@ impl Core {
         store: Arc<dyn DynStore>,
         limits: LimitResolver,
         observer: PanicSafeObserver,
+        lookup: Lookup,
         policy: CachePolicy,
-        failures: Rate,
     ) -> Self {
         Self {
             store,
@@ -54,7 +53,7 @@ impl Core {
             ended: KeyLog::default(),
             limits,
             feed: FeedState::default(),
-            lookup: Lookup::new(&policy, failures),
+            lookup,
             cache: KeyCache::new(policy),
             place_refusals: trace::ErrorLog::default(),
         }

@@ -157,6 +157,8 @@ mod drain;
 mod layer;
 mod limits;
 mod middleware;
+#[cfg(feature = "openapi")]
+mod openapi;
 mod request;
 mod response;
 pub mod service;
@@ -164,8 +166,10 @@ mod short_circuit;
 mod span;
 mod stream;
 
+#[cfg(feature = "openapi")]
+pub use self::openapi::ApiKeySecurity;
 #[cfg(feature = "axum")]
-pub use self::request::ConsumerRejection;
+pub use self::request::{ConsumerRejection, Granted};
 #[cfg(feature = "admin")]
 pub(crate) use self::response::{Problem, complete, retry_after};
 #[cfg(feature = "tracing")]

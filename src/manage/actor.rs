@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use super::{ManageError, Member, text};
 use crate::{
     rate_limit::RateLimits,
-    record::{Consumer, KeyId, KeyRecord, KeyStatus, Scope},
+    record::{Consumer, KeyId, KeyRecord, KeyStatus, Scope, ScopeCatalog},
 };
 
 /// Who changes keys: an operator, a calling key or a signed-in member. Sets the name in the audit
@@ -175,11 +175,11 @@ impl Actor {
 
     /// Checks the required scope against the consumer that the layer authenticated, or the name of
     /// the member.
-    pub(super) fn check_known(&self) -> Result<(), ManageError> {
+    pub(super) fn check_known(&self, catalog: Option<&ScopeCatalog>) -> Result<(), ManageError> {
         match &self.role {
             Role::Operator => Ok(()),
             Role::Key(caller) => match &caller.required {
-                Some(scope) if !caller.consumer.has_scope(scope.as_str()) => {
+                Some(scope) if !caller.is_known_to_hold(scope, catalog) => {
                     Err(ManageError::lacks_scope(scope.clone()))
                 }
                 _ => Ok(()),
@@ -193,13 +193,13 @@ impl Actor {
 
     /// The only consumers whose keys are visible, judged by the consumer that the layer
     /// authenticated; `None` for all.
-    pub(super) fn tenants(&self) -> Option<BTreeSet<&str>> {
+    pub(super) fn tenants(&self, catalog: Option<&ScopeCatalog>) -> Option<BTreeSet<&str>> {
         match &self.role {
             Role::Operator => None,
             Role::Key(caller) => {
                 let everywhere = caller.everywhere.as_ref();
                 let is_unrestricted =
-                    everywhere.is_some_and(|scope| caller.consumer.has_scope(scope.as_str()));
+                    everywhere.is_some_and(|scope| caller.is_known_to_hold(scope, catalog));
                 (!is_unrestricted).then(|| BTreeSet::from([caller.consumer.id()]))
             }
             Role::Member(member) => {
@@ -220,6 +220,15 @@ impl Actor {
 }
 
 impl Caller {
+    /// Whether the consumer that the layer authenticated holds `scope`. One that was made from a
+    /// record has only what is stored.
+    fn is_known_to_hold(&self, scope: &Scope, catalog: Option<&ScopeCatalog>) -> bool {
+        let is_contained = |catalog: &ScopeCatalog| {
+            catalog.expand(self.consumer.scopes()).contains(scope.as_str())
+        };
+        self.consumer.has_scope(scope) || catalog.is_some_and(is_contained)
+    }
+
     /// Checks that the caller is still active and has the required scope; `held` is its record.
     pub(super) fn check(&self, held: &KeyRecord) -> Result<(), ManageError> {
         if held.status(held.read_at) != KeyStatus::Active {

@@ -40,7 +40,10 @@ impl Change {
     /// What the actor may give to keys; `None` for an operator, who may give anything.
     fn grant(&self) -> Result<Option<Cow<'_, Grant>>, ManageError> {
         if let Some(member) = self.member() {
-            return member.check_granted().map(|grant| Some(Cow::Borrowed(grant)));
+            return Ok(Some(match member.check_granted()? {
+                grant if self.issuer.catalog.is_none() => Cow::Borrowed(grant),
+                grant => Cow::Owned(self.with_contained(grant.clone())),
+            }));
         }
         let caller = self.caller()?;
         Ok(caller.map(|(_, held)| Cow::Owned(Grant::of_key(held, self.default_limits()))))
@@ -123,7 +126,8 @@ impl Change {
         let moves = after.plan != before.plan;
         // The service's default may change, so a member does not replace it by quotas of the key.
         let known = default_limits.filter(|_| self.member().is_none());
-        let takes_away = || Grant::of_key(before, known).check(after, now, known);
+        let before_it = || self.with_contained(Grant::of_key(before, known));
+        let takes_away = || before_it().check(after, now, known);
         if !reactivates && !moves && takes_away().is_ok() {
             return Ok(());
         }

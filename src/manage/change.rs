@@ -15,7 +15,7 @@ use crate::{
 pub(super) struct Change {
     pub(super) tx: Box<dyn ErasedTransaction>,
     pub(super) issuer: KeyIssuer,
-    /// The record of the calling key.
+    /// The record of the calling key, with all that its scopes contain.
     pub(super) held: Option<KeyRecord>,
     entries: Vec<AuditEntry>,
     changed: Vec<KeyRecord>,
@@ -57,7 +57,7 @@ impl KeyIssuer {
             attempt.key_id = Some(id);
         }
         // Checked before the transaction, so that an attempt without the scope costs none.
-        if let Err(error) = self.actor.check_known() {
+        if let Err(error) = self.actor.check_known(self.catalog.as_ref()) {
             return Err(self.deny(error, attempt).await?);
         }
         let (mut change, locked) = Change::begin(self, &targets, attempt).await?;
@@ -129,7 +129,9 @@ impl Change {
         let caller = issuer.actor.caller().map(|caller| caller.key_id);
         let ids: Vec<_> = targets.iter().copied().chain(caller).collect();
         let locked = if ids.is_empty() { Vec::new() } else { tx.lock(&ids).await? };
-        let held = locked.iter().find(|record| Some(record.id) == caller).cloned();
+        let held = locked.iter().find(|record| Some(record.id) == caller);
+        let held =
+            held.map(|held| KeyRecord { scopes: issuer.effective(&held.scopes), ..held.clone() });
         let target = locked.iter().find(|record| Some(record.id) == attempt.key_id);
         attempt.consumer_id = target.map(|record| record.consumer_id.clone());
         let locked = locked.into_iter().filter(|record| targets.contains(&record.id)).collect();

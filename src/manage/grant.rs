@@ -5,7 +5,7 @@ use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 use super::{ConsumerIds, ManageError, places::Places};
 use crate::{
     rate_limit::RateLimits,
-    record::{KeyRecord, Metadata, Networks, Scopes},
+    record::{KeyRecord, Metadata, Networks, ScopeCatalog, Scopes},
 };
 
 /// A ceiling on what may be given to a key: scopes, lifetime, plan, limits, metadata, networks,
@@ -103,9 +103,10 @@ impl Grant {
         }
     }
 
-    /// The scopes that a key may have. Default of [`new`](Self::new): none.
-    pub fn scopes(self, scopes: Scopes) -> Self {
-        Self { scopes: Some(scopes), ..self }
+    /// The scopes that a key may have, with all that they contain by the
+    /// [catalogue](super::KeyIssuer::scopes) of the issuer. Default of [`new`](Self::new): none.
+    pub fn scopes(self, scopes: impl Into<Scopes>) -> Self {
+        Self { scopes: Some(scopes.into()), ..self }
     }
 
     /// How long a key may last, from issue to expiry. A change that extends a key counts from its
@@ -170,6 +171,11 @@ impl Grant {
             source: Source::Key,
             ..Self::everything()
         }
+    }
+
+    /// With all that its scopes contain.
+    pub(super) fn expanded(self, catalog: &ScopeCatalog) -> Self {
+        Self { scopes: self.scopes.map(|scopes| catalog.expand(&scopes)), ..self }
     }
 
     /// The latest expiry of a key that is issued at `now`; `None` if it need not expire.

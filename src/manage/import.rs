@@ -124,6 +124,7 @@ impl KeyIssuer {
                 let granted = change
                     .check_reach(&record.consumer_id)
                     .and_then(|()| change.check_issue(record))
+                    .and_then(|()| change.check_scopes(None, record))
                     .and_then(|()| change.check_grant(record))
                     .and_then(|()| {
                         change.check_policy_since(record, imported_at, key.new.reason.as_deref())

@@ -53,6 +53,7 @@ impl KeyIssuer {
         let change = self.clone().change("issue", Vec::new(), async move |change, _| {
             change.check_reach(&record.consumer_id)?;
             change.check_issue(&record)?;
+            change.check_scopes(None, &record)?;
             change.check_grant(&record)?;
             change.check_policy(&record, reason.as_deref())?;
             change.claim(claim).await?;

@@ -18,7 +18,7 @@ use crate::{
     clock::{Clock, SystemClock},
     key::{EntropySource, KeyFormat, SystemEntropy},
     rate_limit::RateLimits,
-    record::{KeyAction, KeyEvent, KeyId, KeyRecord},
+    record::{KeyAction, KeyEvent, KeyId, KeyRecord, ScopeCatalog},
     store::{EventPage, EventQuery, KeyPage, KeyQuery, ListedKey, ManageKeys, port::Invalidate},
 };
 
@@ -57,6 +57,7 @@ pub struct KeyIssuer {
     pub(super) bounds: Bounds,
     /// Of the authenticator, if there is one.
     pub(super) default_limits: Option<RateLimits>,
+    pub(super) catalog: Option<ScopeCatalog>,
     policy: Arc<IssuePolicy>,
     policy_override: Option<Arc<str>>,
     caches: Vec<Arc<dyn Invalidate>>,
@@ -81,7 +82,8 @@ impl Authenticator {
     /// feed](crate::auth::Builder::change_feed).
     ///
     /// It issues keys in the format passed to [`builder`](Self::builder), and uses the
-    /// authenticator's [clock](crate::auth::Builder::clock). It keeps the authenticator alive.
+    /// authenticator's [clock](crate::auth::Builder::clock) and
+    /// [scopes](crate::auth::Builder::scopes). It keeps the authenticator alive.
     ///
     /// ```
     /// # use tower_api_key::{Authenticator, key::KeyFormat, store::MemoryKeyStore};
@@ -105,7 +107,7 @@ impl Authenticator {
     pub fn issuer(&self, store: impl ManageKeys) -> KeyIssuer {
         let issuer = KeyIssuer::new(store, self.format().clone()).invalidates(self.clone());
         let default_limits = Some(self.default_rate_limits().clone());
-        KeyIssuer { clock: self.clock(), default_limits, ..issuer }
+        KeyIssuer { clock: self.clock(), default_limits, catalog: self.scopes().cloned(), ..issuer }
     }
 }
 
@@ -125,6 +127,7 @@ impl KeyIssuer {
             denials: Arc::default(),
             bounds: Bounds::default(),
             default_limits: None,
+            catalog: None,
             policy: Arc::default(),
             policy_override: None,
             caches: Vec::new(),
@@ -243,7 +246,7 @@ impl KeyIssuer {
     pub async fn list(&self, query: &KeyQuery) -> Result<KeyPage, ManageError> {
         check_limit(query.limit)?;
         let _turn = self.permit().await?;
-        match (self.actor.tenants(), &query.consumer_id) {
+        match (self.tenants(), &query.consumer_id) {
             (Some(own), Some(asked)) if !own.contains(&**asked) => Ok(KeyPage::default()),
             (Some(own), None) => self.list_each(&own, query).await,
             _ => Ok(self.store.list(query).await?),
@@ -263,7 +266,7 @@ impl KeyIssuer {
     pub async fn events(&self, query: &EventQuery) -> Result<EventPage, ManageError> {
         check_limit(query.limit)?;
         let _turn = self.permit().await?;
-        let own = self.actor.tenants();
+        let own = self.tenants();
         let mut page = match (&own, &query.consumer_id) {
             (Some(own), Some(asked)) if !own.contains(&**asked) => EventPage::default(),
             (Some(own), None) => self.events_of_each(own, query).await?,
@@ -286,7 +289,7 @@ impl KeyIssuer {
     }
 
     fn sees(&self, consumer_id: &str) -> bool {
-        self.actor.tenants().is_none_or(|own| own.contains(consumer_id))
+        self.tenants().is_none_or(|own| own.contains(consumer_id))
     }
 
     /// Runs a change in a task of its own, so that it completes, and caches are invalidated, even

@@ -97,6 +97,7 @@ mod prune;
 mod reconcile;
 mod revoke;
 mod rotate;
+mod scopes;
 mod text;
 mod update;
 

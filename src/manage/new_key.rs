@@ -123,8 +123,8 @@ impl NewKey {
     }
 
     /// The scopes of the key.
-    pub fn scopes(self, scopes: Scopes) -> Self {
-        Self { scopes, ..self }
+    pub fn scopes(self, scopes: impl Into<Scopes>) -> Self {
+        Self { scopes: scopes.into(), ..self }
     }
 
     /// Its own quotas, in addition to those of its plan. They replace quotas of the plan with the

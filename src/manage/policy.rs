@@ -145,9 +145,10 @@ impl IssueRules {
         Self { max_live_keys: Some(keys), ..self }
     }
 
-    /// The catalogue of scopes: a key may have these and no others.
-    pub fn allowed_scopes(self, scopes: Scopes) -> Self {
-        Self { scopes: Some(scopes), ..self }
+    /// The scopes that a key may have, with all that they contain by the
+    /// [catalogue](super::KeyIssuer::scopes) of the issuer, and no others.
+    pub fn allowed_scopes(self, scopes: impl Into<Scopes>) -> Self {
+        Self { scopes: Some(scopes.into()), ..self }
     }
 
     /// A key must be restricted to some of these networks. None of them are no rule.
@@ -185,7 +186,7 @@ impl IssueRules {
         self.max_live_keys
     }
 
-    /// The [catalogue](Self::allowed_scopes); `None` if all scopes are allowed.
+    /// The [allowed scopes](Self::allowed_scopes); `None` for all.
     #[must_use]
     pub const fn scopes(&self) -> Option<&Scopes> {
         self.scopes.as_ref()

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{IssueRules, ManageError, NeverExpires, change::Change, new_key::whole_micros, text};
+use super::{
+    IssueRules, KeyIssuer, ManageError, NeverExpires, change::Change, new_key::whole_micros, text,
+};
 use crate::record::{KeyRecord, Scope, rfc3339};
 
 impl Change {
@@ -23,7 +25,9 @@ impl Change {
         reason: Option<&str>,
     ) -> Result<(), ManageError> {
         let rules = self.rules(new);
-        let breaches = Check { rules: &rules, before: None, after: new, begin, reason }.breaches();
+        let issuer = &self.issuer;
+        let check = Check { issuer, rules: &rules, before: None, after: new, begin, reason };
+        let breaches = check.breaches();
         breaches.into_iter().try_for_each(|breach| self.exceeds(new, breach))
     }
 
@@ -36,8 +40,8 @@ impl Change {
     ) -> Result<(), ManageError> {
         let rules = self.rules(after);
         let before = Some(before).filter(|before| !grants_all(before, after));
-        let begin = begin(after);
-        let breaches = Check { rules: &rules, before, after, begin, reason }.breaches();
+        let (issuer, begin) = (&self.issuer, begin(after));
+        let breaches = Check { issuer, rules: &rules, before, after, begin, reason }.breaches();
         breaches.into_iter().try_for_each(|breach| self.exceeds(after, breach))
     }
 
@@ -89,6 +93,7 @@ fn begin(key: &KeyRecord) -> SystemTime {
 }
 
 struct Check<'a> {
+    issuer: &'a KeyIssuer,
     rules: &'a IssueRules,
     /// `None` if everything that `after` holds is granted.
     before: Option<&'a KeyRecord>,
@@ -149,8 +154,11 @@ impl Check<'_> {
 
     fn scopes(&self) -> Option<ManageError> {
         let allowed = self.rules.scopes()?;
-        let had = |scope: &Scope| self.before.is_some_and(|it| it.scopes.contains(scope.as_str()));
-        let is_refused = |scope: &&Scope| !allowed.contains(scope.as_str()) && !had(scope);
+        let had = self.before.map(|before| self.issuer.effective(&before.scopes));
+        let had = had.unwrap_or_default();
+        let may_have = self.issuer.effective(allowed);
+        let is_refused =
+            |scope: &&Scope| !may_have.contains(scope.as_str()) && !had.contains(scope.as_str());
         let refused = self.after.scopes.iter().find(is_refused)?;
         let named: Vec<_> = allowed.iter().take(MAX_NAMED).map(Scope::as_str).collect();
         let more = if allowed.iter().len() > MAX_NAMED { ", …" } else { "" };

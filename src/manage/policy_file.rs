@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{IssuePolicy, IssueRules, NeverExpires, duration::read_duration};
 use crate::{
     key::KeyFormat,
-    record::{Networks, Scope},
+    record::{Networks, Scope, Scopes},
 };
 
 /// JSON, as in a file that a service and the command line share. All members are optional, unknown
@@ -129,7 +129,7 @@ impl From<Rules> for IssueRules {
             rules = rules.max_live_keys(keys);
         }
         if let Some(scopes) = read.allowed_scopes {
-            rules = rules.allowed_scopes(scopes.into_iter().collect());
+            rules = rules.allowed_scopes(Scopes::from_iter(scopes));
         }
         if let Some(SomeNetworks(networks)) = read.allowed_networks {
             rules = rules.allowed_networks(networks);
@@ -173,7 +173,7 @@ mod tests {
             "prefixes": { "sk_test_": { "max_lifetime": "7d", "never_expires": "allowed" } },
             "plans": { "free": { "max_live_keys": 3, "never_expires": "refused" } }
         }"#;
-        let scopes = crate::record::Scopes::parse(["a", "b"]).unwrap();
+        let scopes = Scopes::parse(["a", "b"]).unwrap();
         let policy = IssuePolicy::new(
             IssueRules::new()
                 .max_lifetime(90 * DAY)

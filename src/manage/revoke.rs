@@ -149,7 +149,7 @@ impl KeyIssuer {
         reason: Option<&str>,
     ) -> Result<Revocations, ManageError> {
         text::check("key_prefix", key_prefix)?;
-        let Some(tenants) = self.actor.tenants() else {
+        let Some(tenants) = self.tenants() else {
             return self.revoke_all(KeyFilter::Prefix(key_prefix.to_owned()), reason).await;
         };
         let mut all = Revocations::default();

@@ -49,8 +49,8 @@ impl KeyUpdate {
     }
 
     /// The scopes of the key.
-    pub fn scopes(self, scopes: Scopes) -> Self {
-        Self { scopes: Some(scopes), ..self }
+    pub fn scopes(self, scopes: impl Into<Scopes>) -> Self {
+        Self { scopes: Some(scopes.into()), ..self }
     }
 
     /// Its own quotas, in addition to those of its plan. With `None`, only its plan applies, or the
@@ -211,6 +211,7 @@ impl KeyIssuer {
         self.change("update", vec![id], async move |change, locked| {
             let before = change.target(locked)?;
             let mut after = update.apply(&before)?;
+            change.check_scopes(Some(&before), &after)?;
             change.check_change(&before, &after)?;
             update.check_state(&before, &after)?;
             change.check_policy_change(&before, &after, update.reason.as_deref())?;

@@ -187,7 +187,8 @@ impl Consumer {
         self.0.key_name.as_deref()
     }
 
-    /// The key's scopes.
+    /// The key's scopes, with all that they contain by the [catalogue](super::ScopeCatalog) of the
+    /// authenticator, if it has one.
     #[must_use]
     pub fn scopes(&self) -> &Scopes {
         &self.0.scopes
@@ -195,8 +196,8 @@ impl Consumer {
 
     /// Whether the key has `scope`.
     #[must_use]
-    pub fn has_scope(&self, scope: &str) -> bool {
-        self.0.scopes.contains(scope)
+    pub fn has_scope(&self, scope: impl AsRef<str>) -> bool {
+        self.0.scopes.contains(scope.as_ref())
     }
 
     /// The name of the key's plan, whether the store or the application defines it.

@@ -4,21 +4,27 @@
 //! A record holds only facts. [`KeyRecord::status`] evaluates them on every request, so a key
 //! expires on time no matter how long its record has been cached.
 
+mod catalog_file;
 mod consumer;
 #[cfg(feature = "test-util")]
 mod consumer_builder;
 mod decoded;
 mod event;
 mod expiry;
+mod into_scope;
 mod key_record;
 mod key_status;
 mod metadata;
 mod network;
 mod scope;
+mod scope_catalog;
+mod scope_enum;
+mod scope_names;
 mod tags;
 mod text;
 mod time;
 mod web_origins;
+mod wildcard;
 mod words;
 
 #[cfg(feature = "test-util")]
@@ -28,13 +34,17 @@ pub(crate) use self::consumer_builder::valid;
 #[cfg(feature = "admin")]
 pub(crate) use self::metadata::shown;
 pub use self::{
+    catalog_file::InvalidCatalog,
     consumer::{Consumer, KeyEnded},
     event::{AuditEntry, InvalidAction, KeyAction, KeyEvent},
+    into_scope::IntoScope,
     key_record::{InvalidKeyId, KeyId, KeyRecord, Retirement},
     key_status::{InvalidStatus, KeyStatus},
     metadata::{InvalidMetadata, Metadata},
     network::{InvalidNetwork, Network, Networks},
     scope::{InvalidScope, Scope, Scopes},
+    scope_catalog::{CatalogScope, ScopeCatalog},
+    scope_enum::{DeclaredScope, ScopeType, UnknownScope},
     tags::{InvalidTag, Tags},
     text::TextRule,
     web_origins::{InvalidKeyKind, InvalidWebOrigin, KeyKind, WebOrigins},
@@ -43,6 +53,7 @@ pub(crate) use self::{
     consumer::{KeyExtension, LookedUpKey, Origin},
     expiry::ExpiresAt,
     key_status::Validity,
+    scope_names::ScopeNames,
     text::is_plain,
     time::{read_rfc3339, rfc3339},
 };

@@ -4,9 +4,25 @@ use serde::{Deserialize, Serialize};
 
 const MAX_LEN: usize = 128;
 
+/// Whether `text` is a scope.
+pub(super) const fn is_scope(text: &str) -> bool {
+    let mut rest = text.as_bytes();
+    if rest.is_empty() || rest.len() > MAX_LEN {
+        return false;
+    }
+    while let [byte, after @ ..] = rest {
+        if !matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e) {
+            return false;
+        }
+        rest = after;
+    }
+    true
+}
+
 /// One permission, such as `reports:read`.
 ///
-/// Opaque and case-sensitive: `reports:*` is not a wildcard. The allowed characters are those of an
+/// Opaque and case-sensitive: `reports:*` is a wildcard only where a [catalogue](super::ScopeCatalog)
+/// has it. The allowed characters are those of an
 /// OAuth scope token, so a scope can appear in `WWW-Authenticate` unescaped
 /// ([RFC 6750 §3](https://www.rfc-editor.org/rfc/rfc6750#section-3)).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -22,16 +38,24 @@ impl Scope {
     /// or non-ASCII characters.
     pub fn new(scope: impl Into<String>) -> Result<Self, InvalidScope> {
         let scope = scope.into();
-        let token = |byte: u8| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
-        if scope.is_empty() || scope.len() > MAX_LEN || !scope.bytes().all(token) {
-            return Err(InvalidScope);
-        }
-        Ok(Self(scope.into()))
+        if is_scope(&scope) { Ok(Self(scope.into())) } else { Err(InvalidScope) }
+    }
+
+    /// A scope that is known to be valid.
+    pub(super) fn of_valid(scope: &str) -> Self {
+        debug_assert!(is_scope(scope));
+        Self(scope.into())
     }
 
     /// The scope as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for Scope {
+    fn as_ref(&self) -> &str {
         &self.0
     }
 }
@@ -113,12 +137,19 @@ impl Scopes {
 
 /// Does not limit the number of scopes; issuing a key with more than
 /// [`MAX_SCOPES`](Scopes::MAX_SCOPES) fails.
-impl FromIterator<Scope> for Scopes {
-    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
-        let mut scopes: Vec<_> = scopes.into_iter().collect();
+impl<S: Into<Scope>> FromIterator<S> for Scopes {
+    fn from_iter<I: IntoIterator<Item = S>>(scopes: I) -> Self {
+        let mut scopes: Vec<_> = scopes.into_iter().map(Into::into).collect();
         scopes.sort_unstable();
         scopes.dedup();
         Self(scopes.into())
+    }
+}
+
+/// As [`FromIterator`], also for the variants of an enum made by [`scopes!`](crate::scopes).
+impl<S: Into<Scope>, const N: usize> From<[S; N]> for Scopes {
+    fn from(scopes: [S; N]) -> Self {
+        scopes.into_iter().collect()
     }
 }
 

@@ -60,6 +60,7 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
         &["axum", "axum_core"],
         &[
             "layer::request::extractor",
+            "layer::request::granted",
             "layer::request::original_uri",
             "layer::request::peer",
             "layer::stream::websocket",

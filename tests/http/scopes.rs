@@ -13,7 +13,7 @@ use http::{HeaderName, Request, Response, StatusCode};
 use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer, RequireScope,
     auth::{Rejection, RejectionKind},
-    layer::{ConcurrencyLimit, ConsumerRejection, Cost, RateClass, StatusOnly},
+    layer::{ConcurrencyLimit, ConsumerRejection, Cost, Granted, RateClass, StatusOnly},
     manage::{Expiry, NewKey},
     rate_limit::Quota,
     record::{Metadata, Scopes},
@@ -166,12 +166,6 @@ fn scopes_that_could_break_a_header_cannot_be_asked_for() {
         assert!(RequireScope::all(["a", odd]).is_err(), "{odd:?}");
         assert!(RequireScope::any([odd, "a"]).is_err(), "{odd:?}");
     }
-}
-
-#[test]
-fn asking_for_no_scope_at_all_is_an_error() {
-    assert!(RequireScope::all([""; 0]).is_err());
-    assert!(RequireScope::any([""; 0]).is_err());
 }
 
 #[tokio::test]
@@ -723,4 +717,67 @@ async fn nested_routers_and_fallbacks_belong_to_the_innermost_layer_around_them(
     for (path, request, expected) in cases {
         assert_eq!(send(app.clone(), to(path, request)).await.text(), expected, "{path}");
     }
+}
+
+tower_api_key::scopes! {
+    enum Permission {
+        /// Read orders.
+        OrdersRead = "orders:read",
+        /// Create orders.
+        OrdersWrite = "orders:write" implies OrdersRead,
+        /// Everything about orders.
+        Orders = "orders:*",
+        BooksClose = "books:close",
+    }
+    mod permission;
+}
+
+#[tokio::test]
+async fn a_key_has_what_its_scopes_contain_where_the_authenticator_knows_the_catalogue() {
+    let keys = Keys::new();
+    let (auth, _) = keys.builder().scopes(Permission::catalog()).build();
+    let app = App::new((ApiKeyLayer::new(auth), RequireScope::one(Permission::OrdersRead)));
+    let without = RequireScope::one(Permission::OrdersRead);
+    let without = App::new((ApiKeyLayer::new(keys.auth()), without));
+    for (held, with_catalog, by_itself) in [
+        (["orders:read"], 200, 200),
+        (["orders:write"], 200, 403),
+        (["orders:*"], 200, 403),
+        (["books:close"], 403, 403),
+        // Not in the catalogue, so only itself.
+        (["books:*"], 403, 403),
+        (["*"], 403, 403),
+    ] {
+        let key = key_with(&keys, &held).await;
+        assert_eq!(app.get(&key).await.status.as_u16(), with_catalog, "{held:?}");
+        assert_eq!(without.get(&key).await.status.as_u16(), by_itself, "{held:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_granted_consumer_is_refused_as_by_a_route_that_requires_the_scope() {
+    async fn granted(consumer: Granted<permission::OrdersRead>) -> String {
+        consumer.id().to_owned()
+    }
+
+    let keys = Keys::new();
+    let by_route = get(whoami).layer(RequireScope::one(Permission::OrdersRead));
+    let routes = Router::new().route("/route", by_route).route("/handler", get(granted));
+    let unguarded = routes.clone();
+    let app = routes.layer(ApiKeyLayer::new(keys.auth()));
+    let ask = async |app: &Router, path: &str, key: &str| {
+        let mut request = with_key(key).map(|_| Body::empty());
+        *request.uri_mut() = path.parse().unwrap();
+        send(app.clone(), request).await
+    };
+    let (may, may_not) = (key_with(&keys, &["orders:read"]).await, key_with(&keys, &["a"]).await);
+    assert_eq!(ask(&app, "/handler", &may).await.status, StatusCode::OK);
+    let refused = ask(&app, "/handler", &may_not).await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+    assert!(refused.wire().contains("scope=\"orders:read\""), "{}", refused.wire());
+    assert_eq!(refused.wire(), ask(&app, "/route", &may_not).await.wire());
+    let refused = refused.rejection.unwrap();
+    assert_eq!(refused.kind(), RejectionKind::InsufficientScope);
+    let answer = ask(&unguarded, "/handler", &may).await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
 }

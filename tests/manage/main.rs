@@ -29,3 +29,4 @@ mod openapi;
 mod policy;
 mod rotation;
 mod schemathesis;
+mod scope_catalog;

@@ -906,6 +906,45 @@ async fn a_key_beyond_the_issue_policy_needs_a_reason_that_the_audit_keeps() {
     }
 }
 
+const SCOPES: &str = r#"{"scopes": [
+    { "name": "orders:read", "description": "Read orders." },
+    { "name": "orders:write", "implies": ["orders:read"] }
+]}"#;
+
+#[tokio::test]
+async fn a_scope_that_the_service_lacks_is_refused_and_the_error_says_which_it_has() {
+    for place in Place::all().await {
+        place.write("scopes.json", SCOPES);
+        let (_, old) = place.issue("--expires 30d --scope legacy");
+        place.write("import.jsonl", &import_line(1));
+        let issue = "issue --consumer acme --expires 1d --scope orders:raed";
+        // As an option, from the environment, and from a file `.env`.
+        let option = place.run(&format!("{issue} --scope-catalog scopes.json"));
+        let words: Vec<_> = issue.split(' ').collect();
+        let mut command = place.command(&words);
+        let environment = said(command.env("API_KEY_SCOPES", "scopes.json").output().unwrap());
+        place.write(".env", "API_KEY_SCOPES=scopes.json\n");
+        let update = place.run(&format!("update {old} --scope legacy,orders:raed"));
+        for refused in [option, environment, place.run(issue), update] {
+            assert_eq!((refused.code, &*refused.out), (2, ""), "{refused:?}");
+            let says = "--scope: `orders:raed` is not a scope of this service, which has: \
+                orders:read, orders:write";
+            assert!(refused.err.contains(says), "{refused:?}");
+        }
+        let overridden = place.run(&format!("{issue} --override because"));
+        assert_eq!(overridden.code, 2, "{overridden:?}");
+        place.done("issue --consumer acme --expires 1d --scope orders:write");
+        // What it has, it keeps.
+        place.done(&format!("update {old} --scope legacy,orders:read"));
+        place.done(&format!("rotate {old}"));
+        place.write("scopes.json", r#"{"scopes": [{ "name": "a", "implies": ["a"] }]}"#);
+        let unreadable = place.run("issue --consumer acme --expires 1d");
+        assert_eq!(unreadable.code, 2, "{unreadable:?}");
+        let says = "--scope-catalog: scopes.json: not a scope catalogue: the scope `a` implies";
+        assert!(unreadable.err.contains(says), "{unreadable:?}");
+    }
+}
+
 #[test]
 fn a_policy_that_cannot_be_read_issues_nothing() {
     let place = Place::sqlite();

@@ -87,7 +87,7 @@ impl Core {
                 }
                 let entry = record.map(|mut record| {
                     self.lookup.state().revoked.correct(&mut record);
-                    record.scopes = self.lookup.scopes.of(&record.scopes);
+                    record.scopes = self.lookup.effective(&record.scopes);
                     if self.limits.misses_plan(&record) {
                         self.unknown_plan(&record);
                     }

@@ -21,7 +21,7 @@ use crate::{
     },
     circuit_breaker::{BreakerConfig, CircuitBreaker},
     key::KeyHash,
-    record::{KeyId, Scopes},
+    record::{KeyId, ScopeCatalog, Scopes},
     trace,
 };
 
@@ -47,7 +47,9 @@ type Permit<'a> = (Option<SemaphorePermit<'a>>, SemaphorePermit<'a>);
 
 /// The look-ups of an authenticator.
 pub(in crate::auth) struct Lookup {
-    pub(super) scopes: Interner<Scopes>,
+    /// The scopes of the service, and the sets of them that keys have.
+    pub(in crate::auth) catalog: Option<ScopeCatalog>,
+    scopes: Interner<Scopes>,
     pub(super) breaker: CircuitBreaker,
     pub(super) errors: trace::ErrorLog,
     pub(super) corrupt: KeyLog<KeyHash>,
@@ -75,8 +77,13 @@ pub(super) struct LoadState {
 const QUEUE_PER_PERMIT: usize = 64;
 
 impl Lookup {
-    pub(in crate::auth) fn new(policy: &CachePolicy, failures: Rate) -> Self {
+    pub(in crate::auth) fn new(
+        policy: &CachePolicy,
+        failures: Rate,
+        catalog: Option<ScopeCatalog>,
+    ) -> Self {
         Self {
+            catalog,
             scopes: Interner::new(),
             breaker: CircuitBreaker::new(BREAKER),
             errors: trace::ErrorLog::default(),
@@ -100,6 +107,14 @@ impl Lookup {
     #[cfg(feature = "test-util")]
     pub(in crate::auth) fn store_is_back(&self) {
         self.breaker.reset();
+    }
+
+    /// All that the stored scopes of a key contain, as one copy for all keys with the same.
+    pub(super) fn effective(&self, stored: &Scopes) -> Scopes {
+        match &self.catalog {
+            Some(catalog) => self.scopes.of(&catalog.expand(stored)),
+            None => self.scopes.of(stored),
+        }
     }
 
     /// Acquires the permits that a query holds.

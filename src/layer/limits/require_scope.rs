@@ -22,7 +22,7 @@ use crate::{
         response::complete,
         short_circuit::ShortCircuit,
     },
-    record::{InvalidScope, Scope, Scopes},
+    record::{IntoScope, Scope, Scopes},
 };
 
 /// Requires certain scopes of the key; other keys get 403 `insufficient_scope`, which names the
@@ -34,10 +34,29 @@ use crate::{
 /// # use axum::{Router, routing::get};
 /// use tower_api_key::RequireScope;
 ///
+/// tower_api_key::scopes! {
+///     pub enum Scope {
+///         ReportsRead = "reports:read",
+///         Export = "export",
+///     }
+/// }
+///
+/// let app: Router = Router::new()
+///     .route("/reports", get(|| async {}).layer(RequireScope::one(Scope::ReportsRead)))
+///     .route(
+///         "/export",
+///         get(|| async {}).layer(RequireScope::all([Scope::ReportsRead, Scope::Export])),
+///     );
+/// ```
+///
+/// Scopes as text are checked when the layer is made:
+///
+/// ```
+/// # use axum::{Router, routing::get};
+/// # use tower_api_key::RequireScope;
 /// # fn main() -> Result<(), tower_api_key::record::InvalidScope> {
 /// let app: Router = Router::new()
 ///     .route("/reports", get(|| async {}).layer(RequireScope::one("reports:read")?))
-///     .route("/export", get(|| async {}).layer(RequireScope::all(["reports:read", "export"])?))
 ///     .route("/status", get(|| async {}).layer(RequireScope::any(["ops", "support"])?));
 /// # Ok(())
 /// # }
@@ -60,43 +79,28 @@ struct Required {
 }
 
 impl RequireScope {
-    /// The key must have `scope`.
-    ///
-    /// # Errors
-    ///
-    /// If `scope` is not a valid scope.
-    pub fn one(scope: impl Into<String>) -> Result<Self, InvalidScope> {
+    /// The key must have `scope`. Returns a `Result` if `scope` is [text](IntoScope).
+    pub fn one<S: IntoScope>(scope: S) -> S::Outcome<Self> {
         Self::all([scope])
     }
 
-    /// The key must have all of `scopes`.
-    ///
-    /// # Errors
-    ///
-    /// If one of them is not a valid scope, or if there are none.
-    pub fn all<S: Into<String>>(scopes: impl IntoIterator<Item = S>) -> Result<Self, InvalidScope> {
-        Self::new(scopes, true)
+    /// The key must have all of `scopes`, of which there is at least one: an empty list does not
+    /// compile. Returns a `Result` if they are [text](IntoScope).
+    pub fn all<S: IntoScope, const N: usize>(scopes: [S; N]) -> S::Outcome<Self> {
+        const { assert!(N > 0, "a route that requires scopes needs at least one") };
+        S::make(scopes, |scopes| Self::new(scopes, true))
     }
 
-    /// The key must have at least one of `scopes`.
-    ///
-    /// # Errors
-    ///
-    /// If one of them is not a valid scope, or if there are none.
-    pub fn any<S: Into<String>>(scopes: impl IntoIterator<Item = S>) -> Result<Self, InvalidScope> {
-        Self::new(scopes, false)
+    /// The key must have at least one of `scopes`, of which there is at least one: an empty list
+    /// does not compile. Returns a `Result` if they are [text](IntoScope).
+    pub fn any<S: IntoScope, const N: usize>(scopes: [S; N]) -> S::Outcome<Self> {
+        const { assert!(N > 0, "a route that requires scopes needs at least one") };
+        S::make(scopes, |scopes| Self::new(scopes, false))
     }
 
-    fn new<S: Into<String>>(
-        scopes: impl IntoIterator<Item = S>,
-        all: bool,
-    ) -> Result<Self, InvalidScope> {
-        let scopes = Scopes::parse(scopes)?;
-        if scopes.is_empty() {
-            return Err(InvalidScope);
-        }
+    fn new(scopes: Scopes, all: bool) -> Self {
         let required = Arc::new(Required { scopes, all, trusted: Trusted::default() });
-        Ok(Self { required, renderer: ProblemJson::default() })
+        Self { required, renderer: ProblemJson::default() }
     }
 }
 

@@ -65,7 +65,8 @@ impl Consumer {
     ///
     /// 403 `insufficient_scope` when the key lacks `scope`. 500 when `scope` is not a valid
     /// [`Scope`]: no key can have it, and a challenge could not name it.
-    pub fn require(&self, scope: &str) -> Result<(), ConsumerRejection> {
+    pub fn require(&self, scope: impl AsRef<str>) -> Result<(), ConsumerRejection> {
+        let scope = scope.as_ref();
         if self.has_scope(scope) {
             return Ok(());
         }

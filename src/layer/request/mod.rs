@@ -6,6 +6,8 @@ mod client_address;
 pub(super) mod credentials;
 #[cfg(feature = "axum")]
 mod extractor;
+#[cfg(feature = "axum")]
+mod granted;
 mod misplaced_key;
 mod mistake;
 #[cfg(feature = "axum")]
@@ -14,9 +16,9 @@ mod parts;
 mod peer;
 mod preflight;
 
-#[cfg(feature = "axum")]
-pub use self::extractor::ConsumerRejection;
 pub use self::{client_address::ClientAddress, peer::PeerAddr};
+#[cfg(feature = "axum")]
+pub use self::{extractor::ConsumerRejection, granted::Granted};
 pub(super) use self::{
     misplaced_key::find_misplaced,
     mistake::Mistake,

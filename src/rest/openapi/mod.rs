@@ -11,12 +11,11 @@ mod whoami;
 use utoipa::openapi::{
     Info, OpenApi, OpenApiBuilder, PathsBuilder,
     path::{HttpMethod, PathItem},
-    security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    security::SecurityRequirement,
 };
 
 use super::{DocumentSettings, Operation};
-
-const BEARER: &str = "api_key";
+use crate::layer::ApiKeySecurity;
 
 pub(super) fn document(operations: &[Operation], settings: DocumentSettings) -> OpenApi {
     let paths = operations.iter().fold(PathsBuilder::new(), |paths, operation| {
@@ -38,14 +37,11 @@ pub(super) fn document(operations: &[Operation], settings: DocumentSettings) -> 
         // The application's session, of which only the application knows how it is sent.
         return document.components(Some(components.build())).build();
     }
-    let bearer = HttpBuilder::new()
-        .scheme(HttpAuthScheme::Bearer)
-        .description(Some("An API key, as `Authorization: Bearer …`."))
-        .build();
-    let components = components.security_scheme(BEARER, SecurityScheme::Http(bearer)).build();
+    let scheme = ApiKeySecurity::scheme(None);
+    let components = components.security_scheme(ApiKeySecurity::NAME, scheme).build();
     document
         .components(Some(components))
-        .security(Some([SecurityRequirement::new(BEARER, [] as [&str; 0])]))
+        .security(Some([SecurityRequirement::new(ApiKeySecurity::NAME, [] as [&str; 0])]))
         .build()
 }
 

@@ -25,7 +25,9 @@ use tower_api_key::{
         AcceptedFormat, Alphabet, ImportedFormat, KeyFormat, KeyHash, KeyMask, MaskingWriter,
         RngError,
     },
-    layer::{ClientAddress, ConcurrencyLimit, Cost, DrainRejected, RateClass, UntilKeyEnds},
+    layer::{
+        ClientAddress, ConcurrencyLimit, Cost, DrainRejected, Granted, RateClass, UntilKeyEnds,
+    },
     manage::{Actor, Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, port::Subject},
     record::{KeyAction, KeyId, KeyKind, KeyStatus, Metadata, Network, Scope, Tags, WebOrigins},
@@ -76,6 +78,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Alphabet", NoText),
     ("ApiKey", ASecret),
     ("ApiKeyLayer", ASecret),
+    ("ApiKeySecurity", Names),
     ("ApiKeyService", ASecret),
     ("ApiKeys", ASecret),
     ("ApiKeysBuilder", ASecret),
@@ -85,6 +88,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Authenticator", ASecret),
     ("Builder", ASecret),
     ("CachePolicy", NoText),
+    ("CatalogScope", Names),
     ("Change", Ids),
     ("ChangedKey", Ids),
     ("Changes", Ids),
@@ -104,6 +108,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("CountedPer", NoText),
     ("Decision", NoText),
     ("Decisions", NoText),
+    ("DeclaredScope", Names),
     ("DrainRejected", NoText),
     ("DrainRejectedBody", ASecret),
     ("DrainRejectedFuture", ASecret),
@@ -116,14 +121,15 @@ const REGISTER: &[(&str, Holds)] = &[
     ("FeedHealth", NoText),
     ("Finding", ASecret),
     ("Grant", Names),
+    ("Granted", ASecret),
     ("GuardedRoutes", ASecret),
     ("Health", NoText),
-    // Two digests that identify an idempotency key.
     ("IdempotencyRecord", Ids),
     ("Imported", ASecret),
     ("ImportedFormat", ASecret),
     ("InvalidAction", ASecret),
     ("InvalidCachePolicy", NoText),
+    ("InvalidCatalog", Names),
     ("InvalidExpiry", ASecret),
     ("InvalidFormat", ASecret),
     ("InvalidHash", ASecret),
@@ -224,6 +230,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Rotated", ASecret),
     ("Rotation", ASecret),
     ("Scope", Names),
+    ("ScopeCatalog", Names),
     ("Scopes", Names),
     ("Severity", NoText),
     ("SignedIn", Names),
@@ -243,6 +250,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("TestKey", ASecret),
     ("TestKeys", ASecret),
     ("TextRule", NoText),
+    ("UnknownScope", Names),
     ("UntilKeyEnds", ASecret),
     ("Usage", ASecret),
     ("Violation", ASecret),
@@ -263,7 +271,10 @@ fn declared(tokens: TokenStream, names: &mut Vec<String>) {
             token => token.to_string(),
         };
         if last[0] == "pub" && ["struct", "enum", "union"].contains(&last[1].as_str()) {
-            names.push(word.clone());
+            // Not the types that a macro makes in the application.
+            if word != "$" {
+                names.push(word.clone());
+            }
         }
         last = [std::mem::take(&mut last[1]), word];
     }
@@ -548,6 +559,13 @@ async fn of_decisions(heard: &mut Heard, keys: &Keys, key: &str) {
     heard.key = key.to_owned();
 }
 
+tower_api_key::scopes! {
+    enum Permission {
+        Any = "a",
+    }
+    mod permission;
+}
+
 async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
     let layer = ApiKeyLayer::new(keys.auth());
     let mut service = layer.layer(Handler::default());
@@ -564,6 +582,9 @@ async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
     let upload = || with_key(key).map(|_| Body::from(key.to_owned()));
     let (mut parts, _) = with_key(key).into_parts();
     let consumer = keys.auth().check(key.as_bytes()).await.unwrap().consumer().clone();
+    let (mut granting, ()) = http::Request::new(()).into_parts();
+    granting.extensions.insert(Consumer::builder(key).scopes(["a"]).build());
+    let granted = Granted::<permission::Any>::from_request_parts(&mut granting, &()).await.unwrap();
     say!(heard:
         layer,
         service,
@@ -589,6 +610,7 @@ async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
         drained.call(upload()).await.unwrap().into_body(),
         UntilKeyEnds::new(Body::empty(), &consumer),
         Consumer::from_request_parts(&mut parts, &()).await.unwrap_err(),
+        granted,
         ClientAddress::forwarded(1),
         ApiKeyLayer::new(keys.auth()).realm(&format!("{key}\n")).unwrap_err(),
     );

@@ -1,0 +1,9 @@
+tower_api_key::scopes! {
+    enum Scope {
+        Read = "orders:read" implies Read,
+    }
+}
+
+fn main() {
+    _ = Scope::catalog();
+}
