@@ -176,7 +176,7 @@ pub use self::{
     limits::{ConcurrencyLimit, Cost, MeteredLayer, RateClass, RequireScope},
     request::{ClientAddress, PeerAddr},
     response::{ProblemJson, RateLimitHeaders, RejectionResponse, StatusOnly},
-    stream::{KeyEndedError, UntilKeyEnds},
+    stream::{KeyEndedError, UntilKeyEnds, UntilKeyEndsLayer},
 };
 #[cfg(doc)]
 use crate::Consumer;

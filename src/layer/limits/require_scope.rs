@@ -19,7 +19,7 @@ use crate::{
             caller::{Trusted, missing},
             parts_without_key,
         },
-        response::complete,
+        response::respond,
         short_circuit::ShortCircuit,
     },
     record::{InvalidScope, Scope, Scopes},
@@ -154,8 +154,7 @@ where
         let future = match required.evaluate(&request) {
             Ok(()) => ShortCircuit::pass(inner, request, ()),
             Err(rejection) => ShortCircuit::reject(inner, || {
-                let request = parts_without_key(request);
-                complete(renderer.response(&rejection, &request), rejection)
+                respond(renderer, rejection, &parts_without_key(request))
             }),
         };
         RequireScopeFuture { future }
