@@ -84,9 +84,11 @@ async fn issue(issuer: &KeyIssuer) -> Result<String> {
 async fn open() -> Result<Router> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<OrdersServer<Service>>().await;
-    let reflection =
-        Reflection::configure().register_encoded_file_descriptor_set(DESCRIPTORS).build_v1()?;
-    let routes = Routes::new(health_service).add_service(reflection);
+    let reflection = || Reflection::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    let routes = Routes::new(health_service)
+        .add_service(reflection().build_v1()?)
+        // For older tools.
+        .add_service(reflection().build_v1alpha()?);
     Ok(routes.into_axum_router().route("/healthz", get(async || "ok")))
 }
 

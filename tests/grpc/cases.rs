@@ -87,8 +87,7 @@ impl Seen {
 
     /// Of a request that ends with its key.
     pub(crate) fn key_ended_before_response() -> Self {
-        // Of the limit on requests in flight.
-        Self { has_rate_limit: true, ..Self::invalid_key() }
+        Self::invalid_key()
     }
 
     pub(crate) fn of(status: &Status) -> Self {

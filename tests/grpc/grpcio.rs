@@ -16,14 +16,18 @@ use crate::{
 };
 
 /// A running `grpcio_client.py`.
-struct Client {
+pub(crate) struct Client {
     program: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Client {
     /// `metadata` is that of each call, or the same for all.
-    fn start(address: SocketAddr, metadata: &[Vec<(&'static str, String)>], what: &str) -> Self {
+    pub(crate) fn start(
+        address: SocketAddr,
+        metadata: &[Vec<(&'static str, String)>],
+        what: &str,
+    ) -> Self {
         let python = env::var("GRPCIO_PYTHON").expect("tests/run installs grpcio and names it");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/grpc/grpcio_client.py");
         let mut program = Command::new(python)
@@ -44,7 +48,7 @@ impl Client {
     }
 
     /// The next call, and what it ended with.
-    async fn next(&mut self) -> (String, serde_json::Value) {
+    pub(crate) async fn next(&mut self) -> (String, serde_json::Value) {
         let line = within(self.lines.next_line()).await.unwrap();
         serde_json::from_str(&line.expect("a line, or the script failed")).unwrap()
     }
@@ -55,7 +59,7 @@ impl Client {
         assert_eq!((&*called, seen.as_ref()), (method, expected));
     }
 
-    async fn ends(mut self) {
+    pub(crate) async fn ends(mut self) {
         assert!(within(self.program.wait()).await.unwrap().success());
     }
 }

@@ -17,6 +17,8 @@ mod wait;
 mod demo;
 
 mod cases;
+mod example;
 mod grpcio;
+mod head;
 mod orders;
 mod tonic_client;

@@ -77,8 +77,8 @@ pub(crate) async fn serve(host: Host, auth: &Authenticator) -> Running {
         Host::Tonic => drop(tokio::spawn(
             Server::builder()
                 .layer(layer(auth).render_rejections(StatusOnly))
-                .layer(one_at_once().render_rejections(StatusOnly))
                 .layer(UntilKeyEndsLayer::new().render_rejections(StatusOnly))
+                .layer(one_at_once().render_rejections(StatusOnly))
                 .add_service(OrdersServer::new(service))
                 .serve_with_incoming(TcpIncoming::from(listener).inspect(move |_| accept())),
         )),
