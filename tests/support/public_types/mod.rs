@@ -25,7 +25,10 @@ use tower_api_key::{
         AcceptedFormat, Alphabet, ImportedFormat, KeyFormat, KeyHash, KeyMask, MaskingWriter,
         RngError,
     },
-    layer::{ClientAddress, ConcurrencyLimit, Cost, DrainRejected, RateClass, UntilKeyEnds},
+    layer::{
+        ClientAddress, ConcurrencyLimit, Cost, DrainRejected, RateClass, UntilKeyEnds,
+        UntilKeyEndsLayer,
+    },
     manage::{Actor, Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, port::Subject},
     record::{KeyAction, KeyId, KeyKind, KeyStatus, Metadata, Network, Scope, Tags, WebOrigins},
@@ -235,6 +238,9 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Tags", Names),
     ("TextRule", NoText),
     ("UntilKeyEnds", ASecret),
+    ("UntilKeyEndsFuture", ASecret),
+    ("UntilKeyEndsLayer", ASecret),
+    ("UntilKeyEndsService", ASecret),
     ("Usage", ASecret),
     ("WebOrigins", Names),
     ("Worker", ASecret),
@@ -549,6 +555,7 @@ async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
         Ok::<_, std::convert::Infallible>(http::Response::new(request.into_body()))
     };
     let mut drained = DrainRejected::new().layer(tower::service_fn(returned));
+    let mut ending = UntilKeyEndsLayer::new().layer(Handler::default());
     let upload = || with_key(key).map(|_| Body::from(key.to_owned()));
     let (mut parts, _) = with_key(key).into_parts();
     let consumer = keys.auth().check(key.as_bytes()).await.unwrap().consumer().clone();
@@ -576,6 +583,9 @@ async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
         drained.call(upload()),
         drained.call(upload()).await.unwrap().into_body(),
         UntilKeyEnds::new(Body::empty(), &consumer),
+        UntilKeyEndsLayer::new(),
+        ending,
+        ending.call(with_key(key)),
         Consumer::from_request_parts(&mut parts, &()).await.unwrap_err(),
         ClientAddress::forwarded(1),
         ApiKeyLayer::new(keys.auth()).realm(&format!("{key}\n")).unwrap_err(),

@@ -1,4 +1,10 @@
-use std::{borrow::Cow, collections::HashMap, error::Error as _, sync::Arc, sync::OnceLock};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    error::Error as _,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use http::{Extensions, HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use tonic::{Code, Status, metadata::MetadataMap};
@@ -132,7 +138,7 @@ fn status(rejection: &Rejection, reason: Option<&'static str>) -> Status {
         // Rounded up, and never 0, which clients take for "at once". Java reads 32 bits.
         let millis = wait.as_nanos().div_ceil(1_000_000).clamp(1, i32::MAX as u128);
         let millis = u64::try_from(millis).unwrap_or(1);
-        details.set_retry_info(Some(std::time::Duration::from_millis(millis)));
+        details.set_retry_info(Some(Duration::from_millis(millis)));
         metadata.insert(RETRY_PUSHBACK, millis.into());
     }
     let code = code(spec(rejection.kind()).status);
@@ -168,7 +174,7 @@ fn message(rejection: &Rejection) -> Cow<'_, str> {
             seconds()
         )
         .into(),
-        kind => rejection.advice().unwrap_or(spec(kind).detail).into(),
+        kind => rejection.advice().unwrap_or_else(|| spec(kind).detail).into(),
     }
 }
 
