@@ -11,7 +11,7 @@ mod wait;
 
 /// Made from `examples/grpc/orders.proto`.
 #[path = "../../examples/grpc/demo.v1.rs"]
-#[allow(clippy::all, missing_docs, reason = "generated")]
+#[allow(clippy::all, clippy::clone_on_ref_ptr, missing_docs, reason = "generated")]
 #[allow(rust_2018_idioms, unreachable_pub, unused_qualifications, reason = "generated")]
 #[rustfmt::skip]
 mod demo;
