@@ -7,6 +7,7 @@ mod problem;
 mod rate_limit_report;
 mod status_codes;
 
+#[cfg(feature = "axum")]
 pub(crate) use self::problem::complete;
 pub(super) use self::{
     challenges::Challenges,
