@@ -96,7 +96,7 @@ impl Seen {
         let retry = details.retry_info().and_then(|retry| retry.retry_delay);
         let metadata = status.metadata();
         let pushback = metadata.get("grpc-retry-pushback-ms");
-        let for_http = ["www-authenticate", "retry-after", "cache-control"];
+        let for_http = ["www-authenticate", "retry-after"];
         let superfluous = for_http.into_iter().filter(|name| metadata.contains_key(*name));
         let (reason, domain, details) = info
             .map(|info| (info.reason, info.domain, info.metadata.into_iter().collect()))

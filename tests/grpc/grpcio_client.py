@@ -51,7 +51,7 @@ def seen(error):
         detail.Unpack(info)
         has_retry |= detail.Unpack(retry)
     pushback = metadata.get("grpc-retry-pushback-ms")
-    for_http = ["www-authenticate", "retry-after", "cache-control"]
+    for_http = ["www-authenticate", "retry-after"]
     return {
         "code": error.code().value[0],
         "message": error.details(),

@@ -64,6 +64,7 @@ async fn the_content_type_of_the_request_decides_and_is_repeated() {
         let response = send(&app, request(content_type, None)).await;
         assert_eq!(response.status(), 200, "{content_type}");
         assert_eq!(response.headers()[CONTENT_TYPE], content_type);
+        assert_eq!(response.headers()["cache-control"], "no-store", "{content_type}");
         let status = status(response.headers()).unwrap();
         assert_eq!(status.code(), Code::Unauthenticated, "{content_type}");
         let body = response.into_body();

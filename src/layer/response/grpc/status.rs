@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use http::{Extensions, HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    Extensions, HeaderMap, HeaderValue, Response, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_TYPE},
+};
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -51,8 +54,8 @@ fn has_prefix(text: &[u8], prefix: &[u8]) -> bool {
 
 /// The response to a gRPC request: no body, and a head that is also the trailers.
 ///
-/// It has no `WWW-Authenticate`, `Cache-Control` and `Retry-After`: they explain an HTTP status to
-/// HTTP clients and caches, and this one is always 200.
+/// It has no `WWW-Authenticate` and `Retry-After`: they explain an HTTP status, and this one is always
+/// 200. For that reason caches must be told not to store it: any request can have the content type.
 pub(in crate::layer) fn response<B>(
     rejection: &Rejection,
     reason: Option<&'static str>,
@@ -62,6 +65,7 @@ pub(in crate::layer) fn response<B>(
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, content_type);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     match cached(rejection).filter(|_| reason.is_none()) {
         Some(cached) => headers.extend(cached.clone()),
         None => write(&status(rejection, reason), headers),
