@@ -119,6 +119,7 @@ fn each_bound_names_a_test_that_is_there() {
         ("bounds.md", 29),
         ("deployment.md", 21),
         ("freshness.md", 52),
+        ("grpc.md", 26),
         ("keys.md", 16),
         ("limits.md", 27),
         ("observability.md", 14),

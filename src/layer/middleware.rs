@@ -15,8 +15,9 @@ use super::{
         find_misplaced, is_preflight, parts_without_keys,
     },
     response::{
-        Challenges, Policy, RateLimitReport, complete,
+        Challenges, Policy, RateLimitReport, grpc,
         headers::{vary_by, write_expiry, write_retirement},
+        respond,
     },
     span::{record_admission, record_outcome},
 };
@@ -109,7 +110,7 @@ impl<R> Middleware<R> {
     {
         let Config { credentials, auth, .. } = &self.config;
         let request = parts_without_keys(request, credentials, auth);
-        let mut response = complete(self.renderer.response(rejection, &request), rejection.clone());
+        let mut response = respond(&self.renderer, rejection.clone(), &request);
         if let Some(rate_limit_status) = rejection.rate_limit_status() {
             self.config.write_rate_limit_headers(&mut response, rate_limit_status, &[]);
         }
@@ -235,7 +236,9 @@ impl Config {
                 self.settle(response, rate_limit_status);
             }
             // `RequireScope` and the extractor reject requests too, but do not know the realm.
-            if let Some(rejection) = response.extensions().get::<Rejection>().cloned() {
+            let rejection = response.extensions().get::<Rejection>();
+            let rejection = rejection.or_else(|| grpc::rejection(response.extensions()));
+            if let Some(rejection) = rejection.cloned() {
                 is_rejected = true;
                 self.observe_and_challenge(response, &rejection);
             }
@@ -308,13 +311,16 @@ impl Config {
         }
     }
 
-    /// Observes a rejection and adds its challenge, once: an inner `ApiKeyLayer` may have done so.
+    /// Observes a rejection and adds its challenge, which gRPC has no use for, once: an inner `ApiKeyLayer` may have done so.
     fn observe_and_challenge<B>(&self, response: &mut Response<B>, rejection: &Rejection) {
         if response.extensions_mut().insert(Answered).is_some() {
             return;
         }
         record_outcome(Outcome::of(rejection.kind()));
         self.auth.rejected(rejection);
+        if grpc::content_type(response.headers()).is_some() {
+            return;
+        }
         let known = self.advised.challenge(rejection).cloned();
         if let Some(challenge) = known.or_else(|| self.challenges.of(rejection)) {
             // The renderer may have set one.

@@ -96,6 +96,9 @@
 //!     gets 429 with `Retry-After` after too many unknown keys came from its network. There is no
 //!     challenge, as the key may be valid, and no `RateLimit`, as the limit is not a quota of the
 //!     key. Cached keys are admitted as usual. Malformed keys cost nothing and do not count.
+//! 14. With the feature `grpc`, a request of `content-type: application/grpc` gets the [gRPC
+//!     status](crate::manual::grpc) of its rejection in place of the HTTP status, the challenge and the
+//!     problem document.
 //!
 //! # Long-lived responses
 //!
@@ -117,7 +120,8 @@
 //! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(live_orders));
 //! ```
 //!
-//! `websocket::until_key_ends` (feature `ws`) does the same for axum's WebSockets, and
+//! [`UntilKeyEndsLayer`] does it around routes whose handlers do not see their bodies, as those of
+//! gRPC. `websocket::until_key_ends` (feature `ws`) does the same for axum's WebSockets, and
 //! [`Consumer::key_ended`] for anything else. A response that uses none of them has no extra cost
 //! and outlives its key.
 //!
@@ -182,7 +186,7 @@ pub use self::{
     limits::{ConcurrencyLimit, Cost, MeteredLayer, RateClass, RequireScope},
     request::{ClientAddress, PeerAddr},
     response::{ProblemJson, RateLimitHeaders, RejectionResponse, StatusOnly},
-    stream::{KeyEndedError, UntilKeyEnds},
+    stream::{KeyEndedError, UntilKeyEnds, UntilKeyEndsLayer},
 };
 #[cfg(doc)]
 use crate::Consumer;

@@ -27,6 +27,7 @@ pub use super::{
         ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService, MeteredFuture,
         MeteredService, RequireScopeFuture, RequireScopeService,
     },
+    stream::{UntilKeyEndsFuture, UntilKeyEndsService},
 };
 use crate::auth::{Admission, Attempt, PendingAttempt, Rejection};
 

@@ -5,6 +5,7 @@
 //! - [`limits`]: how do I limit requests, and which quota do I choose?
 //! - [`freshness`]: how long can a revoked key keep working, whatever fails?
 //! - [`deployment`]: what must I configure around the layer?
+//! - [`grpc`]: what do gRPC clients see, and how do I guard a tonic service?
 //! - [`observability`]: what do I see of it, and what do I alert on?
 //! - [`bounds`]: how much can the holder of a key create or send?
 //! - [`attacks`]: what may an attacker try, and what does it achieve?
@@ -24,6 +25,9 @@ pub mod deployment {}
 
 #[doc = include_str!("freshness.md")]
 pub mod freshness {}
+
+#[doc = include_str!("grpc.md")]
+pub mod grpc {}
 
 #[doc = include_str!("keys.md")]
 pub mod keys {}

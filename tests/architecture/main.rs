@@ -55,6 +55,7 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
         &["layer", "rest", "admin", "account", "test_util::key"],
         "the core knows no HTTP",
     ),
+    (&["tonic", "tonic_types"], &["layer::response::grpc"], "a status is one idea"),
     (&["tower_http"], &["rest::csrf"], "one protection against cross-site requests"),
     (
         &["axum", "axum_core"],

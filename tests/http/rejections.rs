@@ -39,6 +39,10 @@ impl RejectionResponse<Body> for Seen {
         *response.status_mut() = StatusCode::IM_A_TEAPOT;
         response
     }
+
+    fn empty_body(&self) -> Body {
+        Body::empty()
+    }
 }
 
 /// Everything in `parts` that could be logged.

@@ -14,7 +14,7 @@ use std::{
 };
 
 use axum::body::Body;
-use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION, request::Parts};
 use tokio::{
     sync::Semaphore,
     task::{LocalSet, spawn_local},
@@ -29,7 +29,7 @@ use tower_api_key::{
     clock::Clock,
     key::KeyHash,
     layer::{
-        ConcurrencyLimit, Cost, ProblemJson,
+        ConcurrencyLimit, Cost, ProblemJson, RejectionResponse,
         service::{
             ApiKeyService, ConcurrencyLimitBody, ConcurrencyLimitFuture, ConcurrencyLimitService,
             MeteredFuture, MeteredService, RequireScopeFuture, RequireScopeService, ResponseFuture,
@@ -538,11 +538,22 @@ mod types {
         #[derive(Debug, PartialEq)]
         struct Opaque(Rc<str>);
 
+        /// A closure would need a body with a default.
+        struct Refusing;
+
+        impl RejectionResponse<Opaque> for Refusing {
+            fn response(&self, _: &Rejection, _: &Parts) -> Response<Opaque> {
+                Response::new(Opaque("refused".into()))
+            }
+
+            fn empty_body(&self) -> Opaque {
+                Opaque("".into())
+            }
+        }
+
         for state in BOTH {
             let (auth, key) = auth(state).await;
-            let renderer =
-                |_: &Rejection, _: &http::request::Parts| Response::new(Opaque("refused".into()));
-            let layer = ApiKeyLayer::new(auth).render_rejections(renderer);
+            let layer = ApiKeyLayer::new(auth).render_rejections(Refusing);
             let inner = service_fn(async |request: Request<Opaque>| {
                 Ok::<_, Infallible>(Response::new(request.into_body()))
             });

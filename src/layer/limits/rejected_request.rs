@@ -5,7 +5,7 @@ use crate::{
     layer::{
         RejectionResponse,
         request::parts_without_key,
-        response::{RateLimitReport, complete},
+        response::{RateLimitReport, respond},
     },
 };
 
@@ -31,7 +31,7 @@ impl RejectedRequest {
         request: Request<Q>,
     ) -> Response<B> {
         let request = parts_without_key(request);
-        let mut response = complete(renderer.response(&self.rejection, &request), self.rejection);
+        let mut response = respond(renderer, self.rejection, &request);
         self.report.write(&mut response);
         response
     }

@@ -19,7 +19,7 @@ use crate::{
             caller::{Trusted, missing},
             parts_without_key,
         },
-        response::complete,
+        response::respond,
         short_circuit::ShortCircuit,
     },
     record::{IntoScope, Scope, Scopes},
@@ -158,8 +158,7 @@ where
         let future = match required.evaluate(&request) {
             Ok(()) => ShortCircuit::pass(inner, request, ()),
             Err(rejection) => ShortCircuit::reject(inner, || {
-                let request = parts_without_key(request);
-                complete(renderer.response(&rejection, &request), rejection)
+                respond(renderer, rejection, &parts_without_key(request))
             }),
         };
         RequireScopeFuture { future }

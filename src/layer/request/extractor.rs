@@ -1,15 +1,19 @@
 use std::{convert::Infallible, error::Error, fmt};
 
 use axum_core::{
+    body::Body,
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, IntoResponseParts, Response, ResponseParts},
 };
-use http::request::Parts;
+use http::{HeaderValue, request::Parts};
 
 use super::caller::{Trusted, missing};
-use crate::layer::{Cost, ProblemJson, response::complete};
 use crate::{
     auth::{Rejection, RejectionKind},
+    layer::{
+        Cost, ProblemJson,
+        response::{complete, grpc},
+    },
     record::{Consumer, Scope},
 };
 
@@ -17,7 +21,7 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
     type Rejection = ConsumerRejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ConsumerRejection> {
-        find(parts)?.ok_or_else(|| ConsumerRejection(missing(&parts.extensions)))
+        find(parts)?.ok_or_else(|| ConsumerRejection::of(missing(&parts.extensions), parts))
     }
 }
 
@@ -36,7 +40,8 @@ impl<S: Sync> OptionalFromRequestParts<S> for Consumer {
 
 fn find(parts: &Parts) -> Result<Option<Consumer>, ConsumerRejection> {
     let caller = Trusted::default().caller(&parts.extensions);
-    caller.map(Option::<&Consumer>::cloned).map_err(ConsumerRejection::new)
+    let rejected = |kind| ConsumerRejection::of(Rejection::new(kind), parts);
+    caller.map(Option::<&Consumer>::cloned).map_err(rejected)
 }
 
 impl Consumer {
@@ -70,10 +75,11 @@ impl Consumer {
         if self.has_scope(scope) {
             return Ok(());
         }
-        Err(ConsumerRejection(match Scope::new(scope) {
+        let rejection = match Scope::new(scope) {
             Ok(scope) => Rejection::insufficient_scope(self.key_id(), [scope]),
             Err(_) => Rejection::new(RejectionKind::Internal),
-        }))
+        };
+        Err(ConsumerRejection { rejection, grpc: None })
     }
 }
 
@@ -92,29 +98,43 @@ impl IntoResponseParts for Cost {
 /// the route. Or the consumer's key lacks a scope that the handler [requires](Consumer::require):
 /// 403.
 #[derive(Clone, Debug)]
-pub struct ConsumerRejection(Rejection);
+pub struct ConsumerRejection {
+    rejection: Rejection,
+    /// The content type of a gRPC request.
+    grpc: Option<HeaderValue>,
+}
 
 impl ConsumerRejection {
-    const fn new(kind: RejectionKind) -> Self {
-        Self(Rejection::new(kind))
+    fn of(rejection: Rejection, request: &Parts) -> Self {
+        Self { rejection, grpc: grpc::content_type(&request.headers).cloned() }
+    }
+
+    #[cfg(feature = "grpc")]
+    pub(in crate::layer) fn into_rejection(self) -> Rejection {
+        self.rejection
     }
 }
 
 impl fmt::Display for ConsumerRejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
+        fmt::Display::fmt(&self.rejection, f)
     }
 }
 
 impl Error for ConsumerRejection {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.0.source()
+        self.rejection.source()
     }
 }
 
 impl IntoResponse for ConsumerRejection {
     fn into_response(self) -> Response {
-        let Self(rejection) = self;
-        complete(ProblemJson::default().render(&rejection), rejection)
+        let Self { rejection, grpc } = self;
+        let Some(content_type) = grpc else {
+            return complete(ProblemJson::default().render(&rejection), rejection);
+        };
+        let mut response = grpc::response(&rejection, None, content_type, Body::empty());
+        response.extensions_mut().insert(rejection);
+        response
     }
 }

@@ -205,7 +205,7 @@ pub(crate) fn retry_after(wait: Duration) -> (HeaderName, HeaderValue) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "rounds up, here for all")]
-fn ceil_secs(duration: Duration) -> u64 {
+pub(super) fn ceil_secs(duration: Duration) -> u64 {
     duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
 }
 

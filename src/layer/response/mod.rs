@@ -1,14 +1,17 @@
 //! What the layer writes to a response: problem documents, challenges and rate limit headers.
 
 mod challenges;
+pub(super) mod grpc;
 pub(super) mod headers;
 mod problem;
 mod rate_limit_report;
 mod status_codes;
 
+#[cfg(feature = "axum")]
 pub(crate) use self::problem::complete;
 pub(super) use self::{
     challenges::Challenges,
+    problem::respond,
     rate_limit_report::{Policy, RateLimitReport},
 };
 pub use self::{

@@ -9,6 +9,7 @@ use serde::{Serialize, Serializer};
 
 use super::{
     challenges::scope_list,
+    grpc,
     headers::retry_after,
     status_codes::{Spec, Title, spec},
 };
@@ -22,7 +23,7 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// Turns a rejection into a response.
 ///
 /// Implementations: [`ProblemJson`] (the default), [`StatusOnly`] (no body), and any closure
-/// `Fn(&Rejection, &Parts) -> Response<B>`. The service adds the headers that the protocol requires
+/// `Fn(&Rejection, &Parts) -> Response<B>` whose body has a default. The service adds the headers that the protocol requires
 /// and the response lacks, and puts the [`Rejection`] into the response's extensions.
 ///
 /// `request` has the method, URI, headers and extensions of the rejected request, so that one layer
@@ -51,6 +52,12 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// # }
 /// ```
 ///
+/// # gRPC
+///
+/// With the feature `grpc`, a request of `content-type: application/grpc` is answered with a [gRPC
+/// status](crate::manual::grpc) in place of the renderer's response, unless that is itself of such a
+/// content type.
+///
 /// # The key
 ///
 /// `request` never has the key in it, so it can be logged or shown. The
@@ -61,18 +68,26 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 pub trait RejectionResponse<B> {
     /// The response to a rejected request.
     fn response(&self, rejection: &Rejection, request: &Parts) -> Response<B>;
+
+    /// A body without content, for responses to gRPC requests: their status is in the headers.
+    fn empty_body(&self) -> B;
 }
 
 impl<F, B> RejectionResponse<B> for F
 where
     F: Fn(&Rejection, &Parts) -> Response<B>,
+    B: Default,
 {
     fn response(&self, rejection: &Rejection, request: &Parts) -> Response<B> {
         self(rejection, request)
     }
+
+    fn empty_body(&self) -> B {
+        B::default()
+    }
 }
 
-/// The status alone, for body types that cannot be made from text.
+/// The status alone, for body types that cannot be made from text, such as that of tonic's `Server`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StatusOnly;
 
@@ -81,6 +96,10 @@ impl<B: Default> RejectionResponse<B> for StatusOnly {
         let mut response = Response::new(B::default());
         *response.status_mut() = spec(rejection.kind()).status;
         response
+    }
+
+    fn empty_body(&self) -> B {
+        B::default()
     }
 }
 
@@ -117,8 +136,8 @@ impl ProblemJson {
 
     /// The response, which is the same for every request.
     pub(crate) fn render<B: From<Cow<'static, str>>>(self, rejection: &Rejection) -> Response<B> {
-        let Spec { status, reason, .. } = spec(rejection.kind());
-        let reason = reason.filter(|_| self.disclose);
+        let reason = self.reason(rejection);
+        let status = spec(rejection.kind()).status;
         if reason.is_none() {
             let render = || Problem::of(rejection).to_json();
             if let Some(body) = rejection.body_with_advice(render) {
@@ -130,11 +149,26 @@ impl ProblemJson {
         }
         Problem { reason, ..Problem::of(rejection) }.response()
     }
+
+    /// Why the key is invalid, if clients may know.
+    fn reason(self, rejection: &Rejection) -> Option<&'static str> {
+        spec(rejection.kind()).reason.filter(|_| self.disclose)
+    }
 }
 
 impl<B: From<Cow<'static, str>>> RejectionResponse<B> for ProblemJson {
-    fn response(&self, rejection: &Rejection, _: &Parts) -> Response<B> {
+    fn response(&self, rejection: &Rejection, request: &Parts) -> Response<B> {
+        if let Some(reason) = self.reason(rejection)
+            && let Some(content_type) = grpc::content_type(&request.headers)
+        {
+            let body = RejectionResponse::<B>::empty_body(self);
+            return grpc::response(rejection, Some(reason), content_type.clone(), body);
+        }
         self.render(rejection)
+    }
+
+    fn empty_body(&self) -> B {
+        B::from(Cow::Borrowed(""))
     }
 }
 
@@ -229,6 +263,25 @@ fn cached_body(rejection: &Rejection) -> Option<&'static str> {
 
 fn as_number<S: Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u16(status.as_u16())
+}
+
+/// The response to a rejected request: gRPC's to a gRPC request, and that of `renderer` to others.
+pub(in crate::layer) fn respond<B>(
+    renderer: &impl RejectionResponse<B>,
+    rejection: Rejection,
+    request: &Parts,
+) -> Response<B> {
+    let response = renderer.response(&rejection, request);
+    let Some(content_type) = grpc::content_type(&request.headers) else {
+        return complete(response, rejection);
+    };
+    let mut response = if grpc::content_type(response.headers()).is_some() {
+        response
+    } else {
+        grpc::response(&rejection, None, content_type.clone(), renderer.empty_body())
+    };
+    response.extensions_mut().insert(rejection);
+    response
 }
 
 /// Adds the headers common to all rejections, unless the renderer set them, and the [`Rejection`]

@@ -10,13 +10,19 @@ use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::record::{Consumer, KeyEnded};
+use crate::{
+    layer::response::grpc,
+    record::{Consumer, KeyEnded},
+};
 
 pin_project! {
     /// A body that ends when the key of its consumer does: revoked, switched off, deleted or
     /// expired, as soon as [`Consumer::key_ended`] knows.
     ///
-    /// It ends with an error, [`KeyEndedError`], so that a client cannot take the truncated body
+    /// A gRPC response (feature `grpc`) ends with the status `UNAUTHENTICATED` in its trailers if it
+    /// was wrapped by [`response`](Self::response), which sees its content type.
+    ///
+    /// Any other ends with an error, [`KeyEndedError`], so that a client cannot take the truncated body
     /// for a complete one: over HTTP/1.1 the connection closes without a last chunk, over HTTP/2
     /// the stream is reset. The last data sent before that may be lost. An event-stream client
     /// reconnects, and the layer then rejects it.
@@ -31,6 +37,7 @@ pin_project! {
         body: Option<B>,
         // `None` after the end: the key is no longer watched.
         revoked: Option<KeyEnded>,
+        is_grpc: bool,
     }
 }
 
@@ -41,14 +48,27 @@ impl<B: Body> UntilKeyEnds<B> {
     #[must_use]
     pub fn new(body: B, consumer: &Consumer) -> Self {
         let revoked = (!body.is_end_stream()).then(|| consumer.key_ended());
-        Self { body: Some(body), revoked }
+        Self { body: Some(body), revoked, is_grpc: false }
     }
 
     /// Ends the body of `response` when the key of `consumer` ends. An axum handler can return the
     /// result as it is.
     #[must_use]
     pub fn response(response: Response<B>, consumer: &Consumer) -> Response<Self> {
-        response.map(|body| Self::new(body, consumer))
+        let is_grpc = grpc::ends_with_trailers(response.headers());
+        response.map(|body| Self { is_grpc, ..Self::new(body, consumer) })
+    }
+
+    /// A body that does not end with a key.
+    pub(super) fn unwatched(body: B) -> Self {
+        Self { body: Some(body), revoked: None, is_grpc: false }
+    }
+}
+
+/// A body that has ended.
+impl<B> Default for UntilKeyEnds<B> {
+    fn default() -> Self {
+        Self { body: None, revoked: None, is_grpc: false }
     }
 }
 
@@ -70,12 +90,14 @@ where
         // Polled first: a body that is always ready would starve it.
         let revoked =
             this.revoked.as_mut().is_some_and(|revoked| Pin::new(revoked).poll(cx).is_ready());
-        let frame = if revoked {
+        let frame = if revoked && *this.is_grpc {
+            Some(Ok(Frame::trailers(grpc::key_ended())))
+        } else if revoked {
             Some(Err(KeyEndedError.into()))
         } else {
             ready!(body.as_mut().poll_frame(cx)).map(|frame| frame.map_err(Into::into))
         };
-        if !matches!(frame, Some(Ok(_))) || body.is_end_stream() {
+        if revoked || !matches!(frame, Some(Ok(_))) || body.is_end_stream() {
             this.body.set(None);
             *this.revoked = None;
         }

@@ -27,6 +27,7 @@ use tower_api_key::{
     },
     layer::{
         ClientAddress, ConcurrencyLimit, Cost, DrainRejected, Granted, RateClass, UntilKeyEnds,
+        UntilKeyEndsLayer,
     },
     manage::{Actor, Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, port::Subject},
@@ -252,6 +253,9 @@ const REGISTER: &[(&str, Holds)] = &[
     ("TextRule", NoText),
     ("UnknownScope", Names),
     ("UntilKeyEnds", ASecret),
+    ("UntilKeyEndsFuture", ASecret),
+    ("UntilKeyEndsLayer", ASecret),
+    ("UntilKeyEndsService", ASecret),
     ("Usage", ASecret),
     ("Violation", ASecret),
     ("Violations", ASecret),
@@ -579,6 +583,7 @@ async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
         Ok::<_, std::convert::Infallible>(http::Response::new(request.into_body()))
     };
     let mut drained = DrainRejected::new().layer(tower::service_fn(returned));
+    let mut ending = UntilKeyEndsLayer::new().layer(Handler::default());
     let upload = || with_key(key).map(|_| Body::from(key.to_owned()));
     let (mut parts, _) = with_key(key).into_parts();
     let consumer = keys.auth().check(key.as_bytes()).await.unwrap().consumer().clone();
@@ -609,6 +614,9 @@ async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
         drained.call(upload()),
         drained.call(upload()).await.unwrap().into_body(),
         UntilKeyEnds::new(Body::empty(), &consumer),
+        UntilKeyEndsLayer::new(),
+        ending,
+        ending.call(with_key(key)),
         Consumer::from_request_parts(&mut parts, &()).await.unwrap_err(),
         granted,
         ClientAddress::forwarded(1),

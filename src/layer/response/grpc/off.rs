@@ -1,0 +1,28 @@
+use http::{Extensions, HeaderMap, HeaderValue, Response};
+
+use crate::auth::Rejection;
+
+pub(in crate::layer) const fn content_type(_: &HeaderMap) -> Option<&HeaderValue> {
+    None
+}
+
+pub(in crate::layer) const fn ends_with_trailers(_: &HeaderMap) -> bool {
+    false
+}
+
+pub(in crate::layer) fn response<B>(
+    _: &Rejection,
+    _: Option<&'static str>,
+    _: HeaderValue,
+    body: B,
+) -> Response<B> {
+    Response::new(body)
+}
+
+pub(in crate::layer) const fn rejection(_: &Extensions) -> Option<&Rejection> {
+    None
+}
+
+pub(in crate::layer) fn key_ended() -> HeaderMap {
+    HeaderMap::new()
+}
