@@ -158,6 +158,7 @@ mod middleware;
 mod request;
 mod response;
 pub mod service;
+mod shadow;
 mod short_circuit;
 mod span;
 mod stream;

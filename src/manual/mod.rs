@@ -6,6 +6,7 @@
 //! - [`freshness`]: how long can a revoked key keep working, whatever fails?
 //! - [`deployment`]: what must I configure around the layer?
 //! - [`observability`]: what do I see of it, and what do I alert on?
+//! - [`shadow`]: what would be rejected, before anything is?
 //! - [`bounds`]: how much can the holder of a key create or send?
 //! - [`attacks`]: what may an attacker try, and what does it achieve?
 
@@ -34,3 +35,6 @@ pub mod limits {}
 
 #[doc = include_str!("observability.md")]
 pub mod observability {}
+
+#[doc = include_str!("shadow.md")]
+pub mod shadow {}

@@ -61,6 +61,9 @@ pub(in crate::auth) struct Lookup {
     pub(super) deadline: Duration,
 }
 
+/// How late a load that keeps its deadline may be.
+const GRACE: Duration = Duration::from_millis(100);
+
 /// Held while a result is cached and while one is invalidated, which orders the two.
 #[derive(Default)]
 pub(super) struct LoadState {
@@ -94,6 +97,11 @@ impl Lookup {
     /// Whether the store is up; `None` if it has never answered.
     pub(in crate::auth) fn is_store_up(&self) -> Option<bool> {
         self.breaker.is_up()
+    }
+
+    /// How long a load takes at most, with what it may be late.
+    pub(in crate::auth) fn longest_load(&self) -> Duration {
+        self.deadline + GRACE
     }
 
     /// Acquires the permits that a query holds.

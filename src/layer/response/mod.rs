@@ -4,12 +4,14 @@ mod challenges;
 pub(super) mod headers;
 mod problem;
 mod rate_limit_report;
+mod shadow_header;
 mod status_codes;
 
 pub(crate) use self::problem::complete;
 pub(super) use self::{
     challenges::Challenges,
     rate_limit_report::{Policy, RateLimitReport},
+    shadow_header::write_shadow,
 };
 pub use self::{
     headers::RateLimitHeaders,
