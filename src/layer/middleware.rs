@@ -4,7 +4,6 @@ use http::{
     HeaderName, Request, Response,
     header::{ORIGIN, WWW_AUTHENTICATE},
 };
-use smallvec::SmallVec;
 
 use super::{
     ClientAddress, RateLimitHeaders, RejectionResponse,
@@ -16,7 +15,7 @@ use super::{
         find_misplaced, is_preflight, parts_without_keys,
     },
     response::{
-        Challenges, Policy, RateLimitReport, complete,
+        Challenges, OtherPolicies, Policy, RateLimitReport, complete,
         headers::{vary_by, write_expiry, write_retirement},
     },
     span::{record_admission, record_outcome},
@@ -283,7 +282,7 @@ impl Config {
         &self,
         response: &mut Response<B>,
         rate_limit_status: &RateLimitStatus,
-    ) -> (RateLimitStatus, SmallVec<[(Arc<Policy>, Decision); 1]>) {
+    ) -> (RateLimitStatus, OtherPolicies) {
         let RateLimitReport { units, wanted, own, more } =
             response.extensions_mut().remove().unwrap_or_default();
         let taken = units.saturating_add(1);

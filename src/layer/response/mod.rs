@@ -10,7 +10,7 @@ mod status_codes;
 pub(crate) use self::problem::complete;
 pub(super) use self::{
     challenges::Challenges,
-    rate_limit_report::{Policy, RateLimitReport},
+    rate_limit_report::{OtherPolicies, Policy, RateLimitReport},
     shadow_header::write_shadow,
 };
 pub use self::{
