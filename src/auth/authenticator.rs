@@ -4,6 +4,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use tokio::time::timeout;
+
 use super::{
     Admission, Attempt, Event, Health, PendingAttempt, RateLimitStatus, Rejection, RejectionKind,
     StoreHealth,
@@ -21,8 +23,8 @@ use crate::{
         RateLimits,
         port::{Check, Decisions},
     },
-    record::{Consumer, KeyRecord, KeyStatus, Origin, ScopeCatalog},
-    store::port::Invalidate,
+    record::{Consumer, KeyId, KeyRecord, KeyStatus, Origin, ScopeCatalog},
+    store::{StoreError, StoreErrorKind, port::Invalidate},
     trace,
 };
 
@@ -236,6 +238,26 @@ impl Authenticator {
             self.0.core.ended_key_used(key_id, kind);
         }
         self.0.core.observe(&Event::Rejected { kind, key_id });
+    }
+
+    /// Reports what a layer in shadow mode decided about a request.
+    pub(crate) fn shadowed(&self, would_reject: Option<RejectionKind>, key_id: Option<KeyId>) {
+        if let Some(kind) = would_reject {
+            self.0.core.request_would_be_rejected(key_id, kind);
+        }
+        self.0.core.observe(&Event::Shadowed { would_reject, key_id });
+    }
+
+    /// Waits for `attempt` no longer than for one look-up.
+    pub(crate) fn within_load_deadline(&self, attempt: PendingAttempt) -> PendingAttempt {
+        let longest = self.0.core.lookup.longest_load();
+        PendingAttempt::of(async move {
+            timeout(longest, attempt).await.unwrap_or_else(|_| {
+                let late = format!("no decision within {longest:?}");
+                let error = StoreError::new(StoreErrorKind::Unavailable).because(late);
+                Err(Rejection::store_unavailable(error))
+            })
+        })
     }
 
     /// Reports an admitted request to the observer.

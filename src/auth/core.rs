@@ -30,6 +30,8 @@ pub(super) struct Core {
     observer: PanicSafeObserver,
     /// Revoked and expired keys whose use was logged.
     ended: KeyLog<KeyId>,
+    /// Would-be rejections in shadow mode that were logged.
+    shadowed: KeyLog<(Option<KeyId>, RejectionKind)>,
     pub(super) limits: LimitResolver,
     pub(super) cache: KeyCache,
     pub(super) feed: FeedState,
@@ -51,6 +53,7 @@ impl Core {
             clock_check: ClockCheck::default(),
             observer,
             ended: KeyLog::default(),
+            shadowed: KeyLog::default(),
             limits,
             feed: FeedState::default(),
             lookup,
@@ -127,5 +130,19 @@ impl Core {
         } else {
             trace::warn!(%key_id, "expired key used");
         }
+    }
+
+    /// Logs a request that passes in shadow mode and would be rejected without it, at most once a
+    /// minute for each key and reason. All requests without a known key are one key.
+    pub(super) fn request_would_be_rejected(&self, key_id: Option<KeyId>, kind: RejectionKind) {
+        let is_due = || self.shadowed.is_due(&(key_id, kind), self.clock.monotonic());
+        if !trace::is_warn_enabled() || !catch_request_panic(is_due).unwrap_or(false) {
+            return;
+        }
+        let key_id = key_id.map(|key_id| key_id.to_string());
+        let reason = kind.as_str();
+        trace::warn!(key_id, reason, "request would be rejected");
+        // Without the feature `tracing`, nothing is logged.
+        let _ = (key_id, reason);
     }
 }

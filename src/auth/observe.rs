@@ -58,6 +58,16 @@ pub enum Event<'a> {
         /// The key, if it exists.
         key_id: Option<KeyId>,
     },
+    /// A request passed a layer in [shadow mode](crate::ApiKeyLayer::shadow), which decided this.
+    /// Neither [`Admitted`](Self::Admitted) nor [`Rejected`](Self::Rejected) is reported of it,
+    /// unless another layer or an extractor decides about the same request.
+    #[non_exhaustive]
+    Shadowed {
+        /// Why it would have been rejected; `None` if it would have been admitted.
+        would_reject: Option<RejectionKind>,
+        /// The key, if it exists.
+        key_id: Option<KeyId>,
+    },
     /// A rotated key was let in during its grace period. Once these events stop, the key can be
     /// revoked.
     #[non_exhaustive]

@@ -6,12 +6,12 @@ use tower_layer::Layer;
 use super::{
     ClientAddress, ProblemJson, RateLimitHeaders,
     advised_rejections::AdvisedRejections,
-    middleware::{Config, Middleware},
+    middleware::{Config, Middleware, Shadow},
     request::credentials::Credentials,
     response::Challenges,
     service::ApiKeyService,
 };
-use crate::auth::Authenticator;
+use crate::{auth::Authenticator, trace};
 
 /// Admits requests with a valid key and rejects all others.
 ///
@@ -40,6 +40,7 @@ impl ApiKeyLayer {
                     client_address: None,
                     throttle_failures: false,
                     expiry_header: true,
+                    shadow: Shadow::default(),
                 },
                 renderer: ProblemJson::default(),
             }),
@@ -157,6 +158,36 @@ impl<R: Clone> ApiKeyLayer<R> {
     /// Includes [`client_address`](Self::client_address).
     pub fn throttle_failures(self, address: ClientAddress) -> Self {
         self.client_address(address).with(|config| config.throttle_failures = true)
+    }
+
+    /// Shadow mode: decides and observes, and lets every request pass, for a service that moves in
+    /// and wants to see first what would be rejected. **Nothing is protected.** Default: false.
+    ///
+    /// See [shadow mode](crate::manual::shadow) in the manual: what handlers and inner layers see,
+    /// what is counted and logged, and how long a request waits. A warning, `shadow mode enabled`,
+    /// is logged when this is called with `true`.
+    pub fn shadow(self, shadow: bool) -> Self {
+        if shadow {
+            trace::warn!("shadow mode enabled: this API key layer rejects no request");
+        }
+        self.with(|config| config.shadow.is_on = shadow)
+    }
+
+    /// In [shadow mode](Self::shadow), charges requests to the quotas of their key, as without it:
+    /// then it shows which requests would get 429, and the routes that share these quotas and are
+    /// not in shadow mode have less of them. Default: false, nothing is taken.
+    pub fn shadow_charge(self, charge: bool) -> Self {
+        self.with(|config| config.shadow.charge = charge)
+    }
+
+    /// In [shadow mode](Self::shadow), says in the response header `X-Api-Key-Shadow` what the
+    /// response would have been: `admit`, or `reject` with status and code, such as
+    /// `reject;status=401;code=invalid_api_key` (an item of [RFC
+    /// 9651](https://www.rfc-editor.org/rfc/rfc9651)). It tells no more than that response would.
+    /// Default: false, since it tells every client which keys are valid, and that no
+    /// key is needed.
+    pub fn shadow_header(self, write: bool) -> Self {
+        self.with(|config| config.shadow.header = write)
     }
 
     /// Renders rejections with `renderer`. Default: [`ProblemJson`].

@@ -15,7 +15,7 @@ use super::{
         find_misplaced, is_preflight, parts_without_keys,
     },
     response::{
-        Challenges, Policy, RateLimitReport, grpc,
+        Challenges, OtherPolicies, Policy, RateLimitReport, grpc,
         headers::{vary_by, write_expiry, write_retirement},
         respond,
     },
@@ -51,6 +51,17 @@ pub(super) struct Config {
     pub(super) client_address: Option<ClientAddress>,
     pub(super) throttle_failures: bool,
     pub(super) expiry_header: bool,
+    pub(super) shadow: Shadow,
+}
+
+/// Shadow mode: requests pass, whatever is decided.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Shadow {
+    pub(super) is_on: bool,
+    /// Whether requests are charged in shadow mode.
+    pub(super) charge: bool,
+    /// Whether a response header tells the decision.
+    pub(super) header: bool,
 }
 
 /// What the layer knows of the client of a request.
@@ -152,7 +163,7 @@ impl Config {
             self.evaluate(found, request)
         };
         caller::note_header(request.extensions_mut(), header);
-        if !self.keep_credential {
+        if !self.keep_credential && !self.shadow.is_on {
             request.headers_mut().remove(header);
         } else if let Some(value) = request.headers_mut().get_mut(header) {
             value.set_sensitive(true);
@@ -161,7 +172,7 @@ impl Config {
     }
 
     fn evaluate<B>(&self, found: Found<'_, '_>, request: &Request<B>) -> Verdict {
-        let charge = if self.charge { Charge::One } else { Charge::Nothing };
+        let charge = if self.charges() { Charge::One } else { Charge::Nothing };
         let attempt = self.auth.evaluate(found.key, charge, &Sender { config: self, request });
         // Only a malformed key can be a mistake that the client should learn of.
         if let Attempt::Reject(rejection) = &attempt
@@ -195,8 +206,13 @@ impl Config {
         Verdict::Attempt(Attempt::Reject(rejection))
     }
 
+    /// Whether requests are charged.
+    fn charges(&self) -> bool {
+        self.charge && (!self.shadow.is_on || self.shadow.charge)
+    }
+
     fn readmit(&self, consumer: Consumer) -> Verdict {
-        if self.charge {
+        if self.charges() {
             Verdict::AlreadyAdmitted
         } else {
             Verdict::Readmission(self.auth.readmit(consumer))
@@ -212,7 +228,7 @@ impl Config {
     /// Puts the consumer into the request's extensions.
     pub(super) fn attach_consumer<B>(&self, request: &mut Request<B>, admission: &Admission) {
         record_admission(admission);
-        let uncharged = (!self.charge).then(|| admission.rate_limit_status());
+        let uncharged = (!self.charges()).then(|| admission.rate_limit_status());
         caller::admit(request.extensions_mut(), admission.consumer(), uncharged);
     }
 
@@ -259,6 +275,17 @@ impl Config {
     }
 
     fn settle_or_panic<B>(&self, response: &mut Response<B>, rate_limit_status: &RateLimitStatus) {
+        let (rate_limit_status, more) = self.reconcile(response, rate_limit_status);
+        self.write_rate_limit_headers(response, &rate_limit_status, &more);
+    }
+
+    /// Charges or refunds the difference to the actual cost. The new status, and the policies of
+    /// inner layers.
+    pub(super) fn reconcile<B>(
+        &self,
+        response: &mut Response<B>,
+        rate_limit_status: &RateLimitStatus,
+    ) -> (RateLimitStatus, OtherPolicies) {
         let RateLimitReport { units, wanted, own, more } =
             response.extensions_mut().remove().unwrap_or_default();
         let taken = units.saturating_add(1);
@@ -274,9 +301,12 @@ impl Config {
             Some(own) => rate_limit_status.after(own),
             None => rate_limit_status.clone(),
         };
-        let rate_limit_status =
-            if self.charge { rate_limit_status.settle(taken, wanted) } else { rate_limit_status };
-        self.write_rate_limit_headers(response, &rate_limit_status, &more);
+        let rate_limit_status = if self.charges() {
+            rate_limit_status.settle(taken, wanted)
+        } else {
+            rate_limit_status
+        };
+        (rate_limit_status, more)
     }
 
     fn write_rate_limit_headers<B>(
@@ -311,8 +341,13 @@ impl Config {
         }
     }
 
-    /// Observes a rejection and adds its challenge, which gRPC has no use for, once: an inner `ApiKeyLayer` may have done so.
-    fn observe_and_challenge<B>(&self, response: &mut Response<B>, rejection: &Rejection) {
+    /// Observes a rejection and adds its challenge, which gRPC has no use for, once: an inner
+    /// `ApiKeyLayer` may have done so.
+    pub(super) fn observe_and_challenge<B>(
+        &self,
+        response: &mut Response<B>,
+        rejection: &Rejection,
+    ) {
         if response.extensions_mut().insert(Answered).is_some() {
             return;
         }
@@ -328,7 +363,7 @@ impl Config {
         }
     }
 
-    fn vary<B>(&self, response: &mut Response<B>) {
+    pub(super) fn vary<B>(&self, response: &mut Response<B>) {
         for name in self.credentials.headers() {
             vary_by(response.headers_mut(), name);
         }

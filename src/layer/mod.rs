@@ -166,6 +166,7 @@ mod openapi;
 mod request;
 mod response;
 pub mod service;
+mod shadow;
 mod short_circuit;
 mod span;
 mod stream;

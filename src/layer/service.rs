@@ -19,6 +19,7 @@ use super::{
     ProblemJson, RejectionResponse,
     middleware::{Middleware, Verdict},
     request::caller,
+    shadow::ShadowDecision,
     short_circuit::{Finish, Parked, Resume, ShortCircuit},
 };
 pub use super::{
@@ -68,6 +69,9 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let Self { inner, middleware } = self;
+        if middleware.config.shadow.is_on {
+            return ResponseFuture { future: call_in_shadow(inner, middleware, request) };
+        }
         let future = match middleware.config.attempt(&mut request) {
             Verdict::Attempt(Attempt::Admit(admission)) => {
                 middleware.config.attach_consumer(&mut request, &admission);
@@ -104,6 +108,45 @@ where
     }
 }
 
+type Call<S, B, R> = ShortCircuit<
+    <S as Service<Request<B>>>::Future,
+    Admitted<R>,
+    <S as Service<Request<B>>>::Response,
+    Parked<PendingAttempt, S, B, Waiting<R>>,
+>;
+
+#[cold]
+fn call_in_shadow<S, R, ReqBody, ResBody>(
+    inner: &mut S,
+    middleware: &Arc<Middleware<R>>,
+    mut request: Request<ReqBody>,
+) -> Call<S, ReqBody, R>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+{
+    let config = &middleware.config;
+    let decision = match config.attempt(&mut request) {
+        Verdict::Attempt(attempt) | Verdict::Readmission(attempt) => match attempt {
+            Attempt::Admit(admission) => Some(Ok(admission)),
+            Attempt::Reject(rejection) => Some(Err(rejection)),
+            Attempt::Pending(lookup) => {
+                let lookup = config.auth.within_load_deadline(lookup);
+                let waiting = Waiting { middleware: Arc::clone(middleware), is_reported: false };
+                let parked = Parked::new(inner, request, lookup, waiting);
+                return ShortCircuit::Waiting { parked };
+            }
+        },
+        Verdict::Anonymous => {
+            let missing = config.credentials.missing().clone();
+            caller::admit_anonymous(request.extensions_mut(), missing);
+            None
+        }
+        Verdict::AlreadyAdmitted => None,
+    };
+    let decision = config.pass_in_shadow(&mut request, decision);
+    ShortCircuit::pass(inner, request, Admitted::in_shadow(Arc::clone(middleware), decision))
+}
+
 /// An admitted request; without `admission`, one without a key, or one that an outer layer
 /// admitted.
 struct Admitted<R> {
@@ -111,20 +154,31 @@ struct Admitted<R> {
     admission: Option<Admission>,
     /// Whether the observer knows of the request.
     is_reported: bool,
+    /// In shadow mode, what was decided. Boxed, so that other futures stay small.
+    shadow: Option<Box<ShadowDecision>>,
 }
 
 impl<R> Admitted<R> {
     fn new(middleware: Arc<Middleware<R>>, admission: Admission, is_reported: bool) -> Self {
-        Self { middleware, admission: Some(admission), is_reported }
+        Self { middleware, admission: Some(admission), is_reported, shadow: None }
     }
 
     fn without_key(middleware: Arc<Middleware<R>>) -> Self {
-        Self { middleware, admission: None, is_reported: true }
+        Self { middleware, admission: None, is_reported: true, shadow: None }
+    }
+
+    fn in_shadow(middleware: Arc<Middleware<R>>, decision: ShadowDecision) -> Self {
+        let shadow = Some(Box::new(decision));
+        Self { middleware, admission: None, is_reported: true, shadow }
     }
 }
 
 impl<R, B> Finish<Response<B>, Response<B>> for Admitted<R> {
     fn finish(&mut self, mut response: Response<B>) -> Response<B> {
+        if let Some(mut decision) = self.shadow.take() {
+            self.middleware.config.finish_in_shadow(&mut response, &mut decision);
+            return response;
+        }
         let is_reported = mem::replace(&mut self.is_reported, true);
         self.middleware.config.finish(&mut response, self.admission.as_ref(), is_reported);
         response
@@ -137,6 +191,9 @@ impl<R> Drop for Admitted<R> {
     fn drop(&mut self) {
         if let Some(admission) = self.admission.as_ref().filter(|_| !self.is_reported) {
             self.middleware.config.auth.admitted(admission.rate_limit_status());
+        }
+        if let Some(mut decision) = self.shadow.take() {
+            self.middleware.config.report_shadow(&mut decision);
         }
     }
 }
@@ -157,6 +214,10 @@ where
         decision: Result<Admission, Rejection>,
     ) -> Result<(Request<B>, Admitted<R>), Response<T>> {
         let Self { middleware, is_reported } = self;
+        if middleware.config.shadow.is_on {
+            let decision = middleware.config.pass_in_shadow(&mut request, Some(decision));
+            return Ok((request, Admitted::in_shadow(middleware, decision)));
+        }
         match decision {
             Ok(admission) => {
                 middleware.config.attach_consumer(&mut request, &admission);

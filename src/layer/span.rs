@@ -26,10 +26,19 @@ pub(super) fn record_outcome(outcome: Outcome) {
     }
 }
 
+/// Records what the outcome of a request in shadow mode would have been.
+pub(super) fn record_shadow_outcome(outcome: Outcome) {
+    if trace::has_spans() {
+        trace::record(&[("api_key.shadow_outcome", &outcome.as_str())]);
+    }
+}
+
 /// A span for tower-http's `TraceLayer` with the fields that
 /// [`ApiKeyLayer`](crate::ApiKeyLayer) records: `api_key.id`, `api_key.consumer` and
-/// `api_key.outcome`, one of `admitted`, `limited`, `forbidden`, `rejected` and `unavailable`. Its
-/// other fields are `method`, `path` (without the query) and `version`. Feature `tracing`.
+/// `api_key.outcome`, one of `admitted`, `limited`, `forbidden`, `rejected` and `unavailable`; in
+/// [shadow mode](crate::ApiKeyLayer::shadow), `api_key.shadow_outcome` has what that would have
+/// been. Its other fields are `method`, `path` (without the query) and `version`. Feature
+/// `tracing`.
 ///
 /// Any other span works as well, if it declares these fields
 /// ([`Empty`](https://docs.rs/tracing/latest/tracing/field/struct.Empty.html)) and is the current
@@ -55,5 +64,6 @@ pub fn make_span<B>(request: &http::Request<B>) -> trace::Span {
         api_key.id = trace::Empty,
         api_key.consumer = trace::Empty,
         api_key.outcome = trace::Empty,
+        api_key.shadow_outcome = trace::Empty,
     )
 }

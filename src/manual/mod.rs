@@ -7,6 +7,7 @@
 //! - [`deployment`]: what must I configure around the layer?
 //! - [`grpc`]: what do gRPC clients see, and how do I guard a tonic service?
 //! - [`observability`]: what do I see of it, and what do I alert on?
+//! - [`shadow`]: what would be rejected, before anything is?
 //! - [`bounds`]: how much can the holder of a key create or send?
 //! - [`attacks`]: what may an attacker try, and what does it achieve?
 //! - [`testing`]: how do I test my service, or a store of my own?
@@ -39,6 +40,9 @@ pub mod limits {}
 
 #[doc = include_str!("observability.md")]
 pub mod observability {}
+
+#[doc = include_str!("shadow.md")]
+pub mod shadow {}
 
 #[doc = include_str!("testing.md")]
 pub mod testing {}

@@ -166,6 +166,42 @@ async fn a_request_is_counted_by_the_outermost_layer_of_its_authenticator() {
 }
 
 #[tokio::test]
+async fn requests_in_shadow_mode_are_counted_apart() {
+    let keys = Keys::new();
+    let observed = Observed::new(keys.builder());
+    let app = Router::new()
+        .route("/", get(async || "ok"))
+        .route("/scope", get(async || "ok").layer(RequireScope::one("no").unwrap()))
+        .route("/held", get(async || pending::<()>().await))
+        .layer(ApiKeyLayer::new(observed.auth.clone()).shadow(true));
+    let key = keys.key().await;
+    let to = |path: &str| {
+        let mut request = with_key(&key);
+        *request.uri_mut() = path.parse().unwrap();
+        request
+    };
+    for request in [to("/"), to("/scope"), with_key(&unknown_key()), crate::app::get("/")] {
+        assert_eq!(status(&app, request).await, StatusCode::OK);
+    }
+    // Its client hangs up.
+    let mut held = Box::pin(app.oneshot(to("/held")));
+    assert!(held.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(held);
+    assert_eq!(observed.requests(), expected(&[]));
+    let counted = expected(&[
+        ("shadow_requests_total{outcome=\"admitted\"}", 2.0),
+        ("shadow_requests_total{outcome=\"forbidden\"}", 1.0),
+        ("shadow_requests_total{outcome=\"rejected\"}", 2.0),
+        ("shadow_rejections_total{reason=\"insufficient_scope\"}", 1.0),
+        ("shadow_rejections_total{reason=\"unknown\"}", 1.0),
+        ("shadow_rejections_total{reason=\"missing\"}", 1.0),
+    ]);
+    let samples = observed.samples().into_iter();
+    let shadow: BTreeMap<_, _> = samples.filter(|(name, _)| name.starts_with("shadow")).collect();
+    assert_eq!(shadow, counted);
+}
+
+#[tokio::test]
 async fn a_request_whose_client_hangs_up_is_counted_if_its_key_was_let_in() {
     let keys = Keys::new();
     let observed = Observed::new(keys.builder());

@@ -23,6 +23,7 @@ mod rejections;
 mod rfc6750;
 mod scopes;
 mod service_contract;
+mod shadow;
 mod spans;
 mod status;
 mod streams;

@@ -196,6 +196,30 @@ async fn a_part_that_panics_while_a_key_is_looked_up_costs_those_who_wait_for_it
 }
 
 #[tokio::test(start_paused = true)]
+async fn in_shadow_mode_a_limiter_or_a_clock_that_panics_costs_no_request() {
+    for part in [BUCKETS, TAKE, PENDING_TAKE, PEEK, CHARGE, GIVE_BACK, WALL, MONOTONIC] {
+        for charge in [false, true] {
+            let (service, fuse, worker) = fused(|builder| builder);
+            drop(worker);
+            let (key, fresh) = (service.issue("acme").await, service.issue("acme").await);
+            service.get(&key.text).await.is_for("acme");
+            let class = RateClass::new("search", Quota::per_minute(100).unwrap()).unwrap();
+            let app = Router::new()
+                .route("/", get(async || (Cost::FREE, "answer")))
+                .route("/cost", get(async || "answer").layer((class, Cost::new(5))));
+            let layer = ApiKeyLayer::new(service.auth.clone()).shadow(true).shadow_charge(charge);
+            let app = app.layer(layer);
+            fuse.light(part);
+            for (path, key) in [("/", &key), ("/cost", &key), ("/", &fresh)] {
+                assert_eq!(status(&app, path, key).await, FINE, "{part} {path}");
+            }
+            fuse.light(NOTHING);
+            assert_eq!(status(&app, "/", &key).await, FINE, "{part}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_limiter_that_panics_after_the_handler_changes_no_answer() {
     for part in [PEEK, CHARGE, GIVE_BACK, MONOTONIC] {
         for cost in [Cost::FREE, Cost::new(5)] {

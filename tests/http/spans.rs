@@ -13,7 +13,7 @@ use tower::ServiceExt;
 use tower_api_key::{
     ApiKeyLayer, RequireScope,
     layer::make_span,
-    manage::{Expiry, NewKey},
+    manage::{Expiry, Issued, NewKey},
 };
 use tower_http::trace::TraceLayer;
 use tracing::{Level, subscriber::DefaultGuard};
@@ -152,4 +152,62 @@ async fn a_revoked_or_expired_key_that_is_used_is_logged_once_a_minute() {
         ask(&app, with_key(other)).await;
     }
     assert_eq!(log.warnings().len(), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_would_be_rejected_is_logged_once_a_minute_by_key_and_reason() {
+    let keys = Keys::new();
+    let (log, _guard) = Log::start();
+    let app = Router::new()
+        .route("/", get(async || ()))
+        .route("/scope", get(async || ()).layer(RequireScope::one("no").unwrap()))
+        .layer(ApiKeyLayer::new(keys.auth()).shadow(true))
+        .layer(TraceLayer::new_for_http().make_span_with(make_span));
+    let message = "shadow mode enabled: this API key layer rejects no request";
+    let started: Vec<_> = log.warnings().into_iter().map(|line| line["message"].clone()).collect();
+    assert_eq!(started.last().unwrap(), message);
+    let (revoked, good) = (
+        keys.issue(NewKey::new("acme", Expiry::Never)).await,
+        keys.issue(NewKey::new("acme", Expiry::Never)).await,
+    );
+    keys.revoke(&revoked).await;
+    let mut scope = with_key(&text(&good));
+    *scope.uri_mut() = "/scope".parse().unwrap();
+    let id = |issued: &Issued| Value::from(issued.record.id.to_string());
+    for (request, outcome, reason, key_id) in [
+        (with_key(&text(&revoked)), "rejected", "revoked", id(&revoked)),
+        (scope, "forbidden", "insufficient_scope", id(&good)),
+        (with_key(&unknown_key()), "rejected", "unknown", Value::Null),
+        (with_key("junk"), "rejected", "malformed", Value::Null),
+    ] {
+        for lines in [1, 0] {
+            let mut again = Request::new(Body::empty());
+            *again.uri_mut() = request.uri().clone();
+            *again.headers_mut() = request.headers().clone();
+            assert_eq!(ask(&app, again).await, StatusCode::OK);
+            let all = log.take();
+            let span = &all.last().unwrap()["span"];
+            assert_eq!(span["api_key.shadow_outcome"], outcome);
+            assert_eq!(span.get("api_key.outcome"), None);
+            let warnings: Vec<_> = all.iter().filter(|line| line["level"] == "WARN").collect();
+            assert_eq!(warnings.len(), lines, "{warnings:?}");
+            for line in warnings {
+                let fields = &line["fields"];
+                assert_eq!(
+                    (&fields["message"], &fields["reason"]),
+                    (&"request would be rejected".into(), &reason.into())
+                );
+                assert_eq!(fields["key_id"], key_id);
+            }
+        }
+    }
+    // Another unknown key is not another line.
+    ask(&app, with_key(&unknown_key())).await;
+    assert_eq!(log.warnings().len(), 0);
+    keys.clock.advance(Duration::from_secs(60));
+    ask(&app, with_key(&unknown_key())).await;
+    assert_eq!(log.warnings().len(), 1);
+    assert_eq!(ask(&app, with_key(&text(&good))).await, StatusCode::OK);
+    let all = log.take();
+    assert_eq!(all.last().unwrap()["span"]["api_key.shadow_outcome"], "admitted");
 }

@@ -21,9 +21,6 @@ use crate::{
     store::{StoreError, StoreErrorKind},
 };
 
-/// How late a load that keeps its deadline may be.
-const GRACE: Duration = Duration::from_millis(100);
-
 impl Core {
     /// Looks into the cache. A stale entry counts as fresh while the store is known to be down.
     pub(in crate::auth) fn peek(&self, hash: &KeyHash, now: Duration) -> Peek {
@@ -109,7 +106,7 @@ impl Core {
             ControlFlow::Break(outcome) => return Ok(LoadResult { outcome, is_superseded: false }),
         };
         let completion = load.result.wait_for(Option::is_some);
-        let result = timeout(self.lookup.deadline + GRACE, completion).await;
+        let result = timeout(self.lookup.longest_load(), completion).await;
         match result.as_ref().map(|result| result.as_deref()) {
             Ok(Ok(Some(result))) => {
                 if is_joined && matches!(result.outcome, Ok(None)) {

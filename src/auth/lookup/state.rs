@@ -63,6 +63,9 @@ pub(in crate::auth) struct Lookup {
     pub(super) deadline: Duration,
 }
 
+/// How late a load that keeps its deadline may be.
+const GRACE: Duration = Duration::from_millis(100);
+
 /// Held while a result is cached and while one is invalidated, which orders the two.
 #[derive(Default)]
 pub(super) struct LoadState {
@@ -115,6 +118,11 @@ impl Lookup {
             Some(catalog) => self.scopes.of(&catalog.expand(stored)),
             None => self.scopes.of(stored),
         }
+    }
+
+    /// How long a load takes at most, with what it may be late.
+    pub(in crate::auth) fn longest_load(&self) -> Duration {
+        self.deadline + GRACE
     }
 
     /// Acquires the permits that a query holds.

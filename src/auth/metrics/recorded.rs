@@ -18,6 +18,8 @@ static METADATA: Metadata<'static> =
 
 const REQUESTS: &str = "api_key_requests_total";
 const REJECTIONS: &str = "api_key_rejections_total";
+const SHADOW_REQUESTS: &str = "api_key_shadow_requests_total";
+const SHADOW_REJECTIONS: &str = "api_key_shadow_rejections_total";
 const HITS: &str = "api_key_cache_hits_total";
 const MISSES: &str = "api_key_cache_misses_total";
 const STALE: &str = "api_key_cache_stale_total";
@@ -35,6 +37,8 @@ pub(in crate::auth) struct Metrics {
     labels: Vec<Label>,
     requests: [Counter; Outcome::ALL.len()],
     rejections: [Counter; RejectionKind::ALL.len()],
+    shadow_requests: [Counter; Outcome::ALL.len()],
+    shadow_rejections: [Counter; RejectionKind::ALL.len()],
     hits: Striped,
     /// How many of `hits` were published.
     published: AtomicU64,
@@ -73,10 +77,15 @@ impl Metrics {
             let labels = labels.iter().cloned().chain([Label::from_static_parts(label, value)]);
             counter(&Key::from_parts(name, labels.collect::<Vec<_>>()))
         };
+        let by_outcome =
+            |name| Outcome::ALL.map(|outcome| labelled(name, "outcome", outcome.as_str()));
+        let by_reason =
+            |name| RejectionKind::ALL.map(|kind| labelled(name, "reason", kind.as_str()));
         Self {
-            requests: Outcome::ALL.map(|outcome| labelled(REQUESTS, "outcome", outcome.as_str())),
-            rejections: RejectionKind::ALL
-                .map(|kind| labelled(REJECTIONS, "reason", kind.as_str())),
+            requests: by_outcome(REQUESTS),
+            rejections: by_reason(REJECTIONS),
+            shadow_requests: by_outcome(SHADOW_REQUESTS),
+            shadow_rejections: by_reason(SHADOW_REJECTIONS),
             hits: Striped::new(),
             published: AtomicU64::new(0),
             published_hits: counter(&key(HITS)),
@@ -96,24 +105,23 @@ impl Metrics {
 
     pub(in crate::auth) fn count(&self, event: &Event<'_>) {
         match event {
-            Event::Admitted { .. } => self.request(Outcome::Admitted),
+            Event::Admitted { .. } => count(&self.requests, Outcome::Admitted as usize),
             Event::Rejected { kind, .. } => {
-                self.request(Outcome::of(*kind));
-                if let Some(counter) = self.rejections.get(*kind as usize) {
-                    counter.increment(1);
-                }
+                count(&self.requests, Outcome::of(*kind) as usize);
+                count(&self.rejections, *kind as usize);
+            }
+            Event::Shadowed { would_reject: None, .. } => {
+                count(&self.shadow_requests, Outcome::Admitted as usize);
+            }
+            Event::Shadowed { would_reject: Some(kind), .. } => {
+                count(&self.shadow_requests, Outcome::of(*kind) as usize);
+                count(&self.shadow_rejections, *kind as usize);
             }
             Event::Loaded { took, .. } => self.lookup.record(took.as_secs_f64()),
             Event::StaleServed { .. } => self.stale.increment(1),
             Event::UsageFlushed { took, .. } => self.usage_flush.record(took.as_secs_f64()),
             Event::UsageDropped => self.usage_dropped.increment(1),
             _ => {}
-        }
-    }
-
-    fn request(&self, outcome: Outcome) {
-        if let Some(counter) = self.requests.get(outcome as usize) {
-            counter.increment(1);
         }
     }
 
@@ -158,6 +166,12 @@ impl Metrics {
     }
 }
 
+fn count(counters: &[Counter], at: usize) {
+    if let Some(counter) = counters.get(at) {
+        counter.increment(1);
+    }
+}
+
 fn zero_or_one(is_one: bool) -> f64 {
     if is_one { 1.0 } else { 0.0 }
 }
@@ -178,6 +192,8 @@ fn describe(recorder: &dyn Recorder) {
     for (name, unit, text) in [
         (REQUESTS, Unit::Count, "Requests by outcome, each counted once."),
         (REJECTIONS, Unit::Count, "Rejected requests by reason."),
+        (SHADOW_REQUESTS, Unit::Count, "Requests in shadow mode by what their outcome would be."),
+        (SHADOW_REJECTIONS, Unit::Count, "Requests that shadow mode let pass, by reason."),
         (HITS, Unit::Count, "Keys decided from the cache, without waiting."),
         (MISSES, Unit::Count, "Keys that waited for a look-up."),
         (STALE, Unit::Count, "Keys decided by an old record, because the store did not answer."),

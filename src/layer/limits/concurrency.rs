@@ -22,7 +22,7 @@ use crate::{
     auth::{Authenticator, Rejection},
     layer::{
         ProblemJson, RejectionResponse,
-        request::caller::Trusted,
+        request::caller::{Trusted, shadowed},
         response::{Policy, RateLimitReport, headers::state_begin},
         short_circuit::{Finish, ShortCircuit},
     },
@@ -57,7 +57,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Apply it inside an [`ApiKeyLayer`](crate::ApiKeyLayer), around the routes that share the limit:
 /// clones count together. It counts per process, so a fleet of `n` nodes admits up to `n` times as
 /// many. `RateLimit-Policy` names it `concurrent`, with `qu="concurrent-requests"`. Requests
-/// admitted without a key are not counted.
+/// admitted without a key are not counted. Inside a layer in [shadow
+/// mode](crate::ApiKeyLayer::shadow), further requests pass and are not counted either.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ConcurrencyLimit<R = ProblemJson> {
@@ -235,10 +236,16 @@ where
         };
         let future = match entered {
             Ok(entered) => ShortCircuit::pass(inner, request, entered),
-            Err(rejected) => ShortCircuit::reject(inner, || {
-                let response = rejected.response(renderer, request);
-                response.map(|body| ConcurrencyLimitBody::new(body, None))
-            }),
+            Err(rejected) => match shadowed(request.extensions()) {
+                Some(would_reject) => {
+                    would_reject.note(rejected.rejection);
+                    ShortCircuit::pass(inner, request, None)
+                }
+                None => ShortCircuit::reject(inner, || {
+                    let response = rejected.response(renderer, request);
+                    response.map(|body| ConcurrencyLimitBody::new(body, None))
+                }),
+            },
         };
         ConcurrencyLimitFuture { future }
     }

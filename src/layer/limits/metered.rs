@@ -17,7 +17,7 @@ use crate::{
     auth::{Authenticator, Rejection, catch_pending_panic, catch_request_panic},
     layer::{
         ProblemJson, RejectionResponse,
-        request::caller::Trusted,
+        request::caller::{Trusted, shadowed},
         response::RateLimitReport,
         short_circuit::{Parked, Resume, ShortCircuit},
     },
@@ -95,9 +95,12 @@ where
         let Self { inner, renderer, .. } = self;
         let future = match outcome {
             Outcome::Pass(receipt) => ShortCircuit::pass(inner, request, receipt),
-            Outcome::Reject(rejected) => {
-                ShortCircuit::reject(inner, || rejected.response(renderer, request))
-            }
+            Outcome::Reject(rejected) => match pass_in_shadow(&request, rejected) {
+                Ok(receipt) => ShortCircuit::pass(inner, request, receipt),
+                Err(rejected) => {
+                    ShortCircuit::reject(inner, || rejected.response(renderer, request))
+                }
+            },
             Outcome::Wait(charge) => {
                 let parked = Parked::new(inner, request, charge, Renderer(renderer.clone()));
                 ShortCircuit::Waiting { parked }
@@ -155,6 +158,13 @@ pub(super) fn take(
     }
 }
 
+/// Lets a request pass that was rejected, if the layer around it is in shadow mode.
+fn pass_in_shadow<B>(request: &Request<B>, rejected: Box<RejectedRequest>) -> Charged {
+    let Some(would_reject) = shadowed(request.extensions()) else { return Err(rejected) };
+    would_reject.note(rejected.rejection);
+    Ok(Receipt::nothing(RateLimitReport::default()))
+}
+
 /// Renders the rejection of a request that waited for its charge.
 struct Renderer<R>(R);
 
@@ -167,7 +177,7 @@ where
         request: Request<B>,
         charged: Charged,
     ) -> Result<(Request<B>, Receipt), Response<T>> {
-        match charged {
+        match charged.or_else(|rejected| pass_in_shadow(&request, rejected)) {
             Ok(receipt) => Ok((request, receipt)),
             Err(rejected) => Err(rejected.response(&self.0, request)),
         }

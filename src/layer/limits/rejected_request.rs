@@ -11,7 +11,7 @@ use crate::{
 
 /// Why a limit rejected a request, and the state of its quotas.
 pub(super) struct RejectedRequest {
-    rejection: Rejection,
+    pub(super) rejection: Rejection,
     report: RateLimitReport,
 }
 

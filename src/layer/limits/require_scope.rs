@@ -16,7 +16,7 @@ use crate::{
     layer::{
         ProblemJson, RejectionResponse,
         request::{
-            caller::{Trusted, missing},
+            caller::{Trusted, missing, shadowed},
             parts_without_key,
         },
         response::respond,
@@ -63,7 +63,8 @@ use crate::{
 /// ```
 ///
 /// Without an `ApiKeyLayer` it answers 500, because an unguarded route is a mistake. With several
-/// around the route, the consumer of the innermost one counts.
+/// around the route, the consumer of the innermost one counts; inside one in [shadow
+/// mode](crate::ApiKeyLayer::shadow), it lets every request pass.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RequireScope<R = ProblemJson> {
@@ -157,9 +158,15 @@ where
         let Self { inner, required, renderer } = self;
         let future = match required.evaluate(&request) {
             Ok(()) => ShortCircuit::pass(inner, request, ()),
-            Err(rejection) => ShortCircuit::reject(inner, || {
-                respond(renderer, rejection, &parts_without_key(request))
-            }),
+            Err(rejection) => match shadowed(request.extensions()) {
+                Some(would_reject) => {
+                    would_reject.note(rejection);
+                    ShortCircuit::pass(inner, request, ())
+                }
+                None => ShortCircuit::reject(inner, || {
+                    respond(renderer, rejection, &parts_without_key(request))
+                }),
+            },
         };
         RequireScopeFuture { future }
     }

@@ -5,6 +5,7 @@ pub(super) mod grpc;
 pub(super) mod headers;
 mod problem;
 mod rate_limit_report;
+mod shadow_header;
 mod status_codes;
 
 #[cfg(feature = "axum")]
@@ -12,7 +13,8 @@ pub(crate) use self::problem::complete;
 pub(super) use self::{
     challenges::Challenges,
     problem::respond,
-    rate_limit_report::{Policy, RateLimitReport},
+    rate_limit_report::{OtherPolicies, Policy, RateLimitReport},
+    shadow_header::write_shadow,
 };
 pub use self::{
     headers::RateLimitHeaders,

@@ -20,7 +20,7 @@ pub(in crate::layer) struct RateLimitReport {
     /// The state of those quotas, if anything was taken.
     pub(in crate::layer) own: Option<Decisions>,
     /// Policies other than the key's own.
-    pub(in crate::layer) more: SmallVec<[(Arc<Policy>, Decision); 1]>,
+    pub(in crate::layer) more: OtherPolicies,
 }
 
 impl RateLimitReport {
@@ -53,6 +53,9 @@ impl RateLimitReport {
         });
     }
 }
+
+/// The state of policies other than the key's own.
+pub(in crate::layer) type OtherPolicies = SmallVec<[(Arc<Policy>, Decision); 1]>;
 
 /// A policy's name, and its items in the headers.
 #[derive(Debug)]
