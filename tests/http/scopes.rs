@@ -6,10 +6,11 @@ use axum::{
     Router,
     body::Body,
     extract::State,
+    handler::Handler as _,
     middleware::{Next, from_fn_with_state},
     routing::get,
 };
-use http::{HeaderName, Request, Response, StatusCode};
+use http::{HeaderName, Method, Request, Response, StatusCode};
 use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer, RequireScope,
     auth::{Rejection, RejectionKind},
@@ -56,6 +57,31 @@ async fn any_scope_is_enough_where_any_is_asked_for() {
     let scope = RequireScope::any(["a", "b"]).unwrap();
     let held: [&[&str]; _] = [&["a", "b"], &["a"], &["c", "b"], &["c"], &[]];
     assert_eq!(statuses(&scope, held).await, [200, 200, 200, 403, 403]);
+}
+
+#[tokio::test]
+async fn each_method_of_a_path_may_require_another_scope() {
+    let keys = Keys::new();
+    let [read, write] =
+        ["orders:read", "orders:write"].map(|scope| RequireScope::one(scope).unwrap());
+    let orders = get((async || "read").layer(read)).post((async || "written").layer(write));
+    let app = Router::new().route("/", orders).layer(ApiKeyLayer::new(keys.auth()));
+    let reader = key_with(&keys, &["orders:read"]).await;
+    let writer = key_with(&keys, &["orders:write"]).await;
+    for (method, of_reader, of_writer) in [
+        (Method::GET, 200, 403),
+        // axum answers it with the handler of GET.
+        (Method::HEAD, 200, 403),
+        (Method::POST, 403, 200),
+        (Method::PUT, 405, 405),
+    ] {
+        for (key, status) in [(&reader, of_reader), (&writer, of_writer)] {
+            let mut request = with_key(key);
+            *request.method_mut() = method.clone();
+            let answer = send(app.clone(), request).await;
+            assert_eq!(answer.status, status, "{method}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -264,6 +264,27 @@ async fn a_key_lives_no_longer_than_the_grant_from_its_issue_on() {
 }
 
 #[tokio::test]
+async fn a_refusal_says_what_the_grant_allows() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    for (longest, words) in [
+        (90 * DAY, "within 90 days"),
+        (36 * HOUR, "within 36 hours"),
+        (HOUR + HOUR / 2, "within 5400 seconds"),
+        (HOUR / 60 + Duration::from_millis(1), "within 60 seconds"),
+    ] {
+        let member = Member::new("ann", "acme").grant(Grant::new(longest));
+        let member = issuer().by(Actor::member(member));
+        let error = member.issue(NewKey::new("acme", Expiry::Never)).await.unwrap_err();
+        assert!(error.detail().contains(words), "{error}");
+    }
+    let grant = grant().rate_limits(Quota::per_minute(10).unwrap());
+    let member = issuer().by(Actor::member(Member::new("ann", "acme").grant(grant)));
+    let new = NewKey::new("acme", Expiry::In(DAY)).rate_limits(Quota::per_minute(11).unwrap());
+    let error = member.issue(new).await.unwrap_err();
+    assert!(error.detail().contains("those that the member may grant"), "{error}");
+}
+
+#[tokio::test]
 async fn without_a_grant_a_member_only_takes_away() {
     let issuer = issuer();
     let id = issue(&issuer, "acme").await.record.id;

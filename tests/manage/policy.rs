@@ -66,6 +66,32 @@ async fn calling_key(issuer: &KeyIssuer) -> KeyIssuer {
 }
 
 #[tokio::test]
+async fn a_refusal_names_at_most_sixteen_scopes_or_networks() {
+    for (count, is_cut) in [(1_u8, false), (16, false), (17, true)] {
+        let allowed: Vec<_> = (0..count).map(|n| format!("scope{n:02}")).collect();
+        let rules = IssueRules::new().allowed_scopes(Scopes::parse(&allowed).unwrap());
+        let new = acme(1).scopes(scopes(&["other"]));
+        let error = operator().0.policy(rules).issue(new).await.unwrap_err();
+        let named = error.detail().matches("scope").count();
+        assert_eq!(
+            (named, error.detail().contains('…')),
+            (count.min(16).into(), is_cut),
+            "{error}"
+        );
+
+        let allowed: Vec<_> = (0..count).map(|n| format!("192.0.{n}.0/24")).collect();
+        let rules = IssueRules::new().allowed_networks(Networks::parse(&allowed).unwrap());
+        let error = operator().0.policy(rules).issue(acme(1)).await.unwrap_err();
+        let named = error.detail().matches("/24").count();
+        assert_eq!(
+            (named, error.detail().contains('…')),
+            (count.min(16).into(), is_cut),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn each_breach_names_its_field_and_its_bound_for_every_actor() {
     let (operator, _) = operator();
     let operator = operator.policy(strict());

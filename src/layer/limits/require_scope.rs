@@ -49,6 +49,22 @@ use crate::{
 ///     );
 /// ```
 ///
+/// With axum, each method of a path can require its own scope if the layer is around the handler:
+///
+/// ```
+/// use axum::{Router, handler::Handler, routing::get};
+/// # use tower_api_key::RequireScope;
+///
+/// # async fn list() {}
+/// # async fn create() {}
+/// # fn main() -> Result<(), tower_api_key::record::InvalidScope> {
+/// let list = list.layer(RequireScope::one("orders:read")?);
+/// let create = create.layer(RequireScope::one("orders:write")?);
+/// let app: Router = Router::new().route("/orders", get(list).post(create));
+/// # Ok(())
+/// # }
+/// ```
+///
 /// Scopes as text are checked when the layer is made:
 ///
 /// ```
