@@ -7,6 +7,8 @@
 
 #[path = "support/app/mod.rs"]
 mod app;
+#[path = "support/http2/mod.rs"]
+mod frames;
 #[path = "support/raw_store/mod.rs"]
 mod raw_store;
 #[path = "../examples/shared/timed.rs"]
@@ -382,86 +384,6 @@ mod heads {
     }
 }
 
-/// HTTP/2 frames by hand, which no regular client would send.
-mod frames {
-    pub(super) const PREFACE: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    pub(super) const HEADERS: u8 = 1;
-    pub(super) const SETTINGS: u8 = 4;
-    pub(super) const GOAWAY: u8 = 7;
-    pub(super) const CONTINUATION: u8 = 9;
-    pub(super) const END_STREAM: u8 = 1;
-    pub(super) const END_HEADERS: u8 = 4;
-
-    pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        let mut frame = vec![length[1], length[2], length[3], kind, flags];
-        frame.extend(stream.to_be_bytes());
-        frame.extend(payload);
-        frame
-    }
-
-    /// The preface and empty settings.
-    pub(super) fn opening() -> Vec<u8> {
-        [PREFACE.as_bytes(), &frame(SETTINGS, 0, 0, &[])].concat()
-    }
-
-    /// `GET http://a/` by `key`, as a block of headers.
-    pub(super) fn get(key: &str) -> Vec<u8> {
-        // From the static table: `GET`, `http` and `/`. Its first entry is `:authority`.
-        let mut block = vec![0x82, 0x86, 0x84, 0x01, 1, b'a'];
-        block.extend(literal(0x00, "authorization", &format!("Bearer {key}")));
-        block
-    }
-
-    /// A header that is not in the table. `kind` is 0x40 to add it.
-    pub(super) fn literal(kind: u8, name: &str, value: &str) -> Vec<u8> {
-        let mut literal = vec![kind];
-        for text in [name, value] {
-            // Without Huffman coding, so the prefix has seven bits.
-            let mut length = text.len();
-            if length >= 127 {
-                literal.push(127);
-                length -= 127;
-                while length >= 128 {
-                    literal.push(u8::try_from(length % 128).unwrap() | 128);
-                    length /= 128;
-                }
-            }
-            literal.push(u8::try_from(length).unwrap());
-            literal.extend(text.as_bytes());
-        }
-        literal
-    }
-
-    /// Whether the connection was ended by `ENHANCE_YOUR_CALM`.
-    pub(super) fn is_told_to_be_calm(said: &[u8]) -> bool {
-        frames(said)
-            .any(|(kind, payload)| kind == GOAWAY && payload.get(4..8) == Some(&[0, 0, 0, 11]))
-    }
-
-    /// The frames: their kinds and payloads.
-    fn frames(mut said: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
-        std::iter::from_fn(move || {
-            let (head, rest) = said.split_at_checked(9)?;
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-            let (payload, rest) = rest.split_at_checked(length)?;
-            said = rest;
-            Some((head[3], payload))
-        })
-    }
-
-    /// The status of the first response, if its frame has arrived: 200 or another one.
-    pub(super) fn status(said: &[u8]) -> Option<u16> {
-        let (_, payload) = frames(said).find(|(kind, _)| *kind == HEADERS)?;
-        // In the static table, or `431` in Huffman coding.
-        match payload {
-            [0x88, ..] => Some(200),
-            [_, 0x83, 0x69, 0x90, 0xff, ..] => Some(431),
-            _ => panic!("another status: {payload:x?}"),
-        }
-    }
-}
-
 mod memory {
     use super::{
         frames::{CONTINUATION, END_HEADERS, END_STREAM, HEADERS, frame, get, literal, opening},
@@ -541,7 +463,7 @@ mod memory {
                 let more = frame(CONTINUATION, 0, 1, &literal(0, "x", &"y".repeat(16_000)));
                 let endless = [opening(), begun].into_iter().chain(iter::repeat_n(more, 10_000));
                 let said = exchange(service.address, endless).await;
-                assert!(frames::is_told_to_be_calm(&said), "{said:x?}");
+                assert_eq!(frames::goaway(&said), Some(frames::ENHANCE_YOUR_CALM), "{said:x?}");
             });
         }
     }
@@ -568,7 +490,8 @@ mod memory {
                     };
                     timeout(PATIENCE, answered).await.unwrap();
                     assert_eq!(frames::status(&said), status, "{times}: {said:x?}");
-                    assert_eq!(frames::is_told_to_be_calm(&said), status.is_none(), "{said:x?}");
+                    let calm = status.is_none().then_some(frames::ENHANCE_YOUR_CALM);
+                    assert_eq!(frames::goaway(&said), calm, "{said:x?}");
                 }
             });
         }

@@ -7,6 +7,8 @@
 mod app;
 #[path = "../support/doubles/mod.rs"]
 mod doubles;
+#[path = "../support/http2/mod.rs"]
+mod frames;
 #[path = "../support/raw_store/mod.rs"]
 mod raw_store;
 #[path = "../support/wait/mod.rs"]
@@ -15,6 +17,7 @@ mod wait;
 mod consumer;
 mod drain;
 mod expiry;
+mod http2;
 mod http_semantics;
 mod mistakes;
 mod panics;
