@@ -139,6 +139,10 @@
 //! 5. [`RequireScope`], and layers that limit or buffer the handler: a rejected request releases
 //!    what it reserved in them.
 //!
+//! Of tower's own layers, `LoadShed`, `Timeout`, `Buffer` and `ConcurrencyLimit` belong inside as
+//! well. A `Retry` inside is charged once for all attempts; one around the layer is charged for each.
+//! `Steer` chooses between services, of which each that needs a key has its own layer.
+//!
 //! See `examples/postgres.rs` for a complete service.
 //!
 //! # Deployment caveats

@@ -31,3 +31,4 @@ mod spans;
 mod status;
 mod streams;
 mod test_kit;
+mod tower_layers;

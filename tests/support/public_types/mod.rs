@@ -588,7 +588,9 @@ async fn of_layers(heard: &mut Heard, keys: &Keys, key: &str) {
     let (mut parts, _) = with_key(key).into_parts();
     let consumer = keys.auth().check(key.as_bytes()).await.unwrap().consumer().clone();
     let (mut granting, ()) = http::Request::new(()).into_parts();
-    granting.extensions.insert(Consumer::builder(key).scopes(["a"]).build());
+    let holder =
+        Consumer::builder("acme").scopes(["a"]).metadata(&serde_json::json!({ "key": key }));
+    granting.extensions.insert(holder.build());
     let granted = Granted::<permission::Any>::from_request_parts(&mut granting, &()).await.unwrap();
     say!(heard:
         layer,
