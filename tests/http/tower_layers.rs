@@ -108,7 +108,10 @@ impl<F: Fn()> Policy<Call, Answer, BoxError> for RetryErrors<F> {
 
     fn retry(&mut self, _: &mut Call, answer: &mut Result<Answer, BoxError>) -> Option<Ready<()>> {
         let failed = answer.as_ref().is_ok_and(|answer| answer.status().is_server_error());
-        failed.then(|| ready(self.0()))
+        failed.then(|| {
+            self.0();
+            ready(())
+        })
     }
 
     fn clone_request(&mut self, request: &Call) -> Option<Call> {
