@@ -23,8 +23,9 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// Turns a rejection into a response.
 ///
 /// Implementations: [`ProblemJson`] (the default), [`StatusOnly`] (no body), and any closure
-/// `Fn(&Rejection, &Parts) -> Response<B>` whose body has a default. The service adds the headers that the protocol requires
-/// and the response lacks, and puts the [`Rejection`] into the response's extensions.
+/// `Fn(&Rejection, &Parts) -> Response<B>` whose body has a default. The service adds the headers
+/// that the protocol requires and the response lacks, and puts the [`Rejection`] into the response's
+/// extensions.
 ///
 /// `request` has the method, URI, headers and extensions of the rejected request, so that one layer
 /// can answer browsers with HTML and programs with JSON, or repeat a request id:
