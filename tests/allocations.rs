@@ -1,6 +1,6 @@
 //! Allocations of a request, counted per thread, beyond those of a no-op layer.
 
-#![cfg(test)]
+#![cfg(all(test, feature = "axum", feature = "test-util"))]
 
 #[path = "support/app/mod.rs"]
 mod app;

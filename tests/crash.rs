@@ -1,7 +1,7 @@
 //! A process that is killed during a change leaves either all of it, with its line in the audit, or
 //! nothing.
 
-#![cfg(test)]
+#![cfg(all(test, feature = "postgres", feature = "sqlite"))]
 
 #[path = "support/servers/mod.rs"]
 mod servers;

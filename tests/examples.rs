@@ -1,5 +1,13 @@
-#![cfg(test)]
 //! The examples do what they print and what their comments say, as separate processes.
+
+#![cfg(all(
+    test,
+    feature = "axum",
+    feature = "metrics",
+    feature = "postgres",
+    feature = "sqlite",
+    feature = "tracing"
+))]
 
 #[path = "support/servers/mod.rs"]
 mod servers;

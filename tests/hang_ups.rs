@@ -1,6 +1,6 @@
 //! Clients that hang up in the middle of a look-up, over real connections.
 
-#![cfg(test)]
+#![cfg(all(test, feature = "axum", feature = "test-util"))]
 
 #[path = "support/app/mod.rs"]
 mod app;

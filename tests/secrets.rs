@@ -1,6 +1,6 @@
 //! No key appears in a log, a panic, an error, a `Debug` output or a response.
 
-#![cfg(test)]
+#![cfg(all(test, feature = "axum", feature = "test-util", feature = "tracing"))]
 
 #[path = "support/app/mod.rs"]
 mod app;

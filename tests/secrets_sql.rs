@@ -2,7 +2,14 @@
 //!
 //! In a binary of its own: sqlx works on threads and tasks that only a global subscriber sees.
 
-#![cfg(test)]
+#![cfg(all(
+    test,
+    feature = "axum",
+    feature = "postgres",
+    feature = "sqlite",
+    feature = "test-util",
+    feature = "tracing"
+))]
 
 #[path = "support/doubles/mod.rs"]
 mod doubles;

@@ -1,6 +1,6 @@
 //! Connections over TLS, with whichever implementation is compiled in: the system's or rustls.
 
-#![cfg(test)]
+#![cfg(all(test, feature = "postgres", feature = "redis", feature = "tracing"))]
 
 #[path = "support/servers/mod.rs"]
 mod servers;

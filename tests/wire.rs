@@ -3,7 +3,7 @@
 //!
 //! Both servers of the manual are tested: `axum::serve`, and the one of `examples/shared/timed.rs`.
 
-#![cfg(test)]
+#![cfg(all(test, feature = "axum", feature = "postgres", feature = "test-util"))]
 
 #[path = "support/app/mod.rs"]
 mod app;

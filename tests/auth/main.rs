@@ -1,6 +1,14 @@
 //! Decisions about keys: the cache, the change feed, throttling and the worker.
 
-#![cfg(test)]
+#![cfg(all(
+    test,
+    feature = "axum",
+    feature = "metrics",
+    feature = "postgres",
+    feature = "sqlite",
+    feature = "test-util",
+    feature = "tracing"
+))]
 
 #[path = "../support/app/mod.rs"]
 mod app;

@@ -1,6 +1,16 @@
 //! Several nodes, and outages of what they depend on.
 
-#![cfg(test)]
+#![cfg(all(
+    test,
+    feature = "admin",
+    feature = "axum",
+    feature = "postgres",
+    feature = "redis",
+    feature = "sqlite",
+    feature = "test-util",
+    feature = "tracing",
+    feature = "ws"
+))]
 
 #[path = "../support/doubles/mod.rs"]
 mod doubles;

@@ -1,6 +1,13 @@
 //! The layer as gRPC clients see it: tonic's, and grpcio of Python.
 
-#![cfg(test)]
+#![cfg(all(
+    test,
+    feature = "axum",
+    feature = "grpc",
+    feature = "sqlite",
+    feature = "test-util",
+    feature = "tracing"
+))]
 
 #[path = "../support/doubles/mod.rs"]
 mod doubles;

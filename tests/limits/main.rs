@@ -1,6 +1,13 @@
 //! Rate limits, in one process and shared through Redis.
 
-#![cfg(test)]
+#![cfg(all(
+    test,
+    feature = "axum",
+    feature = "postgres",
+    feature = "redis",
+    feature = "test-util",
+    feature = "tracing"
+))]
 
 #[path = "../support/app/mod.rs"]
 mod app;

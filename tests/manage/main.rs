@@ -1,6 +1,14 @@
 //! The life of a key: issuing, changing, auditing, and the HTTP routers that do so.
 
-#![cfg(test)]
+#![cfg(all(
+    test,
+    feature = "axum",
+    feature = "openapi",
+    feature = "postgres",
+    feature = "sqlite",
+    feature = "test-util",
+    feature = "tracing"
+))]
 
 #[path = "../support/admin_client/mod.rs"]
 mod admin_client;

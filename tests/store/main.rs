@@ -1,6 +1,14 @@
 //! Stores: what every store does, PostgreSQL, SQLite, and their tables.
 
-#![cfg(test)]
+#![cfg(all(
+    test,
+    feature = "admin",
+    feature = "axum",
+    feature = "postgres",
+    feature = "sqlite",
+    feature = "test-util",
+    feature = "tracing"
+))]
 
 #[path = "../support/doubles/mod.rs"]
 mod doubles;
