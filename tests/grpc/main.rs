@@ -20,5 +20,6 @@ mod cases;
 mod example;
 mod grpcio;
 mod head;
+mod http_handlers;
 mod orders;
 mod tonic_client;
