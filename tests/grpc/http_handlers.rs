@@ -7,7 +7,7 @@ use axum::{
     routing::{MethodRouter, post},
 };
 use http::{
-    HeaderMap, Request, Response, StatusCode,
+    Request, Response, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
 use http_body_util::BodyExt;

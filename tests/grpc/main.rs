@@ -18,6 +18,7 @@ mod demo;
 
 mod cases;
 mod example;
+mod grpc_web;
 mod grpcio;
 mod head;
 mod http_handlers;
