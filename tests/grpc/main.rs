@@ -16,6 +16,7 @@ mod wait;
 #[rustfmt::skip]
 mod demo;
 
+mod balanced;
 mod cases;
 mod example;
 mod grpc_web;
