@@ -19,6 +19,7 @@ mod demo;
 mod balanced;
 mod cases;
 mod example;
+mod generated;
 mod grpc_web;
 mod grpcio;
 mod head;
