@@ -363,6 +363,48 @@ mod quickstart {
     }
 }
 
+mod hyper {
+    use super::*;
+
+    const NAME: &str = "hyper";
+
+    #[tokio::test]
+    async fn needs_nothing_and_answers_as_it_promises() {
+        let place = Place::new();
+        let mut example = place.start(NAME).await;
+        let key = example.key().await;
+        follow(&mut example, &key).await;
+        is_open(&example).await;
+        assert_eq!(example.get("/v1/none", &[]).await.status, 401);
+        assert_eq!(place.stderr(), "");
+    }
+
+    /// Over a connection that is open when the example is told to end.
+    #[tokio::test]
+    async fn serves_http2_on_the_same_port_and_writes_last_uses_before_it_ends() {
+        let place = Place::new().with("DATABASE_URL", "sqlite:keys.db");
+        let mut example = place.start(NAME).await;
+        let key = example.key().await;
+        let url = format!("http://{}/v1/whoami", example.address);
+        for (header, expected) in [(&*authorization(&key), "HTTP/2 200"), ("a: b", "HTTP/2 401")] {
+            let mut curl = Command::new("curl");
+            let curl = curl.args(["--silent", "--include", "--http2-prior-knowledge", "--header"]);
+            let answer = within(curl.args([header, &url]).output()).await.unwrap().stdout;
+            let answer = String::from_utf8(answer).unwrap();
+            assert!(answer.starts_with(expected), "{answer}");
+            assert_eq!(answer.contains("\"consumer_id\":\"acme\""), expected.ends_with("200"));
+        }
+        let id = example.knows(&key).await;
+        let idle = TcpStream::connect(example.address).await.unwrap();
+        example.ends_well_by("TERM").await;
+        drop(idle);
+
+        let url = format!("sqlite:{}", place.folder.path().join("keys.db").display());
+        let store = SqliteKeyStore::connect(&url).await.unwrap();
+        assert!(store.last_used_at(id).await.unwrap().is_some());
+    }
+}
+
 mod postgres {
     use super::*;
 

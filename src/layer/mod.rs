@@ -145,6 +145,44 @@
 //!
 //! See `examples/postgres.rs` for a complete service.
 //!
+//! # Without axum
+//!
+//! `examples/hyper.rs` is a service on hyper alone. With warp, the layer goes around the service of a
+//! filter. warp's body is made from a `String`, which the renderer has to say:
+//!
+//! ```
+//! use http::{Response, request::Parts};
+//! use tower::Layer;
+//! use tower_api_key::{
+//!     ApiKeyLayer, Consumer,
+//!     auth::Rejection,
+//!     layer::{ProblemJson, RejectionResponse},
+//! };
+//! use warp::Filter;
+//! # use tower_api_key::{Authenticator, key::KeyFormat, store::MemoryKeyStore};
+//!
+//! fn problem(rejection: &Rejection, request: &Parts) -> warp::reply::Response {
+//!     let problem: Response<String> = ProblemJson::default().response(rejection, request);
+//!     problem.map(Into::into)
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (auth, worker) =
+//! #     Authenticator::builder(MemoryKeyStore::new(), KeyFormat::new("sk_live_")?).build();
+//! # drop(worker);
+//! let orders = warp::path("orders")
+//!     .and(warp::ext::get::<Consumer>())
+//!     .map(|consumer: Consumer| format!("orders of {}", consumer.id()));
+//! let layer = ApiKeyLayer::new(auth).render_rejections(problem);
+//! let service = layer.layer(warp::service(orders));
+//! # fn is_service<S: tower::Service<http::Request<String>>>(_: S) {}
+//! # is_service(service);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! hyper serves it as `TowerToHyperService::new(service)`.
+//!
 //! # Deployment caveats
 //!
 //! `Router::layer` wraps only the routes that were added before it. On a route added afterwards, a

@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
@@ -19,6 +19,7 @@ use super::{
     ProblemJson, RejectionResponse,
     middleware::{Middleware, Verdict},
     request::caller,
+    response::grpc::RequestType,
     shadow::ShadowDecision,
     short_circuit::{Finish, Parked, Resume, ShortCircuit},
 };
@@ -75,12 +76,14 @@ where
         let future = match middleware.config.attempt(&mut request) {
             Verdict::Attempt(Attempt::Admit(admission)) => {
                 middleware.config.attach_consumer(&mut request, &admission);
-                let admitted = Admitted::new(Arc::clone(middleware), admission, false);
+                let middleware = Arc::clone(middleware);
+                let admitted = Admitted::new(middleware, request.headers(), admission, false);
                 ShortCircuit::pass(inner, request, admitted)
             }
             Verdict::Readmission(Attempt::Admit(admission)) => {
                 middleware.config.attach_consumer(&mut request, &admission);
-                let admitted = Admitted::new(Arc::clone(middleware), admission, true);
+                let middleware = Arc::clone(middleware);
+                let admitted = Admitted::new(middleware, request.headers(), admission, true);
                 ShortCircuit::pass(inner, request, admitted)
             }
             Verdict::Attempt(Attempt::Reject(rejection))
@@ -98,10 +101,12 @@ where
             Verdict::Anonymous => {
                 let missing = middleware.config.credentials.missing().clone();
                 caller::admit_anonymous(request.extensions_mut(), missing);
-                ShortCircuit::pass(inner, request, Admitted::without_key(Arc::clone(middleware)))
+                let admitted = Admitted::without_key(Arc::clone(middleware), request.headers());
+                ShortCircuit::pass(inner, request, admitted)
             }
             Verdict::AlreadyAdmitted => {
-                ShortCircuit::pass(inner, request, Admitted::without_key(Arc::clone(middleware)))
+                let admitted = Admitted::without_key(Arc::clone(middleware), request.headers());
+                ShortCircuit::pass(inner, request, admitted)
             }
         };
         ResponseFuture { future }
@@ -144,13 +149,15 @@ where
         Verdict::AlreadyAdmitted => None,
     };
     let decision = config.pass_in_shadow(&mut request, decision);
-    ShortCircuit::pass(inner, request, Admitted::in_shadow(Arc::clone(middleware), decision))
+    let admitted = Admitted::in_shadow(Arc::clone(middleware), request.headers(), decision);
+    ShortCircuit::pass(inner, request, admitted)
 }
 
 /// An admitted request; without `admission`, one without a key, or one that an outer layer
 /// admitted.
 struct Admitted<R> {
     middleware: Arc<Middleware<R>>,
+    request_type: RequestType,
     admission: Option<Admission>,
     /// Whether the observer knows of the request.
     is_reported: bool,
@@ -159,22 +166,35 @@ struct Admitted<R> {
 }
 
 impl<R> Admitted<R> {
-    fn new(middleware: Arc<Middleware<R>>, admission: Admission, is_reported: bool) -> Self {
-        Self { middleware, admission: Some(admission), is_reported, shadow: None }
+    fn new(
+        middleware: Arc<Middleware<R>>,
+        request: &HeaderMap,
+        admission: Admission,
+        is_reported: bool,
+    ) -> Self {
+        let (request_type, admission) = (RequestType::of(request), Some(admission));
+        Self { middleware, request_type, admission, is_reported, shadow: None }
     }
 
-    fn without_key(middleware: Arc<Middleware<R>>) -> Self {
-        Self { middleware, admission: None, is_reported: true, shadow: None }
+    fn without_key(middleware: Arc<Middleware<R>>, request: &HeaderMap) -> Self {
+        let request_type = RequestType::of(request);
+        Self { middleware, request_type, admission: None, is_reported: true, shadow: None }
     }
 
-    fn in_shadow(middleware: Arc<Middleware<R>>, decision: ShadowDecision) -> Self {
-        let shadow = Some(Box::new(decision));
-        Self { middleware, admission: None, is_reported: true, shadow }
+    fn in_shadow(
+        middleware: Arc<Middleware<R>>,
+        request: &HeaderMap,
+        decision: ShadowDecision,
+    ) -> Self {
+        let (request_type, shadow) = (RequestType::of(request), Some(Box::new(decision)));
+        Self { middleware, request_type, admission: None, is_reported: true, shadow }
     }
 }
 
-impl<R, B> Finish<Response<B>, Response<B>> for Admitted<R> {
+impl<R: RejectionResponse<B>, B> Finish<Response<B>, Response<B>> for Admitted<R> {
     fn finish(&mut self, mut response: Response<B>) -> Response<B> {
+        let empty_body = || self.middleware.renderer.empty_body();
+        self.request_type.translate(&mut response, empty_body);
         if let Some(mut decision) = self.shadow.take() {
             self.middleware.config.finish_in_shadow(&mut response, &mut decision);
             return response;
@@ -216,12 +236,15 @@ where
         let Self { middleware, is_reported } = self;
         if middleware.config.shadow.is_on {
             let decision = middleware.config.pass_in_shadow(&mut request, Some(decision));
-            return Ok((request, Admitted::in_shadow(middleware, decision)));
+            let admitted = Admitted::in_shadow(middleware, request.headers(), decision);
+            return Ok((request, admitted));
         }
         match decision {
             Ok(admission) => {
                 middleware.config.attach_consumer(&mut request, &admission);
-                Ok((request, Admitted::new(middleware, admission, is_reported)))
+                let headers = request.headers();
+                let admitted = Admitted::new(middleware, headers, admission, is_reported);
+                Ok((request, admitted))
             }
             Err(rejection) => Err(middleware.reject(&rejection, request)),
         }

@@ -2,6 +2,7 @@
 
 #![cfg(all(
     test,
+    feature = "admin",
     feature = "axum",
     feature = "grpc",
     feature = "sqlite",
@@ -23,9 +24,13 @@ mod wait;
 #[rustfmt::skip]
 mod demo;
 
+mod balanced;
 mod cases;
 mod example;
+mod generated;
+mod grpc_web;
 mod grpcio;
 mod head;
+mod http_handlers;
 mod orders;
 mod tonic_client;

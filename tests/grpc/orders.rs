@@ -15,6 +15,7 @@ use tonic::{
     service::{LayerExt, Routes},
     transport::{Server, server::TcpIncoming},
 };
+use tonic_web::GrpcWebLayer;
 use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer, RequireScope,
     layer::{ClientAddress, ConcurrencyLimit, StatusOnly, UntilKeyEndsLayer},
@@ -31,6 +32,10 @@ pub(crate) enum Host {
     Axum,
     /// tonic's `Server`, whose handlers require scopes.
     Tonic,
+    /// As `Axum`, with `GrpcWebLayer` inside of the layer that reads keys.
+    AroundGrpcWeb,
+    /// As `Axum`, with `GrpcWebLayer` outside of it.
+    InsideGrpcWeb,
     /// As `Axum`, with the layer that reads keys left out by mistake.
     AxumWithoutLayer,
     /// As `Tonic`, with the layer that reads keys left out by mistake.
@@ -70,6 +75,14 @@ pub(crate) async fn serve(host: Host, auth: &Authenticator) -> Running {
         Host::Axum => drop(tokio::spawn(async move {
             let app = open().merge(methods(&service).layer(layer(auth)));
             axum::serve(listener.tap_io(move |_| accept()), app).await.unwrap();
+        })),
+        Host::AroundGrpcWeb => drop(tokio::spawn(async move {
+            let app = methods(&service).layer(GrpcWebLayer::new()).layer(layer(auth));
+            axum::serve(listener, app).await.unwrap();
+        })),
+        Host::InsideGrpcWeb => drop(tokio::spawn(async move {
+            let app = methods(&service).layer(layer(auth)).layer(GrpcWebLayer::new());
+            axum::serve(listener, app).await.unwrap();
         })),
         Host::AxumWithoutLayer => drop(tokio::spawn(async move {
             axum::serve(listener, open().merge(methods(&service))).await.unwrap();

@@ -33,7 +33,10 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) async fn connect(address: SocketAddr, metadata: &[(&'static str, String)]) -> Self {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-        let channel = within(endpoint.connect()).await.unwrap();
+        Self::over(within(endpoint.connect()).await.unwrap(), metadata)
+    }
+
+    pub(crate) fn over(channel: Channel, metadata: &[(&'static str, String)]) -> Self {
         let mut map = MetadataMap::new();
         for (name, value) in metadata {
             map.append(MetadataKey::from_static(name), value.parse().unwrap());
@@ -56,7 +59,7 @@ impl Client {
         Ok(within(self.orders.clone().get(request)).await?.into_inner())
     }
 
-    async fn delete(&self) -> Result<(), Status> {
+    pub(crate) async fn delete(&self) -> Result<(), Status> {
         let request = self.request(DeleteRequest::default());
         within(self.orders.clone().delete(request)).await.map(drop)
     }
@@ -69,7 +72,10 @@ impl Client {
         Ok(orders)
     }
 
-    async fn total(&self, ids: &'static [&'static str]) -> Result<TotalResponse, Status> {
+    pub(crate) async fn total(
+        &self,
+        ids: &'static [&'static str],
+    ) -> Result<TotalResponse, Status> {
         let requests = stream::iter(ids).map(|id| GetRequest { id: (*id).to_owned() });
         let request = self.request(requests);
         Ok(within(self.orders.clone().total(request)).await?.into_inner())

@@ -20,6 +20,7 @@ mod expiry;
 mod http2;
 mod http_semantics;
 mod mistakes;
+mod other_frameworks;
 mod panics;
 mod places;
 mod rejections;

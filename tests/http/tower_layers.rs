@@ -1,7 +1,6 @@
-//! The layer among tower's own layers, and on a server without axum.
+//! The layer among tower's own layers.
 
 use std::{
-    convert::Infallible,
     future::{Ready, pending, ready},
     sync::{
         Arc,
@@ -11,24 +10,14 @@ use std::{
 };
 
 use http::{Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-    service::TowerToHyperService,
-};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::sync::Semaphore;
 use tower::{
     BoxError, Layer as _, Service, ServiceBuilder, ServiceExt as _, load_shed::error::Overloaded,
     retry::Policy, service_fn, steer::Steer, timeout::error::Elapsed, util::BoxService,
 };
 use tower_api_key::{ApiKeyLayer, Consumer, rate_limit::Quota, test_util::TestKeys};
 
-use crate::{
-    app::{server, unknown_key},
-    wait::within,
-};
+use crate::{app::unknown_key, wait::within};
 
 type Call = Request<String>;
 type Answer = Response<String>;
@@ -194,47 +183,5 @@ async fn steer_chooses_between_a_guarded_and_an_open_service() {
         [(anonymous("/open"), 200), (anonymous("/"), 401), (key.get("/"), 200), (unknown(), 401)]
     {
         assert_eq!(ask(&mut service, request).await.unwrap(), status);
-    }
-}
-
-/// HTTP/1.1, and HTTP/2 with prior knowledge.
-#[tokio::test]
-async fn a_service_of_hyper_alone_is_guarded_over_both_protocols() {
-    async fn handler(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-        let consumer = request.extensions().get::<Consumer>().map_or("none", Consumer::id);
-        Ok(Response::new(Full::from(consumer.to_owned())))
-    }
-    let keys = TestKeys::new();
-    let service = layer(&keys).layer(service_fn(handler));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (connection, _) = listener.accept().await.unwrap();
-            let service = TowerToHyperService::new(service.clone());
-            tokio::spawn(async move {
-                let server = auto::Builder::new(TokioExecutor::new());
-                // A client that hangs up is an error here, but not a failure of the test.
-                let _ = server.serve_connection(TokioIo::new(connection), service).await;
-            });
-        }
-    });
-    let key = keys.issue("acme").await;
-    let url = format!("http://{address}/");
-    let good = || key.get(&url);
-    let anonymous = || Request::get(&url).header("host", "a").body(Default::default()).unwrap();
-    let with_host = |mut request: Request<_>| {
-        request.headers_mut().insert("host", "a".parse().unwrap());
-        request
-    };
-    for (answer, status) in [
-        (server::http1(address, with_host(good())).await, 200),
-        (server::http1(address, with_host(anonymous())).await, 401),
-        (server::http2(address, good()).await, 200),
-        (server::http2(address, anonymous()).await, 401),
-    ] {
-        let answer = server::collect(answer).await;
-        assert_eq!(answer.status, status);
-        assert_eq!(answer.text() == "acme", status == 200, "{}", answer.text());
     }
 }

@@ -527,7 +527,11 @@ impl Heard {
     }
 
     pub fn count(&self, said: Said) -> usize {
-        self.0.borrow().iter().filter(|heard| **heard == said).count()
+        self.count_by(|heard| *heard == said)
+    }
+
+    pub fn count_by(&self, is_counted: impl Fn(&Said) -> bool) -> usize {
+        self.0.borrow().iter().filter(|heard| is_counted(heard)).count()
     }
 
     pub async fn until(&self, heard: impl FnMut(&Vec<Said>) -> bool) {

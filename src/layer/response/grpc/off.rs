@@ -19,6 +19,16 @@ pub(in crate::layer) fn response<B>(
     Response::new(body)
 }
 
+pub(in crate::layer) struct RequestType;
+
+impl RequestType {
+    pub(in crate::layer) const fn of(_: &HeaderMap) -> Self {
+        Self
+    }
+
+    pub(in crate::layer) fn translate<B>(&self, _: &mut Response<B>, _: impl FnOnce() -> B) {}
+}
+
 pub(in crate::layer) const fn rejection(_: &Extensions) -> Option<&Rejection> {
     None
 }

@@ -8,7 +8,7 @@ use std::{
 
 use http::{
     Extensions, HeaderMap, HeaderValue, Response, StatusCode,
-    header::{CACHE_CONTROL, CONTENT_TYPE},
+    header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -95,6 +95,37 @@ fn headers_of(status: &Status) -> HeaderMap {
 fn write(status: &Status, headers: &mut HeaderMap) {
     // Cannot fail: the message is percent-encoded, the details are base64.
     let _ = status.add_header(headers);
+}
+
+/// The content type of a request, if it is of gRPC, for the response to it.
+pub(in crate::layer) struct RequestType(Option<HeaderValue>);
+
+impl RequestType {
+    pub(in crate::layer) fn of(request: &HeaderMap) -> Self {
+        Self(content_type(request).cloned())
+    }
+
+    /// Makes gRPC's response of a rejection that a handler answered as over HTTP, because it did
+    /// not know its request: that of [`Consumer::require`](crate::Consumer::require), for instance.
+    pub(in crate::layer) fn translate<B>(
+        &self,
+        handled: &mut Response<B>,
+        empty_body: impl FnOnce() -> B,
+    ) {
+        if let Some(requested) = &self.0
+            && let Some(rejection) = handled.extensions().get::<Rejection>()
+            && content_type(handled.headers()).is_none()
+        {
+            let (head, body) =
+                response(rejection, None, requested.clone(), empty_body()).into_parts();
+            *handled.status_mut() = head.status;
+            *handled.body_mut() = body;
+            for of_http in [CONTENT_LENGTH, RETRY_AFTER, WWW_AUTHENTICATE] {
+                handled.headers_mut().remove(of_http);
+            }
+            handled.headers_mut().extend(head.headers);
+        }
+    }
 }
 
 /// The rejection that a tonic handler returned as an error.
