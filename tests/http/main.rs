@@ -32,3 +32,4 @@ mod status;
 mod streams;
 mod test_kit;
 mod tower_layers;
+mod websocket_protocol;
