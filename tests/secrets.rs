@@ -392,6 +392,16 @@ fn trace_layer() -> TraceLayer<
         .on_response(DefaultOnResponse::new().level(Level::ERROR).include_headers(true))
 }
 
+/// A WebSocket handshake as a browser sends it.
+fn handshake(key: &str) -> http::Request<Body> {
+    let mut request = app::get("/");
+    let headers = request.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    let offered = format!("bearer, {key}, chat.v1");
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::try_from(offered).unwrap());
+    request
+}
+
 /// The order in which an application applies the layers.
 type Composition = fn(Router, ApiKeyLayer) -> Router;
 
@@ -433,7 +443,8 @@ async fn eavesdrop(compose: Composition) -> (String, Vec<String>) {
             .layer(CatchPanicLayer::new())
     };
     let (auth, _worker) = keys.builder().observer(observer.clone()).build();
-    let app = compose(routes(), ApiKeyLayer::new(auth).also_header(X_API_KEY));
+    let layer = ApiKeyLayer::new(auth).also_header(X_API_KEY).also_websocket_protocol();
+    let app = compose(routes(), layer);
     let (auth, _) =
         Authenticator::builder(Leaky(failing.clone()), format()).observer(observer).build();
     let broken = compose(routes(), ApiKeyLayer::new(auth));
@@ -454,6 +465,7 @@ async fn eavesdrop(compose: Composition) -> (String, Vec<String>) {
             let mut request = app::get("/");
             request.headers_mut().insert(X_API_KEY, HeaderValue::try_from(key).unwrap());
             ask(&app, path, request).await;
+            ask(&app, path, handshake(key)).await;
         }
         let two = [format!("Bearer {key}"), format!("Bearer {key}")];
         ask(&app, "/", with_authorization([two.join(", ")])).await;
@@ -461,6 +473,7 @@ async fn eavesdrop(compose: Composition) -> (String, Vec<String>) {
         ask(&app, "/", with_authorization([format!("Bearer\t{key}")])).await;
         ask(&app, "/", with_authorization([format!("Token {key}")])).await;
         ask(&broken, "/", with_key(key)).await;
+        ask(&broken, "/", handshake(key)).await;
     }
     for status in [200, 400, 401, 403, 429, 500, 503] {
         assert!(statuses.contains(&status), "no answer was {status}");
@@ -483,7 +496,8 @@ mod logs_and_panics {
     use super::*;
 
     fn sensitive() -> SetSensitiveRequestHeadersLayer {
-        SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION, X_API_KEY])
+        let headers = [header::AUTHORIZATION, X_API_KEY, header::SEC_WEBSOCKET_PROTOCOL];
+        SetSensitiveRequestHeadersLayer::new(headers)
     }
 
     #[tokio::test]
@@ -556,9 +570,14 @@ mod logs_and_panics {
         let key = keys.key().await;
         let app = Router::new().route("/", get(indiscreet)).layer(ApiKeyLayer::new(keys.auth()));
         let address = app::server::serve(app).await;
-        for key in [&key, &unknown_key()] {
+        let unknown = unknown_key();
+        for (key, name, value) in [
+            (&key, header::AUTHORIZATION, format!("Bearer {key}")),
+            (&unknown, header::AUTHORIZATION, format!("Bearer {unknown}")),
+            (&key, header::SEC_WEBSOCKET_PROTOCOL, format!("bearer, {key}, chat.v1")),
+        ] {
             let request = http::Request::get(format!("http://{address}/"))
-                .header(header::AUTHORIZATION, format!("Bearer {key}"))
+                .header(name, value)
                 .body(http_body_util::Empty::new())
                 .unwrap();
             let answer = app::server::collect(app::server::http2(address, request).await);

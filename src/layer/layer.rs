@@ -1,6 +1,6 @@
 use std::{error::Error, fmt, sync::Arc};
 
-use http::HeaderName;
+use http::{HeaderName, header::SEC_WEBSOCKET_PROTOCOL};
 use tower_layer::Layer;
 
 use super::{
@@ -80,10 +80,34 @@ impl<R: Clone> ApiKeyLayer<R> {
         self.with(|config| config.credentials.only(header))
     }
 
+    /// Also reads the key of a WebSocket handshake from `Sec-WebSocket-Protocol`, as the protocol after
+    /// `bearer`. It is the only header of a handshake that a page can set:
+    ///
+    /// ```js
+    /// new WebSocket("wss://api.example/chat", ["bearer", key, "chat.v1"])
+    /// ```
+    ///
+    /// `bearer` and the key may stand anywhere in the list, next to each other and once. They do not
+    /// reach the inner service, which selects among the other protocols, as axum's
+    /// `WebSocketUpgrade::protocols` does. A browser that has offered protocols fails the connection
+    /// if none is selected, so the list needs another one: without it, the request gets 400 and
+    /// advice. In HTTP/2, a handshake is an extended `CONNECT` (RFC 8441).
+    ///
+    /// A protocol is a token ([RFC 9110 §5.6.2](https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2)),
+    /// and browsers refuse to send a key with `/` or `=`, as some [imported
+    /// formats](crate::key::ImportedFormat) have. Keys of a [`KeyFormat`](crate::key::KeyFormat) are
+    /// tokens.
+    ///
+    /// Requests that are not a handshake send their key as before. Same as
+    /// [`also_header`](Self::also_header) with `Sec-WebSocket-Protocol`. Default: not read.
+    pub fn also_websocket_protocol(self) -> Self {
+        self.also_header(SEC_WEBSOCKET_PROTOCOL)
+    }
+
     /// Leaves a key in `header` to an inner layer or to the application. Default: a key of this
     /// authenticator in a header that the layer does not read is a mistake of the client and gets
-    /// 400, if the name of the header contains `auth`, `key` or `token` and the request has no key
-    /// where the layer reads one.
+    /// 400, if the name of the header contains `auth`, `key` or `token` or is
+    /// `Sec-WebSocket-Protocol`, and the request has no key where the layer reads one.
     ///
     /// Needed only around a layer that reads keys with the same prefix from another header.
     pub fn leave_header(self, header: HeaderName) -> Self {

@@ -11,7 +11,7 @@ use super::{
     limits::Cost,
     request::{
         Mistake, caller,
-        credentials::{Credentials, Found},
+        credentials::{self, Credentials, Found},
         find_misplaced, is_preflight, parts_without_keys,
     },
     response::{
@@ -148,7 +148,8 @@ impl Config {
         {
             return Verdict::Anonymous;
         }
-        let found = match self.credentials.find(request.headers()) {
+        let is_key = |text: &[u8]| self.auth.recognizes(text);
+        let found = match self.credentials.find(request, is_key) {
             Ok(Some(found)) => found,
             Ok(None) => return self.without_credentials(request),
             Err(mistake) => return self.advise(mistake, None),
@@ -164,9 +165,9 @@ impl Config {
         };
         caller::note_header(request.extensions_mut(), header);
         if !self.keep_credential && !self.shadow.is_on {
-            request.headers_mut().remove(header);
-        } else if let Some(value) = request.headers_mut().get_mut(header) {
-            value.set_sensitive(true);
+            credentials::remove_key(request.headers_mut(), header);
+        } else {
+            credentials::mark_sensitive(request.headers_mut(), header);
         }
         verdict
     }

@@ -55,7 +55,8 @@
 //!
 //! 1. The key is the token after `Authorization: Bearer`; the scheme is case-insensitive
 //!    ([RFC 9110 §11.1](https://www.rfc-editor.org/rfc/rfc9110#section-11.1)). A key is never read
-//!    from the URL.
+//!    from the URL. [`also_websocket_protocol`](ApiKeyLayer::also_websocket_protocol) reads that of a
+//!    WebSocket handshake as a protocol, too.
 //! 2. A request without credentials, or with credentials of another scheme, gets 401 with a bare
 //!    challenge ([RFC 6750 §3.1](https://www.rfc-editor.org/rfc/rfc6750#section-3.1)), unless the
 //!    layer is [optional](ApiKeyLayer::optional). `Bearer` alone is no credentials.
@@ -63,8 +64,8 @@
 //!    Two `Authorization` headers that a proxy joined with a comma are two credentials. A key of
 //!    this authenticator where the layer does not read one gets the same and reaches no handler: in
 //!    `Authorization` without `Bearer`, with another scheme or in `Basic`; in another header whose
-//!    name contains `auth`, `key` or `token`, unless that is [left to
-//!    others](ApiKeyLayer::leave_header); and in the query. The `detail`, the `error_description`
+//!    name contains `auth`, `key` or `token`, or in `Sec-WebSocket-Protocol`, unless that is [left
+//!    to others](ApiKeyLayer::leave_header); and in the query. The `detail`, the `error_description`
 //!    and [`Rejection::advice`](crate::auth::Rejection::advice) say what is wrong and how to send
 //!    the key.
 //! 4. A key that is malformed, unknown, revoked, expired, inactive or not yet active gets 401

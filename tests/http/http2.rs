@@ -10,12 +10,12 @@ use std::{
     },
 };
 
-use axum::{Router, routing::get};
+use axum::{Router, routing::any};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{Request, header::AUTHORIZATION};
+use http::{Method, Request, header::AUTHORIZATION};
 use http_body_util::Empty;
-use hyper::client::conn::http2::SendRequest;
+use hyper::{client::conn::http2::SendRequest, ext::Protocol};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -35,7 +35,7 @@ use crate::{
     frames::{
         CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, HEADERS,
         PROTOCOL_ERROR, RST_STREAM, frame, get as get_with, get_without_key, goaway, literal,
-        opening_without_table, statuses,
+        opening_without_table, statuses, websocket,
     },
     wait::{eventually, within},
 };
@@ -50,7 +50,7 @@ impl Calls {
         let handler = async move || {
             calls.fetch_add(1, Ordering::SeqCst);
         };
-        Router::new().route("/", get(handler))
+        Router::new().route("/", any(handler))
     }
 
     fn count(&self) -> usize {
@@ -118,6 +118,14 @@ async fn hyper_client(address: SocketAddr) -> SendRequest<Empty<Bytes>> {
 fn with_key(key: &str) -> Request<Empty<Bytes>> {
     let request = Request::get("http://a/").header(AUTHORIZATION, format!("Bearer {key}"));
     request.body(Empty::new()).unwrap()
+}
+
+/// An extended `CONNECT` (RFC 8441), which opens a WebSocket.
+fn websocket_with_key(key: &str) -> Request<Empty<Bytes>> {
+    let mut request = with_key(key);
+    *request.method_mut() = Method::CONNECT;
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
+    request
 }
 
 /// The status of a request on a connection of its own.
@@ -222,6 +230,45 @@ async fn a_request_with_two_keys_or_a_malformed_header_never_reaches_the_handler
     assert_eq!(status(address, &key).await, 200);
 }
 
+#[tokio::test]
+async fn an_extended_connect_needs_a_key_as_any_request_does() {
+    let (keys, calls) = (Keys::new(), Calls::default());
+    let layer = ApiKeyLayer::new(keys.auth()).also_websocket_protocol();
+    let address = server::serve(calls.app().layer(layer)).await;
+    let (key, unknown) = (keys.key().await, unknown_key());
+    let bearer = |key: &str| literal(0, "authorization", &format!("Bearer {key}"));
+    let offered = |list: &str| literal(0, "sec-websocket-protocol", list);
+    let pair = |key: &str| offered(&format!("bearer, {key}, chat.v1"));
+    // Not an extended one: it has neither `:protocol` nor a path.
+    let connect = [&[0x02, 7][..], b"CONNECT", &[0x01, 1, b'a']].concat();
+    let upgrade = [get_without_key(), literal(0, "upgrade", "websocket")].concat();
+    let protocol = literal(0, ":protocol", "websocket");
+    for (block, expected) in [
+        ([websocket(), bearer(&key)].concat(), 200),
+        ([websocket(), pair(&key)].concat(), 200),
+        ([websocket(), offered("chat.v1, bearer"), offered(&key)].concat(), 200),
+        (websocket(), 401),
+        ([websocket(), offered("chat.v1")].concat(), 401),
+        ([websocket(), offered("bearer, websocket, chat.v1")].concat(), 401),
+        ([websocket(), bearer(&unknown)].concat(), 401),
+        ([websocket(), pair(&unknown)].concat(), 401),
+        ([websocket(), offered(&format!("bearer, {key}"))].concat(), 400),
+        ([websocket(), bearer(&key), pair(&key)].concat(), 400),
+        ([websocket(), pair(&key), pair(&key)].concat(), 400),
+        ([get_without_key(), pair(&key)].concat(), 400),
+        (connect.clone(), 401),
+        ([connect, pair(&unknown)].concat(), 401),
+        // Malformed (RFC 8441 §4, RFC 9113 §8.2.2).
+        ([get_without_key(), protocol].concat(), 0),
+        ([upgrade, pair(&key)].concat(), 0),
+    ] {
+        let mut client = RawClient::connect(address).await;
+        let answered = client.status(&[request(1, &block)], 1).await;
+        assert_eq!(answered, expected, "{}", block.escape_ascii());
+    }
+    assert_eq!(calls.count(), 3);
+}
+
 /// Rapid reset (CVE-2023-44487), with a look-up for each request.
 #[tokio::test]
 async fn requests_that_are_reset_at_once_end_their_connection_and_block_no_other() {
@@ -254,18 +301,18 @@ async fn a_request_that_is_reset_gives_its_place_back() {
         pending::<()>().await;
     };
     let app = Router::new()
-        .route("/", get(handler))
+        .route("/", any(handler))
         .layer(ConcurrencyLimit::per_key(PLACES).unwrap())
         .layer(ApiKeyLayer::new(keys.auth()));
     let address = server::serve(app).await;
     let key = keys.key().await;
     let mut client = hyper_client(address).await;
-    for _ in 0..50 {
+    for request in [with_key, websocket_with_key].into_iter().cycle().take(50) {
         let mut waiting = Vec::new();
         // A place is free again soon after the reset, and the first attempts may come too early.
         eventually("all places are taken", async || {
             while waiting.len() < PLACES as usize {
-                let mut response = tokio::spawn(client.send_request(with_key(&key)));
+                let mut response = tokio::spawn(client.send_request(request(&key)));
                 tokio::select! {
                     permit = entered.acquire() => {
                         permit.unwrap().forget();
@@ -280,7 +327,7 @@ async fn a_request_that_is_reset_gives_its_place_back() {
             true
         })
         .await;
-        let refused = within(client.send_request(with_key(&key))).await.unwrap();
+        let refused = within(client.send_request(request(&key))).await.unwrap();
         assert_eq!(refused.status(), 429);
         // A response that is no longer awaited resets its stream.
         for response in waiting {

@@ -33,3 +33,4 @@ mod status;
 mod streams;
 mod test_kit;
 mod tower_layers;
+mod websocket_protocol;

@@ -1,8 +1,11 @@
 use std::fmt;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request,
+    header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL},
+};
 
-use super::mistake::Mistake;
+use super::{mistake::Mistake, websocket_protocol};
 use crate::{
     auth::{Rejection, RejectionKind},
     key::is_bearer_symbol,
@@ -70,10 +73,14 @@ impl Credentials {
     /// The key of a request; `None` if it has no credentials for this layer.
     ///
     /// Of two keys, neither is used: a proxy may have checked the other one.
-    pub(in crate::layer) fn find<'h, 'c>(
+    ///
+    /// `is_key` recognizes keys.
+    pub(in crate::layer) fn find<'h, 'c, B>(
         &'c self,
-        headers: &'h HeaderMap,
+        request: &'h Request<B>,
+        is_key: impl Fn(&[u8]) -> bool,
     ) -> Result<Option<Found<'h, 'c>>, Mistake> {
+        let headers = request.headers();
         let mut found = None;
         if self.authorization
             && let Some(value) = single(headers, &AUTHORIZATION)?
@@ -82,11 +89,18 @@ impl Credentials {
             found = bearer(value)?.map(|key| Found { key, header: &AUTHORIZATION, is_sensitive });
         }
         for header in &self.headers {
-            let Some(value) = single(headers, header)? else { continue };
-            let key = value.as_bytes().trim_ascii();
-            let is_sensitive = value.is_sensitive();
-            if !key.is_empty() && found.replace(Found { key, header, is_sensitive }).is_some() {
-                return Err(Mistake::SeveralKeys);
+            let more = if *header == SEC_WEBSOCKET_PROTOCOL {
+                websocket_protocol::find(request, &is_key)
+            } else {
+                bare(headers, header)
+            };
+            match more {
+                Ok(None) => {}
+                Ok(Some((key, is_sensitive))) if found.is_none() => {
+                    found = Some(Found { key, header, is_sensitive });
+                }
+                Err(mistake) if found.is_none() => return Err(mistake),
+                _ => return Err(Mistake::SeveralKeys),
             }
         }
         Ok(found)
@@ -134,6 +148,22 @@ impl Found<'_, '_> {
     }
 }
 
+/// Removes the key that was found in `header`.
+pub(in crate::layer) fn remove_key(headers: &mut HeaderMap, header: &HeaderName) {
+    if *header == SEC_WEBSOCKET_PROTOCOL {
+        websocket_protocol::remove_key(headers);
+    } else {
+        headers.remove(header);
+    }
+}
+
+/// Marks the key that was found in `header` as sensitive.
+pub(in crate::layer) fn mark_sensitive(headers: &mut HeaderMap, header: &HeaderName) {
+    for (_, value) in headers.iter_mut().filter(|(name, _)| *name == header) {
+        value.set_sensitive(true);
+    }
+}
+
 /// How a client sends a key: one form for each header.
 struct Form<'a> {
     authorization: bool,
@@ -148,7 +178,13 @@ impl fmt::Display for Form<'_> {
             separator = " or ";
         }
         for header in self.headers {
-            write!(f, "{separator}`{header}: <key>`")?;
+            f.write_str(separator)?;
+            if *header == SEC_WEBSOCKET_PROTOCOL {
+                let list = "`Sec-WebSocket-Protocol: bearer, <key>, <protocol>`";
+                write!(f, "{list} of a WebSocket handshake")?;
+            } else {
+                write!(f, "`{header}: <key>`")?;
+            }
             separator = " or ";
         }
         Ok(())
@@ -164,6 +200,16 @@ fn single<'h>(
         (_, Some(_)) => Err(Mistake::SeveralKeys),
         (first, None) => Ok(first),
     }
+}
+
+/// The key that is the value of a header, and whether that is marked as sensitive.
+fn bare<'h>(
+    headers: &'h HeaderMap,
+    header: &HeaderName,
+) -> Result<Option<(&'h [u8], bool)>, Mistake> {
+    let Some(value) = single(headers, header)? else { return Ok(None) };
+    let key = value.as_bytes().trim_ascii();
+    Ok((!key.is_empty()).then(|| (key, value.is_sensitive())))
 }
 
 /// The token after `Bearer` and spaces (RFC 6750 §2.1); `None` without a token, or of another

@@ -2,12 +2,16 @@
 //! request would otherwise pass as anonymous, with the key in it.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use http::{HeaderMap, HeaderName, Request, header::AUTHORIZATION};
+use http::{
+    HeaderMap, HeaderName, Request,
+    header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL},
+};
 
 use super::{credentials::Credentials, mistake::Mistake};
 use crate::{auth::Authenticator, key::is_bearer_symbol};
 
-/// Headers that a client may take for the one with the key: those whose names contain one of these.
+/// Headers that a client may take for the one with the key: those whose names contain one of these,
+/// and `Sec-WebSocket-Protocol`.
 const SUSPECTS: [&str; 3] = ["auth", "key", "token"];
 
 /// The mistake of a request in which `credentials` found no key, if it has a key of `auth`
@@ -24,9 +28,10 @@ pub(in crate::layer) fn find_misplaced<B>(
         return Some(mistake);
     }
     let mut others = request.headers().iter().filter(|(name, _)| {
-        SUSPECTS.iter().any(|part| name.as_str().contains(part))
-            && !is_read(name)
-            && !credentials.leaves(name)
+        // That of a handshake has been read.
+        let is_suspect = *name == SEC_WEBSOCKET_PROTOCOL
+            || (SUSPECTS.iter().any(|part| name.as_str().contains(part)) && !is_read(name));
+        is_suspect && !credentials.leaves(name)
     });
     if others.any(|(_, value)| holds_key(value.as_bytes(), auth)) {
         return Some(Mistake::OtherHeader);

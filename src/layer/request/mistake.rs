@@ -13,7 +13,7 @@ pub(in crate::layer) enum Mistake {
     RepeatedScheme,
     /// `X-Api-Key: Bearer <key>`.
     UnexpectedScheme,
-    /// `Authorization: <key>`.
+    /// `Authorization: <key>`, or `Sec-WebSocket-Protocol: <key>`.
     NoScheme,
     /// `Authorization: Token <key>`, or a key as the user or password of `Basic`.
     OtherScheme,
@@ -23,10 +23,13 @@ pub(in crate::layer) enum Mistake {
     Url,
     /// A JSON Web Token in place of a key.
     JsonWebToken,
+    /// `Sec-WebSocket-Protocol: bearer, <key>`: no protocol is left that a server could select, and
+    /// browsers then fail the connection.
+    NoProtocol,
 }
 
 impl Mistake {
-    pub(in crate::layer) const ALL: [Self; 9] = [
+    pub(in crate::layer) const ALL: [Self; 10] = [
         Self::SeveralKeys,
         Self::Characters,
         Self::RepeatedScheme,
@@ -36,6 +39,7 @@ impl Mistake {
         Self::OtherHeader,
         Self::Url,
         Self::JsonWebToken,
+        Self::NoProtocol,
     ];
 
     pub(in crate::layer) fn kind(self) -> RejectionKind {
@@ -78,6 +82,10 @@ impl Mistake {
             Self::JsonWebToken => {
                 format!("This is a JSON Web Token, not an API key: send a key as {form}.")
             }
+            Self::NoProtocol => format!(
+                "The WebSocket handshake offers no protocol besides the API key, so that none can \
+                 be selected: send it as {form}."
+            ),
         }
     }
 }

@@ -15,6 +15,7 @@ mod original_uri;
 mod parts;
 mod peer;
 mod preflight;
+mod websocket_protocol;
 
 pub use self::{client_address::ClientAddress, peer::PeerAddr};
 #[cfg(feature = "axum")]

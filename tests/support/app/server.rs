@@ -32,7 +32,9 @@ pub async fn serve(app: Router) -> SocketAddr {
             let (connection, _) = listener.accept().await.unwrap();
             let service = TowerToHyperService::new(app.clone());
             tokio::spawn(async move {
-                let server = auto::Builder::new(TokioExecutor::new());
+                let mut server = auto::Builder::new(TokioExecutor::new());
+                // WebSockets over HTTP/2, as axum's own server has them.
+                server.http2().enable_connect_protocol();
                 let connection = TokioIo::new(connection);
                 // A client that hangs up early is an error here, but not a failure of the test.
                 let _ = server.serve_connection_with_upgrades(connection, service).await;

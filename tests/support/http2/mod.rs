@@ -48,6 +48,16 @@ pub fn get(key: &str) -> Vec<u8> {
     block
 }
 
+/// An extended `CONNECT http://a/` (RFC 8441), which opens a WebSocket, as a block of headers.
+pub fn websocket() -> Vec<u8> {
+    let mut block = vec![0x02, 7];
+    block.extend(b"CONNECT");
+    block.extend(literal(0x00, ":protocol", "websocket"));
+    block.extend([0x86, 0x84, 0x01, 1, b'a']);
+    block.extend(literal(0x00, "sec-websocket-version", "13"));
+    block
+}
+
 /// A header that is not in the table. `kind` is 0x40 to add it.
 pub fn literal(kind: u8, name: &str, value: &str) -> Vec<u8> {
     let mut literal = vec![kind];
