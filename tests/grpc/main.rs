@@ -16,6 +16,7 @@ mod wait;
 #[rustfmt::skip]
 mod demo;
 
+mod both_clients;
 mod cases;
 mod example;
 mod grpcio;
