@@ -91,7 +91,7 @@ mod tests {
     fn each_slot_but_the_last_is_given_to_one_thread() {
         let next = AtomicUsize::new(0);
         let slots = [(); SLOTS + 3].map(|()| take(&next));
-        assert_eq!(slots[..SHARED], std::array::from_fn::<_, SHARED, _>(|slot| slot));
+        assert_eq!(slots[..SHARED], array::from_fn::<_, SHARED, _>(|slot| slot));
         assert_eq!(slots[SHARED..], [SHARED; 4]);
     }
 }
