@@ -74,4 +74,18 @@ mod tests {
         assert_eq!(lines(second(69)), MAX_KEYS);
         assert_eq!(keys.0.lock().unwrap().logged.len(), MAX_KEYS);
     }
+
+    #[test]
+    fn while_there_are_too_many_keys_old_ones_are_removed_once_a_second() {
+        const HALF: usize = MAX_KEYS / 2;
+        let keys = KeyLog::default();
+        let lines = |half: usize, millis| {
+            let range = half * HALF..(half + 1) * HALF;
+            range.filter(|key| keys.is_due(key, Duration::from_millis(millis))).count()
+        };
+        assert_eq!((lines(0, 1_000), lines(1, 1_500)), (HALF, HALF));
+        assert_eq!(lines(2, 61_000), HALF, "the first half was removed");
+        assert_eq!(lines(3, 61_500), 0, "the second half is not removed yet");
+        assert_eq!((lines(3, 61_999), lines(3, 62_000)), (0, HALF));
+    }
 }

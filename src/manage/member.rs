@@ -80,3 +80,23 @@ impl Member {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_of_members_are_counted_by_consumer_or_by_the_member_of_several() {
+        let key = |name: &str, consumers: &[&str]| {
+            Member::new(name, ConsumerIds::from_iter(consumers.iter().copied())).admission_key()
+        };
+        assert_eq!(key("ann", &["acme"]), "acme");
+        assert_eq!(key("bob", &["acme"]), "acme");
+        let ann = key("ann", &["acme", "globex"]);
+        assert_eq!(key("ann", &["globex", "initech"]), ann);
+        for other in [key("bob", &["acme", "globex"]), key("ann", &["acme"]), key("ann", &["ann"])]
+        {
+            assert_ne!(other, ann);
+        }
+    }
+}

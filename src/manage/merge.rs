@@ -135,6 +135,7 @@ mod tests {
             let pages = read(&sources, limit);
             assert!(pages.iter().all(|page| page.len() <= limit), "{pages:?}");
             assert_eq!(pages.concat(), [9, 8, 7, 6, 5, 4, 3, 2, 1], "{limit} at a time");
+            assert_eq!(pages.len(), 9_usize.div_ceil(limit), "full pages: {pages:?}");
         }
     }
 

@@ -286,6 +286,11 @@ mod tests {
             (&["2001:db8::/127", "10.0.0.0/8"], "10.255.255.255", true),
         ] {
             assert_eq!(admits(texts, address), is_admitted, "{texts:?} {address}");
+            if let [text] = texts {
+                let (network, address): (Network, _) =
+                    (text.parse().unwrap(), address.parse().unwrap());
+                assert_eq!(network.contains(address), is_admitted, "{text} {address}");
+            }
         }
     }
 

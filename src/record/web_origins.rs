@@ -254,6 +254,16 @@ mod tests {
     }
 
     #[test]
+    fn json_is_a_list_of_texts() {
+        let origins = WebOrigins::parse(["https://b.example", "https://a.example"]).unwrap();
+        let json = serde_json::to_string(&origins).unwrap();
+        assert_eq!(json, r#"["https://a.example","https://b.example"]"#);
+        assert_eq!(serde_json::from_str::<WebOrigins>(&json).unwrap(), origins);
+        assert!(serde_json::from_str::<WebOrigins>(r#"["https://a.example/"]"#).is_err());
+        assert!(serde_json::from_str::<WebOrigins>("[]").unwrap().is_empty());
+    }
+
+    #[test]
     fn a_kind_has_a_name() {
         for kind in [KeyKind::Secret, KeyKind::Publishable] {
             assert_eq!(kind.as_str().parse(), Ok(kind));

@@ -494,6 +494,30 @@ async fn a_feed_without_end_leaves_everything_else_its_turn() {
     within(worker).await.unwrap();
 }
 
+/// A change of another key costs neither a query nor a wait, however many there are.
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_changes_of_other_keys_keeps_no_request_waiting() {
+    let node = Node::new().await;
+    let key = node.known("acme").await;
+    for other in 0..20_000_u128 {
+        node.feed.tell(Change::Changed(KeyId::from_bytes(other.to_be_bytes())));
+    }
+    node.feed.tell(Change::Unrecognized);
+    let mut answered = 0;
+    while node.service.heard.count(Said::FeedMessageUnrecognized) == 0 {
+        node.service.get_at_once(&key.text).is_for("acme");
+        answered += 1;
+        tokio::task::yield_now().await;
+    }
+    assert!(answered >= 100, "requests had their turn {answered} times");
+    assert_eq!(node.queries_for(&key), 1);
+
+    node.service.heard.take();
+    node.revoke_elsewhere(&key).await;
+    node.tell(Change::Changed(key.record.id)).await;
+    node.service.get(&key.text).await.is_refused(RejectionKind::Revoked);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_look_up_from_before_the_end_of_a_gap_is_repeated() {
     let node = Node::new().await;

@@ -26,6 +26,7 @@ mod cache_model;
 mod cache_threads;
 mod feed;
 mod flood;
+mod metric_descriptions;
 mod metrics;
 mod retirement;
 mod throttle;

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Debug,
-    future::{Future, pending},
+    future::{Future, pending, ready},
     pin::pin,
     sync::{Arc, Mutex},
     task::{Context, Waker},
@@ -23,7 +23,10 @@ use tower_api_key::{
     store::StoreErrorKind,
 };
 
-use crate::app::{Keys, text, unknown_key, with_key};
+use crate::{
+    app::{Keys, text, unknown_key, with_key},
+    doubles::{Answers, DOWN, Service, within},
+};
 
 /// An authenticator whose metrics and events the test reads.
 struct Observed {
@@ -53,13 +56,7 @@ impl Observed {
 
     /// The samples that are not 0, without the common beginning of their names.
     fn samples(&self) -> BTreeMap<String, f64> {
-        let text = self.text();
-        let lines = text.lines().filter_map(|line| line.strip_prefix("api_key_"));
-        let samples = lines.map(|line| {
-            let (name, value) = line.rsplit_once(' ').unwrap();
-            (name.to_owned(), value.parse().unwrap())
-        });
-        samples.filter(|(_, value)| *value != 0.0).collect()
+        samples(&self.text())
     }
 
     fn requests(&self) -> BTreeMap<String, f64> {
@@ -72,6 +69,15 @@ impl Observed {
     fn events(&self) -> Vec<String> {
         std::mem::take(&mut self.events.lock().unwrap())
     }
+}
+
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let lines = text.lines().filter_map(|line| line.strip_prefix("api_key_"));
+    let samples = lines.map(|line| {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        (name.to_owned(), value.parse().unwrap())
+    });
+    samples.filter(|(_, value)| *value != 0.0).collect()
 }
 
 fn told(event: &Event<'_>) -> String {
@@ -247,6 +253,40 @@ async fn the_cache_counts_hits_misses_and_queries() {
     let events = observed.events();
     let loaded: Vec<_> = events.iter().filter(|event| event.starts_with("loaded")).collect();
     assert_eq!(loaded, ["loaded found 0ns", "loaded not_found 0ns"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_records_flushes_and_uses_without_room_are_counted() {
+    const ROOM: usize = 16_384;
+    const USAGE_INTERVAL: Duration = Duration::from_secs(10);
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let (service, worker) =
+        metrics::with_local_recorder(&recorder, || Service::and_worker(|builder| builder));
+    let counted = || samples(&recorder.handle().render());
+    let key = service.issue("acme").await;
+    service.get(&key.text).await.is_for("acme");
+    service.store.answer(DOWN);
+    service.clock.advance(Duration::from_secs(120));
+    for stale in [1.0, 2.0] {
+        service.get(&key.text).await.is_for("acme");
+        assert_eq!(counted()["cache_stale_total"], stale);
+    }
+
+    // The worker does not run yet, and two uses have waited for it since, 120 seconds apart.
+    service.store.answer(Answers::Truthfully);
+    for _ in 2..ROOM {
+        service.clock.advance(USAGE_INTERVAL);
+        service.auth.check(key.text.as_bytes()).await.unwrap();
+    }
+    assert_eq!(counted().get("usage_dropped_total"), None);
+    for dropped in [1.0, 2.0, 3.0] {
+        service.clock.advance(USAGE_INTERVAL);
+        service.auth.check(key.text.as_bytes()).await.unwrap();
+        assert_eq!(counted()["usage_dropped_total"], dropped);
+    }
+    assert_eq!(counted().get("usage_flush_seconds_count"), None);
+    within(worker.run(ready(()))).await;
+    assert_eq!(counted()["usage_flush_seconds_count"], 1.0);
 }
 
 /// Counts locally, and says what it is told to say.

@@ -9,7 +9,7 @@ use tokio::{
 use tower_api_key::auth::RejectionKind;
 
 use crate::{
-    cases::{self, Case, Seen, valid},
+    cases::{Case, Seen, valid},
     doubles::{Answers, DOWN, Said},
     orders::HOSTS,
     wait::within,
@@ -64,31 +64,13 @@ impl Client {
     }
 }
 
-async fn is_seen(case: &Case) {
+/// Each kind of method ends as expected.
+pub(crate) async fn is_seen(case: &Case) {
     let mut client = Client::of(case, "calls");
     for method in ["Get", "Watch", "Total", "Lookup"] {
         client.next_is(method, Some(&case.expected)).await;
     }
     client.ends().await;
-}
-
-/// A test for each case of that name: the unary method and those that stream see the same.
-macro_rules! grpcio_sees {
-    ($($case:ident)*) => {
-        $(
-            #[tokio::test]
-            async fn $case() {
-                for host in HOSTS {
-                    is_seen(&cases::$case(host).await).await;
-                }
-            }
-        )*
-    };
-}
-
-grpcio_sees! {
-    missing two_keys malformed unknown revoked expired insufficient_scope other_network
-    rate_limited concurrent too_many_failures outage overloaded internal
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ mod wait;
 mod demo;
 
 mod balanced;
+mod both_clients;
 mod cases;
 mod example;
 mod generated;

@@ -15,7 +15,7 @@ use tonic::{
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
-    cases::{self, Case, Seen, valid},
+    cases::{Case, Seen, valid},
     demo::{
         DeleteRequest, GetRequest, Order, TotalResponse, WatchRequest, orders_client::OrdersClient,
     },
@@ -91,7 +91,8 @@ impl Client {
     }
 }
 
-async fn is_seen(case: &Case) {
+/// Each kind of method ends as expected.
+pub(crate) async fn is_seen(case: &Case) {
     let seen = [
         ("Get", Client::of(case).await.get().await.map(drop)),
         ("Watch", Client::of(case).await.watch().await.map(drop)),
@@ -105,25 +106,6 @@ async fn is_seen(case: &Case) {
             "{method}"
         );
     }
-}
-
-/// A test for each case of that name: the unary method and those that stream see the same.
-macro_rules! tonic_sees {
-    ($($case:ident)*) => {
-        $(
-            #[tokio::test]
-            async fn $case() {
-                for host in HOSTS {
-                    is_seen(&cases::$case(host).await).await;
-                }
-            }
-        )*
-    };
-}
-
-tonic_sees! {
-    missing two_keys malformed unknown revoked expired insufficient_scope other_network
-    rate_limited concurrent too_many_failures outage overloaded internal
 }
 
 #[tokio::test]

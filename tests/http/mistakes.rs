@@ -182,7 +182,13 @@ async fn a_repeated_scheme_and_one_where_none_belongs_are_named() {
 
     let detail = "This header takes the API key alone: send it as `x-api-key: <key>`.";
     let only = |layer: ApiKeyLayer| layer.only_header(X_API_KEY);
-    refused(&keys, only, requests(vec![("x-api-key", format!("Bearer {key}"))]), detail).await;
+    let both = |layer: ApiKeyLayer| layer.also_header(X_API_KEY);
+    let schemed = || requests(vec![("x-api-key", format!("Bearer {key}"))]);
+    refused(&keys, only, schemed(), detail).await;
+    refused(&keys, both, schemed(), detail).await;
+    let detail =
+        format!("`Bearer` comes twice: send the API key as {AS_BEARER} or `x-api-key: <key>`.");
+    refused(&keys, both, authorizations(vec![format!("Bearer Bearer {key}")]), &detail).await;
 }
 
 #[tokio::test]

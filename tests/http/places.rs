@@ -14,15 +14,16 @@ use tower::{Layer as _, Service as _};
 use tower_api_key::{
     ApiKeyLayer, Authenticator,
     auth::{Event, RejectionKind},
+    key::KeyHash,
     layer::{ClientAddress, PeerAddr},
     manage::{Expiry, KeyUpdate, NewKey},
     rate_limit::Quota,
-    record::{Networks, WebOrigins},
-    store::ManageKeys as _,
+    record::{KeyKind, KeyRecord, Networks, WebOrigins},
+    store::{KeyStore, ManageKeys as _, StoreError, port::Usage},
 };
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::app::{Answer, App, Handler, Keys, text, with_key};
+use crate::app::{Answer, App, Handler, Keys, format, text, with_key};
 
 const SHOP: &str = "https://shop.example";
 
@@ -114,6 +115,43 @@ async fn the_first_request_from_elsewhere_is_refused_as_well() {
     let key = key(&keys, from(&["192.0.2.0/24"])).await;
     is_of_network(&app.send(from_peer(&key, "198.51.100.1")).await);
     assert_eq!((app.calls(), keys.queries()), (0, 1));
+}
+
+/// A store of one's own with one key, which no check of this crate has seen.
+struct Lax(KeyRecord);
+
+impl KeyStore for Lax {
+    async fn find(&self, _: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        Ok(Some(self.0.clone()))
+    }
+
+    async fn record_usage(&self, _: &[Usage]) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_publishable_key_without_origins_and_a_secret_one_with_origins_are_held_to_them() {
+    let keys = Keys::new();
+    let issued = keys.issue(NewKey::new("acme", Expiry::Never)).await;
+    let key = text(&issued);
+    let origins = WebOrigins::parse([SHOP]).unwrap();
+    for (kind, origins, works) in [
+        (KeyKind::Publishable, WebOrigins::default(), false),
+        (KeyKind::Secret, origins.clone(), true),
+        (KeyKind::Publishable, origins, true),
+    ] {
+        let mut record = issued.record.clone();
+        (record.kind, record.origins) = (kind, origins);
+        let builder = Authenticator::builder(Lax(record), format());
+        let app = App::new(ApiKeyLayer::new(builder.clock(keys.clock.clone()).build().0));
+        for _ in 0..3 {
+            is_of_origin(&app.get(&key).await);
+            is_of_origin(&app.send(with_headers(&key, "origin", &["null"])).await);
+            let answer = app.send(with_headers(&key, "origin", &[SHOP])).await;
+            assert_eq!(answer.status.is_success(), works, "{kind}: {}", answer.wire());
+        }
+    }
 }
 
 #[tokio::test]

@@ -109,7 +109,7 @@ async fn it_never_sees_the_key_wherever_the_client_sent_it() {
     let (one, two) = (unknown_key(), unknown_key());
     let basic = |user: &str| format!("Basic {}", STANDARD.encode(format!("{user}:")));
     let bearer = format!("Bearer {one}");
-    let requests: [Case<'_>; 10] = [
+    let requests: [Case<'_>; 11] = [
         ("/v1/a", &[("authorization", bearer.clone())], RejectionKind::Unknown),
         ("/v1/a", &[("x-api-key", one.clone())], RejectionKind::Unknown),
         (
@@ -127,6 +127,11 @@ async fn it_never_sees_the_key_wherever_the_client_sent_it() {
         ("/v1/a", &[("x-auth-token", one.clone())], RejectionKind::InvalidRequest),
         ("/v1/a", &[("proxy-authorization", basic(&one))], RejectionKind::InvalidRequest),
         (&format!("/v1/a?key={one}&b=c"), &[], RejectionKind::InvalidRequest),
+        (
+            &format!("https://{one}@localhost/v1/a"),
+            &[("authorization", bearer.clone())],
+            RejectionKind::Unknown,
+        ),
         (
             &format!("/v1/keys/{one}x?{two}"),
             &[("authorization", bearer.clone()), ("cookie", format!("k={two}; l=1"))],

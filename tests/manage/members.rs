@@ -244,6 +244,18 @@ async fn a_key_beyond_the_grant_is_taken_from_and_never_added_to() {
     assert!(member.revoke(id, None).await.unwrap().revoked_at.is_some());
 }
 
+#[tokio::test]
+async fn a_member_who_may_gives_and_changes_metadata() {
+    let issuer = issuer();
+    let member = Member::new("ann", "acme").grant(grant().metadata(true));
+    let member = issuer.by(Actor::member(member));
+    let team = |name: &str| Metadata::from_json(&format!(r#"{{"team":"{name}"}}"#)).unwrap();
+    let new = NewKey::new("acme", Expiry::In(DAY)).metadata(team("a"));
+    let id = member.issue(new).await.unwrap().record.id;
+    member.update(id, KeyUpdate::new().metadata(team("b"))).await.unwrap();
+    assert_eq!(issuer.get(id).await.unwrap().record.metadata, team("b"));
+}
+
 /// However often it is prolonged.
 #[tokio::test]
 async fn a_key_lives_no_longer_than_the_grant_from_its_issue_on() {

@@ -46,17 +46,22 @@ impl Striped {
 #[cold]
 fn assign() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let next = NEXT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
-        (next < SHARED).then_some(next + 1)
-    });
-    let slot = next.unwrap_or(SHARED);
+    let slot = take(&NEXT);
     SLOT.set(Some(slot));
     slot
 }
 
+/// A slot that no other thread has, or the shared one.
+fn take(next: &AtomicUsize) -> usize {
+    let taken = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
+        (next < SHARED).then_some(next + 1)
+    });
+    taken.unwrap_or(SHARED)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{collections::BTreeSet, thread};
 
     use super::*;
 
@@ -64,17 +69,29 @@ mod tests {
     fn nothing_is_lost_with_more_threads_than_slots() {
         const EACH: u64 = 10_000;
         let (one, other) = (Striped::new(), Striped::new());
-        thread::scope(|scope| {
-            for _ in 0..2 * SLOTS {
+        let slots: Vec<_> = thread::scope(|scope| {
+            let threads = [(); 2 * SLOTS].map(|()| {
                 scope.spawn(|| {
                     for _ in 0..EACH {
                         one.add_one();
                         other.add_one();
                     }
-                });
-            }
+                    SLOT.get().expect("a slot")
+                })
+            });
+            threads.map(|thread| thread.join().unwrap()).into()
         });
         let all = 2 * SLOTS as u64 * EACH;
         assert_eq!((one.sum(), other.sum()), (all, all));
+        let own = || slots.iter().filter(|slot| **slot != SHARED);
+        assert_eq!(own().collect::<BTreeSet<_>>().len(), own().count(), "{slots:?}");
+    }
+
+    #[test]
+    fn each_slot_but_the_last_is_given_to_one_thread() {
+        let next = AtomicUsize::new(0);
+        let slots = [(); SLOTS + 3].map(|()| take(&next));
+        assert_eq!(slots[..SHARED], array::from_fn::<_, SHARED, _>(|slot| slot));
+        assert_eq!(slots[SHARED..], [SHARED; 4]);
     }
 }

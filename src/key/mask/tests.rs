@@ -69,6 +69,28 @@ fn of_an_imported_key_no_character_is_shown() {
 }
 
 #[test]
+fn only_a_whole_key_with_a_prefix_is_distinctive() {
+    let hex = "0123456789abcdef".repeat(4);
+    let mask = KeyMask::new([
+        live().into(),
+        imported("", Alphabet::Hex, 32),
+        imported("old-", Alphabet::Hex, 32),
+    ]);
+    let is_found = |text: &str| mask.finds_distinctive(text.as_bytes());
+    let key = key();
+    let key = key.expose_secret();
+    for text in [key, &format!("Token {key}:"), &format!("{key}{key}"), &format!("old-{hex}")] {
+        assert!(is_found(text), "{text}");
+    }
+    for text in
+        ["", "sk_live_", "old-", &hex, &format!("old-{}", &hex[..31]), &key[..56], &key[1..]]
+    {
+        assert!(!is_found(text), "{text}");
+    }
+    assert!(!is_found(&format!("{} {}", &key[..56], &hex)));
+}
+
+#[test]
 fn overlapping_keys_of_several_formats_are_masked_together() {
     let key = key();
     let key = key.expose_secret();
@@ -79,9 +101,21 @@ fn overlapping_keys_of_several_formats_are_masked_together() {
         imported("old-", Alphabet::Hex, 32),
     ]);
     assert_eq!(mask.mask(&format!("{hex}{key}{hex} old-{hex}{key}.")), "… ….");
+    assert_eq!(written(&mask, &[&hex, key, &hex, " old-", &hex, key, "."]), "… ….");
     let mask = KeyMask::new([live().into(), imported("old-", Alphabet::Hex, 32)]);
     let text = format!("old-{hex}{key}");
     assert_eq!(mask.mask(&text), format!("old-…sk_live_…{}", last4(key)));
+}
+
+/// Of another format, the first half is a whole key, which may go on.
+#[test]
+fn half_a_key_that_is_one_of_another_format_waits_for_the_rest() {
+    let key = key();
+    let key = key.expose_secret();
+    let mask = KeyMask::new([live().into(), imported("", Alphabet::Base64Url, 22)]);
+    let expected = format!("sk_live_…{}.", last4(key));
+    assert_eq!(mask.mask(&format!("{key}.")), expected);
+    assert_eq!(written(&mask, &[&key[..30], &key[30..], "."]), expected);
 }
 
 #[test]
@@ -123,6 +157,38 @@ fn half_a_key_is_held_back_until_a_flush_and_then_no_more_than_16_characters_are
         written(&mask, &[&key[..20], "", &key[20..40], "", &key[40..], "."]).len(),
         20 + 3 + 1
     );
+}
+
+#[test]
+fn a_flush_shows_that_a_key_is_cut_off_once() {
+    let (key, other) = (key(), key());
+    let (key, other) = (key.expose_secret(), other.expose_secret());
+    let mask = KeyMask::from(live());
+    let parts = [&key[..30], "", "", &key[30..40], "", &key[40..], "."];
+    assert_eq!(written(&mask, &parts), "sk_live_….");
+    let parts = [key, &other[..40], "", &other[40..], "."];
+    assert_eq!(written(&mask, &parts), format!("sk_live_…{}sk_live_….", last4(key)));
+}
+
+/// The last character of a key may begin the prefix of another format.
+#[test]
+fn a_flush_shows_no_character_of_a_key_twice() {
+    let mut keys = std::iter::repeat_with(key).take(10_000);
+    let key = keys.find(|key| key.expose_secret().ends_with('g')).unwrap();
+    let key = key.expose_secret();
+    let mask = KeyMask::new([live().into(), KeyFormat::new("gk_").unwrap().into()]);
+    let expected = format!("sk_live_…{}ad", last4(key));
+    assert_eq!(written(&mask, &[key, "", "ad"]), expected);
+}
+
+#[test]
+fn of_formats_that_begin_alike_the_first_decides_what_a_flush_shows() {
+    let key = key();
+    let key = key.expose_secret();
+    let short = KeyFormat::new("sk_").unwrap();
+    let of_live = KeyMask::new([live().into(), short.clone().into()]);
+    assert_eq!(written(&of_live, &[&key[..24], ""]), key[..24]);
+    assert_eq!(written(&KeyMask::new([short.into(), live().into()]), &[&key[..24], ""]), "sk_…");
 }
 
 #[test]
@@ -180,4 +246,20 @@ fn nothing_is_lost_or_doubled_if_the_inner_writer_fails_or_takes_little() {
     }
     while writer.flush().is_err() {}
     assert_eq!(writer.get_ref().taken, live().mask(&text).as_bytes());
+}
+
+#[test]
+fn text_without_a_key_goes_to_the_inner_writer_as_it_is_and_errors_are_reported() {
+    let inner = Reluctant { most: 3, taken: Vec::new(), fails: false };
+    let mut writer = MaskingWriter::new(inner, live());
+    let failed = |outcome: io::Result<usize>| outcome.unwrap_err().kind();
+    assert_eq!(failed(writer.write(b"plain")), io::ErrorKind::WouldBlock);
+    assert_eq!(writer.write(b"plain").unwrap(), 3);
+
+    // What is held back is written with the next call, which may fail.
+    assert_eq!(writer.write(b"sk_li").unwrap(), 5);
+    assert_eq!(writer.flush().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(writer.get_ref().taken, b"pla");
+    while writer.flush().is_err() {}
+    assert_eq!(writer.get_ref().taken, b"plask_li");
 }

@@ -1,0 +1,7 @@
+//! Keys in text that is logged.
+
+#![cfg(test)]
+
+mod forms;
+mod masking;
+mod naive;
