@@ -117,6 +117,7 @@ fn each_bound_names_a_test_that_is_there() {
     let pages = [
         ("attacks.md", 11),
         ("bounds.md", 29),
+        ("browsers.md", 28),
         ("deployment.md", 21),
         ("freshness.md", 52),
         ("grpc.md", 26),

@@ -98,7 +98,8 @@ impl<R: Clone> ApiKeyLayer<R> {
     /// formats](crate::key::ImportedFormat) have. Keys of a [`KeyFormat`](crate::key::KeyFormat) are
     /// tokens.
     ///
-    /// Requests that are not a handshake send their key as before. Same as
+    /// See [browsers](crate::manual::browsers#websockets) in the manual. Requests that are not a
+    /// handshake send their key as before. Same as
     /// [`also_header`](Self::also_header) with `Sec-WebSocket-Protocol`. Default: not read.
     pub fn also_websocket_protocol(self) -> Self {
         self.also_header(SEC_WEBSOCKET_PROTOCOL)

@@ -5,6 +5,7 @@
 //! - [`limits`]: how do I limit requests, and which quota do I choose?
 //! - [`freshness`]: how long can a revoked key keep working, whatever fails?
 //! - [`deployment`]: what must I configure around the layer?
+//! - [`browsers`]: how does a page send its key, and what can it read?
 //! - [`grpc`]: what do gRPC clients see, and how do I guard a tonic service?
 //! - [`observability`]: what do I see of it, and what do I alert on?
 //! - [`shadow`]: what would be rejected, before anything is?
@@ -17,6 +18,13 @@ pub mod attacks {}
 
 #[doc = include_str!("bounds.md")]
 pub mod bounds {}
+
+#[doc = include_str!("browsers.md")]
+#[cfg_attr(feature = "axum", doc = "\n```rust,no_run")]
+#[cfg_attr(not(feature = "axum"), doc = "\n```text")]
+#[doc = include_str!("../../examples/shared/tickets.rs")]
+#[doc = "```"]
+pub mod browsers {}
 
 #[doc = include_str!("deployment.md")]
 #[doc = "\n```rust,no_run"]
