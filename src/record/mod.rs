@@ -8,6 +8,7 @@ mod catalog_file;
 mod consumer;
 #[cfg(feature = "test-util")]
 mod consumer_builder;
+mod declared_scope;
 mod decoded;
 mod event;
 mod expiry;
@@ -36,6 +37,7 @@ pub(crate) use self::metadata::shown;
 pub use self::{
     catalog_file::InvalidCatalog,
     consumer::{Consumer, KeyEnded},
+    declared_scope::DeclaredScope,
     event::{AuditEntry, InvalidAction, KeyAction, KeyEvent},
     into_scope::IntoScope,
     key_record::{InvalidKeyId, KeyId, KeyRecord, Retirement},
@@ -44,7 +46,7 @@ pub use self::{
     network::{InvalidNetwork, Network, Networks},
     scope::{InvalidScope, Scope, Scopes},
     scope_catalog::{CatalogScope, ScopeCatalog},
-    scope_enum::{DeclaredScope, ScopeType, UnknownScope},
+    scope_enum::{ScopeType, UnknownScope},
     tags::{InvalidTag, Tags},
     text::TextRule,
     web_origins::{InvalidKeyKind, InvalidWebOrigin, KeyKind, WebOrigins},

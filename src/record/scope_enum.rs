@@ -2,12 +2,7 @@
 
 use std::{error::Error, fmt};
 
-use super::{
-    CatalogScope, Scope, ScopeCatalog,
-    scope::is_scope,
-    scope_names::ScopeNames,
-    wildcard::{covers, has_misplaced_star, wildcard_stem},
-};
+use super::{DeclaredScope, ScopeNames};
 
 /// Declares the scopes of a service as an enum. A wrong name does not compile, and a new scope is
 /// one line.
@@ -155,10 +150,14 @@ macro_rules! scopes {
             }
         }
 
-        const _: () = {
-            use $crate::record::DeclaredScope as Declared;
+        const _: () =
             ::core::assert!($name::DECLARED.len() <= 256, "at most 256 scopes can be declared");
-            $(
+        // The compiler limits how long it evaluates a constant, so that each scope has its own.
+        $(
+            #[allow(deprecated, clippy::allow_attributes)]
+            const _: () = {
+                use $crate::record::DeclaredScope as Declared;
+                let (before, _) = $name::DECLARED.split_at($name::$variant as usize);
                 ::core::assert!(
                     Declared::is_scope($text),
                     "{}",
@@ -168,12 +167,12 @@ macro_rules! scopes {
                     ),
                 );
                 ::core::assert!(
-                    Declared::is_unique($name::DECLARED, $text),
+                    !Declared::is_among(before, $text),
                     "{}",
                     ::core::concat!("the scope `", $text, "` is declared twice"),
                 );
                 ::core::assert!(
-                    !Declared::implies_itself($name::DECLARED, $text),
+                    !$name::DECLARED[$name::$variant as usize].implies_itself(),
                     "{}",
                     ::core::concat!("the scope `", $text, "` implies itself"),
                 );
@@ -189,8 +188,8 @@ macro_rules! scopes {
                     "{}",
                     ::core::concat!("the wildcard `", $text, "` covers none of the scopes"),
                 );
-            )+
-        };
+            };
+        )+
 
         impl ::core::fmt::Display for $name {
             fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
@@ -287,118 +286,6 @@ pub trait ScopeType {
     const NAME: &'static str;
 }
 
-/// A scope that [`scopes!`](crate::scopes) declares. Its name is valid.
-#[doc(hidden)]
-#[derive(Clone, Copy, Debug)]
-pub struct DeclaredScope {
-    name: &'static str,
-    description: &'static str,
-    implies: &'static [&'static str],
-}
-
-impl DeclaredScope {
-    /// The macro checks `name`, and says what is wrong.
-    #[must_use]
-    pub const fn new(
-        name: &'static str,
-        description: &'static str,
-        implies: &'static [&'static str],
-    ) -> Self {
-        let name = if is_scope(name) { name } else { "invalid" };
-        Self { name, description, implies }
-    }
-
-    #[must_use]
-    pub const fn is_scope(name: &str) -> bool {
-        is_scope(name)
-    }
-
-    #[must_use]
-    pub fn scope(&self) -> Scope {
-        Scope::of_valid(self.name)
-    }
-
-    fn cataloged(&self) -> CatalogScope {
-        let implies = self.implies.iter().map(|name| Scope::of_valid(name));
-        CatalogScope {
-            name: self.scope(),
-            description: self.description.into(),
-            implies: implies.collect(),
-        }
-    }
-
-    #[must_use]
-    pub const fn is_unique(mut declared: &[Self], name: &str) -> bool {
-        let mut count = 0;
-        while let [first, rest @ ..] = declared {
-            if is_equal(first.name, name) {
-                count += 1;
-            }
-            declared = rest;
-        }
-        count == 1
-    }
-
-    #[must_use]
-    pub const fn implies_itself(mut declared: &[Self], name: &str) -> bool {
-        while let [first, rest @ ..] = declared {
-            if is_equal(first.name, name) {
-                let mut implied = first.implies;
-                while let [first, rest @ ..] = implied {
-                    if is_equal(first, name) {
-                        return true;
-                    }
-                    implied = rest;
-                }
-            }
-            declared = rest;
-        }
-        false
-    }
-
-    #[must_use]
-    pub const fn has_misplaced_star(name: &str) -> bool {
-        has_misplaced_star(name)
-    }
-
-    #[must_use]
-    pub const fn covers_some(mut declared: &[Self], name: &str) -> bool {
-        if wildcard_stem(name).is_none() {
-            return true;
-        }
-        while let [first, rest @ ..] = declared {
-            if covers(name, first.name) {
-                return true;
-            }
-            declared = rest;
-        }
-        false
-    }
-}
-
-impl ScopeCatalog {
-    /// The catalogue of an enum, whose declaration the compiler has checked.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn declared(declared: &'static [DeclaredScope]) -> Self {
-        Self::of(declared.iter().map(DeclaredScope::cataloged).collect())
-    }
-}
-
-const fn is_equal(one: &str, other: &str) -> bool {
-    let (mut one, mut other) = (one.as_bytes(), other.as_bytes());
-    if one.len() != other.len() {
-        return false;
-    }
-    while let ([first, rest @ ..], [same, others @ ..]) = (one, other) {
-        if *first != *same {
-            return false;
-        }
-        (one, other) = (rest, others);
-    }
-    true
-}
-
 /// A text is none of the scopes of an enum made by [`scopes!`](crate::scopes).
 #[derive(Clone, Copy, Debug)]
 pub struct UnknownScope {
@@ -415,7 +302,7 @@ impl UnknownScope {
 
 impl PartialEq for UnknownScope {
     fn eq(&self, other: &Self) -> bool {
-        let names = |it: &Self| it.declared.iter().map(|scope| scope.name);
+        let names = |it: &Self| it.declared.iter().map(DeclaredScope::name);
         names(self).eq(names(other))
     }
 }
@@ -424,7 +311,7 @@ impl Eq for UnknownScope {}
 
 impl fmt::Display for UnknownScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = self.declared.iter().map(|scope| scope.name);
+        let names = self.declared.iter().map(DeclaredScope::name);
         write!(f, "not a scope of this service, which has: {}", ScopeNames(names))
     }
 }

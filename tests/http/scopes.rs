@@ -17,7 +17,7 @@ use tower_api_key::{
     layer::{ConcurrencyLimit, ConsumerRejection, Cost, Granted, RateClass, StatusOnly},
     manage::{Expiry, NewKey},
     rate_limit::Quota,
-    record::{Metadata, Scopes},
+    record::{Metadata, ScopeCatalog, Scopes},
 };
 
 use crate::app::{Answer, App, INVALID_TOKEN, Keys, MISSING, send, text, unknown_key, with_key};
@@ -777,6 +777,26 @@ async fn a_key_has_what_its_scopes_contain_where_the_authenticator_knows_the_cat
         let key = key_with(&keys, &held).await;
         assert_eq!(app.get(&key).await.status.as_u16(), with_catalog, "{held:?}");
         assert_eq!(without.get(&key).await.status.as_u16(), by_itself, "{held:?}");
+    }
+}
+
+/// One of them covers all others.
+#[tokio::test]
+async fn a_key_has_all_scopes_of_the_largest_catalogue() {
+    let names: Vec<_> = (0..255).map(|at| format!(r#"{{"name": "area:{at}"}}"#)).collect();
+    let catalog = format!(r#"{{"scopes": [{}, {{"name": "area:*"}}]}}"#, names.join(","));
+    let catalog: ScopeCatalog = catalog.parse().unwrap();
+    assert_eq!(catalog.iter().len(), ScopeCatalog::MAX_SCOPES);
+    let keys = Keys::new();
+    let (auth, _) = keys.builder().scopes(catalog).build();
+    let require = |scope: &str| RequireScope::one(scope).unwrap();
+    let (all, one) = (key_with(&keys, &["area:*"]).await, key_with(&keys, &["area:7"]).await);
+    for (scope, status, of_one) in
+        [("area:0", 200, 403), ("area:7", 200, 200), ("area:254", 200, 403), ("area:255", 403, 403)]
+    {
+        let app = App::new((ApiKeyLayer::new(auth.clone()), require(scope)));
+        assert_eq!(app.get(&all).await.status, status, "{scope}");
+        assert_eq!(app.get(&one).await.status, of_one, "{scope}");
     }
 }
 

@@ -29,6 +29,7 @@ mod api_keys;
 mod audit;
 mod bounds;
 mod grants;
+mod in_shadow;
 mod key_places;
 mod listing;
 mod manage;

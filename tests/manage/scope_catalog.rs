@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use proptest::{prelude::*, sample::subsequence};
+use serde_json::{Value, json};
 use tower_api_key::{
-    Authenticator, Consumer,
+    Authenticator, Consumer, account, admin,
     manage::{
         Actor, Expiry, Grant, IssueRules, KeyImport, KeyIssuer, KeyUpdate, ManageErrorKind, Member,
         NewKey, Rotation,
@@ -13,7 +14,10 @@ use tower_api_key::{
     store::MemoryKeyStore,
 };
 
-use crate::app::format;
+use crate::{
+    admin_client::{Desk, assert_problem},
+    app::format,
+};
 
 tower_api_key::scopes! {
     enum Permission {
@@ -119,6 +123,31 @@ async fn a_scope_that_the_catalogue_lacks_is_refused_and_the_error_says_which_ex
     let rotated = operator.rotate(key.id, Rotation::new()).await.unwrap().record;
     for record in [updated, rotated.clone(), operator.get(rotated.id).await.unwrap().record] {
         assert_eq!(record.scopes, scopes(&["legacy", "orders:write"]));
+    }
+}
+
+#[tokio::test]
+async fn over_http_a_scope_that_the_catalogue_lacks_is_422_at_its_member() {
+    let is_refused = async |desk: &Desk, method: &str, path: &str, body: &Value| {
+        let (caller, _) = desk.key("acme", &["api-keys:*", "orders:*", "orders:raed"]).await;
+        let answer = desk.send(&caller, method, path, Some(body)).await;
+        assert_problem(&answer, 422, "invalid", Some("/scopes"));
+        let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+        assert!(detail.starts_with("`orders:raed` is not a scope of this service"), "{detail}");
+        assert!(detail.contains("which has: orders:read, orders:write"), "{detail}");
+    };
+    let catalog = || Permission::catalog();
+    for desk in [
+        Desk::new("/admin", |issuer, auth| admin::router(issuer.scopes(catalog()), auth)),
+        Desk::new("/account", |issuer, auth| account::router(issuer.scopes(catalog()), auth)),
+    ] {
+        let wrong = json!(["orders:read", "orders:raed"]);
+        let new = json!({ "consumer_id": "acme", "expires": "1d", "scopes": wrong });
+        is_refused(&desk, "POST", "/api-keys", &new).await;
+        let (_, id) = desk.key("acme", &[]).await;
+        let change = json!({ "scopes": wrong });
+        is_refused(&desk, "PATCH", &format!("/api-keys/{id}"), &change).await;
+        assert!(desk.issuer.get(id).await.unwrap().record.scopes.is_empty());
     }
 }
 
