@@ -30,7 +30,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
-    time::sleep,
+    time::{Instant, sleep_until},
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_api_key::{ApiKeyLayer, ApiKeys, Consumer, RequireScope, record::InvalidScope};
@@ -68,13 +68,13 @@ async fn run() -> Result<()> {
     let address = listener.local_addr()?;
     let key = issue_demo_key(&keys.issuer()).await?;
     print_requests(address, &key);
-    serve(listener, routes(keys.layer())?, end).await;
+    serve(listener, routes(&keys.layer())?, end).await;
     keys.stop().await;
     Ok(())
 }
 
 /// `/healthz` is open, everything else requires a key, and `/v1/reports` also a scope.
-fn routes(layer: ApiKeyLayer) -> Result<impl Handler, InvalidScope> {
+fn routes(layer: &ApiKeyLayer) -> Result<impl Handler, InvalidScope> {
     let reports = RequireScope::one("reports:read")?.layer(service_fn(reports));
     let guarded = layer.layer(service_fn(move |request: Request<Incoming>| {
         let reports = reports.clone();
@@ -140,7 +140,7 @@ async fn serve(listener: TcpListener, routes: impl Handler, end: impl Future<Out
                     connections.spawn(serve_connection(stream, routes.clone(), stopped.clone()));
                 }
                 // Too many open files, for instance.
-                Err(_) => sleep(Duration::from_secs(1)).await,
+                Err(_) => sleep_until(Instant::now() + Duration::from_secs(1)).await,
             },
             Some(_) = connections.join_next() => {}
             () = &mut end => break,

@@ -36,7 +36,8 @@ fn is_as_generated(file: &str, generated: &[u8]) {
     if env::var_os("UPDATE_GRPC").is_some() {
         fs::write(&file, generated).unwrap();
     }
-    let advice = "is not what the generator makes: UPDATE_GRPC=1 cargo test --all-features --test grpc generated";
+    let advice = "is not what the generator makes: UPDATE_GRPC=1 cargo test --all-features \
+                  --test grpc generated";
     assert!(fs::read(&file).unwrap() == generated, "{} {advice}", file.display());
 }
 

@@ -93,9 +93,13 @@ async fn hyper_alone() {
     let keys = TestKeys::new();
     let reports = RequireScope::one("reports:read").unwrap().layer(service_fn(handler));
     let routes = service_fn(move |request: Request<Incoming>| {
-        let is_report = request.uri().path() == "/reports";
         let mut reports = reports.clone();
-        async move { if is_report { reports.call(request).await } else { handler(request).await } }
+        async move {
+            match request.uri().path() {
+                "/reports" => reports.call(request).await,
+                _ => handler(request).await,
+            }
+        }
     });
     let service = ApiKeyLayer::new(keys.authenticator().clone()).layer(routes);
     is_guarded(&keys, serve(service).await).await;
@@ -116,9 +120,13 @@ async fn filters_of_warp() {
     let reports = reports.layer(warp::service(consumer()));
     let others = warp::service(warp::path::end().and(consumer()));
     let routes = service_fn(move |request: Request<Incoming>| {
-        let is_report = request.uri().path() == "/reports";
-        let (mut reports, mut others) = (reports.clone(), others.clone());
-        async move { if is_report { reports.call(request).await } else { others.call(request).await } }
+        let (mut reports, mut others) = (reports.clone(), others);
+        async move {
+            match request.uri().path() {
+                "/reports" => reports.call(request).await,
+                _ => others.call(request).await,
+            }
+        }
     });
     let layer = ApiKeyLayer::new(keys.authenticator().clone()).render_rejections(for_warp);
     is_guarded(&keys, serve(layer.layer(routes)).await).await;

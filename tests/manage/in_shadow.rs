@@ -1,4 +1,5 @@
-//! The routers inside a layer in shadow mode, which lets every request pass: they check keys themselves.
+//! The routers inside a layer in shadow mode, which lets every request pass: they check keys by
+//! themselves.
 
 use std::future::ready;
 
@@ -22,7 +23,8 @@ use crate::{
 
 const OPERATOR: [&str; 3] = ["api-keys:read", "api-keys:write", "api-keys:all-consumers"];
 
-/// A router by itself, inside a layer of its authenticator in shadow mode, and inside one of another.
+/// A router by itself, inside a layer of its authenticator in shadow mode, and inside one of another
+/// authenticator.
 struct Routers {
     desk: Desk,
     in_shadow: [Router; 2],
