@@ -1,5 +1,5 @@
-// Tickets: what a page puts into a URL in place of its key. Each is good once, for 30 seconds, on the
-// node that issued it.
+// Tickets: what a page puts into a URL in place of its key. Each is good once, for 30 seconds, on
+// the node that issued it.
 
 use std::{
     collections::HashMap,

@@ -5,16 +5,23 @@ use std::{
     os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 const HELP: &str = "The tests need Chromium or Google Chrome, as `chromium` or `google-chrome` on the \
     PATH. Install it (on Debian `apt-get install chromium`), or run the tests through `tests/run`";
 
+/// How long the processes of a browser that was killed may take to let go of its files.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A browser, which ends when this is dropped.
 pub(crate) struct Chromium {
-    profile: TempDir,
+    /// Its profile, log and temporary files.
+    folder: TempDir,
     running: Child,
 }
 
@@ -24,24 +31,24 @@ impl Chromium {
     /// The browser ends when this process ends for any reason: the shell reads a pipe that only this
     /// process holds open, and then ends its group, to which all processes of the browser belong.
     pub(crate) fn open(url: &str) -> Self {
-        let profile = tempfile::tempdir().expect("a temporary folder");
-        let log = fs::File::create(profile.path().join("log")).expect("a log");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let log = fs::File::create(folder.path().join("log")).expect("a log");
         let mut shell = Command::new("/bin/sh");
         let script = r#"program=$1; shift; "$program" "$@" </dev/null & cat; kill -KILL 0"#;
         shell.args(["-c", script, "sh"]).arg(program());
         // In a container, there is no sandbox, no graphics card, and little shared memory.
         shell.args(["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]);
         shell.args(["--no-first-run", "--disable-background-networking", "--disable-breakpad"]);
-        shell.arg(format!("--user-data-dir={}", profile.path().join("profile").display()));
-        shell.arg(url);
+        shell.arg(format!("--user-data-dir={}", folder.path().join("profile").display()));
+        shell.arg(url).env("TMPDIR", folder.path());
         shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).process_group(0);
         let running = shell.spawn().expect("running a shell");
-        Self { profile, running }
+        Self { folder, running }
     }
 
     /// What the browser has said on its standard error.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.profile.path().join("log")).unwrap_or_default()
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 }
 
@@ -49,6 +56,13 @@ impl Drop for Chromium {
     fn drop(&mut self) {
         drop(self.running.stdin.take());
         let _ = self.running.wait();
+        let begun = Instant::now();
+        while fs::remove_dir_all(self.folder.path()).is_err() && self.folder.path().exists() {
+            if begun.elapsed() > PATIENCE {
+                return;
+            }
+            thread::yield_now();
+        }
     }
 }
 
