@@ -129,6 +129,19 @@ mod tests {
         }
     }
 
+    /// Of all characters there are: control characters, and those of the property `Bidi_Control` with
+    /// the separators of lines and paragraphs (Unicode Standard Annex 44).
+    #[test]
+    fn these_characters_are_refused_and_no_other() {
+        let is_refused =
+            |character: &char| TextRule::STORED.check(character.encode_utf8(&mut [0; 4])).is_err();
+        let refused: Vec<char> = ('\0'..=char::MAX).filter(is_refused).collect();
+        let controls = [0..=0x1f, 0x7f..=0x9f];
+        let reordering = [0x61c..=0x61c, 0x200e..=0x200f, 0x2028..=0x202e, 0x2066..=0x2069];
+        let expected = controls.into_iter().chain(reordering).flatten();
+        assert_eq!(refused, expected.map(|code| char::from_u32(code).unwrap()).collect::<Vec<_>>());
+    }
+
     #[test]
     fn a_sent_text_can_be_stored() {
         let longest = "\u{1f511}".repeat(TextRule::SENT.max());

@@ -23,10 +23,16 @@ use crate::{
     wait::eventually,
 };
 
+struct Description {
+    kind: &'static str,
+    unit: Option<Unit>,
+    text: String,
+}
+
 /// What a recorder was told, by the name of a metric.
 #[derive(Default)]
 struct Told {
-    described: Mutex<BTreeMap<String, (&'static str, Option<Unit>, String)>>,
+    described: Mutex<BTreeMap<String, Description>>,
     registered: Mutex<BTreeMap<String, &'static str>>,
 }
 
@@ -38,7 +44,7 @@ impl Told {
         unit: Option<Unit>,
         text: &SharedString,
     ) {
-        let described = (kind, unit, text.to_string());
+        let described = Description { kind, unit, text: text.to_string() };
         let before = self.described.lock().unwrap().insert(name.as_str().to_owned(), described);
         assert!(before.is_none(), "{} is described twice", name.as_str());
     }
@@ -125,9 +131,9 @@ async fn each_metric_has_a_description_and_its_unit_and_no_other_is_described() 
     let described = told.described.lock().unwrap();
     assert!(registered.len() >= 15, "{registered:?}");
     let kinds: BTreeMap<_, _> =
-        described.iter().map(|(name, (kind, ..))| (name.clone(), *kind)).collect();
+        described.iter().map(|(name, told)| (name.clone(), told.kind)).collect();
     assert_eq!(kinds, *registered);
-    for (name, (_, unit, text)) in &*described {
+    for (name, Description { unit, text, .. }) in &*described {
         let is_time = name.ends_with("_seconds");
         let expected = if is_time { Unit::Seconds } else { Unit::Count };
         assert_eq!(*unit, Some(expected), "{name}");

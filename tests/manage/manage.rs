@@ -17,7 +17,7 @@ use tower_api_key::{
         NewKey, RevocationFilter, Revocations, Rotation,
     },
     rate_limit::{Quota, RateLimits},
-    record::{KeyAction, KeyEvent, KeyId, KeyRecord, KeyStatus, Metadata, Scope, Scopes},
+    record::{KeyAction, KeyEvent, KeyId, KeyRecord, KeyStatus, Metadata, Scope, Scopes, TextRule},
     store::{
         EventQuery, KeyQuery, ManageKeys, MemoryKeyStore,
         port::{Invalidate, KeyTransaction as _, Usage},
@@ -238,6 +238,15 @@ async fn texts_are_stored_as_they_are_or_refused(store: impl ManageKeys) {
         let issued = issuer.issue(new().name(name)).await.unwrap();
         let stored = issuer.get(issued.record.id).await.unwrap();
         assert_eq!(stored.record.name.as_deref(), Some(name));
+    }
+    // Characters of all planes, as many at once as a name may have.
+    let is_plain = |it: &char| TextRule::STORED.check(it.encode_utf8(&mut [0; 4])).is_ok();
+    let characters: Vec<char> = ('\0'..=char::MAX).step_by(257).filter(is_plain).collect();
+    assert!(characters.len() > 4_000);
+    for name in characters.chunks(256).map(|some| some.iter().collect::<String>()) {
+        let issued = issuer.issue(new().name(&*name)).await.unwrap();
+        let stored = issuer.get(issued.record.id).await.unwrap();
+        assert_eq!(stored.record.name, Some(name));
     }
     for name in ["a\nb", "\u{1b}[2J", "a\0b", "\u{202e}evil"] {
         is(

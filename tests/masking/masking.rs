@@ -9,7 +9,7 @@ use std::{
     sync::Mutex,
 };
 
-use tower_api_key::key::{Alphabet, ImportedFormat, KeyFormat, KeyMask, MaskingWriter};
+use tower_api_key::key::{KeyFormat, KeyMask, MaskingWriter};
 
 use crate::{
     forms::{Form, Random, forms},
@@ -21,10 +21,6 @@ const MOST_SHOWN: usize = 16;
 
 fn live() -> KeyFormat {
     KeyFormat::new("sk_live_").unwrap()
-}
-
-fn old() -> ImportedFormat {
-    ImportedFormat::new("old-", Alphabet::Hex, 32).unwrap()
 }
 
 /// A text with `keys` in it.
@@ -172,7 +168,11 @@ fn what_has_no_prefix_passes_byte_for_byte() {
 mod subscriber {
     use std::{io, panic, sync::Arc};
 
-    use tower_api_key::{Authenticator, store::MemoryKeyStore};
+    use tower_api_key::{
+        Authenticator,
+        key::{Alphabet, ImportedFormat},
+        store::MemoryKeyStore,
+    };
 
     use super::*;
 
@@ -198,8 +198,9 @@ mod subscriber {
 
     #[test]
     fn a_subscriber_masks_what_other_crates_log_and_what_panics_say() {
+        let imported = ImportedFormat::new("old-", Alphabet::Hex, 32).unwrap();
         let (auth, worker) =
-            Authenticator::builder(MemoryKeyStore::new(), live()).accept(old()).build();
+            Authenticator::builder(MemoryKeyStore::new(), live()).accept(imported).build();
         drop(worker);
         let (lines, mask) = (Lines::default(), auth.key_mask());
         let writer = {
