@@ -89,7 +89,8 @@ impl<R: Clone> ApiKeyLayer<R> {
     }
 
     /// Also reads the key from `header`, such as `X-Api-Key`. Its value is the bare key, without a
-    /// scheme. A request with a key in two places gets 400.
+    /// scheme. A request with a key in two places gets 400. A 401 has a challenge for the header,
+    /// `ApiKey realm="api", header="x-api-key"`, of a scheme that is this library's own: RFC 9110 has none.
     pub fn also_header(self, header: HeaderName) -> Self {
         self.with_credentials(|credentials| credentials.add(header))
     }
