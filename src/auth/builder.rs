@@ -69,7 +69,9 @@ impl Authenticator {
 
 impl Builder {
     /// Also accepts keys of another format: an earlier prefix, or an
-    /// [imported](crate::key::ImportedFormat) format.
+    /// [imported](crate::key::ImportedFormat) format. Formats are tried in the order in which they are
+    /// named, and the first that a key matches is its format: of two formats of the same structure, only
+    /// the first [digest](crate::key::Digest) is used.
     pub fn accept(mut self, format: impl Into<AcceptedFormat>) -> Self {
         self.formats.push(format.into());
         self
@@ -200,8 +202,13 @@ impl Builder {
         let (usage, writer) = usage::channel(Arc::clone(&core), self.usage_interval);
         let worker = Worker::new(Arc::clone(&core), self.feed, writer, self.usage_interval);
         let mask = KeyMask::new(formats.iter().cloned());
-        let formats = formats.into();
-        (Authenticator::new(Inner { format, formats, core, mask, usage }), worker)
+        let mut symbols: Vec<_> =
+            formats.iter().flat_map(AcceptedFormat::symbols_beyond_bearer).collect();
+        symbols.sort_unstable();
+        symbols.dedup();
+        let (formats, symbols_beyond_bearer) = (formats.into(), symbols.into());
+        let inner = Inner { format, formats, symbols_beyond_bearer, core, mask, usage };
+        (Authenticator::new(inner), worker)
     }
 }
 

@@ -2,6 +2,7 @@
 //! guarantees have tests.
 //!
 //! - [`keys`]: how do I issue, limit, rotate, import, audit and restore keys?
+//! - [`moving_in`]: how do I keep the keys that my service already has?
 //! - [`limits`]: how do I limit requests, and which quota do I choose?
 //! - [`freshness`]: how long can a revoked key keep working, whatever fails?
 //! - [`deployment`]: what must I configure around the layer?
@@ -45,6 +46,9 @@ pub mod keys {}
 #[doc = include_str!("which_quota.md")]
 #[doc = include_str!("../../docs/limits.svg")]
 pub mod limits {}
+
+#[doc = include_str!("moving_in.md")]
+pub mod moving_in {}
 
 #[doc = include_str!("observability.md")]
 pub mod observability {}

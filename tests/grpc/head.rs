@@ -6,6 +6,7 @@ use axum::{
     body::Body,
     routing::{get, post},
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, Request, Response, header::CONTENT_TYPE, request::Parts};
 use http_body_util::BodyExt;
 use tonic::{Code, Status};
@@ -15,7 +16,8 @@ use tower_api_key::{
     ApiKeyLayer, Consumer, RequireScope,
     auth::{Rejection, RejectionKind},
     layer::{
-        ConcurrencyLimit, Cost, ProblemJson, RejectionResponse, StatusOnly, UntilKeyEndsLayer,
+        ConcurrencyLimit, Cost, ProblemJson, RejectionResponse, Scheme, StatusOnly,
+        UntilKeyEndsLayer,
     },
 };
 
@@ -76,6 +78,31 @@ async fn the_content_type_of_the_request_decides_and_is_repeated() {
         assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
         assert!(response.headers().contains_key("www-authenticate"));
         assert!(status(response.headers()).is_none());
+    }
+}
+
+#[tokio::test]
+async fn metadata_may_have_the_key_in_any_scheme_that_is_read() {
+    let service = Service::new();
+    let layer = ApiKeyLayer::new(service.auth.clone())
+        .also_scheme(Scheme::new("Api-Key").unwrap())
+        .also_scheme(Scheme::BASIC_USER_NAME);
+    let app = layered(layer);
+    let key = service.issue("acme").await.text;
+    let basic = |text: &str| format!("Basic {}", STANDARD.encode(text));
+    for (authorization, code) in [
+        (format!("Bearer {key}"), None),
+        (format!("api-key {key}"), None),
+        (basic(&format!("{key}:")), None),
+        ("Api-Key unknown".to_owned(), Some(Code::Unauthenticated)),
+        (basic(&format!("{key}:password")), Some(Code::InvalidArgument)),
+        (format!("Token {key}"), Some(Code::InvalidArgument)),
+    ] {
+        let mut request = request(GRPC, None);
+        request.headers_mut().insert("authorization", authorization.parse().unwrap());
+        let response = send(&app, request).await;
+        let status = status(response.headers()).map(|status| status.code());
+        assert_eq!(status, code, "{authorization}");
     }
 }
 

@@ -5,3 +5,4 @@
 mod forms;
 mod masking;
 mod naive;
+mod structured;

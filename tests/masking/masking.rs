@@ -17,14 +17,14 @@ use crate::{
 };
 
 /// How many characters of a body may be shown, if a flush comes in the middle of it.
-const MOST_SHOWN: usize = 16;
+pub(crate) const MOST_SHOWN: usize = 16;
 
 fn live() -> KeyFormat {
     KeyFormat::new("sk_live_").unwrap()
 }
 
 /// A text with `keys` in it.
-fn text(random: &Random, keys: &str) -> String {
+pub(crate) fn text(random: &Random, keys: &str) -> String {
     let word = |most| random.text(b"abcdefXYZ019_-sklive./ ", random.below(most));
     let before =
         random.of(&["", " ", "=", "/", "x", "sk_live_", "sk_", "sk_li", "old-", "é", "…", "\n"]);
@@ -68,7 +68,7 @@ impl Write for Reluctant<'_> {
 
 /// What passes of `text`, in several writes, some with a flush after them; and whether there was one.
 /// Until then, what has passed of the beginning of `text` is what `passed` says.
-fn written(
+pub(crate) fn written(
     random: &Random,
     mask: &KeyMask,
     text: &str,

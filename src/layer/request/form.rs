@@ -1,0 +1,39 @@
+use std::fmt;
+
+use http::{HeaderName, header::SEC_WEBSOCKET_PROTOCOL};
+
+use super::scheme::Schemes;
+
+/// How a client sends a key: one form for each scheme and each header.
+pub(super) struct Form<'a> {
+    pub(super) schemes: &'a Schemes,
+    pub(super) headers: &'a [HeaderName],
+}
+
+impl Form<'_> {
+    /// The names of the schemes.
+    pub(super) fn schemes(&self) -> String {
+        let names = self.schemes.iter().map(|scheme| format!("`{}`", scheme.name()));
+        names.collect::<Vec<_>>().join(" or ")
+    }
+
+    pub(super) fn has_one_scheme(&self) -> bool {
+        self.schemes.iter().count() == 1
+    }
+}
+
+impl fmt::Display for Form<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let schemes = self.schemes.iter().map(|scheme| format!("`{scheme}`"));
+        let headers = self.headers.iter().map(in_header);
+        f.write_str(&schemes.chain(headers).collect::<Vec<_>>().join(" or "))
+    }
+}
+
+fn in_header(header: &HeaderName) -> String {
+    if header == SEC_WEBSOCKET_PROTOCOL {
+        let list = "`Sec-WebSocket-Protocol: bearer, <key>, <protocol>`";
+        return format!("{list} of a WebSocket handshake");
+    }
+    format!("`{header}: <key>`")
+}
