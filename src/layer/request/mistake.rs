@@ -31,7 +31,7 @@ pub(in crate::layer) enum Mistake {
 }
 
 impl Mistake {
-    pub(in crate::layer) const ALL: [Self; 10] = [
+    pub(in crate::layer) const ALL: [Self; 11] = [
         Self::SeveralKeys,
         Self::Characters,
         Self::RepeatedScheme,
