@@ -35,4 +35,5 @@ mod status;
 mod streams;
 mod test_kit;
 mod tower_layers;
+mod websocket_connections;
 mod websocket_protocol;
