@@ -116,6 +116,7 @@ mod postgres {
             "api_key_changes",
             "api_key_events",
             "api_key_feed",
+            "api_key_legacy_hashes",
             "api_key_plans",
             "api_key_requests",
             "api_key_scopes",
