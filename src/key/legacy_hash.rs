@@ -1,14 +1,15 @@
 //! Slow or salted hashes of keys that another system stored.
 
+mod error;
 mod parse;
 #[cfg(feature = "legacy-hashes")]
 mod verify;
 
-use std::{borrow::Cow, error::Error, fmt, str::FromStr};
+use std::{fmt, str::FromStr};
 
-use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+pub use self::error::InvalidLegacyHash;
 use self::parse::Parsed;
 use super::KeyHash;
 
@@ -31,7 +32,7 @@ const MAX_LEN: usize = 512;
 /// Django's forms are the same with the name of the hasher before them (`argon2$argon2id$…`,
 /// `bcrypt$$2b$…`), or its own (`pbkdf2_sha256$…`, `scrypt$…`).
 ///
-/// The bounds keep one verification below about a second, because whoever presents a key causes it.
+/// The bounds keep one verification below about a second, because any client that presents a key causes it.
 /// They include what the usual libraries have by default. Salts have 8 to 64 bytes, and hashes 16 to
 /// 64.
 ///
@@ -68,17 +69,15 @@ impl LegacyHash {
     /// same hash recognizes the key.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
-        Sha256::digest(self.text.as_bytes()).into()
+        *KeyHash::of(self.text.as_bytes()).as_bytes()
     }
 
     /// The [`KeyHash`] that the key has until it is first used. No presented key has it: keys have
     /// no NUL.
     #[must_use]
     pub fn placeholder(&self) -> KeyHash {
-        let mut sha = Sha256::new();
-        sha.update(b"tower-api-key legacy\0");
-        sha.update(self.text.as_bytes());
-        KeyHash::from_bytes(sha.finalize().into())
+        let text = [b"tower-api-key legacy\0", self.text.as_bytes()].concat();
+        KeyHash::of(&Zeroizing::new(text))
     }
 }
 
@@ -99,28 +98,6 @@ impl fmt::Debug for LegacyHash {
         write!(f, "LegacyHash({}, [REDACTED])", self.algorithm())
     }
 }
-
-/// Why a text is not a hash that keys can be [verified](LegacyHash) with.
-///
-/// The message never holds the text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InvalidLegacyHash {
-    problem: Cow<'static, str>,
-}
-
-impl InvalidLegacyHash {
-    fn new(problem: impl Into<Cow<'static, str>>) -> Self {
-        Self { problem: problem.into() }
-    }
-}
-
-impl fmt::Display for InvalidLegacyHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the hash cannot be used to verify keys: {}", self.problem)
-    }
-}
-
-impl Error for InvalidLegacyHash {}
 
 #[cfg(test)]
 mod tests;

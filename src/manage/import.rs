@@ -1,8 +1,11 @@
-mod legacy;
-
 use std::time::SystemTime;
 
-use super::{KeyIssuer, ManageError, NewKey, new_key::whole_micros, text};
+use super::{
+    KeyIssuer, ManageError, NewKey,
+    legacy_import::{self, Legacy},
+    new_key::whole_micros,
+    text,
+};
 use crate::{
     key::{KeyHash, LegacyHash, is_bearer_symbol},
     record::{KeyAction, KeyId, KeyRecord},
@@ -16,8 +19,8 @@ use crate::{
 #[must_use]
 pub struct KeyImport {
     hash: KeyHash,
-    pub(super) legacy_hash: Option<LegacyHash>,
-    pub(super) legacy_hint: Option<String>,
+    legacy_hash: Option<LegacyHash>,
+    legacy_hint: Option<String>,
     new: NewKey,
     key_prefix: String,
     key_last4: String,
@@ -86,6 +89,11 @@ impl KeyImport {
         Self { last_used_at: Some(at), ..self }
     }
 
+    fn legacy(&self) -> Option<Legacy<'_>> {
+        let hash = self.legacy_hash.as_ref()?;
+        Some(Legacy { hash, hint: self.legacy_hint.as_deref() })
+    }
+
     fn record(&self, issuer: &KeyIssuer) -> Result<KeyRecord, ManageError> {
         let mut record = issuer.make_record(self.hash, &self.new.consumer_id)?;
         self.new.fill(&mut record, &issuer.actor.name)?;
@@ -109,7 +117,9 @@ impl KeyImport {
                 return Err(ManageError::invalid(field, detail));
             }
         }
-        legacy::check_hint(self)?;
+        if let Some(hint) = &self.legacy_hint {
+            legacy_import::check_hint(hint, self.legacy_hash.as_ref())?;
+        }
         record.key_prefix.clone_from(&self.key_prefix);
         record.key_last4.clone_from(&self.key_last4);
         record.is_active = self.is_active;
@@ -158,7 +168,8 @@ impl KeyIssuer {
                     });
                 granted.map_err(|error| error.at(at))?;
             }
-            let keys = legacy::insert(change, &records, &batch).await?;
+            let legacy: Vec<_> = batch.iter().map(KeyImport::legacy).collect();
+            let keys = legacy_import::insert(change, &records, &legacy).await?;
             change.check_quotas(&records).await?;
             let mut inserted = keys.iter().copied().collect::<std::collections::HashSet<_>>();
             let mut imported = Imported::default();

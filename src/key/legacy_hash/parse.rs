@@ -7,7 +7,7 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 
-use super::InvalidLegacyHash;
+use super::error::InvalidLegacyHash;
 
 /// Padding is optional, and so are the bits after the last byte: encoders differ.
 const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()

@@ -1,8 +1,8 @@
 use std::{future::Future, time::SystemTime};
 
-use super::LegacyKey;
+use super::legacy_key::LegacyKey;
 #[cfg(doc)]
-use super::{LegacyHashes, ManagePlans};
+use super::ManagePlans;
 use crate::{
     key::KeyHash,
     rate_limit::RateLimits,

@@ -2,8 +2,10 @@ use std::future::Future;
 
 #[cfg(doc)]
 use super::KeyTransaction;
-use super::manage_keys::ManageKeys;
-use crate::{key::LegacyHash, record::KeyId, store::StoreError};
+use super::{legacy_key::LegacyKey, manage_keys::ManageKeys};
+#[cfg(doc)]
+use crate::key::LegacyHash;
+use crate::store::StoreError;
 
 /// How many keys that have not moved may have the same hint, or none. A request may have to be
 /// compared with all of them.
@@ -35,24 +37,4 @@ pub trait LegacyHashes: ManageKeys {
     ///
     /// When the store cannot answer.
     fn count_legacy_keys(&self) -> impl Future<Output = Result<u64, StoreError>> + Send;
-}
-
-/// A key that has not moved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LegacyKey {
-    /// The key.
-    pub id: KeyId,
-    /// The part of the key by which it is found; `None` if there is none.
-    pub hint: Option<String>,
-    /// Its hash.
-    pub hash: LegacyHash,
-}
-
-impl LegacyKey {
-    /// The key `id` with this hint and hash.
-    #[must_use]
-    pub const fn new(id: KeyId, hint: Option<String>, hash: LegacyHash) -> Self {
-        Self { id, hint, hash }
-    }
 }

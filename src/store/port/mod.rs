@@ -49,6 +49,7 @@ mod invalidate;
 pub(super) mod key_store;
 mod key_transaction;
 mod legacy_hashes;
+mod legacy_key;
 pub(super) mod manage_keys;
 mod manage_plans;
 
@@ -59,6 +60,7 @@ pub use self::{
     invalidate::Invalidate,
     key_store::Usage,
     key_transaction::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction},
-    legacy_hashes::{LegacyHashes, LegacyKey, MAX_KEYS_PER_HINT},
+    legacy_hashes::{LegacyHashes, MAX_KEYS_PER_HINT},
+    legacy_key::LegacyKey,
     manage_plans::ManagePlans,
 };

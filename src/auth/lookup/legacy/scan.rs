@@ -4,10 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{task::spawn_blocking, time::timeout};
 
-use super::{Lane, Legacy, Presented, Scanning, dyn_hashes::Replaced};
+use super::{
+    dyn_hashes::Replaced,
+    presented::Presented,
+    state::{Lane, Legacy, PATIENCE, Scanning},
+};
 use crate::{
     auth::{
-        Event, VerificationOutcome, cache::Loaded, core::Core, lookup::fetch::Fetched,
+        Event, Rejection, VerificationOutcome, cache::Loaded, core::Core, lookup::fetch::Fetched,
         throttle::LookupClass,
     },
     key::KeyHash,
@@ -16,15 +20,43 @@ use crate::{
 };
 
 /// Why a key was not compared, or not moved.
-pub(super) enum Failed {
+enum Failed {
     /// The budget is spent, or a verification was aborted.
     Busy,
     Store(StoreError),
 }
 
 impl Core {
+    /// Looks for a key that the store does not know by `hash` among those that have not moved, and
+    /// moves it. `None`: it is not among them.
+    pub(in crate::auth::lookup) async fn fetch_legacy(
+        self: &Arc<Self>,
+        presented: Arc<Presented>,
+        hash: &KeyHash,
+        class: LookupClass,
+    ) -> Result<Option<Fetched>, Rejection> {
+        let Some(legacy) = &self.legacy else { return Ok(None) };
+        let busy = || {
+            let outcome = VerificationOutcome::TurnedAway;
+            self.observe(&Event::LegacyHashCompared { outcome, took: Duration::ZERO });
+            self.lookup.unknown_keys.turn_away(hash)
+        };
+        let Some(scanning) = legacy.enter(*hash) else { return Err(busy()) };
+        let scan = tokio::spawn(Arc::clone(self).scan(scanning, presented, class));
+        match timeout(PATIENCE, scan).await {
+            Ok(Ok(Ok(fetched))) => Ok(fetched),
+            Ok(Ok(Err(Failed::Busy))) | Err(_) => Err(busy()),
+            Ok(Ok(Err(Failed::Store(error)))) => {
+                legacy.errors.warn("legacy hash look-up failed", &error, self.clock.monotonic());
+                Err(Rejection::store_unavailable(error))
+            }
+            // It panicked, or its runtime is shutting down.
+            Ok(Err(_)) => Err(busy()),
+        }
+    }
+
     /// Compares `presented` with its candidates, and moves the key that it is.
-    pub(super) async fn scan(
+    async fn scan(
         self: Arc<Self>,
         scanning: Scanning,
         presented: Arc<Presented>,
