@@ -189,12 +189,12 @@ pub enum VerificationOutcome {
     /// The hash is of another key.
     NotMatched,
     /// The key was rejected because the capacity for unknown keys is used up.
-    TurnedAway,
+    Overloaded,
 }
 
 impl VerificationOutcome {
     #[cfg(feature = "metrics")]
-    pub(super) const ALL: [Self; 3] = [Self::Matched, Self::NotMatched, Self::TurnedAway];
+    pub(super) const ALL: [Self; 3] = [Self::Matched, Self::NotMatched, Self::Overloaded];
 
     #[cfg(feature = "legacy-hashes")]
     pub(super) const fn of(is_match: bool) -> Self {
@@ -207,7 +207,7 @@ impl VerificationOutcome {
         match self {
             Self::Matched => "matched",
             Self::NotMatched => "not_matched",
-            Self::TurnedAway => "turned_away",
+            Self::Overloaded => "overloaded",
         }
     }
 }

@@ -2,6 +2,7 @@
 //! guarantees have tests.
 //!
 //! - [`keys`]: how do I issue, limit, rotate, import, audit and restore keys?
+//! - [`legacy_hashes`]: how do I move keys here whose hashes are bcrypt, Argon2, scrypt or PBKDF2?
 //! - [`limits`]: how do I limit requests, and which quota do I choose?
 //! - [`freshness`]: how long can a revoked key keep working, whatever fails?
 //! - [`deployment`]: what must I configure around the layer?
@@ -32,6 +33,9 @@ pub mod grpc {}
 
 #[doc = include_str!("keys.md")]
 pub mod keys {}
+
+#[doc = include_str!("legacy_hashes.md")]
+pub mod legacy_hashes {}
 
 #[doc = include_str!("limits.md")]
 #[doc = include_str!("which_quota.md")]

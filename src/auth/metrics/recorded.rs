@@ -208,7 +208,7 @@ impl LegacyMetrics {
 
     fn compared(&self, outcome: VerificationOutcome, took: Duration) {
         count(&self.verifications, outcome as usize);
-        if outcome != VerificationOutcome::TurnedAway {
+        if outcome != VerificationOutcome::Overloaded {
             self.verification.record(took.as_secs_f64());
         }
     }

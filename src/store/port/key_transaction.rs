@@ -1,8 +1,8 @@
 use std::{future::Future, time::SystemTime};
 
-use super::legacy_key::LegacyKey;
 #[cfg(doc)]
 use super::ManagePlans;
+use super::legacy_key::LegacyKey;
 use crate::{
     key::KeyHash,
     rate_limit::RateLimits,

@@ -37,7 +37,7 @@ impl Core {
     ) -> Result<Option<Fetched>, Rejection> {
         let Some(legacy) = &self.legacy else { return Ok(None) };
         let busy = || {
-            let outcome = VerificationOutcome::TurnedAway;
+            let outcome = VerificationOutcome::Overloaded;
             self.observe(&Event::LegacyHashCompared { outcome, took: Duration::ZERO });
             self.lookup.unknown_keys.turn_away(hash)
         };
