@@ -14,7 +14,9 @@ use tower_api_key::{
     Authenticator,
     auth::{Builder, Event, RejectionKind, VerificationOutcome},
     clock::{Clock as _, ManualClock, SystemClock},
-    key::{Alphabet, ApiKey, ImportedFormat, KeyFormat, LegacyHash},
+    key::{
+        Alphabet, ApiKey, IdPart, ImportedFormat, InvalidFormat, KeyFormat, LegacyHash,
+    },
     manage::{
         Expiry, Imported, KeyImport, KeyIssuer, ManageError, ManageErrorKind, NewKey, Rotation,
     },
@@ -373,6 +375,37 @@ async fn a_store_that_is_down_moves_nothing<S: LegacyHashes + Clone>(store: S) {
     faults.come_back();
     is_let_in(&auth, &key).await;
     assert_eq!(actions(&store, id).await, [KeyAction::Imported, KeyAction::Rehashed]);
+}
+
+// What of a key is the hint, and what was hashed.
+
+#[tokio::test]
+async fn the_id_of_a_key_is_its_hint_and_the_part_that_was_hashed_is_verified() {
+    let id = || IdPart::fixed(Alphabet::Base62, 8, '.').unwrap();
+    let secret = || ImportedFormat::new("", Alphabet::Hex, 64).unwrap();
+    let whole = secret().with_id(id()).unwrap();
+    let secret_only = whole.clone().hashes_secret_only();
+    let key = self::key();
+    let presented = format!("BRTRKFsL.{key}");
+    for (format, hashed) in [(whole, &presented), (secret_only, &key)] {
+        let store = MemoryKeyStore::new();
+        let import = KeyImport::of_legacy_hash(hash_of(hashed, 1), new()).legacy_hint("BRTRKFsL");
+        self::import(&store, vec![import]).await;
+        let auth = builder(&store, format).build().0;
+        let of_another_id = format!("BRTRKFsM.{key}");
+        assert_eq!(kind(&auth, &of_another_id).await, Some(RejectionKind::Unknown));
+        is_let_in(&auth, &presented).await;
+    }
+}
+
+#[test]
+fn a_hint_leaves_128_bits_of_the_secret() {
+    let format = || ImportedFormat::new("old_", Alphabet::Hex, 40).unwrap();
+    assert!(format().hint(12).is_ok());
+    assert_eq!(format().hint(13), Err(InvalidFormat::TooWeak));
+    let uuid = || ImportedFormat::uuid("old_").unwrap();
+    assert!(uuid().hint(4).is_ok());
+    assert_eq!(uuid().hint(5), Err(InvalidFormat::TooWeak));
 }
 
 // One verification for all requests of a key.

@@ -10,7 +10,7 @@ use tower_api_key::{
     record::{KeyKind, Metadata, Networks, Scopes, Tags, WebOrigins},
 };
 
-use super::super::values;
+use super::{super::values, formats::Formats};
 
 const FIELDS: [&str; 19] = [
     "hash",
@@ -35,7 +35,11 @@ const FIELDS: [&str; 19] = [
 ];
 
 /// The key that a line describes; `None` for an empty line.
-pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport>, String> {
+pub(super) fn parse(
+    line: &str,
+    formats: &Formats,
+    reason: Option<&str>,
+) -> Result<Option<KeyImport>, String> {
     if line.is_empty() {
         return Ok(None);
     }
@@ -59,7 +63,9 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
         ));
     }
     let hash = required(&object, "hash", "the key's SHA-256")?;
-    let hash = self::hash(hash).map_err(|problem| format!("hash: {problem}"))?;
+    let prefix = text(&object, "prefix")?.unwrap_or_default();
+    let last4 = text(&object, "last4")?.unwrap_or_default();
+    let hash = formats.stored_hash(hash, prefix, last4)?;
     let consumer = required(&object, "consumer_id", "the key's consumer")?;
     let expires = required(&object, "expires", "\"never\", \"2026-12-31\" or \"90d\"")?;
     let expiry = values::new_expiry(expires).map_err(|problem| format!("expires: {problem}"))?;
@@ -104,8 +110,7 @@ pub(super) fn parse(line: &str, reason: Option<&str>) -> Result<Option<KeyImport
     if let Some(reason) = reason {
         new = new.reason(reason);
     }
-    let (prefix, last4) = (text(&object, "prefix")?, text(&object, "last4")?);
-    let mut key = KeyImport::new(hash, new).hint(prefix.unwrap_or(""), last4.unwrap_or(""));
+    let mut key = KeyImport::new(hash, new).hint(prefix, last4);
     if let Some(is_active) = present(&object, "is_active") {
         key = key.is_active(is_active.as_bool().ok_or("is_active: must be true or false")?);
     }

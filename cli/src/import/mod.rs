@@ -1,11 +1,15 @@
+mod formats;
 mod line;
 mod reader;
 
 use clap::Args;
 use serde_json::json;
-use tower_api_key::manage::{Expiry, KeyImport, KeyIssuer};
+use tower_api_key::{
+    key::AcceptedFormat,
+    manage::{Expiry, KeyImport, KeyIssuer},
+};
 
-use self::reader::Source;
+use self::{formats::Formats, reader::Source};
 use super::{
     failure::Failure, issue::Description, output, policy::Policy, progress::Progress,
     session::Session, values,
@@ -20,7 +24,8 @@ const BATCH: usize = 1000;
 ///
 ///   {"hash": "9f86d0…", "consumer_id": "acme", "expires": "90d", "scopes": ["orders:read"]}
 ///
-///   hash         SHA-256 of the whole key, in hex or base64
+///   hash         SHA-256 of the whole key, in hex or base64; with --accept, the digest of the
+///                format, of the part of the key that the format hashes
 ///   consumer_id  the consumer that the key belongs to
 ///   expires      "never", "2026-12-31", "90d"
 ///   name, scopes, rate_limits, plan, metadata, networks, tags, kind, origins, not_before,
@@ -31,7 +36,8 @@ const BATCH: usize = 1000;
 /// The file is read as a stream and stored in batches of 1,000 keys, one transaction each. Known
 /// keys are counted and left unchanged: run an interrupted import again from the start.
 ///
-/// Services must accept the format of such keys: see Builder::accept of the library.
+/// Services must accept the format of such keys: see Builder::accept of the library. Name it with
+/// --accept, and a key that they would refuse is not imported.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Import {
@@ -46,6 +52,11 @@ pub(crate) struct Import {
     /// Import one key: its SHA-256, in hex or base64
     #[arg(long, value_name = "SHA256", requires = "consumer", requires = "expires")]
     hash: Option<String>,
+
+    /// A format that the service accepts, as of `verify --accept`, or a prefix of issued keys; may be
+    /// repeated. A key whose prefix and last4 no such key has is refused
+    #[arg(long = "accept", value_name = "FORMAT")]
+    accept: Vec<AcceptedFormat>,
 
     /// The consumer of the one key
     #[arg(long, value_name = "ID", requires = "hash")]
@@ -76,9 +87,11 @@ pub(crate) struct Import {
 
 pub(crate) async fn run(import: Import, session: &Session) -> Result<(), Failure> {
     let issuer = import.policy.apply(session.issuer()?)?;
+    let formats = Formats(import.accept);
     let report = match (&import.file, import.hash, import.consumer, import.expires) {
         (None, Some(hash), Some(consumer), Some(expiry)) => {
-            let hash = line::hash(&hash).map_err(|e| Failure::usage(format!("--hash: {e}")))?;
+            let hash = formats.stored_hash(&hash, &import.prefix, &import.last4);
+            let hash = hash.map_err(|problem| Failure::usage(format!("--{problem}")))?;
             let new = import.what.into_key(consumer, expiry, import.reason)?;
             let key = KeyImport::new(hash, new).hint(import.prefix, import.last4);
             let imported = issuer.import(vec![key]).await?;
@@ -87,8 +100,8 @@ pub(crate) async fn run(import: Import, session: &Session) -> Result<(), Failure
         (Some(file), ..) => {
             let source = Source::open(file)?;
             let skip_invalid = import.skip_invalid;
-            let run =
-                Run { issuer, reason: import.reason, skip_invalid, report: Report::default() };
+            let (reason, report) = (import.reason, Report::default());
+            let run = Run { issuer, formats, reason, skip_invalid, report };
             run.all(source).await?
         }
         // clap rejects all other combinations.
@@ -124,6 +137,7 @@ impl Report {
 /// An import in progress.
 struct Run {
     issuer: KeyIssuer,
+    formats: Formats,
     reason: Option<String>,
     skip_invalid: bool,
     report: Report,
@@ -137,7 +151,8 @@ impl Run {
         let progress = Progress::begin(source.len(), "read");
         let mut batch = Batch::with_capacity(BATCH);
         while let Some(line) = source.next()? {
-            let key = line.and_then(|text| line::parse(text, self.reason.as_deref()));
+            let key =
+                line.and_then(|text| line::parse(text, &self.formats, self.reason.as_deref()));
             match key {
                 Ok(Some(key)) => batch.push((source.line(), key)),
                 Ok(None) => {}
