@@ -1,3 +1,5 @@
+#[cfg(feature = "legacy-hashes")]
+use super::imported_format::legacy::LegacyParts;
 use super::{
     Digest, IdPart, ImportedFormat, KeyFormat, MalformedKey, PresentedKey, is_bearer_symbol,
 };
@@ -51,6 +53,15 @@ impl AcceptedFormat {
 }
 
 impl AcceptedFormat {
+    /// The parts of a well-formed `key`; `None` if no other system issued keys of this format.
+    #[cfg(feature = "legacy-hashes")]
+    pub(crate) fn legacy_parts<'k>(&self, key: &'k [u8]) -> Option<LegacyParts<'k>> {
+        match &self.0 {
+            Kind::Issued(_) => None,
+            Kind::Imported(format) => format.legacy_parts(key),
+        }
+    }
+
     /// Whether a key of this format has a prefix or a checksum, so that other text hardly matches by
     /// chance.
     pub(crate) fn is_distinctive(&self) -> bool {

@@ -1,3 +1,5 @@
+pub(super) mod legacy;
+
 use super::{
     Alphabet, Digest, IdPart, InvalidFormat, MalformedKey, PresentedKey, alphabet::is_key_symbol,
     hash::hex,
@@ -72,6 +74,8 @@ pub struct ImportedFormat {
     hashed: Part,
     /// `None` for SHA-256, which is the digest of keys issued here.
     digest: Option<Digest>,
+    /// How many characters of the secret find its legacy hash.
+    hint_len: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +155,8 @@ impl ImportedFormat {
             return Err(InvalidFormat::Characters);
         }
         let (prefix, hashed) = (prefix.into(), Part::Key);
-        Self { id: None, prefix, body, has_checksum: false, hashed, digest: None }.bounded()
+        Self { id: None, prefix, body, has_checksum: false, hashed, digest: None, hint_len: None }
+            .bounded()
     }
 
     /// Adds an id before the secret. It does not add to the strength of keys.
@@ -224,18 +229,11 @@ impl ImportedFormat {
     ///
     /// When prefix, length, alphabet or checksum differ.
     pub fn parse<'h>(&'h self, bytes: &'h [u8]) -> Result<PresentedKey<'h>, MalformedKey> {
-        let secret = match &self.id {
-            None => bytes,
-            Some(id) => id.split(bytes).ok_or(MalformedKey)?.1,
-        };
+        let (_, secret) = self.split(bytes).ok_or(MalformedKey)?;
         if !self.is_secret(secret) {
             return Err(MalformedKey);
         }
-        let hashed = match self.hashed {
-            Part::Key => bytes,
-            Part::Secret => secret,
-        };
-        Ok(PresentedKey::imported(hashed, self.digest.as_ref()))
+        Ok(PresentedKey::imported(self.hashed_of(bytes, secret), self.digest.as_ref()))
     }
 
     /// Whether a key of this format may begin with `first` and end in `last`, as another system shows
@@ -265,6 +263,21 @@ impl ImportedFormat {
 }
 
 impl ImportedFormat {
+    /// The id and the secret.
+    fn split<'k>(&self, key: &'k [u8]) -> Option<(Option<&'k [u8]>, &'k [u8])> {
+        match &self.id {
+            None => Some((None, key)),
+            Some(id) => id.split(key).map(|(id, secret)| (Some(id), secret)),
+        }
+    }
+
+    fn hashed_of<'k>(&self, key: &'k [u8], secret: &'k [u8]) -> &'k [u8] {
+        match self.hashed {
+            Part::Key => key,
+            Part::Secret => secret,
+        }
+    }
+
     pub(super) fn id(&self) -> Option<&IdPart> {
         self.id.as_ref()
     }

@@ -60,6 +60,7 @@ mod format_text;
 mod hash;
 mod id_part;
 mod imported_format;
+mod legacy_hash;
 mod mask;
 
 #[cfg(feature = "legacy-hashes")]
@@ -74,6 +75,7 @@ pub use self::{
     hash::{InvalidHash, KeyHash},
     id_part::IdPart,
     imported_format::ImportedFormat,
+    legacy_hash::{InvalidLegacyHash, LegacyHash},
     mask::{KeyMask, MaskingWriter},
 };
 pub(crate) use self::{alphabet::is_bearer_symbol, hash::digest};

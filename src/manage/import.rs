@@ -1,8 +1,13 @@
 use std::time::SystemTime;
 
-use super::{KeyIssuer, ManageError, NewKey, new_key::whole_micros, text};
+use super::{
+    KeyIssuer, ManageError, NewKey,
+    legacy_import::{self, Legacy},
+    new_key::whole_micros,
+    text,
+};
 use crate::{
-    key::{KeyHash, is_bearer_symbol},
+    key::{KeyHash, LegacyHash, is_bearer_symbol},
     record::{KeyAction, KeyId, KeyRecord},
     store::port::Usage,
 };
@@ -14,6 +19,8 @@ use crate::{
 #[must_use]
 pub struct KeyImport {
     hash: KeyHash,
+    legacy_hash: Option<LegacyHash>,
+    legacy_hint: Option<String>,
     new: NewKey,
     key_prefix: String,
     key_last4: String,
@@ -27,6 +34,8 @@ impl KeyImport {
     pub fn new(hash: KeyHash, new: NewKey) -> Self {
         Self {
             hash,
+            legacy_hash: None,
+            legacy_hint: None,
             new,
             key_prefix: String::new(),
             key_last4: String::new(),
@@ -34,6 +43,26 @@ impl KeyImport {
             created_at: None,
             last_used_at: None,
         }
+    }
+
+    /// The key with a slow or salted hash, with the properties of `new`. Its owner can keep using it
+    /// unchanged where [legacy hashes](crate::auth::Builder::legacy_hashes) are verified; at its first
+    /// use, the hash is replaced by a [`KeyHash`].
+    ///
+    /// The store has to implement [`LegacyHashes`](crate::store::port::LegacyHashes).
+    pub fn of_legacy_hash(hash: LegacyHash, new: NewKey) -> Self {
+        let placeholder = hash.placeholder();
+        Self { legacy_hash: Some(hash), ..Self::new(placeholder, new) }
+    }
+
+    /// The part of the key by which a request finds its legacy hash: the id, or the first characters,
+    /// as the key's format tells. 1 to 64 visible ASCII characters. Default: none.
+    ///
+    /// At most [64 keys](crate::store::port::MAX_KEYS_PER_HINT) that have not been used yet may have
+    /// the same hint, or none: a request that presents an unknown key is compared with all of them,
+    /// which takes seconds.
+    pub fn legacy_hint(self, hint: impl Into<String>) -> Self {
+        Self { legacy_hint: Some(hint.into()), ..self }
     }
 
     /// The prefix and the last four characters of the key, by which its owner recognizes it.
@@ -60,6 +89,11 @@ impl KeyImport {
         Self { last_used_at: Some(at), ..self }
     }
 
+    fn legacy(&self) -> Option<Legacy<'_>> {
+        let hash = self.legacy_hash.as_ref()?;
+        Some(Legacy { hash, hint: self.legacy_hint.as_deref() })
+    }
+
     fn record(&self, issuer: &KeyIssuer) -> Result<KeyRecord, ManageError> {
         let mut record = issuer.make_record(self.hash, &self.new.consumer_id)?;
         self.new.fill(&mut record, &issuer.actor.name)?;
@@ -83,6 +117,9 @@ impl KeyImport {
                 return Err(ManageError::invalid(field, detail));
             }
         }
+        if let Some(hint) = &self.legacy_hint {
+            legacy_import::check_hint(hint, self.legacy_hash.as_ref())?;
+        }
         record.key_prefix.clone_from(&self.key_prefix);
         record.key_last4.clone_from(&self.key_last4);
         record.is_active = self.is_active;
@@ -102,7 +139,7 @@ pub struct Imported {
 
 impl KeyIssuer {
     /// Imports a batch of keys: all of them, or none if one is invalid or denied. Known hashes are
-    /// skipped, so that an interrupted import can be restarted.
+    /// skipped, legacy hashes also after their keys have moved, so that an interrupted import can be restarted.
     ///
     /// A good batch has 1,000 keys: one transaction that takes a fraction of a second.
     ///
@@ -131,7 +168,8 @@ impl KeyIssuer {
                     });
                 granted.map_err(|error| error.at(at))?;
             }
-            let keys = change.tx.insert(&records).await?;
+            let legacy: Vec<_> = batch.iter().map(KeyImport::legacy).collect();
+            let keys = legacy_import::insert(change, &records, &legacy).await?;
             change.check_quotas(&records).await?;
             let mut inserted = keys.iter().copied().collect::<std::collections::HashSet<_>>();
             let mut imported = Imported::default();

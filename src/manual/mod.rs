@@ -3,6 +3,7 @@
 //!
 //! - [`keys`]: how do I issue, limit, rotate, import, audit and restore keys?
 //! - [`moving_in`]: how do I keep the keys that my service already has?
+//! - [`legacy_hashes`]: and if their hashes are of bcrypt, Argon2, scrypt or PBKDF2?
 //! - [`limits`]: how do I limit requests, and which quota do I choose?
 //! - [`freshness`]: how long can a revoked key keep working, whatever fails?
 //! - [`deployment`]: what must I configure around the layer?
@@ -41,6 +42,9 @@ pub mod grpc {}
 
 #[doc = include_str!("keys.md")]
 pub mod keys {}
+
+#[doc = include_str!("legacy_hashes.md")]
+pub mod legacy_hashes {}
 
 #[doc = include_str!("limits.md")]
 #[doc = include_str!("which_quota.md")]

@@ -44,6 +44,11 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     (&["redis"], &["rate_limit::redis"], "a limiter can be replaced"),
     (&["sha2"], &["key::hash", "key::digest"], "one hash, and those of other systems"),
     (&["hmac"], &["key::digest"], "the digests of other systems are one idea"),
+    (
+        &["argon2", "bcrypt", "pbkdf2", "scrypt"],
+        &["key::legacy_hash"],
+        "no key is hashed with them, only verified",
+    ),
     (&["getrandom"], &["key"], "randomness is an argument elsewhere"),
     (&["rustls", "rustls_native_certs"], &["tls"], "a process has one provider"),
     (&["ipnet"], &["record::network"], "the type of a network is ours"),

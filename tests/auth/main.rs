@@ -3,6 +3,7 @@
 #![cfg(all(
     test,
     feature = "axum",
+    feature = "legacy-hashes",
     feature = "metrics",
     feature = "postgres",
     feature = "sqlite",
@@ -26,6 +27,7 @@ mod cache_model;
 mod cache_threads;
 mod feed;
 mod flood;
+mod legacy_hashes;
 mod metric_descriptions;
 mod metrics;
 mod retirement;
