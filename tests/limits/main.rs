@@ -15,6 +15,7 @@ mod simulator;
 #[path = "../support/wait/mod.rs"]
 mod wait;
 
+mod changed_lists;
 mod changed_quotas;
 mod decisions;
 mod limiter_contract;
