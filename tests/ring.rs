@@ -252,3 +252,36 @@ fn what_others_gave_back_instead_of_theirs_is_undone_where_theirs_is() {
         assert_eq!([0, 1].map(|slot| ring.units(slot)), [0, 0]);
     });
 }
+
+/// A request that found the slot open before has not seen what was taken in the next one.
+#[test]
+fn a_slot_that_is_over_stays_so_when_units_are_added_to_it() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let ring = Arc::new(Ring::default());
+        assert!(act(&ring, Take(0, 1)));
+        let [next, added] = [(); 2].map(|()| Arc::clone(&ring));
+        let next = thread::spawn(move || _ = act(&next, Take(1, 2)));
+        let added = thread::spawn(move || {
+            added.undo(0, 1);
+            added.add_to(0, 1);
+        });
+        act(&ring, Take(0, 2));
+        next.join().unwrap();
+        added.join().unwrap();
+        let used = [0, 1].map(|slot| ring.units(slot));
+        assert!(used.iter().sum::<u32>() <= LIMIT, "{used:?}");
+    });
+}
+
+#[test]
+fn what_was_taken_in_a_place_long_ago_is_not_in_its_later_slots() {
+    loom::model(|| {
+        let ring = Ring::default();
+        assert!(act(&ring, Take(1, 1)));
+        for laps in (0..31).map(|bit| 1 << bit) {
+            assert_eq!(ring.units(1 + laps * PLACES as u64), 0, "{laps} laps later");
+        }
+    });
+}

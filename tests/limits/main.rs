@@ -22,6 +22,8 @@ mod simulator;
 #[path = "../support/wait/mod.rs"]
 mod wait;
 
+mod changed_lists;
+mod changed_quotas;
 mod decisions;
 mod limiter_contract;
 mod limiter_threads;

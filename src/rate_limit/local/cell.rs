@@ -178,6 +178,11 @@ impl Locked<'_> {
         self.inner.is_forgettable(now)
     }
 
+    #[cfg(test)]
+    pub(super) fn states(&self) -> usize {
+        self.inner.entries.len()
+    }
+
     /// Adds the states of these quotas, and returns them.
     pub(super) fn join(&mut self, specs: &[Spec], now: u64) -> States {
         self.settle(now);

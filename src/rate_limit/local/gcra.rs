@@ -293,4 +293,21 @@ mod tests {
             assert_eq!(take_all(&bucket, later), 0, "after {later} ns");
         }
     }
+
+    #[test]
+    fn rates_that_no_bucket_has_do_not_pile_up_and_others_are_shared() {
+        let mut rates = Rates::default();
+        let kept = rates.of(NonZeroU32::MIN, INTERVAL);
+        for interval in 1..1_000 {
+            rates.of(NonZeroU32::MIN, INTERVAL + interval);
+            assert!(rates.of.len() <= 2 * SWEEP_RATES_FROM, "{} rates", rates.of.len());
+        }
+        assert!(Arc::ptr_eq(&kept, &rates.of(NonZeroU32::MIN, INTERVAL)));
+        // As many as are in use fit, too, and are not looked through each time.
+        let used: Vec<_> =
+            (1..100).map(|more| rates.of(NonZeroU32::MIN, INTERVAL + more)).collect();
+        rates.sweep();
+        assert_eq!(rates.of.len(), 1 + used.len());
+        assert_eq!(rates.sweep_at, 2 * rates.of.len());
+    }
 }

@@ -12,6 +12,9 @@ fn bucket_of(limiter: &LocalRateLimiter, key: u128, quota: &Quota, now: Duration
 }
 
 const START: Duration = Duration::from_secs(1000);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+const RETENTION: Duration = Duration::from_nanos(cell::RETENTION);
 
 #[test]
 fn the_burst_passes_then_one_per_interval() {
@@ -87,12 +90,9 @@ fn a_bucket_outlives_its_users_until_it_is_full_again() {
     let again = take(&bucket_of(&limiter, 1, &quota, START), START);
     assert!(!again.is_admitted(), "asking for the bucket again refilled it");
 
-    limiter.sweep(
-        START + Duration::from_secs(60) + Duration::from_nanos(cell::RETENTION)
-            - Duration::from_nanos(1),
-    );
+    limiter.sweep(START + MINUTE + RETENTION - Duration::from_nanos(1));
     assert!(!limiter.is_empty(), "full for less than ten minutes");
-    limiter.sweep(START + Duration::from_secs(60) + Duration::from_nanos(cell::RETENTION));
+    limiter.sweep(START + MINUTE + RETENTION);
     assert!(limiter.is_empty());
 }
 
@@ -116,4 +116,57 @@ fn idle_buckets_do_not_pile_up() {
         assert!(take(&bucket_of(&limiter, id, &quota, now), now).is_admitted());
     }
     assert!(limiter.len() < 2 * (1000 + SHARDS * SWEEP_FROM), "{}", limiter.len());
+}
+
+/// Sweeps, and returns how many states the only cell has.
+fn swept(limiter: &LocalRateLimiter, now: Duration) -> usize {
+    limiter.sweep(now);
+    let cells = |shard| lock(shard).cells.values().map(|cell| cell.lock().states()).sum::<usize>();
+    limiter.shards.iter().map(cells).sum()
+}
+
+#[test]
+fn the_state_of_an_earlier_quota_is_kept_until_it_was_unused_for_ten_minutes() {
+    let limiter = LocalRateLimiter::new();
+    let old = Quota::per_minute(10).unwrap();
+    assert!(take(&bucket_of(&limiter, 1, &old, START), START).is_admitted());
+    let _new = bucket_of(&limiter, 1, &Quota::per_minute(20).unwrap(), START);
+    let nano = Duration::from_nanos(1);
+    assert_eq!(swept(&limiter, START + RETENTION - nano), 2);
+
+    // Used again, and unused again.
+    let again = START + RETENTION - nano;
+    let held = bucket_of(&limiter, 1, &old, again);
+    assert_eq!(swept(&limiter, again + RETENTION), 2);
+    drop(held);
+    let unused = again + RETENTION * 2;
+    assert_eq!(swept(&limiter, unused), 2);
+    assert_eq!(swept(&limiter, unused + RETENTION - nano), 2);
+    assert_eq!(swept(&limiter, unused + RETENTION), 1);
+}
+
+#[test]
+fn the_state_of_an_earlier_quota_is_kept_until_it_is_full() {
+    let limiter = LocalRateLimiter::new();
+    let (slow, fast) = (Quota::per_hour(1).unwrap(), Quota::per_minute(20).unwrap());
+    assert!(take(&bucket_of(&limiter, 1, &slow, START), START).is_admitted());
+    let _fast = bucket_of(&limiter, 1, &fast, START);
+    assert_eq!(swept(&limiter, START), 2);
+    assert_eq!(swept(&limiter, START + HOUR - Duration::from_nanos(1)), 2);
+    assert_eq!(swept(&limiter, START + HOUR), 1);
+}
+
+/// Full soon, but with so small a burst that it matters for long.
+#[test]
+fn the_state_of_an_earlier_quota_is_kept_while_it_is_in_force_beside_a_later_one() {
+    let limiter = LocalRateLimiter::new();
+    let fast = Quota::per_hour(100).unwrap().burst(1).unwrap();
+    assert!(take(&bucket_of(&limiter, 1, &fast, START), START).is_admitted());
+    let slow = bucket_of(&limiter, 1, &Quota::per(50, 24 * HOUR).unwrap(), START);
+    assert_eq!(swept(&limiter, START), 2);
+    assert_eq!(swept(&limiter, START + 30 * MINUTE), 2);
+    let admitted = || take(&slow, START + 30 * MINUTE).is_admitted();
+    assert!(admitted() && !admitted());
+    // 50 units, at one in 36 seconds instead of one in 1,728.
+    assert_eq!(swept(&limiter, START + 32 * MINUTE), 1);
 }

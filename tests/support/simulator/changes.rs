@@ -28,7 +28,7 @@ use std::{
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 use tower_api_key::rate_limit::{
-    CountedPer, Quota, RateLimiter,
+    CountedPer, Decision, Quota, RateLimiter,
     port::{Buckets, Subject},
 };
 
@@ -218,6 +218,8 @@ struct Run<'a> {
     loaded: Vec<Loaded>,
     now: Duration,
     told: Duration,
+    /// The request that was just denied: by which of the loaded keys, and its units.
+    denied: Option<(usize, u32)>,
 }
 
 impl Run<'_> {
@@ -241,6 +243,7 @@ impl Run<'_> {
         let decisions = decided(buckets.take(units, self.now)).await;
         if !decisions.is_admitted() {
             self.told = wait(&decisions);
+            self.denied = Some((by, units.get()));
             return false;
         }
         self.count(key, is_of_consumer, units.get().into());
@@ -249,6 +252,41 @@ impl Run<'_> {
             self.all.check("the consumer", self.scenario);
         }
         true
+    }
+
+    /// The time in which a key has paid for whatever it took. A window may be used up and owe its
+    /// limit, what it refills in the longest window, and the rest of a unit; and if it began as a
+    /// copy of one with a larger limit, what that one had admitted.
+    fn rest(&self) -> Duration {
+        let all = || self.scenario.lists.iter().flatten();
+        let refills = |quota: &Quota| quota.interval().max(quota.refill_time());
+        let copied = |quota: &Quota| {
+            let alike = all().filter(|other| other.window() == quota.window());
+            let most = alike.map(Quota::limit).max().unwrap();
+            refills(quota) * most.div_ceil(quota.limit())
+        };
+        all().map(refills).max().unwrap() * 4 + all().map(copied).max().unwrap()
+    }
+
+    /// Asserts that after a rest, each key gets what the smallest quota allows at once, and in the
+    /// end what its own do. Until then, a faster quota with a smaller burst may be in force.
+    async fn comes_back(&mut self) {
+        let all = self.scenario.lists.iter().flatten();
+        let smallest = all.map(|quota| quota.burst_size().get()).min().unwrap();
+        for by in 0..self.loaded.len() {
+            self.now += self.rest();
+            let Loaded { key, list, ref buckets, .. } = self.loaded[by];
+            let left = decided(buckets.peek(self.now)).await;
+            let left = left.iter().map(Decision::remaining).min().unwrap();
+            assert!(left >= smallest, "{by} has only {left} back: {:?}", self.scenario);
+            self.now += LONG;
+            let sizes = self.keys[key].lists[list].iter().map(|quota| quota.burst_size().get());
+            let (mut admitted, full) = (0, sizes.min().unwrap());
+            while self.take(by, 1).await {
+                admitted += 1;
+            }
+            assert_eq!(admitted, full, "{by} is not full: {:?}", self.scenario);
+        }
     }
 
     fn count(&mut self, key: usize, is_of_consumer: bool, units: i64) {
@@ -260,7 +298,8 @@ impl Run<'_> {
 }
 
 /// Asserts that over any interval, no more is admitted for a key or a consumer than the most
-/// generous of its lists of quotas allows alone, and that in the end every bucket refills.
+/// generous of its lists of quotas allows alone; that whoever waits as told is admitted; and that
+/// every bucket refills.
 pub(crate) async fn check(limiter: &dyn RateLimiter, scenario: &Scenario) {
     static CONSUMERS: AtomicU32 = AtomicU32::new(0);
     let mut run = Run {
@@ -271,16 +310,25 @@ pub(crate) async fn check(limiter: &dyn RateLimiter, scenario: &Scenario) {
         loaded: Vec::new(),
         now: Duration::from_secs(1_000),
         told: Duration::ZERO,
+        denied: None,
     };
     let mut taken = None;
     for step in &scenario.steps {
+        let denied = run.denied.take();
         match step {
             Step::Load { key, list } => run.load(limiter, *key, list),
             Step::Wait(of, parts) => {
                 let quotas: Vec<_> = scenario.lists.iter().flatten().collect();
                 run.now += of.get(&quotas).window() / 1_000 * *parts;
             }
-            Step::WaitAsTold if run.told < LONG => run.now += run.told,
+            Step::WaitAsTold if run.told < LONG => {
+                run.now += run.told;
+                if let Some((by, units)) = denied {
+                    let is_admitted = run.take(by, units).await;
+                    assert!(is_admitted, "not after {:?}: {scenario:?}", run.told);
+                    taken = Some((by, units));
+                }
+            }
             Step::Sweep => limiter.sweep(run.now),
             Step::GiveBack => {
                 if let Some((by, units)) = taken.take() {
@@ -311,14 +359,5 @@ pub(crate) async fn check(limiter: &dyn RateLimiter, scenario: &Scenario) {
             }
         }
     }
-    for by in 0..run.loaded.len() {
-        run.now += LONG;
-        let Loaded { key, list, .. } = run.loaded[by];
-        let sizes = run.keys[key].lists[list].iter().map(|quota| quota.burst_size().get());
-        let (mut admitted, full) = (0, sizes.min().unwrap());
-        while run.take(by, 1).await {
-            admitted += 1;
-        }
-        assert_eq!(admitted, full, "{by} does not come back: {scenario:?}");
-    }
+    run.comes_back().await;
 }

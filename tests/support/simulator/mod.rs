@@ -62,6 +62,42 @@ impl Simulator {
         self.buckets = renamed;
     }
 
+    /// Adds a full bucket beside the others.
+    pub(crate) fn add_full(&mut self, quota: &Quota, now: Duration) {
+        self.buckets.insert(quota.name().to_owned(), Bucket::full(quota, now.as_nanos()));
+    }
+
+    /// Adds a bucket that lacks as many units as the one of `other`, with the same algorithm and,
+    /// if it is a sliding window, the same window.
+    pub(crate) fn add_lacking(&mut self, quota: &Quota, other: &Quota, now: Duration) {
+        let bucket = self.buckets[other.name()].as_of(quota, now.as_nanos());
+        self.buckets.insert(quota.name().to_owned(), bucket);
+    }
+
+    /// Whether `units` fit.
+    pub(crate) fn fits(&self, quotas: &[Quota], units: NonZeroU32, now: Duration) -> bool {
+        self.look(quotas, units.get(), now.as_nanos()).is_admitted()
+    }
+
+    /// Counts units that other quotas admitted, whether they fit or not. A bucket owes at most what
+    /// refills in `beyond`, unless it owed more before.
+    pub(crate) fn count(
+        &mut self,
+        quotas: &[Quota],
+        units: NonZeroU32,
+        beyond: Option<Duration>,
+        now: Duration,
+    ) {
+        let now = now.as_nanos();
+        self.each(quotas, |bucket| {
+            let before = bucket.holds(now);
+            bucket.book(units.get().into(), now);
+            if let (Some(beyond), Counter::Gcra { holds, .. }) = (beyond, &mut bucket.counter) {
+                *holds = (*holds).max(before.min(-signed(beyond)));
+            }
+        });
+    }
+
     /// `Buckets::take`: from all of them or from none.
     pub(crate) fn take(&mut self, quotas: &[Quota], units: NonZeroU32, now: Duration) -> Decisions {
         let (now, units) = (now.as_nanos(), units.get());
@@ -126,6 +162,22 @@ impl Bucket {
             other => panic!("{other:?}"),
         };
         Self { quota: quota.clone(), counter }
+    }
+
+    fn as_of(&self, quota: &Quota, now: u128) -> Self {
+        let mut new = Self::full(quota, now);
+        if let (Counter::Gcra { holds, .. }, Counter::Gcra { .. }) =
+            (&mut new.counter, &self.counter)
+        {
+            let lacking = signed(self.quota.refill_time()) - self.holds(now);
+            let (unit, other) = (signed(quota.interval()), signed(self.quota.interval()));
+            // Rounded up.
+            *holds -= (lacking * unit + other - 1) / other;
+        } else {
+            assert_eq!(self.quota.window(), quota.window());
+            new.counter = self.counter.clone();
+        }
+        new
     }
 
     /// The decision on a request, without taking its units.
