@@ -1,6 +1,7 @@
 //! Allocations of a request, counted per thread, beyond those of a no-op layer.
 
-#![cfg(all(test, feature = "axum", feature = "test-util"))]
+#![cfg(test)]
+#![cfg(all(feature = "axum", feature = "test-util"))]
 
 #[path = "support/app/mod.rs"]
 mod app;

@@ -1,6 +1,7 @@
 //! Pages in a real browser: WebSockets, requests to another origin, and event streams.
 
-#![cfg(all(test, feature = "axum", feature = "test-util", feature = "ws"))]
+#![cfg(test)]
+#![cfg(all(feature = "axum", feature = "test-util", feature = "ws"))]
 
 #[path = "support/chromium/mod.rs"]
 mod chromium;

@@ -1,7 +1,8 @@
 //! A process that is killed during a change leaves either all of it, with its line in the audit, or
 //! nothing.
 
-#![cfg(all(test, feature = "legacy-hashes", feature = "postgres", feature = "sqlite"))]
+#![cfg(test)]
+#![cfg(all(feature = "legacy-hashes", feature = "postgres", feature = "sqlite"))]
 
 #[path = "support/servers/mod.rs"]
 mod servers;

@@ -1,7 +1,7 @@
 //! The examples do what they print and what their comments say, as separate processes.
 
+#![cfg(test)]
 #![cfg(all(
-    test,
     feature = "axum",
     feature = "metrics",
     feature = "postgres",

@@ -1,6 +1,7 @@
 //! Clients that hang up in the middle of a look-up, over real connections.
 
-#![cfg(all(test, feature = "axum", feature = "test-util"))]
+#![cfg(test)]
+#![cfg(all(feature = "axum", feature = "test-util"))]
 
 #[path = "support/app/mod.rs"]
 mod app;

@@ -1,6 +1,7 @@
 //! No key appears in a log, a panic, an error, a `Debug` output or a response.
 
-#![cfg(all(test, feature = "axum", feature = "test-util", feature = "tracing"))]
+#![cfg(test)]
+#![cfg(all(feature = "axum", feature = "test-util", feature = "tracing"))]
 
 #[path = "support/app/mod.rs"]
 mod app;

@@ -2,8 +2,8 @@
 //!
 //! In a binary of its own: sqlx works on threads and tasks that only a global subscriber sees.
 
+#![cfg(test)]
 #![cfg(all(
-    test,
     feature = "axum",
     feature = "postgres",
     feature = "sqlite",

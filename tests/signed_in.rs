@@ -1,7 +1,8 @@
 //! "My API keys" behind the login of an application, in two examples: two users attack each other,
 //! and so does another site.
 
-#![cfg(all(test, feature = "admin", feature = "postgres", feature = "sqlite"))]
+#![cfg(test)]
+#![cfg(all(feature = "admin", feature = "postgres", feature = "sqlite"))]
 
 #[path = "support/servers/mod.rs"]
 mod servers;

@@ -1,6 +1,7 @@
 //! Connections over TLS, with whichever implementation is compiled in: the system's or rustls.
 
-#![cfg(all(test, feature = "postgres", feature = "redis", feature = "tracing"))]
+#![cfg(test)]
+#![cfg(all(feature = "postgres", feature = "redis", feature = "tracing"))]
 
 #[path = "support/servers/mod.rs"]
 mod servers;

@@ -3,7 +3,8 @@
 //!
 //! Both servers of the manual are tested: `axum::serve`, and the one of `examples/shared/timed.rs`.
 
-#![cfg(all(test, feature = "axum", feature = "postgres", feature = "test-util"))]
+#![cfg(test)]
+#![cfg(all(feature = "axum", feature = "postgres", feature = "test-util"))]
 
 #[path = "support/app/mod.rs"]
 mod app;

@@ -14,9 +14,7 @@ use tower_api_key::{
     Authenticator,
     auth::{Builder, Event, RejectionKind, VerificationOutcome},
     clock::{Clock as _, ManualClock, SystemClock},
-    key::{
-        Alphabet, ApiKey, IdPart, ImportedFormat, InvalidFormat, KeyFormat, LegacyHash,
-    },
+    key::{Alphabet, ApiKey, IdPart, ImportedFormat, InvalidFormat, KeyFormat, LegacyHash},
     manage::{
         Expiry, Imported, KeyImport, KeyIssuer, ManageError, ManageErrorKind, NewKey, Rotation,
     },
@@ -385,7 +383,7 @@ async fn the_id_of_a_key_is_its_hint_and_the_part_that_was_hashed_is_verified() 
     let secret = || ImportedFormat::new("", Alphabet::Hex, 64).unwrap();
     let whole = secret().with_id(id()).unwrap();
     let secret_only = whole.clone().hashes_secret_only();
-    let key = self::key();
+    let key = key();
     let presented = format!("BRTRKFsL.{key}");
     for (format, hashed) in [(whole, &presented), (secret_only, &key)] {
         let store = MemoryKeyStore::new();

@@ -1,7 +1,7 @@
 //! Decisions about keys: the cache, the change feed, throttling and the worker.
 
+#![cfg(test)]
 #![cfg(all(
-    test,
     feature = "axum",
     feature = "legacy-hashes",
     feature = "metrics",

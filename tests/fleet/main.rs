@@ -1,7 +1,7 @@
 //! Several nodes, and outages of what they depend on.
 
+#![cfg(test)]
 #![cfg(all(
-    test,
     feature = "admin",
     feature = "axum",
     feature = "postgres",

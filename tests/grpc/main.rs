@@ -1,7 +1,7 @@
 //! The layer as gRPC clients see it: tonic's, and grpcio of Python.
 
+#![cfg(test)]
 #![cfg(all(
-    test,
     feature = "admin",
     feature = "axum",
     feature = "grpc",

@@ -1,7 +1,8 @@
 //! The layer as a client sees it: HTTP, RFC 6750, scopes, streams, and the contract of a tower
 //! service.
 
-#![cfg(all(test, feature = "axum", feature = "test-util", feature = "tracing", feature = "ws"))]
+#![cfg(test)]
+#![cfg(all(feature = "axum", feature = "test-util", feature = "tracing", feature = "ws"))]
 
 #[path = "../support/app/mod.rs"]
 mod app;

@@ -1,7 +1,7 @@
 //! Rate limits, in one process and shared through Redis.
 
+#![cfg(test)]
 #![cfg(all(
-    test,
     feature = "axum",
     feature = "postgres",
     feature = "redis",

@@ -1,7 +1,7 @@
 //! The life of a key: issuing, changing, auditing, and the HTTP routers that do so.
 
+#![cfg(test)]
 #![cfg(all(
-    test,
     feature = "axum",
     feature = "openapi",
     feature = "postgres",

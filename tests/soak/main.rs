@@ -12,7 +12,8 @@
 //! random nodes; faults follow a schedule that the seed decides. The [oracle](oracle) knows when
 //! each change was committed and what the manual promises, and nothing about the library.
 
-#![cfg(all(test, feature = "admin", feature = "postgres", feature = "redis"))]
+#![cfg(test)]
+#![cfg(all(feature = "admin", feature = "postgres", feature = "redis"))]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

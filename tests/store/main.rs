@@ -1,7 +1,7 @@
 //! Stores: what every store does, PostgreSQL, SQLite, and their tables.
 
+#![cfg(test)]
 #![cfg(all(
-    test,
     feature = "admin",
     feature = "axum",
     feature = "postgres",
