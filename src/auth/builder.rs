@@ -71,9 +71,9 @@ impl Authenticator {
 
 impl Builder {
     /// Also accepts keys of another format: an earlier prefix, or an
-    /// [imported](crate::key::ImportedFormat) format. Formats are tried in the order in which they are
-    /// named, and the first that a key matches is its format: of two formats of the same structure, only
-    /// the first [digest](crate::key::Digest) is used.
+    /// [imported](crate::key::ImportedFormat) format. Formats are tried in the order in which they
+    /// are named, and the first that a key matches is its format: of two formats of the same
+    /// structure, only the first [digest](crate::key::Digest) is used.
     pub fn accept(mut self, format: impl Into<AcceptedFormat>) -> Self {
         self.formats.push(format.into());
         self

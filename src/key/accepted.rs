@@ -62,8 +62,8 @@ impl AcceptedFormat {
         }
     }
 
-    /// Whether a key of this format has a prefix or a checksum, so that other text hardly matches by
-    /// chance.
+    /// Whether a key of this format has a prefix or a checksum, so that other text hardly matches
+    /// by chance.
     pub(crate) fn is_distinctive(&self) -> bool {
         match &self.0 {
             Kind::Issued(_) => true,

@@ -21,8 +21,8 @@ use super::{KeyHash, hash};
 /// | HMAC-SHA-256 with a pepper | `hmac_sha256`, feature `legacy-hashes` | its SHA-256 |
 /// | anything else that is the same for each look-up | [`custom`](Self::custom) | its SHA-256 |
 ///
-/// Hashes that are salted key by key (bcrypt, argon2, Django's PBKDF2) are not digests in this sense:
-/// a key cannot be looked up by them.
+/// Hashes that are salted key by key (bcrypt, argon2, Django's PBKDF2) are not digests in this
+/// sense: a key cannot be looked up by them.
 #[derive(Clone)]
 pub struct Digest(Kind);
 
@@ -76,9 +76,9 @@ impl Digest {
         Self(Kind::HmacSha256(Arc::new(pepper)))
     }
 
-    /// Any other function of the key, or of [the part](super::ImportedFormat::hashes_secret_only) that
-    /// is hashed. It must return the same bytes for the same key, and be fast: it runs for every request
-    /// with a key of the format, before the cache.
+    /// Any other function of the key, or of [the part](super::ImportedFormat::hashes_secret_only)
+    /// that is hashed. It must return the same bytes for the same key, and be fast: it runs for
+    /// every request with a key of the format, before the cache.
     #[must_use]
     pub fn custom(digest: impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static) -> Self {
         Self(Kind::Custom(Arc::new(digest)))

@@ -3,7 +3,8 @@ use super::{Alphabet, InvalidFormat, alphabet::is_key_symbol};
 /// The most digits of a number in an id: those of a 64-bit integer.
 const MAX_DIGITS: usize = 20;
 
-/// The part before the secret of a key, by which another system finds the key: `17|` in `17|secret`.
+/// The part before the secret of a key, by which another system finds the key: `17|` in
+/// `17|secret`.
 ///
 /// It is public: an id is shown in logs where the key is [masked](super::KeyMask), and adds nothing
 /// to the strength of a format.

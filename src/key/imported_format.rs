@@ -11,8 +11,8 @@ use super::{
 /// recognised only by prefix, length and alphabet, so a well-formed unknown key costs a look-up.
 /// Issue new keys in a [`KeyFormat`](super::KeyFormat) of your own.
 ///
-/// A key is an [id](IdPart) (few systems have one), a prefix, a body of a fixed length and a checksum
-/// (few systems have one). Prefix, body and checksum are the *secret*:
+/// A key is an [id](IdPart) (few systems have one), a prefix, a body of a fixed length and a
+/// checksum (few systems have one). Prefix, body and checksum are the *secret*:
 ///
 /// ```
 /// use tower_api_key::key::{Alphabet, IdPart, ImportedFormat};
@@ -46,8 +46,8 @@ use super::{
 ///          / "check=crc32b"
 /// ```
 ///
-/// `alnum` is `base62`. A `=` after the length is [padding](Self::padded), which the length does not
-/// count. Digests with a salt or a pepper have no text: set them by
+/// `alnum` is `base62`. A `=` after the length is [padding](Self::padded), which the length does
+/// not count. Digests with a salt or a pepper have no text: set them by
 /// [`hashed_by`](Self::hashed_by).
 ///
 /// ```
@@ -120,23 +120,25 @@ impl ImportedFormat {
 
     /// Keys made of `prefix` (may be empty) and a UUID in its text form, such as
     /// `f47ac10b-58cc-4372-a567-0e02b2c3d479`
-    /// ([RFC 9562 §4](https://www.rfc-editor.org/rfc/rfc9562#section-4)), in either case. Only version
-    /// 4 is accepted: the others are made of a time, a network address or a name and can be guessed.
+    /// ([RFC 9562 §4](https://www.rfc-editor.org/rfc/rfc9562#section-4)), in either case. Only
+    /// version 4 is accepted: the others are made of a time, a network address or a name and can be
+    /// guessed.
     ///
-    /// The one exception to the minimum of 128 bits: a UUID holds 122, which is above the 112 bits that
-    /// NIST SP 800-63B requires of a secret that is hashed without a salt, and many systems use them.
-    /// Rotate such keys to issued ones when you can.
+    /// The one exception to the minimum of 128 bits: a UUID holds 122, which is above the 112 bits
+    /// that NIST SP 800-63B requires of a secret that is hashed without a salt, and many systems
+    /// use them. Rotate such keys to issued ones when you can.
     ///
     /// # Errors
     ///
-    /// When the prefix has characters that a key [cannot have](super::CharacterSet::new), or more than
-    /// 220 of them.
+    /// When the prefix has characters that a key [cannot have](super::CharacterSet::new), or more
+    /// than 220 of them.
     pub fn uuid(prefix: &str) -> Result<Self, InvalidFormat> {
         Self::of(prefix, Body::Uuid)
     }
 
-    /// Tokens of current versions of Laravel Sanctum: a decimal id, `|`, `token_prefix` (may be empty, as
-    /// `SANCTUM_TOKEN_PREFIX`), 40 letters and digits, and their CRC-32. The part after `|` is hashed.
+    /// Tokens of current versions of Laravel Sanctum: a decimal id, `|`, `token_prefix` (that of
+    /// `config/sanctum.php`, may be empty), 40 letters and digits, and their CRC-32. The part after
+    /// `|` is hashed.
     ///
     /// Earlier versions made tokens without a checksum, of 40 or 80 characters: accept
     /// `alnum:40,id=digits:|,hash=secret` as well if there are any.
@@ -184,8 +186,8 @@ impl ImportedFormat {
         }
     }
 
-    /// Adds a checksum after the body: the CRC-32 of the body as eight lower-case hexadecimal digits,
-    /// PHP's `crc32b`. Typing errors are then refused without a look-up.
+    /// Adds a checksum after the body: the CRC-32 of the body as eight lower-case hexadecimal
+    /// digits, PHP's `crc32b`. Typing errors are then refused without a look-up.
     ///
     /// # Errors
     ///
@@ -196,8 +198,8 @@ impl ImportedFormat {
 
     /// The part after the [id](Self::with_id) is hashed instead of the whole key.
     ///
-    /// The id is then not checked: keys that differ only in their id are one key, with one record and
-    /// one quota.
+    /// The id is then not checked: keys that differ only in their id are one key, with one record
+    /// and one quota.
     #[must_use]
     pub fn hashes_secret_only(self) -> Self {
         Self { hashed: Part::Secret, ..self }
@@ -236,8 +238,8 @@ impl ImportedFormat {
         Ok(PresentedKey::imported(self.hashed_of(bytes, secret), self.digest.as_ref()))
     }
 
-    /// Whether a key of this format may begin with `first` and end in `last`, as another system shows
-    /// them. Either may be empty.
+    /// Whether a key of this format may begin with `first` and end in `last`, as another system
+    /// shows them. Either may be empty.
     ///
     /// ```
     /// use tower_api_key::key::{Alphabet, ImportedFormat};

@@ -32,8 +32,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Keys issued before adopting this crate keep working with an [`ImportedFormat`], which knows their
-//! structure, the part of them that is hashed, and the [`Digest`]:
+//! Keys issued before adopting this crate keep working with an [`ImportedFormat`], which knows
+//! their structure, the part of them that is hashed, and the [`Digest`]:
 //!
 //! ```
 //! use tower_api_key::key::{Alphabet, ImportedFormat};

@@ -76,21 +76,22 @@ impl<R: Clone> ApiKeyLayer<R> {
         })
     }
 
-    /// Also reads the key after `scheme` in `Authorization`, beside `Bearer`. A request with a key in
-    /// two places gets 400. A 401 has a challenge for each scheme.
+    /// Also reads the key after `scheme` in `Authorization`, beside `Bearer`. A request with a key
+    /// in two places gets 400. A 401 has a challenge for each scheme.
     pub fn also_scheme(self, scheme: Scheme) -> Self {
         self.with_credentials(|credentials| credentials.add_scheme(scheme))
     }
 
-    /// Reads the key only after `scheme` in `Authorization`, and from schemes and headers added later
-    /// by [`also_scheme`](Self::also_scheme) and [`also_header`](Self::also_header).
+    /// Reads the key only after `scheme` in `Authorization`, and from schemes and headers added
+    /// later by [`also_scheme`](Self::also_scheme) and [`also_header`](Self::also_header).
     pub fn only_scheme(self, scheme: Scheme) -> Self {
         self.with_credentials(|credentials| credentials.only_scheme(scheme))
     }
 
     /// Also reads the key from `header`, such as `X-Api-Key`. Its value is the bare key, without a
     /// scheme. A request with a key in two places gets 400. A 401 has a challenge for the header,
-    /// `ApiKey realm="api", header="x-api-key"`, of a scheme that is this library's own: RFC 9110 has none.
+    /// `ApiKey realm="api", header="x-api-key"`, of a scheme that is this library's own: RFC 9110
+    /// has none.
     pub fn also_header(self, header: HeaderName) -> Self {
         self.with_credentials(|credentials| credentials.add(header))
     }

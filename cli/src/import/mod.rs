@@ -53,8 +53,8 @@ pub(crate) struct Import {
     #[arg(long, value_name = "SHA256", requires = "consumer", requires = "expires")]
     hash: Option<String>,
 
-    /// A format that the service accepts, as of `verify --accept`, or a prefix of issued keys; may be
-    /// repeated. A key whose prefix and last4 no such key has is refused
+    /// A format that the service accepts, as of `verify --accept`, or a prefix of issued keys; may
+    /// be repeated. A key whose prefix and last4 no such key has is refused
     #[arg(long = "accept", value_name = "FORMAT")]
     accept: Vec<AcceptedFormat>,
 

@@ -9,7 +9,8 @@ fn accepts(format: &ImportedFormat, key: &str) -> bool {
     format.parse(key.as_bytes()).is_ok()
 }
 
-/// Every string that differs from `key` in one character, by a character that is missing or doubled.
+/// Every string that differs from `key` in one character, by a character that is missing or
+/// doubled.
 fn variants(key: &str) -> impl Iterator<Item = String> + '_ {
     (0..key.len()).flat_map(move |at| {
         let (left, right) = (&key[..at], &key[at + 1..]);
@@ -119,8 +120,8 @@ fn a_uuid_is_of_version_4_in_either_case() {
     assert!(accepts(&prefixed, &format!("acme_{key}")) && !accepts(&prefixed, key));
 }
 
-/// A token as Sanctum makes it; the last eight digits are the CRC-32 of the 40 characters before them,
-/// by zlib.
+/// A token as Sanctum makes it; the last eight digits are the CRC-32 of the 40 characters before
+/// them, by zlib.
 fn sanctum(id: &str, prefix: &str) -> String {
     format!("{id}|{prefix}AbCdEfGhIjKlMnOpQrStUvWxYz0123456789abcdf8c8ab1e")
 }

@@ -6,8 +6,8 @@ use smallvec::{SmallVec, smallvec};
 use super::span::{Open, Scan, Span, Unended};
 use crate::key::{AcceptedFormat, IdPart};
 
-/// How many characters of a body may be shown if the key is cut off. This leaves 160 bits unknown, and
-/// 138 of a Sanctum token.
+/// How many characters of a body may be shown if the key is cut off. This leaves 160 bits unknown,
+/// and 142 of a Sanctum token.
 const MOST_SHOWN: usize = 16;
 /// The same for imported keys, which may be shorter: at least 104 bits.
 const MOST_SHOWN_WITHOUT_CHECKSUM: usize = 4;

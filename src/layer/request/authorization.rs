@@ -20,8 +20,8 @@ pub(super) struct Credential<'h> {
     pub(super) is_basic: bool,
 }
 
-/// The credential after one of `schemes` and spaces (RFC 9110 §11.4); `None` without one, or of another
-/// scheme.
+/// The credential after one of `schemes` and spaces (RFC 9110 §11.4); `None` without one, or of
+/// another scheme.
 pub(super) fn credential<'h>(
     value: &'h HeaderValue,
     schemes: &Schemes,
@@ -73,8 +73,8 @@ pub(in crate::layer) struct UserName {
 }
 
 impl UserName {
-    /// `None` if `credential` is not base64, has no user name, no colon or a password, or is longer than a
-    /// key.
+    /// `None` if `credential` is not base64, has no user name, no colon or a password, or is longer
+    /// than a key.
     pub(in crate::layer) fn of(credential: &[u8]) -> Option<Self> {
         let mut decoded = Zeroizing::new([0; MAX_DECODED]);
         let len = STANDARD.decode_slice(credential, decoded.as_mut_slice()).ok()?;

@@ -151,7 +151,8 @@ impl Credentials {
         self.schemes.iter()
     }
 
-    /// What is wrong with a key of `auth` that is not even a token, or looks like another credential.
+    /// What is wrong with a key of `auth` that is not even a token, or looks like another
+    /// credential.
     /// `None` if it is a token of an unknown kind.
     pub(in crate::layer) fn mistake_in(
         &self,

@@ -14,8 +14,8 @@ pub(in crate::layer) enum Mistake {
     UnexpectedScheme,
     /// `Authorization: <key>`, or `Sec-WebSocket-Protocol: <key>`.
     NoScheme,
-    /// `Authorization: Token <key>`, or a key as the user or password of `Basic`, where these are not
-    /// read.
+    /// `Authorization: Token <key>`, or a key as the user or password of `Basic`, where these are
+    /// not read.
     OtherScheme,
     /// A password beside the key as user name of `Basic`, or no user name.
     UserName,

@@ -33,11 +33,12 @@ enum Kind {
 }
 
 impl Scheme {
-    /// `Bearer` ([RFC 6750](https://www.rfc-editor.org/rfc/rfc6750)), which a layer reads by default.
+    /// `Bearer` ([RFC 6750](https://www.rfc-editor.org/rfc/rfc6750)), which a layer reads by
+    /// default.
     pub const BEARER: Self = Self(Kind::Token(Cow::Borrowed("Bearer")));
 
-    /// `Basic` ([RFC 7617](https://www.rfc-editor.org/rfc/rfc7617)) with the key as user name and an
-    /// empty password, as `curl --user KEY:` sends it. A password gets 400: it could be a second
+    /// `Basic` ([RFC 7617](https://www.rfc-editor.org/rfc/rfc7617)) with the key as user name and
+    /// an empty password, as `curl --user KEY:` sends it. A password gets 400: it could be a second
     /// credential, which is not checked.
     ///
     /// Browsers answer a challenge for `Basic` with a dialog that asks for user name and password.
@@ -92,11 +93,15 @@ impl fmt::Display for Scheme {
 
 /// The schemes in which a layer reads keys; usually `Bearer` alone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Schemes(Vec<Scheme>);
+pub(super) struct Schemes {
+    all: Vec<Scheme>,
+    /// Whether `Bearer` is one of them, which every request asks.
+    has_bearer: bool,
+}
 
 impl Schemes {
     pub(super) fn only(scheme: Scheme) -> Self {
-        Self(vec![scheme])
+        Self { has_bearer: scheme.is_bearer(), all: vec![scheme] }
     }
 
     pub(super) fn add(&mut self, scheme: Scheme) {
@@ -104,21 +109,21 @@ impl Schemes {
             return;
         }
         // Errors are told by the first challenge; RFC 6750 defines those of `Bearer`.
-        let at = if scheme.is_bearer() { 0 } else { self.0.len() };
-        self.0.insert(at, scheme);
+        let at = if scheme.is_bearer() { 0 } else { self.all.len() };
+        self.has_bearer |= scheme.is_bearer();
+        self.all.insert(at, scheme);
     }
 
     pub(in crate::layer) fn iter(&self) -> impl Iterator<Item = &Scheme> {
-        self.0.iter()
+        self.all.iter()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
     }
 
-    /// Whether `Bearer` is read: then it comes first.
     pub(super) fn has_bearer(&self) -> bool {
-        self.0.first().is_some_and(Scheme::is_bearer)
+        self.has_bearer
     }
 
     /// What follows one of the schemes, or `Bearer`, and spaces.
@@ -163,6 +168,7 @@ mod tests {
         }
         let names: Vec<_> = all.iter().map(Scheme::name).collect();
         assert_eq!(names, ["bearer", "Token", "Api-Key"]);
-        assert!(all.has_bearer());
+        assert!(all.has_bearer() && Schemes::only(Scheme::BEARER).has_bearer());
+        assert!(!Schemes::default().has_bearer());
     }
 }
