@@ -9,7 +9,7 @@ use tower_api_key::rate_limit::{
 
 use crate::app::SECOND;
 
-const START: Duration = Duration::from_secs(1_000);
+pub(crate) const START: Duration = Duration::from_secs(1_000);
 const NANO: Duration = Duration::from_nanos(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -17,27 +17,27 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// Of a new key, whose buckets are asked for with one list after the other.
 #[derive(Default)]
-struct Key(LocalRateLimiter);
+pub(crate) struct Key(LocalRateLimiter);
 
 impl Key {
-    fn load(&self, quotas: &[&Quota], now: Duration) -> Arc<dyn Buckets> {
+    pub(crate) fn load(&self, quotas: &[&Quota], now: Duration) -> Arc<dyn Buckets> {
         let named = |(at, quota): (usize, &&Quota)| (*quota).clone().named(format!("q{at}"));
         let quotas = quotas.iter().enumerate().map(|quota| named(quota).unwrap());
         self.0.buckets(&Subject::of_key("acme", 1), &RateLimits::new(quotas).unwrap(), now)
     }
 
     /// Loads these quotas, and takes all they leave.
-    fn drain(&self, quotas: &[&Quota], now: Duration) -> u32 {
+    pub(crate) fn drain(&self, quotas: &[&Quota], now: Duration) -> u32 {
         let buckets = self.load(quotas, now);
         (0..).take_while(|_| admits(&*buckets, 1, now)).count().try_into().unwrap()
     }
 
-    fn take(&self, quotas: &[&Quota], units: u32, now: Duration) {
+    pub(crate) fn take(&self, quotas: &[&Quota], units: u32, now: Duration) {
         assert!(admits(&*self.load(quotas, now), units, now), "{quotas:?} leave {units}");
     }
 }
 
-fn admits(buckets: &dyn Buckets, units: u32, now: Duration) -> bool {
+pub(crate) fn admits(buckets: &dyn Buckets, units: u32, now: Duration) -> bool {
     let Check::Ready(decisions) = buckets.take(NonZeroU32::new(units).unwrap(), now) else {
         panic!("it decides at once")
     };
@@ -147,6 +147,7 @@ fn a_bucket_is_forgotten_ten_minutes_after_it_is_full_and_not_sooner() {
     let (short, long) = (Quota::sliding(10, SECOND).unwrap(), Quota::sliding(600, MINUTE).unwrap());
     for (early, left) in [(NANO, 10), (Duration::ZERO, 600)] {
         let key = Key::default();
+        let _short = key.load(&[&short], START);
         key.take(&[&short], 1, START);
         let full = START + short.interval();
         assert_eq!(key.drain(&[&long], full + MINUTE * 10 - early), left);
@@ -181,11 +182,13 @@ fn a_quota_that_owes_still_does_when_the_one_that_let_it_through_is_forgotten() 
 
 #[test]
 fn a_quota_that_is_used_up_still_is_when_it_has_been_out_of_use_for_long() {
-    let (key, slow) = (Key::default(), Quota::per(10, DAY).unwrap());
-    assert_eq!(key.drain(&[&slow], START), 10);
-    let fast = key.load(&[&Quota::per_second(1).unwrap()], START);
-    for minute in 1..40 {
-        assert!(admits(&*fast, 1, START + MINUTE * minute));
+    for slow in [Quota::per(10, DAY).unwrap(), Quota::sliding(10, DAY).unwrap()] {
+        let key = Key::default();
+        assert_eq!(key.drain(&[&slow], START), 10);
+        let fast = key.load(&[&Quota::per_second(1).unwrap()], START);
+        for minute in 1..40 {
+            assert!(admits(&*fast, 1, START + MINUTE * minute));
+        }
+        assert_eq!(key.drain(&[&slow], START + MINUTE * 40), 0, "{slow:?}");
     }
-    assert_eq!(key.drain(&[&slow], START + MINUTE * 40), 0);
 }

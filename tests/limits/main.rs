@@ -29,6 +29,7 @@ mod limiter_contract;
 mod limiter_threads;
 mod limits;
 mod offered_contract;
+mod owed_units;
 mod plans;
 mod quota_changes;
 mod rate_limit;
