@@ -10,4 +10,7 @@ mod wait;
 mod cli;
 mod doctor;
 mod getting_started;
+mod import;
+mod migrate;
+mod place;
 mod restore;

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::store::{
     StoreError,
-    migrate::{self, Applied},
+    migrate::{self, Applied, Migration},
 };
 
 pub(super) async fn bring_up_to_date(
@@ -17,13 +17,7 @@ pub(super) async fn bring_up_to_date(
     if migrate::missing(migrate::POSTGRES, &applied)?.is_empty() {
         return Ok(());
     }
-    // Later statements must see what earlier lock holders committed, whatever the default isolation
-    // level.
-    raw_sql("begin isolation level read committed")
-        .execute(&mut *connection)
-        .await
-        .map_err(failed)?;
-    raw_sql(LOCK).execute(&mut *connection).await.map_err(failed)?;
+    begin(connection).await?;
     let (places, applied) = history(connection, setting).await?;
     let schema = match setting {
         Some(setting) => setting.clone(),
@@ -32,26 +26,56 @@ pub(super) async fn bring_up_to_date(
             None => places.of_new_tables()?,
         },
     };
-    if places.is_foreign(&schema) {
+    if places.has_keys(&schema) && applied.is_empty() {
         return Err(foreign(&schema));
     }
     if setting.is_some() && !exists(connection, &schema).await? {
         let create = schema.fill("create schema if not exists {schema}");
         raw_sql(create).execute(&mut *connection).await.map_err(failed)?;
     }
-    let path = schema.fill("set local search_path = {schema}, pg_temp");
-    raw_sql(path).execute(&mut *connection).await.map_err(failed)?;
-    raw_sql(CREATE_HISTORY).execute(&mut *connection).await.map_err(failed)?;
+    begin_history(connection, &schema).await?;
     for migration in migrate::missing(migrate::POSTGRES, &applied)? {
         let executed = raw_sql(migration.sql).execute(&mut *connection).await;
         executed.map_err(|error| migration.blame(failed(error)))?;
-        let record = query(RECORD_MIGRATION)
-            .bind(migration.version)
-            .bind(migration.description)
-            .bind(migration.checksum());
-        record.execute(&mut *connection).await.map_err(failed)?;
+        record(connection, migration).await?;
     }
     raw_sql("commit").execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+/// Begins a transaction, and waits for others that migrate.
+pub(super) async fn begin(connection: &mut PgConnection) -> Result<(), StoreError> {
+    // Later statements must see what earlier lock holders committed, whatever the default isolation
+    // level.
+    raw_sql("begin isolation level read committed")
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    raw_sql(LOCK).execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+/// Creates the history if it is missing. Unqualified names are in `schema` from then on.
+pub(super) async fn begin_history(
+    connection: &mut PgConnection,
+    schema: &Schema,
+) -> Result<(), StoreError> {
+    let path = schema.fill("set local search_path = {schema}, pg_temp");
+    raw_sql(path).execute(&mut *connection).await.map_err(failed)?;
+    raw_sql(CREATE_HISTORY).execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+/// Records a migration as applied.
+pub(super) async fn record(
+    connection: &mut PgConnection,
+    migration: &Migration,
+) -> Result<(), StoreError> {
+    let record = query(RECORD_MIGRATION)
+        .bind(migration.version)
+        .bind(migration.description)
+        .bind(migration.checksum());
+    record.execute(connection).await.map_err(failed)?;
     Ok(())
 }
 
@@ -87,7 +111,7 @@ set local lock_timeout = '5min';
 select pg_advisory_xact_lock(7021227462866860403);
 set local lock_timeout = '5s'";
 
-const CREATE_HISTORY: &str = "
+pub(super) const CREATE_HISTORY: &str = "
 create table if not exists _api_key_migrations (
     version bigint primary key,
     description text not null,
