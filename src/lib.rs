@@ -54,7 +54,7 @@
 //! # Features
 //!
 //! `postgres`, `axum`, `tls-rustls-ring` and `tracing` are on by default; `sqlite`, `redis`, `ws`,
-//! `admin`, `openapi`, `metrics`, `tls-rustls-aws-lc-rs`, `tls-native` and `test-util` are not. Features are additive: none changes existing
+//! `admin`, `openapi`, `metrics`, `legacy-hashes`, `tls-rustls-aws-lc-rs`, `tls-native` and `test-util` are not. Features are additive: none changes existing
 //! behaviour.
 
 #![forbid(unsafe_code)]

@@ -15,6 +15,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use pbkdf2::{pbkdf2_hmac_array, sha2::Sha256};
 use serde_json::Value;
 use tokio::{
     io::AsyncReadExt,
@@ -22,8 +24,9 @@ use tokio::{
     time::timeout,
 };
 use tower_api_key::{
+    Authenticator,
     clock::{Clock, SystemClock},
-    key::{KeyFormat, KeyHash},
+    key::{Alphabet, ImportedFormat, KeyFormat, KeyHash},
     manage::{Expiry, KeyImport, KeyIssuer, KeyUpdate, ManageErrorKind, NewKey, Rotation},
     record::{KeyAction, KeyId, KeyRecord},
     store::{EventQuery, KeyQuery, PgKeyStore, SqliteKeyStore},
@@ -86,8 +89,13 @@ async fn change_keys(url: &str) {
 }
 
 fn start(url: &str) -> Child {
+    start_as("a_process_that_is_killed_leaves_whole_changes", url)
+}
+
+/// A process of this binary that runs `test`, which then is not the test but what is killed.
+fn start_as(test: &str, url: &str) -> Child {
     Command::new(env::current_exe().unwrap())
-        .args(["--exact", "a_process_that_is_killed_leaves_whole_changes", "--nocapture"])
+        .args(["--exact", test, "--nocapture"])
         .env(DATABASE, url)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -123,7 +131,10 @@ impl Rounds {
 
 /// Lets a process change keys for a moment, and kills it. Returns how many rounds it completed.
 async fn kill_one(url: &str) -> usize {
-    let mut child = start(url);
+    kill(start(url)).await
+}
+
+async fn kill(mut child: Child) -> usize {
     let mut rounds = Rounds::of(&mut child);
     let first = async {
         while rounds.completed == 0 {
@@ -326,6 +337,83 @@ async fn a_change_whose_line_cannot_be_written_is_not_made() {
         assert_eq!((left.len(), stored.version, stored.revoked_at), (1, 1, None));
         assert_eq!(lives(&issuer).await[&key.id].actions, [KeyAction::Issued]);
     }
+}
+
+const USES_KEYS: &str = "a_process_that_is_killed_while_it_moves_keys_leaves_keys_that_work";
+
+/// What verifies legacy hashes of 64 hexadecimal digits, of which eight are the hint.
+async fn authenticator(url: &str) -> Authenticator {
+    let format = ImportedFormat::new("", Alphabet::Hex, 64).unwrap().hint(8).unwrap();
+    let issued = KeyFormat::new("sk_test_").unwrap();
+    let builder = if url.starts_with("sqlite") {
+        let store = SqliteKeyStore::connect(url).await.unwrap();
+        Authenticator::builder(store.clone(), issued).legacy_hashes(store)
+    } else {
+        let store = PgKeyStore::connect(url).await.unwrap();
+        Authenticator::builder(store.clone(), issued).legacy_hashes(store)
+    };
+    builder.accept(format).build().0
+}
+
+/// Imports keys and uses each for the first time until killed. Each has its key as its name.
+async fn use_imported_keys(url: &str) {
+    use std::io::Write;
+
+    let (issuer, auth) = (issuer(url).await, authenticator(url).await);
+    let consumer = format!("consumer-{:016x}", unique());
+    loop {
+        let key = format!("{:016x}", unique()).repeat(4);
+        let salt = format!("{:016x}", unique());
+        let hash = pbkdf2_hmac_array::<Sha256, 32>(key.as_bytes(), salt.as_bytes(), 1);
+        let hash = format!("pbkdf2_sha256$1${salt}${}", STANDARD.encode(hash));
+        let new = NewKey::new(&*consumer, Expiry::In(DAY)).name(&*key);
+        let import = KeyImport::of_legacy_hash(hash.parse().unwrap(), new);
+        issuer.import(vec![import.legacy_hint(&key[..8])]).await.unwrap();
+        auth.check(key.as_bytes()).await.unwrap();
+        let mut stdout = std::io::stdout();
+        stdout.write_all(&[ROUND]).unwrap();
+        stdout.flush().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_is_killed_while_it_moves_keys_leaves_keys_that_work() {
+    if let Ok(url) = env::var(DATABASE) {
+        use_imported_keys(&url).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = format!("sqlite://{}/keys.db", folder.path().display());
+    let database = Server::shared().database().await;
+    for url in [&sqlite, database.url()] {
+        let issuer = issuer(url).await;
+        let mut rounds = 0;
+        for _ in 0..10 {
+            let start = || start_as(USES_KEYS, url);
+            let (first, second) = tokio::join!(kill(start()), kill(start()));
+            rounds += first + second;
+        }
+        let (auth, keys) = (authenticator(url).await, keys(&issuer).await);
+        assert!((rounds..=rounds + 20).contains(&keys.len()), "{} of {rounds}", keys.len());
+        let killed = lives(&issuer).await;
+        for (id, record) in keys {
+            let key = record.name.unwrap();
+            let admission = auth.check(key.as_bytes()).await;
+            let admission = admission.unwrap_or_else(|error| panic!("{id} does not work: {error}"));
+            assert_eq!(admission.consumer().key_id(), id);
+            // Before and after: never a hash without its line, nor a line without its hash.
+            let was_moved = record.key_hash.as_bytes() == sha256(&key).as_slice();
+            assert_eq!(killed[&id].count(KeyAction::Rehashed), usize::from(was_moved), "{id}");
+        }
+        for (id, life) in lives(&issuer).await {
+            assert_eq!(life.actions, [KeyAction::Imported, KeyAction::Rehashed], "{id}");
+        }
+    }
+}
+
+fn sha256(key: &str) -> Vec<u8> {
+    use sha2::Digest as _;
+
+    Sha256::digest(key.as_bytes()).to_vec()
 }
 
 async fn run(url: &str, sql: &'static str) {

@@ -98,6 +98,14 @@ impl ApiKeysBuilder {
         self.configure_authenticator(|auth| auth.accept(format))
     }
 
+    /// Verifies keys that were imported with a slow or salted hash, which `store` keeps: a clone of
+    /// the one that [`ApiKeys::builder`] got. Default: such keys are unknown. See
+    /// [`auth::Builder::legacy_hashes`]. Feature `legacy-hashes`.
+    #[cfg(feature = "legacy-hashes")]
+    pub fn legacy_hashes(self, store: impl crate::store::port::LegacyHashes) -> Self {
+        self.configure_authenticator(|auth| auth.legacy_hashes(store))
+    }
+
     /// How long records are cached, and how many. Default: [`CachePolicy::default`].
     pub fn cache(self, policy: CachePolicy) -> Self {
         self.configure_authenticator(|auth| auth.cache(policy))

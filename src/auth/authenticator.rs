@@ -14,6 +14,7 @@ use super::{
     catch_panic::{Panicked, catch_request_panic},
     client::{Client, ClientCopy},
     core::Core,
+    lookup::Presented,
     worker::UsageRecorder,
 };
 use crate::{
@@ -86,11 +87,12 @@ impl Authenticator {
             self.0.core.metrics().hit();
             return attempt;
         }
-        self.evaluate_beyond_hot(hash, charge, client, now)
+        self.evaluate_beyond_hot(key, hash, charge, client, now)
     }
 
     fn evaluate_beyond_hot(
         &self,
+        key: &[u8],
         hash: KeyHash,
         charge: Charge,
         client: &impl Client,
@@ -109,15 +111,25 @@ impl Authenticator {
                 Attempt::Reject(self.0.core.lookup.unknown_keys.guess(client.network(), now))
             }
             // This was not a guess, even if the key is gone by now.
-            Peek::Stale(_) => self.look_up(hash, charge, ClientCopy::of(client).uncounted()),
-            Peek::Miss => self.look_up(hash, charge, ClientCopy::of(client)),
+            Peek::Stale(_) => self.look_up(hash, charge, ClientCopy::of(client).uncounted(), None),
+            Peek::Miss => {
+                let legacy = self.0.core.legacy.as_ref();
+                let presented = legacy.and_then(|legacy| legacy.presented(&self.0.formats, key));
+                self.look_up(hash, charge, ClientCopy::of(client), presented)
+            }
         }
     }
 
-    fn look_up(&self, hash: KeyHash, charge: Charge, client: ClientCopy) -> Attempt {
+    fn look_up(
+        &self,
+        hash: KeyHash,
+        charge: Charge,
+        client: ClientCopy,
+        presented: Option<Arc<Presented>>,
+    ) -> Attempt {
         self.0.core.metrics().miss();
         let inner = Arc::clone(&self.0);
-        Attempt::Pending(PendingAttempt::of(inner.look_up(hash, charge, client)))
+        Attempt::Pending(PendingAttempt::of(inner.look_up(hash, charge, client, presented)))
     }
 
     /// Removes the key with this hash from the cache, including a cached absence: the next request
@@ -355,8 +367,9 @@ impl Inner {
         hash: KeyHash,
         charge: Charge,
         client: ClientCopy,
+        presented: Option<Arc<Presented>>,
     ) -> Result<Admission, Rejection> {
-        let entry = Arc::clone(&self.core).load(hash, client.network()).await?;
+        let entry = Arc::clone(&self.core).load(hash, client.network(), presented).await?;
         let entry = entry.ok_or(Rejection::new(RejectionKind::Unknown))?;
         let now = self.core.clock.monotonic();
         match self.evaluate(&entry, charge, &client, now) {

@@ -5,7 +5,7 @@ use super::{
     authenticator::Inner,
     cache::LimitResolver,
     core::Core,
-    lookup::{DynStore, Lookup},
+    lookup::{DynStore, Legacy, Lookup},
     metrics::Metrics,
     panic_safe_observer::PanicSafeObserver,
     throttle::Rate,
@@ -41,6 +41,7 @@ pub struct Builder {
     failures: Rate,
     usage_interval: Duration,
     feed: Option<Box<dyn DynFeed>>,
+    legacy: Option<Arc<Legacy>>,
     observer: Option<Arc<dyn Observer>>,
     label_metrics: bool,
 }
@@ -61,6 +62,7 @@ impl Authenticator {
             failures: Rate::new(FAILURE_INTERVAL, FAILURES_AT_ONCE),
             usage_interval: USAGE_INTERVAL,
             feed: None,
+            legacy: None,
             observer: None,
             label_metrics: false,
         }
@@ -174,6 +176,27 @@ impl Builder {
         Self { feed: Some(Box::new(feed)), ..self }
     }
 
+    /// Verifies keys that were [imported](crate::manage::KeyImport::of_legacy_hash) with a bcrypt,
+    /// Argon2, scrypt or PBKDF2 hash, which `store` keeps, usually a clone of the authenticator's
+    /// own. Default: such keys are unknown. Feature `legacy-hashes`.
+    ///
+    /// A key that the store does not know by its hash, and that has an [imported
+    /// format](crate::key::ImportedFormat), is compared with the hashes of the keys that were not
+    /// used yet and have the same hint. The hash that matches is replaced, with an audit event
+    /// ([`Rehashed`](crate::record::KeyAction::Rehashed)), and from then on the key is like any other.
+    /// If it cannot be replaced, the request is answered with 503, and the key's next use repeats it.
+    ///
+    /// Comparisons run on blocking threads of tokio, on at most half of the cores. Unknown keys may
+    /// spend half a core in the long run, half of which is kept for keys that are retried. Keys
+    /// beyond that are rejected as
+    /// [`Overloaded`](super::RejectionKind::Overloaded) with `Retry-After`, and so is a key whose
+    /// comparison takes longer than 5 s; it goes on meanwhile. Once no such key is left, which the
+    /// [`Worker`] counts every minute, nothing is queried any more.
+    #[cfg(feature = "legacy-hashes")]
+    pub fn legacy_hashes(self, store: impl crate::store::port::LegacyHashes) -> Self {
+        Self { legacy: Some(Arc::new(Legacy::new(store))), ..self }
+    }
+
     /// The time source. Default: [`SystemClock`].
     pub fn clock(self, clock: impl Clock) -> Self {
         Self { clock: Arc::new(clock), ..self }
@@ -189,7 +212,8 @@ impl Builder {
             store,
             limits,
             PanicSafeObserver::new(metrics, self.observer),
-            Lookup::new(&self.cache, self.failures, self.scopes),
+            Lookup::new(&self.cache, self.failures, self.scopes, self.legacy.as_deref()),
+            self.legacy,
             self.cache,
         );
         let core = Arc::new(core);

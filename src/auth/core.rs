@@ -12,7 +12,7 @@ use super::{
     clock_gap::ClockCheck,
     health::FeedState,
     key_log::KeyLog,
-    lookup::{DynStore, Lookup},
+    lookup::{DynStore, Legacy, Lookup},
     metrics::Metrics,
     panic_safe_observer::PanicSafeObserver,
 };
@@ -36,6 +36,8 @@ pub(super) struct Core {
     pub(super) cache: KeyCache,
     pub(super) feed: FeedState,
     pub(super) lookup: Lookup,
+    /// Verifies keys that still have hashes of another system.
+    pub(super) legacy: Option<Arc<Legacy>>,
     place_refusals: trace::ErrorLog,
 }
 
@@ -45,6 +47,7 @@ impl Core {
         limits: LimitResolver,
         observer: PanicSafeObserver,
         lookup: Lookup,
+        legacy: Option<Arc<Legacy>>,
         policy: CachePolicy,
     ) -> Self {
         Self {
@@ -57,6 +60,7 @@ impl Core {
             limits,
             feed: FeedState::default(),
             lookup,
+            legacy,
             cache: KeyCache::new(policy),
             place_refusals: trace::ErrorLog::default(),
         }
@@ -114,6 +118,7 @@ impl Core {
             is_store_up: self.lookup.is_store_up() == Some(true),
             feed: self.feed.health(),
             limiter: self.limits.meters.limiter.health(),
+            legacy_left: self.legacy.as_ref().and_then(|legacy| legacy.left()),
         });
     }
 

@@ -120,7 +120,7 @@ pub use self::{
     cache::{CachePolicy, InvalidCachePolicy},
     health::{FeedHealth, Health, StoreHealth},
     key_check::{CheckFuture, KeyCheck},
-    observe::{Event, LoadOutcome, Observer},
+    observe::{Event, LoadOutcome, Observer, VerificationOutcome},
     rate_limit_status::RateLimitStatus,
     rejection::Rejection,
     rejection_kind::RejectionKind,

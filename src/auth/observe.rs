@@ -95,6 +95,21 @@ pub enum Event<'a> {
         /// The error.
         error: &'a StoreError,
     },
+    /// An unknown key was compared with the [legacy hash](super::Builder::legacy_hashes) of one key,
+    /// or with none because there was no capacity.
+    #[non_exhaustive]
+    LegacyHashCompared {
+        /// How.
+        outcome: VerificationOutcome,
+        /// The time of the comparison.
+        took: Duration,
+    },
+    /// A key was used for the first time since its import, and its legacy hash was replaced.
+    #[non_exhaustive]
+    Rehashed {
+        /// The key.
+        key_id: KeyId,
+    },
     /// Last uses were written.
     #[non_exhaustive]
     UsageFlushed {
@@ -135,8 +150,8 @@ pub enum Event<'a> {
     /// other duties are not affected.
     #[non_exhaustive]
     DutyPanicked {
-        /// One of `change feed`, `usage`, `limiter sweep`, `store probe`, `clock check` and
-        /// `metrics`.
+        /// One of `change feed`, `usage`, `limiter sweep`, `store probe`, `clock check`,
+        /// `legacy hashes` and `metrics`.
         duty: &'static str,
     },
 }
@@ -161,6 +176,38 @@ impl LoadOutcome {
             Self::Found => "found",
             Self::NotFound => "not_found",
             Self::Failed => "failed",
+        }
+    }
+}
+
+/// How the comparison of a key with a [legacy hash](super::Builder::legacy_hashes) ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum VerificationOutcome {
+    /// The hash is of this key.
+    Matched,
+    /// The hash is of another key.
+    NotMatched,
+    /// The key was rejected because the capacity for unknown keys is used up.
+    Overloaded,
+}
+
+impl VerificationOutcome {
+    #[cfg(feature = "metrics")]
+    pub(super) const ALL: [Self; 3] = [Self::Matched, Self::NotMatched, Self::Overloaded];
+
+    #[cfg(feature = "legacy-hashes")]
+    pub(super) const fn of(is_match: bool) -> Self {
+        if is_match { Self::Matched } else { Self::NotMatched }
+    }
+
+    /// The name for logs and metrics, such as `not_matched`. It never changes.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Matched => "matched",
+            Self::NotMatched => "not_matched",
+            Self::Overloaded => "overloaded",
         }
     }
 }

@@ -24,7 +24,25 @@ impl AcceptedFormat {
     }
 }
 
+/// The parts of a key that [legacy hashes](super::LegacyHash) concern.
+#[cfg(feature = "legacy-hashes")]
+pub(crate) struct LegacyParts<'k> {
+    /// What finds the hash; `None` if the format has no such part.
+    pub(crate) hint: Option<&'k [u8]>,
+    /// What was hashed.
+    pub(crate) hashed: &'k [u8],
+}
+
 impl AcceptedFormat {
+    /// The parts of a well-formed `key`; `None` if no other system issued keys of this format.
+    #[cfg(feature = "legacy-hashes")]
+    pub(crate) fn legacy_parts<'k>(&self, key: &'k [u8]) -> Option<LegacyParts<'k>> {
+        match &self.0 {
+            Kind::Issued(_) => None,
+            Kind::Imported(format) => Some(LegacyParts { hint: format.hint_of(key), hashed: key }),
+        }
+    }
+
     /// Whether a key of this format has a prefix, so that other text hardly matches by chance.
     pub(crate) fn is_distinctive(&self) -> bool {
         match &self.0 {

@@ -10,6 +10,7 @@ pub struct ImportedFormat {
     prefix: Box<str>,
     alphabet: Alphabet,
     body_len: usize,
+    hint_len: Option<usize>,
 }
 
 impl ImportedFormat {
@@ -31,7 +32,21 @@ impl ImportedFormat {
         if alphabet.bits(body_len) < MIN_BITS {
             return Err(InvalidFormat::TooWeak);
         }
-        Ok(Self { prefix: prefix.into(), alphabet, body_len })
+        Ok(Self { prefix: prefix.into(), alphabet, body_len, hint_len: None })
+    }
+
+    /// The first `characters` of a key are its [hint](crate::manage::KeyImport::legacy_hint): the
+    /// other system stored them beside the hash, so they are not secret. Default: no hint.
+    ///
+    /// # Errors
+    ///
+    /// When the rest of the body holds fewer than 128 bits.
+    pub fn hint(self, characters: usize) -> Result<Self, InvalidFormat> {
+        let of_body = characters.saturating_sub(self.prefix.len());
+        if self.alphabet.bits(self.body_len.saturating_sub(of_body)) < MIN_BITS {
+            return Err(InvalidFormat::TooWeak);
+        }
+        Ok(Self { hint_len: Some(characters), ..self })
     }
 
     /// Parses a key of this format without copying or hashing it.
@@ -50,6 +65,11 @@ impl ImportedFormat {
 impl ImportedFormat {
     pub(super) fn prefix(&self) -> &str {
         &self.prefix
+    }
+
+    #[cfg(feature = "legacy-hashes")]
+    pub(super) fn hint_of<'k>(&self, key: &'k [u8]) -> Option<&'k [u8]> {
+        key.get(..self.hint_len?)
     }
 
     pub(super) fn key_len(&self) -> usize {

@@ -55,6 +55,7 @@ mod entropy;
 mod format;
 mod hash;
 mod imported_format;
+mod legacy_hash;
 mod mask;
 
 pub use self::{
@@ -64,6 +65,7 @@ pub use self::{
     format::{InvalidFormat, KeyFormat},
     hash::{InvalidHash, KeyHash},
     imported_format::{Alphabet, ImportedFormat},
+    legacy_hash::{InvalidLegacyHash, LegacyHash},
     mask::{KeyMask, MaskingWriter},
 };
 pub(crate) use self::{hash::digest, imported_format::is_bearer_symbol};

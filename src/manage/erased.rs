@@ -6,8 +6,8 @@ use crate::{
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError,
         port::{
-            IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, ManagePlans,
-            Usage,
+            IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, LegacyKey,
+            ManagePlans, Usage,
         },
     },
 };
@@ -101,4 +101,6 @@ erased_transaction! {
         &'a mut self, claim: &'a IdempotencyRecord
     ) -> Option<IdempotencyRecord>;
     fn delete_expired<'a>(&'a mut self, before: SystemTime, limit: usize) -> usize;
+    fn known_legacy_hashes<'a>(&'a mut self, digests: &'a [[u8; 32]]) -> Vec<[u8; 32]>;
+    fn insert_legacy_hashes<'a>(&'a mut self, keys: &'a [LegacyKey]) -> usize;
 }

@@ -4,11 +4,15 @@ use std::{
 };
 
 use super::{
-    Expiry, KeyIssuer, ManageError, NewKey, change::Change, issue::last4, new_key::whole_micros,
+    Expiry, KeyIssuer, ManageError, NewKey,
+    change::Change,
+    issue::last4,
+    legacy_import::{self, Legacy},
+    new_key::whole_micros,
     text,
 };
 use crate::{
-    key::{KeyHash, is_bearer_symbol},
+    key::{KeyHash, LegacyHash, is_bearer_symbol},
     record::{KeyAction, KeyId, KeyRecord},
     store::port::Usage,
 };
@@ -24,6 +28,8 @@ const MAX_KEY_LEN: usize = 256;
 #[must_use]
 pub struct KeyImport {
     hash: KeyHash,
+    legacy_hash: Option<LegacyHash>,
+    legacy_hint: Option<String>,
     new: NewKey,
     id: Option<KeyId>,
     key_prefix: String,
@@ -49,6 +55,8 @@ impl KeyImport {
     pub fn new(hash: KeyHash, new: NewKey) -> Self {
         Self {
             hash,
+            legacy_hash: None,
+            legacy_hint: None,
             new,
             id: None,
             key_prefix: String::new(),
@@ -58,6 +66,26 @@ impl KeyImport {
             last_used_at: None,
             revoked: None,
         }
+    }
+
+    /// The key with a slow or salted hash, with the properties of `new`. Its owner can keep using it
+    /// unchanged where [legacy hashes](crate::auth::Builder::legacy_hashes) are verified; at its first
+    /// use, the hash is replaced by a [`KeyHash`].
+    ///
+    /// The store has to implement [`LegacyHashes`](crate::store::port::LegacyHashes).
+    pub fn of_legacy_hash(hash: LegacyHash, new: NewKey) -> Self {
+        let placeholder = hash.placeholder();
+        Self { legacy_hash: Some(hash), ..Self::new(placeholder, new) }
+    }
+
+    /// The part of the key by which a request finds its legacy hash: the id, or the first characters,
+    /// as the key's format tells. 1 to 64 visible ASCII characters. Default: none.
+    ///
+    /// At most [64 keys](crate::store::port::MAX_KEYS_PER_HINT) that have not been used yet may have
+    /// the same hint, or none: a request that presents an unknown key is compared with all of them,
+    /// which takes seconds.
+    pub fn legacy_hint(self, hint: impl Into<String>) -> Self {
+        Self { legacy_hint: Some(hint.into()), ..self }
     }
 
     /// The key itself, which is hashed at once and not kept. `key_prefix` is its beginning, for
@@ -128,6 +156,11 @@ impl KeyImport {
         Self { revoked: Some(Revoked { at, reason }), ..self }
     }
 
+    fn legacy(&self) -> Option<Legacy<'_>> {
+        let hash = self.legacy_hash.as_ref()?;
+        Some(Legacy { hash, hint: self.legacy_hint.as_deref() })
+    }
+
     fn record(&self, issuer: &KeyIssuer) -> Result<KeyRecord, ManageError> {
         let mut record = issuer.make_record(self.hash, &self.new.consumer_id)?;
         self.new.fill(&mut record, &issuer.actor.name, resolve_imported)?;
@@ -162,6 +195,9 @@ impl KeyImport {
                     -._~+/: no request can carry a key with others";
                 return Err(ManageError::invalid(field, detail));
             }
+        }
+        if let Some(hint) = &self.legacy_hint {
+            legacy_import::check_hint(hint, self.legacy_hash.as_ref())?;
         }
         record.key_prefix.clone_from(&self.key_prefix);
         record.key_last4.clone_from(&self.key_last4);
@@ -200,7 +236,7 @@ pub struct Imported {
 
 impl KeyIssuer {
     /// Imports a batch of keys: all of them, or none if one is invalid or denied. Known hashes are
-    /// skipped, so that an interrupted import can be restarted.
+    /// skipped, legacy hashes also after their keys have moved, so that an interrupted import can be restarted.
     ///
     /// A good batch has 1,000 keys: one transaction that takes a fraction of a second. The
     /// [issue policy](Self::policy) does not concern keys that were revoked or have expired.
@@ -315,7 +351,8 @@ impl Change {
                 });
             granted.map_err(|error| error.at(at))?;
         }
-        let keys = self.tx.insert(records).await?;
+        let legacy: Vec<_> = batch.iter().map(KeyImport::legacy).collect();
+        let keys = legacy_import::insert(self, records, &legacy).await?;
         self.check_quotas(records).await?;
         let mut inserted = keys.iter().copied().collect::<HashSet<_>>();
         let mut skipped = Vec::new();
@@ -326,10 +363,10 @@ impl Change {
                 self.note(KeyAction::Imported, None, record, key.new.reason.as_deref());
             } else {
                 imported.known += 1;
-                skipped.extend(key.id.map(|id| (at, id)));
+                skipped.extend(key.id.is_some().then_some(at));
             }
         }
-        self.check_imported_ids(records, &skipped).await?;
+        self.check_imported_ids(records, &legacy, &skipped).await?;
         Ok(imported)
     }
 
@@ -337,27 +374,35 @@ impl Change {
     async fn check_imported_ids(
         &mut self,
         records: &[KeyRecord],
-        skipped: &[(usize, KeyId)],
+        legacy: &[Option<Legacy<'_>>],
+        skipped: &[usize],
     ) -> Result<(), ManageError> {
+        let skipped: Vec<_> = skipped
+            .iter()
+            .filter_map(|at| Some((*at, records.get(*at)?, legacy.get(*at)?.as_ref())))
+            .collect();
         if skipped.is_empty() {
             return Ok(());
         }
-        let ids: Vec<_> = skipped.iter().map(|(_, id)| *id).collect();
+        let ids: Vec<_> = skipped.iter().map(|(_, record, _)| record.id).collect();
         let stored = self.tx.lock(&ids).await?;
         let stored: HashMap<_, _> = stored.iter().map(|key| (key.id, key.key_hash)).collect();
-        let is_other = |at: usize, id: &KeyId| {
-            let hash = records.get(at).map(|record| record.key_hash);
-            stored.get(id).is_some_and(|stored| Some(*stored) != hash)
+        let is_other = |record: &KeyRecord| {
+            stored.get(&record.id).is_some_and(|hash| *hash != record.key_hash)
         };
-        match skipped.iter().find(|(at, id)| is_other(*at, id)) {
-            Some((at, id)) => {
-                let detail = format!(
-                    "another key has the id {id}: import the key without an id, and it gets a new \
-                    one"
-                );
-                Err(ManageError::conflict(detail).of("id").at(*at))
+        for (at, record, legacy) in skipped.into_iter().filter(|(_, it, _)| is_other(it)) {
+            // A key that has moved has another hash.
+            if let Some(legacy) = legacy
+                && !self.tx.known_legacy_hashes(&[legacy.hash.digest()]).await?.is_empty()
+            {
+                continue;
             }
-            None => Ok(()),
+            let detail = format!(
+                "another key has the id {}: import the key without an id, and it gets a new one",
+                record.id
+            );
+            return Err(ManageError::conflict(detail).of("id").at(at));
         }
+        Ok(())
     }
 }

@@ -84,6 +84,7 @@ mod idempotency;
 mod import;
 mod issue;
 mod issuer;
+mod legacy_import;
 mod member;
 mod merge;
 mod metadata_patch;

@@ -2,11 +2,13 @@
 //! guarantees have tests.
 //!
 //! - [`keys`]: how do I issue, limit, rotate, import, audit and restore keys?
+//! - [`legacy_hashes`]: how do I move keys here whose hashes are bcrypt, Argon2, scrypt or PBKDF2?
 //! - [`limits`]: how do I limit requests, and which quota do I choose?
 //! - [`freshness`]: how long can a revoked key keep working, whatever fails?
 //! - [`deployment`]: what must I configure around the layer?
 //! - [`grpc`]: what do gRPC clients see, and how do I guard a tonic service?
 //! - [`observability`]: what do I see of it, and what do I alert on?
+//! - [`your_tables`]: how do our tables live beside yours, and what may your SQL count on?
 //! - [`shadow`]: what would be rejected, before anything is?
 //! - [`bounds`]: how much can the holder of a key create or send?
 //! - [`attacks`]: what may an attacker try, and what does it achieve?
@@ -33,6 +35,9 @@ pub mod grpc {}
 #[doc = include_str!("keys.md")]
 pub mod keys {}
 
+#[doc = include_str!("legacy_hashes.md")]
+pub mod legacy_hashes {}
+
 #[doc = include_str!("limits.md")]
 #[doc = include_str!("which_quota.md")]
 #[doc = include_str!("../../docs/limits.svg")]
@@ -46,3 +51,6 @@ pub mod shadow {}
 
 #[doc = include_str!("testing.md")]
 pub mod testing {}
+
+#[doc = include_str!("your_tables.md")]
+pub mod your_tables {}

@@ -75,6 +75,9 @@ pub enum KeyAction {
     Issued,
     /// A key's hash was imported.
     Imported,
+    /// A key that was imported with a [legacy hash](crate::key::LegacyHash) was used for the first
+    /// time, and its hash was replaced by a [`KeyHash`](crate::key::KeyHash).
+    Rehashed,
     /// A key was updated.
     Updated,
     /// A key was replaced by another key.
@@ -96,9 +99,10 @@ pub enum KeyAction {
 }
 
 impl KeyAction {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Issued,
         Self::Imported,
+        Self::Rehashed,
         Self::Updated,
         Self::Rotated,
         Self::Revoked,
@@ -116,6 +120,7 @@ impl KeyAction {
         match self {
             Self::Issued => "issued",
             Self::Imported => "imported",
+            Self::Rehashed => "rehashed",
             Self::Updated => "updated",
             Self::Rotated => "rotated",
             Self::Revoked => "revoked",

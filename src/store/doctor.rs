@@ -85,6 +85,24 @@ impl Finding {
         Self::problem("database", detail, advice)
     }
 
+    /// How many imported keys still have a legacy hash. They are no fault: their clients may come.
+    pub(super) fn of_legacy_keys(left: Result<u64, StoreError>) -> Self {
+        const CHECK: &str = "legacy";
+        match left {
+            Ok(0) => Self::ok(CHECK, "no key waits for its legacy hash to be replaced"),
+            Ok(left) => {
+                let detail =
+                    format!("{left} imported keys were not used yet and have legacy hashes");
+                Self::ok(CHECK, detail)
+            }
+            Err(error) => {
+                let advice = "a service that verifies legacy hashes rejects every unknown key: \
+                    give this role the rights named above";
+                Self::warning(CHECK, cause(&error), advice)
+            }
+        }
+    }
+
     /// The findings of a trial. `advise` returns what to do about the error of a statement.
     /// `hears`: whether a service learns of changes without polling.
     pub(super) fn of_trial(

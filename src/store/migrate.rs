@@ -56,6 +56,11 @@ pub(super) const POSTGRES: &[Migration] = &[
         description: "networks, tags and origins of api keys",
         sql: include_str!("../../migrations/postgres/0008_api_key_networks.sql"),
     },
+    Migration {
+        version: 9,
+        description: "legacy hashes of api keys",
+        sql: include_str!("../../migrations/postgres/0009_api_key_legacy_hashes.sql"),
+    },
 ];
 
 #[cfg(feature = "sqlite")]
@@ -94,6 +99,11 @@ pub(super) const SQLITE: &[Migration] = &[
         version: 8,
         description: "networks, tags and origins of api keys",
         sql: include_str!("../../migrations/sqlite/0008_api_key_networks.sql"),
+    },
+    Migration {
+        version: 9,
+        description: "legacy hashes of api keys",
+        sql: include_str!("../../migrations/sqlite/0009_api_key_legacy_hashes.sql"),
     },
 ];
 

@@ -14,7 +14,7 @@ use crate::{
     record::{KeyId, KeyRecord},
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
-        port::{Backend, ManagePlans, Usage},
+        port::{Backend, LegacyHashes, LegacyKey, ManagePlans, Usage},
     },
 };
 
@@ -228,6 +228,22 @@ impl<S: ManagePlans> ManagePlans for FaultStore<S> {
     async fn plans(&self) -> Result<Vec<(String, RateLimits)>, StoreError> {
         self.begin_operation().await?;
         self.store.plans().await
+    }
+}
+
+impl<S: LegacyHashes> LegacyHashes for FaultStore<S> {
+    async fn legacy_keys(
+        &self,
+        hint: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<LegacyKey>, StoreError> {
+        self.begin_operation().await?;
+        self.store.legacy_keys(hint, limit).await
+    }
+
+    async fn count_legacy_keys(&self) -> Result<u64, StoreError> {
+        self.begin_operation().await?;
+        self.store.count_legacy_keys().await
     }
 }
 

@@ -43,6 +43,11 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     (&["governor"], &["rate_limit::local::gcra"], "a limiter can be replaced"),
     (&["redis"], &["rate_limit::redis"], "a limiter can be replaced"),
     (&["sha2"], &["key::hash"], "one hash, one place to change it"),
+    (
+        &["argon2", "bcrypt", "pbkdf2", "scrypt"],
+        &["key::legacy_hash"],
+        "no key is hashed with them, only verified",
+    ),
     (&["getrandom"], &["key"], "randomness is an argument elsewhere"),
     (&["rustls", "rustls_native_certs"], &["tls"], "a process has one provider"),
     (&["ipnet"], &["record::network"], "the type of a network is ours"),

@@ -18,6 +18,7 @@ mod cache_model;
 mod cache_threads;
 mod feed;
 mod flood;
+mod legacy_hashes;
 mod metrics;
 mod retirement;
 mod throttle;

@@ -505,13 +505,14 @@ struct Guarded {
     plain: Key,
 }
 
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 9] = [
     "api_keys",
     "api_key_plans",
     "api_key_usage",
     "api_key_changes",
     "api_key_scopes",
     "api_key_tags",
+    "api_key_legacy_hashes",
     "api_key_events",
     "api_key_requests",
 ];

@@ -8,7 +8,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use tower_api_key::{
     clock::{Clock, SystemClock},
     key::{ApiKey, KeyFormat},
-    manage::{Expiry, KeyIssuer, KeyUpdate, NewKey, Rotation},
+    manage::{Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::RateLimits,
     record::{Scopes, Tags},
     store::{ManageKeys, port::Usage},
@@ -32,9 +32,16 @@ async fn lead_a_life(store: &(impl ManageKeys + Clone)) -> ApiKey {
     let id = issued.record.id;
     issuer.update(id, KeyUpdate::new().name(Some("weekly".to_owned()))).await.unwrap();
     store.record_usage(&[Usage::new(id, SystemClock::new().now())]).await.unwrap();
+    import_with_legacy_hash(&issuer).await;
     issuer.rotate(id, Rotation::new()).await.unwrap();
     issuer.revoke(id, Some("rotated")).await.unwrap();
     issued.key
+}
+
+async fn import_with_legacy_hash(issuer: &KeyIssuer) {
+    let hash = format!("pbkdf2_sha256$1$saltsalt${}", "A".repeat(43)).parse().unwrap();
+    let import = KeyImport::of_legacy_hash(hash, NewKey::new("acme", Expiry::Never));
+    issuer.import(vec![import]).await.unwrap();
 }
 
 /// The secret parts of the key.
@@ -116,6 +123,7 @@ mod postgres {
             "api_key_changes",
             "api_key_events",
             "api_key_feed",
+            "api_key_legacy_hashes",
             "api_key_plans",
             "api_key_requests",
             "api_key_scopes",

@@ -17,8 +17,10 @@ pub(super) enum Form {
 }
 
 /// All fields, in the order in which errors list them.
-pub(super) const FIELDS: [(&str, Form); 25] = [
+pub(super) const FIELDS: [(&str, Form); 27] = [
     ("hash", Form::Text),
+    ("verifier", Form::Text),
+    ("hint", Form::Text),
     ("key", Form::Text),
     ("consumer_id", Form::Text),
     ("expires", Form::Text),

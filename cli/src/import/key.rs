@@ -3,7 +3,7 @@
 use secrecy::zeroize::Zeroizing;
 use serde_json::Value;
 use tower_api_key::{
-    key::KeyHash,
+    key::{KeyHash, LegacyHash},
     manage::{Expiry, KeyImport, NewKey},
     record::{KeyId, KeyKind, Metadata, Networks, Scopes, Tags, WebOrigins},
 };
@@ -38,6 +38,9 @@ impl Settings {
         if let Some(id) = id {
             key = key.id(id);
         }
+        if let Some(hint) = row.name_or_number("hint")? {
+            key = key.legacy_hint(hint);
+        }
         if let Some(is_active) = row.truth("is_active")? {
             key = key.is_active(is_active);
         }
@@ -65,13 +68,23 @@ impl Settings {
                 let advice = "give --plaintext to import keys themselves, which are hashed at once";
                 return Err(Problem::new("key", advice));
             }
-            let hash = hash(required(row.text("hash")?, "hash", "the key's SHA-256")?);
+            let shown = (prefix.unwrap_or_else(|| self.prefix.clone()), last4.unwrap_or_default());
+            if let Some(verifier) = row.secret("verifier")? {
+                if row.get("hash").is_some() {
+                    return Err(Problem::new("verifier", "a key has this or `hash`, not both"));
+                }
+                let verifier = verifier.parse().map_err(|e| Problem::new("verifier", e))?;
+                return Ok(Identity::Verifier { verifier, shown });
+            }
+            let what = "the key's SHA-256, or `verifier` for one of bcrypt, Argon2, scrypt, PBKDF2";
+            let hash = hash(required(row.text("hash")?, "hash", what)?);
             let hash = hash.map_err(|problem| Problem::new("hash", problem))?;
-            let prefix = prefix.unwrap_or_else(|| self.prefix.clone());
-            return Ok(Identity::Hash { hash, prefix, last4: last4.unwrap_or_default() });
+            return Ok(Identity::Hash { hash, shown });
         }
-        if row.get("hash").is_some() {
-            return Err(Problem::new("hash", "--plaintext reads `key` instead"));
+        for field in ["hash", "verifier"] {
+            if row.get(field).is_some() {
+                return Err(Problem::new(field, "--plaintext reads `key` instead"));
+            }
         }
         if last4.is_some() {
             return Err(Problem::new("last4", "--plaintext takes it from the key"));
@@ -141,16 +154,35 @@ impl Settings {
     }
 }
 
+/// The prefix and the last characters.
+type Shown = (String, String);
+
 /// What a key is recognised by.
 enum Identity {
-    Hash { hash: KeyHash, prefix: String, last4: String },
-    Key { key: Zeroizing<String>, prefix: String },
+    Hash {
+        hash: KeyHash,
+        shown: Shown,
+    },
+    /// A slow or salted hash.
+    Verifier {
+        verifier: LegacyHash,
+        shown: Shown,
+    },
+    Key {
+        key: Zeroizing<String>,
+        prefix: String,
+    },
 }
 
 impl Identity {
     fn with(self, new: NewKey) -> Result<KeyImport, Problem> {
         match self {
-            Self::Hash { hash, prefix, last4 } => Ok(KeyImport::new(hash, new).hint(prefix, last4)),
+            Self::Hash { hash, shown: (prefix, last4) } => {
+                Ok(KeyImport::new(hash, new).hint(prefix, last4))
+            }
+            Self::Verifier { verifier, shown: (prefix, last4) } => {
+                Ok(KeyImport::of_legacy_hash(verifier, new).hint(prefix, last4))
+            }
             Self::Key { key, prefix } => {
                 let key = KeyImport::from_key(&key, &prefix, new);
                 key.map_err(|error| Problem::from(&error))

@@ -31,6 +31,8 @@ use super::{
 ///   {"hash": "9f86d0…", "consumer_id": "acme", "expires": "90d", "scopes": ["orders:read"]}
 ///
 ///   hash         SHA-256 of the whole key, in hex or base64
+///   verifier     in place of `hash`: bcrypt ($2b$10$…), Argon2, scrypt or PBKDF2, replaced by SHA-256
+///                when the key is first used; with `hint`, the part of the key that it is found by
 ///   key          with --plaintext, in place of `hash`: the key itself, which is hashed at once
 ///   consumer_id  the consumer that the key belongs to
 ///   expires      "never", "2026-12-31", "90d"; a key may have expired already
@@ -59,7 +61,8 @@ use super::{
 /// The file is read as a stream and stored in batches of 1,000 keys, one transaction each. Known
 /// keys are counted and left unchanged: run an interrupted import again from the start.
 ///
-/// Services must accept the format of such keys: see Builder::accept of the library.
+/// Services must accept the format of such keys: see Builder::accept of the library, and for
+/// verifiers Builder::legacy_hashes.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Import {

@@ -39,6 +39,7 @@ impl From<&ManageError> for Problem {
             Some("expires_at") => Some("expires"),
             Some("key_prefix") => Some("prefix"),
             Some("key_last4") => Some("last4"),
+            Some("legacy_hint") => Some("hint"),
             field => field,
         };
         let kind = field.and_then(fields::field).map_or("refused", |(field, _)| field);

@@ -33,11 +33,12 @@ const SCOPE: &str = "reports:read";
 const TAG: &str = "mobile";
 
 /// Every table, by the migrations' own names.
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 11] = [
     "_api_key_migrations",
     "api_key_changes",
     "api_key_events",
     "api_key_feed",
+    "api_key_legacy_hashes",
     "api_key_plans",
     "api_key_requests",
     "api_key_scopes",
@@ -321,6 +322,7 @@ const GRANTS: &str = "
 grant select on _api_key_migrations, api_key_changes, api_key_feed, api_key_scopes, api_key_tags
     to svc;
 grant select, insert on api_key_events to svc;
+grant select, insert, update on api_key_legacy_hashes to svc;
 grant select, insert, update, delete on api_keys, api_key_plans, api_key_usage, api_key_requests
     to svc";
 

@@ -656,3 +656,43 @@ fn fields_of_csv_are_bounded_and_errors_quote_none() {
         assert!(!said.err.contains(&hash(77)) && !said.err.contains("S3CR3T"), "{said:?}");
     }
 }
+
+/// bcrypt of 64 times `7` with cost 4, by the C library.
+const BCRYPT: &str = "$2b$04$abcdefghijklmnopqrstuuEhKZH5.o3OfGP.ZQrhPlRh4bHWpf3UW";
+
+#[tokio::test]
+async fn a_verifier_may_stand_in_place_of_a_hash() {
+    for place in Place::all().await {
+        let id = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
+        let line = json!({
+            "verifier": BCRYPT, "hint": "77777777", "consumer_id": "acme", "expires": "never",
+            "created_at": "2024-01-01", "last_used_at": "2025-01-01", "is_active": true, "id": id,
+        });
+        let said = place.fed("import - --json", &line.to_string());
+        assert_eq!(said.out, "{\"imported\":1,\"invalid\":0,\"known\":0}\n", "{said:?}");
+        place.write(
+            "keys.csv",
+            &format!("verifier,hint,consumer_id,id\n{BCRYPT},77777777,acme,{id}\n"),
+        );
+        assert_eq!(place.json("import keys.csv --expires never")["known"], 1);
+        let store = place.json("list").to_string() + &place.json("events").to_string();
+        assert!(!store.contains(BCRYPT), "{store}");
+
+        for (field, value, problem) in [
+            ("verifier", "$2b$10$short", "verifier: "),
+            ("verifier", "5f4dcc3b5aa765d61d8327deb882cf99", "verifier: "),
+            ("hash", &*hash(1), "a key has this or `hash`, not both"),
+        ] {
+            let mut line = line.clone();
+            line[field] = value.into();
+            let said = place.fed("import -", &line.to_string());
+            assert!(said.code == 2 && said.err.contains(problem), "{said:?}");
+            assert!(!said.err.contains(value) && !said.err.contains(BCRYPT), "{said:?}");
+        }
+        let mut line = line.clone();
+        line["verifier"] = Value::Null;
+        line["hash"] = hash(1).into();
+        let said = place.fed("import -", &line.to_string());
+        assert!(said.code == 2 && said.err.contains("hint: "), "{said:?}");
+    }
+}

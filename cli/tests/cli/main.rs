@@ -14,3 +14,4 @@ mod import;
 mod migrate;
 mod place;
 mod restore;
+mod your_tables;

@@ -7,6 +7,7 @@ use std::{
 
 use tokio::time::{Instant, timeout_at};
 
+use super::Presented;
 use crate::{
     auth::{
         Event, LoadOutcome, Rejection,
@@ -33,7 +34,7 @@ impl Core {
     pub(in crate::auth) async fn probe(self: &Arc<Self>) {
         let core = Arc::clone(self);
         let no_key = KeyHash::from_bytes([0; 32]);
-        let fetch = async move { core.fetch(&no_key, LookupClass::Known).await.map(drop) };
+        let fetch = async move { core.fetch(&no_key, LookupClass::Known, None).await.map(drop) };
         // In a task of its own, because the store may panic. The result is recorded by the breaker.
         let _ = tokio::spawn(fetch).await;
     }
@@ -42,6 +43,7 @@ impl Core {
         self: &Arc<Self>,
         hash: &KeyHash,
         class: LookupClass,
+        presented: Option<Arc<Presented>>,
     ) -> Result<Fetched, Rejection> {
         let mut cost = self.lookup.unknown_keys.cost(class);
         if !self.lookup.breaker.would_allow(self.clock.monotonic()) {
@@ -52,7 +54,7 @@ impl Core {
         // In a full queue, permits come only near the deadline. Half of the time is kept for the
         // query: if cut short, it would look like a store that does not answer.
         let permit = timeout_at(begin + self.lookup.deadline / 2, self.lookup.permit(class)).await;
-        let Ok(Ok(_permit)) = permit else {
+        let Ok(Ok(permit)) = permit else {
             return Err(self.lookup.unknown_keys.turn_away(hash));
         };
         self.check_clocks();
@@ -75,6 +77,17 @@ impl Core {
         let found = found.unwrap_or_else(late).and_then(|found| self.limits.check(found));
         let answered = self.clock.monotonic();
         self.loaded(&found, answered.saturating_sub(now));
+        drop(permit);
+        if let (Ok(None), Some(presented)) = (&found, presented) {
+            match self.fetch_legacy(presented, hash, class).await {
+                Ok(None) => {}
+                Ok(Some(fetched)) => return Ok(fetched),
+                Err(rejection) => {
+                    cost.spend();
+                    return Err(rejection);
+                }
+            }
+        }
         match &found {
             Ok(Some(_)) => drop(cost),
             Ok(None) => cost.fail(answered),
@@ -85,22 +98,14 @@ impl Core {
                 if self.lookup.breaker.answered() == Answer::Recovery {
                     trace::info!("key store recovered");
                 }
-                let entry = record.map(|mut record| {
-                    self.lookup.state().revoked.correct(&mut record);
-                    record.scopes = self.lookup.effective(&record.scopes);
-                    if self.limits.misses_plan(&record) {
-                        self.unknown_plan(&record);
-                    }
-                    let watch: Weak<Self> = Arc::downgrade(self);
-                    let loaded = Loaded {
-                        loaded_at: now,
-                        answered_at: answered,
-                        outdated_by,
-                        generation: generation.present,
-                        missed,
-                    };
-                    Arc::new(Entry::load(record, &self.limits, watch, loaded))
-                });
+                let loaded = Loaded {
+                    loaded_at: now,
+                    answered_at: answered,
+                    outdated_by,
+                    generation: generation.present,
+                    missed,
+                };
+                let entry = record.map(|record| self.entry(record, loaded));
                 if !outdated_by.is_zero() && !self.may_tell(entry.as_deref(), class, answered) {
                     return Err(outdated());
                 }
@@ -108,6 +113,17 @@ impl Core {
             }
             Err(error) => Err(self.failed(hash, error)),
         }
+    }
+
+    /// What is cached of a key.
+    pub(super) fn entry(self: &Arc<Self>, mut record: KeyRecord, loaded: Loaded) -> Arc<Entry> {
+        self.lookup.state().revoked.correct(&mut record);
+        record.scopes = self.lookup.effective(&record.scopes);
+        if self.limits.misses_plan(&record) {
+            self.unknown_plan(&record);
+        }
+        let watch: Weak<Self> = Arc::downgrade(self);
+        Arc::new(Entry::load(record, &self.limits, watch, loaded))
     }
 
     /// Whether a replica that is too far behind is trusted about this key. Revocation and deletion

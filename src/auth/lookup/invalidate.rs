@@ -20,7 +20,15 @@ fn mark_recently_known(state: &mut LoadState, hash: KeyHash) {
 impl Core {
     /// Invalidates the key with this hash.
     pub(in crate::auth) fn invalidate(&self, hash: &KeyHash) {
+        self.legacy_keys_may_have_come();
         self.forget(&mut self.lookup.state(), hash);
+    }
+
+    /// Keys with legacy hashes may have been imported, also by this process.
+    fn legacy_keys_may_have_come(&self) {
+        if let Some(legacy) = &self.legacy {
+            legacy.may_have_grown();
+        }
     }
 
     /// Handles a revocation by this process. A store that returns the key as not revoked lags
@@ -55,12 +63,14 @@ impl Core {
 
     /// Discards all cached absences.
     pub(in crate::auth) fn invalidate_absent(&self) {
+        self.legacy_keys_may_have_come();
         let _guard = self.lookup.state();
         self.cache.invalidate_absent();
     }
 
     /// Invalidates every key.
     pub(in crate::auth) fn invalidate_all(&self) {
+        self.legacy_keys_may_have_come();
         let mut state = self.lookup.state();
         state.in_flight.detach_all();
         self.cache.invalidate_all();
@@ -70,6 +80,7 @@ impl Core {
     /// Requires every key to be confirmed. Until then, records remain usable if the store does not
     /// answer.
     pub(in crate::auth) fn expire_all(&self) {
+        self.legacy_keys_may_have_come();
         let mut state = self.lookup.state();
         state.in_flight.note_all_changed();
         self.cache.expire_all(self.clock.monotonic());

@@ -129,7 +129,7 @@ async fn look_up(
         return outcome;
     }
     core.mark_known(key.hash);
-    let outcome = Arc::clone(core).load(key.hash, None).await;
+    let outcome = Arc::clone(core).load(key.hash, None, None).await;
     drop(permit);
     outcome
 }

@@ -5,6 +5,7 @@ use std::{ops::ControlFlow, sync::Arc, time::Duration};
 use tokio::{runtime::Handle, sync::watch, time::timeout};
 
 use super::{
+    Presented,
     fetch::Fetched,
     single_flight::{InFlightLoad, InFlightLoads},
     state::{LoadResult, LoadState, Outcome},
@@ -47,13 +48,15 @@ impl Core {
     }
 
     /// Asks the store; falls back to the cached record if it does not answer. `network` is the
-    /// client's network, for keys that this node does not know.
+    /// client's network, for keys that this node does not know, and `presented` the key itself if it
+    /// may have a legacy hash.
     pub(in crate::auth) async fn load(
         self: Arc<Self>,
         hash: KeyHash,
         network: Option<ClientNetwork>,
+        presented: Option<Arc<Presented>>,
     ) -> Outcome {
-        let rejection = match self.join(hash, network).await {
+        let rejection = match self.join(hash, network, presented).await {
             Err(rejection) => rejection,
             Ok(entry) => {
                 if let Some(entry) = entry.as_ref().filter(|entry| entry.is_outdated()) {
@@ -83,25 +86,31 @@ impl Core {
         }
     }
 
-    async fn join(self: &Arc<Self>, hash: KeyHash, network: Option<ClientNetwork>) -> Outcome {
-        let result = self.wait_for_load(hash, network).await?;
+    async fn join(
+        self: &Arc<Self>,
+        hash: KeyHash,
+        network: Option<ClientNetwork>,
+        presented: Option<Arc<Presented>>,
+    ) -> Outcome {
+        let result = self.wait_for_load(hash, network, presented.clone()).await?;
         if !result.is_superseded {
             return result.outcome;
         }
         // This load starts after the request came, so its result is current enough.
-        self.wait_for_load(hash, network).await?.outcome
+        self.wait_for_load(hash, network, presented).await?.outcome
     }
 
     async fn wait_for_load(
         self: &Arc<Self>,
         hash: KeyHash,
         network: Option<ClientNetwork>,
+        presented: Option<Arc<Presented>>,
     ) -> Result<LoadResult, Rejection> {
         let Ok(runtime) = Handle::try_current() else {
             let error = StoreError::new(StoreErrorKind::Other).because("no tokio runtime");
             return Err(Rejection::store_unavailable(error));
         };
-        let (mut load, is_joined) = match self.join_or_start(hash, network, &runtime) {
+        let (mut load, is_joined) = match self.join_or_start(hash, network, presented, &runtime) {
             ControlFlow::Continue(it) => it,
             ControlFlow::Break(outcome) => return Ok(LoadResult { outcome, is_superseded: false }),
         };
@@ -129,6 +138,7 @@ impl Core {
         self: &Arc<Self>,
         hash: KeyHash,
         network: Option<ClientNetwork>,
+        presented: Option<Arc<Presented>>,
         runtime: &Handle,
     ) -> ControlFlow<Outcome, (InFlightLoad<LoadResult>, bool)> {
         let mut state = self.lookup.state();
@@ -158,7 +168,7 @@ impl Core {
         // lock.
         drop(state);
         runtime.spawn(async move {
-            let outcome = guard.core.fetch(&hash, class).await;
+            let outcome = guard.core.fetch(&hash, class, presented).await;
             guard.complete(outcome);
         });
         ControlFlow::Continue((load, false))

@@ -5,6 +5,11 @@ mod fetch;
 mod id_index;
 mod invalidate;
 mod key_ended;
+#[cfg(feature = "legacy-hashes")]
+mod legacy;
+#[cfg(not(feature = "legacy-hashes"))]
+#[path = "legacy_off.rs"]
+mod legacy;
 mod load;
 mod revoked_keys;
 mod single_flight;
@@ -13,5 +18,6 @@ mod stream_retries;
 
 pub(super) use self::{
     dyn_store::{BoxFuture, DynStore},
+    legacy::{Legacy, Presented},
     state::Lookup,
 };

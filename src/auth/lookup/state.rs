@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, watch};
 
-use super::{id_index::IdIndex, revoked_keys::RevokedKeys, single_flight::InFlightLoads};
+use super::{Legacy, id_index::IdIndex, revoked_keys::RevokedKeys, single_flight::InFlightLoads};
 use crate::{
     auth::{
         Rejection,
@@ -61,6 +61,8 @@ pub(in crate::auth) struct Lookup {
     pub(in crate::auth) unknown_keys: UnknownKeyLimiter,
     pub(super) max_in_flight: usize,
     pub(super) deadline: Duration,
+    /// How much longer a key may take that is compared with legacy hashes.
+    patience: Duration,
 }
 
 /// How late a load that keeps its deadline may be.
@@ -84,6 +86,7 @@ impl Lookup {
         policy: &CachePolicy,
         failures: Rate,
         catalog: Option<ScopeCatalog>,
+        legacy: Option<&Legacy>,
     ) -> Self {
         Self {
             catalog,
@@ -98,6 +101,7 @@ impl Lookup {
             unknown_keys: UnknownKeyLimiter::new(policy, failures),
             max_in_flight: policy.max_loads.saturating_mul(QUEUE_PER_PERMIT),
             deadline: policy.load_deadline,
+            patience: legacy.map_or(Duration::ZERO, Legacy::patience),
         }
     }
 
@@ -122,7 +126,7 @@ impl Lookup {
 
     /// How long a load takes at most, with what it may be late.
     pub(in crate::auth) fn longest_load(&self) -> Duration {
-        self.deadline + GRACE
+        self.deadline + self.patience + GRACE
     }
 
     /// Acquires the permits that a query holds.

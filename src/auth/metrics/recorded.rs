@@ -1,6 +1,9 @@
-use std::sync::{
-    OnceLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use metrics::{
@@ -9,7 +12,7 @@ use metrics::{
 
 use super::striped::Striped;
 use crate::{
-    auth::{Event, FeedHealth, RejectionKind, outcome::Outcome},
+    auth::{Event, FeedHealth, RejectionKind, VerificationOutcome, outcome::Outcome},
     rate_limit::LimiterHealth,
 };
 
@@ -29,6 +32,9 @@ const STORE_UP: &str = "api_key_store_up";
 const FEED_CONNECTED: &str = "api_key_feed_connected";
 const FEED_LAG: &str = "api_key_feed_lag_seconds";
 const LIMITER_SHARED: &str = "api_key_limiter_shared";
+const LEGACY_LEFT: &str = "api_key_legacy_hashes_left";
+const VERIFICATIONS: &str = "api_key_legacy_verifications_total";
+const VERIFICATION: &str = "api_key_legacy_verification_seconds";
 const USAGE_FLUSH: &str = "api_key_usage_flush_seconds";
 const USAGE_DROPPED: &str = "api_key_usage_dropped_total";
 
@@ -52,8 +58,16 @@ pub(in crate::auth) struct Metrics {
     feed_connected: OnceLock<Gauge>,
     feed_lag: OnceLock<Gauge>,
     limiter_shared: OnceLock<Gauge>,
+    /// Registered by an authenticator that verifies legacy hashes.
+    legacy: OnceLock<LegacyMetrics>,
     usage_flush: Histogram,
     usage_dropped: Counter,
+}
+
+struct LegacyMetrics {
+    left: Gauge,
+    verifications: [Counter; VerificationOutcome::ALL.len()],
+    verification: Histogram,
 }
 
 /// What the gauges show.
@@ -62,6 +76,7 @@ pub(in crate::auth) struct Levels {
     pub(in crate::auth) is_store_up: bool,
     pub(in crate::auth) feed: FeedHealth,
     pub(in crate::auth) limiter: LimiterHealth,
+    pub(in crate::auth) legacy_left: Option<u64>,
 }
 
 impl Metrics {
@@ -97,6 +112,7 @@ impl Metrics {
             feed_connected: OnceLock::new(),
             feed_lag: OnceLock::new(),
             limiter_shared: OnceLock::new(),
+            legacy: OnceLock::new(),
             usage_flush: histogram(&key(USAGE_FLUSH)),
             usage_dropped: counter(&key(USAGE_DROPPED)),
             labels,
@@ -118,6 +134,7 @@ impl Metrics {
                 count(&self.shadow_rejections, *kind as usize);
             }
             Event::Loaded { took, .. } => self.lookup.record(took.as_secs_f64()),
+            Event::LegacyHashCompared { outcome, took } => self.legacy().compared(*outcome, *took),
             Event::StaleServed { .. } => self.stale.increment(1),
             Event::UsageFlushed { took, .. } => self.usage_flush.record(took.as_secs_f64()),
             Event::UsageDropped => self.usage_dropped.increment(1),
@@ -157,11 +174,42 @@ impl Metrics {
             LimiterHealth::Down => Some(false),
         };
         self.set_known(&self.limiter_shared, LIMITER_SHARED, is_shared.map(zero_or_one));
+        if let Some(left) = levels.legacy_left {
+            #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 keys")]
+            self.legacy().left.set(left as f64);
+        }
+    }
+
+    fn legacy(&self) -> &LegacyMetrics {
+        self.legacy.get_or_init(|| LegacyMetrics::new(&self.labels))
     }
 
     fn set_known(&self, place: &OnceLock<Gauge>, name: &'static str, value: Option<f64>) {
         if let Some(value) = value {
             place.get_or_init(|| gauge(&Key::from_parts(name, self.labels.clone()))).set(value);
+        }
+    }
+}
+
+impl LegacyMetrics {
+    fn new(labels: &[Label]) -> Self {
+        let key = |name: &'static str| Key::from_parts(name, labels.to_vec());
+        let of = |outcome: VerificationOutcome| {
+            let outcome = Label::from_static_parts("outcome", outcome.as_str());
+            let labels = labels.iter().cloned().chain([outcome]).collect::<Vec<_>>();
+            counter(&Key::from_parts(VERIFICATIONS, labels))
+        };
+        Self {
+            left: gauge(&key(LEGACY_LEFT)),
+            verifications: VerificationOutcome::ALL.map(of),
+            verification: histogram(&key(VERIFICATION)),
+        }
+    }
+
+    fn compared(&self, outcome: VerificationOutcome, took: Duration) {
+        count(&self.verifications, outcome as usize);
+        if outcome != VerificationOutcome::Overloaded {
+            self.verification.record(took.as_secs_f64());
         }
     }
 }
@@ -197,6 +245,7 @@ fn describe(recorder: &dyn Recorder) {
         (HITS, Unit::Count, "Keys decided from the cache, without waiting."),
         (MISSES, Unit::Count, "Keys that waited for a look-up."),
         (STALE, Unit::Count, "Keys decided by an old record, because the store did not answer."),
+        (VERIFICATIONS, Unit::Count, "Comparisons of unknown keys with legacy hashes by outcome."),
         (USAGE_DROPPED, Unit::Count, "Uses of keys that were not recorded: a buffer was full."),
     ] {
         recorder.describe_counter(KeyName::from_const_str(name), Some(unit), text.into());
@@ -206,12 +255,14 @@ fn describe(recorder: &dyn Recorder) {
         (STORE_UP, Unit::Count, "Whether the key store answers."),
         (FEED_CONNECTED, Unit::Count, "Whether the change feed is connected and current."),
         (FEED_LAG, Unit::Seconds, "The time until a change is known here, as last measured."),
+        (LEGACY_LEFT, Unit::Count, "Imported keys whose legacy hash was not replaced yet."),
         (LIMITER_SHARED, Unit::Count, "Whether the fleet counts together, by the shared limiter."),
     ] {
         recorder.describe_gauge(KeyName::from_const_str(name), Some(unit), text.into());
     }
     for (name, text) in [
         (LOOKUP, "The time of a query for a key, successful or not."),
+        (VERIFICATION, "The time of a comparison with a legacy hash."),
         (USAGE_FLUSH, "The time to write the last uses of keys."),
     ] {
         let unit = Some(Unit::Seconds);

@@ -33,6 +33,8 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often gauges are set. Prometheus reads them less often by default.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the keys are counted that still have legacy hashes.
+const LEGACY_INTERVAL: Duration = Duration::from_secs(60);
 /// How far the authenticator's clock may run ahead of tokio's timers before streams are woken to
 /// check their keys again.
 const TIMER_BOUND: Duration = Duration::from_secs(1);
@@ -107,6 +109,7 @@ impl Worker {
             never = probe(&core) => match never {},
             never = sweep(&core, sweep_interval) => match never {},
             never = check_clocks(&core) => match never {},
+            never = count_legacy_keys(&core) => match never {},
             never = refresh_metrics(&core) => match never {},
         }
         usage.finish().await;
@@ -219,6 +222,20 @@ async fn check_clocks(core: &Core) -> Infallible {
             }
         });
         if let Err(panicked) = checked.await {
+            duty.panicked(panicked).await;
+        }
+    }
+}
+
+async fn count_legacy_keys(core: &Core) -> Infallible {
+    let Some(legacy) = &core.legacy else { return pending().await };
+    let mut duty = Duty::new("legacy hashes", core);
+    let mut ticks = interval(LEGACY_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let counted = catch_panic(async { legacy.count(core.clock.monotonic()).await });
+        if let Err(panicked) = counted.await {
             duty.panicked(panicked).await;
         }
     }

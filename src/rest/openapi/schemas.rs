@@ -328,6 +328,7 @@ fn event() -> ObjectBuilder {
     let actions = [
         "issued",
         "imported",
+        "rehashed",
         "updated",
         "rotated",
         "revoked",

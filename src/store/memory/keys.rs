@@ -6,7 +6,7 @@ use std::{
 
 use crate::{
     clock::Clock,
-    key::KeyHash,
+    key::{KeyHash, LegacyHash},
     rate_limit::RateLimits,
     record::{KeyEvent, KeyId, KeyRecord},
     store::port::IdempotencyRecord,
@@ -37,6 +37,16 @@ pub(super) struct Keys {
     pub(super) events: Vec<KeyEvent>,
     pub(super) claims: HashMap<[u8; 32], (SystemTime, IdempotencyRecord)>,
     pub(super) plans: BTreeMap<String, RateLimits>,
+    pub(super) legacy: HashMap<KeyId, StoredLegacyHash>,
+}
+
+/// The legacy hash that a key was imported with.
+#[derive(Clone)]
+pub(super) struct StoredLegacyHash {
+    pub(super) hint: Option<String>,
+    /// `None` once the key has moved.
+    pub(super) hash: Option<LegacyHash>,
+    pub(super) digest: [u8; 32],
 }
 
 impl Keys {

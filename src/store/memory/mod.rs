@@ -4,7 +4,7 @@ mod keys;
 mod listing;
 mod transaction;
 
-use std::{convert::Infallible, fmt, ops::Bound, sync::Arc, time::SystemTime};
+use std::{cmp::Reverse, convert::Infallible, fmt, ops::Bound, sync::Arc, time::SystemTime};
 
 use tokio::sync::Mutex;
 
@@ -13,7 +13,7 @@ use self::{keys::SharedKeys, listing::matches};
 use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ListedKey, ManageKeys, StoreError,
     page::{Filling, event_bytes, key_bytes},
-    port::{Backend, ManagePlans, Usage},
+    port::{Backend, LegacyHashes, LegacyKey, ManagePlans, Usage},
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -121,6 +121,30 @@ impl ManageKeys for MemoryKeyStore {
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
         Ok(self.keys.lock().last_used.get(&id).copied())
+    }
+}
+
+impl LegacyHashes for MemoryKeyStore {
+    async fn legacy_keys(
+        &self,
+        hint: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<LegacyKey>, StoreError> {
+        let keys = self.keys.lock();
+        let with_hint = keys.legacy.iter().filter(|(_, stored)| stored.hint.as_deref() == hint);
+        let mut found: Vec<_> = with_hint
+            .filter_map(|(id, stored)| {
+                Some(LegacyKey::new(*id, stored.hint.clone(), stored.hash.clone()?))
+            })
+            .collect();
+        found.sort_by_key(|key| (Reverse(keys.last_used.get(&key.id)), key.id));
+        found.truncate(limit);
+        Ok(found)
+    }
+
+    async fn count_legacy_keys(&self) -> Result<u64, StoreError> {
+        let keys = self.keys.lock();
+        Ok(keys.legacy.values().filter(|stored| stored.hash.is_some()).count() as u64)
     }
 }
 

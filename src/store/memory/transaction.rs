@@ -6,13 +6,14 @@ use std::{
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::keys::SharedKeys;
+use super::keys::{SharedKeys, StoredLegacyHash};
 use crate::{
+    key::KeyHash,
     rate_limit::{PlanName, RateLimits},
     record::{AuditEntry, KeyEvent, KeyId, KeyRecord},
     store::{
         StoreError, StoreErrorKind,
-        port::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction},
+        port::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, LegacyKey},
     },
 };
 
@@ -26,6 +27,7 @@ pub struct MemoryTransaction {
     entries: Vec<AuditEntry>,
     claims: Vec<IdempotencyRecord>,
     forgotten: Vec<[u8; 32]>,
+    legacy: BTreeMap<KeyId, StoredLegacyHash>,
     _turn: OwnedMutexGuard<()>,
 }
 
@@ -38,6 +40,7 @@ impl MemoryTransaction {
             entries: Vec::new(),
             claims: Vec::new(),
             forgotten: Vec::new(),
+            legacy: BTreeMap::new(),
             _turn: turn,
         }
     }
@@ -60,6 +63,14 @@ impl MemoryTransaction {
         };
         let json = limits.map(serde_json::to_string).transpose();
         json.map_err(|error| StoreError::new(StoreErrorKind::Other).because(error))
+    }
+
+    /// The legacy hashes of keys, as changed by this transaction.
+    fn legacy(&self) -> BTreeMap<KeyId, StoredLegacyHash> {
+        let stored = self.store.lock().legacy.clone();
+        let changed = self.legacy.iter().map(|(id, stored)| (*id, stored.clone()));
+        let all: BTreeMap<_, _> = stored.into_iter().chain(changed).collect();
+        all.into_iter().filter(|(id, _)| self.get(*id).is_some()).collect()
     }
 
     fn set(&mut self, record: KeyRecord) {
@@ -252,6 +263,44 @@ impl KeyTransaction for MemoryTransaction {
         Ok(self.forgotten.len())
     }
 
+    async fn known_legacy_hashes(
+        &mut self,
+        digests: &[[u8; 32]],
+    ) -> Result<Vec<[u8; 32]>, StoreError> {
+        let known: BTreeSet<_> = self.legacy().into_values().map(|stored| stored.digest).collect();
+        Ok(digests.iter().filter(|digest| known.contains(*digest)).copied().collect())
+    }
+
+    async fn insert_legacy_hashes(&mut self, keys: &[LegacyKey]) -> Result<usize, StoreError> {
+        for LegacyKey { id, hint, hash } in keys {
+            let (hint, digest) = (hint.clone(), hash.digest());
+            self.legacy.insert(*id, StoredLegacyHash { hint, hash: Some(hash.clone()), digest });
+        }
+        let hints: BTreeSet<_> = keys.iter().map(|key| key.hint.as_deref()).collect();
+        let mut counts = BTreeMap::new();
+        for stored in self.legacy().into_values().filter(|stored| stored.hash.is_some()) {
+            if hints.contains(&stored.hint.as_deref()) {
+                *counts.entry(stored.hint).or_default() += 1;
+            }
+        }
+        Ok(counts.into_values().max().unwrap_or_default())
+    }
+
+    async fn replace_legacy_hash(
+        &mut self,
+        id: KeyId,
+        digest: &[u8; 32],
+        hash: &KeyHash,
+    ) -> Result<Option<KeyRecord>, StoreError> {
+        let stored = self.legacy().remove(&id);
+        let stored = stored.filter(|stored| stored.hash.is_some() && stored.digest == *digest);
+        let (Some(stored), Some(record)) = (stored, self.get(id)) else { return Ok(None) };
+        self.legacy.insert(id, StoredLegacyHash { hash: None, ..stored });
+        let version = record.version + 1;
+        self.set(KeyRecord { key_hash: *hash, version, ..record });
+        Ok(self.get(id))
+    }
+
     async fn commit(mut self) -> Result<(), StoreError> {
         let now = self.store.clock.now();
         let mut guard = self.store.lock();
@@ -266,10 +315,13 @@ impl KeyTransaction for MemoryTransaction {
                     keys.records.insert(id, record);
                 }
                 None => {
+                    keys.legacy.remove(&id);
+                    self.legacy.remove(&id);
                     keys.last_used.remove(&id);
                 }
             }
         }
+        keys.legacy.extend(mem::take(&mut self.legacy));
         for (name, limits) in mem::take(&mut self.plans) {
             match limits {
                 Some(limits) => keys.plans.insert(name, limits),

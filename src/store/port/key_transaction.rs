@@ -2,12 +2,12 @@ use std::{future::Future, time::SystemTime};
 
 #[cfg(doc)]
 use super::ManagePlans;
-#[cfg(doc)]
-use crate::store::StoreErrorKind;
+use super::legacy_key::LegacyKey;
 use crate::{
+    key::KeyHash,
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
-    store::StoreError,
+    store::{StoreError, StoreErrorKind},
 };
 
 /// Changes that are applied together or not at all.
@@ -178,12 +178,63 @@ pub trait KeyTransaction: Send + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<usize, StoreError>> + Send;
 
+    /// Which of these [digests](crate::key::LegacyHash::digest) belong to legacy hashes that were
+    /// inserted before, whether or not their keys have moved. Default: the store cannot.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn known_legacy_hashes(
+        &mut self,
+        digests: &[[u8; 32]],
+    ) -> impl Future<Output = Result<Vec<[u8; 32]>, StoreError>> + Send {
+        let _ = digests;
+        async { Err(no_legacy_hashes()) }
+    }
+
+    /// Keeps the legacy hashes of keys that this transaction inserted. Returns how many keys that
+    /// have not moved have one of these hints, or none if one of `keys` has none: the most that any
+    /// request has to be compared with. Until this transaction ends, other transactions wait for
+    /// their count. Default: the store cannot.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn insert_legacy_hashes(
+        &mut self,
+        keys: &[LegacyKey],
+    ) -> impl Future<Output = Result<usize, StoreError>> + Send {
+        let _ = keys;
+        async { Err(no_legacy_hashes()) }
+    }
+
+    /// Moves a key that was [locked](Self::lock): replaces its legacy hash, by its digest, by `hash`.
+    /// Returns the changed record, whose [`version`](KeyRecord::version) is one higher; `None` if the
+    /// key is gone or has moved. Default: the store cannot.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn replace_legacy_hash(
+        &mut self,
+        id: KeyId,
+        digest: &[u8; 32],
+        hash: &KeyHash,
+    ) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send {
+        let _ = (id, digest, hash);
+        async { Err(no_legacy_hashes()) }
+    }
+
     /// Commits the transaction.
     ///
     /// # Errors
     ///
     /// When the store cannot. If the connection was lost, the transaction may have been committed.
     fn commit(self) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+fn no_legacy_hashes() -> StoreError {
+    StoreError::new(StoreErrorKind::Other).because("this store does not keep legacy hashes")
 }
 
 /// Which keys to [count](KeyTransaction::count_keys).

@@ -5,6 +5,7 @@
 //! | [`KeyStore`](super::KeyStore) | looking keys up: all that serving requests needs |
 //! | [`ChangeFeed`], or a [`ChangeLog`] that is polled | learning of changes by other processes |
 //! | [`ManageKeys`](super::ManageKeys) with its [`KeyTransaction`], and [`ManagePlans`] | issuing, changing and revoking keys |
+//! | [`LegacyHashes`] | keeping slow hashes of imported keys until the keys are used |
 //! | [`Backend`] | tables and a feed, for [`ApiKeys`](crate::ApiKeys) to set up |
 //! | [`Invalidate`] | a cache of a store's answers; an [`Authenticator`](crate::Authenticator) is one |
 //!
@@ -47,6 +48,8 @@ mod change_log;
 mod invalidate;
 pub(super) mod key_store;
 mod key_transaction;
+mod legacy_hashes;
+mod legacy_key;
 pub(super) mod manage_keys;
 mod manage_plans;
 
@@ -57,5 +60,7 @@ pub use self::{
     invalidate::Invalidate,
     key_store::Usage,
     key_transaction::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction},
+    legacy_hashes::{LegacyHashes, MAX_KEYS_PER_HINT},
+    legacy_key::LegacyKey,
     manage_plans::ManagePlans,
 };

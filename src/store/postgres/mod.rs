@@ -7,6 +7,7 @@ mod doctor;
 mod encryption;
 mod error;
 mod lease;
+mod legacy_hashes;
 mod list;
 mod lookup_pool;
 mod management;

@@ -12,17 +12,18 @@ use self::queries::{
 use super::{
     error::failed,
     lease::Lease,
-    plans,
+    legacy_hashes, plans,
     record::{read_time, record, records, uuid},
     schema::Statements,
     timestamp::Timestamp,
 };
 use crate::{
+    key::KeyHash,
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
         StoreError, StoreErrorKind,
-        port::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction},
+        port::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, LegacyKey},
         row::{Row, Uuid, bounded, claimed, counts, ended, json, key_id, micros_up},
     },
 };
@@ -328,6 +329,35 @@ impl KeyTransaction for PgTransaction {
         let usage = usage.execute(&mut *lease).await.map_err(failed)?.rows_affected();
         self.lease = Some(lease);
         Ok(usize::try_from(requests + usage).unwrap_or(usize::MAX))
+    }
+
+    async fn known_legacy_hashes(
+        &mut self,
+        digests: &[[u8; 32]],
+    ) -> Result<Vec<[u8; 32]>, StoreError> {
+        let mut lease = self.take()?;
+        let known = legacy_hashes::known(&mut lease, digests).await?;
+        self.lease = Some(lease);
+        Ok(known)
+    }
+
+    async fn insert_legacy_hashes(&mut self, keys: &[LegacyKey]) -> Result<usize, StoreError> {
+        let mut lease = self.take()?;
+        let most = legacy_hashes::insert(&mut lease, keys).await?;
+        self.lease = Some(lease);
+        Ok(most)
+    }
+
+    async fn replace_legacy_hash(
+        &mut self,
+        id: KeyId,
+        digest: &[u8; 32],
+        hash: &KeyHash,
+    ) -> Result<Option<KeyRecord>, StoreError> {
+        let mut lease = self.take()?;
+        let moved = legacy_hashes::replace(&mut lease, id, digest, hash).await?;
+        self.lease = Some(lease);
+        Ok(moved)
     }
 
     async fn commit(mut self) -> Result<(), StoreError> {

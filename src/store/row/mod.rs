@@ -3,6 +3,7 @@
 mod error;
 mod event;
 mod key;
+mod legacy;
 mod plan;
 mod poll;
 mod time;
@@ -13,6 +14,7 @@ pub(super) use self::{
     error::{DatabaseRefusal, corrupt, ended},
     event::{Event, EventRows},
     key::{Row, TEXTS, answering},
+    legacy::{count, digests, legacy_keys},
     plan::{Plan, plans},
     poll::{Polled, changes, from},
     time::{micros, micros_up, time},

@@ -18,7 +18,7 @@ use crate::{
         EventPage, EventQuery, KeyPage, KeyQuery, StoreError, StoreErrorKind,
         doctor::{Finding, History, NO_EFFECT, PATIENCE, UNREADABLE, database_refusal},
         migrate::{Applied, SQLITE},
-        port::{Changes, LogPosition, Usage},
+        port::{Changes, LegacyHashes as _, LogPosition, Usage},
         structure::{Difference, Part, TABLES_DIFFER, compare, made_by},
         trial::{Rehearse, rehearse},
     },
@@ -55,6 +55,7 @@ impl SqliteKeyStore {
         }
         let failures = rehearse(self, false).await;
         findings.extend(Finding::of_trial(&failures, false, |_, error| advise(error)));
+        findings.push(Finding::of_legacy_keys(self.count_legacy_keys().await));
         if failures.is_empty() {
             findings.push(self.room().await);
         }

@@ -4,6 +4,7 @@ mod doctor;
 mod error;
 mod file;
 mod lease;
+mod legacy_hashes;
 mod list;
 mod lookup_pool;
 mod migrate;

@@ -42,6 +42,17 @@ pub(super) fn uuid(id: KeyId) -> Uuid {
     Uuid::from_bytes(*id.as_bytes())
 }
 
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+
+    let mut hex = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a `String` cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
+}
+
 pub(super) fn record(row: Option<SqliteRow>) -> Result<Option<KeyRecord>, StoreError> {
     row.map(|row| record_of(&row)).transpose()
 }

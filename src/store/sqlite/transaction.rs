@@ -14,15 +14,16 @@ use self::queries::{
 use super::{
     error::failed,
     lease::Lease,
-    plans,
-    record::{read_time, record, records, uuid},
+    legacy_hashes, plans,
+    record::{hex, read_time, record, records, uuid},
 };
 use crate::{
+    key::KeyHash,
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
         StoreError, StoreErrorKind,
-        port::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction},
+        port::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, LegacyKey},
         row::{Row, Uuid, bounded, claimed, counts, ended, json, key_id, micros_up},
     },
 };
@@ -293,6 +294,35 @@ impl KeyTransaction for SqliteTransaction {
         Ok(usize::try_from(requests + usage).unwrap_or(usize::MAX))
     }
 
+    async fn known_legacy_hashes(
+        &mut self,
+        digests: &[[u8; 32]],
+    ) -> Result<Vec<[u8; 32]>, StoreError> {
+        let mut open = self.take()?;
+        let known = legacy_hashes::known(&mut open, digests).await?;
+        self.open = Some(open);
+        Ok(known)
+    }
+
+    async fn insert_legacy_hashes(&mut self, keys: &[LegacyKey]) -> Result<usize, StoreError> {
+        let mut open = self.take()?;
+        let most = legacy_hashes::insert(&mut open, keys).await?;
+        self.open = Some(open);
+        Ok(most)
+    }
+
+    async fn replace_legacy_hash(
+        &mut self,
+        id: KeyId,
+        digest: &[u8; 32],
+        hash: &KeyHash,
+    ) -> Result<Option<KeyRecord>, StoreError> {
+        let mut open = self.take()?;
+        let moved = legacy_hashes::replace(&mut open, id, digest, hash).await?;
+        self.open = Some(open);
+        Ok(moved)
+    }
+
     async fn commit(mut self) -> Result<(), StoreError> {
         let mut open = self.take()?;
         raw_sql(UNMARK).execute(&mut *open).await.map_err(failed)?;
@@ -345,15 +375,4 @@ fn entry_values(entry: &AuditEntry) -> Value {
         entry.reason,
         entry.changes,
     ])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-
-    let mut hex = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        // Writing to a `String` cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
-    hex
 }

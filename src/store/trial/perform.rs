@@ -106,6 +106,7 @@ pub(super) async fn perform<T: Rehearse>(
             known.id = sample.successor.id;
             let inserted = tx.insert(&[sample.imported.clone(), known]).await?;
             expect(inserted == [sample.imported.id], "a batch is not stored as written")?;
+            move_legacy_hash(tx, sample).await?;
             tx.write_audit(&[sample.entry(KeyAction::Imported)]).await
         }
         Operation::Usage => {
@@ -126,6 +127,15 @@ pub(super) async fn perform<T: Rehearse>(
             expect(tx.remove_plan(&sample.word).await?.is_some(), "a plan is not removed")
         }
     }
+}
+
+async fn move_legacy_hash<T: Rehearse>(tx: &mut T, sample: &Sample) -> Result<(), StoreError> {
+    let (legacy, digest) = (&sample.legacy, sample.legacy.hash.digest());
+    expect(tx.known_legacy_hashes(&[digest]).await?.is_empty(), "a legacy hash is known already")?;
+    let with_hint = tx.insert_legacy_hashes(std::slice::from_ref(legacy)).await?;
+    expect(with_hint == 1, "a legacy hash is not stored")?;
+    let moved = tx.replace_legacy_hash(legacy.id, &digest, &legacy.hash.placeholder()).await?;
+    expect(moved.is_some(), "a legacy hash is not replaced")
 }
 
 async fn update<T: Rehearse>(

@@ -1,10 +1,13 @@
 use std::time::{Duration, SystemTime};
 
 use crate::{
-    key::{KeyHash, SystemEntropy},
+    key::{KeyHash, LegacyHash, SystemEntropy},
     rate_limit::{Quota, RateLimits},
     record::{AuditEntry, KeyAction, KeyId, KeyRecord, KeyStatus, Networks, Scope, Scopes, Tags},
-    store::{EventQuery, KeyQuery, StoreError, StoreErrorKind, port::IdempotencyRecord},
+    store::{
+        EventQuery, KeyQuery, StoreError, StoreErrorKind,
+        port::{IdempotencyRecord, LegacyKey},
+    },
 };
 
 /// When the sample key expired, in seconds since 1970: earlier than any real key.
@@ -19,6 +22,8 @@ pub(super) struct Sample {
     pub(super) key: KeyRecord,
     pub(super) successor: KeyRecord,
     pub(super) imported: KeyRecord,
+    /// The legacy hash of `imported`.
+    pub(super) legacy: LegacyKey,
     pub(super) request: IdempotencyRecord,
     /// The key's consumer, prefix, scope, tag and plan name.
     pub(super) word: String,
@@ -45,9 +50,10 @@ impl Sample {
         successor.rotated_from = Some(key.id);
         successor.root_id = key.root_id;
         let imported = record(&word)?;
+        let legacy = LegacyKey::new(imported.id, Some(word.clone()), legacy_hash(imported.id)?);
         let hash = |record: &KeyRecord| *record.key_hash.as_bytes();
         let request = IdempotencyRecord::new(hash(&successor), hash(&imported), key.id);
-        Ok(Self { key, successor, imported, request, word, scope, limits })
+        Ok(Self { key, successor, imported, legacy, request, word, scope, limits })
     }
 
     pub(super) fn entry(&self, action: KeyAction) -> AuditEntry {
@@ -93,6 +99,12 @@ impl Sample {
 
 fn id() -> Result<KeyId, StoreError> {
     KeyId::generate(at(0), &SystemEntropy).map_err(unfit)
+}
+
+/// One that no other trial has.
+fn legacy_hash(id: KeyId) -> Result<LegacyHash, StoreError> {
+    let salt = id.to_string().replace('-', "");
+    format!("pbkdf2_sha256$1${salt}${salt}").parse().map_err(unfit)
 }
 
 fn record(consumer_id: &str) -> Result<KeyRecord, StoreError> {

@@ -22,8 +22,8 @@ use tower_api_key::{
     auth::{Attempt, Event},
     clock::SystemClock,
     key::{
-        AcceptedFormat, Alphabet, ImportedFormat, KeyFormat, KeyHash, KeyMask, MaskingWriter,
-        RngError,
+        AcceptedFormat, Alphabet, ImportedFormat, KeyFormat, KeyHash, KeyMask, LegacyHash,
+        MaskingWriter, RngError,
     },
     layer::{
         ClientAddress, ConcurrencyLimit, Cost, DrainRejected, Granted, RateClass, UntilKeyEnds,
@@ -34,7 +34,8 @@ use tower_api_key::{
     record::{KeyAction, KeyId, KeyKind, KeyStatus, Metadata, Network, Scope, Tags, WebOrigins},
     store::{
         EventQuery, KeyQuery, KeyStore as _, ManageKeys as _, PgKeyStore, PollingChangeFeed,
-        SqliteKeyStore, port::Usage,
+        SqliteKeyStore,
+        port::{LegacyKey, Usage},
     },
     test_util::{
         TestKeys,
@@ -136,6 +137,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("InvalidHash", ASecret),
     ("InvalidKeyId", ASecret),
     ("InvalidKeyKind", ASecret),
+    ("InvalidLegacyHash", ASecret),
     ("InvalidMetadata", ASecret),
     ("InvalidNetwork", ASecret),
     ("InvalidOrigin", NoText),
@@ -175,6 +177,8 @@ const REGISTER: &[(&str, Holds)] = &[
     ("KeyUpdate", ASecret),
     ("KeyView", ASecret),
     ("Leases", NoText),
+    ("LegacyHash", ASecret),
+    ("LegacyKey", ASecret),
     ("LimiterHealth", NoText),
     ("ListedKey", ASecret),
     ("LoadOutcome", NoText),
@@ -257,6 +261,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("UntilKeyEndsLayer", ASecret),
     ("UntilKeyEndsService", ASecret),
     ("Usage", ASecret),
+    ("VerificationOutcome", NoText),
     ("Violation", ASecret),
     ("Violations", ASecret),
     ("WebOrigins", Names),
@@ -433,6 +438,7 @@ async fn no_public_type_that_may_hold_a_secret_prints_one() {
     let key = text(&issued);
     let mut heard = Heard { key: key.clone(), text: BTreeMap::new() };
     of_keys(&mut heard, &key);
+    of_legacy_hashes(&mut heard, &key, issued.record.id);
     of_records(&mut heard, &keys, &key, issued.record.id).await;
     of_management(&mut heard, &keys, &key).await;
     of_decisions(&mut heard, &keys, &key).await;
@@ -467,8 +473,16 @@ fn of_keys(heard: &mut Heard, key: &str) {
         format().parse(&key.as_bytes()[1..]).unwrap_err(),
         KeyFormat::new(key).unwrap_err(),
         key.parse::<KeyHash>().unwrap_err(),
+        key.parse::<LegacyHash>().unwrap_err(),
         RngError::new("no entropy"),
     );
+}
+
+/// A hash that holds the key as its salt: what is printed of it would show there.
+fn of_legacy_hashes(heard: &mut Heard, key: &str, id: KeyId) {
+    let hash: LegacyHash = format!("pbkdf2_sha256$1${key}${}", "A".repeat(43)).parse().unwrap();
+    let import = KeyImport::of_legacy_hash(hash.clone(), NewKey::new("acme", Expiry::Never));
+    say!(heard: LegacyKey::new(id, None, hash.clone()), hash, import);
 }
 
 async fn of_records(heard: &mut Heard, keys: &Keys, key: &str, id: KeyId) {

@@ -145,6 +145,7 @@ from (values
     ('api_key_changes', array['select']),
     ('api_key_feed', array['select']),
     ('api_key_events', array['select', 'insert']),
+    ('api_key_legacy_hashes', array['select', 'insert', 'update']),
     ('api_key_requests', array['select', 'insert', 'update', 'delete']),
     ('api_key_scopes', array['select']),
     ('api_key_tags', array['select'])

@@ -29,7 +29,7 @@ use crate::{
     store::{
         StoreError,
         doctor::{Finding, History, PATIENCE, Severity},
-        port::ChangeFeed as _,
+        port::{ChangeFeed as _, LegacyHashes as _},
         structure::Difference,
         trial::rehearse,
     },
@@ -97,6 +97,7 @@ impl PgKeyStore {
         findings.extend(lacking.findings(!failures.is_empty() || !hears));
         let advise = |need, error: &StoreError| lacking.advise(need, error);
         findings.extend(Finding::of_trial(&failures, hears, advise));
+        findings.push(Finding::of_legacy_keys(self.count_legacy_keys().await));
         Ok(())
     }
 
