@@ -1,8 +1,6 @@
 //! Tables of the application beside ours, as the manual describes it.
 
-use sqlx::{
-    AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, query_scalar, raw_sql,
-};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, query_scalar, raw_sql};
 
 use crate::place::{Place, count, import_line, text};
 
@@ -32,9 +30,9 @@ fn is_healthy(place: &Place) {
 #[tokio::test]
 async fn a_column_of_the_application_stays_as_it_is() {
     for place in Place::all().await {
-        place.sql("create table teams (id bigint primary key)").await;
+        place.sql("create table teams (id integer primary key)").await;
         place.sql("insert into teams values (7)").await;
-        place.sql("alter table api_keys add column team bigint references teams").await;
+        place.sql("alter table api_keys add column team integer references teams").await;
         let (_, id) = place.issue("--expires 1d");
         place.sql("update api_keys set team = 7").await;
         place.done(&format!("update {id} --name renamed"));
@@ -87,12 +85,13 @@ async fn keys_are_joined_with_their_users() {
         assert_eq!(asked(&place, joined).await, ["ann"]);
         if !is_sqlite(&place) {
             // Even a small table is then read along the index.
-            let explain = format!("set enable_seqscan = off; explain {joined} and users.id = 17");
+            let explain = "set enable_seqscan = off; explain select name from api_keys
+                where consumer_id = 17::text and revoked_at is null";
             let mut connection = PgConnection::connect(&place.url).await.unwrap();
-            let plan = raw_sql(AssertSqlSafe(explain)).fetch_all(&mut connection).await.unwrap();
+            let plan = raw_sql(explain).fetch_all(&mut connection).await.unwrap();
             let plan: String =
                 plan.iter().map(|row| sqlx::Row::get::<String, _>(row, 0) + "\n").collect();
-            assert!(plan.contains("Index Cond: (consumer_id = (users.id)::text)"), "{plan}");
+            assert!(plan.contains("Index Cond: (consumer_id = '17'::text)"), "{plan}");
         }
     }
 }
@@ -101,7 +100,8 @@ async fn keys_are_joined_with_their_users() {
 async fn a_user_is_deleted_with_all_keys() {
     for place in Place::all().await {
         let sqlite = is_sqlite(&place);
-        let users = "create table users (id bigint primary key); insert into users values (17), (18)";
+        let users =
+            "create table users (id bigint primary key); insert into users values (17), (18)";
         place.sql(users).await;
         let by_trigger = if sqlite {
             "create trigger keys_of_user after delete on users
@@ -125,11 +125,16 @@ async fn a_user_is_deleted_with_all_keys() {
             place
                 .sql(
                     "alter table api_keys add column user_id bigint references users
-                    on delete cascade generated always as (consumer_id::bigint) stored",
+                    on delete cascade generated always as (
+                        case when consumer_id ~ '^[0-9]+$' then consumer_id::bigint end
+                    ) stored",
                 )
                 .await;
             let said = place.fed("import -", &import_line(4).replace("acme", "19"));
-            assert!(said.code == 2 && said.err.contains("line 1: the database refuses"), "{said:?}");
+            assert!(
+                said.code == 2 && said.err.contains("line 1: the database refuses"),
+                "{said:?}"
+            );
             place.sql("delete from users where id = 18").await;
             assert_eq!(count(&place), 0);
         }
