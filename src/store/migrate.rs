@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_script_has_the_migrations_from_a_version_on() {
-        let script = |from| super::script(&[ONE, TWO], from);
+        let script = |from| script(&[ONE, TWO], from);
         let two = "-- tower-api-key migration 2 (two)\nc\n";
         assert_eq!(script(2).unwrap(), two);
         let both = format!("-- tower-api-key migration 1 (one)\na\nb\n\n{two}");

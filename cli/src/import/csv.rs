@@ -166,7 +166,6 @@ fn value(form: Form, text: &str) -> Result<Value, &'static str> {
         return Ok(Value::Null);
     }
     Ok(match form {
-        Form::Text => text.into(),
         Form::Truth => match text.to_ascii_lowercase().as_str() {
             "true" | "t" | "yes" | "y" | "1" => true.into(),
             "false" | "f" | "no" | "n" | "0" => false.into(),
@@ -176,8 +175,8 @@ fn value(form: Form, text: &str) -> Result<Value, &'static str> {
         Form::Json if text.starts_with(['{', '[']) => {
             serde_json::from_str(text).map_err(|_| "a field that looks like JSON is not")?
         }
-        Form::Json => text.into(),
         Form::List => list(text),
+        Form::Text | Form::Json => text.into(),
     })
 }
 

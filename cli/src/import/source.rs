@@ -38,7 +38,7 @@ pub(super) struct Source {
 
 enum Rows {
     Jsonl(JsonLines),
-    Csv(Csv),
+    Csv(Box<Csv>),
 }
 
 impl Source {
@@ -46,7 +46,7 @@ impl Source {
         let input = Input::open(name)?;
         let rows = match format {
             Format::Jsonl => Rows::Jsonl(JsonLines::new(input)),
-            Format::Csv => Rows::Csv(Csv::new(input, &mapping)?),
+            Format::Csv => Rows::Csv(Box::new(Csv::new(input, &mapping)?)),
         };
         Ok(Self { rows, mapping })
     }

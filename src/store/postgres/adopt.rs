@@ -1,38 +1,49 @@
-//! Migrations in the hands of another tool: their SQL, and their history.
+//! The history of tables that another migration tool created.
 
 use sqlx::{PgConnection, query_as, raw_sql};
 
+#[cfg(doc)]
+use super::PgKeyStoreBuilder;
 use super::{
+    PgKeyStore,
     doctor::{HISTORY, expected, parts},
     error::failed,
-    migrate::{CREATE_HISTORY, begin, begin_history, record},
+    migrate::{begin, begin_history, record},
     schema::{Places, Schema},
 };
+#[cfg(doc)]
+use crate::store::StoreErrorKind;
 use crate::store::{
     StoreError,
     migrate::{self, Applied},
     structure,
 };
 
-/// The SQL of the migrations from version `from` on, into `schema`.
-pub(super) fn script(schema: Option<&Schema>, from: i64) -> Result<String, StoreError> {
-    let mut script = migrate::script(migrate::POSTGRES, from)?;
-    let is_first = migrate::POSTGRES.first().is_some_and(|first| first.version >= from);
-    if is_first {
-        // Migrations refer to it.
-        script = format!("{};\n\n{script}", CREATE_HISTORY.trim());
+impl PgKeyStore {
+    /// Records the migrations as applied, in tables that another migration tool created by
+    /// [`migration_sql`](PgKeyStoreBuilder::migration_sql). The tables, their constraints, indexes,
+    /// triggers and functions must be exactly those of the migrations; what else there is does not
+    /// matter. Repeat it after each upgrade that the tool has applied.
+    ///
+    /// [`migrate`](Self::migrate) then has nothing to do, and checks that this stays so.
+    ///
+    /// # Errors
+    ///
+    /// [`Migration`](StoreErrorKind::Migration) when a part is missing or different, which the
+    /// error names, or when a recorded migration was changed; or as [`migrate`](Self::migrate).
+    pub async fn adopt(&self) -> Result<(), StoreError> {
+        let mut lease = self.management.lease().await?;
+        let setting = self.management.schema().setting();
+        match adopt(&mut lease, setting).await {
+            Ok(()) => lease.release(),
+            Err(error) => return Err(migrate::failed(error)),
+        }
+        Ok(())
     }
-    let Some(schema) = schema else { return Ok(script) };
-    let create = if is_first { CREATE_SCHEMA } else { "" };
-    let enter = schema.fill(&format!("{create}{ENTER}"));
-    Ok(format!("{}\n{script}\n{LEAVE}", enter.as_str()))
 }
 
 /// Records all migrations as applied, if the tables are as they make them.
-pub(super) async fn adopt(
-    connection: &mut PgConnection,
-    setting: Option<&Schema>,
-) -> Result<(), StoreError> {
+async fn adopt(connection: &mut PgConnection, setting: Option<&Schema>) -> Result<(), StoreError> {
     let places = Places::on(connection).await?;
     let schema = match setting {
         Some(setting) => setting.clone(),
@@ -52,19 +63,3 @@ pub(super) async fn adopt(
     raw_sql("commit").execute(connection).await.map_err(failed)?;
     Ok(())
 }
-
-const CREATE_SCHEMA: &str = "create schema if not exists {schema};\n";
-
-// The tool's own statements in the same session need its search path again.
-const ENTER: &str = "\
-do $$ begin
-    perform set_config('tower_api_key.search_path', current_setting('search_path'), false);
-end $$;
-set search_path = {schema}, pg_temp;
-";
-
-const LEAVE: &str = "\
-do $$ begin
-    perform set_config('search_path', current_setting('tower_api_key.search_path'), false);
-end $$;
-";

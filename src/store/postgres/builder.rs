@@ -7,11 +7,12 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::{
-    PgKeyStore, adopt,
+    PgKeyStore,
     batch::Batcher,
     error::failed,
     lookup_pool::LookupPool,
     management::Management,
+    migrate,
     schema::{Schema, SchemaCell, Timeouts},
 };
 use crate::store::{StoreError, StoreErrorKind};
@@ -98,7 +99,7 @@ impl PgKeyStoreBuilder {
     /// When there is no migration from `from` on, or the schema name is invalid.
     pub fn migration_sql(&self, from: i64) -> Result<String, StoreError> {
         let schema = self.schema.as_deref().map(Schema::new).transpose()?;
-        adopt::script(schema.as_ref(), from)
+        migrate::script(schema.as_ref(), from)
     }
 
     /// A store in the database behind `pool`, like [`PgKeyStore::new`].

@@ -43,6 +43,20 @@ pub(super) async fn bring_up_to_date(
     Ok(())
 }
 
+/// The SQL of the migrations from version `from` on, into `schema`.
+pub(super) fn script(schema: Option<&Schema>, from: i64) -> Result<String, StoreError> {
+    let mut script = migrate::script(migrate::POSTGRES, from)?;
+    let is_first = migrate::POSTGRES.first().is_some_and(|first| first.version >= from);
+    if is_first {
+        // Migrations refer to it.
+        script = format!("{};\n\n{script}", CREATE_HISTORY.trim());
+    }
+    let Some(schema) = schema else { return Ok(script) };
+    let create = if is_first { CREATE_SCHEMA } else { "" };
+    let enter = schema.fill(&format!("{create}{ENTER}"));
+    Ok(format!("{}\n{script}\n{LEAVE}", enter.as_str()))
+}
+
 /// Begins a transaction, and waits for others that migrate.
 pub(super) async fn begin(connection: &mut PgConnection) -> Result<(), StoreError> {
     // Later statements must see what earlier lock holders committed, whatever the default isolation
@@ -111,7 +125,7 @@ set local lock_timeout = '5min';
 select pg_advisory_xact_lock(7021227462866860403);
 set local lock_timeout = '5s'";
 
-pub(super) const CREATE_HISTORY: &str = "
+const CREATE_HISTORY: &str = "
 create table if not exists _api_key_migrations (
     version bigint primary key,
     description text not null,
@@ -121,3 +135,19 @@ create table if not exists _api_key_migrations (
 
 const RECORD_MIGRATION: &str =
     "insert into _api_key_migrations (version, description, checksum) values ($1, $2, $3)";
+
+const CREATE_SCHEMA: &str = "create schema if not exists {schema};\n";
+
+// The tool's own statements in the same session need its search path again.
+const ENTER: &str = "\
+do $$ begin
+    perform set_config('tower_api_key.search_path', current_setting('search_path'), false);
+end $$;
+set search_path = {schema}, pg_temp;
+";
+
+const LEAVE: &str = "\
+do $$ begin
+    perform set_config('search_path', current_setting('tower_api_key.search_path'), false);
+end $$;
+";

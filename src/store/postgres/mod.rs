@@ -214,29 +214,6 @@ impl PgKeyStore {
     }
 }
 
-impl PgKeyStore {
-    /// Records the migrations as applied, in tables that another migration tool created by
-    /// [`migration_sql`](PgKeyStoreBuilder::migration_sql). The tables, their constraints, indexes,
-    /// triggers and functions must be exactly those of the migrations; what else there is does not
-    /// matter. Repeat it after each upgrade that the tool has applied.
-    ///
-    /// [`migrate`](Self::migrate) then has nothing to do, and checks that this stays so.
-    ///
-    /// # Errors
-    ///
-    /// [`Migration`](StoreErrorKind::Migration) when a part is missing or different, which the
-    /// error names, or when a recorded migration was changed; or as [`migrate`](Self::migrate).
-    pub async fn adopt(&self) -> Result<(), StoreError> {
-        let mut lease = self.management.lease().await?;
-        let setting = self.management.schema().setting();
-        match adopt::adopt(&mut lease, setting).await {
-            Ok(()) => lease.release(),
-            Err(error) => return Err(store::migrate::failed(error)),
-        }
-        Ok(())
-    }
-}
-
 impl fmt::Debug for PgKeyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The pool's options may hold a password.

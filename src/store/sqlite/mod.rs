@@ -178,19 +178,6 @@ impl SqliteKeyStore {
         bring_up_to_date(&self.pool).await.map_err(migration_failed)
     }
 
-    /// Records the migrations as applied, in tables that another migration tool created by
-    /// [`migration_sql`](Self::migration_sql). The tables, their indexes and triggers must be
-    /// exactly those of the migrations; what else there is does not matter. Repeat it after each
-    /// upgrade that the tool has applied.
-    ///
-    /// # Errors
-    ///
-    /// [`Migration`](StoreErrorKind::Migration) when a part is missing or different, which the
-    /// error names, or when a recorded migration was changed; or when the file cannot be written.
-    pub async fn adopt(&self) -> Result<(), StoreError> {
-        adopt::adopt(self.pool()).await.map_err(migration_failed)
-    }
-
     /// The SQL of the migrations from version `from` on, for a service that keeps all SQL in a
     /// migration tool of its own: put it into one migration of that tool, and
     /// [adopt](Self::adopt) the tables. A comment line names each migration.
