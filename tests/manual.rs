@@ -123,6 +123,7 @@ fn each_bound_names_a_test_that_is_there() {
         ("keys.md", 16),
         ("legacy_hashes.md", 15),
         ("limits.md", 27),
+        ("moving_in.md", 27),
         ("observability.md", 15),
         ("shadow.md", 15),
         ("testing.md", 19),

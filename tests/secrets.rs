@@ -4,12 +4,24 @@
 
 #[path = "support/app/mod.rs"]
 mod app;
-#[cfg(all(feature = "admin", feature = "postgres", feature = "redis", feature = "sqlite"))]
+#[cfg(all(
+    feature = "admin",
+    feature = "legacy-hashes",
+    feature = "postgres",
+    feature = "redis",
+    feature = "sqlite"
+))]
 #[path = "support/public_types/mod.rs"]
 mod public_types;
 #[path = "support/raw_store/mod.rs"]
 mod raw_store;
-#[cfg(all(feature = "admin", feature = "postgres", feature = "redis", feature = "sqlite"))]
+#[cfg(all(
+    feature = "admin",
+    feature = "legacy-hashes",
+    feature = "postgres",
+    feature = "redis",
+    feature = "sqlite"
+))]
 #[path = "support/servers/mod.rs"]
 mod servers;
 

@@ -2,6 +2,7 @@ use std::{
     io::{self, IsTerminal as _, Read as _, Write as _},
     net::IpAddr,
     process::ExitCode,
+    str::FromStr,
 };
 
 use clap::Args;
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use tower_api_key::{
     Authenticator,
     auth::{Rejection, RejectionKind},
-    key::{Alphabet, ImportedFormat, KeyFormat},
+    key::{ImportedFormat, InvalidFormat, KeyFormat},
     record::Scope,
 };
 
@@ -49,9 +50,10 @@ pub(crate) struct Verify {
         default_value = "sk_live_", value_parser = values::format)]
     formats: Vec<KeyFormat>,
 
-    /// A format of imported keys that the service accepts: hex:64, base62:32 or base64url:43, with
-    /// a prefix as in hex:64:old-; may be repeated
-    #[arg(long = "accept", value_name = "FORMAT", value_parser = imported)]
+    /// A format of imported keys that the service accepts: hex:64, base64url:43, alnum:40, uuid,
+    /// sanctum, with a prefix as in hex:64:old-, with an id as in alnum:32,id=alnum:8:.; may be
+    /// repeated
+    #[arg(long = "accept", value_name = "FORMAT")]
     imported: Vec<Imported>,
 }
 
@@ -62,22 +64,12 @@ struct Imported {
     text: String,
 }
 
-fn imported(text: &str) -> Result<Imported, String> {
-    let advice = "write a format as hex:64, base32:32, base62:32 or base64url:43, with a prefix \
-        as in hex:64:old-";
-    let (alphabet, rest) = text.split_once(':').ok_or(advice)?;
-    let (len, prefix) = rest.split_once(':').unwrap_or((rest, ""));
-    let alphabet = match alphabet {
-        "hex" => Alphabet::Hex,
-        "base32" => Alphabet::Base32,
-        "base62" => Alphabet::Base62,
-        "base64url" => Alphabet::Base64Url,
-        _ => return Err(advice.into()),
-    };
-    let len = len.parse().map_err(|_| advice)?;
-    let format = ImportedFormat::new(prefix, alphabet, len);
-    let format = format.map_err(|error| format!("{error}; {advice}"))?;
-    Ok(Imported { format, text: text.to_owned() })
+impl FromStr for Imported {
+    type Err = InvalidFormat;
+
+    fn from_str(text: &str) -> Result<Self, InvalidFormat> {
+        Ok(Self { format: text.parse()?, text: text.to_owned() })
+    }
 }
 
 /// Longer than any key.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    key::{AcceptedFormat, KeyFormat, KeyHash, KeyMask},
+    key::{AcceptedFormat, KeyFormat, KeyHash, KeyMask, is_bearer_symbol},
     rate_limit::{
         RateLimits,
         port::{Check, Decisions},
@@ -38,6 +38,8 @@ pub struct Authenticator(Arc<Inner>);
 pub(super) struct Inner {
     pub(super) format: KeyFormat,
     pub(super) formats: Box<[AcceptedFormat]>,
+    /// The characters of keys that no bearer token has; usually none.
+    pub(super) symbols_beyond_bearer: Box<[u8]>,
     pub(super) core: Arc<Core>,
     pub(super) mask: KeyMask,
     pub(super) usage: UsageRecorder,
@@ -202,9 +204,15 @@ impl Authenticator {
         &self.0.format
     }
 
-    /// Whether `text` is a well-formed key that could not be anything else: it has a prefix.
+    /// Whether `text` is a well-formed key that could not be anything else: it has a prefix or a
+    /// checksum.
     pub(crate) fn recognizes(&self, text: &[u8]) -> bool {
         self.0.formats.iter().any(|format| format.is_distinctive() && format.parse(text).is_ok())
+    }
+
+    /// Whether keys may have `byte`, other than as padding at their end.
+    pub(crate) fn is_key_symbol(&self, byte: u8) -> bool {
+        is_bearer_symbol(byte) || self.0.symbols_beyond_bearer.contains(&byte)
     }
 
     /// Whether `text` is a well-formed key, or begins like one.

@@ -224,8 +224,13 @@ impl Builder {
         let (usage, writer) = usage::channel(Arc::clone(&core), self.usage_interval);
         let worker = Worker::new(Arc::clone(&core), self.feed, writer, self.usage_interval);
         let mask = KeyMask::new(formats.iter().cloned());
-        let formats = formats.into();
-        (Authenticator::new(Inner { format, formats, core, mask, usage }), worker)
+        let mut symbols: Vec<_> =
+            formats.iter().flat_map(AcceptedFormat::symbols_beyond_bearer).collect();
+        symbols.sort_unstable();
+        symbols.dedup();
+        let (formats, symbols_beyond_bearer) = (formats.into(), symbols.into());
+        let inner = Inner { format, formats, symbols_beyond_bearer, core, mask, usage };
+        (Authenticator::new(inner), worker)
     }
 }
 

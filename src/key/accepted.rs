@@ -1,4 +1,8 @@
-use super::{ImportedFormat, KeyFormat, MalformedKey, PresentedKey};
+#[cfg(feature = "legacy-hashes")]
+use super::imported_format::legacy::LegacyParts;
+use super::{
+    Digest, IdPart, ImportedFormat, KeyFormat, MalformedKey, PresentedKey, is_bearer_symbol,
+};
 
 /// An accepted key format: keys issued here, or imported ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,21 +20,36 @@ impl AcceptedFormat {
     /// # Errors
     ///
     /// When the bytes do not match this format.
-    pub fn parse<'h>(&self, bytes: &'h [u8]) -> Result<PresentedKey<'h>, MalformedKey> {
+    pub fn parse<'h>(&'h self, bytes: &'h [u8]) -> Result<PresentedKey<'h>, MalformedKey> {
         match &self.0 {
             Kind::Issued(format) => format.parse(bytes),
             Kind::Imported(format) => format.parse(bytes),
         }
     }
-}
 
-/// The parts of a key that [legacy hashes](super::LegacyHash) concern.
-#[cfg(feature = "legacy-hashes")]
-pub(crate) struct LegacyParts<'k> {
-    /// What finds the hash; `None` if the format has no such part.
-    pub(crate) hint: Option<&'k [u8]>,
-    /// What was hashed.
-    pub(crate) hashed: &'k [u8],
+    /// How keys of this format are hashed, as in the system that they come from.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        match &self.0 {
+            Kind::Issued(_) => Digest::sha256(),
+            Kind::Imported(format) => format.digest(),
+        }
+    }
+
+    /// Whether a key of this format may begin with `first` and end in `last`, as lists of keys show
+    /// them. Either may be empty.
+    #[must_use]
+    pub fn may_show(&self, first: &str, last: &str) -> bool {
+        match &self.0 {
+            Kind::Issued(format) => {
+                let prefix = format.prefix();
+                let has_prefix = first.starts_with(prefix) || prefix.starts_with(first);
+                let rest = first.strip_prefix(prefix).unwrap_or_default();
+                has_prefix && [rest, last].iter().all(|text| text.bytes().all(is_word))
+            }
+            Kind::Imported(format) => format.may_show(first, last),
+        }
+    }
 }
 
 impl AcceptedFormat {
@@ -39,19 +58,38 @@ impl AcceptedFormat {
     pub(crate) fn legacy_parts<'k>(&self, key: &'k [u8]) -> Option<LegacyParts<'k>> {
         match &self.0 {
             Kind::Issued(_) => None,
-            Kind::Imported(format) => Some(LegacyParts { hint: format.hint_of(key), hashed: key }),
+            Kind::Imported(format) => format.legacy_parts(key),
         }
     }
 
-    /// Whether a key of this format has a prefix, so that other text hardly matches by chance.
+    /// Whether a key of this format has a prefix or a checksum, so that other text hardly matches by
+    /// chance.
     pub(crate) fn is_distinctive(&self) -> bool {
         match &self.0 {
             Kind::Issued(_) => true,
-            Kind::Imported(format) => !format.prefix().is_empty(),
+            Kind::Imported(format) => {
+                let first = format.id().map_or_else(|| format.prefix(), IdPart::prefix);
+                !first.is_empty() || format.has_checksum()
+            }
         }
     }
 
-    /// What keys of this format begin with; may be empty.
+    /// The characters of keys of this format that no bearer token has.
+    pub(crate) fn symbols_beyond_bearer(&self) -> impl Iterator<Item = u8> + '_ {
+        (0..=u8::MAX).filter(|&byte| match &self.0 {
+            Kind::Issued(_) => false,
+            Kind::Imported(format) => !is_bearer_symbol(byte) && format.may_have(byte),
+        })
+    }
+
+    pub(super) fn id(&self) -> Option<&IdPart> {
+        match &self.0 {
+            Kind::Issued(_) => None,
+            Kind::Imported(format) => format.id(),
+        }
+    }
+
+    /// What secrets of this format begin with; may be empty.
     pub(super) fn prefix(&self) -> &str {
         match &self.0 {
             Kind::Issued(format) => format.prefix(),
@@ -59,25 +97,40 @@ impl AcceptedFormat {
         }
     }
 
-    /// The length of a whole key.
-    pub(super) fn key_len(&self) -> usize {
+    /// The length of a key without its id.
+    pub(super) fn secret_len(&self) -> usize {
         match &self.0 {
             Kind::Issued(format) => format.key_len(),
-            Kind::Imported(format) => format.key_len(),
+            Kind::Imported(format) => format.secret_len(),
+        }
+    }
+
+    /// Whether `secret` is a key of this format without its id.
+    pub(super) fn is_secret(&self, secret: &[u8]) -> bool {
+        match &self.0 {
+            Kind::Issued(format) => format.parse(secret).is_ok(),
+            Kind::Imported(format) => format.is_secret(secret),
         }
     }
 
     /// Whether `byte` may come after the prefix.
     pub(super) fn is_symbol(&self, byte: u8) -> bool {
         match &self.0 {
-            Kind::Issued(_) => byte.is_ascii_alphanumeric() || byte == b'_',
+            Kind::Issued(_) => is_word(byte),
             Kind::Imported(format) => format.is_symbol(byte),
         }
     }
 
     pub(super) fn has_checksum(&self) -> bool {
-        matches!(self.0, Kind::Issued(_))
+        match &self.0 {
+            Kind::Issued(_) => true,
+            Kind::Imported(format) => format.has_checksum(),
+        }
     }
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_'
 }
 
 impl From<KeyFormat> for AcceptedFormat {

@@ -2,7 +2,7 @@ use std::{error::Error, fmt};
 
 use zeroize::Zeroizing;
 
-use super::KeyHash;
+use super::{Digest, KeyHash};
 
 /// A plaintext key, shown to its owner exactly once.
 ///
@@ -42,17 +42,31 @@ impl fmt::Debug for ApiKey {
 
 /// A well-formed key from a request: borrowed and not yet verified.
 #[derive(Clone, Copy)]
-pub struct PresentedKey<'h>(&'h [u8]);
+pub struct PresentedKey<'h> {
+    /// The whole key, or the part of it that its format hashes.
+    hashed: &'h [u8],
+    /// `None` for SHA-256.
+    digest: Option<&'h Digest>,
+}
 
 impl<'h> PresentedKey<'h> {
-    pub(super) fn new(key: &'h [u8]) -> Self {
-        Self(key)
+    pub(super) fn issued(key: &'h [u8]) -> Self {
+        Self { hashed: key, digest: None }
     }
 
-    /// SHA-256 of the whole key, for look-up in a store.
+    pub(super) fn imported(hashed: &'h [u8], digest: Option<&'h Digest>) -> Self {
+        Self { hashed, digest }
+    }
+
+    /// The hash by which the key is looked up: SHA-256 of the whole key, unless its
+    /// [format](crate::key::ImportedFormat) hashes a part of it or has another
+    /// [digest](crate::key::Digest).
     #[must_use]
     pub fn hash(&self) -> KeyHash {
-        KeyHash::of(self.0)
+        match self.digest {
+            None => KeyHash::of(self.hashed),
+            Some(digest) => digest.hash(self.hashed),
+        }
     }
 }
 

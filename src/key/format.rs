@@ -110,7 +110,7 @@ impl KeyFormat {
         let mut expected = [0; CHECKSUM_LEN];
         let crc = crc32fast::hash(payload).to_be_bytes();
         URL_SAFE_NO_PAD.encode_slice(crc, &mut expected).map_err(|_| MalformedKey)?;
-        if *checksum == expected { Ok(PresentedKey::new(bytes)) } else { Err(MalformedKey) }
+        if *checksum == expected { Ok(PresentedKey::issued(bytes)) } else { Err(MalformedKey) }
     }
 
     /// A regular expression for secret scanners that matches keys of this format.
@@ -150,6 +150,18 @@ fn is_word(bytes: &[u8]) -> bool {
 pub enum InvalidFormat {
     /// The prefix has characters other than those allowed, or does not end in `_`.
     Prefix,
+    /// An imported format has a character that its keys cannot have, or none at all.
+    Characters,
+    /// The id of an imported format is empty, or a digit stands next to its number.
+    Id,
+    /// The alphabet of an imported format is none of those that have a name.
+    Alphabet,
+    /// The length of an imported format is not a number.
+    Length,
+    /// An imported format has an option that is unknown or has another value.
+    Option,
+    /// Only base64 is padded, and not if it has one character more than a multiple of four.
+    Padding,
     /// The prefix is longer than 64 characters, or the whole key longer than 256.
     TooLong,
     /// Keys of this format hold fewer than 128 bits.
@@ -160,6 +172,12 @@ impl fmt::Display for InvalidFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Prefix => "a key prefix must be segments of letters and digits that each end in `_`, such as `sk_live_`",
+            Self::Characters => "keys have visible ASCII characters other than quotes, `\\`, `,`, `;` and `=`",
+            Self::Id => "the id of a key must have at least one character and a separator, as in id=alnum:8:. or id=digits:|, and no digit next to its number",
+            Self::Alphabet => "unknown alphabet: write hex:64, hex-upper, hex-any-case, base32, base58, alnum, base64 or base64url in its place, a set such as [A-Za-z], or uuid or sanctum alone",
+            Self::Length => "the length must be a number, as in hex:64, with a prefix as in hex:64:old-",
+            Self::Option => "unknown option: write id=alnum:8:. or id=digits:|, hash=secret, digest=sha512 or digest=double-sha256, or check=crc32b",
+            Self::Padding => "only base64 is padded, and not if it has one character more than a multiple of four",
             Self::TooLong => "a key prefix must have at most 64 characters, and a key at most 256",
             Self::TooWeak => "keys of this format hold fewer than 128 bits and could be guessed",
         })

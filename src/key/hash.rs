@@ -63,32 +63,27 @@ impl FromStr for KeyHash {
     type Err = InvalidHash;
 
     fn from_str(hash: &str) -> Result<Self, InvalidHash> {
-        if hash.len() == 64 { Self::from_hex(hash) } else { Self::from_base64(hash) }
+        let bytes = if hash.len() == 64 { decode_hex(hash) } else { decode_base64(hash) };
+        Self::try_from(&*bytes.ok_or(InvalidHash)?)
     }
 }
 
-impl KeyHash {
-    fn from_base64(hash: &str) -> Result<Self, InvalidHash> {
-        let engine = if hash.contains(['-', '_']) { &URL_SAFE } else { &STANDARD };
-        let bytes = engine.decode(hash).map_err(|_| InvalidHash)?;
-        Self::try_from(&*bytes)
-    }
+/// The bytes of base64 in either alphabet, with or without padding.
+pub(super) fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    let engine = if text.contains(['-', '_']) { &URL_SAFE } else { &STANDARD };
+    engine.decode(text).ok()
+}
 
-    fn from_hex(hex: &str) -> Result<Self, InvalidHash> {
-        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
-        let (pairs, []) = hex.as_bytes().as_chunks::<2>() else { return Err(InvalidHash) };
-        let mut bytes = [0; 32];
-        if pairs.len() != bytes.len() {
-            return Err(InvalidHash);
-        }
-        for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-            let (Some(high), Some(low)) = (digit(*high), digit(*low)) else {
-                return Err(InvalidHash);
-            };
-            *byte = high << 4 | low;
-        }
-        Ok(Self(bytes))
-    }
+/// The bytes of hexadecimal digits in either case.
+pub(super) fn decode_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
+    pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
+}
+
+/// The two lower-case hexadecimal digits of a byte.
+pub(super) fn hex(byte: u8) -> [u8; 2] {
+    [byte >> 4, byte & 15].map(|digit| if digit < 10 { b'0' + digit } else { b'a' + digit - 10 })
 }
 
 impl fmt::Debug for KeyHash {

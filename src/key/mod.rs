@@ -32,7 +32,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Keys issued before adopting this crate keep working with an [`ImportedFormat`]:
+//! Keys issued before adopting this crate keep working with an [`ImportedFormat`], which knows their
+//! structure, the part of them that is hashed, and the [`Digest`]:
 //!
 //! ```
 //! use tower_api_key::key::{Alphabet, ImportedFormat};
@@ -50,22 +51,31 @@
 //! a [`MaskingWriter`].
 
 mod accepted;
+mod alphabet;
 mod api_key;
+mod digest;
 mod entropy;
 mod format;
+mod format_text;
 mod hash;
+mod id_part;
 mod imported_format;
 mod legacy_hash;
 mod mask;
 
+#[cfg(feature = "legacy-hashes")]
+pub use self::digest::Pepper;
 pub use self::{
     accepted::AcceptedFormat,
+    alphabet::{Alphabet, CharacterSet},
     api_key::{ApiKey, MalformedKey, PresentedKey},
+    digest::{Digest, InvalidDigest},
     entropy::{EntropySource, RngError, SystemEntropy},
     format::{InvalidFormat, KeyFormat},
     hash::{InvalidHash, KeyHash},
-    imported_format::{Alphabet, ImportedFormat},
+    id_part::IdPart,
+    imported_format::ImportedFormat,
     legacy_hash::{InvalidLegacyHash, LegacyHash},
     mask::{KeyMask, MaskingWriter},
 };
-pub(crate) use self::{hash::digest, imported_format::is_bearer_symbol};
+pub(crate) use self::{alphabet::is_bearer_symbol, hash::digest};

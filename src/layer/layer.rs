@@ -4,7 +4,7 @@ use http::HeaderName;
 use tower_layer::Layer;
 
 use super::{
-    ClientAddress, ProblemJson, RateLimitHeaders,
+    ClientAddress, ProblemJson, RateLimitHeaders, Scheme,
     advised_rejections::AdvisedRejections,
     middleware::{Config, Middleware, Shadow},
     request::credentials::Credentials,
@@ -64,20 +64,40 @@ impl<R: Clone> ApiKeyLayer<R> {
     ///
     /// If `realm` contains anything but printable ASCII, or a quote or backslash.
     pub fn realm(self, realm: &str) -> Result<Self, InvalidRealm> {
-        let challenges = Challenges::new(realm).ok_or(InvalidRealm)?;
+        let credentials = &self.middleware.config.credentials;
+        let challenges = Challenges::new(realm, credentials).ok_or(InvalidRealm)?;
         Ok(self.with(|config| config.challenges = challenges))
+    }
+
+    fn with_credentials(self, change: impl FnOnce(&mut Credentials)) -> Self {
+        self.with(|config| {
+            change(&mut config.credentials);
+            config.challenges = config.challenges.for_credentials(&config.credentials);
+        })
+    }
+
+    /// Also reads the key after `scheme` in `Authorization`, beside `Bearer`. A request with a key in
+    /// two places gets 400. A 401 has a challenge for each scheme.
+    pub fn also_scheme(self, scheme: Scheme) -> Self {
+        self.with_credentials(|credentials| credentials.add_scheme(scheme))
+    }
+
+    /// Reads the key only after `scheme` in `Authorization`, and from schemes and headers added later
+    /// by [`also_scheme`](Self::also_scheme) and [`also_header`](Self::also_header).
+    pub fn only_scheme(self, scheme: Scheme) -> Self {
+        self.with_credentials(|credentials| credentials.only_scheme(scheme))
     }
 
     /// Also reads the key from `header`, such as `X-Api-Key`. Its value is the bare key, without a
     /// scheme. A request with a key in two places gets 400.
     pub fn also_header(self, header: HeaderName) -> Self {
-        self.with(|config| config.credentials.add(header))
+        self.with_credentials(|credentials| credentials.add(header))
     }
 
     /// Reads the key only from `header`, and from headers added later by
     /// [`also_header`](Self::also_header). `Authorization` is left to the application.
     pub fn only_header(self, header: HeaderName) -> Self {
-        self.with(|config| config.credentials.only(header))
+        self.with_credentials(|credentials| credentials.only(header))
     }
 
     /// Leaves a key in `header` to an inner layer or to the application. Default: a key of this

@@ -10,7 +10,7 @@ use super::{
     advised_rejections::AdvisedRejections,
     limits::Cost,
     request::{
-        Mistake, caller,
+        Mistake, UserName, caller,
         credentials::{Credentials, Found},
         find_misplaced, is_preflight, parts_without_keys,
     },
@@ -172,20 +172,32 @@ impl Config {
     }
 
     fn evaluate<B>(&self, found: Found<'_, '_>, request: &Request<B>) -> Verdict {
+        if found.is_basic {
+            return self.evaluate_user_name(found, request);
+        }
         let charge = if self.charges() { Charge::One } else { Charge::Nothing };
         let attempt = self.auth.evaluate(found.key, charge, &Sender { config: self, request });
         // Only a malformed key can be a mistake that the client should learn of.
         if let Attempt::Reject(rejection) = &attempt
             && rejection.kind() == RejectionKind::Malformed
         {
-            let is_key = |text: &[u8]| self.auth.recognizes(text);
-            match found.mistake(is_key) {
+            match self.credentials.mistake_in(&found, &self.auth) {
                 None => {}
                 Some(mistake @ Mistake::JsonWebToken) => return self.advise(mistake, None),
                 Some(mistake) => return self.advise(mistake, Some(found.header)),
             }
         }
         Verdict::Attempt(attempt)
+    }
+
+    #[cold]
+    fn evaluate_user_name<B>(&self, found: Found<'_, '_>, request: &Request<B>) -> Verdict {
+        match UserName::of(found.key) {
+            Some(user) => {
+                self.evaluate(Found { key: user.as_bytes(), is_basic: false, ..found }, request)
+            }
+            None => self.advise(Mistake::UserName, Some(found.header)),
+        }
     }
 
     fn without_credentials<B>(&self, request: &Request<B>) -> Verdict {

@@ -53,12 +53,15 @@
 //!
 //! # Rules
 //!
-//! 1. The key is the token after `Authorization: Bearer`; the scheme is case-insensitive
+//! 1. The key is the token after `Authorization: Bearer`, or after [other schemes](Scheme); the scheme
+//!    is case-insensitive
 //!    ([RFC 9110 §11.1](https://www.rfc-editor.org/rfc/rfc9110#section-11.1)). A key is never read
 //!    from the URL.
 //! 2. A request without credentials, or with credentials of another scheme, gets 401 with a bare
 //!    challenge ([RFC 6750 §3.1](https://www.rfc-editor.org/rfc/rfc6750#section-3.1)), unless the
-//!    layer is [optional](ApiKeyLayer::optional). `Bearer` alone is no credentials.
+//!    layer is [optional](ApiKeyLayer::optional). `Bearer` alone is no credentials. Each scheme that
+//!    the layer reads has a challenge of its own, and each header one such as `ApiKey realm="api",
+//!    header="x-api-key"`, all in one `WWW-Authenticate`.
 //! 3. More than one credential, or bytes that no bearer token can have, get 400 `invalid_request`.
 //!    Two `Authorization` headers that a proxy joined with a comma are two credentials. A key of
 //!    this authenticator where the layer does not read one gets the same and reaches no handler: in
@@ -189,7 +192,7 @@ pub use self::{
     drain::DrainRejected,
     layer::{ApiKeyLayer, InvalidRealm},
     limits::{ConcurrencyLimit, Cost, MeteredLayer, RateClass, RequireScope},
-    request::{ClientAddress, PeerAddr},
+    request::{ClientAddress, InvalidScheme, PeerAddr, Scheme},
     response::{ProblemJson, RateLimitHeaders, RejectionResponse, StatusOnly},
     stream::{KeyEndedError, UntilKeyEnds, UntilKeyEndsLayer},
 };

@@ -12,7 +12,7 @@ use super::{
     text,
 };
 use crate::{
-    key::{KeyHash, LegacyHash, is_bearer_symbol},
+    key::{AcceptedFormat, KeyHash, LegacyHash, is_bearer_symbol},
     record::{KeyAction, KeyId, KeyRecord},
     store::port::Usage,
 };
@@ -88,35 +88,28 @@ impl KeyImport {
         Self { legacy_hint: Some(hint.into()), ..self }
     }
 
-    /// The key itself, which is hashed at once and not kept. `key_prefix` is its beginning, for
-    /// display; it may be empty. Its last four characters are kept as its
-    /// [hint](Self::hint), as those of a new key.
+    /// The key itself, which is hashed at once and not kept: as the first of `formats` that it has,
+    /// or by SHA-256 if there are none. `formats` are those that the service accepts. `key_prefix` is
+    /// the beginning of the key, for display; it may be empty. The last four characters are kept as
+    /// its [hint](Self::hint), as those of a new key.
     ///
     /// # Errors
     ///
-    /// When the key has fewer than 22 or more than 256 characters, has characters that no request
-    /// can carry, or does not begin with `key_prefix`. 22 letters and digits are 128 bits: shorter
-    /// keys can be guessed (OWASP ASVS 7.2.3). The error does not quote the key.
-    pub fn from_key(key: &str, key_prefix: &str, new: NewKey) -> Result<Self, ManageError> {
-        let invalid = |detail| Err(ManageError::invalid("key", detail));
-        if key.len() < MIN_KEY_LEN {
-            return invalid(
-                "must have at least 22 characters: a shorter key can be guessed; issue a new one",
-            );
-        }
-        if key.len() > MAX_KEY_LEN {
-            return invalid("must not have more than 256 characters");
-        }
-        if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return invalid(
-                "must consist of visible ASCII characters: no request can carry others",
-            );
-        }
+    /// When the key has none of the formats, has characters that no request can carry, or does not
+    /// begin with `key_prefix`; without formats, when it has fewer than 22 or more than 256
+    /// characters. 22 letters and digits are 128 bits: shorter keys can be guessed (OWASP ASVS
+    /// 7.2.3). The error does not quote the key.
+    pub fn from_key(
+        key: &str,
+        key_prefix: &str,
+        formats: &[AcceptedFormat],
+        new: NewKey,
+    ) -> Result<Self, ManageError> {
+        let hash = hash_of(key, formats).map_err(|detail| ManageError::invalid("key", detail))?;
         if !key.starts_with(key_prefix) {
-            return invalid("must begin with its prefix");
+            return Err(ManageError::invalid("key", "must begin with its prefix"));
         }
-        let import = Self::new(KeyHash::of(key.as_bytes()), new);
-        Ok(import.hint(key_prefix, last4(key)))
+        Ok(Self::new(hash, new).hint(key_prefix, last4(key)))
     }
 
     /// Its id, such as the one that it has in the other system. Lists of keys are in the order of
@@ -190,7 +183,9 @@ impl KeyImport {
         }
         text::check("key_last4", &self.key_last4)?;
         for (field, part) in [("key_prefix", &self.key_prefix), ("key_last4", &self.key_last4)] {
-            if !part.bytes().all(is_bearer_symbol) {
+            // Base64 ends in `=`.
+            let is_symbol = |byte| is_bearer_symbol(byte) || (field == "key_last4" && byte == b'=');
+            if !part.bytes().all(is_symbol) {
                 let detail = "must consist of the characters of a bearer token, letters, digits and \
                     -._~+/: no request can carry a key with others";
                 return Err(ManageError::invalid(field, detail));
@@ -209,6 +204,27 @@ impl KeyImport {
         }
         Ok(record)
     }
+}
+
+/// The hash to store for a key.
+fn hash_of(key: &str, formats: &[AcceptedFormat]) -> Result<KeyHash, &'static str> {
+    if !formats.is_empty() {
+        let presented = formats.iter().find_map(|format| format.parse(key.as_bytes()).ok());
+        let presented = presented.map(|presented| presented.hash());
+        return presented.ok_or("must be of a format that the service accepts");
+    }
+    if key.len() < MIN_KEY_LEN {
+        return Err(
+            "must have at least 22 characters: a shorter key can be guessed; issue a new one",
+        );
+    }
+    if key.len() > MAX_KEY_LEN {
+        return Err("must not have more than 256 characters");
+    }
+    if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("must consist of visible ASCII characters: no request can carry others");
+    }
+    Ok(KeyHash::of(key.as_bytes()))
 }
 
 /// The expiry of an imported key, which may be in the past.

@@ -2,7 +2,8 @@
 //! guarantees have tests.
 //!
 //! - [`keys`]: how do I issue, limit, rotate, import, audit and restore keys?
-//! - [`legacy_hashes`]: how do I move keys here whose hashes are bcrypt, Argon2, scrypt or PBKDF2?
+//! - [`moving_in`]: how do I keep the keys that my service already has?
+//! - [`legacy_hashes`]: and if their hashes are of bcrypt, Argon2, scrypt or PBKDF2?
 //! - [`limits`]: how do I limit requests, and which quota do I choose?
 //! - [`freshness`]: how long can a revoked key keep working, whatever fails?
 //! - [`deployment`]: what must I configure around the layer?
@@ -42,6 +43,9 @@ pub mod legacy_hashes {}
 #[doc = include_str!("which_quota.md")]
 #[doc = include_str!("../../docs/limits.svg")]
 pub mod limits {}
+
+#[doc = include_str!("moving_in.md")]
+pub mod moving_in {}
 
 #[doc = include_str!("observability.md")]
 pub mod observability {}

@@ -89,11 +89,9 @@ impl Finding {
     pub(super) fn of_legacy_keys(left: Result<u64, StoreError>) -> Self {
         const CHECK: &str = "legacy";
         match left {
-            Ok(0) => Self::ok(CHECK, "no key waits for its legacy hash to be replaced"),
+            Ok(0) => Self::ok(CHECK, "every key that was imported with a legacy hash was used"),
             Ok(left) => {
-                let detail =
-                    format!("{left} imported keys were not used yet and have legacy hashes");
-                Self::ok(CHECK, detail)
+                Self::ok(CHECK, format!("keys that were not used since their import: {left}"))
             }
             Err(error) => {
                 let advice = "a service that verifies legacy hashes rejects every unknown key: \

@@ -42,7 +42,8 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     (&["moka"], &["auth::cache"], "its traps are settled in one place"),
     (&["governor"], &["rate_limit::local::gcra"], "a limiter can be replaced"),
     (&["redis"], &["rate_limit::redis"], "a limiter can be replaced"),
-    (&["sha2"], &["key::hash"], "one hash, one place to change it"),
+    (&["sha2"], &["key::hash", "key::digest"], "one hash, and those of other systems"),
+    (&["hmac"], &["key::digest"], "the digests of other systems are one idea"),
     (
         &["argon2", "bcrypt", "pbkdf2", "scrypt"],
         &["key::legacy_hash"],

@@ -33,8 +33,8 @@ use tower_api_key::{
 use tower_http::cors::{Any, CorsLayer};
 
 use crate::app::{
-    Answer, App, INVALID_TOKEN, Keys, MISSING, PREFIX, SEVERAL_KEYS, WRONG_CHARACTERS, send,
-    server, text, unknown_key, with_authorization, with_key,
+    Answer, App, INVALID_TOKEN, Keys, MISSING, MISSING_IN_HEADER, PREFIX, SEVERAL_KEYS,
+    WRONG_CHARACTERS, send, server, text, unknown_key, with_authorization, with_key,
 };
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -484,17 +484,17 @@ mod credentials {
     async fn a_header_of_ones_own_that_comes_twice_is_an_invalid_request() {
         let keys = Keys::new();
         let key = keys.key().await;
-        for layer in [
-            ApiKeyLayer::new(keys.auth()).also_header(X_API_KEY),
-            ApiKeyLayer::new(keys.auth()).only_header(X_API_KEY),
+        for (layer, challenge) in [
+            (ApiKeyLayer::new(keys.auth()).also_header(X_API_KEY), MISSING),
+            (ApiKeyLayer::new(keys.auth()).only_header(X_API_KEY), MISSING_IN_HEADER),
         ] {
             let app = App::new(layer);
             let mut request = with_header(X_API_KEY, &key);
             request.headers_mut().append(X_API_KEY, HeaderValue::try_from(&key).unwrap());
-            assert!(app.send(request).await.is_invalid_request());
+            assert!(app.send(request).await.is_invalid_request_of(challenge));
             let joined = format!("{key}, {key}");
             let answer = app.send(with_header(X_API_KEY, &joined)).await;
-            assert!(answer.is_invalid_request());
+            assert!(answer.is_invalid_request_of(challenge));
             assert_eq!(app.calls(), 0);
         }
         assert_eq!(keys.queries(), 0);
@@ -504,7 +504,8 @@ mod credentials {
     async fn an_empty_header_of_ones_own_is_no_credential() {
         let keys = Keys::new();
         let app = App::new(ApiKeyLayer::new(keys.auth()).also_header(X_API_KEY));
-        assert_eq!(app.send(with_header(X_API_KEY, "")).await.challenge(), Some(MISSING));
+        let challenges = format!("{MISSING}, {MISSING_IN_HEADER}");
+        assert_eq!(app.send(with_header(X_API_KEY, "")).await.challenge(), Some(&*challenges));
     }
 
     #[tokio::test]
@@ -522,7 +523,7 @@ mod credentials {
         let refused = send(app.clone(), other).await;
         assert_eq!(
             (refused.status, refused.challenge()),
-            (StatusCode::UNAUTHORIZED, Some(MISSING))
+            (StatusCode::UNAUTHORIZED, Some(MISSING_IN_HEADER))
         );
 
         let mut request = with_header(X_API_KEY, &key);

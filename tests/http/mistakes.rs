@@ -18,7 +18,10 @@ use tower_api_key::{
     store::MemoryKeyStore,
 };
 
-use crate::app::{Answer, App, Handler, Keys, PREFIX, send, with_authorization, with_key};
+use crate::app::{
+    Answer, App, Handler, Keys, MISSING, MISSING_IN_HEADER, PREFIX, send, with_authorization,
+    with_key,
+};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const AS_BEARER: &str = "`Authorization: Bearer <key>`";
@@ -42,7 +45,9 @@ fn assert_advised(answer: &Answer, status: u16, code: &str, detail: &str) {
     let challenge = answer.challenge().unwrap();
     if code == "invalid_request" {
         let description = format!(r#"error="invalid_request", error_description="{detail}""#);
-        assert_eq!(challenge, format!(r#"Bearer realm="api", {description}"#));
+        let header =
+            detail.ends_with("send it as `x-api-key: <key>`.").then_some(MISSING_IN_HEADER);
+        assert_eq!(challenge, format!("{}, {description}", header.unwrap_or(MISSING)));
     } else {
         assert!(!challenge.contains("error_description") || status == 401, "{challenge}");
     }

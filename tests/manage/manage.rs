@@ -12,7 +12,7 @@ use tokio::{task::JoinSet, time::timeout};
 use tower_api_key::{
     Consumer,
     clock::{Clock as _, SystemClock},
-    key::{KeyFormat, KeyHash},
+    key::{AcceptedFormat, KeyFormat, KeyHash},
     manage::{
         Actor, Expiry, IssuePolicy, Issued, KeyImport, KeyIssuer, KeyUpdate, ManageError,
         ManageErrorKind, NewKey, RevocationFilter, Revocations, Rotation,
@@ -747,7 +747,7 @@ async fn an_import_is_tried_without_storing_anything(store: impl ManageKeys) {
 #[test]
 fn a_key_is_imported_as_it_is_without_being_kept() {
     let key = "old_0123456789abcdefABCDEF";
-    let import = KeyImport::from_key(key, "old_", new()).unwrap();
+    let import = KeyImport::from_key(key, "old_", &[], new()).unwrap();
     assert!(!format!("{import:?}").contains("0123456789abcdef"), "{import:?}");
     for (key, prefix, problem) in [
         ("0123456789abcdefABCDE", "", "at least 22"),
@@ -755,11 +755,15 @@ fn a_key_is_imported_as_it_is_without_being_kept() {
         ("0123456789abcdef ABCDEF", "", "visible ASCII"),
         (key, "new_", "must begin with its prefix"),
     ] {
-        let error = KeyImport::from_key(key, prefix, new()).unwrap_err();
+        let error = KeyImport::from_key(key, prefix, &[], new()).unwrap_err();
         is(&error, ManageErrorKind::Invalid, Some("key"));
         assert!(error.to_string().contains(problem), "{error}");
         assert!(!error.to_string().contains(key), "{error}");
     }
+    let format: AcceptedFormat = "hex:32".parse().unwrap();
+    let error = KeyImport::from_key(key, "", &[format], new()).unwrap_err();
+    is(&error, ManageErrorKind::Invalid, Some("key"));
+    assert!(error.to_string().contains("a format that the service accepts"), "{error}");
 }
 
 // Pruning.

@@ -32,8 +32,8 @@ use tower_api_key::{
     store::{
         EventQuery, KeyQuery, KeyStore, ManageKeys, PgKeyStore, StoreError, StoreErrorKind,
         port::{
-            ChangeLog as _, IdempotencyRecord, KeyTransaction as _, LogPosition, ManagePlans as _,
-            Usage,
+            ChangeLog as _, IdempotencyRecord, KeyTransaction as _, LegacyHashes as _, LogPosition,
+            ManagePlans as _, Usage,
         },
     },
 };
@@ -597,6 +597,10 @@ impl Guarded {
             store.record_usage(&used).await?;
             Ok(format!("{:?}", store.last_used_at(plain.id).await?))
         };
+        let legacy = async || {
+            let found = store.legacy_keys(Some("hint"), 10).await?.len();
+            Ok(format!("{found} of {}", store.count_legacy_keys().await?))
+        };
         vec![
             ("a look-up", limits(&key.key_hash).await),
             ("a look-up of a key without a plan", limits(&plain.key_hash).await),
@@ -616,6 +620,7 @@ impl Guarded {
             ("a repeated request", claim().await),
             ("keys to change", lock().await),
             ("a poll", poll().await),
+            ("keys with legacy hashes", legacy().await),
         ]
     }
 

@@ -10,6 +10,7 @@ use tower_api_key::{
 
 use super::{
     super::timestamps,
+    formats::Formats,
     limits::{self, Window},
     report::Problem,
     row::Row,
@@ -18,6 +19,7 @@ use super::{
 /// What holds for all rows.
 #[derive(Debug, Default)]
 pub(super) struct Settings {
+    pub(super) formats: Formats,
     /// Rows have the keys themselves instead of hashes.
     pub(super) plaintext: bool,
     /// Of keys without one.
@@ -34,7 +36,7 @@ impl Settings {
     pub(super) fn key(&self, mut row: Row) -> Result<KeyImport, Problem> {
         let id = id(&mut row)?;
         let identity = self.identity(&mut row)?;
-        let mut key = identity.with(self.new_key(&row)?)?;
+        let mut key = identity.with(self.new_key(&row)?, &self.formats)?;
         if let Some(id) = id {
             key = key.id(id);
         }
@@ -74,11 +76,14 @@ impl Settings {
                     return Err(Problem::new("verifier", "a key has this or `hash`, not both"));
                 }
                 let verifier = verifier.parse().map_err(|e| Problem::new("verifier", e))?;
+                let hint = row.name_or_number("hint")?.unwrap_or_default();
+                self.formats.check(&shown.0, &shown.1)?;
+                self.formats.check(&hint, "")?;
                 return Ok(Identity::Verifier { verifier, shown });
             }
             let what = "the key's SHA-256, or `verifier` for one of bcrypt, Argon2, scrypt, PBKDF2";
-            let hash = hash(required(row.text("hash")?, "hash", what)?);
-            let hash = hash.map_err(|problem| Problem::new("hash", problem))?;
+            let hash = required(row.text("hash")?, "hash", what)?;
+            let hash = self.formats.stored_hash(hash, &shown.0, &shown.1)?;
             return Ok(Identity::Hash { hash, shown });
         }
         for field in ["hash", "verifier"] {
@@ -175,7 +180,7 @@ enum Identity {
 }
 
 impl Identity {
-    fn with(self, new: NewKey) -> Result<KeyImport, Problem> {
+    fn with(self, new: NewKey, formats: &Formats) -> Result<KeyImport, Problem> {
         match self {
             Self::Hash { hash, shown: (prefix, last4) } => {
                 Ok(KeyImport::new(hash, new).hint(prefix, last4))
@@ -184,18 +189,11 @@ impl Identity {
                 Ok(KeyImport::of_legacy_hash(verifier, new).hint(prefix, last4))
             }
             Self::Key { key, prefix } => {
-                let key = KeyImport::from_key(&key, &prefix, new);
-                key.map_err(|error| Problem::from(&error))
+                let import = KeyImport::from_key(&key, &prefix, &formats.0, new);
+                import.map_err(|error| Problem::from(&error))
             }
         }
     }
-}
-
-pub(super) fn hash(text: &str) -> Result<KeyHash, &'static str> {
-    text.parse().map_err(|_| {
-        "not a SHA-256: 64 hexadecimal digits, or 43 characters of base64. If it is the key \
-            itself, hash it first: printf %s \"$KEY\" | sha256sum, or a whole file by --plaintext"
-    })
 }
 
 /// An id that is a UUID is kept as it is, another one in the metadata.

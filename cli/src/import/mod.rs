@@ -1,5 +1,6 @@
 mod csv;
 mod fields;
+mod formats;
 mod input;
 mod json_lines;
 mod key;
@@ -10,10 +11,14 @@ mod run;
 mod source;
 
 use clap::Args;
-use tower_api_key::manage::{Expiry, KeyImport};
+use tower_api_key::{
+    key::AcceptedFormat,
+    manage::{Expiry, KeyImport},
+};
 
 use self::{
     fields::{Mapping, Renaming},
+    formats::Formats,
     key::Settings,
     limits::Window,
     report::Report,
@@ -30,7 +35,8 @@ use super::{
 ///
 ///   {"hash": "9f86d0…", "consumer_id": "acme", "expires": "90d", "scopes": ["orders:read"]}
 ///
-///   hash         SHA-256 of the whole key, in hex or base64
+///   hash         SHA-256 of the whole key, in hex or base64; with --accept, the digest of the
+///                format, of the part of the key that the format hashes
 ///   verifier     in place of `hash`: bcrypt ($2b$10$…), Argon2, scrypt or PBKDF2, replaced by SHA-256
 ///                when the key is first used; with `hint`, the part of the key that it is found by
 ///   key          with --plaintext, in place of `hash`: the key itself, which is hashed at once
@@ -62,7 +68,8 @@ use super::{
 /// keys are counted and left unchanged: run an interrupted import again from the start.
 ///
 /// Services must accept the format of such keys: see Builder::accept of the library, and for
-/// verifiers Builder::legacy_hashes.
+/// verifiers Builder::legacy_hashes. Name the format with --accept, and a key that they would refuse
+/// is not imported.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Import {
@@ -103,6 +110,11 @@ pub(crate) struct Import {
     #[arg(long, value_name = "SHA256", requires = "consumer", requires = "expires")]
     hash: Option<String>,
 
+    /// A format that the service accepts, as of `verify --accept`, or a prefix of issued keys; may be
+    /// repeated. A key whose prefix and last4 no such key has is refused
+    #[arg(long = "accept", value_name = "FORMAT")]
+    accept: Vec<AcceptedFormat>,
+
     /// The consumer of the one key
     #[arg(long, value_name = "ID", requires = "hash")]
     consumer: Option<String>,
@@ -133,9 +145,11 @@ pub(crate) struct Import {
 
 pub(crate) async fn run(import: Import, session: &Session) -> Result<(), Failure> {
     let issuer = import.policy.apply(session.issuer()?)?;
+    let formats = Formats(import.accept);
     let report = match (&import.file, import.hash, import.consumer, import.expires) {
         (None, Some(hash), Some(consumer), Some(expiry)) => {
-            let hash = key::hash(&hash).map_err(|e| Failure::usage(format!("--hash: {e}")))?;
+            let hash = formats.stored_hash(&hash, &import.prefix, &import.last4);
+            let hash = hash.map_err(|problem| Failure::usage(format!("--{}", problem.text())))?;
             let new = import.what.into_key(consumer, expiry, import.reason)?;
             let key = KeyImport::new(hash, new).hint(import.prefix, import.last4);
             let imported = issuer.import(vec![key]).await?;
@@ -147,6 +161,7 @@ pub(crate) async fn run(import: Import, session: &Session) -> Result<(), Failure
             let format = import.format.unwrap_or_else(|| Format::of(file));
             let source = Source::open(file, format, Mapping::new(import.renamings))?;
             let settings = Settings {
+                formats,
                 plaintext: import.plaintext,
                 expiry: import.expires,
                 prefix: import.prefix,

@@ -156,6 +156,100 @@ fn verify_names_the_formats_that_it_checks() {
     assert!(!place.fed("verify", &mistyped).out.contains("acmd"));
 }
 
+/// What `sh` makes of a command with `key` as `$0`.
+fn hashed(command: &str, key: &str) -> String {
+    let output = Command::new("sh").args(["-c", command, key]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
+}
+
+/// Keys as other systems make them are verified as by a service that accepts their format.
+#[test]
+fn verify_decides_by_the_formats_of_other_systems() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let whole = r#"printf %s "$0" | sha256sum"#;
+    let secret = r#"printf %s "${0#*|}" | sha256sum"#;
+    let sha512 = r#"printf %s "$0" | openssl dgst -sha512 -binary | sha256sum"#;
+    let alnum = "Ab3dEf9hZ0".repeat(4);
+    let uuid = "f47ac10b-58cc-4372-a567-0e02b2c3d479";
+    for (format, key, hash) in [
+        ("hex:64", "0f".repeat(32), whole),
+        ("hex:32:old-", format!("old-{}", "0f".repeat(16)), whole),
+        ("base64url:43", format!("{alnum}-_a"), whole),
+        ("base64:43=", format!("{alnum}+/a="), whole),
+        ("alnum:40", alnum.clone(), whole),
+        ("[A-Za-z0-9]:40", format!("{}x", &alnum[1..]), whole),
+        ("uuid", uuid.to_owned(), whole),
+        ("uuid", uuid.to_uppercase(), whole),
+        ("sanctum", "17|AbCdEfGhIjKlMnOpQrStUvWxYz0123456789abcdf8c8ab1e".to_owned(), secret),
+        ("alnum:40,id=digits:|,hash=secret", format!("3|{alnum}"), secret),
+        ("alnum:32,id=alnum:8:.,digest=sha512", format!("Ab3dEf9h.{}", &alnum[8..]), sha512),
+    ] {
+        let hash = hashed(hash, &key);
+        // Two keys are hashed alike, and one of them is known then.
+        place.done(&format!("import --hash {hash} --consumer acme --expires 1d"));
+        let verify = |options: &str, key: &str| place.fed(&format!("verify {options}"), key).code;
+        assert_eq!(verify(&format!("--accept {format}"), &key), 0, "{format}");
+        assert_eq!(verify(&format!("--accept hex:40 --accept {format}"), &key), 0, "{format}");
+        assert_eq!(verify("", &key), 5, "{format} is not accepted");
+        let longer = format!("{key}0");
+        assert_eq!(verify(&format!("--accept {format}"), &longer), 5, "{format}");
+        let mut other = key.clone();
+        let last = other.rfind(['a', '0', 'D', '9', 'h', 'f']).unwrap();
+        other.replace_range(last..=last, "1");
+        assert_eq!(verify(&format!("--accept {format}"), &other), 5, "{format}: unknown");
+    }
+    for (format, why) in [
+        ("hex:31", "fewer than 128 bits"),
+        ("alnum:21", "fewer than 128 bits"),
+        ("hex", "unknown alphabet"),
+        ("hex:64,digest=md5", "unknown option"),
+        ("hex:64:a,b", "unknown option"),
+        ("base64:41=", "only base64 is padded"),
+    ] {
+        let said = place.fed(&format!("verify --accept {format}"), "key");
+        assert!(said.code == 2 && said.err.contains(why), "{said:?}");
+    }
+}
+
+#[test]
+fn import_takes_the_digests_of_accepted_formats_and_refuses_what_none_of_them_has() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let django = format!("Ab3dEf9h.{}", "Ab3dEf9hZ0aB1cD2".repeat(2));
+    let sha512 = hashed(r#"printf %s "$0" | sha512sum"#, &django);
+    let line = |hash: &str, shows: &str| {
+        format!(r#"{{"hash": "{hash}", "consumer_id": "acme", "expires": "1d"{shows}}}"#)
+    };
+    let accept = "--accept alnum:32,id=alnum:8:.,digest=sha512";
+    let import = |accept: &str, line: &str| place.fed(&format!("import - {accept}"), line);
+
+    for (shows, why) in [
+        (r#", "prefix": "sk_live_""#, "no key of a format that --accept names"),
+        (r#", "prefix": "Ab3dEf9h", "last4": "c.D2""#, "no key of a format that --accept names"),
+    ] {
+        let said = import(accept, &line(&sha512, shows));
+        assert!(said.code == 2 && said.err.contains(why), "{said:?}");
+    }
+    let said = import(accept, &line(&sha512[..64], ""));
+    assert!(said.code == 2 && said.err.contains("must be 64 bytes"), "{said:?}");
+    let both = "--accept hex:32,digest=double-sha256 --accept alnum:32,digest=sha512";
+    let said = import(both, &line(&sha512[..64], ""));
+    assert_eq!(said.code, 0, "the length tells which of both it is: {said:?}");
+    let custom = "--accept hex:32 --accept alnum:32 --accept sk_live_";
+    assert_eq!(import(custom, &line(&"a".repeat(64), "")).code, 0, "all have the same digest");
+    assert_eq!(place.fed(&format!("verify {accept}"), &django).code, 5, "nothing was imported");
+
+    let shows = r#", "prefix": "Ab3dEf9h", "last4": "1cD2""#;
+    assert_eq!(import(accept, &line(&sha512, shows)).code, 0);
+    assert_eq!(place.fed(&format!("verify {accept}"), &django).code, 0);
+
+    let one = format!("import --hash {sha512} --consumer acme --expires 1d --prefix sk_");
+    let said = place.run(&format!("{one} {accept}"));
+    assert!(said.code == 2 && said.err.contains("no key of a format"), "{said:?}");
+}
+
 #[tokio::test]
 async fn a_key_goes_to_a_file_that_only_its_owner_reads() {
     for place in Place::all().await {

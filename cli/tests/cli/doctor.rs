@@ -16,12 +16,13 @@ use std::{
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, query_scalar, raw_sql};
 use tower_api_key::{
     clock::SystemClock,
-    key::{KeyFormat, KeyHash},
+    key::{KeyFormat, KeyHash, LegacyHash},
     manage::{Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::{Quota, RateLimits},
     record::{KeyId, KeyRecord, Scope, Scopes, Tags},
     store::{
         EventQuery, Finding, KeyQuery, ManageKeys, PgKeyStore, Severity, SqliteKeyStore,
+        StoreError,
         port::{ChangeLog, KeyTransaction as _, Usage},
     },
 };
@@ -185,8 +186,13 @@ where
             pruned.and_then(|pruned| ensure(pruned.keys > 0, "an ended key is kept"))
         }),
         ("import", {
-            let imported = issuer.import(vec![KeyImport::new(record().key_hash, new())]).await;
-            said(imported).and_then(|it| ensure(it.keys.len() == 1, "it is not stored"))
+            let (legacy, digest) = legacy_import(new());
+            let batch = vec![KeyImport::new(record().key_hash, new()), legacy];
+            match said(issuer.import(batch).await) {
+                Ok(imported) => said(move_key(store, imported.keys[1], digest).await)
+                    .and_then(|moved| ensure(moved, "it is not moved")),
+                Err(error) => Err(error),
+            }
         }),
         ("usage", said(store.record_usage(&[Usage::new(live.id, now())]).await)),
         ("plans", {
@@ -197,6 +203,27 @@ where
             set.and(changed).and(removed)
         }),
     ]
+}
+
+/// A key with a legacy hash of its own, and the digest of that.
+fn legacy_import(new: NewKey) -> (KeyImport, [u8; 32]) {
+    let salt = record().id.to_string().replace('-', "");
+    let hash: LegacyHash = format!("pbkdf2_sha256$1${salt}${salt}").parse().unwrap();
+    let digest = hash.digest();
+    (KeyImport::of_legacy_hash(hash, new).legacy_hint(&salt[16..]), digest)
+}
+
+/// Moves the key as a service does at its first use. Whether it had not been.
+async fn move_key<S: ManageKeys>(
+    store: &S,
+    id: KeyId,
+    digest: [u8; 32],
+) -> Result<bool, StoreError> {
+    let mut transaction = store.begin().await?;
+    transaction.lock(&[id]).await?;
+    let moved = transaction.replace_legacy_hash(id, &digest, &record().key_hash).await?;
+    transaction.commit().await?;
+    Ok(moved.is_some())
 }
 
 /// Checks that the promises of a report hold.
@@ -950,6 +977,32 @@ async fn encryption_that_is_optional_is_a_warning_and_encryption_that_is_require
     let finding = encryption(&format!("{remote}?sslmode=require")).await;
     assert_eq!(finding.severity, Severity::Ok, "{finding:?}");
     assert!(finding.detail.contains("name is not checked"), "{finding:?}");
+}
+
+#[tokio::test]
+async fn keys_that_were_not_used_since_their_import_are_counted() {
+    let place = Place::new().await;
+    let file = File::new().await;
+    let imported = async |issuer: KeyIssuer| {
+        let import = legacy_import(NewKey::new("acme", Expiry::Never)).0;
+        issuer.import(vec![import]).await.unwrap();
+    };
+    let format = || KeyFormat::new("sk_test_").unwrap();
+    let none = "every key that was imported with a legacy hash was used";
+    let reports = [place.report("svc").await, file.report().await];
+    for report in reports {
+        assert!(report.says(Severity::Ok, none), "{report}");
+    }
+    imported(KeyIssuer::new(place.store("svc").await, format())).await;
+    imported(KeyIssuer::new(file.store().await, format())).await;
+    for report in [place.report("svc").await, file.report().await] {
+        assert!(report.says(Severity::Ok, "not used since their import: 1"), "{report}");
+        assert_eq!(report.worst(), Severity::Ok, "{report}");
+    }
+    // Without the right to read them, that is told.
+    place.execute("revoke select on api_key_legacy_hashes from svc").await;
+    let report = place.report("svc").await;
+    assert!(report.says(Severity::Warning, "legacy"), "{report}");
 }
 
 /// If set, writes the file instead of comparing it.

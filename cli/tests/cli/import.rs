@@ -698,3 +698,32 @@ async fn a_verifier_may_stand_in_place_of_a_hash() {
         assert!(said.code == 2 && said.err.contains("hint: "), "{said:?}");
     }
 }
+
+#[test]
+fn keys_in_plaintext_are_hashed_as_their_format_is() {
+    let place = Place::sqlite();
+    place.done("migrate");
+    let padded = "Ab3dEf9hZ0".repeat(4) + "+/a=";
+    let sanctum = "17|AbCdEfGhIjKlMnOpQrStUvWxYz0123456789abcdf8c8ab1e";
+    let accept = "--accept base64:43= --accept sanctum";
+    for key in [&*padded, sanctum] {
+        let line = json!({ "key": key, "consumer_id": "acme", "expires": "1d" }).to_string();
+        let said = place.fed(&format!("import - --plaintext {accept}"), &line);
+        assert_eq!(said.code, 0, "{said:?}");
+        assert_eq!(place.fed(&format!("verify {accept}"), key).code, 0, "{key}");
+    }
+    // The secret alone is hashed.
+    let same = sanctum.replace("17|", "18|");
+    assert_eq!(place.fed(&format!("verify {accept}"), &same).code, 0);
+    let other = json!({ "key": "0f".repeat(32), "consumer_id": "acme", "expires": "1d" });
+    let said = place.fed(&format!("import - --plaintext {accept}"), &other.to_string());
+    assert!(said.code == 2 && said.err.contains("a format that the service accepts"), "{said:?}");
+
+    let line = json!({
+        "verifier": BCRYPT, "hint": "77777777", "consumer_id": "acme", "expires": "1d",
+    });
+    let mut import = |accept: &str| place.fed(&format!("import - {accept}"), &line.to_string());
+    let said = import("--accept sk_live_ --accept hex:64:old-");
+    assert!(said.code == 2 && said.err.contains("no key of a format that --accept"), "{said:?}");
+    assert_eq!(import("--accept sk_live_ --accept hex:64").code, 0);
+}

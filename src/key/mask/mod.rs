@@ -20,6 +20,8 @@ use super::{AcceptedFormat, ImportedFormat, KeyFormat};
 /// | of a [`KeyFormat`], with a valid checksum | `sk_live_…4x9A`: the prefix, and four characters of the checksum |
 /// | of an [`ImportedFormat`] with a prefix | `old-…`: nothing of a body without a checksum is shown |
 /// | of an [`ImportedFormat`] without a prefix | `…` |
+/// | of an [`ImportedFormat`] with an [id](ImportedFormat::with_id) | `17\|…`: the id, which is public, also with the separator percent-encoded as in URLs |
+/// | of an [`ImportedFormat`] with a checksum | and the last four characters of the checksum |
 ///
 /// A key is found wherever it stands, also between letters. A format without a checksum also
 /// matches other text: with `ImportedFormat::new("", Alphabet::Hex, 64)`, every SHA-256 in
@@ -44,7 +46,7 @@ impl KeyMask {
     /// Masks keys of `formats`.
     #[must_use]
     pub fn new(formats: impl IntoIterator<Item = AcceptedFormat>) -> Self {
-        Self(formats.into_iter().map(Pattern::new).collect())
+        Self(formats.into_iter().flat_map(|format| Pattern::all(&format)).collect())
     }
 
     /// Replaces each key in `text`. Borrows `text` if it contains none.

@@ -1,11 +1,13 @@
 use std::fmt;
 
 use memchr::memmem::Finder;
+use smallvec::{SmallVec, smallvec};
 
 use super::span::{Open, Scan, Span, Unended};
-use crate::key::{AcceptedFormat, is_bearer_symbol};
+use crate::key::{AcceptedFormat, IdPart};
 
-/// How many characters of a body may be shown if the key is cut off. This leaves 160 bits unknown.
+/// How many characters of a body may be shown if the key is cut off. This leaves 160 bits unknown, and
+/// 138 of a Sanctum token.
 const MOST_SHOWN: usize = 16;
 /// The same for imported keys, which may be shorter: at least 104 bits.
 const MOST_SHOWN_WITHOUT_CHECKSUM: usize = 4;
@@ -13,44 +15,66 @@ const MOST_SHOWN_WITHOUT_CHECKSUM: usize = 4;
 /// How keys of one format are found.
 pub(super) struct Pattern {
     format: AcceptedFormat,
-    /// Finds the prefix; `None` if it is empty.
+    /// How the end of an id is written; empty for keys without one.
+    separator: SmallVec<[u8; 4]>,
+    /// Finds the separator of the id, and the prefix; `None` if both are empty.
     finder: Option<Finder<'static>>,
 }
 
 /// How the search for the next key ended.
 enum Next {
-    /// A key begins here.
-    Key(usize),
+    Key(Found),
     /// A key may begin here, if the text goes on.
     Open(Open),
     None,
 }
 
+/// A key, without the characters after it that may belong to it.
+struct Found {
+    start: usize,
+    end: usize,
+    /// How many characters at its start are public.
+    public: usize,
+}
+
 impl Pattern {
-    pub(super) fn new(format: AcceptedFormat) -> Self {
-        let prefix = format.prefix();
-        let finder = (!prefix.is_empty()).then(|| Finder::new(prefix).into_owned());
-        Self { format, finder }
+    /// The patterns of a format: one, and those of its keys in URLs if they are written otherwise
+    /// there.
+    pub(super) fn all(format: &AcceptedFormat) -> SmallVec<[Self; 3]> {
+        let Some(separator) = format.id().map(IdPart::separator) else {
+            return smallvec![Self::new(format.clone(), &[])];
+        };
+        let mut all = smallvec![Self::new(format.clone(), &[separator])];
+        if !separator.is_ascii_alphanumeric() && !b"-_.!~*()".contains(&separator) {
+            let (upper, lower) = (format!("%{separator:02X}"), format!("%{separator:02x}"));
+            all.push(Self::new(format.clone(), upper.as_bytes()));
+            if lower != upper {
+                all.push(Self::new(format.clone(), lower.as_bytes()));
+            }
+        }
+        all
     }
 
-    pub(super) fn key_len(&self) -> usize {
-        self.format.key_len()
+    fn new(format: AcceptedFormat, separator: &[u8]) -> Self {
+        let anchor = [separator, format.prefix().as_bytes()].concat();
+        let finder = (!anchor.is_empty()).then(|| Finder::new(&anchor).into_owned());
+        Self { format, separator: separator.into(), finder }
     }
 
     pub(super) fn is_distinctive(&self) -> bool {
-        self.finder.is_some()
+        self.format.is_distinctive()
     }
 
     /// Whether `text` contains a key.
     pub(super) fn is_in(&self, text: &[u8]) -> bool {
         // Most texts are headers that are shorter than a key.
-        text.len() >= self.key_len() && matches!(self.next(text, 0), Next::Key(_))
+        text.len() >= self.format.secret_len() && matches!(self.next(text, 0), Next::Key(_))
     }
 
     /// Adds the keys in `text`, and where one may have begun at its end. `is_unended` if the text
     /// before this ended in a key that may go on here. `number` is that of this pattern.
     pub(super) fn scan(&self, number: usize, is_unended: bool, text: &[u8], scan: &mut Scan) {
-        let (prefix, has_checksum) = (self.format.prefix().len(), self.format.has_checksum());
+        let has_checksum = self.format.has_checksum();
         let mut at = 0;
         let mut add = |span: Span| {
             if span.end == text.len() && !has_checksum {
@@ -66,24 +90,16 @@ impl Pattern {
         }
         loop {
             match self.next(text, at) {
-                Next::Key(start) => {
-                    let end = self.end(text, start);
-                    at = add(Span { start, end, prefix, has_checksum, is_rest: false });
+                Next::Key(Found { start, end, public }) => {
+                    // Without a checksum, nothing tells where a key in a longer run of characters
+                    // begins, so it ends with the run.
+                    let end = if has_checksum { end } else { self.run(text, end) };
+                    at = add(Span { start, end, prefix: public, has_checksum, is_rest: false });
                 }
                 Next::Open(open) => return scan.opened(open),
                 Next::None => return,
             }
         }
-    }
-
-    /// The end of the key at `start`. Without a checksum, nothing tells where a key in a longer run
-    /// of characters begins, so it ends with the run.
-    fn end(&self, text: &[u8], start: usize) -> usize {
-        let end = start + self.key_len();
-        if self.format.has_checksum() {
-            return end;
-        }
-        self.run(text, end)
     }
 
     /// The end of the characters from `start` on that keys may have.
@@ -98,50 +114,71 @@ impl Pattern {
             (true, _) => MOST_SHOWN,
             (false, true) => MOST_SHOWN_WITHOUT_CHECKSUM,
             // Nothing but its length tells that it is a key.
-            (false, false) => self.key_len() / 2,
+            (false, false) if self.finder.is_none() => self.format.secret_len() / 2,
+            // Many a name with a dot in it looks like the beginning of an id and a secret.
+            (false, false) => MOST_SHOWN.min(self.format.secret_len() / 2),
         }
     }
 
     fn next(&self, text: &[u8], from: usize) -> Next {
         match &self.finder {
-            Some(finder) => self.next_by_prefix(finder, text, from),
+            Some(finder) => self.next_by_anchor(finder, text, from),
             None => self.next_run(text, from),
         }
     }
 
-    fn next_by_prefix(&self, finder: &Finder<'_>, text: &[u8], from: usize) -> Next {
+    fn next_by_anchor(&self, finder: &Finder<'_>, text: &[u8], from: usize) -> Next {
         let mut at = from;
         while let Some(offset) = finder.find(text.get(at..).unwrap_or_default()) {
-            let start = at + offset;
-            match text.get(start..start + self.key_len()) {
-                Some(key) if self.format.parse(key).is_ok() => return Next::Key(start),
+            let anchor = at + offset;
+            at = anchor + 1;
+            let Some(start) = self.start(text, anchor) else { continue };
+            let secret = anchor + self.separator.len();
+            let public = anchor + finder.needle().len() - start;
+            let end = secret + self.format.secret_len();
+            match text.get(secret..end) {
+                Some(key) if self.format.is_secret(key) => {
+                    return Next::Key(Found { start, end, public });
+                }
                 Some(_) => {}
                 None => {
-                    let mut body = text.iter().skip(start + finder.needle().len());
+                    let mut body = text.iter().skip(start + public);
                     if body.all(|&byte| self.format.is_symbol(byte)) {
-                        let (prefix, most_shown) = (finder.needle().len(), self.most_shown());
-                        return Next::Open(Open { start, prefix, most_shown });
+                        let most_shown = self.most_shown();
+                        return Next::Open(Open { start, prefix: public, most_shown });
                     }
                 }
             }
-            at = start + 1;
         }
-        self.half_a_prefix(finder.needle(), text, from)
+        self.half_an_anchor(finder.needle(), text, from)
     }
 
-    /// Whether `text` ends in the beginning of a prefix. Most lines end in a line break, which none
-    /// has.
-    fn half_a_prefix(&self, prefix: &[u8], text: &[u8], from: usize) -> Next {
-        if !text.last().is_some_and(|&last| is_bearer_symbol(last)) {
+    /// Where the key begins whose separator, or prefix, is at `anchor`.
+    fn start(&self, text: &[u8], anchor: usize) -> Option<usize> {
+        match self.format.id() {
+            None => Some(anchor),
+            // The id may be in the key before, which ends with a run.
+            Some(id) => id.start_before(text.get(..anchor)?),
+        }
+    }
+
+    /// Whether `text` ends in the beginning of what comes before a body. Most lines end in a line
+    /// break, which no key has.
+    fn half_an_anchor(&self, anchor: &[u8], text: &[u8], from: usize) -> Next {
+        if !text.last().is_some_and(u8::is_ascii_graphic) {
             return Next::None;
         }
-        let most = prefix.len().saturating_sub(1).min(text.len().saturating_sub(from));
-        let ends = |len: &usize| prefix.get(..*len).is_some_and(|begin| text.ends_with(begin));
-        match (1..=most).rev().find(ends) {
-            Some(len) => {
-                let start = text.len() - len;
-                Next::Open(Open { start, prefix: 0, most_shown: prefix.len() })
-            }
+        let most = anchor.len().saturating_sub(1).min(text.len().saturating_sub(from));
+        let begun = (1..=most).rev().find_map(|len| {
+            let start = text.len() - len;
+            let ends = anchor.get(..len).is_some_and(|begin| text.ends_with(begin));
+            if ends { self.start(text, start) } else { None }
+        });
+        let id = self.format.id().map(|id| id.unfinished_start(text));
+        let start = begun.into_iter().chain(id).min().filter(|&start| start < text.len());
+        match start {
+            // Nothing of a body has come.
+            Some(start) => Next::Open(Open { start, prefix: 0, most_shown: text.len() - start }),
             None => Next::None,
         }
     }
@@ -151,9 +188,12 @@ impl Pattern {
     fn next_run(&self, text: &[u8], from: usize) -> Next {
         let is_other = |&byte: &u8| !self.format.is_symbol(byte);
         let mut start = from;
-        while let Some(window) = text.get(start..start + self.key_len()) {
+        while let Some(window) = text.get(start..start + self.format.secret_len()) {
             match window.iter().rposition(is_other) {
-                None => return Next::Key(start),
+                None if self.format.is_secret(window) => {
+                    return Next::Key(Found { start, end: start + window.len(), public: 0 });
+                }
+                None => start += 1,
                 Some(at) => start += at + 1,
             }
         }

@@ -181,3 +181,97 @@ fn nothing_is_lost_or_doubled_if_the_inner_writer_fails_or_takes_little() {
     while writer.flush().is_err() {}
     assert_eq!(writer.get_ref().taken, live().mask(&text).as_bytes());
 }
+
+/// Formats with an id, a checksum, padding or a fixed shape; a key of each, and what it becomes.
+fn structured() -> [(AcceptedFormat, String, String); 6] {
+    let format = |text: &str| text.parse::<AcceptedFormat>().unwrap();
+    let (alnum, hex) = ("Ab3dEf9hZ0".repeat(4), "0123456789abcdef".repeat(2));
+    let sum = format!("{:08x}", crc32fast::hash(alnum.as_bytes()));
+    let last4 = &sum[4..];
+    [
+        (format("sanctum"), format!("17|{alnum}{sum}"), format!("17|…{last4}")),
+        (format("sanctum:acme_"), format!("17|acme_{alnum}{sum}"), format!("17|acme_…{last4}")),
+        (format("alnum:40,id=digits:|:acme_"), format!("acme_9|{alnum}"), "acme_9|…".to_owned()),
+        (format("alnum:40,id=alnum:8:."), format!("Ab3dEf9h.{alnum}"), "Ab3dEf9h.…".to_owned()),
+        (format("base64url:43=:old_"), format!("old_{alnum}-_a="), "old_…".to_owned()),
+        (format("hex:32,id=hex:4:_:x_"), format!("x_0af9_{hex}"), "x_0af9_…".to_owned()),
+    ]
+}
+
+#[test]
+fn of_a_key_with_an_id_the_id_is_shown() {
+    for (format, key, masked) in structured() {
+        let mask = KeyMask::from(format);
+        for (before, after) in [("", ""), (" ", " "), ("?key=", "&b"), ("\"", "\""), ("é", "é")] {
+            let text = format!("{before}{key}{after}");
+            assert_eq!(mask.mask(&text), format!("{before}{masked}{after}"));
+        }
+        let (first, second) = (&key[..key.len() / 2], &key[key.len() / 2..]);
+        for text in [first, second, &key.replace(['|', '.'], "_").replace("old_", "older")] {
+            let is_same = text == key || mask.mask(text) == text;
+            assert!(is_same, "{text}");
+        }
+        for at in 1..key.len() {
+            assert_eq!(
+                written(&mask, &[&key[..at], &key[at..], "!"]),
+                format!("{masked}!"),
+                "{at}"
+            );
+        }
+        let bytes: Vec<_> = (0..key.len()).map(|at| &key[at..=at]).collect();
+        assert_eq!(written(&mask, &bytes), masked);
+        // Two keys without a character between them.
+        let twice = mask.mask(&key.repeat(2)).into_owned();
+        assert!(!twice.contains(&key[key.len() - 20..key.len() - 4]), "{twice}");
+    }
+}
+
+#[test]
+fn a_uuid_and_padded_base64_are_masked_without_a_prefix() {
+    let uuid = "f47ac10b-58cc-4372-a567-0e02b2c3d479";
+    let mask = KeyMask::from("uuid".parse::<AcceptedFormat>().unwrap());
+    // The digits before it may belong to a key that begins earlier; those after it are masked.
+    assert_eq!(mask.mask(&format!("id {uuid}, ab-{uuid}-cd.")), "id …, ab-….");
+    for same in [&uuid[1..], &uuid.replace("-4", "-7")] {
+        assert_eq!(mask.mask(same), same);
+    }
+    assert_eq!(written(&mask, &[&uuid[..10], &uuid[10..], " "]), "… ");
+
+    let key = format!("{}-_a=", "Ab3dEf9hZ0".repeat(4));
+    let mask = KeyMask::from("base64url:43=".parse::<AcceptedFormat>().unwrap());
+    assert_eq!(mask.mask(&format!("?key={key}&b=c")), "?key=…&b=c");
+    assert_eq!(mask.mask(&key[1..]), key[1..]);
+}
+
+#[test]
+fn the_separator_of_an_id_may_be_percent_encoded() {
+    let [(format, key, _), ..] = structured();
+    let mask = KeyMask::from(format);
+    let last4 = &key[key.len() - 4..];
+    for separator in ["%7C", "%7c"] {
+        let text = format!("/?key={}&page=2", key.replace('|', separator));
+        assert_eq!(mask.mask(&text), format!("/?key=17{separator}…{last4}&page=2"));
+    }
+}
+
+#[test]
+fn an_id_has_at_most_20_digits() {
+    let [(format, key, masked), ..] = structured();
+    let mask = KeyMask::from(format);
+    let digits = "0123456789".repeat(3);
+    let long = key.replace("17|", &format!("{digits}|"));
+    let shown = masked.replace("17|", &format!("{digits}|"));
+    assert_eq!(mask.mask(&long), shown);
+    assert_eq!(mask.mask(key.strip_prefix("17").unwrap()), key.strip_prefix("17").unwrap());
+}
+
+#[test]
+fn an_id_that_a_key_before_it_swallowed_is_still_one() {
+    let mask = KeyMask::from("alnum:40,id=digits:|".parse::<AcceptedFormat>().unwrap());
+    let (first, second) = ("A".repeat(40), "B".repeat(40));
+    let text = format!("1|{first}2|{second}.");
+    assert_eq!(mask.mask(&text), "1|….");
+    for at in 1..text.len() {
+        assert_eq!(written(&mask, &[&text[..at], &text[at..]]), "1|….", "{at}");
+    }
+}

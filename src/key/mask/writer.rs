@@ -15,8 +15,8 @@ use super::{
 ///
 /// Text that may be the beginning of a key is held back until the next write. [`flush`](Write::flush)
 /// and dropping the writer pass it on. A key that is cut off there is masked as well if more than 16
-/// characters follow its prefix, or 4 if the format has no checksum, or half of a key if it has no
-/// prefix either; otherwise the rest of it is masked when it comes.
+/// characters follow its prefix, or 4 if the format has no checksum, or half of a secret, with an
+/// id before it at most 16 characters, if it has no prefix either; otherwise the rest of it is masked when it comes.
 ///
 /// Text that has no prefix in it goes to the inner writer as it is, without a copy. Errors are
 /// reported as by [`BufWriter`](io::BufWriter): those of text that was held back come with the next

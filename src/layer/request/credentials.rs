@@ -1,19 +1,18 @@
-use std::fmt;
-
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 
-use super::mistake::Mistake;
-use crate::{
-    auth::{Rejection, RejectionKind},
-    key::is_bearer_symbol,
+use super::{
+    authorization::{Credential, credential, has_further_scheme},
+    form::Form,
+    mistake::Mistake,
+    scheme::{Scheme, Schemes},
 };
-
-const SCHEME: &[u8] = b"Bearer";
+use crate::auth::{Authenticator, Rejection, RejectionKind};
 
 /// The headers in which a request's key is looked for.
 #[derive(Clone, Debug)]
 pub(in crate::layer) struct Credentials {
-    authorization: bool,
+    /// The schemes of `Authorization`.
+    schemes: Schemes,
     headers: Vec<HeaderName>,
     /// Headers whose keys are for others.
     left: Vec<HeaderName>,
@@ -27,34 +26,48 @@ pub(in crate::layer) struct Found<'h, 'c> {
     pub(in crate::layer) header: &'c HeaderName,
     /// Whether the header is marked as sensitive, as by an outer layer that keeps the key.
     pub(in crate::layer) is_sensitive: bool,
+    /// Whether `key` is the base64 of a user name, which is the key, and a password.
+    pub(in crate::layer) is_basic: bool,
 }
 
 impl Credentials {
     pub(in crate::layer) fn bearer() -> Self {
-        Self::of(true, Vec::new(), Vec::new())
+        Self::of(Schemes::only(Scheme::BEARER), Vec::new(), Vec::new())
     }
 
     /// Reads only `header`.
     pub(in crate::layer) fn only(&mut self, header: HeaderName) {
-        *self = Self::of(false, Vec::new(), std::mem::take(&mut self.left));
+        *self = Self::of(Schemes::default(), Vec::new(), std::mem::take(&mut self.left));
         self.add(header);
     }
 
-    fn of(authorization: bool, headers: Vec<HeaderName>, left: Vec<HeaderName>) -> Self {
-        let form = Form { authorization, headers: &headers };
+    /// Reads only `scheme`.
+    pub(in crate::layer) fn only_scheme(&mut self, scheme: Scheme) {
+        *self = Self::of(Schemes::only(scheme), Vec::new(), std::mem::take(&mut self.left));
+    }
+
+    fn of(schemes: Schemes, headers: Vec<HeaderName>, left: Vec<HeaderName>) -> Self {
+        let form = Form { schemes: &schemes, headers: &headers };
         let missing =
             Rejection::advising(RejectionKind::Missing, format!("Send an API key as {form}."));
-        Self { authorization, headers, left, missing }
+        Self { schemes, headers, left, missing }
     }
 
     pub(in crate::layer) fn add(&mut self, header: HeaderName) {
-        let Self { mut authorization, mut headers, left, .. } = self.clone();
         if header == AUTHORIZATION {
-            authorization = true;
-        } else if !headers.contains(&header) {
+            return self.add_scheme(Scheme::BEARER);
+        }
+        let Self { schemes, mut headers, left, .. } = self.clone();
+        if !headers.contains(&header) {
             headers.push(header);
         }
-        *self = Self::of(authorization, headers, left);
+        *self = Self::of(schemes, headers, left);
+    }
+
+    pub(in crate::layer) fn add_scheme(&mut self, scheme: Scheme) {
+        let Self { mut schemes, headers, left, .. } = self.clone();
+        schemes.add(scheme);
+        *self = Self::of(schemes, headers, left);
     }
 
     /// Leaves a key in `header` to others.
@@ -75,17 +88,23 @@ impl Credentials {
         headers: &'h HeaderMap,
     ) -> Result<Option<Found<'h, 'c>>, Mistake> {
         let mut found = None;
-        if self.authorization
+        if !self.schemes.is_empty()
             && let Some(value) = single(headers, &AUTHORIZATION)?
         {
             let is_sensitive = value.is_sensitive();
-            found = bearer(value)?.map(|key| Found { key, header: &AUTHORIZATION, is_sensitive });
+            found = credential(value, &self.schemes)?.map(|Credential { text, is_basic }| Found {
+                key: text,
+                header: &AUTHORIZATION,
+                is_sensitive,
+                is_basic,
+            });
         }
         for header in &self.headers {
             let Some(value) = single(headers, header)? else { continue };
             let key = value.as_bytes().trim_ascii();
             let is_sensitive = value.is_sensitive();
-            if !key.is_empty() && found.replace(Found { key, header, is_sensitive }).is_some() {
+            let in_header = Found { key, header, is_sensitive, is_basic: false };
+            if !key.is_empty() && found.replace(in_header).is_some() {
                 return Err(Mistake::SeveralKeys);
             }
         }
@@ -100,58 +119,45 @@ impl Credentials {
     /// The advice for `mistake`, made in `header` if that is known.
     pub(in crate::layer) fn advice(&self, mistake: Mistake, header: Option<&HeaderName>) -> String {
         match header {
-            Some(header) if header != AUTHORIZATION => mistake
-                .advice(&Form { authorization: false, headers: std::slice::from_ref(header) }),
-            _ => {
-                mistake.advice(&Form { authorization: self.authorization, headers: &self.headers })
-            }
+            Some(header) if header != AUTHORIZATION => mistake.advice(&Form {
+                schemes: &Schemes::default(),
+                headers: std::slice::from_ref(header),
+            }),
+            _ => mistake.advice(&Form { schemes: &self.schemes, headers: &self.headers }),
         }
     }
 
     /// The names of the headers that a response varies by.
     pub(in crate::layer) fn headers(&self) -> impl Iterator<Item = &HeaderName> {
-        self.authorization.then_some(&AUTHORIZATION).into_iter().chain(&self.headers)
+        (!self.schemes.is_empty()).then_some(&AUTHORIZATION).into_iter().chain(&self.headers)
     }
-}
 
-impl Found<'_, '_> {
-    /// What is wrong with a key that is not even a bearer token, or looks like another credential.
-    /// `is_key` recognises keys. `None` if it is a token of an unknown kind.
-    pub(in crate::layer) fn mistake(&self, is_key: impl Fn(&[u8]) -> bool) -> Option<Mistake> {
-        if is_b64token(self.key) {
-            return is_json_web_token(self.key).then_some(Mistake::JsonWebToken);
+    /// The schemes that are read from `Authorization`.
+    pub(in crate::layer) fn schemes(&self) -> impl Iterator<Item = &Scheme> {
+        self.schemes.iter()
+    }
+
+    /// What is wrong with a key of `auth` that is not even a token, or looks like another credential.
+    /// `None` if it is a token of an unknown kind.
+    pub(in crate::layer) fn mistake_in(
+        &self,
+        found: &Found<'_, '_>,
+        auth: &Authenticator,
+    ) -> Option<Mistake> {
+        if is_token68(found.key, |byte| auth.is_key_symbol(byte)) {
+            return is_json_web_token(found.key).then_some(Mistake::JsonWebToken);
         }
-        let parts = self.key.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
-        let keys = parts.filter(|part| is_key(strip_scheme(part).unwrap_or(part))).count();
-        if keys > 1 || (self.header == AUTHORIZATION && has_further_scheme(self.key)) {
+        let parts = found.key.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+        let is_key = |part: &[u8]| auth.recognizes(self.schemes.strip(part).unwrap_or(part));
+        let keys = parts.filter(|part| is_key(part)).count();
+        if keys > 1 || (found.header == AUTHORIZATION && has_further_scheme(found.key)) {
             return Some(Mistake::SeveralKeys);
         }
-        Some(match strip_scheme(self.key) {
-            Some(_) if self.header == AUTHORIZATION => Mistake::RepeatedScheme,
+        Some(match self.schemes.strip(found.key) {
+            Some(_) if found.header == AUTHORIZATION => Mistake::RepeatedScheme,
             Some(_) => Mistake::UnexpectedScheme,
             None => Mistake::Characters,
         })
-    }
-}
-
-/// How a client sends a key: one form for each header.
-struct Form<'a> {
-    authorization: bool,
-    headers: &'a [HeaderName],
-}
-
-impl fmt::Display for Form<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
-        if self.authorization {
-            f.write_str("`Authorization: Bearer <key>`")?;
-            separator = " or ";
-        }
-        for header in self.headers {
-            write!(f, "{separator}`{header}: <key>`")?;
-            separator = " or ";
-        }
-        Ok(())
     }
 }
 
@@ -166,69 +172,17 @@ fn single<'h>(
     }
 }
 
-/// The token after `Bearer` and spaces (RFC 6750 §2.1); `None` without a token, or of another
-/// scheme.
-fn bearer(value: &HeaderValue) -> Result<Option<&[u8]>, Mistake> {
-    // The common spelling, without a case-insensitive search.
-    if let Some(key @ [first, .., last]) = value.as_bytes().strip_prefix(b"Bearer ")
-        && first.is_ascii_graphic()
-        && last.is_ascii_graphic()
-    {
-        return Ok(Some(key));
-    }
-    let value = value.as_bytes().trim_ascii();
-    let end = value.iter().position(|&byte| byte == b' ' || byte == b'\t').unwrap_or(value.len());
-    let (scheme, rest) = value.split_at(end);
-    if scheme.eq_ignore_ascii_case(SCHEME) {
-        let spaces = rest.iter().take_while(|&&byte| byte == b' ').count();
-        return Ok(rest.get(spaces..).filter(|key| !key.is_empty()));
-    }
-    if !scheme.iter().all(|&byte| is_token(byte)) {
-        return Err(Mistake::Characters);
-    }
-    if hides_a_key(rest) { Err(Mistake::SeveralKeys) } else { Ok(None) }
-}
-
-/// Whether a proxy has appended a bearer token to the credentials of another scheme.
-fn hides_a_key(credentials: &[u8]) -> bool {
-    credentials.split(|&byte| byte == b',').skip(1).any(|joined| {
-        let joined = joined.trim_ascii();
-        joined.eq_ignore_ascii_case(SCHEME) || strip_scheme(joined).is_some()
-    })
-}
-
-/// Whether a proxy has appended the credentials of any scheme to a bearer token.
-fn has_further_scheme(credentials: &[u8]) -> bool {
-    credentials.split(|&byte| byte == b',').skip(1).any(|joined| {
-        let joined = joined.trim_ascii();
-        let scheme = joined.split(|&byte| byte == b' ').next().unwrap_or_default();
-        !scheme.is_empty() && scheme.len() < joined.len() && scheme.iter().all(|&b| is_token(b))
-    })
-}
-
-/// What follows `Bearer` and spaces.
-fn strip_scheme(credentials: &[u8]) -> Option<&[u8]> {
-    let (scheme, key) = credentials.split_at_checked(SCHEME.len())?;
-    let follows = scheme.eq_ignore_ascii_case(SCHEME) && key.starts_with(b" ");
-    follows.then(|| key.trim_ascii_start())
-}
-
 /// `header.payload.signature`; the header is JSON, which begins with `{"`.
 fn is_json_web_token(token: &[u8]) -> bool {
     token.starts_with(b"eyJ") && token.iter().filter(|&&byte| byte == b'.').count() == 2
 }
 
-/// `tchar` (RFC 9110 §5.6.2).
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// `b64token` (RFC 6750 §2.1); every key format is a subset of it.
-fn is_b64token(bytes: &[u8]) -> bool {
+/// `token68` (RFC 9110 §11.2), of the characters that keys may have.
+fn is_token68(bytes: &[u8], is_symbol: impl Fn(u8) -> bool) -> bool {
     let padding = bytes.iter().rev().take_while(|&&byte| byte == b'=').count();
     match bytes.get(..bytes.len() - padding) {
         None | Some([]) => false,
-        Some(symbols) => symbols.iter().all(|&byte| is_bearer_symbol(byte)),
+        Some(symbols) => symbols.iter().all(|&byte| is_symbol(byte)),
     }
 }
 
@@ -237,69 +191,23 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn read(value: &[u8]) -> Result<Option<Vec<u8>>, Mistake> {
-        let value = HeaderValue::from_bytes(value).unwrap();
-        bearer(&value).map(|key| key.map(<[u8]>::to_vec))
-    }
-
-    #[test]
-    fn the_key_follows_the_scheme_and_spaces() {
-        for value in ["Bearer k", "bearer k", "BEARER   k", " bEaReR k "] {
-            assert_eq!(read(value.as_bytes()), Ok(Some(b"k".to_vec())), "{value:?}");
-        }
-    }
-
-    #[test]
-    fn nothing_and_other_schemes_are_no_credentials_of_ours() {
-        for value in [
-            "",
-            "  ",
-            "Basic dTpw",
-            "Digest a=\"b\", c=d",
-            "Token k",
-            "Bearerk",
-            "k",
-            "Basic dTpw, Bearers k",
-            "Basic dTpw, Digest k",
-            "Bearer",
-            "Bearer   ",
-        ] {
-            assert_eq!(read(value.as_bytes()), Ok(None), "{value:?}");
-        }
-    }
-
-    #[test]
-    fn a_scheme_that_is_not_a_token_is_a_mistake() {
-        for value in ["Bearer,k", "Bearer=k", "\u{fffd} k", "\"Bearer\" k"] {
-            assert_eq!(read(value.as_bytes()), Err(Mistake::Characters), "{value:?}");
-        }
-    }
-
-    #[test]
-    fn a_joined_bearer_token_is_a_mistake() {
-        for value in ["Basic dTpw, Bearer k", "Basic dTpw,bearer k", "Basic dTpw, Bearer"] {
-            assert_eq!(read(value.as_bytes()), Err(Mistake::SeveralKeys), "{value:?}");
-        }
-    }
+    use crate::key::is_bearer_symbol;
 
     #[test]
     fn a_token_is_symbols_then_padding() {
         for token in ["a", "a=", "a==", "aA0-._~+/", "sk_live_x"] {
-            assert!(is_b64token(token.as_bytes()), "{token:?}");
+            assert!(is_token68(token.as_bytes(), is_bearer_symbol), "{token:?}");
         }
-        for token in ["", "=", "a=a", "a b", "a,b", "a%", "a\"", "\ta", "ä", "a\u{7f}"] {
-            assert!(!is_b64token(token.as_bytes()), "{token:?}");
+        for token in ["", "=", "a=a", "a b", "a,b", "a%", "a\"", "\ta", "ä", "a\u{7f}", "1|a"] {
+            assert!(!is_token68(token.as_bytes(), is_bearer_symbol), "{token:?}");
         }
+        assert!(is_token68(b"1|a", |byte| is_bearer_symbol(byte) || byte == b'|'));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_read_without_a_panic(value: Vec<u8>) {
-            let _ = is_b64token(&value);
-            if let Ok(value) = HeaderValue::from_bytes(&value) {
-                let _ = bearer(&value);
-            }
+            let _ = is_token68(&value, is_bearer_symbol);
         }
     }
 }

@@ -5,7 +5,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName, Request, header::AUTHORIZATION};
 
 use super::{credentials::Credentials, mistake::Mistake};
-use crate::{auth::Authenticator, key::is_bearer_symbol};
+use crate::auth::Authenticator;
 
 /// Headers that a client may take for the one with the key: those whose names contain one of these.
 const SUSPECTS: [&str; 3] = ["auth", "key", "token"];
@@ -32,7 +32,7 @@ pub(in crate::layer) fn find_misplaced<B>(
         return Some(Mistake::OtherHeader);
     }
     let query = request.uri().query().unwrap_or_default();
-    words(query.as_bytes()).any(|word| auth.recognizes(word)).then_some(Mistake::Url)
+    has_key(query.as_bytes(), auth).then_some(Mistake::Url)
 }
 
 fn in_authorization(headers: &HeaderMap, auth: &Authenticator) -> Option<Mistake> {
@@ -47,8 +47,29 @@ fn in_authorization(headers: &HeaderMap, auth: &Authenticator) -> Option<Mistake
 
 /// Whether a header's value contains a key, plain or as the user or password of `Basic`.
 fn holds_key(value: &[u8], auth: &Authenticator) -> bool {
-    let is_key = |word: &[u8]| auth.recognizes(word);
-    words(value).any(is_key) || basic(value).is_some_and(|decoded| words(&decoded).any(is_key))
+    has_key(value, auth) || basic(value).is_some_and(|decoded| has_key(&decoded, auth))
+}
+
+/// Whether a word of `text` is a key. A word may end in padding, as keys in base64 do.
+fn has_key(text: &[u8], auth: &Authenticator) -> bool {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (word, after) = split_where(rest, |byte| !auth.is_key_symbol(byte));
+        let (padding, after) = split_where(after, |byte| byte != b'=');
+        let padded = rest.get(..word.len() + padding.len()).unwrap_or_default();
+        if !word.is_empty() && (auth.recognizes(word) || auth.recognizes(padded)) {
+            return true;
+        }
+        // Between two words is at least one other character.
+        rest = if padded.is_empty() { after.get(1..).unwrap_or_default() } else { after };
+    }
+    false
+}
+
+/// `text` before and from the first byte that is `other`.
+fn split_where(text: &[u8], other: impl Fn(u8) -> bool) -> (&[u8], &[u8]) {
+    let end = text.iter().position(|&byte| other(byte)).unwrap_or(text.len());
+    text.split_at(end)
 }
 
 /// The user and password of `Basic`.
@@ -58,9 +79,4 @@ pub(super) fn basic(value: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     STANDARD.decode(credentials.trim_ascii()).ok()
-}
-
-/// The runs of characters that keys may consist of.
-fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(|&byte| !is_bearer_symbol(byte)).filter(|word| !word.is_empty())
 }

@@ -1,5 +1,4 @@
-use std::fmt;
-
+use super::form::Form;
 use crate::auth::RejectionKind;
 
 /// What a client did wrong when it sent its key, as far as the layer recognises it.
@@ -9,14 +8,17 @@ pub(in crate::layer) enum Mistake {
     SeveralKeys,
     /// Quotes, spaces and other characters that are not part of a bearer token.
     Characters,
-    /// `Bearer Bearer <key>`.
+    /// `Bearer Bearer <key>`, or `Api-Key Bearer <key>`.
     RepeatedScheme,
     /// `X-Api-Key: Bearer <key>`.
     UnexpectedScheme,
     /// `Authorization: <key>`.
     NoScheme,
-    /// `Authorization: Token <key>`, or a key as the user or password of `Basic`.
+    /// `Authorization: Token <key>`, or a key as the user or password of `Basic`, where these are not
+    /// read.
     OtherScheme,
+    /// A password beside the key as user name of `Basic`, or no user name.
+    UserName,
     /// A key in a header that the layer does not read.
     OtherHeader,
     /// A key in the query of the URL.
@@ -26,13 +28,14 @@ pub(in crate::layer) enum Mistake {
 }
 
 impl Mistake {
-    pub(in crate::layer) const ALL: [Self; 9] = [
+    pub(in crate::layer) const ALL: [Self; 10] = [
         Self::SeveralKeys,
         Self::Characters,
         Self::RepeatedScheme,
         Self::UnexpectedScheme,
         Self::NoScheme,
         Self::OtherScheme,
+        Self::UserName,
         Self::OtherHeader,
         Self::Url,
         Self::JsonWebToken,
@@ -48,7 +51,7 @@ impl Mistake {
     /// One sentence for the client. `form` is how it should send the key.
     ///
     /// It contains no quote and no backslash, so that it can be an `error_description`.
-    pub(super) fn advice(self, form: &impl fmt::Display) -> String {
+    pub(super) fn advice(self, form: &Form<'_>) -> String {
         match self {
             Self::SeveralKeys => {
                 format!("The request has more than one API key: send exactly one, as {form}.")
@@ -57,18 +60,25 @@ impl Mistake {
                 "The API key has characters in or around it that no key has: send it as {form}, \
                  without quotes or spaces."
             ),
+            Self::RepeatedScheme if form.has_one_scheme() => {
+                format!("{} comes twice: send the API key as {form}.", form.schemes())
+            }
             Self::RepeatedScheme => {
-                format!("`Bearer` comes twice: send the API key as {form}.")
+                format!("The API key has two schemes before it: send it as {form}.")
             }
             Self::UnexpectedScheme => {
                 format!("This header takes the API key alone: send it as {form}.")
             }
             Self::NoScheme => {
-                format!("The API key has no `Bearer` before it: send it as {form}.")
+                format!("The API key has no {} before it: send it as {form}.", form.schemes())
             }
             Self::OtherScheme => {
-                format!("The API key has another scheme than `Bearer`: send it as {form}.")
+                let schemes = form.schemes();
+                format!("The API key has another scheme than {schemes}: send it as {form}.")
             }
+            Self::UserName => format!(
+                "`Basic` takes the API key as user name, with an empty password: send it as {form}."
+            ),
             Self::OtherHeader => {
                 format!("The API key is in a header that is not read: send it as {form}.")
             }

@@ -39,6 +39,8 @@ pub const MILLI: Duration = Duration::from_millis(1);
 
 /// The challenges of the default realm.
 pub const MISSING: &str = r#"Bearer realm="api""#;
+/// The challenge for a key in `X-Api-Key`.
+pub const MISSING_IN_HEADER: &str = r#"ApiKey realm="api", header="x-api-key""#;
 pub const SEVERAL_KEYS: &str = r#"Bearer realm="api", error="invalid_request", error_description="The request has more than one API key: send exactly one, as `Authorization: Bearer <key>`.""#;
 pub const WRONG_CHARACTERS: &str = r#"Bearer realm="api", error="invalid_request", error_description="The API key has characters in or around it that no key has: send it as `Authorization: Bearer <key>`, without quotes or spaces.""#;
 pub const INVALID_TOKEN: &str =
@@ -246,8 +248,13 @@ impl Answer {
 
     /// Whether the challenge says `invalid_request`, for whatever mistake.
     pub fn is_invalid_request(&self) -> bool {
-        let prefix = r#"Bearer realm="api", error="invalid_request", error_description=""#;
-        self.challenge().is_some_and(|challenge| challenge.starts_with(prefix))
+        self.is_invalid_request_of(r#"Bearer realm="api""#)
+    }
+
+    /// The same where another scheme is asked for first.
+    pub fn is_invalid_request_of(&self, first: &str) -> bool {
+        let prefix = format!(r#"{first}, error="invalid_request", error_description=""#);
+        self.challenge().is_some_and(|challenge| challenge.starts_with(&prefix))
     }
 
     pub fn json(&self) -> serde_json::Value {

@@ -22,12 +22,12 @@ use tower_api_key::{
     auth::{Attempt, Event},
     clock::SystemClock,
     key::{
-        AcceptedFormat, Alphabet, ImportedFormat, KeyFormat, KeyHash, KeyMask, LegacyHash,
-        MaskingWriter, RngError,
+        AcceptedFormat, Alphabet, Digest, ImportedFormat, KeyFormat, KeyHash, KeyMask, LegacyHash,
+        MaskingWriter, Pepper, RngError,
     },
     layer::{
-        ClientAddress, ConcurrencyLimit, Cost, DrainRejected, Granted, RateClass, UntilKeyEnds,
-        UntilKeyEndsLayer,
+        ClientAddress, ConcurrencyLimit, Cost, DrainRejected, Granted, RateClass, Scheme,
+        UntilKeyEnds, UntilKeyEndsLayer,
     },
     manage::{Actor, Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, port::Subject},
@@ -94,6 +94,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Change", Ids),
     ("ChangedKey", Ids),
     ("Changes", Ids),
+    ("CharacterSet", NoText),
     ("Check", NoText),
     ("CheckFuture", ASecret),
     ("ClientAddress", ASecret),
@@ -111,6 +112,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Decision", NoText),
     ("Decisions", NoText),
     ("DeclaredScope", Names),
+    ("Digest", ASecret),
     ("DrainRejected", NoText),
     ("DrainRejectedBody", ASecret),
     ("DrainRejectedFuture", ASecret),
@@ -126,12 +128,14 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Granted", ASecret),
     ("GuardedRoutes", ASecret),
     ("Health", NoText),
+    ("IdPart", Names),
     ("IdempotencyRecord", Ids),
     ("Imported", ASecret),
     ("ImportedFormat", ASecret),
     ("InvalidAction", ASecret),
     ("InvalidCachePolicy", NoText),
     ("InvalidCatalog", Names),
+    ("InvalidDigest", ASecret),
     ("InvalidExpiry", ASecret),
     ("InvalidFormat", ASecret),
     ("InvalidHash", ASecret),
@@ -147,6 +151,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("InvalidRealm", ASecret),
     ("InvalidRedisRateLimiter", ASecret),
     ("InvalidRow", ASecret),
+    ("InvalidScheme", ASecret),
     ("InvalidScope", ASecret),
     ("InvalidStatus", ASecret),
     ("InvalidTag", ASecret),
@@ -203,6 +208,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("OutagePolicy", NoText),
     ("PeerAddr", NoText),
     ("PendingAttempt", ASecret),
+    ("Pepper", ASecret),
     ("PgChangeFeed", ASecret),
     ("PgKeyStore", ASecret),
     ("PgKeyStoreBuilder", ASecret),
@@ -234,6 +240,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("RngError", ASecret),
     ("Rotated", ASecret),
     ("Rotation", ASecret),
+    ("Scheme", Names),
     ("Scope", Names),
     ("ScopeCatalog", Names),
     ("Scopes", Names),
@@ -457,6 +464,7 @@ async fn no_public_type_that_may_hold_a_secret_prints_one() {
 }
 
 fn of_keys(heard: &mut Heard, key: &str) {
+    say!(heard: Pepper::new(key), Digest::hmac_sha256(Pepper::new(key)));
     let presented = format().parse(key.as_bytes()).unwrap();
     let imported = ImportedFormat::new("", Alphabet::Hex, 64).unwrap();
     let mut writer = MaskingWriter::new(std::io::sink(), format());
@@ -474,6 +482,10 @@ fn of_keys(heard: &mut Heard, key: &str) {
         KeyFormat::new(key).unwrap_err(),
         key.parse::<KeyHash>().unwrap_err(),
         key.parse::<LegacyHash>().unwrap_err(),
+        key.parse::<ImportedFormat>().unwrap_err(),
+        Digest::salted_sha256(key.as_bytes(), key.as_bytes()),
+        Digest::sha512().stored_hash_of_text(key).unwrap_err(),
+        Scheme::new(&format!("{key} ")).unwrap_err(),
         RngError::new("no entropy"),
     );
 }

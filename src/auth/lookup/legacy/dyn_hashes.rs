@@ -27,7 +27,6 @@ pub(super) trait DynHashes: Send + Sync {
 }
 
 /// What became of a key.
-#[expect(clippy::large_enum_variant, reason = "made once in the life of a key")]
 pub(super) enum Replaced {
     Moved(KeyRecord),
     /// Another node moved it first.

@@ -45,13 +45,12 @@ impl Core {
         let scan = tokio::spawn(Arc::clone(self).scan(scanning, presented, class));
         match timeout(PATIENCE, scan).await {
             Ok(Ok(Ok(fetched))) => Ok(fetched),
-            Ok(Ok(Err(Failed::Busy))) | Err(_) => Err(busy()),
             Ok(Ok(Err(Failed::Store(error)))) => {
                 legacy.errors.warn("legacy hash look-up failed", &error, self.clock.monotonic());
                 Err(Rejection::store_unavailable(error))
             }
-            // It panicked, or its runtime is shutting down.
-            Ok(Err(_)) => Err(busy()),
+            // It takes longer, it panicked, or its runtime is shutting down.
+            Ok(Ok(Err(Failed::Busy)) | Err(_)) | Err(_) => Err(busy()),
         }
     }
 
