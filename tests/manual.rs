@@ -128,6 +128,7 @@ fn each_bound_names_a_test_that_is_there() {
         ("observability.md", 15),
         ("shadow.md", 15),
         ("testing.md", 19),
+        ("your_tables.md", 18),
     ];
     for (page, least) in pages {
         let text = fs::read_to_string(root().join("src/manual").join(page)).unwrap();
@@ -246,8 +247,9 @@ fn source_of(name: &str) -> String {
     let file = format!("{name}.rs");
     let entries = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
     let folders = entries.filter(|path| path.join("main.rs").exists() && !path.ends_with("soak"));
-    let found: Vec<PathBuf> = [folder, root().join("cli/tests/cli")]
-        .into_iter()
+    let outside = ["cli/tests/cli", "examples/adopting-service/tests"].map(|it| root().join(it));
+    let found: Vec<PathBuf> = std::iter::once(folder)
+        .chain(outside)
         .chain(folders)
         .map(|it| it.join(&file))
         .filter(|it| it.exists())

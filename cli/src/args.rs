@@ -2,8 +2,8 @@ use clap::{Parser, Subcommand};
 
 use super::{
     change::Update, doctor::Doctor, global::Global, import::Import, issue::Issue, list,
-    manual::Completions, plan::Plan, prune::Prune, reconcile::Reconcile, revoke::Revoke,
-    rotate::Rotate, verify::Verify,
+    manual::Completions, migrate::Migrate, plan::Plan, prune::Prune, reconcile::Reconcile,
+    revoke::Revoke, rotate::Rotate, verify::Verify,
 };
 
 const EXIT_CODES: &str = "\
@@ -66,11 +66,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Create the database's tables or bring them up to date
-    ///
-    /// Any number of processes may do so at once. If the tables are up to date, nothing is locked.
-    /// Only this command creates a missing SQLite file.
-    Migrate,
+    Migrate(Migrate),
     Issue(Issue),
     List(list::List),
     Show(list::Show),

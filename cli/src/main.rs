@@ -12,6 +12,7 @@ mod import;
 mod issue;
 mod list;
 mod manual;
+mod migrate;
 mod output;
 mod places;
 mod plan;
@@ -22,6 +23,7 @@ mod reconcile;
 mod revoke;
 mod rotate;
 mod session;
+mod timestamps;
 mod usage_errors;
 mod values;
 mod verify;
@@ -61,9 +63,11 @@ fn on_a_store(cli: Cli) -> Result<ExitCode, Failure> {
         if let Command::Doctor(doctor) = &command {
             return doctor::run(doctor, &global).await;
         }
-        let session = Session::begin(global, matches!(command, Command::Migrate)).await?;
+        if let Command::Migrate(migrate) = command {
+            return migrate::run(migrate, global).await;
+        }
+        let session = Session::begin(global, false).await?;
         match command {
-            Command::Migrate => session.migrate().await,
             Command::Issue(issue) => issue::run(issue, &session).await,
             Command::List(list) => list::keys(list, &session).await,
             Command::Show(show) => list::key(show, &session).await,
@@ -76,7 +80,9 @@ fn on_a_store(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Import(import) => import::run(import, &session).await,
             Command::Prune(prune) => prune::run(prune, &session).await,
             Command::Verify(verify) => return verify::run(verify, &session).await,
-            Command::Doctor(_) | Command::Completions(_) | Command::Man => Ok(()),
+            Command::Migrate(_) | Command::Doctor(_) | Command::Completions(_) | Command::Man => {
+                Ok(())
+            }
         }
         .map(|()| ExitCode::SUCCESS)
     })

@@ -4,7 +4,7 @@ use tower_api_key::{
     store::{Finding, KeyStore, PgKeyStore, SqliteKeyStore},
 };
 
-use super::{failure::Failure, global::Global, identity, output};
+use super::{failure::Failure, global::Global, identity};
 
 /// A connected store and the global options.
 pub(crate) struct Session {
@@ -22,18 +22,6 @@ impl Session {
     pub(crate) async fn begin(global: Global, may_create: bool) -> Result<Self, Failure> {
         let store = Store::connect(&global, may_create).await?;
         Ok(Self { global, store })
-    }
-
-    pub(crate) async fn migrate(&self) -> Result<(), Failure> {
-        match &self.store {
-            Store::Postgres(store) => store.migrate().await?,
-            Store::Sqlite(store) => store.migrate().await?,
-        }
-        if self.global.json {
-            return output::line(r#"{"up_to_date":true}"#);
-        }
-        output::note("the tables are up to date");
-        Ok(())
     }
 
     /// An issuer on this store that acts as the program's user.

@@ -23,7 +23,7 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIEN
 pub struct KeyHash([u8; 32]);
 
 impl KeyHash {
-    pub(super) fn of(key: &[u8]) -> Self {
+    pub(crate) fn of(key: &[u8]) -> Self {
         Self(Sha256::digest(key).into())
     }
 

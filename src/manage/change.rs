@@ -52,6 +52,33 @@ impl KeyIssuer {
     where
         W: AsyncFnOnce(&mut Change, Vec<KeyRecord>) -> Result<T, ManageError>,
     {
+        let (done, change) = self.uncommitted(action, targets, work).await?;
+        change.commit().await?;
+        Ok(done)
+    }
+
+    /// Runs `work` as [`change`](Self::change) does, in a transaction that is rolled back.
+    pub(super) async fn rehearse<T, W>(
+        self,
+        action: &'static str,
+        work: W,
+    ) -> Result<T, ManageError>
+    where
+        W: AsyncFnOnce(&mut Change, Vec<KeyRecord>) -> Result<T, ManageError>,
+    {
+        let (done, _) = self.uncommitted(action, Vec::new(), work).await?;
+        Ok(done)
+    }
+
+    async fn uncommitted<T, W>(
+        self,
+        action: &'static str,
+        targets: Vec<KeyId>,
+        work: W,
+    ) -> Result<(T, Change), ManageError>
+    where
+        W: AsyncFnOnce(&mut Change, Vec<KeyRecord>) -> Result<T, ManageError>,
+    {
         let mut attempt = Attempt::to(action);
         if let [id] = targets[..] {
             attempt.key_id = Some(id);
@@ -66,10 +93,7 @@ impl KeyIssuer {
             Err(error) => Err(error),
         };
         match outcome {
-            Ok(done) => {
-                change.commit().await?;
-                Ok(done)
-            }
+            Ok(done) => Ok((done, change)),
             Err(error) => Err(change.abandon(error).await?),
         }
     }

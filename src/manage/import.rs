@@ -1,16 +1,25 @@
-use std::time::SystemTime;
+use std::{
+    collections::{HashMap, HashSet},
+    time::SystemTime,
+};
 
 use super::{
-    KeyIssuer, ManageError, NewKey,
+    Expiry, KeyIssuer, ManageError, NewKey,
+    change::Change,
+    issue::last4,
     legacy_import::{self, Legacy},
     new_key::whole_micros,
     text,
 };
 use crate::{
-    key::{KeyHash, LegacyHash, is_bearer_symbol},
+    key::{AcceptedFormat, KeyHash, LegacyHash, is_bearer_symbol},
     record::{KeyAction, KeyId, KeyRecord},
     store::port::Usage,
 };
+
+/// As few characters as 128 bits of letters and digits take.
+const MIN_KEY_LEN: usize = 22;
+const MAX_KEY_LEN: usize = 256;
 
 /// A key that was issued elsewhere, by its hash. Its owner can keep using it unchanged.
 ///
@@ -22,26 +31,40 @@ pub struct KeyImport {
     legacy_hash: Option<LegacyHash>,
     legacy_hint: Option<String>,
     new: NewKey,
+    id: Option<KeyId>,
     key_prefix: String,
     key_last4: String,
     is_active: bool,
     created_at: Option<SystemTime>,
     last_used_at: Option<SystemTime>,
+    revoked: Option<Revoked>,
+}
+
+#[derive(Clone, Debug)]
+struct Revoked {
+    /// `None`: at the time of the import.
+    at: Option<SystemTime>,
+    reason: Option<String>,
 }
 
 impl KeyImport {
     /// The key with the SHA-256 `hash`, with the properties of `new`.
+    ///
+    /// Unlike a new key, it may have expired already: requests with it are then refused as those of
+    /// an expired key instead of as those of an unknown one.
     pub fn new(hash: KeyHash, new: NewKey) -> Self {
         Self {
             hash,
             legacy_hash: None,
             legacy_hint: None,
             new,
+            id: None,
             key_prefix: String::new(),
             key_last4: String::new(),
             is_active: true,
             created_at: None,
             last_used_at: None,
+            revoked: None,
         }
     }
 
@@ -63,6 +86,36 @@ impl KeyImport {
     /// which takes seconds.
     pub fn legacy_hint(self, hint: impl Into<String>) -> Self {
         Self { legacy_hint: Some(hint.into()), ..self }
+    }
+
+    /// The key itself, which is hashed at once and not kept: as the first of `formats` that it has,
+    /// or by SHA-256 if there are none. `formats` are those that the service accepts. `key_prefix` is
+    /// the beginning of the key, for display; it may be empty. The last four characters are kept as
+    /// its [hint](Self::hint), as those of a new key.
+    ///
+    /// # Errors
+    ///
+    /// When the key has none of the formats, has characters that no request can carry, or does not
+    /// begin with `key_prefix`; without formats, when it has fewer than 22 or more than 256
+    /// characters. 22 letters and digits are 128 bits: shorter keys can be guessed (OWASP ASVS
+    /// 7.2.3). The error does not quote the key.
+    pub fn from_key(
+        key: &str,
+        key_prefix: &str,
+        formats: &[AcceptedFormat],
+        new: NewKey,
+    ) -> Result<Self, ManageError> {
+        let hash = hash_of(key, formats).map_err(|detail| ManageError::invalid("key", detail))?;
+        if !key.starts_with(key_prefix) {
+            return Err(ManageError::invalid("key", "must begin with its prefix"));
+        }
+        Ok(Self::new(hash, new).hint(key_prefix, last4(key)))
+    }
+
+    /// Its id, such as the one that it has in the other system. Lists of keys are in the order of
+    /// ids, and only ids of version 7 are in the order of time. Default: a new id.
+    pub fn id(self, id: KeyId) -> Self {
+        Self { id: Some(id), ..self }
     }
 
     /// The prefix and the last four characters of the key, by which its owner recognizes it.
@@ -89,6 +142,13 @@ impl KeyImport {
         Self { last_used_at: Some(at), ..self }
     }
 
+    /// Makes the key revoked, as it is in the other system. `at` must not be in the future; without
+    /// it, the key is revoked at the time of the import. Default: it is not revoked.
+    pub fn revoked(self, at: Option<SystemTime>, reason: Option<&str>) -> Self {
+        let reason = reason.map(str::to_owned);
+        Self { revoked: Some(Revoked { at, reason }), ..self }
+    }
+
     fn legacy(&self) -> Option<Legacy<'_>> {
         let hash = self.legacy_hash.as_ref()?;
         Some(Legacy { hash, hint: self.legacy_hint.as_deref() })
@@ -96,9 +156,21 @@ impl KeyImport {
 
     fn record(&self, issuer: &KeyIssuer) -> Result<KeyRecord, ManageError> {
         let mut record = issuer.make_record(self.hash, &self.new.consumer_id)?;
-        self.new.fill(&mut record, &issuer.actor.name)?;
+        self.new.fill(&mut record, &issuer.actor.name, resolve_imported)?;
         let now = record.created_at;
-        for (field, at) in [("created_at", self.created_at), ("last_used_at", self.last_used_at)] {
+        if let Some(id) = self.id {
+            // The zero UUID stands for every key in the change log.
+            if id.as_u128() == 0 {
+                return Err(ManageError::invalid("id", "must not be the zero UUID"));
+            }
+            (record.id, record.root_id) = (id, id);
+        }
+        let revoked_at = self.revoked.as_ref().and_then(|revoked| revoked.at);
+        for (field, at) in [
+            ("created_at", self.created_at),
+            ("last_used_at", self.last_used_at),
+            ("revoked_at", revoked_at),
+        ] {
             if at.is_some_and(|at| at > now) {
                 return Err(ManageError::invalid(field, "must not be in the future"));
             }
@@ -111,7 +183,9 @@ impl KeyImport {
         }
         text::check("key_last4", &self.key_last4)?;
         for (field, part) in [("key_prefix", &self.key_prefix), ("key_last4", &self.key_last4)] {
-            if !part.bytes().all(is_bearer_symbol) {
+            // Base64 ends in `=`.
+            let is_symbol = |byte| is_bearer_symbol(byte) || (field == "key_last4" && byte == b'=');
+            if !part.bytes().all(is_symbol) {
                 let detail = "must consist of the characters of a bearer token, letters, digits and \
                     -._~+/: no request can carry a key with others";
                 return Err(ManageError::invalid(field, detail));
@@ -123,8 +197,47 @@ impl KeyImport {
         record.key_prefix.clone_from(&self.key_prefix);
         record.key_last4.clone_from(&self.key_last4);
         record.is_active = self.is_active;
+        if let Some(Revoked { at, reason }) = &self.revoked {
+            text::check_some("revoked_reason", reason.as_deref())?;
+            record.revoked_at = Some(at.map_or(now, whole_micros));
+            record.revoked_reason.clone_from(reason);
+        }
         Ok(record)
     }
+}
+
+/// The hash to store for a key.
+fn hash_of(key: &str, formats: &[AcceptedFormat]) -> Result<KeyHash, &'static str> {
+    if !formats.is_empty() {
+        let presented = formats.iter().find_map(|format| format.parse(key.as_bytes()).ok());
+        let presented = presented.map(|presented| presented.hash());
+        return presented.ok_or("must be of a format that the service accepts");
+    }
+    if key.len() < MIN_KEY_LEN {
+        return Err(
+            "must have at least 22 characters: a shorter key can be guessed; issue a new one",
+        );
+    }
+    if key.len() > MAX_KEY_LEN {
+        return Err("must not have more than 256 characters");
+    }
+    if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("must consist of visible ASCII characters: no request can carry others");
+    }
+    Ok(KeyHash::of(key.as_bytes()))
+}
+
+/// The expiry of an imported key, which may be in the past.
+fn resolve_imported(expiry: Expiry, now: SystemTime) -> Result<Option<SystemTime>, ManageError> {
+    match expiry {
+        Expiry::At(at) if at < now => Ok(Some(whole_micros(at))),
+        expiry => expiry.resolve_at(now),
+    }
+}
+
+/// Whether requests with the key are refused for good, whatever its other properties.
+fn has_ended(record: &KeyRecord, now: SystemTime) -> bool {
+    record.revoked_at.is_some() || record.expires_at.is_some_and(|end| end <= now)
 }
 
 /// The result of an import.
@@ -141,58 +254,72 @@ impl KeyIssuer {
     /// Imports a batch of keys: all of them, or none if one is invalid or denied. Known hashes are
     /// skipped, legacy hashes also after their keys have moved, so that an interrupted import can be restarted.
     ///
-    /// A good batch has 1,000 keys: one transaction that takes a fraction of a second.
+    /// A good batch has 1,000 keys: one transaction that takes a fraction of a second. The
+    /// [issue policy](Self::policy) does not concern keys that were revoked or have expired.
     ///
     /// # Errors
     ///
     /// When a key is invalid or a rule of the database refuses it, with its
-    /// [index](ManageError::index), or as [`issue`](Self::issue).
+    /// [index](ManageError::index); [`Conflict`](super::ManageErrorKind::Conflict) with its index
+    /// when another key has its [id](KeyImport::id); or as [`issue`](Self::issue).
     pub async fn import(&self, batch: Vec<KeyImport>) -> Result<Imported, ManageError> {
         self.detached(self.clone().import_now(batch)).await
     }
 
+    /// What [`import`](Self::import) would do, and the error that it would return. Nothing is
+    /// stored: the transaction is rolled back. Keys of earlier batches that were only tried count
+    /// as unknown, and the ids of new keys are different in each call.
+    ///
+    /// # Errors
+    ///
+    /// As [`import`](Self::import).
+    pub async fn try_import(&self, batch: Vec<KeyImport>) -> Result<Imported, ManageError> {
+        self.detached(self.clone().try_import_now(batch)).await
+    }
+
     async fn import_now(self, batch: Vec<KeyImport>) -> Result<Imported, ManageError> {
-        let record =
-            |(at, key): (usize, &KeyImport)| key.record(&self).map_err(|error| error.at(at));
-        let records = batch.iter().enumerate().map(record).collect::<Result<Vec<_>, _>>()?;
-        let imported_at = self.now();
-        let imported = self.clone().change("import", Vec::new(), async |change, _| {
-            for (at, (record, key)) in records.iter().zip(&batch).enumerate() {
-                let granted = change
-                    .check_reach(&record.consumer_id)
-                    .and_then(|()| change.check_issue(record))
-                    .and_then(|()| change.check_scopes(None, record))
-                    .and_then(|()| change.check_grant(record))
-                    .and_then(|()| {
-                        change.check_policy_since(record, imported_at, key.new.reason.as_deref())
-                    });
-                granted.map_err(|error| error.at(at))?;
-            }
-            let legacy: Vec<_> = batch.iter().map(KeyImport::legacy).collect();
-            let keys = legacy_import::insert(change, &records, &legacy).await?;
-            change.check_quotas(&records).await?;
-            let mut inserted = keys.iter().copied().collect::<std::collections::HashSet<_>>();
-            let mut imported = Imported::default();
-            for (record, key) in records.iter().zip(&batch) {
-                if inserted.remove(&record.id) {
-                    imported.keys.push(record.id);
-                    change.note(KeyAction::Imported, None, record, key.new.reason.as_deref());
-                } else {
-                    imported.known += 1;
-                }
-            }
-            Ok(imported)
-        });
+        let records = self.imported_records(&batch)?;
+        let imported = self
+            .clone()
+            .change("import", Vec::new(), async |change, _| change.import(&records, &batch).await);
         match imported.await {
             Ok(imported) => {
                 self.import_usage(&records, &batch, &imported.keys).await?;
                 Ok(imported)
             }
-            Err(error) if error.is_of_a_key() => match self.first_refused(&records).await? {
-                Some(at) => Err(ManageError::refused(error).at(at)),
-                None => Err(error),
-            },
-            Err(error) => Err(error),
+            Err(error) => Err(self.blame_imported(error, &records).await?),
+        }
+    }
+
+    async fn try_import_now(self, batch: Vec<KeyImport>) -> Result<Imported, ManageError> {
+        let records = self.imported_records(&batch)?;
+        let tried = self
+            .clone()
+            .rehearse("import", async |change, _| change.import(&records, &batch).await);
+        match tried.await {
+            Ok(imported) => Ok(imported),
+            Err(error) => Err(self.blame_imported(error, &records).await?),
+        }
+    }
+
+    fn imported_records(&self, batch: &[KeyImport]) -> Result<Vec<KeyRecord>, ManageError> {
+        let record =
+            |(at, key): (usize, &KeyImport)| key.record(self).map_err(|error| error.at(at));
+        batch.iter().enumerate().map(record).collect()
+    }
+
+    /// The error of an import, with the index of the key that the database refuses.
+    async fn blame_imported(
+        &self,
+        error: ManageError,
+        records: &[KeyRecord],
+    ) -> Result<ManageError, ManageError> {
+        if !error.is_of_a_key() {
+            return Ok(error);
+        }
+        match self.first_refused(records).await? {
+            Some(at) => Ok(ManageError::refused(error).at(at)),
+            None => Ok(error),
         }
     }
 
@@ -216,5 +343,82 @@ impl KeyIssuer {
             return Ok(());
         }
         Ok(self.store.record_usage(&usage).await?)
+    }
+}
+
+impl Change {
+    /// Inserts keys that were issued elsewhere.
+    async fn import(
+        &mut self,
+        records: &[KeyRecord],
+        batch: &[KeyImport],
+    ) -> Result<Imported, ManageError> {
+        let now = self.issuer.now();
+        for (at, (record, key)) in records.iter().zip(batch).enumerate() {
+            let reason = key.new.reason.as_deref();
+            let granted = self
+                .check_reach(&record.consumer_id)
+                .and_then(|()| self.check_issue(record))
+                .and_then(|()| self.check_scopes(None, record))
+                .and_then(|()| self.check_grant(record))
+                .and_then(|()| match has_ended(record, now) {
+                    true => Ok(()),
+                    false => self.check_policy_since(record, now, reason),
+                });
+            granted.map_err(|error| error.at(at))?;
+        }
+        let legacy: Vec<_> = batch.iter().map(KeyImport::legacy).collect();
+        let keys = legacy_import::insert(self, records, &legacy).await?;
+        self.check_quotas(records).await?;
+        let mut inserted = keys.iter().copied().collect::<HashSet<_>>();
+        let mut skipped = Vec::new();
+        let mut imported = Imported::default();
+        for (at, (record, key)) in records.iter().zip(batch).enumerate() {
+            if inserted.remove(&record.id) {
+                imported.keys.push(record.id);
+                self.note(KeyAction::Imported, None, record, key.new.reason.as_deref());
+            } else {
+                imported.known += 1;
+                skipped.extend(key.id.is_some().then_some(at));
+            }
+        }
+        self.check_imported_ids(records, &legacy, &skipped).await?;
+        Ok(imported)
+    }
+
+    /// Refuses a key that was skipped because of its id, not because of its hash.
+    async fn check_imported_ids(
+        &mut self,
+        records: &[KeyRecord],
+        legacy: &[Option<Legacy<'_>>],
+        skipped: &[usize],
+    ) -> Result<(), ManageError> {
+        let skipped: Vec<_> = skipped
+            .iter()
+            .filter_map(|at| Some((*at, records.get(*at)?, legacy.get(*at)?.as_ref())))
+            .collect();
+        if skipped.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = skipped.iter().map(|(_, record, _)| record.id).collect();
+        let stored = self.tx.lock(&ids).await?;
+        let stored: HashMap<_, _> = stored.iter().map(|key| (key.id, key.key_hash)).collect();
+        let is_other = |record: &KeyRecord| {
+            stored.get(&record.id).is_some_and(|hash| *hash != record.key_hash)
+        };
+        for (at, record, legacy) in skipped.into_iter().filter(|(_, it, _)| is_other(it)) {
+            // A key that has moved has another hash.
+            if let Some(legacy) = legacy
+                && !self.tx.known_legacy_hashes(&[legacy.hash.digest()]).await?.is_empty()
+            {
+                continue;
+            }
+            let detail = format!(
+                "another key has the id {}: import the key without an id, and it gets a new one",
+                record.id
+            );
+            return Err(ManageError::conflict(detail).of("id").at(at));
+        }
+        Ok(())
     }
 }

@@ -1,4 +1,4 @@
-use super::{KeyIssuer, ManageError, NewKey, change::Change};
+use super::{Expiry, KeyIssuer, ManageError, NewKey, change::Change};
 use crate::{
     key::{ApiKey, KeyHash},
     record::{KeyAction, KeyId, KeyRecord},
@@ -47,7 +47,7 @@ impl KeyIssuer {
 
     async fn attempt(&self, new: &NewKey) -> Result<Issued, ManageError> {
         let Issued { key, mut record } = self.make(&new.consumer_id)?;
-        new.fill(&mut record, &self.actor.name)?;
+        new.fill(&mut record, &self.actor.name, Expiry::resolve_at)?;
         let claim = self.claim(new.idempotency_key.as_deref(), new.fingerprint(), record.id)?;
         let reason = new.reason.clone();
         let change = self.clone().change("issue", Vec::new(), async move |change, _| {
@@ -98,7 +98,7 @@ impl Change {
     }
 }
 
-fn last4(key: &str) -> &str {
+pub(super) fn last4(key: &str) -> &str {
     key.get(key.len().saturating_sub(4)..).unwrap_or_default()
 }
 

@@ -187,8 +187,13 @@ impl NewKey {
     }
 
     /// Checks the request and fills in `record`. Durations count from its `created_at`; `actor` is
-    /// the default of `created_by`.
-    pub(super) fn fill(&self, record: &mut KeyRecord, actor: &str) -> Result<(), ManageError> {
+    /// the default of `created_by`; `resolve` computes the instant of the expiry.
+    pub(super) fn fill(
+        &self,
+        record: &mut KeyRecord,
+        actor: &str,
+        resolve: impl FnOnce(Expiry, SystemTime) -> Result<Option<SystemTime>, ManageError>,
+    ) -> Result<(), ManageError> {
         text::check("consumer_id", &self.consumer_id)?;
         if self.consumer_id.is_empty() {
             return Err(ManageError::invalid("consumer_id", "must not be empty"));
@@ -200,7 +205,7 @@ impl NewKey {
         text::check_scopes(&self.scopes)?;
         text::check_quotas(self.rate_limits.as_ref())?;
         text::check_some("reason", self.reason.as_deref())?;
-        let expires_at = self.expiry.resolve_at(record.created_at)?;
+        let expires_at = resolve(self.expiry, record.created_at)?;
         if let (Some(begin), Some(end)) = (self.not_before, expires_at)
             && begin >= end
         {

@@ -10,6 +10,7 @@
 //! - [`browsers`]: how does a page send its key, and what can it read?
 //! - [`grpc`]: what do gRPC clients see, and how do I guard a tonic service?
 //! - [`observability`]: what do I see of it, and what do I alert on?
+//! - [`your_tables`]: how do our tables live beside yours, and what may your SQL count on?
 //! - [`shadow`]: what would be rejected, before anything is?
 //! - [`bounds`]: how much can the holder of a key create or send?
 //! - [`attacks`]: what may an attacker try, and what does it achieve?
@@ -62,3 +63,6 @@ pub mod shadow {}
 
 #[doc = include_str!("testing.md")]
 pub mod testing {}
+
+#[doc = include_str!("your_tables.md")]
+pub mod your_tables {}

@@ -194,8 +194,8 @@ impl History {
                 let detail = "there are tables, but not their history, `_api_key_migrations`: \
                     another program made them";
                 let advice = "if another migration tool created them from the library's \
-                    migrations, keep using that tool and never call `migrate`. If they belong to \
-                    something else, keep keys in a schema or a file of their own";
+                    migrations, run `api-key migrate --adopt`. If they belong to something else, \
+                    keep keys in a schema or a file of their own";
                 (Self::Foreign, Finding::warning(CHECK, detail, advice))
             }
             Ok(missing) if missing.len() == migrations.len() => (

@@ -132,6 +132,19 @@ pub(super) fn missing<'m>(
     Ok(missing)
 }
 
+/// The SQL of the `migrations` from version `from` on, for another migration tool. Each begins with a
+/// line that names it.
+pub(super) fn script(migrations: &[Migration], from: i64) -> Result<String, StoreError> {
+    let wanted: Vec<_> = migrations.iter().filter(|it| it.version >= from).collect();
+    if wanted.is_empty() {
+        let last = migrations.iter().map(|it| it.version).max().unwrap_or_default();
+        let problem = format!("there is no migration {from} yet: the last one is {last}");
+        return Err(StoreError::new(StoreErrorKind::Other).because(problem));
+    }
+    let text = |it: &&Migration| format!("-- tower-api-key {it}\n{}\n", it.sql.trim_end());
+    Ok(wanted.iter().map(text).collect::<Vec<_>>().join("\n"))
+}
+
 /// Turns an error during migration into a migration error, unless the store was just unavailable.
 pub(super) fn failed(error: StoreError) -> StoreError {
     match error.kind {
@@ -205,6 +218,17 @@ mod tests {
         };
         assert_eq!(error.kind(), StoreErrorKind::Migration);
         assert!(format!("{error:?}").contains("migration 1 (one) was changed"), "{error:?}");
+    }
+
+    #[test]
+    fn a_script_has_the_migrations_from_a_version_on() {
+        let script = |from| script(&[ONE, TWO], from);
+        let two = "-- tower-api-key migration 2 (two)\nc\n";
+        assert_eq!(script(2).unwrap(), two);
+        let both = format!("-- tower-api-key migration 1 (one)\na\nb\n\n{two}");
+        assert_eq!(script(0).unwrap(), both);
+        let error = script(3).unwrap_err();
+        assert!(format!("{error:?}").contains("the last one is 2"), "{error:?}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use super::{
+    StoreError, StoreErrorKind,
     doctor::{Finding, History, Severity},
     migrate::Migration,
 };
@@ -58,6 +59,23 @@ pub(super) fn compare(
         }
     }
     differences
+}
+
+/// Differences that an error lists.
+const LISTED: usize = 10;
+
+/// Refuses a structure that is not exactly that of the migrations, and names what differs.
+pub(super) fn require(expected: &[Part], found: &[Part]) -> Result<(), StoreError> {
+    let differences = differences(expected, found);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let mut listed: Vec<_> = differences.iter().take(LISTED).map(ToString::to_string).collect();
+    if let Some(more) = differences.len().checked_sub(LISTED).filter(|more| *more > 0) {
+        listed.push(format!("and {more} more"));
+    }
+    let problem = format!("not as the migrations make them: {}", listed.join("; "));
+    Err(StoreError::new(StoreErrorKind::Migration).because(problem))
 }
 
 /// The finding for the parts of these `kinds`, given the differences from `expected`.

@@ -11,10 +11,11 @@ use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::timeout};
 use tower_api_key::{
     Consumer,
-    key::{KeyFormat, KeyHash},
+    clock::{Clock as _, SystemClock},
+    key::{AcceptedFormat, KeyFormat, KeyHash},
     manage::{
-        Actor, Expiry, Issued, KeyImport, KeyIssuer, KeyUpdate, ManageError, ManageErrorKind,
-        NewKey, RevocationFilter, Revocations, Rotation,
+        Actor, Expiry, IssuePolicy, Issued, KeyImport, KeyIssuer, KeyUpdate, ManageError,
+        ManageErrorKind, NewKey, RevocationFilter, Revocations, Rotation,
     },
     rate_limit::{Quota, RateLimits},
     record::{KeyAction, KeyEvent, KeyId, KeyRecord, KeyStatus, Metadata, Scope, Scopes, TextRule},
@@ -101,6 +102,9 @@ on_every_store! {
     a_key_is_imported_by_its_hash
     an_import_that_was_interrupted_begins_again
     an_import_with_a_mistake_names_it_and_changes_nothing
+    an_imported_key_keeps_its_id_and_a_conflict_is_named
+    an_imported_key_that_has_ended_stays_ended
+    an_import_is_tried_without_storing_anything
     what_has_ended_is_pruned_in_batches
     a_caller_grants_what_it_holds
     a_caller_grants_no_more_than_it_holds
@@ -668,6 +672,107 @@ async fn an_import_with_a_mistake_names_it_and_changes_nothing(store: impl Manag
     }
     assert!(all(&issuer).await.is_empty());
     assert!(audit(&issuer).await.is_empty());
+}
+
+async fn an_imported_key_keeps_its_id_and_a_conflict_is_named(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    // Of version 4, as other systems have them.
+    let id: KeyId = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff".parse().unwrap();
+    let first = issuer.import(vec![imported(1, "acme").id(id)]).await.unwrap();
+    assert_eq!(first.keys, [id]);
+    let record = issuer.get(id).await.unwrap().record;
+    assert_eq!((record.id, record.root_id), (id, id));
+    let again = issuer.import(vec![imported(1, "acme").id(id)]).await.unwrap();
+    assert_eq!((again.keys.len(), again.known), (0, 1));
+
+    let other: KeyId = "6f9619ff-8b86-4d01-b42d-00cf4fc964fe".parse().unwrap();
+    for batch in [
+        vec![imported(1, "acme"), imported(2, "acme").id(id)],
+        vec![imported(2, "acme").id(other), imported(3, "acme").id(other)],
+    ] {
+        let error = issuer.import(batch.clone()).await.unwrap_err();
+        is(&error, ManageErrorKind::Conflict, Some("id"));
+        assert_eq!(error.index(), Some(1));
+        let error = issuer.try_import(batch).await.unwrap_err();
+        is(&error, ManageErrorKind::Conflict, Some("id"));
+    }
+    assert_eq!(all(&issuer).await.len(), 1);
+    let zero = KeyId::from_bytes([0; 16]);
+    let error = issuer.import(vec![imported(2, "acme").id(zero)]).await.unwrap_err();
+    is(&error, ManageErrorKind::Invalid, Some("id"));
+}
+
+async fn an_imported_key_that_has_ended_stays_ended(store: impl ManageKeys) {
+    let policy: Result<IssuePolicy, _> = r#"{ "rules": { "never_expires": "refused" } }"#.parse();
+    let issuer = issuer(store).policy(policy.unwrap());
+    let now = SystemClock::new().now();
+    let refused = issuer.import(vec![imported(1, "acme")]).await.unwrap_err();
+    is(&refused, ManageErrorKind::ExceedsPolicy, Some("expires_at"));
+    let at = SystemTime::UNIX_EPOCH + HOUR;
+    let keys = vec![
+        imported(1, "acme").revoked(Some(at), Some("leaked")),
+        imported(2, "acme").revoked(None, None),
+        imported_as(3, NewKey::new("acme", Expiry::At(at))),
+    ];
+    let imported_keys = issuer.import(keys).await.unwrap().keys;
+    let mut records = Vec::new();
+    for id in imported_keys {
+        records.push(issuer.get(id).await.unwrap().record);
+    }
+    assert_eq!(records[0].revoked_at, Some(at));
+    assert_eq!(records[0].revoked_reason.as_deref(), Some("leaked"));
+    assert!(records[1].revoked_at.unwrap() >= now - HOUR);
+    assert_eq!((records[2].revoked_at, records[2].expires_at), (None, Some(at)));
+    assert_eq!(records[2].status(now), KeyStatus::Expired);
+    let event = audit(&issuer).await.into_iter().find(|e| e.entry.key_id == Some(records[0].id));
+    let entry = event.unwrap().entry;
+    assert_eq!(entry.action, KeyAction::Imported);
+    let changes: Value = serde_json::from_str(&entry.changes.unwrap()).unwrap();
+    assert_eq!(changes["revoked_at"], json!({ "to": "1970-01-01T01:00:00Z" }));
+    for (key, field) in [
+        (imported(4, "acme").revoked(Some(now + 10_000 * HOUR), None), "revoked_at"),
+        (imported(4, "acme").revoked(None, Some("a\0b")), "revoked_reason"),
+    ] {
+        is(&issuer.import(vec![key]).await.unwrap_err(), ManageErrorKind::Invalid, Some(field));
+    }
+}
+
+async fn an_import_is_tried_without_storing_anything(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    issuer.import(vec![imported(0, "acme")]).await.unwrap();
+    let (keys, events) = (all(&issuer).await, audit(&issuer).await);
+    let at = SystemTime::UNIX_EPOCH + HOUR;
+    let batch = vec![imported(0, "acme"), imported(1, "acme").last_used_at(at)];
+    let tried = issuer.try_import(batch.clone()).await.unwrap();
+    assert_eq!((tried.keys.len(), tried.known), (1, 1));
+    let error = issuer.try_import(vec![imported(2, "acme"), imported(3, "")]).await.unwrap_err();
+    is(&error, ManageErrorKind::Invalid, Some("consumer_id"));
+    assert_eq!(error.index(), Some(1));
+    assert_eq!(all(&issuer).await.len(), keys.len());
+    assert_eq!(audit(&issuer).await, events);
+    assert_eq!(issuer.import(batch).await.unwrap().keys.len(), 1);
+}
+
+#[test]
+fn a_key_is_imported_as_it_is_without_being_kept() {
+    let key = "old_0123456789abcdefABCDEF";
+    let import = KeyImport::from_key(key, "old_", &[], new()).unwrap();
+    assert!(!format!("{import:?}").contains("0123456789abcdef"), "{import:?}");
+    for (key, prefix, problem) in [
+        ("0123456789abcdefABCDE", "", "at least 22"),
+        (&*"k".repeat(257), "", "256"),
+        ("0123456789abcdef ABCDEF", "", "visible ASCII"),
+        (key, "new_", "must begin with its prefix"),
+    ] {
+        let error = KeyImport::from_key(key, prefix, &[], new()).unwrap_err();
+        is(&error, ManageErrorKind::Invalid, Some("key"));
+        assert!(error.to_string().contains(problem), "{error}");
+        assert!(!error.to_string().contains(key), "{error}");
+    }
+    let format: AcceptedFormat = "hex:32".parse().unwrap();
+    let error = KeyImport::from_key(key, "", &[format], new()).unwrap_err();
+    is(&error, ManageErrorKind::Invalid, Some("key"));
+    assert!(error.to_string().contains("a format that the service accepts"), "{error}");
 }
 
 // Pruning.

@@ -2,148 +2,19 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
     os::unix::fs::{PermissionsExt as _, chown},
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, raw_sql};
-use tempfile::TempDir;
 
-use crate::servers::{
-    pgbouncer::PgBouncer,
-    postgres::{Database, Server},
-    unique,
-};
-use crate::wait::{Deadline, eventually};
+use crate::place::{Place, Said, count, hash, import_line, said, text};
+use crate::servers::{pgbouncer::PgBouncer, postgres::Server, unique};
+use crate::wait::eventually;
 
 const UNKNOWN_ID: &str = "0190d4c0-0000-7000-8000-000000000000";
-
-/// A database, and the folder that the program runs in.
-struct Place {
-    folder: TempDir,
-    url: String,
-    _database: Option<Database>,
-}
-
-/// The program's output.
-#[derive(Debug)]
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Place {
-    fn sqlite() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}/keys.db", folder.path().display());
-        Self { folder, url, _database: None }
-    }
-
-    async fn postgres() -> Self {
-        let database = Server::shared().database().await;
-        let url = database.url().to_owned();
-        Self { folder: tempfile::tempdir().unwrap(), url, _database: Some(database) }
-    }
-
-    /// One database of each kind, with its tables.
-    async fn all() -> Vec<Self> {
-        let all = vec![Self::sqlite(), Self::postgres().await];
-        for place in &all {
-            place.done("migrate");
-        }
-        all
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_api-key"));
-        command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
-        command.env_clear().env("USER", "ann").env("DATABASE_URL", &self.url);
-        command
-    }
-
-    fn run(&self, line: &str) -> Said {
-        self.fed(line, "")
-    }
-
-    /// Runs the program with `input` on standard input.
-    fn fed(&self, line: &str, input: &str) -> Said {
-        let arguments: Vec<_> = line.split_whitespace().collect();
-        let mut command = self.command(&arguments);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut running = command.spawn().unwrap();
-        // The program may end without reading its input.
-        let _ = running.stdin.take().unwrap().write_all(input.as_bytes());
-        said(running.wait_with_output().unwrap())
-    }
-
-    /// The output of a command that succeeds.
-    fn done(&self, line: &str) -> Said {
-        let said = self.run(line);
-        assert_eq!(said.code, 0, "{line}: {said:?}");
-        said
-    }
-
-    fn json(&self, line: &str) -> Value {
-        let said = self.done(&format!("{line} --json"));
-        assert_eq!(said.out.lines().count(), 1, "one object in one line: {said:?}");
-        serde_json::from_str(&said.out).unwrap()
-    }
-
-    /// Issues a key, and returns it with its id.
-    fn issue(&self, options: &str) -> (String, String) {
-        let answer = self.json(&format!("issue --consumer acme {options}"));
-        (text(&answer, "key"), text(&answer, "id"))
-    }
-
-    fn verify(&self, key: &str) -> (i32, Value) {
-        let said = self.fed("verify --json", &format!("{key}\n"));
-        assert!(!said.out.contains(key) && !said.err.contains(key), "{said:?}");
-        (said.code, serde_json::from_str(&said.out).unwrap_or_default())
-    }
-
-    async fn sql(&self, sql: &str) {
-        let sql = AssertSqlSafe(sql.to_owned());
-        if self.url.starts_with("sqlite") {
-            let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
-            raw_sql(sql).execute(&mut connection).await.unwrap();
-        } else {
-            let mut connection = PgConnection::connect(&self.url).await.unwrap();
-            raw_sql(sql).execute(&mut connection).await.unwrap();
-        }
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.folder.path().join(name), text).unwrap();
-    }
-
-    fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.folder.path().join(name)).unwrap()
-    }
-}
-
-fn said(output: Output) -> Said {
-    let code = output.status.code().unwrap_or(-1);
-    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
-    assert!(!err.contains('\u{1b}') && !out.contains('\u{1b}'), "colours in a pipe: {err}{out}");
-    Said { code, out, err }
-}
-
-fn text(value: &Value, field: &str) -> String {
-    value[field].as_str().unwrap_or_else(|| panic!("no `{field}` in {value}")).to_owned()
-}
-
-/// The hash of a key issued elsewhere.
-fn hash(number: usize) -> String {
-    format!("{number:064x}")
-}
-
-fn import_line(number: usize) -> String {
-    format!("{{\"hash\":\"{}\",\"consumer_id\":\"acme\",\"expires\":\"30d\"}}\n", hash(number))
-}
 
 #[tokio::test]
 async fn a_key_goes_through_its_whole_life() {
@@ -411,10 +282,6 @@ async fn a_key_goes_to_a_file_that_only_its_owner_reads() {
         let answer: Value = serde_json::from_str(&place.read("acme.json")).unwrap();
         assert_eq!(place.verify(&text(&answer, "key")).0, 0);
     }
-}
-
-fn count(place: &Place) -> usize {
-    place.json("list --limit 1000")["keys"].as_array().unwrap().len()
 }
 
 #[tokio::test]
@@ -827,32 +694,6 @@ async fn keys_that_the_application_refers_to_are_left_out_and_counted() {
 }
 
 #[tokio::test]
-async fn an_import_steps_over_what_the_database_refuses() {
-    for place in Place::all().await {
-        let refuse = if place.url.starts_with("sqlite") {
-            "create trigger decent before insert on api_keys when new.consumer_id = 'bad'
-            begin select raise(abort, 'not that one'); end"
-        } else {
-            "alter table api_keys add constraint not_that_one check (consumer_id <> 'bad')"
-        };
-        place.sql(refuse).await;
-        let lines: Vec<_> = (0..9)
-            .map(|number| match number {
-                3 | 7 => import_line(number).replace("acme", "bad"),
-                _ => import_line(number),
-            })
-            .collect();
-        place.write("keys.ndjson", &lines.concat());
-        let said = place.run("import keys.ndjson");
-        assert_eq!(said.code, 2, "{said:?}");
-        assert!(said.err.contains("line 4: ") && said.err.contains("3 imported"), "{said:?}");
-        let said = place.done("import keys.ndjson --skip-invalid");
-        assert!(said.err.contains("line 8: the database refuses this key"), "{said:?}");
-        assert!(said.err.contains("imported 4 keys"), "{said:?}");
-    }
-}
-
-#[tokio::test]
 async fn a_plan_that_is_changed_is_in_the_audit() {
     for place in Place::all().await {
         place.done("plan set pro 60/min");
@@ -878,69 +719,6 @@ async fn many_are_revoked_at_once() {
         let page = place.json("list --limit 2");
         let rest = place.json(&format!("list --limit 2 --after {}", text(&page, "next")));
         assert_eq!(rest["keys"].as_array().unwrap().len(), 1);
-    }
-}
-
-#[tokio::test]
-async fn an_import_stops_at_what_makes_no_sense_and_can_be_begun_again() {
-    for place in Place::all().await {
-        let secret = "old_0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefg";
-        let good: String = (0..2500).map(import_line).collect();
-        let bad = format!("{{\"hash\":\"{secret}\",\"consumer_id\":\"a\",\"expires\":\"1d\"}}\n");
-        place.write("keys", &format!("{good}{bad}{}", import_line(2500)));
-        let said = place.run("import keys");
-        assert_eq!(said.code, 2, "{said:?}");
-        assert!(said.err.contains("line 2501") && said.err.contains("2500 imported"), "{said:?}");
-        assert!(said.err.contains("sha256sum") && !said.err.contains(secret), "{said:?}");
-
-        let rest = place.json("import keys --skip-invalid");
-        assert_eq!(rest, serde_json::json!({ "imported": 1, "known": 2500, "invalid": 1 }));
-
-        for (line, problem) in [
-            ("{\"hash\":\"00\"}", "hash"),
-            ("{\"consumer_id\":\"a\",\"expires\":\"1d\"}", "`hash` is missing"),
-            (
-                &format!("{{\"hash\":\"{}\",\"consumer_id\":\"a\"}}", hash(1)),
-                "`expires` is missing",
-            ),
-            ("{\"color\":1}", "`color`"),
-            (&format!("{{\"{secret}\":1}}"), "one of its fields"),
-            (&import_line(1).replace("\"30d\"}\n", "\"30d\",\"is_active\":1}"), "is_active"),
-            ("nonsense", "column"),
-            (
-                &import_line(1).trim().replace("30d", "0d"),
-                "expires: a new key must have a lifetime",
-            ),
-            (
-                &format!(
-                    "{{\"hash\":\"{}\",\"consumer_id\":\"a\",\"expires\":\"1d\",\"plan\":\"a b\"}}",
-                    hash(9998)
-                ),
-                "plan",
-            ),
-            (
-                &format!("{{\"hash\":\"{}\",\"consumer_id\":\"\",\"expires\":\"1d\"}}", hash(9999)),
-                "consumer_id",
-            ),
-        ] {
-            let said = place.fed("import -", &format!("\n{}{line}\n", import_line(3000)));
-            assert_eq!(said.code, 2, "{said:?}");
-            assert!(said.err.contains("line 3") && said.err.contains(problem), "{said:?}");
-            assert!(!said.err.contains(secret), "{said:?}");
-        }
-        // The keys before it are there.
-        assert_eq!(
-            place.fed("import - --json", &import_line(3000)).out,
-            "{\"imported\":0,\"invalid\":0,\"known\":1}\n"
-        );
-
-        let sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        let one = format!(
-            "import --hash {sha} --consumer acme --expires never --name old --prefix old_ --last4 wxyz"
-        );
-        assert_eq!(place.json(&one)["imported"], 1);
-        assert_eq!(place.json(&one)["known"], 1);
-        assert_eq!(place.json("list --limit 1")["keys"][0]["key_last4"], "wxyz");
     }
 }
 
@@ -1118,155 +896,6 @@ async fn a_plan_is_defined_given_changed_and_removed() {
         assert!(again.err.contains("no such plan"), "{again:?}");
         assert_eq!(place.json("plan list")["plans"].as_array().unwrap().len(), 1);
     }
-}
-
-#[tokio::test]
-async fn a_key_that_was_imported_is_verified_and_rotated() {
-    let place = Place::sqlite();
-    place.done("migrate");
-    // SHA-256 of 64 times `7`, by another program.
-    let key = "7".repeat(64);
-    let output = Command::new("sh").args(["-c", "printf %s \"$0\" | sha256sum", &key]).output();
-    let hash = String::from_utf8(output.unwrap().stdout).unwrap();
-    let hash = hash.split_whitespace().next().unwrap();
-    place.done(&format!("import --hash {hash} --consumer acme --expires 1d"));
-    assert_eq!(place.fed("verify", &key).code, 5, "not a format that is let in");
-    assert_eq!(place.fed("verify --accept hex:64", &key).code, 0);
-    let id = text(&place.json("list")["keys"][0], "id");
-    assert!(text(&place.json(&format!("rotate {id}")), "key").starts_with("sk_live_"));
-}
-
-#[test]
-fn an_import_keeps_when_a_key_was_issued_and_last_used() {
-    let place = Place::sqlite();
-    place.done("migrate");
-    let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "30d" });
-    line["created_at"] = "2020-01-02T03:04:05Z".into();
-    line["last_used_at"] = "2021-01-01".into();
-    assert_eq!(place.fed("import -", &format!("{line}\n")).code, 0);
-    let key = &place.json("list")["keys"][0];
-    assert_eq!(key["created_at"], "2020-01-02T03:04:05Z");
-    assert_eq!(key["last_used_at"], "2021-01-01T00:00:00Z");
-    assert_eq!(key["status"], "active", "the lifetime counts from the import");
-}
-
-#[test]
-fn an_import_refuses_what_cannot_be_with_advice() {
-    let place = Place::sqlite();
-    place.done("migrate");
-    for (field, value, problem) in [
-        ("created_at", json!("2999-01-01"), "created_at: must not be in the future"),
-        ("last_used_at", json!("2999-01-01"), "last_used_at: must not be in the future"),
-        ("created_at", json!("soon"), "created_at: not a time"),
-        ("created_at", json!(1_577_934_245), "created_at: must be a string"),
-        ("id", json!(42), "keep the old one in `metadata`"),
-        ("prefix", json!("12|"), "no request can carry a key with others"),
-        ("last4", json!("a b"), "no request can carry a key with others"),
-    ] {
-        let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "30d" });
-        line[field] = value;
-        let said = place.fed("import -", &format!("{line}\n"));
-        assert!(said.code == 2 && said.err.contains(problem), "{said:?}");
-    }
-    assert_eq!(place.json("list")["keys"], json!([]));
-}
-
-#[test]
-fn null_is_left_out_of_an_import_and_a_key_can_be_imported_inactive() {
-    let place = Place::sqlite();
-    place.done("migrate");
-    let optional = [
-        "name",
-        "scopes",
-        "rate_limits",
-        "plan",
-        "metadata",
-        "not_before",
-        "created_by",
-        "prefix",
-        "last4",
-        "is_active",
-        "created_at",
-        "last_used_at",
-    ];
-    let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "1d" });
-    for field in optional {
-        line[field] = Value::Null;
-    }
-    let said = place.fed("import -", &format!("{line}\n"));
-    assert_eq!(said.code, 0, "{said:?}");
-    let key = &place.json("list")["keys"][0];
-    assert_eq!((&key["scopes"], &key["is_active"]), (&json!([]), &true.into()));
-
-    for (number, is_active, status) in [(2, true, "active"), (3, false, "inactive")] {
-        line["hash"] = hash(number).into();
-        line["is_active"] = is_active.into();
-        let said = place.fed("import -", &format!("{line}\n"));
-        assert_eq!(said.code, 0, "{said:?}");
-        assert_eq!(place.json("list")["keys"][0]["status"], status);
-    }
-}
-
-#[tokio::test]
-async fn an_import_that_is_killed_is_begun_again() {
-    for place in Place::all().await {
-        let lines = 20_000;
-        place.write("keys", &(0..lines).map(import_line).collect::<String>());
-        // Fed line by line, so that it is certainly in the middle.
-        let mut running = place.command(&["import", "-"]);
-        let mut running = running.stdin(Stdio::piped()).spawn().unwrap();
-        let mut stdin = running.stdin.take().unwrap();
-        let half: String = (0..5500).map(import_line).collect();
-        stdin.write_all(half.as_bytes()).unwrap();
-        let deadline = Deadline::of("a batch is imported");
-        while count(&place) < 1000 {
-            deadline.check();
-            tokio::task::yield_now().await;
-        }
-        running.kill().unwrap();
-        running.wait().unwrap();
-
-        let rest = place.json("import keys");
-        let (imported, known) =
-            (rest["imported"].as_u64().unwrap(), rest["known"].as_u64().unwrap());
-        assert_eq!(imported + known, lines as u64, "{rest}");
-        assert!(known >= 1000 && known.is_multiple_of(1000), "whole batches: {rest}");
-    }
-}
-
-#[tokio::test]
-async fn an_import_takes_no_more_memory_the_longer_it_is() {
-    let place = Place::postgres().await;
-    place.done("migrate");
-    let mut running = place.command(&["import", "-"]);
-    let mut running = running.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut stdin = running.stdin.take().unwrap();
-    let mut progress = BufReader::new(running.stderr.take().unwrap()).lines();
-    let feed = move |numbers: std::ops::Range<usize>, stdin: &mut std::process::ChildStdin| {
-        let mut stdin = std::io::BufWriter::new(stdin);
-        for number in numbers {
-            stdin.write_all(import_line(number).as_bytes()).unwrap();
-        }
-    };
-    feed(0..102_000, &mut stdin);
-    assert!(progress.next().unwrap().unwrap().starts_with("100000 keys"));
-    let early = peak_memory(running.id());
-    feed(102_000..204_000, &mut stdin);
-    assert!(progress.next().unwrap().unwrap().starts_with("200000 keys"));
-    let late = peak_memory(running.id());
-    drop(stdin);
-    assert!(progress.next().unwrap().unwrap().starts_with("imported 204000 keys"));
-    assert!(running.wait().unwrap().success());
-    assert!(late < early + 4096, "{early} KiB at first, {late} KiB in the end");
-    assert!(late < 64 * 1024, "{late} KiB");
-}
-
-/// In KiB.
-fn peak_memory(pid: u32) -> u64 {
-    let status = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"));
-    let status = status.unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// The severity of each check of the doctor, and its exit code.

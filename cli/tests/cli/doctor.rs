@@ -460,7 +460,7 @@ const STATES: &[State] = &[
     warning(
         "tables made by another migration tool",
         "drop table _api_key_migrations",
-        &["another program made them", "never call `migrate`"],
+        &["another program made them", "run `api-key migrate --adopt`"],
     ),
     problem(
         "a dropped trigger",

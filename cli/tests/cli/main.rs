@@ -10,4 +10,8 @@ mod wait;
 mod cli;
 mod doctor;
 mod getting_started;
+mod import;
+mod migrate;
+mod place;
 mod restore;
+mod your_tables;

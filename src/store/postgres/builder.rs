@@ -12,6 +12,7 @@ use super::{
     error::failed,
     lookup_pool::LookupPool,
     management::Management,
+    migrate,
     schema::{Schema, SchemaCell, Timeouts},
 };
 use crate::store::{StoreError, StoreErrorKind};
@@ -83,6 +84,22 @@ impl PgKeyStoreBuilder {
     /// Default: 5 s.
     pub fn statement_timeout(self, timeout: Duration) -> Self {
         Self { timeouts: Timeouts { statement: timeout, ..self.timeouts }, ..self }
+    }
+
+    /// The SQL of the migrations from version `from` on, for a service that keeps all SQL in a
+    /// migration tool of its own: put it into one migration of that tool, and
+    /// [adopt](PgKeyStore::adopt) the tables. A comment line names each migration.
+    ///
+    /// With a [`schema`](Self::schema), the SQL creates it, if version 1 is among them, and sets the
+    /// search path for its own statements; otherwise the tables go to the first schema on the
+    /// search path.
+    ///
+    /// # Errors
+    ///
+    /// When there is no migration from `from` on, or the schema name is invalid.
+    pub fn migration_sql(&self, from: i64) -> Result<String, StoreError> {
+        let schema = self.schema.as_deref().map(Schema::new).transpose()?;
+        migrate::script(schema.as_ref(), from)
     }
 
     /// A store in the database behind `pool`, like [`PgKeyStore::new`].

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::store::{
     StoreError,
-    migrate::{self, Applied},
+    migrate::{self, Applied, Migration},
 };
 
 pub(super) async fn bring_up_to_date(
@@ -17,13 +17,7 @@ pub(super) async fn bring_up_to_date(
     if migrate::missing(migrate::POSTGRES, &applied)?.is_empty() {
         return Ok(());
     }
-    // Later statements must see what earlier lock holders committed, whatever the default isolation
-    // level.
-    raw_sql("begin isolation level read committed")
-        .execute(&mut *connection)
-        .await
-        .map_err(failed)?;
-    raw_sql(LOCK).execute(&mut *connection).await.map_err(failed)?;
+    begin(connection).await?;
     let (places, applied) = history(connection, setting).await?;
     let schema = match setting {
         Some(setting) => setting.clone(),
@@ -32,26 +26,70 @@ pub(super) async fn bring_up_to_date(
             None => places.of_new_tables()?,
         },
     };
-    if places.is_foreign(&schema) {
+    if places.has_keys(&schema) && applied.is_empty() {
         return Err(foreign(&schema));
     }
     if setting.is_some() && !exists(connection, &schema).await? {
         let create = schema.fill("create schema if not exists {schema}");
         raw_sql(create).execute(&mut *connection).await.map_err(failed)?;
     }
-    let path = schema.fill("set local search_path = {schema}, pg_temp");
-    raw_sql(path).execute(&mut *connection).await.map_err(failed)?;
-    raw_sql(CREATE_HISTORY).execute(&mut *connection).await.map_err(failed)?;
+    begin_history(connection, &schema).await?;
     for migration in migrate::missing(migrate::POSTGRES, &applied)? {
         let executed = raw_sql(migration.sql).execute(&mut *connection).await;
         executed.map_err(|error| migration.blame(failed(error)))?;
-        let record = query(RECORD_MIGRATION)
-            .bind(migration.version)
-            .bind(migration.description)
-            .bind(migration.checksum());
-        record.execute(&mut *connection).await.map_err(failed)?;
+        record(connection, migration).await?;
     }
     raw_sql("commit").execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+/// The SQL of the migrations from version `from` on, into `schema`.
+pub(super) fn script(schema: Option<&Schema>, from: i64) -> Result<String, StoreError> {
+    let mut script = migrate::script(migrate::POSTGRES, from)?;
+    let is_first = migrate::POSTGRES.first().is_some_and(|first| first.version >= from);
+    if is_first {
+        // Migrations refer to it.
+        script = format!("{};\n\n{script}", CREATE_HISTORY.trim());
+    }
+    let Some(schema) = schema else { return Ok(script) };
+    let create = if is_first { CREATE_SCHEMA } else { "" };
+    let enter = schema.fill(&format!("{create}{ENTER}"));
+    Ok(format!("{}\n{script}\n{LEAVE}", enter.as_str()))
+}
+
+/// Begins a transaction, and waits for others that migrate.
+pub(super) async fn begin(connection: &mut PgConnection) -> Result<(), StoreError> {
+    // Later statements must see what earlier lock holders committed, whatever the default isolation
+    // level.
+    raw_sql("begin isolation level read committed")
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    raw_sql(LOCK).execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+/// Creates the history if it is missing. Unqualified names are in `schema` from then on.
+pub(super) async fn begin_history(
+    connection: &mut PgConnection,
+    schema: &Schema,
+) -> Result<(), StoreError> {
+    let path = schema.fill("set local search_path = {schema}, pg_temp");
+    raw_sql(path).execute(&mut *connection).await.map_err(failed)?;
+    raw_sql(CREATE_HISTORY).execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+/// Records a migration as applied.
+pub(super) async fn record(
+    connection: &mut PgConnection,
+    migration: &Migration,
+) -> Result<(), StoreError> {
+    let record = query(RECORD_MIGRATION)
+        .bind(migration.version)
+        .bind(migration.description)
+        .bind(migration.checksum());
+    record.execute(connection).await.map_err(failed)?;
     Ok(())
 }
 
@@ -97,3 +135,19 @@ create table if not exists _api_key_migrations (
 
 const RECORD_MIGRATION: &str =
     "insert into _api_key_migrations (version, description, checksum) values ($1, $2, $3)";
+
+const CREATE_SCHEMA: &str = "create schema if not exists {schema};\n";
+
+// The tool's own statements in the same session need its search path again.
+const ENTER: &str = "\
+do $$ begin
+    perform set_config('tower_api_key.search_path', current_setting('search_path'), false);
+end $$;
+set search_path = {schema}, pg_temp;
+";
+
+const LEAVE: &str = "\
+do $$ begin
+    perform set_config('search_path', current_setting('tower_api_key.search_path'), false);
+end $$;
+";

@@ -1,3 +1,4 @@
+mod adopt;
 mod batch;
 mod builder;
 mod change_feed;

@@ -265,9 +265,9 @@ impl Places {
         self.has(schema, true)
     }
 
-    /// Whether `schema` has a table `api_keys` without our history.
-    pub(super) fn is_foreign(&self, schema: &Schema) -> bool {
-        self.has(schema, false) && !self.has(schema, true)
+    /// Whether `schema` has a table `api_keys`.
+    pub(super) fn has_keys(&self, schema: &Schema) -> bool {
+        self.has(schema, false)
     }
 
     /// The schema on the search path that has the history.
@@ -276,7 +276,7 @@ impl Places {
     }
 
     /// The schema on the search path that has the history, or else `api_keys`.
-    fn of_tables(&self) -> Result<Schema, StoreError> {
+    pub(super) fn of_tables(&self) -> Result<Schema, StoreError> {
         if let Some(place) = self.on_path(true).or_else(|| self.on_path(false)) {
             return Schema::new(&place.schema);
         }
@@ -329,7 +329,8 @@ fn setting(schema: &str) -> String {
 pub(super) fn foreign(schema: &Schema) -> StoreError {
     let problem = format!(
         "schema \"{}\" has a table \"api_keys\" that these migrations did not create: give this \
-         library a schema of its own, such as \"keys\": {}",
+         library a schema of its own, such as \"keys\": {}. If another tool applied them, \
+         `api-key migrate --adopt` records that",
         schema.name,
         setting("keys")
     );

@@ -147,7 +147,7 @@ with recursive counter (n) as (select 1 union all select n + 1 from counter wher
 insert into _api_key_room select zeroblob(4000) from counter";
 
 /// The parts that the migrations create in an in-memory database.
-async fn parts_made() -> sqlx::Result<Vec<Part>> {
+pub(super) async fn parts_made() -> sqlx::Result<Vec<Part>> {
     let options = SqliteConnectOptions::new().in_memory(true);
     let mut connection = sqlx::ConnectOptions::connect(&options).await?;
     for migration in SQLITE {
@@ -156,7 +156,7 @@ async fn parts_made() -> sqlx::Result<Vec<Part>> {
     parts(&mut connection).await
 }
 
-async fn parts(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Part>> {
+pub(super) async fn parts(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Part>> {
     let rows: Vec<(String, String, String, String)> = query_as(PARTS).fetch_all(connection).await?;
     let tables = made_by(SQLITE, "table");
     let part = |(kind, relation, name, definition): (String, String, String, String)| {

@@ -17,21 +17,29 @@ pub(super) async fn bring_up_to_date(pool: &SqlitePool) -> Result<(), StoreError
     if is_up_to_date {
         return Ok(());
     }
-    let mut lease = Lease::begin(pool, WRITE).await?;
-    let created = raw_sql(CREATE_HISTORY).execute(&mut *lease).await;
-    let (_, mut lease) = lease.after(created)?;
+    let mut lease = begin_history(Lease::begin(pool, WRITE).await?).await?;
     for migration in missing(&mut lease).await? {
         let applied = raw_sql(migration.sql).execute(&mut *lease).await;
         let (_, same) = lease.after(applied).map_err(|error| migration.blame(error))?;
-        lease = same;
-        let record = query(RECORD_MIGRATION)
-            .bind(migration.version)
-            .bind(migration.description)
-            .bind(migration.checksum());
-        let recorded = record.execute(&mut *lease).await;
-        (_, lease) = lease.after(recorded)?;
+        lease = record(same, migration).await?;
     }
     lease.commit().await
+}
+
+/// Creates the history if it is missing.
+pub(super) async fn begin_history(mut lease: Lease) -> Result<Lease, StoreError> {
+    let created = raw_sql(CREATE_HISTORY).execute(&mut *lease).await;
+    Ok(lease.after(created)?.1)
+}
+
+/// Records a migration as applied.
+pub(super) async fn record(mut lease: Lease, migration: &Migration) -> Result<Lease, StoreError> {
+    let record = query(RECORD_MIGRATION)
+        .bind(migration.version)
+        .bind(migration.description)
+        .bind(migration.checksum());
+    let recorded = record.execute(&mut *lease).await;
+    Ok(lease.after(recorded)?.1)
 }
 
 pub(super) async fn missing(

@@ -1,3 +1,4 @@
+mod adopt;
 mod change_log;
 mod doctor;
 mod error;
@@ -175,6 +176,17 @@ impl SqliteKeyStore {
     /// locked. It may be retried.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         bring_up_to_date(&self.pool).await.map_err(migration_failed)
+    }
+
+    /// The SQL of the migrations from version `from` on, for a service that keeps all SQL in a
+    /// migration tool of its own: put it into one migration of that tool, and
+    /// [adopt](Self::adopt) the tables. A comment line names each migration.
+    ///
+    /// # Errors
+    ///
+    /// When there is no migration from `from` on.
+    pub fn migration_sql(from: i64) -> Result<String, StoreError> {
+        super::migrate::script(super::migrate::SQLITE, from)
     }
 
     async fn writer(&self) -> Result<OwnedMutexGuard<()>, StoreError> {

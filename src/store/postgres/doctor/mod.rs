@@ -19,6 +19,10 @@ use self::{
     server::{pooler, server, skew},
     structure::{history, structure},
 };
+pub(super) use self::{
+    search_path::HISTORY,
+    structure::{expected, parts},
+};
 use super::{PgKeyStore, encryption::encryption};
 use crate::{
     clock::Clock,

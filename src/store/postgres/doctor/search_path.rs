@@ -24,7 +24,7 @@ pub(super) struct Table {
     pub(super) is_on_path: bool,
 }
 
-pub(super) const HISTORY: &str = "_api_key_migrations";
+pub(in crate::store::postgres) const HISTORY: &str = "_api_key_migrations";
 
 impl Place {
     /// With a `setting`, only that schema matters.

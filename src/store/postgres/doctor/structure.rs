@@ -48,8 +48,8 @@ pub(super) async fn structure(
     history: History,
     findings: &mut Vec<Finding>,
 ) -> sqlx::Result<Vec<Difference>> {
-    let rows = match parts(connection, schema).await {
-        Ok(rows) => rows,
+    let found = match parts(connection, schema).await {
+        Ok(found) => found,
         Err(error) if error.as_database_error().is_some() => {
             let detail = format!("the tables could not be compared with the migrations: {error}");
             let advice = "another session keeps rows or tables locked: see `pg_locks` and \
@@ -59,8 +59,6 @@ pub(super) async fn structure(
         }
         Err(error) => return Err(error),
     };
-    let part = |(kind, relation, name, definition)| Part { kind, relation, name, definition };
-    let found: Vec<_> = rows.into_iter().map(part).collect();
     let mut expected = expected();
     if history == History::Foreign {
         // Reported by another finding.
@@ -69,21 +67,24 @@ pub(super) async fn structure(
     Ok(compare(&expected, &found, history, findings))
 }
 
-type Parts = Vec<(String, String, String, String)>;
-
-async fn parts(connection: &mut PgConnection, schema: &str) -> sqlx::Result<Parts> {
+/// The parts of a schema.
+pub(in crate::store::postgres) async fn parts(
+    connection: &mut PgConnection,
+    schema: &str,
+) -> sqlx::Result<Vec<Part>> {
     let mut transaction = connection.begin().await?;
     // Reading definitions takes locks, too.
     let settings = "set local search_path = pg_catalog; set local lock_timeout = '2s'";
     raw_sql(settings).execute(&mut *transaction).await?;
     let parts = query_as(include_str!("../catalog.sql")).bind(schema);
-    let parts = parts.fetch_all(&mut *transaction).await?;
+    let parts: Vec<(String, String, String, String)> = parts.fetch_all(&mut *transaction).await?;
     transaction.rollback().await?;
-    Ok(parts)
+    let part = |(kind, relation, name, definition)| Part { kind, relation, name, definition };
+    Ok(parts.into_iter().map(part).collect())
 }
 
 /// The parts that the migrations create.
-fn expected() -> Vec<Part> {
+pub(in crate::store::postgres) fn expected() -> Vec<Part> {
     let part = |line: &str| {
         let mut fields = line.splitn(4, '\t').map(str::to_owned);
         Some(Part {
