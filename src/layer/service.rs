@@ -70,21 +70,23 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let Self { inner, middleware } = self;
+        let verdict = middleware.config.attempt(&mut request);
         if middleware.config.shadow.is_on {
-            return ResponseFuture { future: call_in_shadow(inner, middleware, request) };
+            return ResponseFuture { future: pass_in_shadow(inner, middleware, request, verdict) };
         }
-        let future = match middleware.config.attempt(&mut request) {
+        let passed = |request: &Request<ReqBody>, decision, is_reported| {
+            Passed::new(Arc::clone(middleware), request.headers(), decision, is_reported)
+        };
+        let future = match verdict {
             Verdict::Attempt(Attempt::Admit(admission)) => {
                 middleware.config.attach_consumer(&mut request, &admission);
-                let middleware = Arc::clone(middleware);
-                let admitted = Admitted::new(middleware, request.headers(), admission, false);
-                ShortCircuit::pass(inner, request, admitted)
+                let passed = passed(&request, Decision::Admitted(admission), false);
+                ShortCircuit::pass(inner, request, passed)
             }
             Verdict::Readmission(Attempt::Admit(admission)) => {
                 middleware.config.attach_consumer(&mut request, &admission);
-                let middleware = Arc::clone(middleware);
-                let admitted = Admitted::new(middleware, request.headers(), admission, true);
-                ShortCircuit::pass(inner, request, admitted)
+                let passed = passed(&request, Decision::Admitted(admission), true);
+                ShortCircuit::pass(inner, request, passed)
             }
             Verdict::Attempt(Attempt::Reject(rejection))
             | Verdict::Readmission(Attempt::Reject(rejection)) => {
@@ -101,12 +103,12 @@ where
             Verdict::Anonymous => {
                 let missing = middleware.config.credentials.missing().clone();
                 caller::admit_anonymous(request.extensions_mut(), missing);
-                let admitted = Admitted::without_key(Arc::clone(middleware), request.headers());
-                ShortCircuit::pass(inner, request, admitted)
+                let passed = passed(&request, Decision::None, true);
+                ShortCircuit::pass(inner, request, passed)
             }
             Verdict::AlreadyAdmitted => {
-                let admitted = Admitted::without_key(Arc::clone(middleware), request.headers());
-                ShortCircuit::pass(inner, request, admitted)
+                let passed = passed(&request, Decision::None, true);
+                ShortCircuit::pass(inner, request, passed)
             }
         };
         ResponseFuture { future }
@@ -115,22 +117,23 @@ where
 
 type Call<S, B, R> = ShortCircuit<
     <S as Service<Request<B>>>::Future,
-    Admitted<R>,
+    Passed<R>,
     <S as Service<Request<B>>>::Response,
     Parked<PendingAttempt, S, B, Waiting<R>>,
 >;
 
 #[cold]
-fn call_in_shadow<S, R, ReqBody, ResBody>(
+fn pass_in_shadow<S, R, ReqBody, ResBody>(
     inner: &mut S,
     middleware: &Arc<Middleware<R>>,
     mut request: Request<ReqBody>,
+    verdict: Verdict,
 ) -> Call<S, ReqBody, R>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
 {
     let config = &middleware.config;
-    let decision = match config.attempt(&mut request) {
+    let decision = match verdict {
         Verdict::Attempt(attempt) | Verdict::Readmission(attempt) => match attempt {
             Attempt::Admit(admission) => Some(Ok(admission)),
             Attempt::Reject(rejection) => Some(Err(rejection)),
@@ -149,71 +152,69 @@ where
         Verdict::AlreadyAdmitted => None,
     };
     let decision = config.pass_in_shadow(&mut request, decision);
-    let admitted = Admitted::in_shadow(Arc::clone(middleware), request.headers(), decision);
-    ShortCircuit::pass(inner, request, admitted)
+    let (middleware, decision) = (Arc::clone(middleware), Decision::InShadow(Box::new(decision)));
+    let passed = Passed::new(middleware, request.headers(), decision, false);
+    ShortCircuit::pass(inner, request, passed)
 }
 
-/// An admitted request; without `admission`, one without a key, or one that an outer layer
-/// admitted.
-struct Admitted<R> {
+/// A request that the inner service handles.
+struct Passed<R> {
     middleware: Arc<Middleware<R>>,
     request_type: RequestType,
-    admission: Option<Admission>,
+    decision: Decision,
     /// Whether the observer knows of the request.
     is_reported: bool,
-    /// In shadow mode, what was decided. Boxed, so that other futures stay small.
-    shadow: Option<Box<ShadowDecision>>,
 }
 
-impl<R> Admitted<R> {
+/// What the layer decided about a request that passes.
+enum Decision {
+    Admitted(Admission),
+    /// The request has no key, or an outer layer admitted it.
+    None,
+    /// Boxed, so that other futures stay small.
+    InShadow(Box<ShadowDecision>),
+}
+
+impl<R> Passed<R> {
     fn new(
         middleware: Arc<Middleware<R>>,
         request: &HeaderMap,
-        admission: Admission,
+        decision: Decision,
         is_reported: bool,
     ) -> Self {
-        let (request_type, admission) = (RequestType::of(request), Some(admission));
-        Self { middleware, request_type, admission, is_reported, shadow: None }
-    }
-
-    fn without_key(middleware: Arc<Middleware<R>>, request: &HeaderMap) -> Self {
-        let request_type = RequestType::of(request);
-        Self { middleware, request_type, admission: None, is_reported: true, shadow: None }
-    }
-
-    fn in_shadow(
-        middleware: Arc<Middleware<R>>,
-        request: &HeaderMap,
-        decision: ShadowDecision,
-    ) -> Self {
-        let (request_type, shadow) = (RequestType::of(request), Some(Box::new(decision)));
-        Self { middleware, request_type, admission: None, is_reported: true, shadow }
+        Self { middleware, request_type: RequestType::of(request), decision, is_reported }
     }
 }
 
-impl<R: RejectionResponse<B>, B> Finish<Response<B>, Response<B>> for Admitted<R> {
+impl<R: RejectionResponse<B>, B> Finish<Response<B>, Response<B>> for Passed<R> {
     fn finish(&mut self, mut response: Response<B>) -> Response<B> {
-        let empty_body = || self.middleware.renderer.empty_body();
-        self.request_type.translate(&mut response, empty_body);
-        if let Some(mut decision) = self.shadow.take() {
-            self.middleware.config.finish_in_shadow(&mut response, &mut decision);
-            return response;
-        }
         let is_reported = mem::replace(&mut self.is_reported, true);
-        self.middleware.config.finish(&mut response, self.admission.as_ref(), is_reported);
+        let Middleware { config, renderer } = &*self.middleware;
+        self.request_type.translate(&mut response, || renderer.empty_body());
+        let admission = match &self.decision {
+            Decision::Admitted(admission) => Some(admission),
+            Decision::None => None,
+            Decision::InShadow(decision) => {
+                config.finish_in_shadow(&mut response, decision);
+                return response;
+            }
+        };
+        config.finish(&mut response, admission, is_reported);
         response
     }
 }
 
-/// Reports a request that was admitted and has no response: the client hung up, or the inner service
-/// failed.
-impl<R> Drop for Admitted<R> {
+/// Reports a request that has no response: the client hung up, or the inner service failed.
+impl<R> Drop for Passed<R> {
     fn drop(&mut self) {
-        if let Some(admission) = self.admission.as_ref().filter(|_| !self.is_reported) {
-            self.middleware.config.auth.admitted(admission.rate_limit_status());
+        if self.is_reported {
+            return;
         }
-        if let Some(mut decision) = self.shadow.take() {
-            self.middleware.config.report_shadow(&mut decision);
+        let config = &self.middleware.config;
+        match &self.decision {
+            Decision::Admitted(admission) => config.auth.admitted(admission.rate_limit_status()),
+            Decision::None => {}
+            Decision::InShadow(decision) => config.report_shadow(decision),
         }
     }
 }
@@ -224,7 +225,7 @@ struct Waiting<R> {
     is_reported: bool,
 }
 
-impl<R, B, T> Resume<B, Result<Admission, Rejection>, Admitted<R>, Response<T>> for Waiting<R>
+impl<R, B, T> Resume<B, Result<Admission, Rejection>, Passed<R>, Response<T>> for Waiting<R>
 where
     R: RejectionResponse<T>,
 {
@@ -232,22 +233,22 @@ where
         self,
         mut request: Request<B>,
         decision: Result<Admission, Rejection>,
-    ) -> Result<(Request<B>, Admitted<R>), Response<T>> {
+    ) -> Result<(Request<B>, Passed<R>), Response<T>> {
         let Self { middleware, is_reported } = self;
-        if middleware.config.shadow.is_on {
+        let (decision, is_reported) = if middleware.config.shadow.is_on {
             let decision = middleware.config.pass_in_shadow(&mut request, Some(decision));
-            let admitted = Admitted::in_shadow(middleware, request.headers(), decision);
-            return Ok((request, admitted));
-        }
-        match decision {
-            Ok(admission) => {
-                middleware.config.attach_consumer(&mut request, &admission);
-                let headers = request.headers();
-                let admitted = Admitted::new(middleware, headers, admission, is_reported);
-                Ok((request, admitted))
+            (Decision::InShadow(Box::new(decision)), false)
+        } else {
+            match decision {
+                Ok(admission) => {
+                    middleware.config.attach_consumer(&mut request, &admission);
+                    (Decision::Admitted(admission), is_reported)
+                }
+                Err(rejection) => return Err(middleware.reject(&rejection, request)),
             }
-            Err(rejection) => Err(middleware.reject(&rejection, request)),
-        }
+        };
+        let passed = Passed::new(middleware, request.headers(), decision, is_reported);
+        Ok((request, passed))
     }
 }
 
@@ -260,7 +261,7 @@ pin_project! {
         #[pin]
         future: ShortCircuit<
             S::Future,
-            Admitted<R>,
+            Passed<R>,
             S::Response,
             Parked<PendingAttempt, S, B, Waiting<R>>,
         >,

@@ -72,7 +72,7 @@ impl Config {
     pub(super) fn finish_in_shadow<B>(
         &self,
         response: &mut Response<B>,
-        decision: &mut ShadowDecision,
+        decision: &ShadowDecision,
     ) {
         if let Some(admission) = &decision.admission {
             let status = admission.rate_limit_status();
@@ -92,11 +92,10 @@ impl Config {
         self.vary(response);
     }
 
-    /// Reports the request to the observer, once.
-    pub(super) fn report_shadow(&self, decision: &mut ShadowDecision) {
+    /// Reports the request to the observer.
+    pub(super) fn report_shadow(&self, decision: &ShadowDecision) {
         let rejection = decision.would_reject.rejection();
-        let is_told = std::mem::take(&mut decision.is_told) || rejection.is_some();
-        if !is_told {
+        if !decision.is_told && rejection.is_none() {
             return;
         }
         record_shadow_outcome(rejection.map_or(Outcome::Admitted, |it| Outcome::of(it.kind())));
