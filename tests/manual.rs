@@ -122,7 +122,7 @@ fn each_bound_names_a_test_that_is_there() {
         ("freshness.md", 52),
         ("grpc.md", 26),
         ("keys.md", 16),
-        ("legacy_hashes.md", 15),
+        ("legacy_hashes.md", 16),
         ("limits.md", 34),
         ("moving_in.md", 27),
         ("observability.md", 15),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use pbkdf2::{pbkdf2_hmac_array, sha2::Sha256};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -532,6 +533,37 @@ async fn a_key_that_bcrypt_would_cut_never_matches() {
     let auth = builder(&store, of_length(73)).accept(of_length(72)).build().0;
     assert_eq!(kind(&auth, &"k".repeat(73)).await, Some(RejectionKind::Unknown));
     is_let_in(&auth, &"k".repeat(72)).await;
+}
+
+#[tokio::test]
+async fn comparisons_and_the_keys_that_are_left_are_counted() {
+    let store = MemoryKeyStore::new();
+    let (key, left) = (key(), key());
+    import(&store, vec![import_of(&key), import_of(&left)]).await;
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let make = || builder(&store, with_hint()).build();
+    let (auth, worker) = metrics::with_local_recorder(&recorder, make);
+    let text = || {
+        metrics::with_local_recorder(&recorder, || auth.refresh_metrics());
+        recorder.handle().render()
+    };
+    assert!(!text().contains("api_key_legacy"), "{}", text());
+    is_let_in(&auth, &key).await;
+    let junk = format!("{}{}", &left[..HINT], &key[HINT..]);
+    assert_eq!(kind(&auth, &junk).await, Some(RejectionKind::Unknown));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let worker = tokio::spawn(worker.run(async { _ = stopped.await }));
+    eventually("the count", async || text().contains("api_key_legacy_hashes_left 1")).await;
+    for sample in [
+        r#"api_key_legacy_verifications_total{outcome="matched"} 1"#,
+        r#"api_key_legacy_verifications_total{outcome="not_matched"} 1"#,
+        r#"api_key_legacy_verifications_total{outcome="overloaded"} 0"#,
+        "api_key_legacy_verification_seconds_count 2",
+    ] {
+        assert!(text().contains(sample), "{sample}: {}", text());
+    }
+    stop.send(()).unwrap();
+    within(worker).await.unwrap();
 }
 
 #[tokio::test]
