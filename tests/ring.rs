@@ -285,3 +285,17 @@ fn what_was_taken_in_a_place_long_ago_is_not_in_its_later_slots() {
         }
     });
 }
+
+#[cfg(feature = "redis")]
+#[test]
+fn the_slots_of_another_ring_replace_those_of_this_one() {
+    loom::model(|| {
+        let ring = Ring::default();
+        assert!(act(&ring, Take(5, 1)));
+        ring.set(5, [0, 1, 1].into_iter());
+        assert_eq!([2, 3, 4, 5].map(|slot| ring.units(slot)), [0, 1, 1, 0]);
+        assert!(act(&ring, Take(5, 1)));
+        assert_eq!(ring.units(5), 1);
+        assert!(!act(&ring, Take(5, 1)));
+    });
+}

@@ -192,3 +192,16 @@ fn a_quota_that_is_used_up_still_is_when_it_has_been_out_of_use_for_long() {
         assert_eq!(key.drain(&[&slow], START + MINUTE * 40), 0, "{slow:?}");
     }
 }
+
+#[test]
+fn a_quota_that_is_used_up_still_is_when_another_was_loaded_for_long() {
+    for slow in [Quota::per(10, DAY).unwrap(), Quota::sliding(10, DAY).unwrap()] {
+        let key = Key::default();
+        assert_eq!(key.drain(&[&slow], START), 10);
+        let _fast = key.load(&[&Quota::per_second(20).unwrap()], START);
+        for minute in 0..40 {
+            key.0.sweep(START + MINUTE * minute);
+        }
+        assert_eq!(key.drain(&[&slow], START + MINUTE * 40), 0, "{slow:?}");
+    }
+}

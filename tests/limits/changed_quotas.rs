@@ -26,7 +26,7 @@ fn faster_and_slower() -> impl Strategy<Value = (Quota, Quota)> {
             return None;
         }
         let gain = gain(&one, &other);
-        (gain != 0).then(|| if gain > 0 { (one, other) } else { (other, one) })
+        (gain != 0).then_some(if gain > 0 { (one, other) } else { (other, one) })
     })
 }
 
@@ -224,10 +224,10 @@ proptest! {
         let large = sliding(limits.0 + limits.1, "large");
         run(async {
             let mut run = Run::new(&small);
-            run.decides_as(&[small.clone()], &[], None, before).await;
+            run.decides_as(std::slice::from_ref(&small), &[], None, before).await;
             run.change(&large);
             run.simulator.add_lacking(&large, &small, run.now);
-            run.decides_as(&[large.clone()], &[], None, after).await;
+            run.decides_as(std::slice::from_ref(&large), &[], None, after).await;
             // Two windows more than the smaller limit are owed at most.
             run.change(&small);
             run.now += small.interval() * 3;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{BucketSet, LocalRateLimiter};
-use crate::rate_limit::{Algorithm, Quota, RateLimits, port::Subject};
+use crate::rate_limit::{Algorithm, CountedPer, Quota, RateLimits, port::Subject};
 
 type Act = Box<dyn FnOnce()>;
 
@@ -101,7 +101,12 @@ struct Key {
     taken: Cell<u32>,
     /// Sets of buckets that joined later, with their quotas.
     joined: RefCell<Vec<(BucketSet, RateLimits)>>,
+    /// The buckets of other keys of the consumer, with a quota of [`JOINED`] for all of them.
+    siblings: RefCell<Vec<BucketSet>>,
 }
+
+/// The limit of a quota that joins.
+const JOINED: u32 = 20;
 
 impl Key {
     fn new() -> Rc<Self> {
@@ -111,6 +116,7 @@ impl Key {
             counted: Cell::new(0),
             taken: Cell::new(0),
             joined: RefCell::default(),
+            siblings: RefCell::default(),
         })
     }
 
@@ -131,10 +137,23 @@ impl Key {
         self.counted.set(counted.try_into().unwrap());
     }
 
+    /// Asserts that quotas that joined for all keys of the consumer have counted the units of this
+    /// one, if it has such a quota, too.
+    fn check_siblings(&self, quotas: &RateLimits, case: &str) {
+        if quotas.iter().any(|quota| quota.counted_per() == CountedPer::Consumer) {
+            for sibling in &*self.siblings.borrow() {
+                let left = sibling.peek_all(units(1), NOW)[0].remaining();
+                let most = JOINED - self.counted.get();
+                assert!(left <= most, "{left} left to siblings instead of {most}: {case}");
+            }
+        }
+    }
+
     /// Asserts that each quota has counted all units. What a request took and undid may stay counted
     /// in a GCRA bucket that others changed meanwhile, or in debt of a window that another list
     /// exceeded meanwhile: at most `undone` units.
     fn check(&self, quotas: &RateLimits, undone: u32, case: &str) {
+        self.check_siblings(quotas, case);
         let joined = self.joined.borrow();
         for quotas in joined.iter().map(|(_, quotas)| quotas).chain([quotas]) {
             let decisions = self.buckets(quotas).peek_all(units(1), NOW);
@@ -168,6 +187,10 @@ enum Other {
     Charge(u32),
     /// A list with this quota joins, and takes units.
     Join(fn(u32) -> Quota, u32),
+    /// A list with this quota joins.
+    Load(fn(u32) -> Quota),
+    /// Another key of the consumer joins with this quota for all of them.
+    LoadSibling(fn(u32) -> Quota),
 }
 
 impl Other {
@@ -188,10 +211,17 @@ impl Other {
                 key.count(charged.into());
             }
             Self::Join(quota, wanted) => {
-                let quotas = RateLimits::from(quota(20));
+                let quotas = RateLimits::from(quota(JOINED));
                 let joined = key.buckets(&quotas);
                 key.take(&joined, wanted);
                 key.joined.borrow_mut().push((joined, quotas));
+            }
+            Self::Load(quota) => drop(key.buckets(&quota(JOINED).into())),
+            Self::LoadSibling(quota) => {
+                let quotas = quota(JOINED).per_consumer().into();
+                let subject = Subject::of_key("acme", 2);
+                let buckets = key.limiter.set(&subject, &quotas, Duration::from_nanos(NOW));
+                key.siblings.borrow_mut().push(buckets);
             }
         })
     }
@@ -262,5 +292,29 @@ fn a_charge_during_a_request_is_counted() {
         in_all_cases([Other::Charge(charged), Other::Take(1)], 2 * wanted, |key, own, _| {
             key.take(own, wanted);
         });
+    }
+}
+
+/// What it took before is undone when it takes again.
+#[test]
+fn a_request_during_which_quotas_join_is_counted_once() {
+    for wanted in [1, 3] {
+        for (one, other) in
+            [(sliding as fn(u32) -> Quota, gcra as fn(u32) -> Quota), (gcra, sliding)]
+        {
+            for others in [
+                [Other::Load(one), Other::Load(other)],
+                [Other::LoadSibling(one), Other::LoadSibling(other)],
+            ] {
+                in_all_cases(others, 0, |key, own, case| {
+                    let fits = key.counted.get() + wanted <= LIMIT;
+                    assert_eq!(key.take(own, wanted), fits, "{case}");
+                });
+                in_all_cases(others, 0, |key, own, _| {
+                    own.charge_all(units(wanted), NOW);
+                    key.count(wanted.into());
+                });
+            }
+        }
     }
 }
