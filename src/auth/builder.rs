@@ -209,7 +209,8 @@ impl Builder {
         let Self { store, format, formats, clock, limiter, default_limits, plans, .. } = self;
         let meters = Arc::new(Meters { limiter, clock });
         let limits = LimitResolver::new(meters, plans, default_limits);
-        let metrics = Metrics::new(self.label_metrics.then(|| format.prefix()));
+        let metrics =
+            Metrics::new(self.label_metrics.then(|| format.prefix()), self.legacy.is_some());
         let core = Core::new(
             store,
             limits,

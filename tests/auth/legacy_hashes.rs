@@ -29,7 +29,7 @@ use tower_api_key::{
 
 use crate::{
     servers::postgres::{Database, Server},
-    wait::{eventually, within},
+    wait::{Deadline, eventually, within},
 };
 
 const HINT: usize = 8;
@@ -474,7 +474,9 @@ async fn a_flood_of_junk_spends_no_more_than_its_budget() {
     let begun = clock.monotonic();
     let elapsed = || clock.monotonic() - begun;
     let rejected = || comparisons.count(VerificationOutcome::Overloaded);
+    let deadline = Deadline::of("keys that are rejected");
     while rejected() < 200 || elapsed() < 2 * SECOND {
+        deadline.check();
         let _ = kind(&auth, &with_that_hint(key())).await;
         is_let_in(&auth, moved).await;
     }
@@ -547,7 +549,6 @@ async fn comparisons_and_the_keys_that_are_left_are_counted() {
         metrics::with_local_recorder(&recorder, || auth.refresh_metrics());
         recorder.handle().render()
     };
-    assert!(!text().contains("api_key_legacy"), "{}", text());
     is_let_in(&auth, &key).await;
     let junk = format!("{}{}", &left[..HINT], &key[HINT..]);
     assert_eq!(kind(&auth, &junk).await, Some(RejectionKind::Unknown));

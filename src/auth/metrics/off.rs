@@ -6,7 +6,7 @@ pub(in crate::auth) struct Metrics;
 impl Metrics {
     pub(in crate::auth) const IS_ON: bool = false;
 
-    pub(in crate::auth) fn new(_: Option<&str>) -> Self {
+    pub(in crate::auth) fn new(_: Option<&str>, _: bool) -> Self {
         Self
     }
 

@@ -58,8 +58,8 @@ pub(in crate::auth) struct Metrics {
     feed_connected: OnceLock<Gauge>,
     feed_lag: OnceLock<Gauge>,
     limiter_shared: OnceLock<Gauge>,
-    /// Registered by an authenticator that verifies legacy hashes.
-    legacy: OnceLock<LegacyMetrics>,
+    /// Only of an authenticator that verifies legacy hashes.
+    legacy: Option<LegacyMetrics>,
     usage_flush: Histogram,
     usage_dropped: Counter,
 }
@@ -82,8 +82,9 @@ pub(in crate::auth) struct Levels {
 impl Metrics {
     pub(in crate::auth) const IS_ON: bool = true;
 
-    /// Registers the metrics, with the label `prefix` if there is one.
-    pub(in crate::auth) fn new(prefix: Option<&str>) -> Self {
+    /// Registers the metrics, with the label `prefix` if there is one, and those of legacy hashes if
+    /// they are verified.
+    pub(in crate::auth) fn new(prefix: Option<&str>, has_legacy: bool) -> Self {
         with_recorder(describe);
         let labels: Vec<_> =
             prefix.into_iter().map(|prefix| Label::new("prefix", prefix.to_owned())).collect();
@@ -112,7 +113,7 @@ impl Metrics {
             feed_connected: OnceLock::new(),
             feed_lag: OnceLock::new(),
             limiter_shared: OnceLock::new(),
-            legacy: OnceLock::new(),
+            legacy: has_legacy.then(|| LegacyMetrics::new(&labels)),
             usage_flush: histogram(&key(USAGE_FLUSH)),
             usage_dropped: counter(&key(USAGE_DROPPED)),
             labels,
@@ -134,7 +135,11 @@ impl Metrics {
                 count(&self.shadow_rejections, *kind as usize);
             }
             Event::Loaded { took, .. } => self.lookup.record(took.as_secs_f64()),
-            Event::LegacyHashCompared { outcome, took } => self.legacy().compared(*outcome, *took),
+            Event::LegacyHashCompared { outcome, took } => {
+                if let Some(legacy) = &self.legacy {
+                    legacy.compared(*outcome, *took);
+                }
+            }
             Event::StaleServed { .. } => self.stale.increment(1),
             Event::UsageFlushed { took, .. } => self.usage_flush.record(took.as_secs_f64()),
             Event::UsageDropped => self.usage_dropped.increment(1),
@@ -174,14 +179,10 @@ impl Metrics {
             LimiterHealth::Down => Some(false),
         };
         self.set_known(&self.limiter_shared, LIMITER_SHARED, is_shared.map(zero_or_one));
-        if let Some(left) = levels.legacy_left {
+        if let (Some(legacy), Some(left)) = (&self.legacy, levels.legacy_left) {
             #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 keys")]
-            self.legacy().left.set(left as f64);
+            legacy.left.set(left as f64);
         }
-    }
-
-    fn legacy(&self) -> &LegacyMetrics {
-        self.legacy.get_or_init(|| LegacyMetrics::new(&self.labels))
     }
 
     fn set_known(&self, place: &OnceLock<Gauge>, name: &'static str, value: Option<f64>) {
