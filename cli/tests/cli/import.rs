@@ -722,7 +722,7 @@ fn keys_in_plaintext_are_hashed_as_their_format_is() {
     let line = json!({
         "verifier": BCRYPT, "hint": "77777777", "consumer_id": "acme", "expires": "1d",
     });
-    let mut import = |accept: &str| place.fed(&format!("import - {accept}"), &line.to_string());
+    let import = |accept: &str| place.fed(&format!("import - {accept}"), &line.to_string());
     let said = import("--accept sk_live_ --accept hex:64:old-");
     assert!(said.code == 2 && said.err.contains("no key of a format that --accept"), "{said:?}");
     assert_eq!(import("--accept sk_live_ --accept hex:64").code, 0);
