@@ -84,6 +84,7 @@ mod idempotency;
 mod import;
 mod issue;
 mod issuer;
+mod key_import;
 mod legacy_import;
 mod member;
 mod merge;
@@ -108,9 +109,10 @@ pub use self::{
     error::{ManageError, ManageErrorKind},
     expiry::InvalidExpiry,
     grant::Grant,
-    import::{Imported, KeyImport},
+    import::Imported,
     issue::Issued,
     issuer::KeyIssuer,
+    key_import::KeyImport,
     member::Member,
     new_key::{Expiry, NewKey},
     policy::{IssuePolicy, IssueRules, NeverExpires},

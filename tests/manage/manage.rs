@@ -689,6 +689,7 @@ async fn an_imported_key_keeps_its_id_and_a_conflict_is_named(store: impl Manage
     for batch in [
         vec![imported(1, "acme"), imported(2, "acme").id(id)],
         vec![imported(2, "acme").id(other), imported(3, "acme").id(other)],
+        vec![imported(3, "acme").id(other), imported(2, "acme").id(other)],
     ] {
         let error = issuer.import(batch.clone()).await.unwrap_err();
         is(&error, ManageErrorKind::Conflict, Some("id"));

@@ -7,11 +7,11 @@ mod servers;
 #[path = "../../../tests/support/wait/mod.rs"]
 mod wait;
 
+mod adopt;
 mod cli;
 mod doctor;
 mod getting_started;
 mod import;
-mod migrate;
 mod place;
 mod restore;
 mod your_tables;
