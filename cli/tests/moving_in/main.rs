@@ -10,8 +10,12 @@ mod servers;
 #[path = "../../../tests/support/wait/mod.rs"]
 mod wait;
 
+mod better_auth;
 mod django;
 mod express;
 mod move_in;
 mod peer;
+mod plaintext;
+mod sanctum;
 mod service;
+mod unkey;
