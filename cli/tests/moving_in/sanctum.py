@@ -15,6 +15,8 @@ import psycopg
 
 url, command, *tokens = sys.argv[1:]
 database = psycopg.connect(url, autocommit=True)
+# As Laravel does by default.
+database.execute("SET TIME ZONE 'UTC'")
 
 
 def digest(secret):
@@ -44,8 +46,8 @@ def make():
             abilities text,
             last_used_at timestamp(0),
             expires_at timestamp(0),
-            created_at timestamp(0) DEFAULT now(),
-            updated_at timestamp(0) DEFAULT now()
+            created_at timestamp(0) DEFAULT date_trunc('second', now()),
+            updated_at timestamp(0) DEFAULT date_trunc('second', now())
         )"""
     )
     kinds = [(17, None, "works"), (18, "1 day", "works"), (17, "-1 day", "expired")]
