@@ -3,6 +3,7 @@
 // better_auth.js URL make: a JSON list of keys, with what became of each
 // better_auth.js URL verify KEY…: a JSON list of true and false
 
+const { randomUUID } = require('node:crypto');
 const { betterAuth } = require('better-auth');
 const { getMigrations } = require('better-auth/db/migration');
 const { apiKey } = require('@better-auth/api-key');
@@ -25,10 +26,10 @@ async function make() {
   const { runMigrations } = await getMigrations(options);
   await runMigrations();
   const made = [];
-  for (const [number, state] of [[1, 'works'], [2, 'works'], [3, 'revoked']]) {
-    const { user } = await auth.api.signUpEmail({
-      body: { name: `user ${number}`, email: `${number}@a.example`, password: 'a long password' },
-    });
+  for (const state of ['works', 'works', 'revoked']) {
+    const email = `${randomUUID()}@example.org`;
+    const password = 'a long password';
+    const { user } = await auth.api.signUpEmail({ body: { name: 'a user', email, password } });
     const created = await auth.api.createApiKey({ body: { name: 'ci', userId: user.id } });
     if (state === 'revoked') {
       await auth.api.updateApiKey({ body: { keyId: created.id, userId: user.id, enabled: false } });

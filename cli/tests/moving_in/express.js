@@ -10,7 +10,7 @@ const express = require('express');
 const { Pool } = require('pg');
 
 const [url, command, ...keys] = process.argv.slice(2);
-const pool = new Pool({ connectionString: url });
+const pool = new Pool({ connectionString: url, max: 1 });
 
 async function createKey(userId, name) {
   const key = randomBytes(32).toString('hex');
@@ -37,7 +37,7 @@ async function authenticate(req, res, next) {
 }
 
 async function make() {
-  await pool.query(`CREATE TABLE api_keys (
+  await pool.query(`CREATE TABLE IF NOT EXISTS api_keys (
     id serial PRIMARY KEY,
     key_hash text NOT NULL,
     user_id integer NOT NULL,
@@ -50,9 +50,11 @@ async function make() {
   const made = [];
   for (const [userId, state] of [[17, 'works'], [18, 'works'], [17, 'revoked']]) {
     const key = await createKey(userId, 'Laptop, "old"');
+    if (state === 'revoked') {
+      await pool.query('UPDATE api_keys SET is_active = false WHERE id = lastval()');
+    }
     made.push({ key, consumer: String(userId), state });
   }
-  await pool.query('UPDATE api_keys SET is_active = false WHERE id = 3');
   return made;
 }
 

@@ -10,12 +10,14 @@ use crate::{
     service::Service,
 };
 
+const SECTION: &str = "Express with bcrypt";
+
 #[tokio::test]
 async fn keys_work_and_are_moved_by_their_first_use() {
     let place = Place::postgres().await;
     let peer = Peer { script: "express.js", options: &[], place: &place };
     let keys = peer.make_keys();
-    run_commands("Express with bcrypt", &place);
+    run_commands(SECTION, &place);
     assert_eq!(
         slow_hashes(&place, "--schema keys"),
         "keys that were not used since their import: 3"
@@ -30,6 +32,6 @@ async fn keys_work_and_are_moved_by_their_first_use() {
     let format = "hex:64".parse().unwrap();
     let store = PgKeyStore::builder().schema("keys").connect(&place.url).await.unwrap();
     let service = Service::start(store, vec![format], |layer| layer.only_header(header));
-    keys_work(&service, &peer, &keys, |key| ("x-api-key", key.to_owned())).await;
+    keys_work(SECTION, &service, &peer, keys, |key| ("x-api-key", key.to_owned())).await;
     assert_eq!(slow_hashes(&place, "--schema keys"), NONE_IS_LEFT);
 }

@@ -16,7 +16,7 @@ database = psycopg.connect(url, autocommit=True)
 
 def make():
     database.execute(
-        "CREATE TABLE customers ("
+        "CREATE TABLE IF NOT EXISTS customers ("
         "id serial PRIMARY KEY, api_key text UNIQUE, active boolean, created_at timestamptz DEFAULT now())"
     )
     made = []

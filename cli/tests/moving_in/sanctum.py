@@ -37,7 +37,7 @@ def create_token(user, name, ends):
 
 def make():
     database.execute(
-        """CREATE TABLE personal_access_tokens (
+        """CREATE TABLE IF NOT EXISTS personal_access_tokens (
             id bigserial PRIMARY KEY,
             tokenable_type varchar(255) NOT NULL,
             tokenable_id bigint NOT NULL,

@@ -10,17 +10,19 @@ use crate::{
     service::Service,
 };
 
+const SECTION: &str = "Laravel Sanctum";
+
 #[tokio::test]
 async fn tokens_work_at_once_with_their_abilities() {
     let place = Place::postgres().await;
     let peer = Peer { script: "sanctum.py", options: &[], place: &place };
     let tokens = peer.make_keys();
-    run_commands("Laravel Sanctum", &place);
+    run_commands(SECTION, &place);
     let phone = &place.json("list --consumer 18")["keys"][0];
     assert_eq!(phone["scopes"], json!(["orders:read", "orders:write"]));
 
     let store = PgKeyStore::connect(&place.url).await.unwrap();
     let service = Service::start(store, vec!["sanctum".parse().unwrap()], |layer| layer);
     let credentials = |token: &str| ("authorization", format!("Bearer {token}"));
-    keys_work(&service, &peer, &tokens, credentials).await;
+    keys_work(SECTION, &service, &peer, tokens, credentials).await;
 }

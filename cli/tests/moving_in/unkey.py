@@ -55,7 +55,7 @@ def digest(key):
 
 def make():
     database.execute(
-        "CREATE TABLE keys (id text, hash text UNIQUE, start text, name text, owner_id text,"
+        "CREATE TABLE IF NOT EXISTS keys (id text, hash text UNIQUE, start text, name text, owner_id text,"
         " expires timestamp(3), created_at_m bigint, enabled boolean)"
     )
     made = []
