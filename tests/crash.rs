@@ -101,8 +101,7 @@ fn start_as(test: &str, url: &str) -> Child {
         .env(DATABASE, url)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        // What it fails with is shown with the failed test.
-        .stderr(Stdio::inherit())
+        .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
         .unwrap()
