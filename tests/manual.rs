@@ -124,7 +124,7 @@ fn each_bound_names_a_test_that_is_there() {
         ("keys.md", 16),
         ("legacy_hashes.md", 16),
         ("limits.md", 34),
-        ("moving_in.md", 27),
+        ("moving_in.md", 29),
         ("observability.md", 15),
         ("shadow.md", 15),
         ("testing.md", 19),
@@ -247,7 +247,8 @@ fn source_of(name: &str) -> String {
     let file = format!("{name}.rs");
     let entries = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
     let folders = entries.filter(|path| path.join("main.rs").exists() && !path.ends_with("soak"));
-    let outside = ["cli/tests/cli", "examples/adopting-service/tests"].map(|it| root().join(it));
+    let outside = ["cli/tests/cli", "cli/tests/moving_in", "examples/adopting-service/tests"]
+        .map(|it| root().join(it));
     let found: Vec<PathBuf> = std::iter::once(folder)
         .chain(outside)
         .chain(folders)

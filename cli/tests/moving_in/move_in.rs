@@ -1,0 +1,85 @@
+//! What every path has in common: the commands of its section, and where they lead.
+
+use std::{env, fs, path::Path, process::Command};
+
+use http::StatusCode;
+use serde_json::Value;
+
+use crate::{
+    peer::{OldKey, Peer, State},
+    place::Place,
+    service::Service,
+};
+
+/// Runs the commands of a section of the manual, in order, in the folder of `place`.
+pub(crate) fn run_commands(section: &str, place: &Place) {
+    let commands = commands(section);
+    let program = Path::new(env!("CARGO_BIN_EXE_api-key")).parent().unwrap();
+    let path = env::var("PATH").unwrap();
+    let output = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", &commands])
+        .current_dir(place.folder.path())
+        .env("PATH", format!("{}:{path}", program.display()))
+        .env("DATABASE_URL", &place.url)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{commands}\n{output:?}");
+}
+
+fn commands(section: &str) -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/manual/moving_in.md");
+    let page = fs::read_to_string(page).unwrap();
+    let (_, rest) = page.split_once(&format!("\n## {section}\n")).expect("the section");
+    let section = rest.split("\n## ").next().unwrap();
+    let (_, commands) = section.split_once("```sh\n").expect("commands");
+    commands.split("```").next().unwrap().to_owned()
+}
+
+/// Each of the old keys does here what it does in the other system, a wrong one is refused, and
+/// afterwards no key is left that has to be moved.
+pub(crate) async fn keys_work(
+    service: &Service,
+    peer: &Peer<'_>,
+    keys: &[OldKey],
+    credentials: impl Fn(&str) -> (&'static str, String),
+) {
+    let send = async |key: &str| {
+        let (header, value) = credentials(key);
+        service.consumer(header, &value).await
+    };
+    let let_in: Vec<_> = keys.iter().map(|old| old.state == State::Works).collect();
+    assert!(let_in.contains(&true) && let_in.contains(&false), "{keys:?}");
+    assert_eq!(peer.verify(keys), let_in, "before the first use: {keys:?}");
+    // The first use moves a key that has a slow hash.
+    for _ in 0..2 {
+        for old in keys {
+            let expected = match old.state {
+                State::Works => Ok(old.consumer.clone()),
+                State::Revoked | State::Expired => Err(StatusCode::UNAUTHORIZED),
+            };
+            assert_eq!(send(&old.key).await, expected, "{old:?}");
+        }
+    }
+    for old in keys {
+        assert_eq!(send(&altered(&old.key)).await, Err(StatusCode::UNAUTHORIZED), "{old:?}");
+    }
+    assert_eq!(peer.verify(keys), let_in, "after the first use: {keys:?}");
+}
+
+/// A key that has other last characters.
+fn altered(key: &str) -> String {
+    let (head, tail) = key.split_at(key.len() - 10);
+    let tail = tail.chars().map(|c| if c == '7' { '8' } else { '7' });
+    head.chars().chain(tail).collect()
+}
+
+/// What `doctor` with these options says of slow hashes.
+pub(crate) fn slow_hashes(place: &Place, options: &str) -> String {
+    let report = place.run(&format!("doctor --json {options}")).out;
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let findings = report["findings"].as_array().unwrap_or_else(|| panic!("{report}"));
+    let finding = findings.iter().find(|finding| finding["check"] == "legacy").unwrap();
+    finding["detail"].as_str().unwrap().to_owned()
+}
+
+pub(crate) const NONE_IS_LEFT: &str = "every key that was imported with a legacy hash was used";
