@@ -26,6 +26,7 @@ use tokio::{
 };
 use tower_api_key::{
     Authenticator,
+    auth::CachePolicy,
     clock::{Clock, SystemClock},
     key::{Alphabet, ImportedFormat, KeyFormat, KeyHash},
     manage::{Expiry, KeyImport, KeyIssuer, KeyUpdate, ManageErrorKind, NewKey, Rotation},
@@ -353,7 +354,10 @@ async fn authenticator(url: &str) -> Authenticator {
         let store = PgKeyStore::connect(url).await.unwrap();
         Authenticator::builder(store.clone(), issued).legacy_hashes(store)
     };
-    builder.accept(format).build().0
+    // On a busy machine a request waits rather than fail, however many keys come at once.
+    let policy = CachePolicy::default().unknown_key_queries_per_second(u32::MAX);
+    let policy = policy.load_deadline(Duration::from_secs(20)).unwrap();
+    builder.accept(format).cache(policy).build().0
 }
 
 /// Imports keys and uses each for the first time until killed. Each has its key as its name.

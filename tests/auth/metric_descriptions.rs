@@ -109,9 +109,12 @@ impl RateLimiter for Shared {
 async fn each_metric_has_a_description_and_its_unit_and_no_other_is_described() {
     let told = Told::default();
     let _recorder = set_default_local_recorder(&told);
-    // With all that a gauge shows: a feed that has told of its lag, and a shared limiter.
+    // With all that a gauge shows: a feed that has told of its lag, a shared limiter, and keys of
+    // another system.
     let (feed, heard) = (FakeFeed::new(), Heard::default());
-    let (auth, worker) = Authenticator::builder(MemoryKeyStore::new(), format())
+    let store = MemoryKeyStore::new();
+    let (auth, worker) = Authenticator::builder(store.clone(), format())
+        .legacy_hashes(store)
         .clock(ManualClock::default())
         .observer(heard.clone())
         .rate_limiter(Arc::new(Shared(LocalRateLimiter::new())))
@@ -129,7 +132,7 @@ async fn each_metric_has_a_description_and_its_unit_and_no_other_is_described() 
 
     let registered = told.registered.lock().unwrap();
     let described = told.described.lock().unwrap();
-    assert!(registered.len() >= 15, "{registered:?}");
+    assert!(registered.len() >= 18, "{registered:?}");
     let kinds: BTreeMap<_, _> =
         described.iter().map(|(name, told)| (name.clone(), told.kind)).collect();
     assert_eq!(kinds, *registered);

@@ -465,14 +465,21 @@ async fn connections_that_went_silent_in_the_pool_are_replaced() {
 
 #[tokio::test]
 async fn a_slow_database_slows_nobody_down_whose_key_is_known() {
-    let node = Node::patient().await;
-    let (known, other) = (node.known("acme").await, node.issue("other").await);
-    node.proxy.set(Fault::Delay(Duration::from_millis(50))).await;
-    let slow = node.service.begin(&other.text);
-    for _ in 0..1_000 {
-        node.service.get_at_once(&known.text).is_for("acme");
+    let slow = Duration::from_millis(200);
+    for fault in [Fault::Delay(slow / 4), Fault::Delay(slow), Fault::Jitter(slow)] {
+        let node = Node::patient().await;
+        let known = node.known("acme").await;
+        let others = ["a", "b", "c"];
+        let keys = [node.issue("a").await, node.issue("b").await, node.issue("c").await];
+        node.proxy.set(fault).await;
+        let requests = keys.each_ref().map(|key| node.service.begin(&key.text));
+        for _ in 0..1_000 {
+            node.service.get_at_once(&known.text).is_for("acme");
+        }
+        for (request, consumer) in requests.into_iter().zip(others) {
+            within(request).await.is_for(consumer);
+        }
     }
-    within(slow).await.is_for("other");
 }
 
 #[tokio::test]

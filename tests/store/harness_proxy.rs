@@ -119,6 +119,20 @@ async fn delays_answers() {
 }
 
 #[tokio::test]
+async fn delays_each_part_of_the_answers_by_another_time() {
+    let proxy = echo_proxy().await;
+    let mut client = connect(&proxy).await;
+    let eighth = Duration::from_millis(10);
+    proxy.set(Fault::Jitter(8 * eighth)).await;
+    let mut begun = Instant::now();
+    for eighths in [4, 7, 2, 5, 8, 3, 6, 1, 4] {
+        says_back(&mut client, b"hello").await;
+        assert!(begun.elapsed() >= eighth * eighths, "{eighths}");
+        begun = Instant::now();
+    }
+}
+
+#[tokio::test]
 async fn cuts_after_exactly_so_many_bytes() {
     let proxy = echo_proxy().await;
     for (limit, last_words) in [(1, ""), (5, ""), (6, "w"), (9, "worl")] {

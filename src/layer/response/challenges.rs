@@ -1,4 +1,7 @@
-use http::{HeaderValue, header::AUTHORIZATION};
+use http::{
+    HeaderValue,
+    header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL},
+};
 
 use super::status_codes::{Challenge, spec};
 use crate::{auth::Rejection, layer::request::credentials::Credentials, record::Scope};
@@ -26,12 +29,14 @@ impl Challenges {
             "Basic" => format!("Basic realm=\"{realm}\", charset=\"UTF-8\""),
             name => format!("{name} realm=\"{realm}\""),
         });
-        // Headers have no scheme of HTTP; this one is of our own.
-        let headers = credentials.headers().filter(|header| **header != AUTHORIZATION);
+        // Headers have no scheme of HTTP; this one is of our own. A protocol of a WebSocket is `bearer`
+        // and the key, which `Bearer` asks for.
+        let others = [AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL];
+        let headers = credentials.headers().filter(|header| !others.contains(header));
         let headers =
             headers.map(|header| format!("ApiKey realm=\"{realm}\", header=\"{header}\""));
         let mut all = schemes.chain(headers);
-        let first = all.next()?;
+        let first = all.next().unwrap_or_else(|| format!("Bearer realm=\"{realm}\""));
         let others: String = all.flat_map(|challenge| [", ".to_owned(), challenge]).collect();
         let value = |rest: &str| HeaderValue::try_from(format!("{first}{rest}")).ok();
         Some(Self {

@@ -36,6 +36,8 @@ pub enum Fault {
     Unplugged,
     /// Delays the server's bytes by this much.
     Delay(Duration),
+    /// Delays each part of the server's bytes by another share of this, in eighths.
+    Jitter(Duration),
     /// Swallows the server's bytes, including the end; the client's bytes arrive. An affected
     /// connection never recovers.
     Mute,
@@ -319,6 +321,8 @@ async fn answers(
     let mut buffer = vec![0; 16 * 1024];
     let mut said = 0;
     let mut muted = false;
+    // Three steps of eight apart, so that long and short delays take turns.
+    let mut eighths = (1_u32..=8).map(|part| part * 3 % 8 + 1).cycle();
     loop {
         let mut chunk = from.read(&mut buffer).await?;
         let fault = *fault.borrow();
@@ -336,6 +340,7 @@ async fn answers(
         let mut cut = false;
         match fault {
             Fault::Delay(by) => latency(by).await,
+            Fault::Jitter(most) => latency(most * eighths.next().unwrap_or(8) / 8).await,
             Fault::CutAfter(limit) => {
                 let left = usize::try_from(limit.saturating_sub(said)).unwrap_or(usize::MAX);
                 cut = left <= chunk;
