@@ -89,9 +89,9 @@ impl Finding {
     pub(super) fn of_legacy_keys(left: Result<u64, StoreError>) -> Self {
         const CHECK: &str = "legacy";
         match left {
-            Ok(0) => Self::ok(CHECK, "every key that was imported with a legacy hash was used"),
             Ok(left) => {
-                Self::ok(CHECK, format!("keys that were not used since their import: {left}"))
+                let what = "imported keys that keep a legacy hash until their first use";
+                Self::ok(CHECK, format!("{left} left of the {what}"))
             }
             Err(error) => {
                 let advice = "a service that verifies legacy hashes rejects every unknown key: \

@@ -97,4 +97,7 @@ pub(crate) fn slow_hashes(place: &Place, options: &str) -> String {
     finding["detail"].as_str().unwrap().to_owned()
 }
 
-pub(crate) const NONE_IS_LEFT: &str = "every key that was imported with a legacy hash was used";
+/// What `doctor` says with so many keys left.
+pub(crate) fn left(keys: u64) -> String {
+    format!("{keys} left of the imported keys that keep a legacy hash until their first use")
+}
