@@ -124,7 +124,7 @@ fn each_bound_names_a_test_that_is_there() {
         ("keys.md", 16),
         ("legacy_hashes.md", 16),
         ("limits.md", 34),
-        ("moving_in.md", 37),
+        ("moving_in.md", 38),
         ("observability.md", 15),
         ("shadow.md", 15),
         ("testing.md", 19),
