@@ -119,7 +119,7 @@ impl KeyIssuer {
             if new.next_if_eq(&record.id).is_some()
                 && let Some(at) = key.last_used_at
             {
-                usage.push(Usage::new(record.id, at));
+                usage.push(Usage::new(record.id, at.min(self.now())));
             }
         }
         if usage.is_empty() {

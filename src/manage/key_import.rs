@@ -1,4 +1,4 @@
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::{
     Expiry, KeyIssuer, ManageError, NewKey,
@@ -15,6 +15,9 @@ use crate::{
 /// As few characters as 128 bits of letters and digits take.
 const MIN_KEY_LEN: usize = 22;
 const MAX_KEY_LEN: usize = 256;
+
+/// How far the clock of the other system may be ahead.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(300);
 
 /// A key that was issued elsewhere, by its hash. Its owner can keep using it unchanged.
 ///
@@ -125,20 +128,23 @@ impl KeyImport {
         Self { is_active, ..self }
     }
 
-    /// When the other system issued the key, not in the future. An expiry that is a duration still
-    /// counts from the import. Default: the time of the import.
+    /// When the other system issued the key, not in the future; up to five minutes ahead of this
+    /// clock count as now, as clocks differ. An expiry that is a duration still counts from the
+    /// import. Default: the time of the import.
     pub fn created_at(self, at: SystemTime) -> Self {
         Self { created_at: Some(at), ..self }
     }
 
-    /// When the key was last used, not in the future. It is written after the key, in a transaction
-    /// of its own. Default: unknown.
+    /// When the key was last used, not in the future but for five minutes, as
+    /// [above](Self::created_at). It is written after the key, in a transaction of its own. Default:
+    /// unknown.
     pub fn last_used_at(self, at: SystemTime) -> Self {
         Self { last_used_at: Some(at), ..self }
     }
 
-    /// Makes the key revoked, as it is in the other system. `at` must not be in the future; without
-    /// it, the key is revoked at the time of the import. Default: it is not revoked.
+    /// Makes the key revoked, as it is in the other system. `at` must not be in the future but
+    /// for five minutes, as [above](Self::created_at); without it, the key is revoked at the time of
+    /// the import. Default: it is not revoked.
     pub fn revoked(self, at: Option<SystemTime>, reason: Option<&str>) -> Self {
         let reason = reason.map(str::to_owned);
         Self { revoked: Some(Revoked { at, reason }), ..self }
@@ -160,17 +166,8 @@ impl KeyImport {
             }
             (record.id, record.root_id) = (id, id);
         }
-        let revoked_at = self.revoked.as_ref().and_then(|revoked| revoked.at);
-        for (field, at) in [
-            ("created_at", self.created_at),
-            ("last_used_at", self.last_used_at),
-            ("revoked_at", revoked_at),
-        ] {
-            if at.is_some_and(|at| at > now) {
-                return Err(ManageError::invalid(field, "must not be in the future"));
-            }
-        }
-        record.created_at = self.created_at.map_or(now, whole_micros);
+        record.created_at = past("created_at", self.created_at, now)?.unwrap_or(now);
+        past("last_used_at", self.last_used_at, now)?;
         text::check("key_prefix", &self.key_prefix)?;
         if self.key_last4.chars().count() > 4 {
             let detail = "must not be longer than the last four characters of the key";
@@ -194,7 +191,7 @@ impl KeyImport {
         record.is_active = self.is_active;
         if let Some(Revoked { at, reason }) = &self.revoked {
             text::check_some("revoked_reason", reason.as_deref())?;
-            record.revoked_at = Some(at.map_or(now, whole_micros));
+            record.revoked_at = Some(past("revoked_at", *at, now)?.unwrap_or(now));
             record.revoked_reason.clone_from(reason);
         }
         Ok(record)
@@ -220,6 +217,19 @@ fn hash_of(key: &str, formats: &[AcceptedFormat]) -> Result<KeyHash, &'static st
         return Err("must consist of visible ASCII characters: no request can carry others");
     }
     Ok(KeyHash::of(key.as_bytes()))
+}
+
+/// A time of the other system, or `now` if its clock is a little ahead.
+fn past(
+    field: &'static str,
+    at: Option<SystemTime>,
+    now: SystemTime,
+) -> Result<Option<SystemTime>, ManageError> {
+    let ahead = at.and_then(|at| at.duration_since(now).ok());
+    if ahead.is_some_and(|ahead| ahead > CLOCK_TOLERANCE) {
+        return Err(ManageError::invalid(field, "must not be in the future"));
+    }
+    Ok(at.map(|at| whole_micros(at.min(now))))
 }
 
 /// The expiry of an imported key, which may be in the past.

@@ -104,6 +104,7 @@ on_every_store! {
     an_import_with_a_mistake_names_it_and_changes_nothing
     an_imported_key_keeps_its_id_and_a_conflict_is_named
     an_imported_key_that_has_ended_stays_ended
+    the_clock_of_the_other_system_may_be_a_little_ahead
     an_import_is_tried_without_storing_anything
     what_has_ended_is_pruned_in_batches
     a_caller_grants_what_it_holds
@@ -733,6 +734,26 @@ async fn an_imported_key_that_has_ended_stays_ended(store: impl ManageKeys) {
     for (key, field) in [
         (imported(4, "acme").revoked(Some(now + 10_000 * HOUR), None), "revoked_at"),
         (imported(4, "acme").revoked(None, Some("a\0b")), "revoked_reason"),
+    ] {
+        is(&issuer.import(vec![key]).await.unwrap_err(), ManageErrorKind::Invalid, Some(field));
+    }
+}
+
+async fn the_clock_of_the_other_system_may_be_a_little_ahead(store: impl ManageKeys) {
+    let issuer = issuer(store);
+    let now = SystemClock::new().now();
+    let ahead = now + Duration::from_secs(240);
+    let key = imported(1, "acme").created_at(ahead).last_used_at(ahead).revoked(Some(ahead), None);
+    let id = issuer.import(vec![key]).await.unwrap().keys[0];
+    let info = issuer.get(id).await.unwrap();
+    for at in [Some(info.record.created_at), info.record.revoked_at, info.last_used_at] {
+        assert!(at.is_some_and(|at| at < ahead), "{info:?}");
+    }
+    let far = now + HOUR;
+    for (key, field) in [
+        (imported(2, "acme").created_at(far), "created_at"),
+        (imported(2, "acme").last_used_at(far), "last_used_at"),
+        (imported(2, "acme").revoked(Some(far), None), "revoked_at"),
     ] {
         is(&issuer.import(vec![key]).await.unwrap_err(), ManageErrorKind::Invalid, Some(field));
     }
