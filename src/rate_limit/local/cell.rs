@@ -285,3 +285,51 @@ impl Inner {
         self.closed_until <= now && self.entries.iter().all(is_idle)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rate_limit::{Quota, local::gcra::Rates};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn window(limit: u32, seconds: u32) -> Measure {
+        Measure::of(&Quota::sliding(limit, SECOND * seconds).unwrap())
+    }
+
+    fn gcra(per_second: u32) -> Measure {
+        Measure::of(&Quota::per_second(per_second).unwrap())
+    }
+
+    /// How many seconds each of these quotas is counted as used up beyond its size, when the slowest
+    /// quota of those that admit is `slowest`.
+    fn beyond<const N: usize>(quotas: [Measure; N], slowest: Measure) -> [Option<u64>; N] {
+        let mut rates = Rates::default();
+        let cell = Cell::new(0);
+        let mut locked = cell.lock();
+        locked.join(&quotas.map(|quota| Spec::new(quota, &mut rates)), 0);
+        std::array::from_fn(|at| {
+            let nanos = locked.inner.beyond(at, slowest.rate())?;
+            Some(nanos / 1_000_000_000)
+        })
+    }
+
+    #[test]
+    fn a_quota_counts_everything_that_a_slower_one_admits() {
+        assert_eq!(beyond([window(20, 10), gcra(3)], window(10, 10)), [None, None]);
+        assert_eq!(beyond([gcra(1), gcra(3)], gcra(1)), [Some(0), None]);
+    }
+
+    #[test]
+    fn a_used_up_quota_counts_for_as_long_as_the_longest_window_that_refills_faster() {
+        assert_eq!(beyond([gcra(1), window(60, 30), window(20, 10)], gcra(2))[0], Some(30));
+        assert_eq!(beyond([window(10, 10), gcra(2)], gcra(2))[0], Some(0), "its own is no stair");
+    }
+
+    #[test]
+    fn beside_a_quota_that_refills_as_fast_its_own_window_counts_too() {
+        let (short, long) = (window(10, 10), window(20, 20));
+        assert_eq!(beyond([short, long], short), [Some(20), Some(20)]);
+        assert_eq!(beyond([short, gcra(1)], short), [Some(10), Some(10)]);
+    }
+}
