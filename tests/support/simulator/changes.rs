@@ -317,8 +317,8 @@ impl Run<'_> {
 }
 
 /// Asserts that over any interval, no more is admitted for a key or a consumer than the most
-/// generous of its lists of quotas allows alone; that whoever waits as told is admitted; and that
-/// every bucket refills.
+/// generous of its lists of quotas allows alone; that a client that waits as told is admitted; and
+/// that every bucket refills.
 pub(crate) async fn check(limiter: &dyn RateLimiter, scenario: &Scenario) {
     static CONSUMERS: AtomicU32 = AtomicU32::new(0);
     let mut run = Run {
