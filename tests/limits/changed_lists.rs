@@ -205,3 +205,16 @@ fn a_quota_that_is_used_up_still_is_when_another_was_loaded_for_long() {
         assert_eq!(key.drain(&[&slow], START + MINUTE * 40), 0, "{slow:?}");
     }
 }
+
+/// Such a quota lies behind the earlier one only after years.
+#[test]
+fn a_list_is_not_held_to_an_earlier_quota_because_of_one_that_it_no_longer_has() {
+    let (key, before) = (Key::default(), Quota::sliding(10, DAY).unwrap());
+    assert_eq!(key.drain(&[&before], START), 10);
+    let slower_by_a_rounding = Quota::per(10, DAY + SECOND / 1_000).unwrap();
+    let fast = Quota::sliding(8, HOUR).unwrap();
+    drop(key.load(&[&slower_by_a_rounding, &fast], START));
+    let (larger, now) = (Quota::per(1_000, DAY).unwrap(), START + DAY * 2);
+    assert_eq!(key.drain(&[&fast, &larger], now), 8);
+    assert_eq!(key.drain(&[&fast, &larger], now + HOUR * 2), 8);
+}

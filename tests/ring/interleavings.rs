@@ -1,20 +1,4 @@
-//! The ring of slots behind sliding windows, under every interleaving of threads and every memory
-//! reordering: each result is one that a sequential order would give.
-
-#![cfg(test)]
-
-#[path = "../src/rate_limit/local/ring.rs"]
-#[allow(
-    dead_code,
-    unfulfilled_lint_expectations,
-    reason = "the model needs less than the limiter, and is a test"
-)]
-mod ring;
-
-/// The atomics of the ring.
-mod atomic {
-    pub(super) use loom::sync::atomic::{AtomicU64, Ordering};
-}
+//! Two threads at once, compared with every order in which one could have gone after the other.
 
 use std::collections::BTreeSet;
 
@@ -22,6 +6,7 @@ use loom::{sync::Arc, thread};
 use proptest::prelude::*;
 
 use self::Act::{GiveBack, Take};
+use crate::ring;
 
 const SLOTS: u64 = 2;
 const PLACES: usize = 4;

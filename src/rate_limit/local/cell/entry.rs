@@ -39,6 +39,8 @@ pub(super) struct More {
 pub(super) struct Guard {
     pub(super) measure: Measure,
     pub(super) until: u64,
+    /// The rate of the slowest quota of the list, if the guard lasts until that one is behind.
+    pub(super) on: Option<Rate>,
 }
 
 /// The state started full because a slower quota was applied with it.
@@ -63,6 +65,12 @@ impl Entry {
 
     pub(super) fn guards(&self) -> &[Guard] {
         self.more.as_ref().map_or(&[], |more| &more.guards)
+    }
+
+    /// Whether the state, or one of its guards, relies on a quota with such a rate.
+    pub(super) fn relies_on(&self, matches: impl Fn(Rate) -> bool) -> bool {
+        let relies = self.more.as_ref().and_then(|more| more.relies).map(|reliance| reliance.on);
+        relies.into_iter().chain(self.guards().iter().filter_map(|guard| guard.on)).any(matches)
     }
 
     pub(super) fn owed(&self) -> u64 {

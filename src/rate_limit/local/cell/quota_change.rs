@@ -53,6 +53,8 @@ impl Inner {
                 None => {
                     self.entries.push(Entry::new(State::new(spec, now)));
                     self.begin(earlier, slowest, now);
+                    // What it has from a state that it copies may rely on a quota of another list.
+                    self.use_again(self.entries.len().saturating_sub(1), slowest.rate(), now);
                 }
             }
         }
@@ -83,8 +85,8 @@ impl Inner {
         let mut relies: Option<Reliance> = None;
         for entry in known {
             let other = entry.measure();
-            let overtaken = if other.rate() > measure.rate() {
-                time_ahead(entry, (measure, left), now)
+            let (overtaken, on) = if other.rate() > measure.rate() {
+                (time_ahead(entry, (measure, left), now), None)
             } else if matches!(start, Start::Counted) {
                 continue;
             } else {
@@ -96,10 +98,10 @@ impl Inner {
                 if other == slowest {
                     continue;
                 }
-                time_ahead(entry, (slowest, keeper), now)
+                (time_ahead(entry, (slowest, keeper), now), Some(slowest.rate()))
             };
             if overtaken > 0 {
-                guards.push(Guard { measure: other, until: now.saturating_add(overtaken) });
+                guards.push(Guard { measure: other, until: now.saturating_add(overtaken), on });
             }
         }
         if !guards.is_empty() || relies.is_some() {
@@ -111,18 +113,17 @@ impl Inner {
     }
 
     /// If the state relies on a slower quota and is now used without it, makes it count as if it
-    /// were new.
+    /// were new, which needs none of the guards that were to last until that quota was overtaken.
     fn use_again(&mut self, at: usize, slowest: Rate, now: u64) {
-        let Some(reliance) = self.entries.get(at).and_then(|entry| entry.more.as_ref()?.relies)
-        else {
-            return;
-        };
-        if slowest <= reliance.on {
+        let is_without = |on: Rate| on < slowest;
+        if !self.entries.get(at).is_some_and(|entry| entry.relies_on(is_without)) {
             return;
         }
         let mut entry = self.entries.remove(at);
         self.raise(&mut entry, &self.entries, now);
-        entry.more().relies = None;
+        let more = entry.more();
+        more.relies = more.relies.filter(|reliance| !is_without(reliance.on));
+        more.guards.retain(|guard| !guard.on.is_some_and(is_without));
         self.entries.insert(at, entry);
     }
 
