@@ -66,6 +66,8 @@ impl Repository<'_> {
         for variable in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"] {
             git.env_remove(variable);
         }
+        // An object that a partial clone lacks would be fetched by a program of the repository's choice.
+        git.env("GIT_NO_LAZY_FETCH", "1");
         git.arg("-C").arg(self.0).stdin(Stdio::null());
         git
     }
@@ -156,14 +158,14 @@ fn search(
     finder: &mut KeyFinder,
     report: &mut Report,
 ) -> io::Result<Vec<InObject>> {
-    let mut found = Vec::new();
+    let (mut found, mut missing) = (Vec::new(), 0_u64);
     let mut head = String::new();
     while objects.read_line(&mut head)? > 0 {
         let mut words = head.split_whitespace();
         let object = words.next().unwrap_or_default().to_owned();
         let kind = words.next().unwrap_or_default().to_owned();
         match words.next().and_then(|size| size.parse::<u64>().ok()) {
-            None => report.unread(&format!("the object {object}: it is {kind}")),
+            None => missing += 1,
             Some(size) => {
                 let mut contents = objects.by_ref().take(size);
                 // A tree has names and no text.
@@ -179,6 +181,9 @@ fn search(
             }
         }
         head.clear();
+    }
+    if missing > 0 {
+        report.unread(&format!("{missing} objects of the history: they are missing"));
     }
     Ok(found)
 }

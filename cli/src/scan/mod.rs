@@ -20,9 +20,9 @@ use super::{failure::Failure, global::Global, values};
 ///   api-key scan --git . --check
 ///   git diff --cached | api-key scan -
 ///
-/// It prints `FILE:LINE: sk_live_…4x9A` for each key, with --git `COMMIT:FILE:LINE: …`. No key is
-/// shown. Keys are found whatever their prefix, between any characters, and their checksums leave no
-/// false positives. No database is needed.
+/// It prints `FILE:LINE: sk_live_…4x9A` for each key, with --git `COMMIT:FILE:LINE: …`, and with
+/// --json one object on a line of its own. No key is shown. Keys are found whatever their prefix,
+/// between any characters, and their checksums leave no false positives. No database is needed.
 ///
 /// Files that git ignores are left out, and so is the folder .git; hidden and binary files are
 /// searched, links are not followed. Keys in compressed, encrypted or base64 text are not found.
@@ -70,18 +70,16 @@ pub(crate) struct Scan {
     yes: bool,
 }
 
-impl Scan {
-    /// Whether it needs the database.
-    pub(crate) fn checks(&self) -> bool {
-        self.check || self.revoke
-    }
-}
-
 pub(crate) fn run(scan: &Scan, global: Global) -> Result<ExitCode, Failure> {
     scan.run(global).map_err(Failure::inconclusive)
 }
 
 impl Scan {
+    /// Whether it needs the database.
+    pub(crate) fn checks(&self) -> bool {
+        self.check || self.revoke
+    }
+
     fn run(&self, global: Global) -> Result<ExitCode, Failure> {
         let mut finder = self.finder()?;
         let is_json = global.json;

@@ -147,6 +147,19 @@ fn rules_need_a_prefix_and_a_scanner_that_is_known() {
 }
 
 #[test]
+fn a_key_with_a_wrong_checksum_is_found_by_rules_alone() {
+    let place = Place::sqlite();
+    let key = key("sk_live_");
+    let typo =
+        format!("{}{}{}", &key[..20], if &key[20..21] == "A" { "B" } else { "A" }, &key[21..]);
+    let rules: toml::Table = rules("gitleaks").parse().unwrap();
+    let expression = Regex::new(rules["rules"][0]["regex"].as_str().unwrap()).unwrap();
+    assert!(expression.is_match(&key) && expression.is_match(&typo));
+    assert_eq!(place.fed("scan -", &key).code, 1);
+    assert_eq!(place.fed("scan -", &typo).code, 0);
+}
+
+#[test]
 fn gitleaks_itself_reads_its_rules_and_finds_keys() {
     let program = std::env::var("GITLEAKS").expect("tests/run installs gitleaks and names it");
     let place = Place::sqlite();

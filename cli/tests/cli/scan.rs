@@ -117,6 +117,18 @@ fn scan_finds_keys_over_the_borders_of_what_it_reads_at_once() {
     found(&place.run("scan in"), &expected);
 }
 
+/// The characters of the key are not in the text.
+#[test]
+fn a_key_in_base64_is_not_found() {
+    let place = Place::sqlite();
+    let encode = "printf %s \"$1\" | base64 --wrap 0";
+    let key = key("sk_live_");
+    let encoded = Command::new("sh").args(["-c", encode, "sh", &key]).output().unwrap().stdout;
+    assert!(encoded.len() > key.len(), "{encoded:?}");
+    write(&place, "secret.yaml", [b"key: ", &*encoded].concat());
+    found(&place.run("scan ."), &[]);
+}
+
 #[test]
 fn scan_reads_standard_input() {
     let place = Place::sqlite();
