@@ -135,7 +135,7 @@ impl KeyFormat {
 
 /// Whether all bytes are letters, digits or `_`. Branch-free so that the compiler vectorises it,
 /// sixteen bytes at a time.
-fn is_word(bytes: &[u8]) -> bool {
+pub(super) fn is_word(bytes: &[u8]) -> bool {
     bytes.iter().fold(true, |all, &byte| all & is_word_character(byte))
 }
 

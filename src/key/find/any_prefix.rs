@@ -7,7 +7,7 @@ use memchr::memchr_iter;
 
 use crate::key::{
     KeyFormat, KeyHash,
-    format::{BODY_LEN, CHECKSUM_LEN, MAX_PREFIX_LEN, is_word_character},
+    format::{BODY_LEN, CHECKSUM_LEN, MAX_PREFIX_LEN, is_word, is_word_character},
     mask::Span,
 };
 
@@ -38,19 +38,29 @@ pub(super) fn find(text: &[u8], mut on_key: impl FnMut(Span, KeyHash)) {
     }
 }
 
-/// The next run of letters, digits and `_` that is long enough for a key. The last character of a
-/// window is looked at first, so that most of the text is skipped.
+/// The next run of letters, digits and `_` that is long enough for a key.
+///
+/// Such a run covers the first half of one of the blocks that follow each other, wherever they begin.
+/// Only these halves are looked at, all characters at once.
 fn next_run(text: &[u8], from: usize) -> Option<Range<usize>> {
+    const BLOCK: usize = 32;
+    const HALF: usize = BLOCK / 2;
+    const _: () = assert!(SHORTEST >= BLOCK + HALF - 1);
+
     let is_other = |&byte: &u8| !is_word_character(byte);
-    let mut start = from;
+    let mut at = from;
     loop {
-        let window = text.get(start..start.checked_add(SHORTEST)?)?;
-        let Some(at) = window.iter().rposition(is_other) else { break };
-        start += at + 1;
+        let mut blocks = text.get(at..)?.chunks(BLOCK);
+        let is_covered = |block: &[u8]| block.first_chunk::<HALF>().is_some_and(|it| is_word(it));
+        let covered = at + blocks.position(is_covered)? * BLOCK;
+        let (before, after) = text.split_at_checked(covered)?;
+        let start = before.iter().rposition(is_other).map_or(from, |last| from.max(last + 1));
+        let end = covered + after.iter().position(is_other).unwrap_or(after.len());
+        if end - start >= SHORTEST {
+            return Some(start..end);
+        }
+        at = end;
     }
-    let rest = text.get(start..).unwrap_or_default();
-    let len = rest.iter().position(is_other).unwrap_or(rest.len());
-    Some(start..start + len)
 }
 
 /// The key whose prefix ends in the `_` at `underscore` and begins at `floor` or later.
