@@ -131,15 +131,15 @@ impl Crc {
 #[expect(clippy::indexing_slicing, reason = "the compiler evaluates it")]
 const UNDO: [u32; 256] = {
     let mut undo = [0; 256];
-    let mut index = 0;
+    let mut index = 0_u32;
     while index < 256 {
-        let mut entry = index as u32;
+        let mut entry = index;
         let mut bit = 0;
         while bit < 8 {
             entry = if entry & 1 == 1 { (entry >> 1) ^ 0xedb8_8320 } else { entry >> 1 };
             bit += 1;
         }
-        undo[(entry >> 24) as usize] = (entry << 8) ^ index as u32;
+        undo[(entry >> 24) as usize] = (entry << 8) ^ index;
         index += 1;
     }
     undo
