@@ -126,6 +126,7 @@ fn each_bound_names_a_test_that_is_there() {
         ("limits.md", 34),
         ("moving_in.md", 38),
         ("observability.md", 15),
+        ("scanning.md", 17),
         ("shadow.md", 15),
         ("testing.md", 19),
         ("your_tables.md", 17),

@@ -3,7 +3,7 @@ use clap::{Parser, Subcommand};
 use super::{
     change::Update, doctor::Doctor, global::Global, import::Import, issue::Issue, list,
     manual::Completions, migrate::Migrate, plan::Plan, prune::Prune, reconcile::Reconcile,
-    revoke::Revoke, rotate::Rotate, verify::Verify,
+    revoke::Revoke, rotate::Rotate, rules::Rules, scan::Scan, verify::Verify,
 };
 
 const EXIT_CODES: &str = "\
@@ -15,6 +15,7 @@ Exit codes:
   4  conflict: the key's state does not allow this, or another process changed the key
   5  verify: the key is rejected
   6  doctor: the database has a problem
+  scan has its own: 0 no key, 1 a key was found, 2 not everything was searched
   141  the reader of standard output ended, as in `api-key list | head`
 
 Environment:
@@ -35,7 +36,7 @@ Times: write a duration as 30d, 12h, 10m or 1w; a day has 24 hours. Write a date
 2026-12-31, which is its first instant, or as 2026-12-31T12:00Z. Both are in UTC.";
 
 const FIRST_STEPS: &str = "\
-Issues, lists, changes, rotates, revokes, imports and verifies API keys.
+Issues, lists, changes, rotates, revokes, imports, verifies and finds API keys.
 
 The database, PostgreSQL or a SQLite file, stores only hashes of keys: a key cannot be read from it,
 and a lost key cannot be shown again. Every change of a key is recorded in the audit, in the same
@@ -79,6 +80,8 @@ pub(crate) enum Command {
     Prune(Prune),
     Verify(Verify),
     Events(list::Events),
+    Scan(Scan),
+    Rules(Rules),
     Doctor(Doctor),
     Completions(Completions),
     /// Print the man page: `api-key man > api-key.1`

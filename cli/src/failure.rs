@@ -42,6 +42,11 @@ impl Failure {
         Self { code: NOT_FOUND, message: message.into() }
     }
 
+    /// For `scan`, whose exit code 1 means that a key was found.
+    pub(crate) fn inconclusive(self) -> Self {
+        if self.code == 1 { Self { code: USAGE, ..self } } else { self }
+    }
+
     /// Appends the error's text and those of its sources.
     pub(crate) fn because(mut self, error: &(dyn Error + 'static)) -> Self {
         let mut cause = Some(error);
@@ -59,6 +64,10 @@ impl Failure {
     /// Appends what to do.
     pub(crate) fn advise(self, advice: &str) -> Self {
         Self { message: format!("{}. {advice}", self.message), ..self }
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     pub(crate) fn report(&self) -> ExitCode {

@@ -1,4 +1,4 @@
-//! Issues, lists, changes, rotates, revokes, imports and verifies API keys from the command line.
+//! Issues, lists, changes, rotates, revokes, imports, verifies and finds API keys from the command line.
 
 mod args;
 mod change;
@@ -22,6 +22,8 @@ mod prune;
 mod reconcile;
 mod revoke;
 mod rotate;
+mod rules;
+mod scan;
 mod session;
 mod timestamps;
 mod usage_errors;
@@ -39,26 +41,28 @@ use self::{
 };
 
 fn main() -> ExitCode {
-    let outcome = dot_env::load().and_then(|dot_env| {
-        let cli = usage_errors::parse_or_exit();
-        match &cli.command {
-            Command::Completions(completions) => manual::completions(completions, Cli::command()),
-            Command::Man => manual::man(Cli::command()),
-            _ => {
-                dot_env.report();
-                on_a_store(cli)
-            }
-        }
-    });
+    let dot_env = dot_env::load();
+    let cli = usage_errors::parse_or_exit();
+    let outcome = match cli.command {
+        Command::Completions(completions) => manual::completions(&completions, Cli::command()),
+        Command::Man => manual::man(Cli::command()),
+        Command::Rules(rules) => rules::run(&rules),
+        // A file .env of the folder that is searched does not matter then.
+        Command::Scan(scan) if !scan.checks() => scan::run(&scan, cli.global),
+        Command::Scan(scan) => dot_env.map_err(Failure::inconclusive).and_then(|dot_env| {
+            dot_env.report();
+            scan::run(&scan, cli.global)
+        }),
+        _ => dot_env.and_then(|dot_env| {
+            dot_env.report();
+            on_a_store(cli)
+        }),
+    };
     outcome.unwrap_or_else(|failure| failure.report())
 }
 
 fn on_a_store(cli: Cli) -> Result<ExitCode, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new("the runtime could not be started").because(&error))?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let Cli { global, command } = cli;
         if let Command::Doctor(doctor) = &command {
             return doctor::run(doctor, &global).await;
@@ -80,10 +84,20 @@ fn on_a_store(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Import(import) => import::run(import, &session).await,
             Command::Prune(prune) => prune::run(prune, &session).await,
             Command::Verify(verify) => return verify::run(verify, &session).await,
-            Command::Migrate(_) | Command::Doctor(_) | Command::Completions(_) | Command::Man => {
-                Ok(())
-            }
+            Command::Migrate(_)
+            | Command::Doctor(_)
+            | Command::Completions(_)
+            | Command::Man
+            | Command::Rules(_)
+            | Command::Scan(_) => Ok(()),
         }
         .map(|()| ExitCode::SUCCESS)
     })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new("the runtime could not be started").because(&error))
 }

@@ -210,6 +210,11 @@ pub(crate) fn format(prefix: &str) -> Result<KeyFormat, String> {
     KeyFormat::new(prefix).map_err(|error| error.to_string())
 }
 
+/// A prefix, with or without the `_` at its end.
+pub(crate) fn prefix(text: &str) -> Result<KeyFormat, String> {
+    if text.ends_with('_') { format(text) } else { format(&format!("{text}_")) }
+}
+
 /// A text for the audit.
 pub(crate) fn text(text: &str) -> Result<String, String> {
     if text.is_empty() {

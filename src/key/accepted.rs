@@ -1,7 +1,8 @@
 #[cfg(feature = "legacy-hashes")]
 use super::imported_format::legacy::LegacyParts;
 use super::{
-    Digest, IdPart, ImportedFormat, KeyFormat, MalformedKey, PresentedKey, is_bearer_symbol,
+    Digest, IdPart, ImportedFormat, KeyFormat, MalformedKey, PresentedKey,
+    format::is_word_character, is_bearer_symbol,
 };
 
 /// An accepted key format: keys issued here, or imported ones.
@@ -45,7 +46,7 @@ impl AcceptedFormat {
                 let prefix = format.prefix();
                 let has_prefix = first.starts_with(prefix) || prefix.starts_with(first);
                 let rest = first.strip_prefix(prefix).unwrap_or_default();
-                has_prefix && [rest, last].iter().all(|text| text.bytes().all(is_word))
+                has_prefix && [rest, last].iter().all(|text| text.bytes().all(is_word_character))
             }
             Kind::Imported(format) => format.may_show(first, last),
         }
@@ -116,7 +117,7 @@ impl AcceptedFormat {
     /// Whether `byte` may come after the prefix.
     pub(super) fn is_symbol(&self, byte: u8) -> bool {
         match &self.0 {
-            Kind::Issued(_) => is_word(byte),
+            Kind::Issued(_) => is_word_character(byte),
             Kind::Imported(format) => format.is_symbol(byte),
         }
     }
@@ -127,10 +128,6 @@ impl AcceptedFormat {
             Kind::Imported(format) => format.has_checksum(),
         }
     }
-}
-
-fn is_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_'
 }
 
 impl From<KeyFormat> for AcceptedFormat {

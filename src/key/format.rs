@@ -6,9 +6,9 @@ use zeroize::Zeroizing;
 use super::{ApiKey, EntropySource, MalformedKey, PresentedKey, RngError, SystemEntropy};
 
 const RANDOM_BYTES: usize = 32;
-const BODY_LEN: usize = 43;
-const CHECKSUM_LEN: usize = 6;
-const MAX_PREFIX_LEN: usize = 64;
+pub(super) const BODY_LEN: usize = 43;
+pub(super) const CHECKSUM_LEN: usize = 6;
+pub(super) const MAX_PREFIX_LEN: usize = 64;
 /// Key generation needs two draws on average; the chance of needing 100 is below 2⁻⁹⁰.
 const MAX_DRAWS: usize = 100;
 
@@ -135,13 +135,15 @@ impl KeyFormat {
 
 /// Whether all bytes are letters, digits or `_`. Branch-free so that the compiler vectorises it,
 /// sixteen bytes at a time.
-fn is_word(bytes: &[u8]) -> bool {
-    let is_word = |byte: u8| {
-        let is_letter = (byte | 0x20).wrapping_sub(b'a') < 26;
-        let is_digit = byte.wrapping_sub(b'0') < 10;
-        is_letter | is_digit | (byte == b'_')
-    };
-    bytes.iter().fold(true, |all, &byte| all & is_word(byte))
+pub(super) fn is_word(bytes: &[u8]) -> bool {
+    bytes.iter().fold(true, |all, &byte| all & is_word_character(byte))
+}
+
+/// Whether `byte` is a letter, a digit or `_`.
+pub(super) fn is_word_character(byte: u8) -> bool {
+    let is_letter = (byte | 0x20).wrapping_sub(b'a') < 26;
+    let is_digit = byte.wrapping_sub(b'0') < 10;
+    is_letter | is_digit | (byte == b'_')
 }
 
 /// Why a key format is invalid.
@@ -166,6 +168,9 @@ pub enum InvalidFormat {
     TooLong,
     /// Keys of this format hold fewer than 128 bits.
     TooWeak,
+    /// Keys of this format have neither a prefix nor a checksum, so they cannot be
+    /// [found](super::KeyFinder) in other text.
+    Indistinct,
 }
 
 impl fmt::Display for InvalidFormat {
@@ -180,6 +185,7 @@ impl fmt::Display for InvalidFormat {
             Self::Padding => "only base64 is padded, and not if it has one character more than a multiple of four",
             Self::TooLong => "a key prefix must have at most 64 characters, and a key at most 256",
             Self::TooWeak => "keys of this format hold fewer than 128 bits and could be guessed",
+            Self::Indistinct => "keys of this format have neither a prefix nor a checksum, so other text looks the same: add the prefix, as in hex:64:old-",
         })
     }
 }

@@ -48,13 +48,14 @@
 //! ```
 //!
 //! A key that a client sends in the wrong place, or that another crate logs, is kept out of logs by
-//! a [`MaskingWriter`].
+//! a [`MaskingWriter`]. A [`KeyFinder`] finds keys in files.
 
 mod accepted;
 mod alphabet;
 mod api_key;
 mod digest;
 mod entropy;
+mod find;
 mod format;
 mod format_text;
 mod hash;
@@ -71,6 +72,7 @@ pub use self::{
     api_key::{ApiKey, MalformedKey, PresentedKey},
     digest::{Digest, InvalidDigest},
     entropy::{EntropySource, RngError, SystemEntropy},
+    find::{FoundKey, KeyFinder},
     format::{InvalidFormat, KeyFormat},
     hash::{InvalidHash, KeyHash},
     id_part::IdPart,

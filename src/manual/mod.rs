@@ -14,6 +14,7 @@
 //! - [`shadow`]: what would be rejected, before anything is?
 //! - [`bounds`]: how much can the holder of a key create or send?
 //! - [`attacks`]: what may an attacker try, and what does it achieve?
+//! - [`scanning`]: how do I find keys in files and repositories, and what do I do then?
 //! - [`testing`]: how do I test my service, or a store of my own?
 
 #[doc = include_str!("attacks.md")]
@@ -57,6 +58,9 @@ pub mod moving_in {}
 
 #[doc = include_str!("observability.md")]
 pub mod observability {}
+
+#[doc = include_str!("scanning.md")]
+pub mod scanning {}
 
 #[doc = include_str!("shadow.md")]
 pub mod shadow {}

@@ -55,7 +55,7 @@ const HOMES: &[(&[&str], &[&str], &str)] = &[
     (&["nix"], &["clock"], "the one home of the system's time"),
     (&["tracing"], &["trace"], "no logic carries the feature's `cfg`"),
     (&["metrics"], &["auth::metrics"], "no logic carries the feature's `cfg`"),
-    (&["memchr"], &["key::mask"], "the search for keys is one idea"),
+    (&["memchr"], &["key::mask", "key::find"], "the search for keys is one idea"),
     (
         &["http", "http_body", "http_body_util", "tower_layer", "tower_service"],
         &["layer", "rest", "admin", "account", "test_util::key"],

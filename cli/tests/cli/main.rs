@@ -14,4 +14,6 @@ mod getting_started;
 mod import;
 mod place;
 mod restore;
+mod rules;
+mod scan;
 mod your_tables;

@@ -6,11 +6,9 @@ mod writer;
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
+use self::span::Scan;
 pub use self::writer::MaskingWriter;
-use self::{
-    pattern::Pattern,
-    span::{Scan, Span},
-};
+pub(super) use self::{pattern::Pattern, span::Span};
 use super::{AcceptedFormat, ImportedFormat, KeyFormat};
 
 /// Finds keys of several formats in text and replaces them. Clones share the formats.

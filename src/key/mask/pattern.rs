@@ -2,9 +2,10 @@ use std::fmt;
 
 use memchr::memmem::Finder;
 use smallvec::{SmallVec, smallvec};
+use zeroize::Zeroizing;
 
 use super::span::{Open, Scan, Span, Unended};
-use crate::key::{AcceptedFormat, IdPart};
+use crate::key::{AcceptedFormat, IdPart, KeyHash};
 
 /// How many characters of a body may be shown if the key is cut off. This leaves 160 bits unknown,
 /// and 142 of a Sanctum token.
@@ -13,7 +14,7 @@ const MOST_SHOWN: usize = 16;
 const MOST_SHOWN_WITHOUT_CHECKSUM: usize = 4;
 
 /// How keys of one format are found.
-pub(super) struct Pattern {
+pub(in crate::key) struct Pattern {
     format: AcceptedFormat,
     /// How the end of an id is written; empty for keys without one.
     separator: SmallVec<[u8; 4]>,
@@ -40,7 +41,7 @@ struct Found {
 impl Pattern {
     /// The patterns of a format: one, and those of its keys in URLs if they are written otherwise
     /// there.
-    pub(super) fn all(format: &AcceptedFormat) -> SmallVec<[Self; 3]> {
+    pub(in crate::key) fn all(format: &AcceptedFormat) -> SmallVec<[Self; 3]> {
         let Some(separator) = format.id().map(IdPart::separator) else {
             return smallvec![Self::new(format.clone(), &[])];
         };
@@ -100,6 +101,32 @@ impl Pattern {
                 Next::None => return,
             }
         }
+    }
+
+    /// Calls `on_key` with each key in `text`, in order. Without a checksum, nothing tells a key in
+    /// a longer run of characters from other text, so it is left out.
+    pub(in crate::key) fn find(&self, text: &[u8], mut on_key: impl FnMut(Span, KeyHash)) {
+        let has_checksum = self.format.has_checksum();
+        let mut at = 0;
+        while let Next::Key(Found { start, end, public }) = self.next(text, at) {
+            at = if has_checksum { end } else { self.run(text, end) };
+            let key = text.get(start..end).filter(|_| at == end);
+            if let Some(hash) = key.and_then(|key| self.hash(key)) {
+                on_key(Span { start, end, prefix: public, has_checksum, is_rest: false }, hash);
+            }
+        }
+    }
+
+    /// The hash of a key, whose separator may be percent-encoded.
+    fn hash(&self, key: &[u8]) -> Option<KeyHash> {
+        let Some(separator) = self.format.id().map(IdPart::separator) else {
+            return self.format.parse(key).ok().map(|key| key.hash());
+        };
+        let (id, secret) =
+            key.split_at_checked(key.len().checked_sub(self.format.secret_len())?)?;
+        let id = id.strip_suffix(&*self.separator)?;
+        let key = Zeroizing::new([id, &[separator], secret].concat());
+        self.format.parse(&key).ok().map(|key| key.hash())
     }
 
     /// The end of the characters from `start` on that keys may have.

@@ -9,15 +9,15 @@ const SHOWN: usize = 4;
 
 /// A key in a text, or several that overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
-    pub(super) start: usize,
-    pub(super) end: usize,
+pub(in crate::key) struct Span {
+    pub(in crate::key) start: usize,
+    pub(in crate::key) end: usize,
     /// The length of the prefix.
-    pub(super) prefix: usize,
+    pub(in crate::key) prefix: usize,
     /// Whether the last characters belong to a checksum.
-    pub(super) has_checksum: bool,
+    pub(in crate::key) has_checksum: bool,
     /// Whether this is the rest of a key whose beginning was masked before.
-    pub(super) is_rest: bool,
+    pub(in crate::key) is_rest: bool,
 }
 
 impl Span {
@@ -27,7 +27,7 @@ impl Span {
     }
 
     /// Writes what the key becomes.
-    pub(super) fn write(&self, text: &[u8], masked: &mut Vec<u8>) {
+    pub(in crate::key) fn write(&self, text: &[u8], masked: &mut Vec<u8>) {
         masked.extend(text.get(self.start..self.start + self.prefix).unwrap_or_default());
         self.write_end(text, masked);
     }

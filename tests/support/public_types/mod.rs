@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs,
     io::Write as _,
+    ops::ControlFlow,
     path::Path,
     sync::Mutex,
 };
@@ -22,8 +23,8 @@ use tower_api_key::{
     auth::{Attempt, Event},
     clock::SystemClock,
     key::{
-        AcceptedFormat, Alphabet, Digest, ImportedFormat, KeyFormat, KeyHash, KeyMask, LegacyHash,
-        MaskingWriter, Pepper, RngError,
+        AcceptedFormat, Alphabet, Digest, ImportedFormat, KeyFinder, KeyFormat, KeyHash, KeyMask,
+        LegacyHash, MaskingWriter, Pepper, RngError,
     },
     layer::{
         ClientAddress, ConcurrencyLimit, Cost, DrainRejected, Granted, RateClass, Scheme,
@@ -124,6 +125,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("FaultStore", ASecret),
     ("FeedHealth", NoText),
     ("Finding", ASecret),
+    ("FoundKey", ASecret),
     ("Grant", Names),
     ("Granted", ASecret),
     ("GuardedRoutes", ASecret),
@@ -168,6 +170,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("KeyEndedError", NoText),
     ("KeyEvent", ASecret),
     ("KeyFilter", Names),
+    ("KeyFinder", ASecret),
     ("KeyFormat", ASecret),
     ("KeyHash", ASecret),
     ("KeyId", Ids),
@@ -470,6 +473,8 @@ fn of_keys(heard: &mut Heard, key: &str) {
     let mut writer = MaskingWriter::new(std::io::sink(), format());
     // Held back: more may follow.
     writer.write_all(&key.as_bytes()[..key.len() - 1]).unwrap();
+    let mut finder = KeyFinder::new([format().into()]).unwrap();
+    finder.scan(key.as_bytes(), |_| ControlFlow::Continue(())).unwrap();
     say!(heard:
         presented,
         presented.hash(),
@@ -477,6 +482,8 @@ fn of_keys(heard: &mut Heard, key: &str) {
         imported,
         AcceptedFormat::from(imported),
         KeyMask::from(format()),
+        finder,
+        finder.find(key.as_bytes())[0],
         writer,
         format().parse(&key.as_bytes()[1..]).unwrap_err(),
         KeyFormat::new(key).unwrap_err(),
