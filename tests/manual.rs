@@ -129,6 +129,7 @@ fn each_bound_names_a_test_that_is_there() {
         ("scanning.md", 17),
         ("shadow.md", 15),
         ("testing.md", 19),
+        ("usage_counts.md", 24),
         ("your_tables.md", 17),
     ];
     for (page, least) in pages {

@@ -9,7 +9,8 @@ use super::{
     metrics::Metrics,
     panic_safe_observer::PanicSafeObserver,
     throttle::Rate,
-    worker::{DynFeed, usage},
+    use_reports,
+    worker::{DynFeed, UsageWriter},
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -148,12 +149,12 @@ impl Builder {
         Self { failures: Rate::new(interval, at_once), ..self }
     }
 
-    /// How often last uses are written. Default: 10 s, which batches writes well and is recent
-    /// enough to find unused keys. Minimum: 10 ms, to protect the database. Maximum: 1 h, which is
-    /// what a crash can lose.
+    /// How often [uses of keys](crate::manual::usage) are written: when they were last used, and how
+    /// often. Default: 10 s, which batches writes well and is recent enough to find unused keys.
+    /// Minimum: 10 ms, to protect the database. Maximum: 1 h, which is what a crash can lose.
     ///
-    /// Only the first use of a key in each interval is recorded, so the stored time lags behind the
-    /// last use by at most two intervals. The rate limiter is swept in the same interval.
+    /// Only the time of the first use of a key in each interval is recorded, so the stored time lags
+    /// behind the last use by at most two intervals. The rate limiter is swept in the same interval.
     pub fn usage_interval(self, interval: Duration) -> Self {
         Self { usage_interval: interval.clamp(MIN_USAGE_INTERVAL, MAX_USAGE_INTERVAL), ..self }
     }
@@ -211,6 +212,7 @@ impl Builder {
         let limits = LimitResolver::new(meters, plans, default_limits);
         let metrics =
             Metrics::new(self.label_metrics.then(|| format.prefix()), self.legacy.is_some());
+        let (running, reports, received) = use_reports::channel();
         let core = Core::new(
             store,
             limits,
@@ -218,13 +220,14 @@ impl Builder {
             Lookup::new(&self.cache, self.failures, self.scopes, self.legacy.as_deref()),
             self.legacy,
             self.cache,
+            reports,
         );
         let core = Arc::new(core);
         if self.feed.is_some() {
             core.feed.set_gap();
             core.begin_gap();
         }
-        let (usage, writer) = usage::channel(Arc::clone(&core), self.usage_interval);
+        let writer = UsageWriter::new(Arc::clone(&core), received, self.usage_interval);
         let worker = Worker::new(Arc::clone(&core), self.feed, writer, self.usage_interval);
         let mask = KeyMask::new(formats.iter().cloned());
         let mut symbols: Vec<_> =
@@ -232,7 +235,7 @@ impl Builder {
         symbols.sort_unstable();
         symbols.dedup();
         let (formats, symbols_beyond_bearer) = (formats.into(), symbols.into());
-        let inner = Inner { format, formats, symbols_beyond_bearer, core, mask, usage };
+        let inner = Inner { format, formats, symbols_beyond_bearer, core, mask, _running: running };
         (Authenticator::new(inner), worker)
     }
 }

@@ -7,7 +7,7 @@ use crate::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError,
         port::{
             IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, LegacyKey,
-            ManagePlans, Usage,
+            ManagePlans, UsageBatch,
         },
     },
 };
@@ -21,7 +21,7 @@ pub(super) trait ErasedKeys: Send + Sync {
     fn list<'a>(&'a self, query: &'a KeyQuery) -> Answer<'a, KeyPage>;
     fn events<'a>(&'a self, query: &'a EventQuery) -> Answer<'a, EventPage>;
     fn last_used_at(&self, id: KeyId) -> Answer<'_, Option<SystemTime>>;
-    fn record_usage<'a>(&'a self, batch: &'a [Usage]) -> Answer<'a, ()>;
+    fn record_usage<'a>(&'a self, batch: &'a UsageBatch) -> Answer<'a, ()>;
     fn plans(&self) -> Answer<'_, Vec<(String, RateLimits)>>;
 }
 
@@ -46,7 +46,7 @@ impl<S: ManageKeys> ErasedKeys for S {
         Box::pin(ManageKeys::last_used_at(self, id))
     }
 
-    fn record_usage<'a>(&'a self, batch: &'a [Usage]) -> Answer<'a, ()> {
+    fn record_usage<'a>(&'a self, batch: &'a UsageBatch) -> Answer<'a, ()> {
         Box::pin(KeyStore::record_usage(self, batch))
     }
 
@@ -101,6 +101,9 @@ erased_transaction! {
         &'a mut self, claim: &'a IdempotencyRecord
     ) -> Option<IdempotencyRecord>;
     fn delete_expired<'a>(&'a mut self, before: SystemTime, limit: usize) -> usize;
+    fn delete_counted_uses<'a>(
+        &'a mut self, hours_before: SystemTime, writers_before: SystemTime, limit: usize
+    ) -> usize;
     fn known_legacy_hashes<'a>(&'a mut self, digests: &'a [[u8; 32]]) -> Vec<[u8; 32]>;
     fn insert_legacy_hashes<'a>(&'a mut self, keys: &'a [LegacyKey]) -> usize;
 }

@@ -14,7 +14,7 @@ use crate::{
     record::{KeyId, KeyRecord},
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
-        port::{Backend, LegacyHashes, LegacyKey, ManagePlans, Usage},
+        port::{Backend, LegacyHashes, LegacyKey, ManagePlans, UsageBatch},
     },
 };
 
@@ -177,7 +177,7 @@ impl<S: KeyStore> KeyStore for FaultStore<S> {
         self.store.find(hash).await
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         self.begin_operation().await?;
         self.store.record_usage(batch).await
     }

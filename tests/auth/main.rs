@@ -25,6 +25,7 @@ mod wait;
 mod cache;
 mod cache_model;
 mod cache_threads;
+mod count_flushes;
 mod feed;
 mod flood;
 mod legacy_hashes;

@@ -16,6 +16,7 @@ mod raw_store;
 mod wait;
 
 mod consumer;
+mod counted_requests;
 mod drain;
 mod expiry;
 mod http2;

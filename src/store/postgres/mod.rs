@@ -40,7 +40,7 @@ use crate::{
     record::{KeyId, KeyRecord},
     store::{
         self, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError,
-        port::{Backend, Usage},
+        port::{Backend, UsageBatch},
     },
 };
 
@@ -233,7 +233,7 @@ impl KeyStore for PgKeyStore {
         self.batcher.find(hash).await
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         if batch.is_empty() {
             return Ok(());
         }

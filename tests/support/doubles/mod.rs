@@ -36,7 +36,9 @@ use tower_api_key::{
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, MemoryKeyStore,
         MemoryTransaction, StoreError, StoreErrorKind,
-        port::{Change, ChangeFeed, ManagePlans, Staleness, Usage},
+        port::{
+            Change, ChangeFeed, CountedUses, ManagePlans, Staleness, Usage, UsageBatch, UseCounts,
+        },
     },
 };
 
@@ -233,7 +235,7 @@ pub struct State {
     /// How many look-ups were answered.
     pub answered: usize,
     /// The batches of last uses that were written.
-    pub batches: Vec<Vec<Usage>>,
+    pub batches: Vec<UsageBatch>,
     /// How many times a batch was offered.
     pub flushes: usize,
 }
@@ -309,8 +311,25 @@ impl FakeStore {
         self.keys.list(&KeyQuery::new()).await.unwrap().keys.len()
     }
 
+    /// The last uses of each batch that has some.
     pub fn batches(&self) -> Vec<Vec<Usage>> {
-        self.state.borrow().batches.clone()
+        let state = self.state.borrow();
+        let last_uses = state.batches.iter().map(|batch| batch.last_uses.clone());
+        last_uses.filter(|uses| !uses.is_empty()).collect()
+    }
+
+    /// The counts of each batch that has some.
+    pub fn counted(&self) -> Vec<CountedUses> {
+        let state = self.state.borrow();
+        state.batches.iter().filter_map(|batch| batch.counted.clone()).collect()
+    }
+
+    /// What all batches count of a key.
+    pub fn counts_of(&self, key: &Key) -> UseCounts {
+        let counted = self.counted();
+        let hours = counted.iter().flat_map(|batch| &batch.hours);
+        let hours = hours.filter(|used| used.key_id == key.record.id);
+        hours.fold(UseCounts::default(), |sum, used| sum.plus(used.counts))
     }
 
     pub fn flushes(&self) -> usize {
@@ -355,10 +374,10 @@ impl KeyStore for FakeStore {
         Ok(row)
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         self.state.send_modify(|state| state.flushes += 1);
         self.answers().await?;
-        self.state.send_modify(|state| state.batches.push(batch.to_vec()));
+        self.state.send_modify(|state| state.batches.push(batch.clone()));
         self.keys.record_usage(batch).await
     }
 }

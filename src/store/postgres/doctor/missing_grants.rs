@@ -59,7 +59,7 @@ impl MissingGrants {
         let grants: Vec<_> =
             tables.filter_map(|table| self.grant(table, Need::Management)).collect();
         let advice = format!(
-            "fine for a service that only looks keys up (it writes api_key_usage). To manage keys: \
+            "fine for a service that only looks keys up (it writes api_key_usage and the tables named after it). To manage keys: \
             {}",
             grants.join("; ")
         );
@@ -142,6 +142,9 @@ from (values
     ('api_keys', array['select', 'insert', 'update', 'delete']),
     ('api_key_plans', array['select', 'insert', 'update', 'delete']),
     ('api_key_usage', array['select', 'insert', 'update', 'delete']),
+    ('api_key_usage_hourly', array['select', 'insert', 'update', 'delete']),
+    ('api_key_usage_daily', array['select', 'insert', 'update']),
+    ('api_key_usage_writers', array['select', 'insert', 'update', 'delete']),
     ('api_key_changes', array['select']),
     ('api_key_feed', array['select']),
     ('api_key_events', array['select', 'insert']),
