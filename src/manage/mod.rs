@@ -102,6 +102,8 @@ mod rotate;
 mod scopes;
 mod text;
 mod update;
+mod usage;
+mod usage_export;
 
 pub use self::{
     actor::Actor,
@@ -122,6 +124,8 @@ pub use self::{
     revoke::{RevocationFilter, Revocations},
     rotate::{Rotated, Rotation},
     update::KeyUpdate,
+    usage::UsageReport,
+    usage_export::{UsageExport, UsageExportPage},
 };
 #[cfg(feature = "admin")]
 pub(crate) use self::{

@@ -4,7 +4,9 @@
 //! A record holds only facts. [`KeyRecord::status`] evaluates them on every request, so a key
 //! expires on time no matter how long its record has been cached.
 
+mod bucket_width;
 mod catalog_file;
+mod cloud_event;
 mod consumer;
 #[cfg(feature = "test-util")]
 mod consumer_builder;
@@ -24,6 +26,8 @@ mod scope_names;
 mod tags;
 mod text;
 mod time;
+mod usage;
+mod usage_counts;
 mod web_origins;
 mod wildcard;
 mod words;
@@ -35,6 +39,7 @@ pub(crate) use self::consumer_builder::valid;
 #[cfg(feature = "admin")]
 pub(crate) use self::metadata::shown;
 pub use self::{
+    bucket_width::{BucketWidth, InvalidBucketWidth},
     catalog_file::InvalidCatalog,
     consumer::{Consumer, KeyEnded},
     declared_scope::DeclaredScope,
@@ -49,6 +54,8 @@ pub use self::{
     scope_enum::{ScopeType, UnknownScope},
     tags::{InvalidTag, Tags},
     text::TextRule,
+    usage::{KeyHour, UsageBucket},
+    usage_counts::UsageCounts,
     web_origins::{InvalidKeyKind, InvalidWebOrigin, KeyKind, WebOrigins},
 };
 pub(crate) use self::{

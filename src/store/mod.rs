@@ -42,6 +42,7 @@ mod sqlite;
 mod structure;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod trial;
+mod usage_query;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub use self::doctor::{Finding, Severity};
@@ -57,4 +58,5 @@ pub use self::{
     poll::PollingChangeFeed,
     port::{key_store::KeyStore, manage_keys::ManageKeys},
     query::{EventPage, EventQuery, KeyPage, KeyQuery, ListedKey},
+    usage_query::{InvalidUsageCursor, UsageCursor, UsageQuery},
 };

@@ -11,9 +11,10 @@ use crate::{
     clock::ManualClock,
     key::KeyHash,
     rate_limit::RateLimits,
-    record::{KeyId, KeyRecord},
+    record::{KeyHour, KeyId, KeyRecord, UsageBucket},
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
+        UsageCursor, UsageQuery,
         port::{Backend, LegacyHashes, LegacyKey, ManagePlans, Usage},
     },
 };
@@ -211,6 +212,23 @@ impl<S: ManageKeys> ManageKeys for FaultStore<S> {
         self.begin_operation().await?;
         self.write_usage().await;
         self.store.last_used_at(id).await
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, StoreError> {
+        self.begin_operation().await?;
+        self.write_usage().await;
+        self.store.usage(query).await
+    }
+
+    async fn usage_hours(
+        &self,
+        after: UsageCursor,
+        end: SystemTime,
+        limit: usize,
+    ) -> Result<Vec<KeyHour>, StoreError> {
+        self.begin_operation().await?;
+        self.write_usage().await;
+        self.store.usage_hours(after, end, limit).await
     }
 }
 
