@@ -1,10 +1,7 @@
-use std::{future::Future, time::SystemTime};
+use std::future::Future;
 
-use crate::{
-    key::KeyHash,
-    record::{KeyId, KeyRecord},
-    store::StoreError,
-};
+use super::UsageBatch;
+use crate::{key::KeyHash, record::KeyRecord, store::StoreError};
 
 /// Looks up keys, and records when they were last used.
 pub trait KeyStore: Send + Sync + 'static {
@@ -20,33 +17,21 @@ pub trait KeyStore: Send + Sync + 'static {
         hash: &KeyHash,
     ) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send;
 
-    /// Stores when keys were last used. Never moves a time backwards; ignores unknown keys.
+    /// Stores when keys were last used, and adds how often. Never moves a time backwards; ignores the
+    /// last uses of unknown keys.
     ///
-    /// `batch` is sorted by key and contains each key once. The default discards it.
+    /// A store that does not count uses may ignore [`counted`](UsageBatch::counted); one that does
+    /// must add each batch only once, as described for [`CountedUses`](super::CountedUses). The
+    /// default discards the batch.
     ///
     /// # Errors
     ///
-    /// When the store cannot; the caller retries the batch.
-    fn record_usage(&self, batch: &[Usage]) -> impl Future<Output = Result<(), StoreError>> + Send {
+    /// When the store cannot; the caller retries the same batch.
+    fn record_usage(
+        &self,
+        batch: &UsageBatch,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
         let _ = batch;
         async { Ok(()) }
-    }
-}
-
-/// When a key was last used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Usage {
-    /// The key.
-    pub key_id: KeyId,
-    /// The time of use, by the wall clock of the node that served the request.
-    pub last_used_at: SystemTime,
-}
-
-impl Usage {
-    /// `key_id` was used at `last_used_at`.
-    #[must_use]
-    pub const fn new(key_id: KeyId, last_used_at: SystemTime) -> Self {
-        Self { key_id, last_used_at }
     }
 }

@@ -178,6 +178,24 @@ pub trait KeyTransaction: Send + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<usize, StoreError>> + Send;
 
+    /// Deletes at most `limit` rows of the use of keys: hourly counts of hours before
+    /// `hours_before`, and the last batches of [writers](super::CountedUses::writer) that wrote
+    /// none since `writers_before`. Daily counts are kept. Returns the number of rows deleted.
+    /// Default: the store counts no uses.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot.
+    fn delete_counted_uses(
+        &mut self,
+        hours_before: SystemTime,
+        writers_before: SystemTime,
+        limit: usize,
+    ) -> impl Future<Output = Result<usize, StoreError>> + Send {
+        let _ = (hours_before, writers_before, limit);
+        async { Ok(0) }
+    }
+
     /// Which of these [digests](crate::key::LegacyHash::digest) belong to legacy hashes that were
     /// inserted before, whether or not their keys have moved. Default: the store cannot.
     ///

@@ -52,15 +52,16 @@ mod legacy_hashes;
 mod legacy_key;
 pub(super) mod manage_keys;
 mod manage_plans;
+mod usage_batch;
 
 pub use self::{
     backend::Backend,
     change_feed::{Change, ChangeFeed, Staleness},
     change_log::{ChangeLog, ChangedKey, Changes, LogPosition, Replica},
     invalidate::Invalidate,
-    key_store::Usage,
     key_transaction::{IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction},
     legacy_hashes::{LegacyHashes, MAX_KEYS_PER_HINT},
     legacy_key::LegacyKey,
     manage_plans::ManagePlans,
+    usage_batch::{CountedUses, HourlyUse, Usage, UsageBatch, UseCounts},
 };
