@@ -3,7 +3,7 @@ use clap::{Parser, Subcommand};
 use super::{
     change::Update, doctor::Doctor, global::Global, import::Import, issue::Issue, list,
     manual::Completions, migrate::Migrate, plan::Plan, prune::Prune, reconcile::Reconcile,
-    revoke::Revoke, rotate::Rotate, verify::Verify,
+    revoke::Revoke, rotate::Rotate, usage::Usage, verify::Verify,
 };
 
 const EXIT_CODES: &str = "\
@@ -79,6 +79,7 @@ pub(crate) enum Command {
     Prune(Prune),
     Verify(Verify),
     Events(list::Events),
+    Usage(Usage),
     Doctor(Doctor),
     Completions(Completions),
     /// Print the man page: `api-key man > api-key.1`

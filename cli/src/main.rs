@@ -24,6 +24,7 @@ mod revoke;
 mod rotate;
 mod session;
 mod timestamps;
+mod usage;
 mod usage_errors;
 mod values;
 mod verify;
@@ -79,6 +80,7 @@ fn on_a_store(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Plan(plan) => plan::run(plan, &session).await,
             Command::Import(import) => import::run(import, &session).await,
             Command::Prune(prune) => prune::run(prune, &session).await,
+            Command::Usage(usage) => usage::run(usage, &session).await,
             Command::Verify(verify) => return verify::run(verify, &session).await,
             Command::Migrate(_) | Command::Doctor(_) | Command::Completions(_) | Command::Man => {
                 Ok(())

@@ -2,12 +2,12 @@ use std::{future::Future, pin::Pin, time::SystemTime};
 
 use crate::{
     rate_limit::RateLimits,
-    record::{AuditEntry, KeyHour, KeyId, KeyRecord, UsageBucket},
+    record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, UsageCursor,
-        UsageQuery,
+        EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, UsageBucket,
+        UsageCursor, UsageQuery,
         port::{
-            IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, LegacyKey,
+            HourlyUse, IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, LegacyKey,
             ManagePlans, Usage,
         },
     },
@@ -28,7 +28,7 @@ pub(super) trait ErasedKeys: Send + Sync {
         after: UsageCursor,
         end: SystemTime,
         limit: usize,
-    ) -> Answer<'_, Vec<KeyHour>>;
+    ) -> Answer<'_, Vec<HourlyUse>>;
     fn record_usage<'a>(&'a self, batch: &'a [Usage]) -> Answer<'a, ()>;
     fn plans(&self) -> Answer<'_, Vec<(String, RateLimits)>>;
 }
@@ -63,7 +63,7 @@ impl<S: ManageKeys> ErasedKeys for S {
         after: UsageCursor,
         end: SystemTime,
         limit: usize,
-    ) -> Answer<'_, Vec<KeyHour>> {
+    ) -> Answer<'_, Vec<HourlyUse>> {
         Box::pin(ManageKeys::usage_hours(self, after, end, limit))
     }
 

@@ -71,6 +71,7 @@ mod audit;
 mod authority;
 mod batch;
 mod change;
+mod cloud_event;
 mod consumer_ids;
 mod consumer_semaphores;
 mod creation_limits;

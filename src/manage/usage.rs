@@ -7,8 +7,7 @@ use std::{
 
 use super::{KeyIssuer, ManageError};
 use crate::{
-    record::{BucketWidth, UsageBucket, UsageCounts},
-    store::UsageQuery,
+    store::{BucketWidth, UsageBucket, UsageQuery, port::UseCounts},
 };
 
 /// The counted use of a key, a consumer or all keys, in buckets of time.
@@ -28,10 +27,8 @@ pub struct UsageReport {
 impl UsageReport {
     /// The counts of all buckets together.
     #[must_use]
-    pub fn total(&self) -> UsageCounts {
-        let mut total = UsageCounts::default();
-        self.buckets.iter().for_each(|bucket| total += bucket.counts);
-        total
+    pub fn total(&self) -> UseCounts {
+        self.buckets.iter().fold(UseCounts::default(), |sum, bucket| sum.plus(bucket.counts))
     }
 }
 
@@ -74,11 +71,12 @@ impl KeyIssuer {
         consumers: &BTreeSet<&str>,
         query: &UsageQuery,
     ) -> Result<Vec<UsageBucket>, ManageError> {
-        let mut buckets = BTreeMap::<_, UsageCounts>::new();
+        let mut buckets = BTreeMap::<_, UseCounts>::new();
         for consumer_id in consumers {
             let query = query.clone().consumer_id(*consumer_id);
             for UsageBucket { from, counts } in self.store.usage(&query).await? {
-                *buckets.entry(from).or_default() += counts;
+                let sum = buckets.entry(from).or_default();
+                *sum = sum.plus(counts);
             }
         }
         Ok(buckets.into_iter().map(|(from, counts)| UsageBucket::new(from, counts)).collect())

@@ -4,8 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{KeyIssuer, ManageError, change::Attempt, issuer::check_limit};
 use crate::{
-    record::{BucketWidth, KeyHour},
-    store::UsageCursor,
+    store::{BucketWidth, UsageCursor, port::HourlyUse},
 };
 
 /// Which hours to export, and the page of them to read.
@@ -95,7 +94,7 @@ impl UsageExport {
 #[non_exhaustive]
 pub struct UsageExportPage {
     /// In the order of hour and key id.
-    pub hours: Vec<KeyHour>,
+    pub hours: Vec<HourlyUse>,
     /// Cursor: where the next page begins. After the last page, the first hour that is not settled
     /// yet: the position from which to go on later.
     pub next: UsageCursor,
@@ -107,7 +106,7 @@ impl KeyIssuer {
     /// A page of the hours of all keys, for a billing system: see [`UsageExport`].
     ///
     /// A page that was read is the same when it is read again, so a consumer that fails in between
-    /// repeats it. Each hour of a key has the same [id](KeyHour::event_id) each time, by which the
+    /// repeats it. Each hour of a key has the same [id](HourlyUse::event_id) each time, by which the
     /// receiver drops what it has. Hours are kept for 35 days by default: export more often.
     ///
     /// # Errors

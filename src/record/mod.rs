@@ -4,9 +4,7 @@
 //! A record holds only facts. [`KeyRecord::status`] evaluates them on every request, so a key
 //! expires on time no matter how long its record has been cached.
 
-mod bucket_width;
 mod catalog_file;
-mod cloud_event;
 mod consumer;
 #[cfg(feature = "test-util")]
 mod consumer_builder;
@@ -26,8 +24,6 @@ mod scope_names;
 mod tags;
 mod text;
 mod time;
-mod usage;
-mod usage_counts;
 mod web_origins;
 mod wildcard;
 mod words;
@@ -39,7 +35,6 @@ pub(crate) use self::consumer_builder::valid;
 #[cfg(feature = "admin")]
 pub(crate) use self::metadata::shown;
 pub use self::{
-    bucket_width::{BucketWidth, InvalidBucketWidth},
     catalog_file::InvalidCatalog,
     consumer::{Consumer, KeyEnded},
     declared_scope::DeclaredScope,
@@ -54,8 +49,6 @@ pub use self::{
     scope_enum::{ScopeType, UnknownScope},
     tags::{InvalidTag, Tags},
     text::TextRule,
-    usage::{KeyHour, UsageBucket},
-    usage_counts::UsageCounts,
     web_origins::{InvalidKeyKind, InvalidWebOrigin, KeyKind, WebOrigins},
 };
 pub(crate) use self::{

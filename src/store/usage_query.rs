@@ -4,10 +4,11 @@ use std::{
     error::Error,
     fmt,
     str::FromStr,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
-use crate::record::{BucketWidth, KeyId, read_rfc3339, rfc3339};
+use super::{BucketWidth, port::UseCounts};
+use crate::record::{KeyId, read_rfc3339, rfc3339};
 
 /// Which use of keys to read, in which buckets of time. Without a key and a consumer: the use of
 /// all keys together.
@@ -47,6 +48,24 @@ impl UsageQuery {
     /// Sets [`from`](Self::from).
     pub fn from(self, from: SystemTime) -> Self {
         Self { from, ..self }
+    }
+}
+
+/// What was counted in an hour or a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UsageBucket {
+    /// Its beginning.
+    pub from: SystemTime,
+    /// What was counted.
+    pub counts: UseCounts,
+}
+
+impl UsageBucket {
+    /// `counts` of the bucket that begins at `from`.
+    #[must_use]
+    pub const fn new(from: SystemTime, counts: UseCounts) -> Self {
+        Self { from, counts }
     }
 }
 
@@ -118,6 +137,8 @@ impl Error for InvalidUsageCursor {}
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);

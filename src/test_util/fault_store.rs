@@ -11,11 +11,11 @@ use crate::{
     clock::ManualClock,
     key::KeyHash,
     rate_limit::RateLimits,
-    record::{KeyHour, KeyId, KeyRecord, UsageBucket},
+    record::{KeyId, KeyRecord},
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
-        UsageCursor, UsageQuery,
-        port::{Backend, LegacyHashes, LegacyKey, ManagePlans, Usage},
+        UsageBucket, UsageCursor, UsageQuery,
+        port::{Backend, HourlyUse, LegacyHashes, LegacyKey, ManagePlans, Usage},
     },
 };
 
@@ -225,7 +225,7 @@ impl<S: ManageKeys> ManageKeys for FaultStore<S> {
         after: UsageCursor,
         end: SystemTime,
         limit: usize,
-    ) -> Result<Vec<KeyHour>, StoreError> {
+    ) -> Result<Vec<HourlyUse>, StoreError> {
         self.begin_operation().await?;
         self.write_usage().await;
         self.store.usage_hours(after, end, limit).await

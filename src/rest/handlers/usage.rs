@@ -12,7 +12,6 @@ use serde::Serialize;
 use super::read::{TEXT, TIME, json, render, text};
 use crate::{
     manage::{ConsumerPermit, ManageErrorKind, UsageReport},
-    record::{BucketWidth, UsageBucket},
     rest::{
         accept::prefers_csv,
         error::{ApiError, sentence},
@@ -20,7 +19,7 @@ use crate::{
         state::ReadAccess,
         times,
     },
-    store::UsageQuery,
+    store::{BucketWidth, UsageBucket, UsageQuery},
 };
 
 pub(in crate::rest) async fn get_usage(
@@ -84,11 +83,11 @@ struct UsageView {
 #[derive(Serialize)]
 struct BucketView {
     from: String,
-    admitted: u64,
-    limited: u64,
-    forbidden: u64,
-    refused: u64,
-    units: u64,
+    admitted: i64,
+    limited: i64,
+    forbidden: i64,
+    refused: i64,
+    units: i64,
 }
 
 impl From<&UsageBucket> for BucketView {

@@ -1,11 +1,11 @@
 use std::{future::Future, time::SystemTime};
 
-use super::{KeyTransaction, ManagePlans, key_store::KeyStore};
+use super::{HourlyUse, KeyTransaction, ManagePlans, key_store::KeyStore};
 use crate::{
-    record::{KeyHour, KeyId, KeyRecord, UsageBucket},
+    record::{KeyId, KeyRecord},
     store::{
-        EventPage, EventQuery, KeyPage, KeyQuery, StoreError, StoreErrorKind, UsageCursor,
-        UsageQuery,
+        EventPage, EventQuery, KeyPage, KeyQuery, StoreError, StoreErrorKind, UsageBucket,
+        UsageCursor, UsageQuery,
     },
 };
 
@@ -89,7 +89,7 @@ pub trait ManageKeys: KeyStore + ManagePlans {
         after: UsageCursor,
         end: SystemTime,
         limit: usize,
-    ) -> impl Future<Output = Result<Vec<KeyHour>, StoreError>> + Send {
+    ) -> impl Future<Output = Result<Vec<HourlyUse>, StoreError>> + Send {
         let _ = (after, end, limit);
         async { Err(StoreError::new(StoreErrorKind::Unsupported).because(NO_LEDGER)) }
     }

@@ -75,6 +75,15 @@ impl BucketWidth {
         start.checked_add(self.duration()).unwrap_or(start)
     }
 
+    /// The most buckets of one query. It begins and ends anywhere within a bucket.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    pub(super) const fn most(self) -> usize {
+        match self {
+            Self::Hour => 35 * 24 + 1,
+            Self::Day => 3660 + 1,
+        }
+    }
+
     const fn seconds(self) -> u64 {
         match self {
             Self::Hour => HOUR.as_secs(),

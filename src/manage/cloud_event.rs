@@ -2,12 +2,15 @@
 
 use serde_json::json;
 
-use super::{KeyHour, rfc3339};
+use crate::{
+    record::rfc3339,
+    store::{BucketWidth, port::HourlyUse},
+};
 
 /// The `type` of the event. It changes with the meaning of its data.
 const TYPE: &str = "io.github.tower-api-key.usage.hour";
 
-impl KeyHour {
+impl HourlyUse {
     /// The `id` of the event: the key and the hour. The same each time, so that a receiver
     /// recognizes an event that is sent again.
     #[must_use]
@@ -24,15 +27,16 @@ impl KeyHour {
     ///
     /// ```
     /// # use std::time::SystemTime;
-    /// # use tower_api_key::record::{KeyHour, KeyId, UsageCounts};
-    /// # let hour = KeyHour::new(
-    /// #     KeyId::from_bytes([7; 16]), "acme", SystemTime::UNIX_EPOCH, UsageCounts::default());
+    /// # use tower_api_key::{record::KeyId, store::port::{HourlyUse, UseCounts}};
+    /// # let hour = HourlyUse::new(
+    /// #     KeyId::from_bytes([7; 16]), "acme".into(), SystemTime::UNIX_EPOCH, UseCounts::default());
     /// let event = hour.to_cloud_event("https://api.example.com");
     /// assert!(event.contains(r#""specversion":"1.0""#));
     /// ```
     #[must_use]
     pub fn to_cloud_event(&self, source: &str) -> String {
         let (from, counts) = (rfc3339(self.hour), self.counts);
+        let end = self.hour.checked_add(BucketWidth::Hour.duration()).unwrap_or(self.hour);
         json!({
             "specversion": "1.0",
             "id": self.event_id(),
@@ -45,7 +49,7 @@ impl KeyHour {
                 "consumer_id": self.consumer_id,
                 "key_id": self.key_id.to_string(),
                 "from": from,
-                "to": rfc3339(self.end()),
+                "to": rfc3339(end),
                 "admitted": counts.admitted,
                 "limited": counts.limited,
                 "forbidden": counts.forbidden,
@@ -64,15 +68,13 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::record::{KeyId, UsageCounts};
+    use crate::{record::KeyId, store::port::UseCounts};
 
     #[test]
     fn an_hour_is_an_event_of_cloudevents_1_0() {
         let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_268_800);
-        let mut counts = UsageCounts::default();
-        (counts.admitted, counts.limited, counts.forbidden) = (5, 4, 3);
-        (counts.refused, counts.units) = (2, 1);
-        let hour = KeyHour::new(KeyId::from_bytes([7; 16]), "acme", noon, counts);
+        let counts = UseCounts::new(5, 4, 3, 2, -1);
+        let hour = HourlyUse::new(KeyId::from_bytes([7; 16]), "acme".into(), noon, counts);
         let event: Value = serde_json::from_str(&hour.to_cloud_event("/billing")).unwrap();
         let id = "07070707-0707-0707-0707-070707070707";
         let expected = json!({
@@ -86,7 +88,7 @@ mod tests {
             "data": {
                 "consumer_id": "acme", "key_id": id,
                 "from": "2026-01-01T12:00:00Z", "to": "2026-01-01T13:00:00Z",
-                "admitted": 5, "limited": 4, "forbidden": 3, "refused": 2, "units": 1,
+                "admitted": 5, "limited": 4, "forbidden": 3, "refused": 2, "units": -1,
             },
         });
         assert_eq!(event, expected);
