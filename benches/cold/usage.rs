@@ -45,7 +45,7 @@ pub(crate) async fn measure(setting: &Setting, rounds: usize) -> Result<Flush> {
             let at = begin + Duration::from_secs(60 * (2 * round as u64 + minutes));
             let batch: Vec<_> = ids.iter().map(|&id| Usage::new(id, at)).collect();
             let begin = Instant::now();
-            setting.store.record_usage(&batch).await?;
+            setting.store.record_usage(&batch.into()).await?;
             times.push(begin.elapsed().as_secs_f64() * 1e3);
         }
         let written: i64 =

@@ -15,7 +15,7 @@ use super::{
     client::{Client, ClientCopy},
     core::Core,
     lookup::Presented,
-    worker::UsageRecorder,
+    use_reports::KeepsWorkerRunning,
 };
 use crate::{
     clock::Clock,
@@ -24,7 +24,7 @@ use crate::{
         RateLimits,
         port::{Check, Decisions},
     },
-    record::{Consumer, KeyId, KeyRecord, KeyStatus, Origin, ScopeCatalog},
+    record::{Consumer, KeyId, KeyRecord, KeyStatus, Origin, ScopeCatalog, UseRejection},
     store::{StoreError, StoreErrorKind, port::Invalidate},
     trace,
 };
@@ -42,7 +42,8 @@ pub(super) struct Inner {
     pub(super) symbols_beyond_bearer: Box<[u8]>,
     pub(super) core: Arc<Core>,
     pub(super) mask: KeyMask,
-    pub(super) usage: UsageRecorder,
+    /// The worker ends with it.
+    pub(super) _running: KeepsWorkerRunning,
 }
 
 /// Distinguishes consumers of one authenticator from those of others. It does not keep the
@@ -315,6 +316,7 @@ impl Inner {
     ) -> Attempt {
         let status = self.core.status(entry, now);
         if let Some(rejection) = Rejection::of_status(status, entry.key_id()) {
+            self.core.count_rejection(entry, UseRejection::Refused);
             return Attempt::Reject(rejection);
         }
         self.charge(entry, charge, client, now)
@@ -331,6 +333,7 @@ impl Inner {
         if let Some(places) = &entry.ext.places
             && let Some(refusal) = places.refusal(entry.key_id(), client)
         {
+            self.core.count_rejection(entry, UseRejection::Forbidden);
             return Attempt::Reject(self.core.refuse_place(refusal, now));
         }
         let check = entry.ext.meter.ask(charge.units(), now);
@@ -361,9 +364,10 @@ impl Inner {
         let rate_limit_status = RateLimitStatus::new(Consumer::of(entry), decisions);
         let rate_limit_status = rate_limit_status.with(entry.notice(now));
         if !is_admitted {
+            self.core.count_rejection(entry, UseRejection::Limited);
             return Err(Rejection::rate_limited(rate_limit_status));
         }
-        self.usage.touch(entry, now, &self.core);
+        self.core.count_admission(entry, charge, now);
         if rate_limit_status.retirement().is_some() {
             self.core.observe(&Event::RetiredKeyUsed { key_id: entry.key_id() });
         }

@@ -9,7 +9,8 @@ use super::{
     metrics::Metrics,
     panic_safe_observer::PanicSafeObserver,
     throttle::Rate,
-    worker::{DynFeed, usage},
+    use_reports,
+    worker::{DynFeed, UsageWriter},
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -211,6 +212,7 @@ impl Builder {
         let limits = LimitResolver::new(meters, plans, default_limits);
         let metrics =
             Metrics::new(self.label_metrics.then(|| format.prefix()), self.legacy.is_some());
+        let (running, reports, received) = use_reports::channel();
         let core = Core::new(
             store,
             limits,
@@ -218,13 +220,14 @@ impl Builder {
             Lookup::new(&self.cache, self.failures, self.scopes, self.legacy.as_deref()),
             self.legacy,
             self.cache,
+            reports,
         );
         let core = Arc::new(core);
         if self.feed.is_some() {
             core.feed.set_gap();
             core.begin_gap();
         }
-        let (usage, writer) = usage::channel(Arc::clone(&core), self.usage_interval);
+        let writer = UsageWriter::new(Arc::clone(&core), received, self.usage_interval);
         let worker = Worker::new(Arc::clone(&core), self.feed, writer, self.usage_interval);
         let mask = KeyMask::new(formats.iter().cloned());
         let mut symbols: Vec<_> =
@@ -232,7 +235,7 @@ impl Builder {
         symbols.sort_unstable();
         symbols.dedup();
         let (formats, symbols_beyond_bearer) = (formats.into(), symbols.into());
-        let inner = Inner { format, formats, symbols_beyond_bearer, core, mask, usage };
+        let inner = Inner { format, formats, symbols_beyond_bearer, core, mask, _running: running };
         (Authenticator::new(inner), worker)
     }
 }

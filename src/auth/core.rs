@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use super::metrics::Levels;
 use super::{
     Event, Rejection, RejectionKind,
+    attempt::Charge,
     cache::{CachePolicy, Entry, KeyCache, LimitResolver},
     catch_panic::catch_request_panic,
     client::{PlaceReason, PlaceRefusal},
@@ -15,10 +16,11 @@ use super::{
     lookup::{DynStore, Legacy, Lookup},
     metrics::Metrics,
     panic_safe_observer::PanicSafeObserver,
+    use_reports::{Full, UseReports},
 };
 use crate::{
     clock::Clock,
-    record::{KeyId, KeyStatus},
+    record::{Consumer, KeyId, KeyStatus, UseRejection},
     trace,
 };
 
@@ -39,6 +41,7 @@ pub(super) struct Core {
     /// Verifies keys that still have hashes of another system.
     pub(super) legacy: Option<Arc<Legacy>>,
     place_refusals: trace::ErrorLog,
+    pub(super) use_reports: UseReports,
 }
 
 impl Core {
@@ -49,6 +52,7 @@ impl Core {
         lookup: Lookup,
         legacy: Option<Arc<Legacy>>,
         policy: CachePolicy,
+        use_reports: UseReports,
     ) -> Self {
         Self {
             store,
@@ -63,6 +67,7 @@ impl Core {
             legacy,
             cache: KeyCache::new(policy),
             place_refusals: trace::ErrorLog::default(),
+            use_reports,
         }
     }
 
@@ -99,6 +104,28 @@ impl Core {
         };
         self.place_refusals.warn_from("key refused", &refusal, address, now);
         Rejection::of_place(&refusal)
+    }
+
+    /// Counts a request that is let in.
+    pub(super) fn count_admission(&self, entry: &Arc<Entry>, charge: Charge, now: Duration) {
+        if entry.ext.uses.admit(charge != Charge::Nothing) {
+            self.tell_use(Consumer::of(entry), Some(now));
+        }
+    }
+
+    /// Counts a request with a known key that is not let in.
+    pub(super) fn count_rejection(&self, entry: &Arc<Entry>, rejection: UseRejection) {
+        if entry.ext.uses.reject(rejection) {
+            self.tell_use(Consumer::of(entry), None);
+        }
+    }
+
+    /// Tells the worker that the counts of `key` are not zero, and when it was used if it was.
+    #[cold]
+    pub(super) fn tell_use(&self, key: Consumer, at: Option<Duration>) {
+        if let Err(Full) = self.use_reports.tell(key, at) {
+            self.observe(&Event::UsageDropped);
+        }
     }
 
     /// Reports an event to the observer.

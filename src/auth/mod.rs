@@ -103,6 +103,7 @@ mod rate_limit_status;
 mod rejection;
 mod rejection_kind;
 mod throttle;
+mod use_reports;
 mod worker;
 
 pub(crate) use self::{

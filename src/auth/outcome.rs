@@ -1,4 +1,5 @@
 use super::RejectionKind;
+use crate::record::UseRejection;
 
 /// The outcome of a request, for metrics and spans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,16 @@ impl Outcome {
             | RejectionKind::LayerMissing
             | RejectionKind::ForeignLayer
             | RejectionKind::Internal => Self::Unavailable,
+        }
+    }
+
+    /// How a request is counted, with the uses of its key, that an inner layer rejects. If the
+    /// service could not decide, the key was let in all the same.
+    pub(crate) const fn of_use(self) -> Option<UseRejection> {
+        match self {
+            Self::Limited => Some(UseRejection::Limited),
+            Self::Forbidden => Some(UseRejection::Forbidden),
+            Self::Admitted | Self::Rejected | Self::Unavailable => None,
         }
     }
 

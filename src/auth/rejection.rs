@@ -5,10 +5,10 @@ use std::{
     time::Duration,
 };
 
-use super::{RateLimitStatus, RejectionKind, client::PlaceRefusal};
+use super::{Outcome, RateLimitStatus, RejectionKind, client::PlaceRefusal};
 use crate::{
     rate_limit::Quota,
-    record::{KeyId, KeyStatus, Scope},
+    record::{Consumer, KeyId, KeyStatus, Scope},
     store::{StoreError, StoreErrorKind},
 };
 
@@ -47,6 +47,17 @@ impl Rejection {
     #[must_use]
     pub const fn new(kind: RejectionKind) -> Self {
         Self { kind, details: None }
+    }
+
+    /// Counts the request as rejected, which was counted as admitted by the key of `consumer`.
+    #[cold]
+    pub(crate) fn count_admitted(&self, consumer: &Consumer) {
+        let outcome = Outcome::of(self.kind).of_use();
+        if let Some(outcome) = outcome
+            && self.key_id().is_none_or(|key_id| key_id == consumer.key_id())
+        {
+            consumer.count_as(outcome);
+        }
     }
 
     fn with(kind: RejectionKind, details: Details) -> Self {

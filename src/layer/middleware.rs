@@ -269,6 +269,9 @@ impl Config {
             let rejection = rejection.or_else(|| grpc::rejection(response.extensions()));
             if let Some(rejection) = rejection.cloned() {
                 is_rejected = true;
+                if let Some(status) = rate_limit_status.filter(|_| !is_reported) {
+                    rejection.count_admitted(status.consumer());
+                }
                 self.observe_and_challenge(response, &rejection);
             }
         }
@@ -315,6 +318,8 @@ impl Config {
             None => rate_limit_status.clone(),
         };
         let rate_limit_status = if self.charges() {
+            let change = i64::from(wanted) - i64::from(taken);
+            rate_limit_status.consumer().count_units(change);
             rate_limit_status.settle(taken, wanted)
         } else {
             rate_limit_status

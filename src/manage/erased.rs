@@ -8,7 +8,7 @@ use crate::{
         UsageCursor, UsageQuery,
         port::{
             HourlyUse, IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, LegacyKey,
-            ManagePlans, Usage,
+            ManagePlans, UsageBatch,
         },
     },
 };
@@ -29,7 +29,7 @@ pub(super) trait ErasedKeys: Send + Sync {
         end: SystemTime,
         limit: usize,
     ) -> Answer<'_, Vec<HourlyUse>>;
-    fn record_usage<'a>(&'a self, batch: &'a [Usage]) -> Answer<'a, ()>;
+    fn record_usage<'a>(&'a self, batch: &'a UsageBatch) -> Answer<'a, ()>;
     fn plans(&self) -> Answer<'_, Vec<(String, RateLimits)>>;
 }
 
@@ -67,7 +67,7 @@ impl<S: ManageKeys> ErasedKeys for S {
         Box::pin(ManageKeys::usage_hours(self, after, end, limit))
     }
 
-    fn record_usage<'a>(&'a self, batch: &'a [Usage]) -> Answer<'a, ()> {
+    fn record_usage<'a>(&'a self, batch: &'a UsageBatch) -> Answer<'a, ()> {
         Box::pin(KeyStore::record_usage(self, batch))
     }
 
@@ -122,6 +122,9 @@ erased_transaction! {
         &'a mut self, claim: &'a IdempotencyRecord
     ) -> Option<IdempotencyRecord>;
     fn delete_expired<'a>(&'a mut self, before: SystemTime, limit: usize) -> usize;
+    fn delete_counted_uses<'a>(
+        &'a mut self, hours_before: SystemTime, writers_before: SystemTime, limit: usize
+    ) -> usize;
     fn known_legacy_hashes<'a>(&'a mut self, digests: &'a [[u8; 32]]) -> Vec<[u8; 32]>;
     fn insert_legacy_hashes<'a>(&'a mut self, keys: &'a [LegacyKey]) -> usize;
 }

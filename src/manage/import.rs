@@ -125,7 +125,7 @@ impl KeyIssuer {
         if usage.is_empty() {
             return Ok(());
         }
-        Ok(self.store.record_usage(&usage).await?)
+        Ok(self.store.record_usage(&usage.into()).await?)
     }
 }
 

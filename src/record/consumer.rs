@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer, de::DeserializeOwned, ser::SerializeStruct as
 
 use super::{
     ExpiresAt, InvalidMetadata, KeyId, KeyKind, KeyRecord, Metadata, Retirement, Scope, Scopes,
-    Tags, decoded::Decoded, rfc3339,
+    Tags, UseCounters, UseRejection, decoded::Decoded, rfc3339,
 };
 use crate::rate_limit::{Meter, RateLimits, port::Subject};
 
@@ -60,6 +60,16 @@ pub(crate) trait KeyExtension: Send + Sync {
 
     /// The authenticator that looked the key up; `None` if the consumer was not made by one.
     fn origin(&self) -> Option<Origin>;
+
+    /// Where uses are counted, if they are.
+    fn use_counters(&self) -> Option<&UseCounters> {
+        None
+    }
+
+    /// Tells the worker that the counts of `key` are not zero.
+    fn tell_use(&self, key: Consumer) {
+        let _ = key;
+    }
 }
 
 /// Identifies an authenticator by the address of an allocation it owns. The address is unique for
@@ -279,6 +289,25 @@ impl Consumer {
         match self.meter() {
             Some(meter) => meter.limits(),
             None => RateLimits::unlimited_ref(),
+        }
+    }
+
+    pub(crate) fn use_counters(&self) -> Option<&UseCounters> {
+        self.0.ext.use_counters()
+    }
+
+    /// Counts units beyond, or short of, what was counted for a request.
+    pub(crate) fn count_units(&self, change: i64) {
+        if change != 0 && self.use_counters().is_some_and(|counters| counters.add_units(change)) {
+            self.0.ext.tell_use(self.clone());
+        }
+    }
+
+    /// Counts a request as rejected that was counted as let in.
+    pub(crate) fn count_as(&self, rejection: UseRejection) {
+        let counters = self.use_counters();
+        if counters.is_some_and(|counters| counters.reject_admitted(rejection)) {
+            self.0.ext.tell_use(self.clone());
         }
     }
 

@@ -4,6 +4,7 @@
 //! A record holds only facts. [`KeyRecord::status`] evaluates them on every request, so a key
 //! expires on time no matter how long its record has been cached.
 
+mod atomic;
 mod catalog_file;
 mod consumer;
 #[cfg(feature = "test-util")]
@@ -24,6 +25,7 @@ mod scope_names;
 mod tags;
 mod text;
 mod time;
+mod use_counters;
 mod web_origins;
 mod wildcard;
 mod words;
@@ -58,4 +60,5 @@ pub(crate) use self::{
     scope_names::ScopeNames,
     text::is_plain,
     time::{read_rfc3339, rfc3339},
+    use_counters::{UseCounters, UseRejection},
 };

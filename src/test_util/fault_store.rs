@@ -15,7 +15,7 @@ use crate::{
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
         UsageBucket, UsageCursor, UsageQuery,
-        port::{Backend, HourlyUse, LegacyHashes, LegacyKey, ManagePlans, Usage},
+        port::{Backend, HourlyUse, LegacyHashes, LegacyKey, ManagePlans, UsageBatch},
     },
 };
 
@@ -178,7 +178,7 @@ impl<S: KeyStore> KeyStore for FaultStore<S> {
         self.store.find(hash).await
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         self.begin_operation().await?;
         self.store.record_usage(batch).await
     }

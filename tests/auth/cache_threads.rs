@@ -18,7 +18,7 @@ use tower_api_key::{
     key::KeyHash,
     manage::{Expiry, NewKey},
     record::{KeyRecord, Metadata},
-    store::{KeyStore, StoreError, port::Usage},
+    store::{KeyStore, StoreError, port::UsageBatch},
 };
 
 use crate::{
@@ -63,7 +63,7 @@ impl KeyStore for SlowStore {
         Ok(Some(record))
     }
 
-    async fn record_usage(&self, _: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, _: &UsageBatch) -> Result<(), StoreError> {
         Ok(())
     }
 }

@@ -35,7 +35,7 @@ use tower_api_key::{
     layer::ClientAddress,
     manage::{Expiry, KeyIssuer, NewKey},
     record::KeyRecord,
-    store::{KeyStore, PgKeyStore, StoreError, port::Usage},
+    store::{KeyStore, PgKeyStore, StoreError, port::UsageBatch},
 };
 
 use crate::servers::postgres::{Database, Server as Postgres};
@@ -79,7 +79,7 @@ impl KeyStore for Counting {
         self.keys.find(hash).await
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         self.keys.record_usage(batch).await
     }
 }

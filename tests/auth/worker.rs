@@ -15,7 +15,10 @@ use tower_api_key::{
     manage::{Expiry, NewKey},
     rate_limit::Quota,
     record::{KeyEnded, KeyId, KeyRecord},
-    store::{KeyStore, ManageKeys, StoreError, StoreErrorKind, port::Usage},
+    store::{
+        KeyStore, ManageKeys, StoreError, StoreErrorKind,
+        port::{Usage, UsageBatch},
+    },
 };
 
 use crate::doubles::{Answers, DOWN, Heard, Key, Said, Service, format, poll_once, within};
@@ -265,7 +268,7 @@ impl KeyStore for Everybody {
         Ok(Some(KeyRecord::new(id, *hash, "acme", SystemTime::UNIX_EPOCH)))
     }
 
-    async fn record_usage(&self, _: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, _: &UsageBatch) -> Result<(), StoreError> {
         Err(StoreError::new(StoreErrorKind::Unavailable))
     }
 }
@@ -804,7 +807,7 @@ mod postgres {
             self.keys.find(hash).await
         }
 
-        async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+        async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
             self.both.wait().await;
             self.uses.record_usage(batch).await
         }

@@ -26,7 +26,8 @@ use tower_api_key::{
     manage::{Expiry, KeyIssuer, NewKey},
     record::KeyRecord,
     store::{
-        KeyStore, ManageKeys, PgChangeFeed, PgKeyStore, StoreError, StoreErrorKind, port::Usage,
+        KeyStore, ManageKeys, PgChangeFeed, PgKeyStore, StoreError, StoreErrorKind,
+        port::UsageBatch,
     },
 };
 
@@ -191,7 +192,7 @@ impl<S: KeyStore> KeyStore for Counted<S> {
         self.inner.find(hash).await
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         self.inner.record_usage(batch).await
     }
 }

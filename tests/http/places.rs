@@ -19,7 +19,7 @@ use tower_api_key::{
     manage::{Expiry, KeyUpdate, NewKey},
     rate_limit::Quota,
     record::{KeyKind, KeyRecord, Networks, WebOrigins},
-    store::{KeyStore, ManageKeys as _, StoreError, port::Usage},
+    store::{KeyStore, ManageKeys as _, StoreError, port::UsageBatch},
 };
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -125,7 +125,7 @@ impl KeyStore for Lax {
         Ok(Some(self.0.clone()))
     }
 
-    async fn record_usage(&self, _: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, _: &UsageBatch) -> Result<(), StoreError> {
         Ok(())
     }
 }

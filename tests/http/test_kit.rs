@@ -141,7 +141,7 @@ async fn a_use_during_an_outage_is_written_after_it() {
     keys.go_down();
     keys.advance(SECOND);
     assert_eq!(status(&app, key.get("/orders")).await, 200);
-    keys.store().record_usage(&[]).await.unwrap_err();
+    keys.store().record_usage(&[].into()).await.unwrap_err();
     keys.come_back();
     assert_eq!(keys.last_used_at(&key).await, Some(keys.clock().now()));
 }

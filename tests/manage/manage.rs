@@ -581,8 +581,8 @@ async fn the_keys_that_match_every_condition_are_revoked(store: impl ManageKeys 
     let revoked = issuer.issue(new()).await.unwrap().record;
     issuer.revoke(revoked.id, None).await.unwrap();
     let last = prefix.created_at.max(used.created_at) + HOUR;
-    store.record_usage(&[Usage::new(used.id, last)]).await.unwrap();
-    store.record_usage(&[Usage::new(early.id, last - HOUR)]).await.unwrap();
+    store.record_usage(&[Usage::new(used.id, last)].into()).await.unwrap();
+    store.record_usage(&[Usage::new(early.id, last - HOUR)].into()).await.unwrap();
 
     let filter = RevocationFilter::new;
     let end = last + HOUR;
@@ -804,7 +804,7 @@ async fn what_has_ended_is_pruned_in_batches(store: impl ManageKeys + Clone) {
     let mut ended = BTreeSet::new();
     for number in 0..5 {
         let key = issuer.issue(new().idempotency_key(format!("{number}"))).await.unwrap().record;
-        store.record_usage(&[Usage::new(key.id, key.created_at)]).await.unwrap();
+        store.record_usage(&[Usage::new(key.id, key.created_at)].into()).await.unwrap();
         if number < 3 {
             issuer.revoke(key.id, None).await.unwrap();
             ended.insert(key.id);

@@ -476,7 +476,7 @@ async fn everything(store: &PgKeyStore, most: u32) {
     let issuer = KeyIssuer::new(store.clone(), KeyFormat::new("sk_test_").unwrap());
     let issued = issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap().record;
     let used = [Usage::new(issued.id, SystemTime::UNIX_EPOCH)];
-    within(store.record_usage(&used)).await.unwrap();
+    within(store.record_usage(&used.into())).await.unwrap();
     issuer.list(&KeyQuery::new()).await.unwrap();
     issuer.get(issued.id).await.unwrap();
     issuer.revoke(issued.id, None).await.unwrap();

@@ -371,7 +371,7 @@ mod triggers {
         let mut audience = Audience::new().await;
         let store = store(audience.database.url()).await;
         for at in [SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + SOON] {
-            store.record_usage(&[Usage::new(KEY, at)]).await.unwrap();
+            store.record_usage(&[Usage::new(KEY, at)].into()).await.unwrap();
         }
         assert_eq!(audience.hears("select").await, Audience::both(&[]));
     }
@@ -1603,7 +1603,7 @@ mod sqlite {
     async fn what_a_store_does_is_told_and_use_is_not() {
         let mut audience = Audience::new().await;
         let usage = [Usage::new(KEY, SystemTime::UNIX_EPOCH)];
-        audience.writer.record_usage(&usage).await.unwrap();
+        audience.writer.record_usage(&usage.into()).await.unwrap();
         assert_eq!(audience.hears("select 1").await, set(&[]));
         audience.writer.insert(&record(OTHER)).await.unwrap();
         audience.writer.revoke(KEY, None).await.unwrap();

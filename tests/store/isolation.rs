@@ -316,7 +316,7 @@ async fn management_beyond_its_share_of_the_pool_is_overloaded_and_leaves_a_conn
     // The application itself, and the writing of last uses, still get one.
     drop(within(pool.acquire()).await.unwrap());
     let usage = [Usage::new(KeyId::from_bytes([9; 16]), SystemTime::UNIX_EPOCH)];
-    within(store.record_usage(&usage)).await.unwrap();
+    within(store.record_usage(&usage.into())).await.unwrap();
     drop(first);
     within(store.begin()).await.unwrap();
 }
@@ -531,7 +531,7 @@ impl Guarded {
         let key = Key::from(issuer.issue(new).await.unwrap());
         let plain = issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap();
         let used = [Usage::new(key.record.id, SystemTime::UNIX_EPOCH + SECOND)];
-        owner.record_usage(&used).await.unwrap();
+        owner.record_usage(&used.into()).await.unwrap();
         let mut transaction = owner.begin().await.unwrap();
         transaction
             .claim_idempotency_key(&IdempotencyRecord::new(REQUEST, [6; 32], key.record.id))
@@ -594,7 +594,7 @@ impl Guarded {
         };
         let usage = async || {
             let used = [Usage::new(plain.id, SystemTime::UNIX_EPOCH + SECOND)];
-            store.record_usage(&used).await?;
+            store.record_usage(&used.into()).await?;
             Ok(format!("{:?}", store.last_used_at(plain.id).await?))
         };
         let legacy = async || {
@@ -754,7 +754,7 @@ async fn works(store: &PgKeyStore) {
     let of_key = EventQuery::new().key_id(key.record.id);
     assert_eq!(store.events(&of_key).await.unwrap().events.len(), 1);
     let at = SystemTime::UNIX_EPOCH + SECOND;
-    store.record_usage(&[Usage::new(key.record.id, at)]).await.unwrap();
+    store.record_usage(&[Usage::new(key.record.id, at)].into()).await.unwrap();
     assert_eq!(store.last_used_at(key.record.id).await.unwrap(), Some(at));
     let horizon = store.changes_since(None).await.unwrap().horizon;
     node.issuer.revoke(key.record.id, None).await.unwrap();
@@ -994,7 +994,7 @@ async fn a_time_of_last_use_that_cannot_be_written_holds_up_no_other() {
     batch[4].last_used_at = far;
     batch[7].last_used_at = long_ago;
     let (log, _guard) = logged();
-    store.record_usage(&batch).await.unwrap();
+    store.record_usage(&batch.into()).await.unwrap();
     let lines = log.lines_with("last-use times skipped");
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("keys=4"), "{lines:?}");
@@ -1014,7 +1014,7 @@ async fn a_time_of_last_use_that_is_locked_is_offered_again_and_holds_up_no_othe
     let at = |seconds| SystemTime::UNIX_EPOCH + seconds * SECOND;
     let batch = |seconds| keys.iter().map(|key| Usage::new(key.record.id, at(seconds))).collect();
     let first: Vec<_> = batch(1);
-    store.record_usage(&first).await.unwrap();
+    store.record_usage(&first.into()).await.unwrap();
     let mut prompt = prompt(&database).await;
     let locked = keys[4].record.id;
     execute(
@@ -1023,13 +1023,13 @@ async fn a_time_of_last_use_that_is_locked_is_offered_again_and_holds_up_no_othe
     )
     .await;
     let second: Vec<_> = batch(2);
-    let error = within(store.record_usage(&second)).await.unwrap_err();
+    let error = within(store.record_usage(&second.clone().into())).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
     for key in keys.iter().filter(|key| key.record.id != locked) {
         assert_eq!(store.last_used_at(key.record.id).await.unwrap(), Some(at(2)));
     }
     execute(&mut prompt, "rollback").await;
-    within(store.record_usage(&second)).await.unwrap();
+    within(store.record_usage(&second.into())).await.unwrap();
     assert_eq!(store.last_used_at(locked).await.unwrap(), Some(at(2)));
 }
 
@@ -1127,7 +1127,7 @@ mod sqlite {
                     failures += 1;
                 }
                 let used = [Usage::new(key.id, SystemTime::UNIX_EPOCH + SECOND)];
-                let _ = store.record_usage(&used).await;
+                let _ = store.record_usage(&used.into()).await;
                 let _ = store.set_plan("pro", &Quota::per_second(9).unwrap().into()).await;
                 assert!(store.find(&key.key_hash).await.unwrap().is_some(), "look-ups go on");
             }
@@ -1139,7 +1139,7 @@ mod sqlite {
                 issuer.revoke(issued.record.id, None).await.unwrap();
             }
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
-            store.record_usage(&[Usage::new(key.id, at)]).await.unwrap();
+            store.record_usage(&[Usage::new(key.id, at)].into()).await.unwrap();
             assert_eq!(store.last_used_at(key.id).await.unwrap(), Some(at));
             store.set_plan("pro", &Quota::per_second(8).unwrap().into()).await.unwrap();
             store.changes_since(None).await.unwrap();
@@ -1239,7 +1239,7 @@ mod sqlite {
         let mut batch: Vec<_> = keys.iter().map(|id| Usage::new(*id, at)).collect();
         batch[3].last_used_at = SystemTime::UNIX_EPOCH + Duration::from_secs(10_000_000_000_000);
         batch.push(Usage::new(KeyId::from_bytes([9; 16]), at));
-        store.record_usage(&batch).await.unwrap();
+        store.record_usage(&batch.into()).await.unwrap();
         for (number, id) in keys.iter().enumerate() {
             let found = store.last_used_at(*id).await.unwrap();
             assert_eq!(found, (![1, 3].contains(&number)).then_some(at), "{number}");

@@ -200,7 +200,7 @@ async fn a_database_that_is_gone_is_unavailable_and_comes_back() {
         proxy.set(fault).await;
         unavailable(&store).await;
         let batch = [Usage::new(ID, SystemTime::UNIX_EPOCH)];
-        let error = within(store.record_usage(&batch)).await.unwrap_err();
+        let error = within(store.record_usage(&batch.into())).await.unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{fault:?}: {error:?}");
         proxy.set(Fault::Pass).await;
     }
@@ -335,9 +335,10 @@ async fn a_standby_answers_and_takes_no_changes() {
     assert!(is_standby.fetch_one(store.pool()).await.unwrap());
     is_found(&store).await;
     let batch = [Usage::new(ID, SystemTime::UNIX_EPOCH)];
-    for error in
-        [store.revoke(ID, None).await.unwrap_err(), store.record_usage(&batch).await.unwrap_err()]
-    {
+    for error in [
+        store.revoke(ID, None).await.unwrap_err(),
+        store.record_usage(&batch.into()).await.unwrap_err(),
+    ] {
         assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
     }
     is_found(&store).await;
@@ -500,7 +501,7 @@ async fn two_nodes_that_record_the_same_usage_do_not_deadlock() {
                 // They are never in the same round, so each has changes for the other.
                 let at = at(2 * round + node);
                 let batch: Vec<_> = (1..=KEYS).map(|key| Usage::new(id(key), at)).collect();
-                store.record_usage(&batch).await.unwrap();
+                store.record_usage(&batch.into()).await.unwrap();
             }
         }));
     }

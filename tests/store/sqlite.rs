@@ -110,7 +110,7 @@ async fn look_ups_go_on_beside_a_writer_and_writers_take_turns() {
     for refused in [
         impatient.insert(&record(1)).await.unwrap_err(),
         impatient.revoke(ID, None).await.unwrap_err(),
-        impatient.record_usage(&[Usage::new(ID, SystemTime::UNIX_EPOCH)]).await.unwrap_err(),
+        impatient.record_usage(&[Usage::new(ID, SystemTime::UNIX_EPOCH)].into()).await.unwrap_err(),
     ] {
         assert_eq!(refused.kind(), StoreErrorKind::Unavailable, "{refused:?}");
     }
@@ -166,7 +166,7 @@ async fn a_file_that_may_only_be_read_serves_look_ups() {
     for error in [
         store.insert(&record(1)).await.unwrap_err(),
         store.revoke(ID, None).await.unwrap_err(),
-        store.record_usage(&[Usage::new(ID, SystemTime::UNIX_EPOCH)]).await.unwrap_err(),
+        store.record_usage(&[Usage::new(ID, SystemTime::UNIX_EPOCH)].into()).await.unwrap_err(),
     ] {
         assert_eq!(error.kind(), StoreErrorKind::Other);
         assert!(format!("{error:?}").contains("attempt to write a readonly database"), "{error:?}");
@@ -323,7 +323,7 @@ async fn writers_at_once_do_not_fail() {
             let byte = u8::try_from(100 + 25 * writer + round).unwrap();
             store.insert(&record(byte)).await.unwrap();
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(byte.into());
-            store.record_usage(&[Usage::new(ID, at)]).await.unwrap();
+            store.record_usage(&[Usage::new(ID, at)].into()).await.unwrap();
             is_found(&store).await;
         }
         store.last_used_at(ID).await.unwrap().unwrap()

@@ -31,7 +31,7 @@ async fn lead_a_life(store: &(impl ManageKeys + Clone)) -> ApiKey {
     let issued = issuer.issue(new).await.unwrap();
     let id = issued.record.id;
     issuer.update(id, KeyUpdate::new().name(Some("weekly".to_owned()))).await.unwrap();
-    store.record_usage(&[Usage::new(id, SystemClock::new().now())]).await.unwrap();
+    store.record_usage(&[Usage::new(id, SystemClock::new().now())].into()).await.unwrap();
     import_with_legacy_hash(&issuer).await;
     issuer.rotate(id, Rotation::new()).await.unwrap();
     issuer.revoke(id, Some("rotated")).await.unwrap();

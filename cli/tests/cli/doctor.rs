@@ -194,7 +194,7 @@ where
                 Err(error) => Err(error),
             }
         }),
-        ("usage", said(store.record_usage(&[Usage::new(live.id, now())]).await)),
+        ("usage", said(store.record_usage(&[Usage::new(live.id, now())].into()).await)),
         ("plans", {
             let limits = RateLimits::from(Quota::per_minute(60).unwrap());
             let set = said(issuer.set_plan(&plan, &RateLimits::unlimited()).await);

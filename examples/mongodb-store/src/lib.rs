@@ -35,7 +35,7 @@ use mongodb::{
 use tower_api_key::{
     key::KeyHash,
     record::{KeyId, KeyRecord},
-    store::{KeyStore, StoreError, StoreErrorKind, port::Usage},
+    store::{KeyStore, StoreError, StoreErrorKind, port::{Usage, UsageBatch}},
 };
 
 /// The collection of keys.
@@ -122,14 +122,15 @@ impl KeyStore for MongoKeyStore {
         found.as_ref().map(document::record).transpose().map_err(corrupt)
     }
 
-    /// Without an upsert, so that a key that was deleted in the meantime does not come back.
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
-        for batch in batch.chunks(UPDATES) {
+    /// Without an upsert, so that a key that was deleted in the meantime does not come back. How often
+    /// keys are used is not counted.
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
+        for uses in batch.last_uses.chunks(UPDATES) {
             let update = |usage: &Usage| {
                 let last = doc! { "last_used_at": document::micros(usage.last_used_at) };
                 doc! { "q": { "_id": document::id(usage.key_id) }, "u": { "$max": last } }
             };
-            let updates: Vec<_> = batch.iter().map(update).collect();
+            let updates: Vec<_> = uses.iter().map(update).collect();
             let command = doc! { "update": KEYS, "updates": updates, "ordered": false };
             let done = self.database.run_command(command).await.map_err(store_error)?;
             // The command succeeds even if some of its updates do not.

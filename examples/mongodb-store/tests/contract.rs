@@ -8,7 +8,7 @@ use tower_api_key::{
     key::KeyHash,
     key_store_contract,
     record::{KeyId, KeyRecord},
-    store::{KeyStore, StoreError, port::Usage},
+    store::{KeyStore, StoreError, port::UsageBatch},
     test_util::contract::SeedKeys,
 };
 
@@ -20,7 +20,7 @@ impl KeyStore for Seeded {
         self.0.find(hash).await
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         self.0.record_usage(batch).await
     }
 }

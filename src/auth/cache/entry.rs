@@ -15,7 +15,10 @@ use crate::{
     clock::nanos,
     key::KeyHash,
     rate_limit::Meter,
-    record::{KeyExtension, KeyId, KeyKind, KeyRecord, KeyStatus, LookedUpKey, Origin, Validity},
+    record::{
+        Consumer, KeyExtension, KeyId, KeyKind, KeyRecord, KeyStatus, LookedUpKey, Origin,
+        UseCounters, Validity,
+    },
 };
 
 /// A cache hit marks the key as in use at most once per this interval. Marking it reads from moka,
@@ -42,8 +45,7 @@ pub(in crate::auth) struct Cached {
     pub(in crate::auth) generation: u64,
     /// The time that the monotonic clock had missed when the query began.
     pub(in crate::auth) missed: u64,
-    /// When a use was last reported, plus 1 ns; 0 for never. See [`usage`](super::usage).
-    pub(in crate::auth) touched_at: AtomicU64,
+    pub(in crate::auth) uses: UseCounters,
     /// When a cache hit last marked the key as in use.
     seen_at: AtomicU64,
     /// Measured from the store's clock, so a wrong or stepped wall clock of this node has no
@@ -52,13 +54,16 @@ pub(in crate::auth) struct Cached {
     pub(in crate::auth) meter: Meter,
     /// Where the key works from; `None`: from anywhere.
     pub(in crate::auth) places: Option<Box<Places>>,
-    watch: Weak<dyn EndSignal>,
+    owner: Weak<dyn EntryOwner>,
 }
 
-/// Reports when a key stops working.
-pub(in crate::auth) trait EndSignal: Send + Sync {
+/// The authenticator, to the consumers of its keys.
+pub(in crate::auth) trait EntryOwner: Send + Sync {
     /// Resolves when the key stops working.
     fn ended(self: Arc<Self>, key: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// Tells the worker that the counts of `key` are not zero.
+    fn tell_use(&self, key: Consumer);
 }
 
 /// A key that worked when it was last looked up.
@@ -102,7 +107,7 @@ impl Entry {
     pub(in crate::auth) fn load(
         record: KeyRecord,
         limits: &LimitResolver,
-        watch: Weak<dyn EndSignal>,
+        owner: Weak<dyn EntryOwner>,
         Loaded { loaded_at, answered_at, outdated_by, generation, missed }: Loaded,
     ) -> Self {
         let ext = Cached {
@@ -114,9 +119,9 @@ impl Entry {
             outdated_by,
             generation,
             missed,
-            touched_at: AtomicU64::new(0),
+            uses: UseCounters::default(),
             validity: validity(&record, loaded_at, answered_at),
-            watch,
+            owner,
         };
         Self::new(record, ext)
     }
@@ -216,14 +221,24 @@ impl KeyExtension for Cached {
     fn ended(&self, key_id: KeyId) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let (id, hash, outdated_by) = (key_id, self.hash, self.outdated_by);
         let key = WatchedKey { id, hash, confirmed_at: self.loaded_at, outdated_by };
-        match self.watch.upgrade() {
-            Some(watch) => watch.ended(key),
+        match self.owner.upgrade() {
+            Some(owner) => owner.ended(key),
             None => Box::pin(ready(())),
         }
     }
 
     fn origin(&self) -> Option<Origin> {
-        Some(Origin::of(&self.watch))
+        Some(Origin::of(&self.owner))
+    }
+
+    fn use_counters(&self) -> Option<&UseCounters> {
+        Some(&self.uses)
+    }
+
+    fn tell_use(&self, key: Consumer) {
+        if let Some(owner) = self.owner.upgrade() {
+            owner.tell_use(key);
+        }
     }
 }
 

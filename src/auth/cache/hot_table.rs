@@ -72,23 +72,25 @@ pub(super) mod tests {
     };
 
     use super::{
-        super::{EndSignal, LimitResolver, Loaded, WatchedKey},
+        super::{EntryOwner, LimitResolver, Loaded, WatchedKey},
         *,
     };
     use crate::{
         clock::SystemClock,
         rate_limit::{LocalRateLimiter, Meters, Plans, RateLimits},
-        record::{KeyId, KeyRecord},
+        record::{Consumer, KeyId, KeyRecord},
     };
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    struct NoSignal;
+    struct NoOwner;
 
-    impl EndSignal for NoSignal {
+    impl EntryOwner for NoOwner {
         fn ended(self: Arc<Self>, _: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>> {
             Box::pin(ready(()))
         }
+
+        fn tell_use(&self, _: Consumer) {}
     }
 
     /// `first` and `second` choose the slots.
@@ -104,7 +106,7 @@ pub(super) mod tests {
         let limiter = Arc::new(LocalRateLimiter::new());
         let meters = Arc::new(Meters { limiter, clock: Arc::new(SystemClock::new()) });
         let limits = LimitResolver::new(meters, Plans::new(), RateLimits::unlimited());
-        Arc::new(Entry::load(record, &limits, Weak::<NoSignal>::new(), Loaded::default()))
+        Arc::new(Entry::load(record, &limits, Weak::<NoOwner>::new(), Loaded::default()))
     }
 
     fn holds(table: &HotTable, entry: &Arc<Entry>) -> bool {

@@ -18,7 +18,7 @@ use moka::sync::Cache;
 use self::hot_table::HotTable;
 pub use self::policy::{CachePolicy, InvalidCachePolicy};
 pub(super) use self::{
-    entry::{EndSignal, Entry, Generation, Loaded, WatchedKey},
+    entry::{Entry, EntryOwner, Generation, Loaded, WatchedKey},
     interner::Interner,
     limit_resolver::LimitResolver,
 };

@@ -3,7 +3,7 @@ use std::{future::Future, pin::Pin};
 use crate::{
     key::KeyHash,
     record::KeyRecord,
-    store::{KeyStore, StoreError, port::Usage},
+    store::{KeyStore, StoreError, port::UsageBatch},
 };
 
 pub(in crate::auth) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -15,7 +15,7 @@ pub(in crate::auth) trait DynStore: Send + Sync {
         hash: &'a KeyHash,
     ) -> BoxFuture<'a, Result<Option<KeyRecord>, StoreError>>;
 
-    fn record_usage<'a>(&'a self, batch: &'a [Usage]) -> BoxFuture<'a, Result<(), StoreError>>;
+    fn record_usage<'a>(&'a self, batch: &'a UsageBatch) -> BoxFuture<'a, Result<(), StoreError>>;
 }
 
 impl<S: KeyStore> DynStore for S {
@@ -26,7 +26,7 @@ impl<S: KeyStore> DynStore for S {
         Box::pin(KeyStore::find(self, hash))
     }
 
-    fn record_usage<'a>(&'a self, batch: &'a [Usage]) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn record_usage<'a>(&'a self, batch: &'a UsageBatch) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(KeyStore::record_usage(self, batch))
     }
 }

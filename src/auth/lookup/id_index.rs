@@ -97,18 +97,20 @@ mod tests {
 
     use super::*;
     use crate::{
-        auth::cache::{EndSignal, LimitResolver, Loaded, WatchedKey},
+        auth::cache::{EntryOwner, LimitResolver, Loaded, WatchedKey},
         clock::SystemClock,
         rate_limit::{LocalRateLimiter, Meters, Plans, RateLimits},
-        record::KeyRecord,
+        record::{Consumer, KeyRecord},
     };
 
-    struct NoSignal;
+    struct NoOwner;
 
-    impl EndSignal for NoSignal {
+    impl EntryOwner for NoOwner {
         fn ended(self: Arc<Self>, _: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>> {
             Box::pin(ready(()))
         }
+
+        fn tell_use(&self, _: Consumer) {}
     }
 
     fn id(number: u128) -> KeyId {
@@ -126,7 +128,7 @@ mod tests {
         let limiter = Arc::new(LocalRateLimiter::new());
         let meters = Arc::new(Meters { limiter, clock: Arc::new(SystemClock::new()) });
         let limits = LimitResolver::new(meters, Plans::new(), RateLimits::unlimited());
-        let watch = Weak::<NoSignal>::new();
+        let watch = Weak::<NoOwner>::new();
         Arc::new(Entry::load(record, &limits, watch, Loaded::default()))
     }
 

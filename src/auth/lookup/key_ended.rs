@@ -12,18 +12,22 @@ use tokio::{sync::watch, time::timeout};
 use super::{state::Outcome, stream_retries::Retries};
 use crate::auth::{
     RejectionKind,
-    cache::{EndSignal, Entry, Peek, WatchedKey},
+    cache::{Entry, EntryOwner, Peek, WatchedKey},
     catch_panic::catch_pending_panic,
     core::Core,
 };
-use crate::record::KeyStatus;
+use crate::record::{Consumer, KeyStatus};
 
-impl EndSignal for Core {
+impl EntryOwner for Core {
     fn ended(self: Arc<Self>, key: WatchedKey) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         // If the check panics, the stream ends; the panic must not reach the server's connection.
         Box::pin(async move {
             let _ = catch_pending_panic(ended(self, key)).await;
         })
+    }
+
+    fn tell_use(&self, key: Consumer) {
+        Self::tell_use(self, key, None);
     }
 }
 

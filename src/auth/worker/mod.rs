@@ -1,7 +1,7 @@
 mod backoff;
 mod feed;
 mod sweep;
-pub(super) mod usage;
+mod usage;
 
 use std::{
     convert::Infallible,
@@ -16,9 +16,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use self::{
     backoff::{Backoff, LONGEST as LONGEST_BACKOFF},
     sweep::LimiterSweep,
-    usage::UsageWriter,
 };
-pub(super) use self::{feed::DynFeed, usage::UsageRecorder};
+pub(super) use self::{feed::DynFeed, usage::UsageWriter};
 use super::{
     Event, FeedHealth,
     catch_panic::{Panicked, Throttle, catch_panic},

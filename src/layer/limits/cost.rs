@@ -82,7 +82,10 @@ impl ChargePolicy for Cost {
         };
         let buckets = consumer.meter().and_then(Meter::buckets);
         let (Some(buckets), Some(units)) = (buckets, NonZeroU32::new(more)) else {
-            return Outcome::Pass(Receipt::nothing(RateLimitReport::default()));
+            // A key without quotas has a cost as well.
+            consumer.count_units(more.into());
+            let report = RateLimitReport { units: more, ..RateLimitReport::default() };
+            return Outcome::Pass(Receipt::nothing(report));
         };
         take(consumer, Arc::clone(buckets), units, move |consumer, decisions| {
             if !decisions.is_admitted() {
@@ -92,6 +95,7 @@ impl ChargePolicy for Cost {
                     RateLimitReport::default(),
                 ));
             }
+            consumer.count_units(more.into());
             Ok(RateLimitReport { units: more, own: Some(decisions), ..RateLimitReport::default() })
         })
     }

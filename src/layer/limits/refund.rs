@@ -47,6 +47,7 @@ impl<B> Finish<Response<B>, Response<B>> for Receipt {
                 })
                 .ok()
             });
+            consumer.count_units(-i64::from(report.units));
             report = report.refunded(state);
         }
         report.write(&mut response);

@@ -1,7 +1,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     key::{KeyHash, LegacyHash},
     rate_limit::RateLimits,
     record::{KeyEvent, KeyId, KeyRecord},
-    store::port::IdempotencyRecord,
+    store::port::{CountedUses, IdempotencyRecord, UseCounts},
 };
 
 /// The keys of a store, shared with its clones and transactions.
@@ -34,10 +34,24 @@ pub(super) struct Keys {
     pub(super) records: BTreeMap<KeyId, KeyRecord>,
     pub(super) ids: HashMap<KeyHash, KeyId>,
     pub(super) last_used: HashMap<KeyId, SystemTime>,
+    /// Counts of uses, by key and hour.
+    pub(super) hourly: BTreeMap<(KeyId, SystemTime), CountedUse>,
+    /// Counts of uses, by key and day.
+    pub(super) daily: BTreeMap<(KeyId, SystemTime), CountedUse>,
+    /// The last batch of each writer, and when it was added.
+    pub(super) writers: HashMap<[u8; 16], (u64, SystemTime)>,
     pub(super) events: Vec<KeyEvent>,
     pub(super) claims: HashMap<[u8; 32], (SystemTime, IdempotencyRecord)>,
     pub(super) plans: BTreeMap<String, RateLimits>,
     pub(super) legacy: HashMap<KeyId, StoredLegacyHash>,
+}
+
+/// How often a key was used in an hour or on a day.
+#[derive(Clone, Debug)]
+pub(super) struct CountedUse {
+    #[allow(dead_code, reason = "written here, read by those who ask for the use of a consumer")]
+    pub(super) consumer_id: String,
+    pub(super) counts: UseCounts,
 }
 
 /// The legacy hash that a key was imported with.
@@ -55,4 +69,29 @@ impl Keys {
         let plan_limits = record.plan.as_ref().and_then(|plan| self.plans.get(plan)).cloned();
         KeyRecord { plan_limits, read_at: now, ..record.clone() }
     }
+
+    /// Adds the counts of a batch, unless it was added before.
+    pub(super) fn add(&mut self, batch: &CountedUses, now: SystemTime) {
+        let last = self.writers.entry(batch.writer).or_insert((0, now));
+        if batch.sequence <= last.0 {
+            return;
+        }
+        *last = (batch.sequence, now);
+        for used in &batch.hours {
+            let hours = (&mut self.hourly, used.hour);
+            for (counted, begin) in [hours, (&mut self.daily, day(used.hour))] {
+                let consumer_id = used.consumer_id.clone();
+                let new = CountedUse { consumer_id, counts: UseCounts::default() };
+                let row = counted.entry((used.key_id, begin)).or_insert(new);
+                row.counts = row.counts.plus(used.counts);
+            }
+        }
+    }
+}
+
+/// The beginning of the day in UTC.
+fn day(hour: SystemTime) -> SystemTime {
+    let since_1970 = hour.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let into_the_day = Duration::from_secs(since_1970.as_secs() % 86_400);
+    hour.checked_sub(into_the_day).unwrap_or(hour)
 }

@@ -15,7 +15,7 @@ use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ListedKey, ManageKeys, StoreError,
     UsageBucket, UsageCursor, UsageQuery,
     page::{Filling, event_bytes, key_bytes},
-    port::{Backend, HourlyUse, LegacyHashes, LegacyKey, ManagePlans, Usage},
+    port::{Backend, HourlyUse, LegacyHashes, LegacyKey, ManagePlans, UsageBatch},
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -66,9 +66,13 @@ impl KeyStore for MemoryKeyStore {
         Ok(record.map(|record| keys.read(record, self.keys.clock.now())))
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
+        let now = self.keys.clock.now();
         let mut keys = self.keys.lock();
-        for usage in batch {
+        if let Some(counted) = &batch.counted {
+            keys.add(counted, now);
+        }
+        for usage in &batch.last_uses {
             if keys.records.contains_key(&usage.key_id) {
                 let at = keys.last_used.entry(usage.key_id).or_insert(usage.last_used_at);
                 *at = usage.last_used_at.max(*at);

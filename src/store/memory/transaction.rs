@@ -27,6 +27,9 @@ pub struct MemoryTransaction {
     entries: Vec<AuditEntry>,
     claims: Vec<IdempotencyRecord>,
     forgotten: Vec<[u8; 32]>,
+    /// Hours and writers of counted uses that are deleted.
+    forgotten_hours: Vec<(KeyId, SystemTime)>,
+    forgotten_writers: Vec<[u8; 16]>,
     legacy: BTreeMap<KeyId, StoredLegacyHash>,
     _turn: OwnedMutexGuard<()>,
 }
@@ -40,6 +43,8 @@ impl MemoryTransaction {
             entries: Vec::new(),
             claims: Vec::new(),
             forgotten: Vec::new(),
+            forgotten_hours: Vec::new(),
+            forgotten_writers: Vec::new(),
             legacy: BTreeMap::new(),
             _turn: turn,
         }
@@ -263,6 +268,21 @@ impl KeyTransaction for MemoryTransaction {
         Ok(self.forgotten.len())
     }
 
+    async fn delete_counted_uses(
+        &mut self,
+        hours_before: SystemTime,
+        writers_before: SystemTime,
+        limit: usize,
+    ) -> Result<usize, StoreError> {
+        let keys = self.store.lock();
+        let hours = keys.hourly.keys().filter(|(_, hour)| *hour < hours_before);
+        self.forgotten_hours = hours.copied().take(limit).collect();
+        let rest = limit.saturating_sub(self.forgotten_hours.len());
+        let writers = keys.writers.iter().filter(|(_, (_, at))| *at < writers_before);
+        self.forgotten_writers = writers.map(|(writer, _)| *writer).take(rest).collect();
+        Ok(self.forgotten_hours.len() + self.forgotten_writers.len())
+    }
+
     async fn known_legacy_hashes(
         &mut self,
         digests: &[[u8; 32]],
@@ -333,6 +353,12 @@ impl KeyTransaction for MemoryTransaction {
         }
         for request in &self.forgotten {
             keys.claims.remove(request);
+        }
+        for hour in &self.forgotten_hours {
+            keys.hourly.remove(hour);
+        }
+        for writer in &self.forgotten_writers {
+            keys.writers.remove(writer);
         }
         keys.claims.extend(self.claims.iter().map(|claim| (claim.request, (now, *claim))));
         Ok(())

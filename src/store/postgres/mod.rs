@@ -42,7 +42,7 @@ use crate::{
     store::{
         self, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError,
         UsageBucket, UsageCursor, UsageQuery,
-        port::{Backend, HourlyUse, Usage},
+        port::{Backend, HourlyUse, UsageBatch},
     },
 };
 
@@ -235,7 +235,7 @@ impl KeyStore for PgKeyStore {
         self.batcher.find(hash).await
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         if batch.is_empty() {
             return Ok(());
         }

@@ -16,6 +16,7 @@ use super::{
     record::{read_time, record, records, uuid},
     schema::Statements,
     timestamp::Timestamp,
+    usage,
 };
 use crate::{
     key::KeyHash,
@@ -329,6 +330,18 @@ impl KeyTransaction for PgTransaction {
         let usage = usage.execute(&mut *lease).await.map_err(failed)?.rows_affected();
         self.lease = Some(lease);
         Ok(usize::try_from(requests + usage).unwrap_or(usize::MAX))
+    }
+
+    async fn delete_counted_uses(
+        &mut self,
+        hours_before: SystemTime,
+        writers_before: SystemTime,
+        limit: usize,
+    ) -> Result<usize, StoreError> {
+        let mut lease = self.take()?;
+        let rows = usage::delete_counts(&mut lease, hours_before, writers_before, limit).await?;
+        self.lease = Some(lease);
+        Ok(rows)
     }
 
     async fn known_legacy_hashes(

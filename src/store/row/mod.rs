@@ -7,6 +7,7 @@ mod legacy;
 mod plan;
 mod poll;
 mod time;
+mod usage;
 mod uuid;
 mod value;
 
@@ -18,6 +19,7 @@ pub(super) use self::{
     plan::{Plan, plans},
     poll::{Polled, changes, from},
     time::{micros, micros_up, time},
+    usage::{BatchId, HourRow, batch_id, hour_rows},
     uuid::Uuid,
     value::{bounded, claimed, counts, json, key_id},
 };

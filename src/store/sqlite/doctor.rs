@@ -7,8 +7,8 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::{
-    SqliteKeyStore, SqliteTransaction, change_log::changes_since, error::failed, find, flush_usage,
-    get, last_used_at, list, plans,
+    SqliteKeyStore, SqliteTransaction, change_log::changes_since, error::failed, find, get,
+    last_used_at, list, plans, usage,
 };
 use crate::{
     key::KeyHash,
@@ -18,7 +18,7 @@ use crate::{
         EventPage, EventQuery, KeyPage, KeyQuery, StoreError, StoreErrorKind,
         doctor::{Finding, History, NO_EFFECT, PATIENCE, UNREADABLE, database_refusal},
         migrate::{Applied, SQLITE},
-        port::{Changes, LegacyHashes as _, LogPosition, Usage},
+        port::{Changes, LegacyHashes as _, LogPosition, UsageBatch},
         structure::{Difference, Part, TABLES_DIFFER, compare, made_by},
         trial::{Rehearse, rehearse},
     },
@@ -241,8 +241,8 @@ impl Rehearse for SqliteTransaction {
         list::events(self.connection()?, query).await
     }
 
-    async fn flush_usage(&mut self, batch: &[Usage]) -> Result<(), StoreError> {
-        flush_usage(self.connection()?, batch).await
+    async fn flush_usage(&mut self, batch: &UsageBatch) -> Result<(), StoreError> {
+        usage::record_on(self.connection()?, batch).await
     }
 
     async fn last_used_at(&mut self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {

@@ -13,6 +13,7 @@ mod pragmas;
 mod read_usage;
 mod record;
 mod transaction;
+mod usage;
 mod uuid;
 
 use std::{
@@ -35,7 +36,7 @@ use tokio::{
 
 pub use self::transaction::SqliteTransaction;
 use self::{
-    error::{failed, is_of_a_row},
+    error::failed,
     file::File,
     lease::{Lease, READ, WRITE},
     lookup_pool::LookupPool,
@@ -47,13 +48,12 @@ use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, PollingChangeFeed, StoreError,
     StoreErrorKind, UsageBucket, UsageCursor, UsageQuery,
     migrate::failed as migration_failed,
-    port::{Backend, HourlyUse, Usage},
-    row::{answering, json, micros},
+    port::{Backend, HourlyUse, UsageBatch},
+    row::answering,
 };
 use crate::{
     key::KeyHash,
     record::{KeyId, KeyRecord},
-    trace,
 };
 
 /// Key store in an embedded SQLite database: one file, for services on one machine.
@@ -213,16 +213,6 @@ const FIND: &str = concat!("select ", columns!(), " from api_keys where key_hash
 
 const GET: &str = concat!("select ", columns!(), " from api_keys where id = ?1");
 
-// The batch is one parameter: pairs of id and time in JSON. Times that are not newer are not
-// written.
-const RECORD_USAGE: &str = "
-insert into api_key_usage as stored (key_id, last_used_at)
-select unhex(used.value ->> 0, '-') as id, used.value ->> 1
-from json_each(?1) as used
-where exists (select 1 from api_keys where api_keys.id = unhex(used.value ->> 0, '-'))
-on conflict (key_id) do update set last_used_at = excluded.last_used_at
-where stored.last_used_at < excluded.last_used_at";
-
 const LAST_USED_AT: &str = "select last_used_at from api_key_usage where key_id = ?1";
 
 impl KeyStore for SqliteKeyStore {
@@ -231,44 +221,10 @@ impl KeyStore for SqliteKeyStore {
         find(&mut connection, hash).await
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
-        // Times out of range are skipped.
-        let pair =
-            |usage: &Usage| Some((usage.key_id.to_string(), micros(usage.last_used_at).ok()?));
-        let pairs: Vec<_> = batch.iter().filter_map(pair).collect();
-        let mut skipped = batch.len() - pairs.len();
-        let mut searched = 0;
-        let mut parts: Vec<&[(String, i64)]> = vec![&pairs];
-        while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
-            let mut lease = Lease::begin(&self.pool, WRITE).await?;
-            let recorded = query(RECORD_USAGE).bind(json(&part)?).execute(&mut *lease).await;
-            match recorded {
-                Ok(_) => lease.commit().await?,
-                Err(error) if is_of_a_row(&error) => {
-                    lease.roll_back(None);
-                    searched += 1;
-                    if part.len() > 1 && searched < MAX_SEARCH {
-                        let (first, second) = part.split_at(part.len() / 2);
-                        parts.extend([second, first]);
-                    } else {
-                        skipped += part.len();
-                    }
-                }
-                Err(error) => {
-                    lease.roll_back(None);
-                    return Err(failed(error));
-                }
-            }
-        }
-        if skipped > 0 {
-            trace::warn!(keys = skipped, "last-use times skipped");
-        }
-        Ok(())
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
+        usage::record(&self.pool, batch).await
     }
 }
-
-/// Maximum statements spent searching for rows that cannot be written.
-const MAX_SEARCH: usize = 200;
 
 impl ManageKeys for SqliteKeyStore {
     type Transaction = SqliteTransaction;
@@ -362,12 +318,4 @@ async fn last_used_at(
     let last_used_at = query_scalar(LAST_USED_AT).bind(uuid(id));
     let at = last_used_at.fetch_optional(connection).await.map_err(failed)?;
     at.map(|at| read_time("last_used_at", at)).transpose()
-}
-
-/// Writes all of `batch` with one statement, in the caller's transaction.
-async fn flush_usage(connection: &mut SqliteConnection, batch: &[Usage]) -> Result<(), StoreError> {
-    let pair = |usage: &Usage| Ok((usage.key_id.to_string(), micros(usage.last_used_at)?));
-    let pairs = batch.iter().map(pair).collect::<Result<Vec<_>, StoreError>>()?;
-    query(RECORD_USAGE).bind(json(&pairs)?).execute(connection).await.map_err(failed)?;
-    Ok(())
 }

@@ -16,6 +16,7 @@ use super::{
     lease::Lease,
     legacy_hashes, plans,
     record::{hex, read_time, record, records, uuid},
+    usage,
 };
 use crate::{
     key::KeyHash,
@@ -292,6 +293,18 @@ impl KeyTransaction for SqliteTransaction {
         let usage = run!(open, usage.execute(&mut *open)).rows_affected();
         self.open = Some(open);
         Ok(usize::try_from(requests + usage).unwrap_or(usize::MAX))
+    }
+
+    async fn delete_counted_uses(
+        &mut self,
+        hours_before: SystemTime,
+        writers_before: SystemTime,
+        limit: usize,
+    ) -> Result<usize, StoreError> {
+        let mut open = self.take()?;
+        let rows = usage::delete_counts(&mut open, hours_before, writers_before, limit).await?;
+        self.open = Some(open);
+        Ok(rows)
     }
 
     async fn known_legacy_hashes(

@@ -110,8 +110,8 @@ pub(super) async fn perform<T: Rehearse>(
             tx.write_audit(&[sample.entry(KeyAction::Imported)]).await
         }
         Operation::Usage => {
-            tx.flush_usage(&[Usage::new(key.id, at(EXPIRY))]).await?;
-            tx.flush_usage(&[Usage::new(key.id, at(EXPIRY + 1))]).await?;
+            tx.flush_usage(&[Usage::new(key.id, at(EXPIRY))].into()).await?;
+            tx.flush_usage(&[Usage::new(key.id, at(EXPIRY + 1))].into()).await?;
             let used = tx.last_used_at(key.id).await?;
             expect(!with_key || used == Some(at(EXPIRY + 1)), "the use of a key is not stored")
         }

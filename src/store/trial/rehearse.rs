@@ -6,7 +6,7 @@ use crate::{
     record::{KeyId, KeyRecord},
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, StoreError,
-        port::{Changes, KeyTransaction, LogPosition, Usage},
+        port::{Changes, KeyTransaction, LogPosition, UsageBatch},
     },
 };
 
@@ -20,7 +20,7 @@ pub(in crate::store) trait Rehearse: KeyTransaction {
 
     async fn events(&mut self, query: &EventQuery) -> Result<EventPage, StoreError>;
 
-    async fn flush_usage(&mut self, batch: &[Usage]) -> Result<(), StoreError>;
+    async fn flush_usage(&mut self, batch: &UsageBatch) -> Result<(), StoreError>;
 
     async fn last_used_at(&mut self, id: KeyId) -> Result<Option<SystemTime>, StoreError>;
 

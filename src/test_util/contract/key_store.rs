@@ -244,7 +244,7 @@ pub async fn reads_have_the_time_of_the_store<S: SeedKeys>(store: S) -> Result<(
 pub async fn usage_is_remembered<S: SeedKeys>(store: S) -> Result<(), Violation> {
     let (used, unused) = (seeded(&store, record()?).await?, seeded(&store, record()?).await?);
     let at = now();
-    store.record_usage(&[Usage::new(used.id, at)]).await?;
+    store.record_usage(&[Usage::new(used.id, at)].into()).await?;
     let expected = store.records_usage().then_some(at);
     equal(&store.last_use(used.id).await?, &expected, "the last use must be as recorded")?;
     equal(&store.last_use(unused.id).await?, &None, "an unused key must have no last use")?;
@@ -262,8 +262,8 @@ pub async fn usage_never_moves_backwards<S: SeedKeys>(store: S) -> Result<(), Vi
     let (one, other) = (one.min(other), one.max(other));
     let noon = now();
     let (before, after) = (noon - MINUTE, noon + MINUTE);
-    store.record_usage(&[Usage::new(one, noon), Usage::new(other, noon)]).await?;
-    store.record_usage(&[Usage::new(one, before), Usage::new(other, after)]).await?;
+    store.record_usage(&[Usage::new(one, noon), Usage::new(other, noon)].into()).await?;
+    store.record_usage(&[Usage::new(one, before), Usage::new(other, after)].into()).await?;
     let why = "an earlier use that is written later must not replace a later one";
     equal(&store.last_use(one).await?, &Some(noon), why)?;
     let why = "each key of a batch is judged by itself: the later use of the other key counts";
@@ -276,7 +276,7 @@ pub async fn usage_of_unknown_keys_is_ignored<S: SeedKeys>(store: S) -> Result<(
     let mut keys = [id()?, known, id()?];
     keys.sort_unstable();
     let at = now();
-    store.record_usage(&keys.map(|id| Usage::new(id, at))).await?;
+    store.record_usage(&keys.map(|id| Usage::new(id, at)).into()).await?;
     for key in keys {
         let expected = (key == known && store.records_usage()).then_some(at);
         let why =
@@ -288,7 +288,7 @@ pub async fn usage_of_unknown_keys_is_ignored<S: SeedKeys>(store: S) -> Result<(
 
 /// A batch may be empty.
 pub async fn an_empty_batch_is_accepted<S: SeedKeys>(store: S) -> Result<(), Violation> {
-    Ok(store.record_usage(&[]).await?)
+    Ok(store.record_usage(&[].into()).await?)
 }
 
 /// A busy node writes thousands of uses at once.
@@ -301,7 +301,7 @@ pub async fn a_large_batch_is_accepted<S: SeedKeys>(store: S) -> Result<(), Viol
     keys.sort_unstable();
     let at = now();
     let batch: Vec<_> = keys.into_iter().map(|id| Usage::new(id, at)).collect();
-    store.record_usage(&batch).await?;
+    store.record_usage(&batch.into()).await?;
     let expected = store.records_usage().then_some(at);
     equal(&store.last_use(known).await?, &expected, "a batch of 10,000 uses must be recorded")
 }

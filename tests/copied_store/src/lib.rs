@@ -18,7 +18,7 @@ use tower_api_key::{
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ListedKey, ManageKeys, StoreError,
         StoreErrorKind,
-        port::{IdempotencyRecord, ManagePlans, Usage},
+        port::{IdempotencyRecord, ManagePlans, UsageBatch},
     },
 };
 
@@ -94,9 +94,9 @@ impl KeyStore for CopiedStore {
         Ok(data.by_hash(hash).map(|record| data.read(record)))
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         let (data, mut last_used) = (locked(&self.data), locked(&self.last_used));
-        for usage in batch.iter().filter(|usage| data.records.contains_key(&usage.key_id)) {
+        for usage in batch.last_uses.iter().filter(|usage| data.records.contains_key(&usage.key_id)) {
             let at = last_used.entry(usage.key_id).or_insert(usage.last_used_at);
             *at = usage.last_used_at.max(*at);
         }

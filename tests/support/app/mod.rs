@@ -28,7 +28,7 @@ use tower_api_key::{
     key::{KeyFormat, KeyHash},
     manage::{Expiry, Issued, KeyIssuer, NewKey},
     record::KeyRecord,
-    store::{KeyStore, ManageKeys, MemoryKeyStore, StoreError, port::Usage},
+    store::{KeyStore, ManageKeys, MemoryKeyStore, StoreError, port::UsageBatch},
 };
 
 use crate::raw_store::ByHand as _;
@@ -119,7 +119,7 @@ impl KeyStore for CountingStore {
         self.memory.find(hash).await
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         self.memory.record_usage(batch).await
     }
 }

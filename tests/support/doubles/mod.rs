@@ -36,7 +36,7 @@ use tower_api_key::{
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, MemoryKeyStore,
         MemoryTransaction, StoreError, StoreErrorKind,
-        port::{Change, ChangeFeed, ManagePlans, Staleness, Usage},
+        port::{Change, ChangeFeed, CountedUses, ManagePlans, Staleness, Usage, UsageBatch},
     },
 };
 
@@ -233,7 +233,7 @@ pub struct State {
     /// How many look-ups were answered.
     pub answered: usize,
     /// The batches of last uses that were written.
-    pub batches: Vec<Vec<Usage>>,
+    pub batches: Vec<UsageBatch>,
     /// How many times a batch was offered.
     pub flushes: usize,
 }
@@ -309,8 +309,16 @@ impl FakeStore {
         self.keys.list(&KeyQuery::new()).await.unwrap().keys.len()
     }
 
+    /// The last uses of each batch.
     pub fn batches(&self) -> Vec<Vec<Usage>> {
-        self.state.borrow().batches.clone()
+        let state = self.state.borrow();
+        state.batches.iter().map(|batch| batch.last_uses.clone()).collect()
+    }
+
+    /// The counts of each batch that has some.
+    pub fn counted(&self) -> Vec<CountedUses> {
+        let state = self.state.borrow();
+        state.batches.iter().filter_map(|batch| batch.counted.clone()).collect()
     }
 
     pub fn flushes(&self) -> usize {
@@ -355,10 +363,10 @@ impl KeyStore for FakeStore {
         Ok(row)
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         self.state.send_modify(|state| state.flushes += 1);
         self.answers().await?;
-        self.state.send_modify(|state| state.batches.push(batch.to_vec()));
+        self.state.send_modify(|state| state.batches.push(batch.clone()));
         self.keys.record_usage(batch).await
     }
 }

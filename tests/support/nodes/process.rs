@@ -40,7 +40,7 @@ use tower_api_key::{
     record::{KeyId, KeyRecord},
     store::{
         KeyStore, PgChangeFeed, PgKeyStore, StoreError,
-        port::{Change, ChangeFeed, Staleness, Usage},
+        port::{Change, ChangeFeed, Staleness, UsageBatch},
     },
 };
 
@@ -293,7 +293,7 @@ impl KeyStore for Counted {
         self.keys.find(hash).await
     }
 
-    async fn record_usage(&self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         self.keys.record_usage(batch).await
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     record::{KeyId, KeyRecord},
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, StoreError,
-        port::{Changes, LogPosition, Usage},
+        port::{Changes, LogPosition, UsageBatch},
         postgres::{
             PgTransaction, batch, change_log::changes_since, error::failed, get, last_used_at,
             list, plans, usage,
@@ -43,7 +43,7 @@ impl Rehearse for PgTransaction {
         list::events(self.parts()?.0, query).await
     }
 
-    async fn flush_usage(&mut self, batch: &[Usage]) -> Result<(), StoreError> {
+    async fn flush_usage(&mut self, batch: &UsageBatch) -> Result<(), StoreError> {
         usage::record_on(self.parts()?.0, batch).await
     }
 

@@ -156,7 +156,7 @@ pub async fn an_end_in_time_is_exclusive<S: ManageKeys>(store: S) -> Result<(), 
     let expired = inserted(&store, expired).await?.id;
     let used = inserted(&store, used).await?.id;
     let revoked = inserted(&store, revoked).await?.id;
-    store.record_usage(&[Usage::new(used, end)]).await?;
+    store.record_usage(&[Usage::new(used, end)].into()).await?;
 
     let why = "the end of a time is exclusive: a microsecond later, the key is before it";
     for (end, finds) in [(end, false), (end + TICK, true)] {

@@ -114,7 +114,7 @@ fn ids_of(records: &[KeyRecord]) -> Vec<KeyId> {
 /// A deleted key is unknown, and its last use is deleted with it.
 pub async fn a_deleted_key_is_gone<S: ManageKeys>(store: S) -> Result<(), Violation> {
     let gone = inserted(&store, full_record()?).await?;
-    store.record_usage(&[Usage::new(gone.id, now())]).await?;
+    store.record_usage(&[Usage::new(gone.id, now())].into()).await?;
     let mut transaction = store.begin().await?;
     transaction.delete(&[gone.id]).await?;
     transaction.commit().await?;
