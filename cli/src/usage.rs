@@ -128,8 +128,7 @@ fn table(report: &UsageReport) -> Result<(), Failure> {
 
 fn row(from: String, bucket: &UsageBucket) -> Vec<String> {
     let counts = bucket.counts;
-    let counts =
-        [counts.admitted, counts.limited, counts.forbidden, counts.refused, counts.units];
+    let counts = [counts.admitted, counts.limited, counts.forbidden, counts.refused, counts.units];
     [from].into_iter().chain(counts.map(|count| count.to_string())).collect()
 }
 

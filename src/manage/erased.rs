@@ -7,8 +7,8 @@ use crate::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, UsageBucket,
         UsageCursor, UsageQuery,
         port::{
-            HourlyUse, IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, LegacyKey,
-            ManagePlans, UsageBatch,
+            HourlyUse, IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction,
+            LegacyKey, ManagePlans, UsageBatch,
         },
     },
 };

@@ -6,9 +6,7 @@ use std::{
 };
 
 use super::{KeyIssuer, ManageError};
-use crate::{
-    store::{BucketWidth, UsageBucket, UsageQuery, port::UseCounts},
-};
+use crate::store::{BucketWidth, UsageBucket, UsageQuery, port::UseCounts};
 
 /// The counted use of a key, a consumer or all keys, in buckets of time.
 #[derive(Clone, Debug, PartialEq, Eq)]

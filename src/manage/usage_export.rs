@@ -3,9 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::{KeyIssuer, ManageError, change::Attempt, issuer::check_limit};
-use crate::{
-    store::{BucketWidth, UsageCursor, port::HourlyUse},
-};
+use crate::store::{BucketWidth, UsageCursor, port::HourlyUse};
 
 /// Which hours to export, and the page of them to read.
 ///

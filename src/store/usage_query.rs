@@ -1,11 +1,6 @@
 //! Queries of the usage ledger.
 
-use std::{
-    error::Error,
-    fmt,
-    str::FromStr,
-    time::SystemTime,
-};
+use std::{error::Error, fmt, str::FromStr, time::SystemTime};
 
 use super::{BucketWidth, port::UseCounts};
 use crate::record::{KeyId, read_rfc3339, rfc3339};

@@ -13,9 +13,7 @@ use tower_api_key::{
     account::{self, Account},
     admin,
     clock::{Clock as _, ManualClock, SystemClock},
-    manage::{
-        Actor, ConsumerIds, Expiry, KeyIssuer, ManageErrorKind, Member, NewKey, UsageExport,
-    },
+    manage::{Actor, ConsumerIds, Expiry, KeyIssuer, ManageErrorKind, Member, NewKey, UsageExport},
     record::{KeyAction, KeyId},
     store::{
         BucketWidth, EventQuery, KeyStore as _, MemoryKeyStore, UsageCursor, UsageQuery,
@@ -204,7 +202,8 @@ async fn a_consumer_reads_its_own_use_and_no_other() {
         assert_eq!(of_other["buckets"], json!([bucket("2026-01-01T00:00:00Z", 1)]));
 
         let unknown = KeyId::from_bytes([9; 16]);
-        let [foreign, unknown] = [foreign, unknown].map(|id| format!("/api-keys/{id}/usage?{HOURS}"));
+        let [foreign, unknown] =
+            [foreign, unknown].map(|id| format!("/api-keys/{id}/usage?{HOURS}"));
         let (foreign, unknown) = (read(&foreign).await, read(&unknown).await);
         assert_problem(&foreign, 404, "not_found", None);
         assert_eq!(foreign.json(), unknown.json());

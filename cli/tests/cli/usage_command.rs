@@ -58,10 +58,7 @@ async fn the_use_of_a_key_a_consumer_and_all_keys_is_shown() {
         let of_key = place.json(&format!("usage {a} --by day {DECEMBER}"));
         assert_eq!(of_key, json!({ "id": a, "buckets": [bucket(day, 2), bucket(next, 1)] }));
         let by_hour = place.json(&format!("usage {b} --by hour --from 2025-12-01 --to 2025-12-02"));
-        assert_eq!(
-            by_hour,
-            json!({ "id": b, "buckets": [bucket("2025-12-01T12:00:00Z", 1)] })
-        );
+        assert_eq!(by_hour, json!({ "id": b, "buckets": [bucket("2025-12-01T12:00:00Z", 1)] }));
         let of_consumer = place.json(&format!("usage --consumer acme {DECEMBER}"));
         assert_eq!(
             of_consumer,
@@ -115,9 +112,8 @@ async fn mistakes_in_a_question_for_use_are_told() {
 #[tokio::test]
 async fn use_is_exported_once_per_key_and_hour() {
     for place in Place::all().await {
-        let ids: Vec<_> = (0..3)
-            .map(|number| format!("0190d4c0-0000-7000-8000-00000000000{number}"))
-            .collect();
+        let ids: Vec<_> =
+            (0..3).map(|number| format!("0190d4c0-0000-7000-8000-00000000000{number}")).collect();
         for (id, consumer) in ids.iter().zip(["acme", "globex", "acme"]) {
             used(&place, id, consumer, &[0, 1, 743, 744]).await;
         }
@@ -186,7 +182,8 @@ async fn a_long_export_is_read_in_pages() {
         };
         place.sql(insert).await;
         let said = place.done("usage --export --from 2025-12-01");
-        let mut ids: Vec<_> = said.out.lines().map(|line| text(&serde_json::from_str(line).unwrap(), "id")).collect();
+        let mut ids: Vec<_> =
+            said.out.lines().map(|line| text(&serde_json::from_str(line).unwrap(), "id")).collect();
         ids.sort();
         ids.dedup();
         assert_eq!(ids.len(), 2500);

@@ -196,10 +196,7 @@ fn key_filters() -> [Parameter; 7] {
 
 /// A text to search for.
 pub(super) fn searched() -> ObjectBuilder {
-    string()
-        .min_length(Some(1))
-        .max_length(Some(1024))
-        .pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]*$"))
+    string().min_length(Some(1)).max_length(Some(1024)).pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]*$"))
 }
 
 fn paging(cursor: impl Into<RefOr<Schema>>) -> [Parameter; 2] {

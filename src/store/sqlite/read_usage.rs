@@ -47,7 +47,11 @@ pub(super) async fn buckets(
     }
     if let Some(consumer_id) = &query.consumer_id {
         // Without the operator `+`, SQLite may skip the primary key for it.
-        sql.push(if query.key_id.is_some() { " and +consumer_id = " } else { " and consumer_id = " });
+        sql.push(if query.key_id.is_some() {
+            " and +consumer_id = "
+        } else {
+            " and consumer_id = "
+        });
         sql.push_bind(consumer_id.clone());
     }
     sql.push(" group by ").push(begin).push(" order by ").push(begin);

@@ -83,15 +83,14 @@ fn ids() -> Result<[KeyId; 3], Violation> {
     Ok(ids)
 }
 
+/// A query names a key, a consumer, or neither.
 pub async fn use_is_read_of_a_key_a_consumer_and_all<S: ManageKeys>(
     store: S,
 ) -> Result<(), Violation> {
     let [a, b, c] = ids()?;
     let all = UseCounts::new(1, 2, 3, 4, 5);
     add(&store, 1, &[(a, "acme", 0, all), (b, "acme", 0, all), (c, "globex", 0, all)]).await?;
-    let sum = |times: i64| {
-        vec![bucket(0, (1..times).fold(all, |sum, _| sum.plus(all)))]
-    };
+    let sum = |times: i64| vec![bucket(0, (1..times).fold(all, |sum, _| sum.plus(all)))];
     let why = "the use of a key is that of this key alone";
     equal(&store.usage(&hourly().key_id(a)).await?, &sum(1), why)?;
     let why = "the use of a consumer is that of its keys together";
@@ -102,6 +101,7 @@ pub async fn use_is_read_of_a_key_a_consumer_and_all<S: ManageKeys>(
     equal(&store.usage(&hourly().consumer_id("acm")).await?, &Vec::<UsageBucket>::new(), why)
 }
 
+/// A query that names both reads the rows that match both.
 pub async fn use_is_read_of_a_key_while_it_was_a_consumers<S: ManageKeys>(
     store: S,
 ) -> Result<(), Violation> {
@@ -114,6 +114,7 @@ pub async fn use_is_read_of_a_key_while_it_was_a_consumers<S: ManageKeys>(
     equal(&store.usage(&of("globex")).await?, &vec![bucket(1, admitted(4))], why)
 }
 
+/// A day has what was counted in its hours.
 pub async fn hours_add_up_to_days_of_utc<S: ManageKeys>(store: S) -> Result<(), Violation> {
     let [a, b, _] = ids()?;
     add(&store, 1, &[(a, "acme", 0, admitted(1)), (b, "acme", 11, admitted(2))]).await?;
@@ -127,15 +128,21 @@ pub async fn hours_add_up_to_days_of_utc<S: ManageKeys>(store: S) -> Result<(), 
     equal(&store.usage(&days).await?, &expected, "a day is the sum of its hours in UTC")
 }
 
+/// Buckets without use are left out.
 pub async fn hours_are_in_order_and_only_those_with_use<S: ManageKeys>(
     store: S,
 ) -> Result<(), Violation> {
     let [a, ..] = ids()?;
     add(&store, 1, &[(a, "acme", 9, admitted(1)), (a, "acme", 3, admitted(2))]).await?;
     let expected = vec![bucket(3, admitted(2)), bucket(9, admitted(1))];
-    equal(&store.usage(&hourly()).await?, &expected, "buckets are in the order of time, without gaps")
+    equal(
+        &store.usage(&hourly()).await?,
+        &expected,
+        "buckets are in the order of time, without gaps",
+    )
 }
 
+/// A bucket that begins at the end of the range is not in it.
 pub async fn a_range_has_its_beginning_and_not_its_end<S: ManageKeys>(
     store: S,
 ) -> Result<(), Violation> {
@@ -147,6 +154,7 @@ pub async fn a_range_has_its_beginning_and_not_its_end<S: ManageKeys>(
     equal(&store.usage(&range).await?, &expected, "a range has its beginning and not its end")
 }
 
+/// A node sends a batch again if it does not learn of the outcome.
 pub async fn a_batch_is_added_once<S: ManageKeys>(store: S) -> Result<(), Violation> {
     let [a, ..] = ids()?;
     for sequence in [1, 1, 2, 1, 2] {
@@ -156,6 +164,7 @@ pub async fn a_batch_is_added_once<S: ManageKeys>(store: S) -> Result<(), Violat
     equal(&store.usage(&hourly()).await?, &vec![bucket(0, admitted(2))], why)
 }
 
+/// Nodes correct what they have counted before, by negative counts.
 pub async fn corrections_are_added<S: ManageKeys>(store: S) -> Result<(), Violation> {
     let [a, ..] = ids()?;
     add(&store, 1, &[(a, "acme", 0, admitted(1)), (a, "acme", 1, admitted(1))]).await?;
@@ -165,6 +174,7 @@ pub async fn corrections_are_added<S: ManageKeys>(store: S) -> Result<(), Violat
     equal(&store.usage(&hourly()).await?, &expected, "counts may be lowered, also below zero")
 }
 
+/// A deleted key is billed, too.
 pub async fn use_stays_after_its_key<S: ManageKeys>(store: S) -> Result<(), Violation> {
     let key = seeded(&store, record()?).await?;
     add(&store, 1, &[(key.id, "acme", 0, admitted(1))]).await?;
@@ -176,9 +186,8 @@ pub async fn use_stays_after_its_key<S: ManageKeys>(store: S) -> Result<(), Viol
     equal(&store.usage(&hourly().consumer_id("acme")).await?, &expected, "use outlives its key")
 }
 
-pub async fn hours_of_keys_are_read_page_by_page<S: ManageKeys>(
-    store: S,
-) -> Result<(), Violation> {
+/// An export misses no hour and has none twice.
+pub async fn hours_of_keys_are_read_page_by_page<S: ManageKeys>(store: S) -> Result<(), Violation> {
     let [a, b, c] = ids()?;
     let mut expected = Vec::new();
     for hour in [0, 1, 2] {
