@@ -84,7 +84,7 @@ async fn the_use_of_a_key_is_shown_by_hour_and_by_day() {
         ],
     });
     assert_eq!(answer.json(), expected);
-    assert_eq!(answer.header("vary").map(|vary| vary.contains("accept")), Some(true));
+    assert!(answer.headers.get_all("vary").iter().any(|vary| vary == "accept"));
     let answer = desk.send(&admin, "GET", &format!("/api-keys/{id}/usage?{DAYS}"), None).await;
     let expected = json!([bucket("2026-01-01T00:00:00Z", 2), bucket("2026-01-02T00:00:00Z", 1)]);
     assert_eq!(answer.json()["buckets"], expected);
