@@ -20,7 +20,7 @@ use tower_api_key::{
     ApiKeyLayer, ApiKeys, Authenticator, Consumer, RequireScope, account,
     admin::{self, Admin},
     auth::{Attempt, Event},
-    clock::SystemClock,
+    clock::{Clock as _, SystemClock},
     key::{
         AcceptedFormat, Alphabet, Digest, ImportedFormat, KeyFormat, KeyHash, KeyMask, LegacyHash,
         MaskingWriter, Pepper, RngError,
@@ -33,8 +33,8 @@ use tower_api_key::{
     rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, port::Subject},
     record::{KeyAction, KeyId, KeyKind, KeyStatus, Metadata, Network, Scope, Tags, WebOrigins},
     store::{
-        EventQuery, KeyQuery, KeyStore as _, ManageKeys as _, PgKeyStore, PollingChangeFeed,
-        SqliteKeyStore,
+        BucketWidth, EventQuery, KeyQuery, KeyStore as _, ManageKeys as _, PgKeyStore,
+        PollingChangeFeed, SqliteKeyStore, UsageCursor, UsageQuery,
         port::{LegacyKey, Usage},
     },
     test_util::{
@@ -88,6 +88,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("AuditEntry", ASecret),
     ("AuditHistory", Names),
     ("Authenticator", ASecret),
+    ("BucketWidth", NoText),
     ("Builder", ASecret),
     ("CachePolicy", NoText),
     ("CatalogScope", Names),
@@ -133,6 +134,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Imported", ASecret),
     ("ImportedFormat", ASecret),
     ("InvalidAction", ASecret),
+    ("InvalidBucketWidth", ASecret),
     ("InvalidCachePolicy", NoText),
     ("InvalidCatalog", Names),
     ("InvalidDigest", ASecret),
@@ -155,6 +157,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("InvalidScope", ASecret),
     ("InvalidStatus", ASecret),
     ("InvalidTag", ASecret),
+    ("InvalidUsageCursor", ASecret),
     ("InvalidWebOrigin", ASecret),
     ("IssueKey", ASecret),
     ("IssuePolicy", Names),
@@ -268,6 +271,12 @@ const REGISTER: &[(&str, Holds)] = &[
     ("UntilKeyEndsLayer", ASecret),
     ("UntilKeyEndsService", ASecret),
     ("Usage", ASecret),
+    ("UsageBucket", NoText),
+    ("UsageCursor", Ids),
+    ("UsageExport", Ids),
+    ("UsageExportPage", Names),
+    ("UsageQuery", ASecret),
+    ("UsageReport", NoText),
     ("VerificationOutcome", NoText),
     ("Violation", ASecret),
     ("Violations", ASecret),
@@ -518,6 +527,9 @@ async fn of_records(heard: &mut Heard, keys: &Keys, key: &str, id: KeyId) {
         store.begin().await.unwrap(),
         KeyQuery::new().consumer_id("acme"),
         EventQuery::new().key_id(id),
+        UsageQuery::until(keys.clock.now(), BucketWidth::Day).consumer_id("acme").key_id(id),
+        key.parse::<BucketWidth>().unwrap_err(),
+        key.parse::<UsageCursor>().unwrap_err(),
     );
     let page = store.list(&KeyQuery::new()).await.unwrap();
     say!(heard: page.keys[0], admin::KeyView::from(&page.keys[0]), page);
