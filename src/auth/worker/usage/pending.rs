@@ -63,12 +63,16 @@ impl Pending {
     }
 
     /// Takes the counts of `key`, which were counted in `hour`.
-    pub(super) fn take_counts(&mut self, key: &Consumer, hour: SystemTime) -> Result<(), Dropped> {
-        let Some(counters) = key.use_counters() else { return Ok(()) };
+    pub(super) fn take_counts(
+        &mut self,
+        key: &Consumer,
+        hour: SystemTime,
+    ) -> Result<UseCounts, Dropped> {
+        let Some(counters) = key.use_counters() else { return Ok(UseCounts::default()) };
         let [admitted, limited, forbidden, refused, units] = counters.take();
         let counts = UseCounts::new(admitted, limited, forbidden, refused, units);
         if counts.is_zero() {
-            return Ok(());
+            return Ok(counts);
         }
         let row = (key.key_id(), hour);
         if self.counts.len() >= MAX_PENDING && !self.counts.contains_key(&row) {
@@ -77,7 +81,7 @@ impl Pending {
         let new = || Counted { consumer_id: key.id().to_owned(), counts: UseCounts::default() };
         let counted = self.counts.entry(row).or_insert_with(new);
         counted.counts = counted.counts.plus(counts);
-        Ok(())
+        Ok(counts)
     }
 
     /// The next batch to write, in the order of keys on every node, so that concurrent batches cannot
