@@ -18,7 +18,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 #[tokio::test]
 async fn totals_are_those_of_all_keys_since_the_hour_began() {
     let keys = Keys::new();
-    let builder = keys.builder().default_rate_limits(Quota::per_day(2).unwrap());
+    let builder = keys.builder().default_rate_limits(Quota::per(2, 24 * HOUR).unwrap());
     let (auth, worker) = builder.usage_interval(Duration::ZERO).build();
     let nothing = UsageBucket::new(keys.clock.now(), UseCounts::default());
     assert_eq!(auth.usage_totals(), nothing);
