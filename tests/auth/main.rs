@@ -33,4 +33,5 @@ mod metrics;
 mod retirement;
 mod throttle;
 mod usage_totals;
+mod use_counts;
 mod worker;

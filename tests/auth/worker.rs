@@ -31,19 +31,19 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A service whose worker runs until stopped.
-struct Running {
-    service: Service,
+pub(crate) struct Running {
+    pub(crate) service: Service,
     stop: oneshot::Sender<()>,
     worker: JoinHandle<()>,
 }
 
 impl Running {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let (service, worker) = Service::and_worker(|builder| builder);
         Self::with(service, worker)
     }
 
-    fn with(service: Service, worker: Worker) -> Self {
+    pub(crate) fn with(service: Service, worker: Worker) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
         let worker = tokio::spawn(worker.run(async {
             let _ = stopped.await;
@@ -52,7 +52,7 @@ impl Running {
     }
 
     /// Advances all clocks.
-    async fn pass(&self, time: Duration) {
+    pub(crate) async fn pass(&self, time: Duration) {
         // The worker receives pending reports before the time advances.
         settle().await;
         self.service.clock.advance(time);
@@ -61,7 +61,7 @@ impl Running {
     }
 
     /// The final state after the worker stops, and the time it took.
-    async fn stop(self) -> (Service, Duration) {
+    pub(crate) async fn stop(self) -> (Service, Duration) {
         let begun = Instant::now();
         self.stop.send(()).expect("the worker is running");
         within(self.worker).await.expect("the worker ends in good order");
@@ -70,7 +70,7 @@ impl Running {
 }
 
 /// Runs every task that is ready.
-async fn settle() {
+pub(crate) async fn settle() {
     for _ in 0..8 {
         tokio::task::yield_now().await;
     }
@@ -188,12 +188,10 @@ async fn a_flush_that_fails_is_kept_and_tried_again() {
     let late_at = service.clock.now();
     service.get(&late.text).await.is_for("acme");
     running.pass(INTERVAL).await;
-    let mut expected =
-        vec![Usage::new(early.record.id, early_at), Usage::new(late.record.id, late_at)];
-    expected.sort_by_key(|usage| usage.key_id);
-    assert_eq!(service.store.batches(), [expected]);
+    let expected = [[Usage::new(early.record.id, early_at)], [Usage::new(late.record.id, late_at)]];
+    assert_eq!(service.store.batches(), expected);
     running.pass(INTERVAL).await;
-    assert_eq!(service.store.flushes(), 3, "written twice");
+    assert_eq!(service.store.flushes(), 4, "written twice");
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,6 +199,7 @@ async fn a_use_while_a_flush_fails_is_the_one_that_counts() {
     let running = Running::start();
     let service = &running.service;
     let key = service.issue("acme").await;
+    let used_at = service.clock.now();
     service.get(&key.text).await.is_for("acme");
     service.store.answer(DOWN);
     running.pass(INTERVAL).await;
@@ -208,7 +207,9 @@ async fn a_use_while_a_flush_fails_is_the_one_that_counts() {
     service.get(&key.text).await.is_for("acme");
     service.store.answer(Answers::Truthfully);
     running.pass(INTERVAL).await;
-    assert_eq!(service.store.batches(), [[Usage::new(key.record.id, again_at)]]);
+    let expected = [used_at, again_at].map(|at| [Usage::new(key.record.id, at)]);
+    assert_eq!(service.store.batches(), expected);
+    assert_eq!(service.store.last_used_at(key.record.id).await.unwrap(), Some(again_at));
 }
 
 #[tokio::test(start_paused = true)]
@@ -225,7 +226,8 @@ async fn a_wall_clock_that_steps_back_takes_no_last_use_back() {
     service.get(&key.text).await.is_for("acme");
     service.store.answer(Answers::Truthfully);
     running.pass(INTERVAL).await;
-    assert_eq!(service.store.batches(), [[Usage::new(key.record.id, used_at)]]);
+    assert_eq!(service.store.batches().len(), 2);
+    assert_eq!(service.store.last_used_at(key.record.id).await.unwrap(), Some(used_at));
 }
 
 #[tokio::test(start_paused = true)]

@@ -36,5 +36,6 @@ mod status;
 mod streams;
 mod test_kit;
 mod tower_layers;
+mod use_counts;
 mod websocket_connections;
 mod websocket_protocol;

@@ -36,7 +36,9 @@ use tower_api_key::{
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, MemoryKeyStore,
         MemoryTransaction, StoreError, StoreErrorKind,
-        port::{Change, ChangeFeed, CountedUses, ManagePlans, Staleness, Usage, UsageBatch},
+        port::{
+            Change, ChangeFeed, CountedUses, ManagePlans, Staleness, Usage, UsageBatch, UseCounts,
+        },
     },
 };
 
@@ -309,16 +311,25 @@ impl FakeStore {
         self.keys.list(&KeyQuery::new()).await.unwrap().keys.len()
     }
 
-    /// The last uses of each batch.
+    /// The last uses of each batch that has some.
     pub fn batches(&self) -> Vec<Vec<Usage>> {
         let state = self.state.borrow();
-        state.batches.iter().map(|batch| batch.last_uses.clone()).collect()
+        let last_uses = state.batches.iter().map(|batch| batch.last_uses.clone());
+        last_uses.filter(|uses| !uses.is_empty()).collect()
     }
 
     /// The counts of each batch that has some.
     pub fn counted(&self) -> Vec<CountedUses> {
         let state = self.state.borrow();
         state.batches.iter().filter_map(|batch| batch.counted.clone()).collect()
+    }
+
+    /// What all batches count of a key.
+    pub fn counts_of(&self, key: &Key) -> UseCounts {
+        let counted = self.counted();
+        let hours = counted.iter().flat_map(|batch| &batch.hours);
+        let hours = hours.filter(|used| used.key_id == key.record.id);
+        hours.fold(UseCounts::default(), |sum, used| sum.plus(used.counts))
     }
 
     pub fn flushes(&self) -> usize {
