@@ -1,4 +1,4 @@
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::{
     KeyIssuer, ManageError,
@@ -9,6 +9,10 @@ use crate::{
     record::{KeyAction, KeyId, KeyRecord},
     store::port::KeyFilter,
 };
+
+/// For how long the last batch of a node is kept, which is not to be counted again: far longer than
+/// a node retries a batch that was written without its knowledge.
+const WRITER_AGE: Duration = Duration::from_secs(7 * 86_400);
 
 /// The result of a prune.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,6 +84,37 @@ impl KeyIssuer {
         except: &[KeyId],
     ) -> Result<Pruned, ManageError> {
         self.detached(self.clone().prune_now(ended_before, at_most, except.to_vec())).await
+    }
+
+    /// Deletes at most `at_most` hourly [counts of uses](crate::manual::usage), of hours that began
+    /// before `hours_before`, and returns how many rows were deleted. Daily counts are kept. Nodes that
+    /// wrote nothing for 7 days are forgotten as well.
+    ///
+    /// A call is one short transaction. Call it until it returns 0. 5,000 is a good batch, and 35 days
+    /// a good age: a chart of a month by the hour is then complete.
+    ///
+    /// # Errors
+    ///
+    /// [`Denied`](super::ManageErrorKind::Denied) to a [caller](super::Actor::key), or when the
+    /// store fails.
+    pub async fn prune_usage(
+        &self,
+        hours_before: SystemTime,
+        at_most: usize,
+    ) -> Result<u64, ManageError> {
+        self.detached(self.clone().prune_usage_now(hours_before, at_most)).await
+    }
+
+    async fn prune_usage_now(self, before: SystemTime, at_most: usize) -> Result<u64, ManageError> {
+        if !self.actor.is_operator() {
+            let attempt = Attempt::to("prune");
+            return Err(self.deny(ManageError::operators_only(), attempt).await?);
+        }
+        let writers_before = self.now().checked_sub(WRITER_AGE).unwrap_or(SystemTime::UNIX_EPOCH);
+        let deleted = self.change("prune", Vec::new(), async move |change, _| {
+            Ok(change.tx.delete_counted_uses(before, writers_before, at_most).await?)
+        });
+        Ok(deleted.await? as u64)
     }
 
     async fn prune_now(

@@ -32,8 +32,8 @@ use tower_api_key::{
     store::{
         EventQuery, KeyQuery, KeyStore, ManageKeys, PgKeyStore, StoreError, StoreErrorKind,
         port::{
-            ChangeLog as _, IdempotencyRecord, KeyTransaction as _, LegacyHashes as _, LogPosition,
-            ManagePlans as _, Usage,
+            ChangeLog as _, CountedUses, HourlyUse, IdempotencyRecord, KeyTransaction as _,
+            LegacyHashes as _, LogPosition, ManagePlans as _, Usage, UsageBatch, UseCounts,
         },
     },
 };
@@ -505,7 +505,7 @@ struct Guarded {
     plain: Key,
 }
 
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 12] = [
     "api_keys",
     "api_key_plans",
     "api_key_usage",
@@ -515,6 +515,9 @@ const TABLES: [&str; 9] = [
     "api_key_legacy_hashes",
     "api_key_events",
     "api_key_requests",
+    "api_key_usage_hourly",
+    "api_key_usage_daily",
+    "api_key_usage_writers",
 ];
 
 const REQUEST: [u8; 32] = [5; 32];
@@ -593,8 +596,12 @@ impl Guarded {
             Ok(format!("{:?}", ids.collect::<BTreeSet<_>>()))
         };
         let usage = async || {
-            let used = [Usage::new(plain.id, SystemTime::UNIX_EPOCH + SECOND)];
-            store.record_usage(&used.into()).await?;
+            let at = SystemTime::UNIX_EPOCH;
+            let counts = UseCounts::new(1, 0, 0, 0, 1);
+            let hour = HourlyUse::new(plain.id, "acme".into(), at, counts);
+            let counted = CountedUses::new([7; 16], 1, vec![hour]);
+            let used = UsageBatch::new(vec![Usage::new(plain.id, at + SECOND)]);
+            store.record_usage(&used.counted(counted)).await?;
             Ok(format!("{:?}", store.last_used_at(plain.id).await?))
         };
         let legacy = async || {

@@ -11,7 +11,10 @@ use tower_api_key::{
     manage::{Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
     rate_limit::RateLimits,
     record::{Scopes, Tags},
-    store::{ManageKeys, port::Usage},
+    store::{
+        ManageKeys,
+        port::{CountedUses, HourlyUse, Usage, UsageBatch, UseCounts},
+    },
 };
 
 const PREFIX: &str = "sk_stored_";
@@ -31,7 +34,11 @@ async fn lead_a_life(store: &(impl ManageKeys + Clone)) -> ApiKey {
     let issued = issuer.issue(new).await.unwrap();
     let id = issued.record.id;
     issuer.update(id, KeyUpdate::new().name(Some("weekly".to_owned()))).await.unwrap();
-    store.record_usage(&[Usage::new(id, SystemClock::new().now())].into()).await.unwrap();
+    let now = SystemClock::new().now();
+    let hour = HourlyUse::new(id, "acme".into(), now, UseCounts::new(1, 0, 0, 0, 1));
+    let counted = CountedUses::new([1; 16], 1, vec![hour]);
+    let usage = UsageBatch::new(vec![Usage::new(id, now)]).counted(counted);
+    store.record_usage(&usage).await.unwrap();
     import_with_legacy_hash(&issuer).await;
     issuer.rotate(id, Rotation::new()).await.unwrap();
     issuer.revoke(id, Some("rotated")).await.unwrap();
@@ -129,6 +136,9 @@ mod postgres {
             "api_key_scopes",
             "api_key_tags",
             "api_key_usage",
+            "api_key_usage_daily",
+            "api_key_usage_hourly",
+            "api_key_usage_writers",
             "api_keys",
         ];
         assert_eq!(tables, expected);

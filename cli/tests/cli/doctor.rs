@@ -23,7 +23,9 @@ use tower_api_key::{
     store::{
         EventQuery, Finding, KeyQuery, ManageKeys, PgKeyStore, Severity, SqliteKeyStore,
         StoreError,
-        port::{ChangeLog, KeyTransaction as _, Usage},
+        port::{
+            ChangeLog, CountedUses, HourlyUse, KeyTransaction as _, Usage, UsageBatch, UseCounts,
+        },
     },
 };
 
@@ -34,7 +36,7 @@ const SCOPE: &str = "reports:read";
 const TAG: &str = "mobile";
 
 /// Every table, by the migrations' own names.
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 14] = [
     "_api_key_migrations",
     "api_key_changes",
     "api_key_events",
@@ -45,6 +47,9 @@ const TABLES: [&str; 11] = [
     "api_key_scopes",
     "api_key_tags",
     "api_key_usage",
+    "api_key_usage_daily",
+    "api_key_usage_hourly",
+    "api_key_usage_writers",
     "api_keys",
 ];
 
@@ -194,7 +199,12 @@ where
                 Err(error) => Err(error),
             }
         }),
-        ("usage", said(store.record_usage(&[Usage::new(live.id, now())].into()).await)),
+        ("usage", {
+            let hour = HourlyUse::new(live.id, "acme".into(), now(), UseCounts::new(1, 0, 0, 0, 1));
+            let counted = CountedUses::new(*record().id.as_bytes(), 1, vec![hour]);
+            let batch = UsageBatch::new(vec![Usage::new(live.id, now())]);
+            said(store.record_usage(&batch.counted(counted)).await)
+        }),
         ("plans", {
             let limits = RateLimits::from(Quota::per_minute(60).unwrap());
             let set = said(issuer.set_plan(&plan, &RateLimits::unlimited()).await);
@@ -349,9 +359,9 @@ const GRANTS: &str = "
 grant select on _api_key_migrations, api_key_changes, api_key_feed, api_key_scopes, api_key_tags
     to svc;
 grant select, insert on api_key_events to svc;
-grant select, insert, update on api_key_legacy_hashes to svc;
-grant select, insert, update, delete on api_keys, api_key_plans, api_key_usage, api_key_requests
-    to svc";
+grant select, insert, update on api_key_legacy_hashes, api_key_usage_daily to svc;
+grant select, insert, update, delete on api_keys, api_key_plans, api_key_usage, api_key_requests,
+    api_key_usage_hourly, api_key_usage_writers to svc";
 
 /// The preparation of a database, and the expected report.
 struct State {

@@ -98,7 +98,11 @@ pub(super) async fn perform<T: Rehearse>(
             tx.delete(&[key.id]).await?;
             expect(tx.lock(&[key.id]).await?.is_empty(), "a deleted key is still there")?;
             tx.write_audit(&[sample.entry(KeyAction::Pruned)]).await?;
-            tx.delete_expired(at(0), 1).await.map(drop)
+            tx.delete_expired(at(0), 1).await?;
+            tx.flush_usage(&sample.counted_uses()).await?;
+            // Only the sample use is this old.
+            let hours = tx.delete_counted_uses(at(EXPIRY), at(0), 1).await?;
+            expect(hours == 1, "an old hour of counted uses is not found")
         }
         Operation::Import => {
             // The second record has the hash of the first, which exists by then.
@@ -112,6 +116,9 @@ pub(super) async fn perform<T: Rehearse>(
         Operation::Usage => {
             tx.flush_usage(&[Usage::new(key.id, at(EXPIRY))].into()).await?;
             tx.flush_usage(&[Usage::new(key.id, at(EXPIRY + 1))].into()).await?;
+            for _ in 0..2 {
+                tx.flush_usage(&sample.counted_uses()).await?;
+            }
             let used = tx.last_used_at(key.id).await?;
             expect(!with_key || used == Some(at(EXPIRY + 1)), "the use of a key is not stored")
         }

@@ -6,7 +6,7 @@ use crate::{
     record::{AuditEntry, KeyAction, KeyId, KeyRecord, KeyStatus, Networks, Scope, Scopes, Tags},
     store::{
         EventQuery, KeyQuery, StoreError, StoreErrorKind,
-        port::{IdempotencyRecord, LegacyKey},
+        port::{CountedUses, HourlyUse, IdempotencyRecord, LegacyKey, UsageBatch, UseCounts},
     },
 };
 
@@ -65,6 +65,14 @@ impl Sample {
             changes: Some(r#"{"name":{"from":null,"to":"trial"}}"#.into()),
             ..AuditEntry::new(action, "doctor")
         }
+    }
+
+    /// Counts of the first hour of 1970.
+    pub(super) fn counted_uses(&self) -> UsageBatch {
+        let counts = UseCounts::new(1, 1, 1, 1, 1);
+        let hour = HourlyUse::new(self.key.id, self.word.clone(), at(0), counts);
+        let counted = CountedUses::new(*self.successor.id.as_bytes(), 1, vec![hour]);
+        UsageBatch::default().counted(counted)
     }
 
     /// One query for each list filter, and for each index that only a filter reads.
