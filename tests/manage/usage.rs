@@ -156,16 +156,23 @@ async fn a_wrong_parameter_is_named() {
         ("from=2026-01-01", "from"),
         ("to=now", "to"),
         ("to=2026-01-01T00:00:00Z&to=2026-01-01T00:00:00Z", "to"),
-        ("from=2026-01-01T00:00:00Z&to=2026-01-01T00:00:00Z", "from"),
-        ("from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z", "from"),
-        (hours("2025-12-31T23:59:59Z").as_str(), "from"),
-        ("from=0001-01-01T00:00:00Z", "from"),
-        ("to=9999-01-01T00:00:00Z&from=2026-01-01T00:00:00Z", "from"),
         ("limit=5", "limit"),
     ] {
         for path in [format!("/api-keys/{id}/usage"), "/usage".to_owned()] {
             let answer = desk.send(&caller, "GET", &format!("{path}?{query}"), None).await;
             assert_problem(&answer, 400, "invalid_query", Some(field));
+        }
+    }
+    for query in [
+        "from=2026-01-01T00:00:00Z&to=2026-01-01T00:00:00Z",
+        "from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z",
+        hours("2025-12-31T23:59:59Z").as_str(),
+        "from=0001-01-01T00:00:00Z",
+        "to=9999-01-01T00:00:00Z&from=2026-01-01T00:00:00Z",
+    ] {
+        for path in [format!("/api-keys/{id}/usage"), "/usage".to_owned()] {
+            let answer = desk.send(&caller, "GET", &format!("{path}?{query}"), None).await;
+            assert_problem(&answer, 422, "invalid", Some("from"));
         }
     }
     for query in [

@@ -111,7 +111,7 @@ async fn read(
     let usage = reader.issuer().usage(query).await.map_err(|error| match error.field() {
         // A parameter, where other requests have a member of the body.
         Some(field) if error.kind() == ManageErrorKind::Invalid => {
-            ApiError::query(field, sentence(error.detail()))
+            ApiError::invalid(field, sentence(error.detail()))
         }
         _ => reader.error_of(&error),
     })?;

@@ -60,11 +60,13 @@ pub(super) fn describe(operation: Operation, settings: DocumentSettings) -> Desc
         Operation::GetUsage => begin("getUsage", "Shows when a key was last used, and how often in each hour or day")
             .parameters(Some(usage::range()))
             .response("200", usage::response("Usage"))
+            .response("422", problem("The range is empty or too long."))
             .response("501", problem("The key store does not keep use.")),
         Operation::GetTotalUsage => begin("getTotalUsage", "Shows how often keys were used together in each hour or day")
             .parameter(usage::consumer(settings))
             .parameters(Some(usage::range()))
             .response("200", usage::response("TotalUsage"))
+            .response("422", problem("The range is empty or too long."))
             .response("501", problem("The key store does not keep use.")),
         Operation::WhoAmI if settings.is_of_members => begin("whoAmI", "Shows the signed-in member and what it may give to keys")
             .response("200", ok("Member")),
