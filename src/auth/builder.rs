@@ -149,12 +149,12 @@ impl Builder {
         Self { failures: Rate::new(interval, at_once), ..self }
     }
 
-    /// How often last uses are written. Default: 10 s, which batches writes well and is recent
-    /// enough to find unused keys. Minimum: 10 ms, to protect the database. Maximum: 1 h, which is
-    /// what a crash can lose.
+    /// How often [uses of keys](crate::manual::usage) are written: when they were last used, and how
+    /// often. Default: 10 s, which batches writes well and is recent enough to find unused keys.
+    /// Minimum: 10 ms, to protect the database. Maximum: 1 h, which is what a crash can lose.
     ///
-    /// Only the first use of a key in each interval is recorded, so the stored time lags behind the
-    /// last use by at most two intervals. The rate limiter is swept in the same interval.
+    /// Only the time of the first use of a key in each interval is recorded, so the stored time lags
+    /// behind the last use by at most two intervals. The rate limiter is swept in the same interval.
     pub fn usage_interval(self, interval: Duration) -> Self {
         Self { usage_interval: interval.clamp(MIN_USAGE_INTERVAL, MAX_USAGE_INTERVAL), ..self }
     }

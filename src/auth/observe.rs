@@ -110,7 +110,7 @@ pub enum Event<'a> {
         /// The key.
         key_id: KeyId,
     },
-    /// Last uses were written.
+    /// Uses of keys were written, of at most 5,000 keys at once.
     #[non_exhaustive]
     UsageFlushed {
         /// The number of keys.
@@ -118,13 +118,15 @@ pub enum Event<'a> {
         /// How long it took.
         took: Duration,
     },
-    /// Last uses could not be written. They are kept for the next attempt.
+    /// Uses of keys could not be written. They are kept for the next attempt.
     #[non_exhaustive]
     UsageFlushFailed {
         /// The store's error.
         error: &'a StoreError,
     },
-    /// The use of a key was dropped because a buffer was full.
+    /// The use of a key was dropped because a buffer was full: when it was last used, how often it was
+    /// used in an hour, or both. If the queue of the worker was full, the counts stay in the cache
+    /// until the key is used again.
     UsageDropped,
     /// The change feed is connected, for the first time or after a gap. Every cached record is
     /// confirmed before it is trusted again.

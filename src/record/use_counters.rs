@@ -4,10 +4,10 @@ use super::atomic::{AtomicI64, AtomicU8, Ordering};
 
 /// How often a key was used since the worker last took the counts.
 ///
-/// Whoever adds to a count then reads `told`, and if the worker does not know of the key, tells it.
+/// A request adds to a count, then reads `told`, and if the worker does not know of the key, tells it.
 /// The worker keeps a key that it knows of until it has taken its counts, whether or not the key
 /// is still cached, so no count is lost. It clears `told` *before* it takes the counts: a count that
-/// it misses was added after that, and whoever added it finds that the worker does not know.
+/// it misses was added after that, and its request finds that the worker does not know.
 ///
 /// The pairs of `Acquire` and `Release` at each count make this true: an addition that comes after the
 /// worker has taken the count also comes after `told` was cleared.

@@ -97,6 +97,17 @@ async fn written(store: &PgKeyStore, keys: &[Key]) -> Vec<bool> {
     written
 }
 
+/// How many requests with `keys` are in the ledger as admitted.
+async fn counted(store: &PgKeyStore, keys: &[Key]) -> usize {
+    let ids: Vec<_> = keys.iter().map(|key| key.id.to_string()).collect();
+    let count = sqlx::query_scalar::<_, i64>(
+        "select coalesce(sum(admitted), 0)::bigint from api_key_usage_hourly
+        where key_id::text = any($1)",
+    );
+    let count = count.bind(ids).fetch_one(store.pool()).await.unwrap();
+    usize::try_from(count).unwrap()
+}
+
 // -- The process of a node ---------------------------------------------------------------------------
 
 /// Prints a line for the test. Output of the test framework may precede it.
@@ -413,6 +424,8 @@ async fn terminated_under_load(server: &str) {
         assert_eq!(written, used.contains(&key.id), "{server}: {}", key.id);
     }
     assert!(unused.iter().all(|key| !used.contains(&key.id)));
+    // Each request that had begun is counted.
+    assert_eq!(counted(&store, &keys).await, count + gated.len(), "{server}");
 }
 
 // -- SIGKILL -----------------------------------------------------------------------------------------
@@ -518,7 +531,38 @@ async fn a_node_that_is_killed_loses_the_uses_of_one_interval_and_not_of_two() {
         assert_eq!(written(&store, whole).await, vec![true; whole.len()], "{intervals}");
         // The control: the uses of the last interval are stored nowhere else.
         assert_eq!(written(&store, last).await, vec![false; EACH], "{intervals}");
+        assert_eq!(counted(&store, whole).await, whole.len(), "{intervals}");
+        assert_eq!(counted(&store, last).await, 0, "{intervals}");
     }
+}
+
+#[tokio::test]
+async fn a_node_that_is_killed_loses_the_counts_of_one_interval_and_none_of_another_node() {
+    if let Ok(url) = env::var(DATABASE) {
+        return obey(&url).await;
+    }
+    const TEST: &str =
+        "a_node_that_is_killed_loses_the_counts_of_one_interval_and_none_of_another_node";
+    const KEYS: usize = 20;
+    let database = Server::shared().database().await;
+    let store = store(database.url()).await;
+    let keys = issue(&store, KEYS).await;
+    let mut nodes = [TEST; 2].map(|test| Node::start(test, &database, ""));
+    for node in &mut nodes {
+        node.says("ready").await;
+        for _ in 0..3 {
+            node.uses(&keys).await;
+        }
+    }
+    // Both add to the same rows.
+    for node in &mut nodes {
+        node.flushes(INTERVAL, KEYS).await;
+        node.uses(&keys).await;
+    }
+    let [killed, mut other] = nodes;
+    killed.kill().await;
+    other.flushes(INTERVAL, KEYS).await;
+    assert_eq!(counted(&store, &keys).await, (3 + 3 + 1) * KEYS);
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ mod raw_store;
 mod wait;
 
 mod consumer;
+mod counted_requests;
 mod drain;
 mod expiry;
 mod http2;
@@ -36,6 +37,5 @@ mod status;
 mod streams;
 mod test_kit;
 mod tower_layers;
-mod use_counts;
 mod websocket_connections;
 mod websocket_protocol;

@@ -21,7 +21,9 @@ use tower_api_key::{
     record::{KeyAction, KeyEvent, KeyId, KeyRecord, KeyStatus, Metadata, Scope, Scopes, TextRule},
     store::{
         EventQuery, KeyQuery, ManageKeys, MemoryKeyStore,
-        port::{Invalidate, KeyTransaction as _, Usage},
+        port::{
+            CountedUses, HourlyUse, Invalidate, KeyTransaction as _, Usage, UsageBatch, UseCounts,
+        },
     },
 };
 
@@ -107,6 +109,7 @@ on_every_store! {
     the_clock_of_the_other_system_may_be_a_little_ahead
     an_import_is_tried_without_storing_anything
     what_has_ended_is_pruned_in_batches
+    hours_of_use_are_pruned_in_batches_by_operators_alone
     a_caller_grants_what_it_holds
     a_caller_grants_no_more_than_it_holds
     a_caller_changes_a_key_within_what_it_holds
@@ -838,6 +841,26 @@ async fn what_has_ended_is_pruned_in_batches(store: impl ManageKeys + Clone) {
     }
     // Its idempotency key is forgotten.
     issuer.issue(new().idempotency_key("0")).await.unwrap();
+}
+
+async fn hours_of_use_are_pruned_in_batches_by_operators_alone(store: impl ManageKeys + Clone) {
+    let issuer = issuer(store.clone());
+    let key = issuer.issue(new()).await.unwrap().record;
+    let begin = SystemTime::UNIX_EPOCH + 24 * HOUR;
+    let hours = (0..5).map(|hour| {
+        let counts = UseCounts::new(1, 0, 0, 0, 1);
+        HourlyUse::new(key.id, "acme".into(), begin + hour * HOUR, counts)
+    });
+    let counted = CountedUses::new([1; 16], 1, hours.collect());
+    store.record_usage(&UsageBatch::default().counted(counted)).await.unwrap();
+    let error = caller(&issuer, &key).prune_usage(begin + 9 * HOUR, 9).await.unwrap_err();
+    is(&error, ManageErrorKind::Denied, None);
+    let mut deleted = Vec::new();
+    for _ in 0..3 {
+        deleted.push(issuer.prune_usage(begin + 3 * HOUR, 2).await.unwrap());
+    }
+    assert_eq!(deleted, [2, 1, 0]);
+    assert_eq!(issuer.prune_usage(begin + 9 * HOUR, 9).await.unwrap(), 2);
 }
 
 // Callers.

@@ -256,7 +256,8 @@ impl Faults {
                 let wrong = self.disturb(Some(node), &[Down], &format!("{kind:?}"));
                 let is_killed = matches!(kind, Kind::NodeKilled);
                 self.fleet.signal(node, if is_killed { "KILL" } else { "TERM" }).await;
-                self.fleet.ended(node).await;
+                let written_until = self.fleet.ended(node).await;
+                self.oracle.node_ended(node, is_killed, written_until);
                 self.rest(50, 1_000).await;
                 self.fleet.start_node(node).await;
                 self.end(wrong);

@@ -19,7 +19,9 @@ use tokio::{
 use tower_api_key::store::PgKeyStore;
 
 use crate::{
-    node::{LISTENING, SETTINGS, Settings},
+    clock::{Clock, Micros},
+    node::{FLUSH_FAILED, FLUSHED, LISTENING, SETTINGS, Settings},
+    oracle::NOISE,
     servers::{
         postgres::{Database, Server},
         proxy::FaultProxy,
@@ -38,6 +40,7 @@ pub(crate) struct Fleet {
     database: Database,
     // Dropped last.
     server: Mutex<Arc<Server>>,
+    clock: Clock,
 }
 
 /// A slot for a node: the links stay when its process is replaced.
@@ -70,6 +73,16 @@ struct Process {
     /// The node ends when this is closed. Kept here, because waiting for the child would close it.
     stdin: ChildStdin,
     address: SocketAddr,
+    flushes: Arc<Mutex<Flushes>>,
+}
+
+/// What a node's process has written to the ledger.
+#[derive(Default)]
+struct Flushes {
+    /// Uses that were counted before this are written.
+    written_until: Micros,
+    /// The next flush retries a batch, and covers no later use.
+    retries: bool,
 }
 
 impl Process {
@@ -81,8 +94,22 @@ impl Process {
     }
 }
 
+impl Flushes {
+    /// `told` is a line of the node, at `now`.
+    fn hear(&mut self, told: &str, now: Micros) {
+        if told == FLUSH_FAILED {
+            self.retries = true;
+        } else if let Some(took) = told.strip_prefix(FLUSHED).and_then(|it| it.parse().ok())
+            && !std::mem::take(&mut self.retries)
+        {
+            let begun = now.saturating_sub(took).saturating_sub(NOISE);
+            self.written_until = self.written_until.max(begun);
+        }
+    }
+}
+
 impl Fleet {
-    pub(crate) async fn start() -> Arc<Self> {
+    pub(crate) async fn start(clock: Clock) -> Arc<Self> {
         // Flipped bits on the link are detected only with TLS.
         let server = Server::start_with_tls();
         let database = server.database().await;
@@ -96,7 +123,7 @@ impl Fleet {
         }
         let own = FaultProxy::start(server.addr()).await;
         let server = Mutex::new(Arc::new(server));
-        let fleet = Arc::new(Self { slots, redis: Redis::start(), own, database, server });
+        let fleet = Arc::new(Self { slots, redis: Redis::start(), own, database, server, clock });
         for node in 0..NODES {
             fleet.start_node(node).await;
         }
@@ -218,9 +245,15 @@ impl Fleet {
             }
         };
         let address = timeout(PATIENCE, listening).await.expect("the node starts");
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let flushes = Arc::new(Mutex::new(Flushes::default()));
+        let (heard, clock) = (Arc::clone(&flushes), self.clock);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                heard.lock().expect("the flushes").hear(&line, clock.now());
+            }
+        });
         let stdin = child.stdin.take().expect("the node's input");
-        Process { child, stdin, address }
+        Process { child, stdin, address, flushes }
     }
 
     /// The resources of the node's process; `None` if it has none, or the system does not report
@@ -251,10 +284,14 @@ impl Fleet {
         kill(signal, &id.to_string()).await;
     }
 
-    /// Waits for the end of the process.
-    pub(crate) async fn ended(&self, node: usize) {
+    /// Waits for the end of the process. Returns until when its uses are in the ledger if it could
+    /// not write the rest.
+    pub(crate) async fn ended(&self, node: usize) -> Micros {
         let process = self.slots[node].process.lock().expect("the node").take();
-        process.expect("a node that was running").ended().await;
+        let process = process.expect("a node that was running");
+        let flushes = Arc::clone(&process.flushes);
+        process.ended().await;
+        flushes.lock().expect("the flushes").written_until
     }
 
     /// Freezes or resumes all processes of PostgreSQL.

@@ -35,6 +35,7 @@ mod node;
 mod oracle;
 mod random;
 mod report;
+mod uses;
 
 use std::{env, fs, sync::Arc, time::Duration};
 
@@ -74,7 +75,7 @@ async fn every_answer_of_a_fleet_under_faults_is_as_the_manual_promises() {
 
 async fn soak(length: Duration, seed: u64) -> report::Report {
     let clock = Clock::start();
-    let fleet = Fleet::start().await;
+    let fleet = Fleet::start(clock).await;
     let mut random = Random::new(seed);
     let (answers, judged) = mpsc::unbounded_channel();
     let oracle = Oracle::new(clock, node::POLICY, fleet.len());
@@ -104,7 +105,16 @@ async fn soak(length: Duration, seed: u64) -> report::Report {
     let judgement = judge.await.expect("the judge");
     watch.abort();
     let resources = resources.await.expect("the nodes' resources");
-    report::Report::new(seed, length, changes, faults, resources, judgement)
+    for node in 0..fleet.len() {
+        fleet.signal(node, "TERM").await;
+        let written_until = fleet.ended(node).await;
+        oracle.node_ended(node, false, written_until);
+    }
+    let mut session = fleet.session().await;
+    let hourly = uses::read(&mut session, uses::HOURLY).await;
+    let daily = uses::read(&mut session, uses::DAILY).await;
+    let audit = oracle.audit(&hourly, &daily);
+    report::Report::new(seed, length, changes, faults, resources, judgement, audit)
 }
 
 /// The maximum resources of a node in this time.

@@ -32,7 +32,7 @@ use tokio::{
 };
 use tower_api_key::{
     ApiKeyLayer, Authenticator, Consumer, RequireScope, admin,
-    auth::CachePolicy,
+    auth::{CachePolicy, Event},
     clock::{Clock, SystemClock},
     key::KeyFormat,
     manage::KeyIssuer,
@@ -44,6 +44,9 @@ use crate::oracle::Policy;
 
 pub(crate) const SETTINGS: &str = "SOAK_NODE";
 pub(crate) const LISTENING: &str = "listening on ";
+/// Before the duration of a flush, in microseconds.
+pub(crate) const FLUSHED: &str = "flushed in ";
+pub(crate) const FLUSH_FAILED: &str = "flush failed";
 pub(crate) const PREFIX: &str = "sk_test_";
 
 /// Shorter than the defaults, so that a minute covers many periods. The oracle gets the same
@@ -106,6 +109,7 @@ async fn run(settings: &Settings) {
         .clock(wall.clone())
         .rate_limiter(limiter)
         .usage_interval(SECOND)
+        .observer(tell_flush)
         .change_feed(PgChangeFeed::new(pool(&settings.feed)).heartbeat(POLICY.heartbeat))
         .build();
     let (served, end) = oneshot::channel::<()>();
@@ -119,6 +123,18 @@ async fn run(settings: &Settings) {
     serve(listener, app).await;
     drop(served);
     worker.await.expect("the worker");
+}
+
+/// Tells the test what is in the ledger.
+fn tell_flush(event: &Event<'_>) {
+    let line = match event {
+        Event::UsageFlushed { took, .. } => format!("{FLUSHED}{}", took.as_micros()),
+        Event::UsageFlushFailed { .. } => FLUSH_FAILED.to_owned(),
+        Event::UsageDropped => panic!("a use was dropped"),
+        _ => return,
+    };
+    // The test may have ended.
+    let _ = writeln!(io::stdout(), "{line}");
 }
 
 const SECOND: Duration = Duration::from_secs(1);

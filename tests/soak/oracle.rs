@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     clock::{Clock, MILLI, Micros, SECOND, micros},
     random::Random,
+    uses::{Audit, Ledger, Uses},
 };
 
 /// The settings of a node that determine bounds.
@@ -35,7 +36,7 @@ pub(crate) struct Policy {
 }
 
 /// The delay that scheduling may add to a bound, on a machine that runs the whole fleet.
-const NOISE: Micros = 750 * MILLI;
+pub(crate) const NOISE: Micros = 750 * MILLI;
 /// A feed reconnects after 5 s at most; then all keys in use are confirmed.
 const RECOVERY: Micros = 6 * SECOND;
 /// How far before the end of a state quotas are considered when looking for the most generous one.
@@ -204,6 +205,7 @@ struct Known {
     disturbances: Vec<Disturbance>,
     /// When each pending change began.
     pending: BTreeMap<usize, Micros>,
+    uses: Uses,
 }
 
 impl Oracle {
@@ -305,6 +307,28 @@ impl Oracle {
         self.known().disturbances[disturbance.0].ended = Some(now);
     }
 
+    /// A process of the node has ended: killed, or after it had written the rest to the ledger, unless
+    /// the store was away.
+    pub(crate) fn node_ended(&self, node: usize, is_killed: bool, written_until: Micros) {
+        let now = self.clock.now();
+        let mut known = self.known();
+        let since = written_until.saturating_sub(RECOVERY);
+        let is_away = |it: &Disturbance| it.situation == Situation::StoreAway;
+        if is_killed || known.during(node, since, now).any(is_away) {
+            known.uses.lose(node, written_until, now);
+        }
+    }
+
+    /// Compares the ledger with what clients counted.
+    pub(crate) fn audit(&self, hourly: &Ledger, daily: &Ledger) -> Audit {
+        let known = self.known();
+        let keys = known.keys.iter().map(|key| {
+            let was_deleted = key.versions.iter().any(|version| !version.state.exists);
+            (&*key.id, was_deleted)
+        });
+        known.uses.audit(keys, hourly, daily)
+    }
+
     /// Judges responses until the channel closes.
     pub(crate) async fn judge(self, mut answers: UnboundedReceiver<Answer>) -> Judgement {
         let mut waiting = Vec::new();
@@ -341,6 +365,7 @@ impl Oracle {
 impl Known {
     fn judge(&mut self, answer: &Answer, oracle: &Oracle, judgement: &mut Judgement) {
         judgement.judged += 1;
+        self.uses.count(answer);
         let status = answer.response.as_ref().map(|response| response.status.to_string());
         let status = status.unwrap_or_else(|| "none".into());
         *judgement.by_status.entry(status).or_default() += 1;

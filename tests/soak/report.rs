@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::Serialize;
 
-use crate::{driver::Changes, faults::Made, fleet::Resources, oracle::Judgement};
+use crate::{driver::Changes, faults::Made, fleet::Resources, oracle::Judgement, uses::Audit};
 
 /// The maximum for any duration. A node has two pools of connections to PostgreSQL, one connection
 /// to Redis, and one for each client.
@@ -20,6 +20,8 @@ pub(crate) struct Report {
     resources: Resources,
     #[serde(flatten)]
     judgement: Judgement,
+    /// The ledger of uses, compared with what clients counted.
+    ledger: Audit,
 }
 
 impl Report {
@@ -30,14 +32,16 @@ impl Report {
         faults: Made,
         resources: Resources,
         judgement: Judgement,
+        ledger: Audit,
     ) -> Self {
-        Self { seed, seconds: length.as_secs(), changes, faults, resources, judgement }
+        Self { seed, seconds: length.as_secs(), changes, faults, resources, judgement, ledger }
     }
 
-    /// No response was wrong, no node exceeded its maximum, and there were responses to judge.
+    /// No response and no row of the ledger was wrong, no node exceeded its maximum, and there were responses to judge.
     pub(crate) fn is_right(&self) -> bool {
         let total = |counts: &std::collections::BTreeMap<String, u64>| counts.values().sum::<u64>();
         self.judgement.wrong_count == 0
+            && self.ledger.wrong_count == 0
             && self.resources.resident_mib <= MOST.resident_mib
             && self.resources.threads <= MOST.threads
             && self.resources.descriptors <= MOST.descriptors
@@ -67,6 +71,7 @@ impl fmt::Display for Report {
             let (delay, bound) = (worst.delay_ms, worst.bound_ms);
             writeln!(f, "  {situation}: {} ms of {bound} ms, {} answers", delay, worst.answers)?;
         }
+        write!(f, "{}", self.ledger)?;
         for story in &judgement.wrong {
             writeln!(f, "WRONG {story}")?;
         }
@@ -81,11 +86,14 @@ mod tests {
     #[test]
     fn a_report_of_a_wrong_answer_of_nothing_or_of_a_node_that_took_too_much_is_not_right() {
         let counts = |count| [("made".to_owned(), count)].into();
-        let report = |resources, judged, wrong_count| {
+        let judged = |resources, judged, wrong_count, wrong_rows| {
             let judgement = Judgement { judged, wrong_count, ..Judgement::default() };
+            let ledger = Audit { wrong_count: wrong_rows, ..Audit::default() };
             let length = Duration::from_secs(1);
-            Report::new(1, length, counts(11), counts(1), resources, judgement).is_right()
+            Report::new(1, length, counts(11), counts(1), resources, judgement, ledger).is_right()
         };
+        let report = |resources, count, wrong_count| judged(resources, count, wrong_count, 0);
+        assert!(!judged(MOST, 101, 0, 1));
         assert!(report(MOST, 101, 0));
         assert!(!report(MOST, 101, 1));
         assert!(!report(MOST, 100, 0));

@@ -30,4 +30,4 @@ mod postgres_lookup;
 mod sqlite;
 mod store_contract;
 mod stored;
-mod use_counts;
+mod stored_counts;

@@ -694,6 +694,27 @@ async fn keys_that_the_application_refers_to_are_left_out_and_counted() {
 }
 
 #[tokio::test]
+async fn hours_of_use_are_pruned_after_35_days_or_another_age() {
+    for place in Place::all().await {
+        let (hour, days_ago) = match place.url.starts_with("sqlite") {
+            true => ("zeroblob(16)", "(unixepoch() - {} * 86400) * 1000000"),
+            false => ("gen_random_uuid()", "now() - interval '{} days'"),
+        };
+        for age in [1, 34, 36, 90] {
+            let values = format!(
+                "values ({hour}, {}, 'acme', 1, 0, 0, 0, 1)",
+                days_ago.replace("{}", &age.to_string())
+            );
+            place.sql(&format!("insert into api_key_usage_hourly {values}")).await;
+        }
+        assert_eq!(place.json("prune --ended-before 1d")["hours"], 2);
+        assert_eq!(place.json("prune --ended-before 1d")["hours"], 0);
+        let said = place.done("prune --ended-before 1d --hours-before 30d");
+        assert!(said.err.contains("deleted 1 rows of hourly use"), "{said:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_plan_that_is_changed_is_in_the_audit() {
     for place in Place::all().await {
         place.done("plan set pro 60/min");

@@ -188,7 +188,8 @@ where
         ("revoke", said(issuer.revoke(seeds.revoked.id, None).await).map(drop)),
         ("prune", {
             let pruned = said(issuer.prune(long_ago(2_000_000), 100).await);
-            pruned.and_then(|pruned| ensure(pruned.keys > 0, "an ended key is kept"))
+            let hours = said(issuer.prune_usage(long_ago(2_000_000), 100).await).map(drop);
+            pruned.and_then(|pruned| ensure(pruned.keys > 0, "an ended key is kept")).and(hours)
         }),
         ("import", {
             let (legacy, digest) = legacy_import(new());

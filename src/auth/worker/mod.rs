@@ -38,17 +38,17 @@ const LEGACY_INTERVAL: Duration = Duration::from_secs(60);
 /// check their keys again.
 const TIMER_BOUND: Duration = Duration::from_secs(1);
 
-/// Background work: follows the [change feed](super::Builder::change_feed), writes last uses of
-/// keys, probes a store that is down, detects clocks that were stepped or stood still, and sweeps
+/// Background work: follows the [change feed](super::Builder::change_feed), writes when and how
+/// often keys were used, probes a store that is down, detects clocks that were stepped or stood still, and sweeps
 /// the rate limiter.
 ///
 /// Nothing runs until [`run`](Self::run) is awaited, usually in a task of its own. Drop the worker
 /// if you need none of this. A worker that is dropped without being run logs a warning, because
 /// `let (auth, _) = builder.build()` is usually a mistake.
 ///
-/// Uses that cannot be written yet are kept for up to 100,000 keys, the default cache capacity.
-/// Beyond that, or when 16,384 uses are queued for the worker, they are dropped and
-/// [reported](super::Event::UsageDropped).
+/// Uses that cannot be written yet are kept for up to 100,000 keys, the default cache capacity, and
+/// counts for as many pairs of a key and an hour. Beyond that, or when 16,384 keys are queued for the
+/// worker, they are dropped and [reported](super::Event::UsageDropped).
 #[must_use = "nothing is recorded or heard of unless the worker runs"]
 pub struct Worker {
     core: Arc<Core>,

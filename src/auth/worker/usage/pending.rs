@@ -71,14 +71,24 @@ impl Pending {
         let Some(counters) = key.use_counters() else { return Ok(UseCounts::default()) };
         let [admitted, limited, forbidden, refused, units] = counters.take();
         let counts = UseCounts::new(admitted, limited, forbidden, refused, units);
+        self.count(key.key_id(), key.id(), hour, counts)
+    }
+
+    fn count(
+        &mut self,
+        key_id: KeyId,
+        consumer_id: &str,
+        hour: SystemTime,
+        counts: UseCounts,
+    ) -> Result<(), Dropped> {
         if counts.is_zero() {
             return Ok(counts);
         }
-        let row = (key.key_id(), hour);
+        let row = (key_id, hour);
         if self.counts.len() >= MAX_PENDING && !self.counts.contains_key(&row) {
             return Err(Dropped);
         }
-        let new = || Counted { consumer_id: key.id().to_owned(), counts: UseCounts::default() };
+        let new = || Counted { consumer_id: consumer_id.to_owned(), counts: UseCounts::default() };
         let counted = self.counts.entry(row).or_insert_with(new);
         counted.counts = counted.counts.plus(counts);
         Ok(counts)
@@ -170,6 +180,22 @@ mod tests {
             batches.iter().flat_map(|it| &it.last_uses).map(|used| used.key_id).collect();
         assert!(ids.len() == keys && ids.is_sorted());
         assert!(pending.last_uses.is_empty() && pending.counts.is_empty());
+    }
+
+    #[test]
+    fn counts_beyond_the_bound_are_dropped() {
+        let mut pending = Pending::default();
+        let id = |key: usize| KeyId::from_bytes(u128::try_from(key).unwrap().to_be_bytes());
+        let count = |pending: &mut Pending, key: usize, hour: u64| {
+            let counts = UseCounts::new(1, 0, 0, 0, 1);
+            pending.count(id(key), "acme", at(hour * 3600), counts).is_ok()
+        };
+        for key in 0..MAX_PENDING / 2 {
+            assert!(count(&mut pending, key, 0) && count(&mut pending, key, 1));
+        }
+        assert!(!count(&mut pending, 0, 2) && !count(&mut pending, MAX_PENDING, 0));
+        assert!(count(&mut pending, 0, 0), "the row is there");
+        assert_eq!(pending.counts.len(), MAX_PENDING);
     }
 
     #[test]
