@@ -71,7 +71,7 @@ impl Pending {
         let Some(counters) = key.use_counters() else { return Ok(UseCounts::default()) };
         let [admitted, limited, forbidden, refused, units] = counters.take();
         let counts = UseCounts::new(admitted, limited, forbidden, refused, units);
-        self.count(key.key_id(), key.id(), hour, counts)
+        self.count(key.key_id(), key.id(), hour, counts).map(|()| counts)
     }
 
     fn count(
@@ -82,7 +82,7 @@ impl Pending {
         counts: UseCounts,
     ) -> Result<(), Dropped> {
         if counts.is_zero() {
-            return Ok(counts);
+            return Ok(());
         }
         let row = (key_id, hour);
         if self.counts.len() >= MAX_PENDING && !self.counts.contains_key(&row) {
@@ -91,7 +91,7 @@ impl Pending {
         let new = || Counted { consumer_id: consumer_id.to_owned(), counts: UseCounts::default() };
         let counted = self.counts.entry(row).or_insert_with(new);
         counted.counts = counted.counts.plus(counts);
-        Ok(counts)
+        Ok(())
     }
 
     /// The next batch to write, in the order of keys on every node, so that concurrent batches cannot
