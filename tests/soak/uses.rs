@@ -168,9 +168,8 @@ impl Audit {
     fn compare(&mut self, id: &str, counted: &KeyUses, rows: [i64; 4], was_deleted: bool) {
         self.keys += 1;
         self.unanswered += counted.unanswered;
-        let is_exact = counted.unanswered == 0
-            && counted.may_be_lost == Counts::default()
-            && !was_deleted;
+        let is_exact =
+            counted.unanswered == 0 && counted.may_be_lost == Counts::default() && !was_deleted;
         self.exact_keys += u64::from(is_exact);
         let mut more = 0;
         for (outcome, name) in NAMES.iter().enumerate() {
@@ -181,7 +180,11 @@ impl Audit {
             self.may_be_lost += may_be_lost;
             let answered = i64::try_from(answered).expect("a count");
             let is_unknown = was_deleted && outcome == REFUSED;
-            let least = if is_unknown { 0 } else { answered - i64::try_from(may_be_lost).expect("a count") };
+            let least = if is_unknown {
+                0
+            } else {
+                answered - i64::try_from(may_be_lost).expect("a count")
+            };
             if row < least {
                 self.is_wrong(format!("key {id}: {row} {name}, of {answered} that were answered"));
             }
