@@ -3,7 +3,7 @@ use clap::{Parser, Subcommand};
 use super::{
     change::Update, doctor::Doctor, global::Global, import::Import, issue::Issue, list,
     manual::Completions, migrate::Migrate, plan::Plan, prune::Prune, reconcile::Reconcile,
-    revoke::Revoke, rotate::Rotate, rules::Rules, scan::Scan, verify::Verify,
+    revoke::Revoke, rotate::Rotate, rules::Rules, scan::Scan, usage::Usage, verify::Verify,
 };
 
 const EXIT_CODES: &str = "\
@@ -82,6 +82,7 @@ pub(crate) enum Command {
     Events(list::Events),
     Scan(Scan),
     Rules(Rules),
+    Usage(Usage),
     Doctor(Doctor),
     Completions(Completions),
     /// Print the man page: `api-key man > api-key.1`

@@ -133,6 +133,7 @@ fn option(field: &str) -> Option<&'static str> {
         "key_prefix" => "--prefix",
         "key_last4" => "--last4",
         "limit" => "--limit",
+        "from" => "--from",
         _ => return None,
     })
 }

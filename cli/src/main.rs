@@ -26,6 +26,7 @@ mod rules;
 mod scan;
 mod session;
 mod timestamps;
+mod usage;
 mod usage_errors;
 mod values;
 mod verify;
@@ -83,6 +84,7 @@ fn on_a_store(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Plan(plan) => plan::run(plan, &session).await,
             Command::Import(import) => import::run(import, &session).await,
             Command::Prune(prune) => prune::run(prune, &session).await,
+            Command::Usage(usage) => usage::run(usage, &session).await,
             Command::Verify(verify) => return verify::run(verify, &session).await,
             Command::Migrate(_)
             | Command::Doctor(_)

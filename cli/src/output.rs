@@ -119,7 +119,7 @@ pub(crate) fn time(at: SystemTime) -> String {
 }
 
 /// A time for programs, in full precision.
-fn exact(at: SystemTime) -> String {
+pub(crate) fn exact(at: SystemTime) -> String {
     format!("{}Z", utc(at))
 }
 

@@ -20,8 +20,8 @@ create table api_key_usage_hourly (
 
 create index api_key_usage_hourly_of_consumer on api_key_usage_hourly (consumer_id, hour);
 
--- Serves totals and pruning.
-create index api_key_usage_hourly_by_hour on api_key_usage_hourly (hour);
+-- Serves totals, exports and pruning.
+create index api_key_usage_hourly_by_hour on api_key_usage_hourly (hour, key_id);
 
 create table api_key_usage_daily (
     key_id uuid not null,

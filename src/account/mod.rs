@@ -24,7 +24,8 @@
 //! | `POST /api-keys/{id}/rotate` | issues a key to replace another |
 //! | `POST /api-keys/{id}/revoke` | revokes a key permanently |
 //! | `GET /api-keys/{id}/events` | lists the audit of a key |
-//! | `GET /api-keys/{id}/usage` | shows when a key was last used |
+//! | `GET /api-keys/{id}/usage` | shows when and how often a key was used |
+//! | `GET /usage` | shows how often all keys of the caller's consumer were used |
 //! | `GET /whoami` | shows what the caller is: consumer, scopes, expiry, plan and quotas of the calling key, or the grant of the member |
 //! | `GET /rate-limit` | shows the remaining quota of the calling key; free, even with none left |
 //! | `GET /openapi.json` | describes the routes, with the feature `openapi` |
@@ -130,6 +131,7 @@ const OPERATIONS: &[Operation] = &[
     Operation::RevokeKey,
     Operation::ListEvents,
     Operation::GetUsage,
+    Operation::GetTotalUsage,
     Operation::WhoAmI,
     Operation::GetRateLimit,
 ];
@@ -144,6 +146,7 @@ const OPERATIONS_OF_MEMBERS: &[Operation] = &[
     Operation::RevokeKey,
     Operation::ListEvents,
     Operation::GetUsage,
+    Operation::GetTotalUsage,
     Operation::WhoAmI,
 ];
 

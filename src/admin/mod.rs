@@ -42,7 +42,8 @@
 //! | `POST /api-keys/{id}/revoke` | revokes a key permanently | `api-keys:write` |
 //! | `POST /api-keys/revoke` | revokes all keys of a consumer or with a prefix | `api-keys:write` |
 //! | `GET /api-keys/{id}/events` | lists the audit of a key | `api-keys:read` |
-//! | `GET /api-keys/{id}/usage` | shows when a key was last used | `api-keys:read` |
+//! | `GET /api-keys/{id}/usage` | shows when and how often a key was used | `api-keys:read` |
+//! | `GET /usage` | shows how often the keys of a consumer, or all keys, were used | `api-keys:read` |
 //! | `GET /openapi.json` | describes the routes, with the feature `openapi` | any key |
 //!
 //! Behind the application's own login instead of API keys, for its staff:
@@ -82,7 +83,10 @@
 //!     400 days, 128 scopes, 64 networks, 32 tags, 32 origins, metadata of 16 KiB and 32 levels, 1,000 keys of a consumer (409
 //!     `too_many_keys`) and as many new ones an hour, 10 rotations of a key an hour (429
 //!     `too_many_changes` with `Retry-After`). A page ends at 1 MiB, with a `next`.
-//! 12. The issuer's [policy](KeyIssuer::policy) holds for new and changed keys: what exceeds it gets
+//! 12. [Use](crate::manual::usage) is counted by hour or by day: `by`, `from` and `to` are optional.
+//!     `Accept: text/csv` gets CSV. For a key without `api-keys:all-consumers`, `GET /usage` is about
+//!     its own consumer.
+//! 13. The issuer's [policy](KeyIssuer::policy) holds for new and changed keys: what exceeds it gets
 //!     422 `exceeds_policy` with the `field` and, in `detail`, the bound; one key too many gets 409
 //!     `too_many_keys`.
 //!
@@ -115,6 +119,7 @@ const OPERATIONS: &[Operation] = &[
     Operation::RevokeKey,
     Operation::ListEvents,
     Operation::GetUsage,
+    Operation::GetTotalUsage,
 ];
 
 /// The routes with default settings, for keys of `auth`. See the [module](crate::admin).

@@ -12,6 +12,7 @@ use super::{
     client::{PlaceReason, PlaceRefusal},
     clock_gap::ClockCheck,
     health::FeedState,
+    hour_total::HourTotal,
     key_log::KeyLog,
     lookup::{DynStore, Legacy, Lookup},
     metrics::Metrics,
@@ -42,6 +43,7 @@ pub(super) struct Core {
     pub(super) legacy: Option<Arc<Legacy>>,
     place_refusals: trace::ErrorLog,
     pub(super) use_reports: UseReports,
+    pub(super) hour_total: HourTotal,
 }
 
 impl Core {
@@ -68,6 +70,7 @@ impl Core {
             cache: KeyCache::new(policy),
             place_refusals: trace::ErrorLog::default(),
             use_reports,
+            hour_total: HourTotal::default(),
         }
     }
 

@@ -92,6 +92,7 @@ mod core;
 #[cfg(feature = "test-util")]
 mod for_tests;
 mod health;
+mod hour_total;
 mod key_check;
 mod key_log;
 mod lookup;
@@ -103,6 +104,7 @@ mod rate_limit_status;
 mod rejection;
 mod rejection_kind;
 mod throttle;
+mod usage_totals;
 mod use_reports;
 mod worker;
 

@@ -4,10 +4,11 @@ use crate::{
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
-        EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError,
+        EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, UsageBucket,
+        UsageCursor, UsageQuery,
         port::{
-            IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction, LegacyKey,
-            ManagePlans, UsageBatch,
+            HourlyUse, IdempotencyRecord, KeyCountQuery, KeyCounts, KeyFilter, KeyTransaction,
+            LegacyKey, ManagePlans, UsageBatch,
         },
     },
 };
@@ -21,6 +22,13 @@ pub(super) trait ErasedKeys: Send + Sync {
     fn list<'a>(&'a self, query: &'a KeyQuery) -> Answer<'a, KeyPage>;
     fn events<'a>(&'a self, query: &'a EventQuery) -> Answer<'a, EventPage>;
     fn last_used_at(&self, id: KeyId) -> Answer<'_, Option<SystemTime>>;
+    fn usage<'a>(&'a self, query: &'a UsageQuery) -> Answer<'a, Vec<UsageBucket>>;
+    fn usage_hours(
+        &self,
+        after: UsageCursor,
+        end: SystemTime,
+        limit: usize,
+    ) -> Answer<'_, Vec<HourlyUse>>;
     fn record_usage<'a>(&'a self, batch: &'a UsageBatch) -> Answer<'a, ()>;
     fn plans(&self) -> Answer<'_, Vec<(String, RateLimits)>>;
 }
@@ -44,6 +52,19 @@ impl<S: ManageKeys> ErasedKeys for S {
 
     fn last_used_at(&self, id: KeyId) -> Answer<'_, Option<SystemTime>> {
         Box::pin(ManageKeys::last_used_at(self, id))
+    }
+
+    fn usage<'a>(&'a self, query: &'a UsageQuery) -> Answer<'a, Vec<UsageBucket>> {
+        Box::pin(ManageKeys::usage(self, query))
+    }
+
+    fn usage_hours(
+        &self,
+        after: UsageCursor,
+        end: SystemTime,
+        limit: usize,
+    ) -> Answer<'_, Vec<HourlyUse>> {
+        Box::pin(ManageKeys::usage_hours(self, after, end, limit))
     }
 
     fn record_usage<'a>(&'a self, batch: &'a UsageBatch) -> Answer<'a, ()> {

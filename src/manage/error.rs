@@ -244,6 +244,9 @@ impl From<StoreError> for ManageError {
                 ManageErrorKind::Overloaded,
                 "too many concurrent changes and lists: try again in a moment",
             ),
+            StoreErrorKind::Unsupported => {
+                (ManageErrorKind::Unsupported, "the key store does not support this")
+            }
             _ => (ManageErrorKind::Store, "the key store failed"),
         };
         let is_transient =
@@ -321,6 +324,8 @@ pub enum ManageErrorKind {
     /// The calling key's consumer has too many requests in progress. A retry with fewer at once
     /// will help.
     TooManyAtOnce,
+    /// The store does not keep what was asked for, such as use of keys.
+    Unsupported,
 }
 
 impl ManageErrorKind {
@@ -343,6 +348,7 @@ impl ManageErrorKind {
             Self::Store => "store",
             Self::Overloaded => "overloaded",
             Self::TooManyAtOnce => "too_many_at_once",
+            Self::Unsupported => "unsupported",
         }
     }
 }

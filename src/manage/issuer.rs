@@ -229,7 +229,7 @@ impl KeyIssuer {
         self.get_now(id).await
     }
 
-    async fn get_now(&self, id: KeyId) -> Result<ListedKey, ManageError> {
+    pub(super) async fn get_now(&self, id: KeyId) -> Result<ListedKey, ManageError> {
         let record = self.store.get(id).await?.filter(|record| self.sees(&record.consumer_id));
         let record = record.ok_or_else(ManageError::no_such_key)?;
         let last_used_at = self.store.last_used_at(id).await?;
@@ -311,7 +311,7 @@ impl KeyIssuer {
     }
 
     /// A permit for a change or a query; `None` for an operator, who is exempt.
-    async fn permit(&self) -> Result<Option<ConsumerPermit>, ManageError> {
+    pub(super) async fn permit(&self) -> Result<Option<ConsumerPermit>, ManageError> {
         turn_of(&self.admission, &self.actor).await
     }
 
@@ -353,7 +353,7 @@ impl KeyIssuer {
         self.caches.iter().for_each(|cache| cache.invalidate_all());
     }
 
-    pub(super) fn now(&self) -> SystemTime {
+    pub(crate) fn now(&self) -> SystemTime {
         whole_micros(self.clock.now())
     }
 }
@@ -379,7 +379,7 @@ pub(crate) fn is_page_limit(limit: usize) -> bool {
     (1..=usize::from(MAX_PAGE_LIMIT)).contains(&limit)
 }
 
-fn check_limit(limit: usize) -> Result<(), ManageError> {
+pub(super) fn check_limit(limit: usize) -> Result<(), ManageError> {
     if is_page_limit(limit) {
         return Ok(());
     }

@@ -71,6 +71,7 @@ mod audit;
 mod authority;
 mod batch;
 mod change;
+mod cloud_event;
 mod consumer_ids;
 mod consumer_semaphores;
 mod creation_limits;
@@ -102,6 +103,8 @@ mod rotate;
 mod scopes;
 mod text;
 mod update;
+mod usage;
+mod usage_export;
 
 pub use self::{
     actor::Actor,
@@ -122,6 +125,8 @@ pub use self::{
     revoke::{RevocationFilter, Revocations},
     rotate::{Rotated, Rotation},
     update::KeyUpdate,
+    usage::UsageReport,
+    usage_export::{UsageExport, UsageExportPage},
 };
 #[cfg(feature = "admin")]
 pub(crate) use self::{

@@ -10,7 +10,7 @@
 //! - [`browsers`]: how does a page send its key, and what can it read?
 //! - [`grpc`]: what do gRPC clients see, and how do I guard a tonic service?
 //! - [`observability`]: what do I see of it, and what do I alert on?
-//! - [`usage`]: how often is each key used, and how exact is that?
+//! - [`usage`]: how often are keys used, how exact is that, and how does a billing system learn of it?
 //! - [`your_tables`]: how do our tables live beside yours, and what may your SQL count on?
 //! - [`shadow`]: what would be rejected, before anything is?
 //! - [`bounds`]: how much can the holder of a key create or send?
@@ -69,6 +69,7 @@ pub mod shadow {}
 #[doc = include_str!("testing.md")]
 pub mod testing {}
 
+#[doc = include_str!("usage.md")]
 #[doc = include_str!("usage_counts.md")]
 pub mod usage {}
 

@@ -156,6 +156,7 @@ impl ApiError {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail)
             }
             ManageErrorKind::TooManyAtOnce => Self::too_many_at_once(),
+            ManageErrorKind::Unsupported => details(StatusCode::NOT_IMPLEMENTED, "not_supported"),
         };
         match error.field() {
             Some(field) => answer.at(json_pointer(field)),

@@ -5,6 +5,7 @@
 //! which fail unless an [`ApiKeyLayer`](crate::ApiKeyLayer) has authenticated the request, or the
 //! application's own login, in [`sign_in`], has let its member in.
 
+mod accept;
 mod body;
 mod concurrency;
 mod csrf;

@@ -3,7 +3,7 @@ use http::Method;
 
 use super::{
     AdminState,
-    handlers::{read, write},
+    handlers::{read, usage, write},
     quotas, whoami,
 };
 
@@ -19,6 +19,8 @@ pub(crate) enum Operation {
     RevokeKey,
     ListEvents,
     GetUsage,
+    /// The use of a consumer, or of all keys.
+    GetTotalUsage,
     /// Who the caller is, and what it may do.
     WhoAmI,
     /// Reads the remaining quota without a charge.
@@ -27,7 +29,7 @@ pub(crate) enum Operation {
 
 impl Operation {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::IssueKey,
         Self::ListKeys,
         Self::RevokeKeys,
@@ -37,6 +39,7 @@ impl Operation {
         Self::RevokeKey,
         Self::ListEvents,
         Self::GetUsage,
+        Self::GetTotalUsage,
         Self::WhoAmI,
         Self::GetRateLimit,
     ];
@@ -50,6 +53,7 @@ impl Operation {
             Self::RevokeKey => "/api-keys/{id}/revoke",
             Self::ListEvents => "/api-keys/{id}/events",
             Self::GetUsage => "/api-keys/{id}/usage",
+            Self::GetTotalUsage => "/usage",
             Self::WhoAmI => "/whoami",
             Self::GetRateLimit => "/rate-limit",
         }
@@ -63,6 +67,7 @@ impl Operation {
             | Self::GetKey
             | Self::ListEvents
             | Self::GetUsage
+            | Self::GetTotalUsage
             | Self::WhoAmI
             | Self::GetRateLimit => Method::GET,
         }
@@ -83,7 +88,8 @@ impl Operation {
             Self::RotateKey => on(method, write::rotate_key),
             Self::RevokeKey => on(method, write::revoke_key),
             Self::ListEvents => on(method, read::list_events),
-            Self::GetUsage => on(method, read::get_usage),
+            Self::GetUsage => on(method, usage::get_usage),
+            Self::GetTotalUsage => on(method, usage::get_total_usage),
             Self::WhoAmI => on(method, whoami::whoami),
             Self::GetRateLimit => on(method, quotas::get_rate_limit),
         }

@@ -41,6 +41,7 @@ impl fmt::Display for StoreError {
             StoreErrorKind::Corrupt => "the key store returned an invalid record",
             StoreErrorKind::Refused => "a key store constraint or trigger refused the change",
             StoreErrorKind::Migration => "the tables of the key store could not be migrated",
+            StoreErrorKind::Unsupported => "the key store does not support this",
             StoreErrorKind::Other => "the key store failed",
         })
     }
@@ -89,6 +90,8 @@ pub enum StoreErrorKind {
     Refused,
     /// Migrating the tables failed.
     Migration,
+    /// The store does not implement an optional part of its port.
+    Unsupported,
     /// Anything else.
     Other,
 }
@@ -104,6 +107,7 @@ impl StoreErrorKind {
             Self::Corrupt => "corrupt",
             Self::Refused => "refused",
             Self::Migration => "migration",
+            Self::Unsupported => "unsupported",
             Self::Other => "other",
         }
     }

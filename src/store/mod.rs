@@ -20,6 +20,7 @@
 //! use or changes to columns that no request depends on, such as `revoked_reason`. A changed plan
 //! in `api_key_plans` is reported as a change of everything.
 
+mod bucket_width;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod doctor;
 mod error;
@@ -42,6 +43,7 @@ mod sqlite;
 mod structure;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod trial;
+mod usage_query;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub use self::doctor::{Finding, Severity};
@@ -51,10 +53,12 @@ pub use self::postgres::{PgChangeFeed, PgKeyStore, PgKeyStoreBuilder, PgTransact
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteKeyStore, SqliteTransaction};
 pub use self::{
+    bucket_width::{BucketWidth, InvalidBucketWidth},
     error::{StoreError, StoreErrorKind},
     memory::{MemoryKeyStore, MemoryTransaction},
     page::InvalidRow,
     poll::PollingChangeFeed,
     port::{key_store::KeyStore, manage_keys::ManageKeys},
     query::{EventPage, EventQuery, KeyPage, KeyQuery, ListedKey},
+    usage_query::{InvalidUsageCursor, UsageBucket, UsageCursor, UsageQuery},
 };

@@ -14,7 +14,8 @@ use crate::{
     record::{KeyId, KeyRecord},
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
-        port::{Backend, LegacyHashes, LegacyKey, ManagePlans, UsageBatch},
+        UsageBucket, UsageCursor, UsageQuery,
+        port::{Backend, HourlyUse, LegacyHashes, LegacyKey, ManagePlans, UsageBatch},
     },
 };
 
@@ -211,6 +212,23 @@ impl<S: ManageKeys> ManageKeys for FaultStore<S> {
         self.begin_operation().await?;
         self.write_usage().await;
         self.store.last_used_at(id).await
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, StoreError> {
+        self.begin_operation().await?;
+        self.write_usage().await;
+        self.store.usage(query).await
+    }
+
+    async fn usage_hours(
+        &self,
+        after: UsageCursor,
+        end: SystemTime,
+        limit: usize,
+    ) -> Result<Vec<HourlyUse>, StoreError> {
+        self.begin_operation().await?;
+        self.write_usage().await;
+        self.store.usage_hours(after, end, limit).await
     }
 }
 

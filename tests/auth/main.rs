@@ -33,4 +33,5 @@ mod metric_descriptions;
 mod metrics;
 mod retirement;
 mod throttle;
+mod usage_totals;
 mod worker;

@@ -6,18 +6,22 @@
 use std::{
     io::{self, Write},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use sqlx::{PgPool, postgres::PgPoolOptions, raw_sql};
 use tower_api_key::{
     clock::{Clock, SystemClock},
     record::{KeyId, KeyStatus, Scope},
-    store::{EventQuery, KeyQuery, ManageKeys, PgKeyStore, port::ChangeLog as _},
+    store::{
+        BucketWidth, EventQuery, KeyQuery, ManageKeys, PgKeyStore, UsageCursor, UsageQuery,
+        port::ChangeLog as _,
+    },
 };
+use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::servers::postgres::Server;
+use crate::servers::postgres::{Database, Server};
 
 /// The maximum number of 8 KiB blocks that the statements of one page read, from memory or disk:
 /// ten for each of the 1,500 keys it looks at. Each key is found through up to two indexes.
@@ -149,6 +153,21 @@ fn blocks(plans: &str) -> u64 {
     plans.split("Query Text:").skip(1).map(of_statement).sum()
 }
 
+/// A store whose statements log their plans, and the log.
+async fn explained(database: &Database) -> (PgKeyStore, Plans, DefaultGuard) {
+    let plans = Plans::default();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(plans.clone());
+    let subscriber = subscriber.with_env_filter("sqlx::postgres::notice=trace").finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    let explained = "-csession_preload_libraries%3Dauto_explain%20\
+        -cauto_explain.log_analyze%3Don%20-cauto_explain.log_buffers%3Don%20\
+        -cauto_explain.log_timing%3Doff%20-cauto_explain.log_min_duration%3D0%20-cclient_min_messages%3Dlog";
+    let explained = PgKeyStore::new(pool(database.url(), explained).await);
+    // From here on the store knows the schema of its tables.
+    explained.changes_since(None).await.unwrap();
+    (explained, plans, guard)
+}
+
 #[tokio::test]
 async fn a_page_among_a_million_keys_takes_an_index_and_few_blocks() {
     let database = Server::shared().database().await;
@@ -156,17 +175,7 @@ async fn a_page_among_a_million_keys_takes_an_index_and_few_blocks() {
     store.migrate().await.unwrap();
     raw_sql(MILLION).execute(store.pool()).await.unwrap();
 
-    let plans = Plans::default();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(plans.clone());
-    let subscriber = subscriber.with_env_filter("sqlx::postgres::notice=trace").finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
-    let explained = "-csession_preload_libraries%3Dauto_explain%20\
-        -cauto_explain.log_analyze%3Don%20-cauto_explain.log_buffers%3Don%20\
-        -cauto_explain.log_timing%3Doff%20-cauto_explain.log_min_duration%3D0%20-cclient_min_messages%3Dlog";
-    let explained = PgKeyStore::new(pool(database.url(), explained).await);
-    // From here on the store knows the schema of its tables.
-    explained.changes_since(None).await.unwrap();
-
+    let (explained, plans, _guard) = explained(&database).await;
     let mut most = (0, String::new());
     for (name, mut query) in questions() {
         for after in [None, Some(key(500_000)), Some(key(6_000)), Some(key(700))] {
@@ -198,5 +207,58 @@ async fn a_page_among_a_million_keys_takes_an_index_and_few_blocks() {
         assert!(!explained.events(&query).await.unwrap().events.is_empty());
         let plan = plans.take();
         assert!(plan.contains("Index") && !plan.contains("Seq Scan"), "{plan}");
+    }
+}
+
+/// 400 keys of 40 consumers for 35 days of hours, and 40 keys of 4 consumers for ten years of days. As
+/// nodes write them: one hour after the other.
+const USE: &str = "
+    insert into api_key_usage_hourly
+    select lpad(to_hex(key), 32, '0')::uuid, to_timestamp(1764547200 + 3600 * hour), 'c' || key % 40,
+           1, 1, 1, 1, 1
+    from generate_series(0, 839) as hour, generate_series(1, 400) as key order by hour, key;
+    insert into api_key_usage_daily
+    select lpad(to_hex(key), 32, '0')::uuid, to_timestamp(86400 * day), 'c' || key % 4, 1, 1, 1, 1, 1
+    from generate_series(20000, 23659) as day, generate_series(1, 40) as key order by day, key;
+    analyze api_key_usage_hourly, api_key_usage_daily";
+
+#[tokio::test]
+async fn use_of_a_key_or_a_consumer_is_read_along_an_index() {
+    let database = Server::shared().database().await;
+    let store = PgKeyStore::new(database.pool().await);
+    store.migrate().await.unwrap();
+    raw_sql(USE).execute(store.pool()).await.unwrap();
+    let (explained, plans, _guard) = explained(&database).await;
+
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let hours = UsageQuery::until(at(1_764_547_200 + 840 * 3600), BucketWidth::Hour);
+    let hours = hours.from(at(1_764_547_200));
+    let days = UsageQuery::until(at(23_660 * 86_400), BucketWidth::Day).from(at(20_000 * 86_400));
+    // The rows of each bucket, and the index. A row is in a block of its own at worst.
+    for (query, rows, index) in [
+        (hours.clone().key_id(key(7)), 1, "api_key_usage_hourly_pkey"),
+        (hours.clone().consumer_id("c7"), 10, "api_key_usage_hourly_of_consumer"),
+        (days.clone().key_id(key(7)), 1, "api_key_usage_daily_pkey"),
+        (days.consumer_id("c1"), 10, "api_key_usage_daily_of_consumer"),
+    ] {
+        plans.take();
+        let buckets = explained.usage(&query).await.unwrap();
+        let expected = if query.width == BucketWidth::Hour { 840 } else { 3660 };
+        assert_eq!(buckets.len(), expected, "{query:?}");
+        assert!(buckets.iter().all(|bucket| bucket.counts.admitted == rows), "{query:?}");
+        let plan = plans.take();
+        assert!(plan.contains(index) && !plan.contains("Seq Scan"), "{query:?}: {plan}");
+        let most = u64::try_from(rows).unwrap() * u64::try_from(expected).unwrap() * 11 / 10 + 50;
+        assert!((1..=most).contains(&blocks(&plan)), "{query:?}: {} blocks", blocks(&plan));
+    }
+
+    for after in [UsageCursor::at(hours.from), UsageCursor::after(hours.from, key(300))] {
+        plans.take();
+        let page = explained.usage_hours(after, hours.to, 1000).await.unwrap();
+        assert_eq!(page.len(), 1000);
+        let plan = plans.take();
+        assert!(plan.contains("api_key_usage_hourly_by_hour"), "{plan}");
+        assert!(!plan.contains("Seq Scan") && !plan.contains("Sort"), "{plan}");
+        assert!((1..200).contains(&blocks(&plan)), "{} blocks", blocks(&plan));
     }
 }

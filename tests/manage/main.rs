@@ -39,3 +39,4 @@ mod policy;
 mod rotation;
 mod schemathesis;
 mod scope_catalog;
+mod usage;

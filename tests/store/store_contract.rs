@@ -16,8 +16,9 @@ use tower_api_key::{
     store::{KeyStore, MemoryKeyStore, PgKeyStore, SqliteKeyStore, StoreError, StoreErrorKind},
     test_util::{
         FaultStore,
-        contract::{SeedKeys, manage_keys},
+        contract::{SeedKeys, manage_keys, usage_ledger},
     },
+    usage_ledger_contract,
 };
 
 use crate::servers::postgres::{Database, Server};
@@ -51,6 +52,16 @@ manage_keys_contract!(faults_that_are_not_asked_for, async || {
     (FaultStore::new(MemoryKeyStore::new(), ManualClock::default()), ())
 });
 
+usage_ledger_contract!(ledger_in_memory, async || (MemoryKeyStore::new(), ()));
+
+usage_ledger_contract!(ledger_of_sqlite, async || (sqlite("sqlite::memory:").await, ()));
+
+usage_ledger_contract!(ledger_of_postgres, async || postgres().await);
+
+usage_ledger_contract!(ledger_without_faults, async || {
+    (FaultStore::new(MemoryKeyStore::new(), ManualClock::default()), ())
+});
+
 /// A store that only looks keys up, and keeps the port's default for uses.
 struct LookUps(MemoryKeyStore);
 
@@ -78,21 +89,31 @@ key_store_contract!(look_ups_alone, async || (LookUps(MemoryKeyStore::new()), ()
 
 /// Rules that the manual names.
 macro_rules! on_every_store {
-    ($($rule:ident)*) => {
+    ($suite:ident: $($rule:ident)*) => {
         $(
             #[tokio::test]
             async fn $rule() {
-                manage_keys::$rule(MemoryKeyStore::new()).await.unwrap();
-                manage_keys::$rule(sqlite("sqlite::memory:").await).await.unwrap();
-                manage_keys::$rule(postgres().await.0).await.unwrap();
+                $suite::$rule(MemoryKeyStore::new()).await.unwrap();
+                $suite::$rule(sqlite("sqlite::memory:").await).await.unwrap();
+                $suite::$rule(postgres().await.0).await.unwrap();
             }
         )*
     };
 }
 
 on_every_store! {
+    manage_keys:
     an_update_keeps_what_may_not_change
     an_invalid_plan_name_is_refused
+}
+
+on_every_store! {
+    usage_ledger:
+    corrections_are_added
+    hours_add_up_to_days_of_utc
+    hours_are_in_order_and_only_those_with_use
+    hours_of_keys_are_read_page_by_page
+    use_is_read_of_a_key_while_it_was_a_consumers
 }
 
 /// A suite that stops before its end, or checks nothing, would find nothing.

@@ -16,4 +16,5 @@ mod place;
 mod restore;
 mod rules;
 mod scan;
+mod usage_command;
 mod your_tables;

@@ -7,7 +7,6 @@ use http::{
 };
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
-use serde_json::json;
 
 use crate::rest::{
     error::ApiError,
@@ -24,9 +23,9 @@ use crate::{
 };
 
 const LIMIT: &str = "a number from 1 to 1000";
-const TIME: &str = "an RFC 3339 date and time, such as 2026-01-31T12:00:00Z";
+pub(super) const TIME: &str = "an RFC 3339 date and time, such as 2026-01-31T12:00:00Z";
 const CURSOR: &str = "a cursor from `next` of the previous page";
-const TEXT: &str = "1 to 1,024 characters without control characters";
+pub(super) const TEXT: &str = "1 to 1,024 characters without control characters";
 /// The longest `Link` that is sent. Proxies reject responses with more than 4 to 8 KiB of headers.
 const MAX_LINK: usize = 2048;
 
@@ -104,20 +103,10 @@ pub(in crate::rest) async fn list_events(
     .await
 }
 
-pub(in crate::rest) async fn get_usage(
-    reader: ReadAccess,
-    KeyPath(id): KeyPath,
-    _: NoParams,
-) -> Result<Response, ApiError> {
-    let key = reader.issuer().get(id).await.map_err(|error| reader.error_of(&error))?;
-    let last_used_at = key.last_used_at.map(times::write);
-    Ok(json(&json!({ "key_id": id.to_string(), "last_used_at": last_used_at })))
-}
-
 /// Renders a page on a blocking thread: a page of 1 MiB takes milliseconds, which would delay the
 /// requests of other consumers. The permit is held until it is done, even if the client
 /// disconnects.
-async fn render(
+pub(super) async fn render(
     permit: Option<ConsumerPermit>,
     page: impl FnOnce() -> Response + Send + 'static,
 ) -> Result<Response, ApiError> {
@@ -128,7 +117,7 @@ async fn render(
     tokio::task::spawn_blocking(page).await.map_err(|_| ApiError::internal())
 }
 
-fn text(value: &str) -> Option<String> {
+pub(super) fn text(value: &str) -> Option<String> {
     let fits = !value.is_empty() && TextRule::SEARCHED.check(value).is_ok();
     fits.then(|| value.to_owned())
 }

@@ -6,6 +6,7 @@ mod operations;
 mod places;
 mod schemas;
 mod types;
+mod usage;
 mod whoami;
 
 use utoipa::openapi::{

@@ -4,11 +4,13 @@ use utoipa::openapi::{
     ContentBuilder, RefOr, Required, ResponseBuilder, Schema,
     path::{Operation as Described, OperationBuilder, Parameter, ParameterBuilder, ParameterIn},
     request_body::{RequestBody, RequestBodyBuilder},
+    schema::ObjectBuilder,
 };
 
 use super::{
     headers,
     types::{integer, named, scope, statuses, string, tag, time, uuid},
+    usage,
 };
 use crate::{
     manage::MAX_PAGE_LIMIT,
@@ -55,7 +57,17 @@ pub(super) fn describe(operation: Operation, settings: DocumentSettings) -> Desc
         Operation::ListEvents => begin("listEvents", "Lists the audit events of a key, newest first")
             .parameters(Some(paging(string().pattern(Some("^[0-9]{1,18}$")))))
             .response("200", ok("EventPage").header("Link", headers::link())),
-        Operation::GetUsage => begin("getUsage", "Shows when a key was last used").response("200", ok("Usage")),
+        Operation::GetUsage => begin("getUsage", "Shows when a key was last used, and how often in each hour or day")
+            .parameters(Some(usage::range()))
+            .response("200", usage::response("Usage"))
+            .response("422", problem("The range is empty or too long."))
+            .response("501", problem("The key store does not keep use.")),
+        Operation::GetTotalUsage => begin("getTotalUsage", "Shows how often keys were used together in each hour or day")
+            .parameter(usage::consumer(settings))
+            .parameters(Some(usage::range()))
+            .response("200", usage::response("TotalUsage"))
+            .response("422", problem("The range is empty or too long."))
+            .response("501", problem("The key store does not keep use.")),
         Operation::WhoAmI if settings.is_of_members => begin("whoAmI", "Shows the signed-in member and what it may give to keys")
             .response("200", ok("Member")),
         Operation::WhoAmI => begin("whoAmI", "Shows what the calling key is and may do")
@@ -173,21 +185,20 @@ fn body(schema: &str, media_types: &[&str], required: bool) -> RequestBody {
 }
 
 fn key_filters() -> [Parameter; 7] {
-    let text = || {
-        string()
-            .min_length(Some(1))
-            .max_length(Some(1024))
-            .pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]*$"))
-    };
     [
-        query("consumer_id", "Keys of this consumer.", text()),
+        query("consumer_id", "Keys of this consumer.", searched()),
         query("status", "Keys with this status.", statuses()),
         query("scope", "Keys with this scope.", scope()),
         query("tag", "Keys with this tag.", tag()),
-        query("prefix", "Keys with exactly this prefix.", text()),
+        query("prefix", "Keys with exactly this prefix.", searched()),
         query("unused_since", "Keys issued before this time and not used since.", time()),
         query("expires_before", "Keys that expire before this time, or have expired.", time()),
     ]
+}
+
+/// A text to search for.
+pub(super) fn searched() -> ObjectBuilder {
+    string().min_length(Some(1)).max_length(Some(1024)).pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]*$"))
 }
 
 fn paging(cursor: impl Into<RefOr<Schema>>) -> [Parameter; 2] {
@@ -198,7 +209,7 @@ fn paging(cursor: impl Into<RefOr<Schema>>) -> [Parameter; 2] {
     ]
 }
 
-fn query(name: &str, description: &str, schema: impl Into<RefOr<Schema>>) -> Parameter {
+pub(super) fn query(name: &str, description: &str, schema: impl Into<RefOr<Schema>>) -> Parameter {
     ParameterBuilder::new()
         .name(name)
         .parameter_in(ParameterIn::Query)

@@ -12,7 +12,7 @@ use super::{
         boolean, closed, format, free, integer, named, named_text, null, or_null, record, scope,
         statuses, string, time, uuid,
     },
-    whoami,
+    usage, whoami,
 };
 use crate::{
     rate_limit::RateLimits,
@@ -213,13 +213,9 @@ pub(super) fn components(settings: DocumentSettings) -> ComponentsBuilder {
                 .required("previous"),
         )
         .schema("Rotation", rotation)
-        .schema(
-            "Usage",
-            record(vec![
-                ("key_id", uuid().into()),
-                ("last_used_at", or_null(time(), Type::String).into()),
-            ]),
-        )
+        .schema("TotalUsage", usage::of_keys())
+        .schema("Usage", usage::of_key())
+        .schema("UsageBucket", usage::bucket())
 }
 
 const METADATA: &str = "Data of the application: at most 16 KiB, with numbers counted as written \

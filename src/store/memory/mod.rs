@@ -2,6 +2,7 @@
 
 mod keys;
 mod listing;
+mod read_usage;
 mod transaction;
 
 use std::{cmp::Reverse, convert::Infallible, fmt, ops::Bound, sync::Arc, time::SystemTime};
@@ -12,8 +13,9 @@ pub use self::transaction::MemoryTransaction;
 use self::{keys::SharedKeys, listing::matches};
 use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ListedKey, ManageKeys, StoreError,
+    UsageBucket, UsageCursor, UsageQuery,
     page::{Filling, event_bytes, key_bytes},
-    port::{Backend, LegacyHashes, LegacyKey, ManagePlans, UsageBatch},
+    port::{Backend, HourlyUse, LegacyHashes, LegacyKey, ManagePlans, UsageBatch},
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -125,6 +127,19 @@ impl ManageKeys for MemoryKeyStore {
 
     async fn last_used_at(&self, id: KeyId) -> Result<Option<SystemTime>, StoreError> {
         Ok(self.keys.lock().last_used.get(&id).copied())
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, StoreError> {
+        Ok(self.keys.lock().usage(query))
+    }
+
+    async fn usage_hours(
+        &self,
+        after: UsageCursor,
+        end: SystemTime,
+        limit: usize,
+    ) -> Result<Vec<HourlyUse>, StoreError> {
+        Ok(self.keys.lock().usage_hours(after, end, limit))
     }
 }
 

@@ -1,9 +1,12 @@
 use std::{future::Future, time::SystemTime};
 
-use super::{KeyTransaction, ManagePlans, key_store::KeyStore};
+use super::{HourlyUse, KeyTransaction, ManagePlans, key_store::KeyStore};
 use crate::{
     record::{KeyId, KeyRecord},
-    store::{EventPage, EventQuery, KeyPage, KeyQuery, StoreError},
+    store::{
+        EventPage, EventQuery, KeyPage, KeyQuery, StoreError, StoreErrorKind, UsageBucket,
+        UsageCursor, UsageQuery,
+    },
 };
 
 /// Lists keys, and changes them in transactions.
@@ -57,4 +60,39 @@ pub trait ManageKeys: KeyStore + ManagePlans {
         &self,
         id: KeyId,
     ) -> impl Future<Output = Result<Option<SystemTime>, StoreError>> + Send;
+
+    /// What was counted in each bucket that begins within the range of the query, in the order of
+    /// time. Buckets without use are left out. Use stays after its key was deleted.
+    ///
+    /// The default is for a store that does not keep what
+    /// [`record_usage`](KeyStore::record_usage) counts.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported`](StoreErrorKind::Unsupported) by default, or when the store cannot answer.
+    fn usage(
+        &self,
+        query: &UsageQuery,
+    ) -> impl Future<Output = Result<Vec<UsageBucket>, StoreError>> + Send {
+        let _ = query;
+        async { Err(StoreError::new(StoreErrorKind::Unsupported).because(NO_LEDGER)) }
+    }
+
+    /// The hours of single keys after a position that begin before `end`, in the order of hour and
+    /// key id: the first `limit` of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`usage`](Self::usage).
+    fn usage_hours(
+        &self,
+        after: UsageCursor,
+        end: SystemTime,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<HourlyUse>, StoreError>> + Send {
+        let _ = (after, end, limit);
+        async { Err(StoreError::new(StoreErrorKind::Unsupported).because(NO_LEDGER)) }
+    }
 }
+
+const NO_LEDGER: &str = "this store does not keep the use of keys";

@@ -13,6 +13,7 @@ mod lookup_pool;
 mod management;
 mod migrate;
 mod plans;
+mod read_usage;
 mod record;
 mod schema;
 mod sql;
@@ -40,7 +41,8 @@ use crate::{
     record::{KeyId, KeyRecord},
     store::{
         self, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError,
-        port::{Backend, UsageBatch},
+        UsageBucket, UsageCursor, UsageQuery,
+        port::{Backend, HourlyUse, UsageBatch},
     },
 };
 
@@ -276,6 +278,25 @@ impl ManageKeys for PgKeyStore {
         let at = last_used_at(&mut lease, id).await?;
         self.management.commit(lease).await?;
         Ok(at)
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, StoreError> {
+        let mut lease = self.management.begin(|statements| &statements.begin_read).await?;
+        let buckets = read_usage::buckets(&mut lease, query).await?;
+        self.management.commit(lease).await?;
+        Ok(buckets)
+    }
+
+    async fn usage_hours(
+        &self,
+        after: UsageCursor,
+        end: SystemTime,
+        limit: usize,
+    ) -> Result<Vec<HourlyUse>, StoreError> {
+        let mut lease = self.management.begin(|statements| &statements.begin_read).await?;
+        let hours = read_usage::hours(&mut lease, after, end, limit).await?;
+        self.management.commit(lease).await?;
+        Ok(hours)
     }
 }
 

@@ -10,6 +10,7 @@ mod lookup_pool;
 mod migrate;
 mod plans;
 mod pragmas;
+mod read_usage;
 mod record;
 mod transaction;
 mod usage;
@@ -45,9 +46,9 @@ use self::{
 };
 use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, PollingChangeFeed, StoreError,
-    StoreErrorKind,
+    StoreErrorKind, UsageBucket, UsageCursor, UsageQuery,
     migrate::failed as migration_failed,
-    port::{Backend, UsageBatch},
+    port::{Backend, HourlyUse, UsageBatch},
     row::answering,
 };
 use crate::{
@@ -260,6 +261,25 @@ impl ManageKeys for SqliteKeyStore {
         let at = last_used_at(&mut lease, id).await?;
         lease.commit().await?;
         Ok(at)
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, StoreError> {
+        let mut lease = Lease::begin(&self.pool, READ).await?;
+        let buckets = read_usage::buckets(&mut lease, query).await?;
+        lease.commit().await?;
+        Ok(buckets)
+    }
+
+    async fn usage_hours(
+        &self,
+        after: UsageCursor,
+        end: SystemTime,
+        limit: usize,
+    ) -> Result<Vec<HourlyUse>, StoreError> {
+        let mut lease = Lease::begin(&self.pool, READ).await?;
+        let hours = read_usage::hours(&mut lease, after, end, limit).await?;
+        lease.commit().await?;
+        Ok(hours)
     }
 }
 

@@ -3,7 +3,8 @@ use super::{operation::Operation, sample::Sample};
 use crate::{
     record::KeyStatus,
     store::{
-        EventQuery, InvalidRow, KeyQuery, ManageKeys, StoreError, StoreErrorKind, port::ChangeLog,
+        BucketWidth, EventQuery, InvalidRow, KeyQuery, ManageKeys, StoreError, StoreErrorKind,
+        UsageQuery, port::ChangeLog,
     },
 };
 
@@ -40,6 +41,13 @@ where
                 readable(&store.events(&query).await?.invalid)?;
             }
             readable(&store.events(&EventQuery::new()).await?.invalid)
+        }
+        Operation::Usage => {
+            for width in [BucketWidth::Hour, BucketWidth::Day] {
+                let query = UsageQuery::until(sample.key.created_at, width);
+                store.usage(&query.key_id(sample.key.id)).await?;
+            }
+            Ok(())
         }
         Operation::Plans => store.plans().await.map(drop),
         Operation::Poll => {

@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | [`key_store()`] | [`KeyStore`](crate::store::KeyStore) alone | [`key_store_contract!`](crate::key_store_contract) |
 //! | [`manage_keys()`] | that, and [`ManageKeys`](crate::store::ManageKeys) with its transactions and plans | [`manage_keys_contract!`](crate::manage_keys_contract) |
+//! | [`usage_ledger()`] | what a store that counts uses adds and reads | [`usage_ledger_contract!`](crate::usage_ledger_contract) |
 //! | [`rate_limiter()`] | [`RateLimiter`](crate::rate_limit::RateLimiter) with its buckets | [`rate_limiter_contract!`](crate::rate_limiter_contract) |
 //! | [`change_feed()`] | [`ChangeFeed`](crate::store::port::ChangeFeed) | [`change_feed_contract!`](crate::change_feed_contract) |
 //!
@@ -32,6 +33,7 @@ pub mod manage_keys;
 pub mod rate_limiter;
 mod sample;
 mod suite;
+pub mod usage_ledger;
 mod violation;
 
 pub use self::{
@@ -39,5 +41,6 @@ pub use self::{
     key_store::{SeedKeys, key_store},
     manage_keys::manage_keys,
     rate_limiter::rate_limiter,
+    usage_ledger::usage_ledger,
     violation::{Violation, Violations},
 };

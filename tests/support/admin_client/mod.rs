@@ -20,6 +20,7 @@ pub struct Desk {
     pub app: Router,
     /// Acts as an operator.
     pub issuer: KeyIssuer,
+    pub store: MemoryKeyStore,
     mount: &'static str,
     _worker: Worker,
 }
@@ -31,9 +32,9 @@ impl Desk {
     ) -> Self {
         let store = MemoryKeyStore::new();
         let (auth, worker) = Authenticator::builder(store.clone(), format()).build();
-        let issuer = KeyIssuer::new(store, format());
+        let issuer = KeyIssuer::new(store.clone(), format());
         let app = Router::new().nest_service(mount, routes(issuer.clone(), auth));
-        Self { app, issuer, mount, _worker: worker }
+        Self { app, issuer, store, mount, _worker: worker }
     }
 
     /// Issues a key without expiry or limits.

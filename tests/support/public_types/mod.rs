@@ -21,7 +21,7 @@ use tower_api_key::{
     ApiKeyLayer, ApiKeys, Authenticator, Consumer, RequireScope, account,
     admin::{self, Admin},
     auth::{Attempt, Event},
-    clock::SystemClock,
+    clock::{Clock as _, SystemClock},
     key::{
         AcceptedFormat, Alphabet, Digest, ImportedFormat, KeyFinder, KeyFormat, KeyHash, KeyMask,
         LegacyHash, MaskingWriter, Pepper, RngError,
@@ -34,8 +34,8 @@ use tower_api_key::{
     rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, port::Subject},
     record::{KeyAction, KeyId, KeyKind, KeyStatus, Metadata, Network, Scope, Tags, WebOrigins},
     store::{
-        EventQuery, KeyQuery, KeyStore as _, ManageKeys as _, PgKeyStore, PollingChangeFeed,
-        SqliteKeyStore,
+        BucketWidth, EventQuery, KeyQuery, KeyStore as _, ManageKeys as _, PgKeyStore,
+        PollingChangeFeed, SqliteKeyStore, UsageCursor, UsageQuery,
         port::{LegacyKey, Usage},
     },
     test_util::{
@@ -89,6 +89,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("AuditEntry", ASecret),
     ("AuditHistory", Names),
     ("Authenticator", ASecret),
+    ("BucketWidth", NoText),
     ("Builder", ASecret),
     ("CachePolicy", NoText),
     ("CatalogScope", Names),
@@ -137,6 +138,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Imported", ASecret),
     ("ImportedFormat", ASecret),
     ("InvalidAction", ASecret),
+    ("InvalidBucketWidth", ASecret),
     ("InvalidCachePolicy", NoText),
     ("InvalidCatalog", Names),
     ("InvalidDigest", ASecret),
@@ -159,6 +161,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("InvalidScope", ASecret),
     ("InvalidStatus", ASecret),
     ("InvalidTag", ASecret),
+    ("InvalidUsageCursor", ASecret),
     ("InvalidWebOrigin", ASecret),
     ("IssueKey", ASecret),
     ("IssuePolicy", Names),
@@ -275,6 +278,12 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Usage", ASecret),
     ("UsageBatch", Names),
     ("UseCounts", NoText),
+    ("UsageBucket", NoText),
+    ("UsageCursor", Ids),
+    ("UsageExport", Ids),
+    ("UsageExportPage", Names),
+    ("UsageQuery", ASecret),
+    ("UsageReport", NoText),
     ("VerificationOutcome", NoText),
     ("Violation", ASecret),
     ("Violations", ASecret),
@@ -529,6 +538,9 @@ async fn of_records(heard: &mut Heard, keys: &Keys, key: &str, id: KeyId) {
         store.begin().await.unwrap(),
         KeyQuery::new().consumer_id("acme"),
         EventQuery::new().key_id(id),
+        UsageQuery::until(keys.clock.now(), BucketWidth::Day).consumer_id("acme").key_id(id),
+        key.parse::<BucketWidth>().unwrap_err(),
+        key.parse::<UsageCursor>().unwrap_err(),
     );
     let page = store.list(&KeyQuery::new()).await.unwrap();
     say!(heard: page.keys[0], admin::KeyView::from(&page.keys[0]), page);

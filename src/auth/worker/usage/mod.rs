@@ -24,7 +24,10 @@ use crate::auth::{
 };
 use crate::{
     record::Consumer,
-    store::{StoreError, StoreErrorKind, port::UsageBatch},
+    store::{
+        StoreError, StoreErrorKind,
+        port::{UsageBatch, UseCounts},
+    },
     trace,
 };
 
@@ -193,11 +196,14 @@ impl UsageWriter {
     }
 
     fn take_counts(&mut self, hour: SystemTime) {
+        let mut total = UseCounts::default();
         for key in self.used.drain(..) {
-            if let Err(Dropped) = self.pending.take_counts(&key, hour) {
-                self.core.observe(&Event::UsageDropped);
+            match self.pending.take_counts(&key, hour) {
+                Ok(counts) => total = total.plus(counts),
+                Err(Dropped) => self.core.observe(&Event::UsageDropped),
             }
         }
+        self.core.hour_total.add(hour, total);
     }
 
     /// Begins to write the batch that was not written, or the next one.

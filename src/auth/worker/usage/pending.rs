@@ -68,11 +68,15 @@ impl Pending {
     }
 
     /// Takes the counts of `key`, which were counted in `hour`.
-    pub(super) fn take_counts(&mut self, key: &Consumer, hour: SystemTime) -> Result<(), Dropped> {
-        let Some(counters) = key.use_counters() else { return Ok(()) };
+    pub(super) fn take_counts(
+        &mut self,
+        key: &Consumer,
+        hour: SystemTime,
+    ) -> Result<UseCounts, Dropped> {
+        let Some(counters) = key.use_counters() else { return Ok(UseCounts::default()) };
         let [admitted, limited, forbidden, refused, units] = counters.take();
         let counts = UseCounts::new(admitted, limited, forbidden, refused, units);
-        self.count(key.key_id(), key.id(), hour, counts)
+        self.count(key.key_id(), key.id(), hour, counts).map(|()| counts)
     }
 
     fn count(
