@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Admitted, limited, forbidden and refused requests.
-type Counts = [u64; 4];
+pub(crate) type Counts = [u64; 4];
 
 const ADMITTED: usize = 0;
 const FORBIDDEN: usize = 2;
@@ -145,21 +145,21 @@ impl Uses {
 /// The result of the comparison.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Audit {
-    keys: u64,
+    pub(crate) keys: u64,
     /// Keys whose counts were compared without any exception.
-    exact_keys: u64,
-    answered: Counts,
-    in_ledger: [i64; 4],
+    pub(crate) exact_keys: u64,
+    pub(crate) answered: Counts,
+    pub(crate) in_ledger: [i64; 4],
     /// Processes that ended without writing all of their uses.
-    processes_lost: usize,
+    pub(crate) processes_lost: usize,
     /// Answers that are not in the ledger, and how many of the processes above may be.
-    lost: u64,
-    may_be_lost: u64,
+    pub(crate) lost: u64,
+    pub(crate) may_be_lost: u64,
     /// Uses in the ledger that were not answered, and the requests without an answer.
-    counted_unanswered: u64,
-    unanswered: u64,
+    pub(crate) counted_unanswered: u64,
+    pub(crate) unanswered: u64,
     /// Answers with 401 for keys that were deleted, and which are not in the ledger.
-    refused_as_unknown: u64,
+    pub(crate) refused_as_unknown: u64,
     pub(crate) wrong: Vec<String>,
     pub(crate) wrong_count: u64,
 }

@@ -35,7 +35,10 @@ use mongodb::{
 use tower_api_key::{
     key::KeyHash,
     record::{KeyId, KeyRecord},
-    store::{KeyStore, StoreError, StoreErrorKind, port::{Usage, UsageBatch}},
+    store::{
+        KeyStore, StoreError, StoreErrorKind,
+        port::{Usage, UsageBatch},
+    },
 };
 
 /// The collection of keys.

@@ -96,7 +96,8 @@ impl KeyStore for CopiedStore {
 
     async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         let (data, mut last_used) = (locked(&self.data), locked(&self.last_used));
-        for usage in batch.last_uses.iter().filter(|usage| data.records.contains_key(&usage.key_id)) {
+        for usage in batch.last_uses.iter().filter(|usage| data.records.contains_key(&usage.key_id))
+        {
             let at = last_used.entry(usage.key_id).or_insert(usage.last_used_at);
             *at = usage.last_used_at.max(*at);
         }

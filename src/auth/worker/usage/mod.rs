@@ -122,6 +122,13 @@ impl UsageWriter {
     pub(in crate::auth) async fn finish(mut self) {
         self.reports.close();
         let _ = timeout(FLUSH_DEADLINE, self.write_now()).await;
+        let rows = self.pending.rows();
+        if self.in_flight.is_some() || rows > 0 {
+            let keys = self.in_flight.as_ref().map_or(0, |batch| keys(batch));
+            trace::warn!(keys, rows, "uses lost at shutdown");
+            // Without the feature `tracing`, nothing is logged.
+            let _ = (keys, rows);
+        }
     }
 
     /// Writes what was reported so far.

@@ -53,6 +53,11 @@ impl Pending {
         self.last_uses.len()
     }
 
+    /// The number of last uses and counts that wait.
+    pub(super) fn rows(&self) -> usize {
+        self.last_uses.len() + self.counts.len()
+    }
+
     pub(super) fn used(&mut self, key_id: KeyId, at: SystemTime) -> Result<(), Dropped> {
         if self.last_uses.len() >= MAX_PENDING && !self.last_uses.contains_key(&key_id) {
             return Err(Dropped);

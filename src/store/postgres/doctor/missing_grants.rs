@@ -59,7 +59,7 @@ impl MissingGrants {
         let grants: Vec<_> =
             tables.filter_map(|table| self.grant(table, Need::Management)).collect();
         let advice = format!(
-            "fine for a service that only looks keys up (it writes api_key_usage). To manage keys: \
+            "fine for a service that only looks keys up (it writes api_key_usage and the tables named after it). To manage keys: \
             {}",
             grants.join("; ")
         );
