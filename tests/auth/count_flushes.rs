@@ -35,10 +35,11 @@ fn hour(key: &Key, hour: SystemTime, counts: UseCounts) -> HourlyUse {
 
 /// Moves to `left` before the next hour, and returns when that begins.
 async fn until_next_hour(running: &Running, left: Duration) -> SystemTime {
-    let now = running.service.clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let next = Duration::from_secs((now.as_secs() / 3600 + 1) * 3600);
-    running.pass(next - left - now).await;
-    SystemTime::UNIX_EPOCH + next
+    let since_1970 = running.service.clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let into_the_hour = u64::try_from(since_1970.as_nanos() % HOUR.as_nanos()).unwrap();
+    let rest = HOUR - Duration::from_nanos(into_the_hour);
+    running.pass(rest - left).await;
+    running.service.clock.now() + left
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use tower_api_key::{
+    clock::{Clock as _, SystemClock},
     record::KeyId,
     store::{
         KeyStore, ManageKeys,
@@ -47,7 +48,7 @@ fn batch(writer: u8, sequence: u64, hours: Vec<HourlyUse>) -> UsageBatch {
 
 fn seconds(time: SystemTime) -> i64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    i64::try_from(since.as_secs()).unwrap()
+    i64::try_from(since.as_millis() / 1_000).unwrap()
 }
 
 fn row(key: u64, begin: SystemTime, admitted: i64, times: i64) -> Row {
@@ -107,7 +108,7 @@ async fn old_hours_and_writers_are_deleted_in_bounded_batches_and_days_are_kept(
     let kept: Vec<_> = store.hours().await.iter().map(|row| row.1).collect();
     assert!(kept.len() == 5 && kept.iter().all(|hour| *hour >= seconds(five)), "{kept:?}");
     assert_eq!((store.days().await.len(), store.writers().await), (2, 2));
-    let ahead = SystemTime::now() + DAY;
+    let ahead = SystemClock::new().now() + DAY;
     assert_eq!(delete(none, ahead, 1).await, 1);
     assert_eq!((delete(none, ahead, 9).await, store.writers().await), (1, 0));
 }

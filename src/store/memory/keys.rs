@@ -89,9 +89,12 @@ impl Keys {
     }
 }
 
+const DAY: Duration = Duration::from_secs(86_400);
+
 /// The beginning of the day in UTC.
 fn day(hour: SystemTime) -> SystemTime {
     let since_1970 = hour.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let into_the_day = Duration::from_secs(since_1970.as_secs() % 86_400);
+    let into_the_day = since_1970.as_nanos() % DAY.as_nanos();
+    let into_the_day = Duration::from_nanos(u64::try_from(into_the_day).unwrap_or_default());
     hour.checked_sub(into_the_day).unwrap_or(hour)
 }

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 
 use self::pending::{Dropped, Pending, hour_of, left_of_hour};
@@ -36,6 +36,8 @@ use crate::{
 const MAX_USED: usize = 16_384;
 /// The deadline of a flush. It also bounds the time of a shutdown.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a shutdown waits for a flush that has begun before.
+const HANGING: Duration = Duration::from_secs(1);
 /// How late the writer notices at most that an hour has begun, if the wall clock was set.
 const HOUR_CHECK: Duration = Duration::from_secs(1);
 const RECEIVE_AT_ONCE: usize = 1024;
@@ -107,7 +109,7 @@ impl UsageWriter {
                     self.collect();
                     self.begin_flush();
                 }
-                () = sleep(until_next_check) => {}
+                () = sleep_until(Instant::now() + until_next_check) => {}
                 count = self.reports.recv_many(&mut self.received, RECEIVE_AT_ONCE) => {
                     if count == 0 {
                         break;
@@ -121,7 +123,7 @@ impl UsageWriter {
     /// Writes what is left.
     pub(in crate::auth) async fn finish(mut self) {
         self.reports.close();
-        let _ = timeout(FLUSH_DEADLINE, self.write_now()).await;
+        let _ = timeout(FLUSH_DEADLINE, self.write_rest()).await;
         let rows = self.pending.rows();
         if self.in_flight.is_some() || rows > 0 {
             let keys = self.in_flight.as_ref().map_or(0, |batch| keys(batch));
@@ -129,6 +131,20 @@ impl UsageWriter {
             // Without the feature `tracing`, nothing is logged.
             let _ = (keys, rows);
         }
+    }
+
+    /// A flush that hangs, as on a dead connection, would take all of the time: it is begun again, on
+    /// another one.
+    async fn write_rest(&mut self) {
+        if self.flush.is_some() {
+            match timeout(HANGING, end_of(&mut self.flush)).await {
+                Ok((written, took)) => {
+                    self.end_flush(written, took);
+                }
+                Err(_) => self.flush = None,
+            }
+        }
+        self.write_now().await;
     }
 
     /// Writes what was reported so far.

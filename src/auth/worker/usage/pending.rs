@@ -37,8 +37,9 @@ pub(super) struct Dropped;
 /// The beginning of the hour.
 pub(super) fn hour_of(time: SystemTime) -> SystemTime {
     let since_1970 = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let hours = since_1970.as_secs() / HOUR.as_secs();
-    SystemTime::UNIX_EPOCH + Duration::from_secs(hours * HOUR.as_secs())
+    let into_the_hour = since_1970.as_nanos() % HOUR.as_nanos();
+    let into_the_hour = Duration::from_nanos(u64::try_from(into_the_hour).unwrap_or_default());
+    SystemTime::UNIX_EPOCH + since_1970.saturating_sub(into_the_hour)
 }
 
 /// How long until the next hour begins.
