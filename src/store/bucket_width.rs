@@ -60,8 +60,9 @@ impl BucketWidth {
     #[must_use]
     pub fn start(self, at: SystemTime) -> SystemTime {
         let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let seconds = since.as_secs();
-        let start = Duration::from_secs(seconds.saturating_sub(seconds % self.seconds()));
+        let into = since.as_nanos().checked_rem(self.duration().as_nanos()).unwrap_or_default();
+        let into = Duration::from_nanos(u64::try_from(into).unwrap_or_default());
+        let start = since.saturating_sub(into);
         SystemTime::UNIX_EPOCH.checked_add(start).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
@@ -81,13 +82,6 @@ impl BucketWidth {
         match self {
             Self::Hour => 35 * 24 + 1,
             Self::Day => 3660 + 1,
-        }
-    }
-
-    const fn seconds(self) -> u64 {
-        match self {
-            Self::Hour => HOUR.as_secs(),
-            Self::Day => DAY.as_secs(),
         }
     }
 }

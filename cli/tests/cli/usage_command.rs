@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
+use tower_api_key::clock::{Clock as _, SystemClock};
 
 use crate::place::{Place, text};
 
@@ -157,8 +158,9 @@ async fn use_is_exported_once_per_key_and_hour() {
 async fn an_hour_that_has_not_settled_is_not_exported() {
     let place = Place::sqlite();
     place.done("migrate");
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let present = (since_1970 - Duration::from_secs(FIRST)).as_secs() / 3600;
+    let first = SystemTime::UNIX_EPOCH + Duration::from_secs(FIRST);
+    let passed = SystemClock::new().now().duration_since(first).unwrap();
+    let present = u64::try_from(passed.as_millis() / 3_600_000).unwrap();
     used(&place, UNKNOWN_ID, "acme", &[present - 3, present]).await;
     let said = place.done("usage --export --from 5h");
     assert_eq!(said.out.lines().count(), 1, "{said:?}");

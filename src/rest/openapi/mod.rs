@@ -3,6 +3,7 @@
 
 mod headers;
 mod operations;
+mod parameters;
 mod places;
 mod schemas;
 mod types;

@@ -4,11 +4,11 @@ use utoipa::openapi::{
     ContentBuilder, RefOr, Required, ResponseBuilder, Schema,
     path::{Operation as Described, OperationBuilder, Parameter, ParameterBuilder, ParameterIn},
     request_body::{RequestBody, RequestBodyBuilder},
-    schema::ObjectBuilder,
 };
 
 use super::{
     headers,
+    parameters::{query, searched},
     types::{integer, named, scope, statuses, string, tag, time, uuid},
     usage,
 };
@@ -196,25 +196,10 @@ fn key_filters() -> [Parameter; 7] {
     ]
 }
 
-/// A text to search for.
-pub(super) fn searched() -> ObjectBuilder {
-    string().min_length(Some(1)).max_length(Some(1024)).pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]*$"))
-}
-
 fn paging(cursor: impl Into<RefOr<Schema>>) -> [Parameter; 2] {
     let limit = integer(1, MAX_PAGE_LIMIT.into()).default(Some(KeyQuery::new().limit.into()));
     [
         query("limit", "The maximum number of entries.", limit),
         query("cursor", "The start of the page: `next` of the previous page.", cursor),
     ]
-}
-
-pub(super) fn query(name: &str, description: &str, schema: impl Into<RefOr<Schema>>) -> Parameter {
-    ParameterBuilder::new()
-        .name(name)
-        .parameter_in(ParameterIn::Query)
-        .required(Required::False)
-        .description(Some(description))
-        .schema(Some(schema))
-        .build()
 }

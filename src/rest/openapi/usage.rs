@@ -7,7 +7,7 @@ use utoipa::openapi::{
 };
 
 use super::{
-    operations::{query, searched},
+    parameters::{query, searched},
     types::{integer, named, or_null, record, string, time, uuid},
 };
 use crate::rest::DocumentSettings;
