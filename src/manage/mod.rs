@@ -73,6 +73,7 @@ mod batch;
 mod change;
 mod consumer_ids;
 mod consumer_semaphores;
+mod creation_bounds;
 mod creation_limits;
 mod denials;
 mod duration;
@@ -85,6 +86,8 @@ mod import;
 mod issue;
 mod issuer;
 mod key_import;
+mod leak;
+mod leak_policy;
 mod legacy_import;
 mod member;
 mod merge;
@@ -113,6 +116,8 @@ pub use self::{
     issue::Issued,
     issuer::KeyIssuer,
     key_import::KeyImport,
+    leak::{LeakOutcome, LeakReport},
+    leak_policy::{LeakPolicy, LeakResponse},
     member::Member,
     new_key::{Expiry, NewKey},
     policy::{IssuePolicy, IssueRules, NeverExpires},

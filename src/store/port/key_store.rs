@@ -2,7 +2,7 @@ use std::{future::Future, time::SystemTime};
 
 use crate::{
     key::KeyHash,
-    record::{KeyId, KeyRecord},
+    record::{AuditEntry, KeyId, KeyRecord},
     store::StoreError,
 };
 
@@ -29,6 +29,20 @@ pub trait KeyStore: Send + Sync + 'static {
     /// When the store cannot; the caller retries the batch.
     fn record_usage(&self, batch: &[Usage]) -> impl Future<Output = Result<(), StoreError>> + Send {
         let _ = batch;
+        async { Ok(()) }
+    }
+
+    /// Appends audit entries about keys that were presented, all or none: uses of
+    /// [canary](crate::record::KeyKind::Canary) keys. The default discards them.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot; the caller retries them.
+    fn append_audit(
+        &self,
+        entries: &[AuditEntry],
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let _ = entries;
         async { Ok(()) }
     }
 }
