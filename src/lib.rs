@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`ApiKeys`] | all of it, connected and running |
 //! | `admin`, `account` | HTTP routers for managing keys: for operators, and for consumers (feature `admin`) |
+//! | `leaks` | a router that hears of leaked keys, from GitHub and other scanners (feature `leaks`) |
 //! | [`layer`] | [`ApiKeyLayer`], [`RequireScope`], responses to rejected requests |
 //! | [`auth`] | [`Authenticator`]: the decision, its cache, its worker |
 //! | [`manage`] | key life cycle: issue, update, rotate, revoke, audit |
@@ -54,7 +55,7 @@
 //! # Features
 //!
 //! `postgres`, `axum`, `tls-rustls-ring` and `tracing` are on by default; `sqlite`, `redis`, `ws`,
-//! `admin`, `openapi`, `metrics`, `legacy-hashes`, `tls-rustls-aws-lc-rs`, `tls-native` and `test-util` are not. Features are additive: none changes existing
+//! `admin`, `leaks`, `openapi`, `metrics`, `legacy-hashes`, `tls-rustls-aws-lc-rs`, `tls-native` and `test-util` are not. Features are additive: none changes existing
 //! behaviour.
 
 #![forbid(unsafe_code)]
@@ -70,6 +71,8 @@ mod circuit_breaker;
 pub mod clock;
 pub mod key;
 pub mod layer;
+#[cfg(feature = "leaks")]
+pub mod leaks;
 pub mod manage;
 pub mod manual;
 pub mod rate_limit;
@@ -79,7 +82,7 @@ mod rest;
 pub mod store;
 #[cfg(feature = "test-util")]
 pub mod test_util;
-#[cfg(any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs"))]
+#[cfg(any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs", feature = "leaks"))]
 mod tls;
 mod trace;
 

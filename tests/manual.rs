@@ -122,6 +122,7 @@ fn each_bound_names_a_test_that_is_there() {
         ("freshness.md", 52),
         ("grpc.md", 26),
         ("keys.md", 16),
+        ("leaks.md", 23),
         ("legacy_hashes.md", 16),
         ("limits.md", 34),
         ("moving_in.md", 38),

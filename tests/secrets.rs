@@ -7,6 +7,7 @@
 mod app;
 #[cfg(all(
     feature = "admin",
+    feature = "leaks",
     feature = "legacy-hashes",
     feature = "postgres",
     feature = "redis",
@@ -18,6 +19,7 @@ mod public_types;
 mod raw_store;
 #[cfg(all(
     feature = "admin",
+    feature = "leaks",
     feature = "legacy-hashes",
     feature = "postgres",
     feature = "redis",

@@ -236,6 +236,9 @@ pub(crate) fn details(key: &ListedKey) -> String {
     if record.kind == KeyKind::Publishable {
         rows.push(row("publishable for", words(record.origins.iter(), "-")));
     }
+    if record.kind == KeyKind::Canary {
+        rows.push(row("kind", "canary: always refused".to_owned()));
+    }
     if let Some(at) = record.revoked_at {
         rows.push(row("revoked", time(at)));
         rows.push(row("reason", some(&record.revoked_reason)));

@@ -30,6 +30,13 @@ pub(crate) struct Places {
     #[arg(long, requires = "origins")]
     publishable: bool,
 
+    /// Make it a canary: it is always refused, and its use is in its audit, as canary_used
+    ///
+    /// Put it where only an intruder would find it. It cannot have limits, a plan or networks, and
+    /// cannot be made another kind of key later.
+    #[arg(long, conflicts_with_all = ["publishable", "networks"])]
+    canary: bool,
+
     /// An origin that a publishable key works for, such as https://shop.example; may be repeated,
     /// or several separated by commas
     #[arg(long = "origin", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin,
@@ -71,6 +78,9 @@ impl Places {
         let mut new = new.networks(networks(self.networks)?).tags(tags(self.tags)?);
         if self.publishable {
             new = new.publishable(origins(self.origins)?);
+        }
+        if self.canary {
+            new = new.canary();
         }
         Ok(new)
     }

@@ -11,10 +11,11 @@ use super::{
     StoreHealth,
     attempt::Charge,
     cache::{Entry, Peek},
+    canary::CanaryRecorder,
     catch_panic::{Panicked, catch_request_panic},
     client::{Client, ClientCopy},
     core::Core,
-    lookup::Presented,
+    lookup::{Known, Presented},
     use_reports::KeepsWorkerRunning,
 };
 use crate::{
@@ -44,6 +45,7 @@ pub(super) struct Inner {
     pub(super) mask: KeyMask,
     /// The worker ends with it.
     pub(super) _running: KeepsWorkerRunning,
+    pub(super) canaries: CanaryRecorder,
 }
 
 /// Distinguishes consumers of one authenticator from those of others. It does not keep the
@@ -109,9 +111,13 @@ impl Authenticator {
                 }
                 self.0.evaluate(&entry, charge, client, now)
             }
-            Peek::Absent => {
+            Peek::Absent(canary) => {
                 self.0.core.metrics().hit();
-                Attempt::Reject(self.0.core.lookup.unknown_keys.guess(client.network(), now))
+                let rejection = self.0.core.lookup.unknown_keys.guess(client.network(), now);
+                if let Some(canary) = canary {
+                    self.0.canaries.note(&canary, client, now);
+                }
+                Attempt::Reject(rejection)
             }
             // This was not a guess, even if the key is gone by now.
             Peek::Stale(_) => self.look_up(hash, charge, ClientCopy::of(client).uncounted(), None),
@@ -203,6 +209,11 @@ impl Authenticator {
     /// The format of keys issued here.
     pub(crate) fn format(&self) -> &KeyFormat {
         &self.0.format
+    }
+
+    /// The formats of the keys that are accepted here.
+    pub(crate) fn formats(&self) -> &[AcceptedFormat] {
+        &self.0.formats
     }
 
     /// Whether `text` is a well-formed key that could not be anything else: it has a prefix or a
@@ -381,9 +392,17 @@ impl Inner {
         client: ClientCopy,
         presented: Option<Arc<Presented>>,
     ) -> Result<Admission, Rejection> {
-        let entry = Arc::clone(&self.core).load(hash, client.network(), presented).await?;
-        let entry = entry.ok_or(Rejection::new(RejectionKind::Unknown))?;
+        let known = Arc::clone(&self.core).load(hash, client.network(), presented).await?;
         let now = self.core.clock.monotonic();
+        let entry = match known {
+            Known::Key(entry) => entry,
+            Known::Absent(canary) => {
+                if let Some(canary) = canary {
+                    self.canaries.note(&canary, &client, now);
+                }
+                return Err(Rejection::new(RejectionKind::Unknown));
+            }
+        };
         match self.evaluate(&entry, charge, &client, now) {
             Attempt::Admit(admission) => Ok(admission),
             Attempt::Reject(rejection) => Err(rejection),

@@ -4,13 +4,14 @@ use super::{
     Authenticator, CachePolicy, Observer, Worker,
     authenticator::Inner,
     cache::LimitResolver,
+    canary,
     core::Core,
     lookup::{DynStore, Legacy, Lookup},
     metrics::Metrics,
     panic_safe_observer::PanicSafeObserver,
     throttle::Rate,
     use_reports,
-    worker::{DynFeed, UsageWriter},
+    worker::{CanaryWriter, DynFeed, UsageWriter},
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -228,14 +229,25 @@ impl Builder {
             core.begin_gap();
         }
         let writer = UsageWriter::new(Arc::clone(&core), received, self.usage_interval);
-        let worker = Worker::new(Arc::clone(&core), self.feed, writer, self.usage_interval);
         let mask = KeyMask::new(formats.iter().cloned());
+        let (canaries, uses) = canary::channel();
+        let canary_writer = CanaryWriter::new(Arc::clone(&core), mask.clone(), uses);
+        let worker =
+            Worker::new(Arc::clone(&core), self.feed, writer, canary_writer, self.usage_interval);
         let mut symbols: Vec<_> =
             formats.iter().flat_map(AcceptedFormat::symbols_beyond_bearer).collect();
         symbols.sort_unstable();
         symbols.dedup();
         let (formats, symbols_beyond_bearer) = (formats.into(), symbols.into());
-        let inner = Inner { format, formats, symbols_beyond_bearer, core, mask, _running: running };
+        let inner = Inner {
+            format,
+            formats,
+            symbols_beyond_bearer,
+            core,
+            mask,
+            _running: running,
+            canaries,
+        };
         (Authenticator::new(inner), worker)
     }
 }

@@ -5,6 +5,14 @@ use std::{error::Error, fmt, net::IpAddr};
 use super::ClientNetwork;
 use crate::record::{KeyId, KeyKind, KeyRecord, Networks, WebOrigins};
 
+/// Bytes of a `User-Agent`. A longer one is left out: cut, it could end in a part of a key.
+const MAX_USER_AGENT: usize = 512;
+
+/// A copy of a `User-Agent`, unless it is too long.
+pub(super) fn short_user_agent(text: &[u8]) -> Option<Box<[u8]>> {
+    (text.len() <= MAX_USER_AGENT).then(|| Box::from(text))
+}
+
 /// What is known of the client of a request. Asked only where it matters.
 pub(crate) trait Client {
     /// The network that failures are counted by; `None` if they are not limited.
@@ -15,6 +23,11 @@ pub(crate) trait Client {
 
     /// The value of the `Origin` header, if there is exactly one.
     fn origin(&self) -> Option<&[u8]>;
+
+    /// What the client calls itself.
+    fn user_agent(&self) -> Option<&[u8]> {
+        None
+    }
 }
 
 /// The address of a client.
@@ -33,13 +46,19 @@ pub(super) struct ClientCopy {
     network: Option<ClientNetwork>,
     address: Address,
     origin: Option<Box<[u8]>>,
+    user_agent: Option<Box<[u8]>>,
 }
 
 impl ClientCopy {
     pub(super) fn of(client: &impl Client) -> Self {
         // A longer one is not an origin of any key.
         let origin = client.origin().filter(|origin| origin.len() <= WebOrigins::MAX_LEN);
-        Self { network: client.network(), address: client.address(), origin: origin.map(Box::from) }
+        Self {
+            network: client.network(),
+            address: client.address(),
+            origin: origin.map(Box::from),
+            user_agent: client.user_agent().and_then(short_user_agent),
+        }
     }
 
     /// Failures of this check are not counted.
@@ -59,6 +78,10 @@ impl Client for ClientCopy {
 
     fn origin(&self) -> Option<&[u8]> {
         self.origin.as_deref()
+    }
+
+    fn user_agent(&self) -> Option<&[u8]> {
+        self.user_agent.as_deref()
     }
 }
 

@@ -85,6 +85,7 @@ mod attempt;
 mod authenticator;
 mod builder;
 mod cache;
+mod canary;
 mod catch_panic;
 mod client;
 mod clock_gap;

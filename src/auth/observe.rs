@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use super::RejectionKind;
 use crate::{
@@ -110,6 +110,19 @@ pub enum Event<'a> {
         /// The key.
         key_id: KeyId,
     },
+    /// A [canary](crate::record::KeyKind::Canary) key was presented, and refused as an unknown one.
+    /// Alert on it: an intruder has found it. Reported by the
+    /// [`Worker`](super::Worker), at most once an hour for each key and
+    /// [network](super::ClientNetwork), and at most 64 times an hour for the keys of a consumer.
+    #[non_exhaustive]
+    CanaryUsed {
+        /// The key.
+        key_id: KeyId,
+        /// The address of the client, if the layer [knows](crate::ApiKeyLayer::client_address) it.
+        address: Option<IpAddr>,
+        /// What the client calls itself, up to 512 bytes.
+        user_agent: Option<&'a str>,
+    },
     /// Uses of keys were written, of at most 5,000 keys at once.
     #[non_exhaustive]
     UsageFlushed {
@@ -153,7 +166,7 @@ pub enum Event<'a> {
     #[non_exhaustive]
     DutyPanicked {
         /// One of `change feed`, `usage`, `limiter sweep`, `store probe`, `clock check`,
-        /// `legacy hashes` and `metrics`.
+        /// `legacy hashes`, `metrics` and `canary uses`.
         duty: &'static str,
     },
 }

@@ -2,7 +2,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use http::{
     HeaderName, Request, Response,
-    header::{ORIGIN, WWW_AUTHENTICATE},
+    header::{ORIGIN, USER_AGENT, WWW_AUTHENTICATE},
 };
 
 use super::{
@@ -98,6 +98,10 @@ impl<B> Client for Sender<'_, B> {
         let mut origins = self.request.headers().get_all(ORIGIN).iter();
         let origin = origins.next()?;
         origins.next().is_none().then(|| origin.as_bytes())
+    }
+
+    fn user_agent(&self) -> Option<&[u8]> {
+        Some(self.request.headers().get(USER_AGENT)?.as_bytes())
     }
 }
 

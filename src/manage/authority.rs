@@ -7,7 +7,7 @@ use super::{
     Grant, ManageError, Member,
     actor::{Actor, Caller},
     change::Change,
-    issuer::Bounds,
+    creation_bounds::Bounds,
 };
 use crate::{
     rate_limit::RateLimits,

@@ -227,6 +227,11 @@ impl Change {
         self.entries.push(entry);
     }
 
+    /// Queues an audit entry that is not about a change.
+    pub(super) fn note_entry(&mut self, entry: AuditEntry) {
+        self.entries.push(entry);
+    }
+
     async fn commit(mut self) -> Result<(), ManageError> {
         let Self { entries, issuer, .. } = &mut self;
         let overdue = if entries.is_empty() {

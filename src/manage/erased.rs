@@ -1,6 +1,7 @@
 use std::{future::Future, pin::Pin, time::SystemTime};
 
 use crate::{
+    key::KeyHash,
     rate_limit::RateLimits,
     record::{AuditEntry, KeyId, KeyRecord},
     store::{
@@ -19,6 +20,7 @@ type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send +
 pub(super) trait ErasedKeys: Send + Sync {
     fn begin(&self) -> Answer<'_, Box<dyn ErasedTransaction>>;
     fn get(&self, id: KeyId) -> Answer<'_, Option<KeyRecord>>;
+    fn find_many<'a>(&'a self, hashes: &'a [KeyHash]) -> Answer<'a, Vec<KeyRecord>>;
     fn list<'a>(&'a self, query: &'a KeyQuery) -> Answer<'a, KeyPage>;
     fn events<'a>(&'a self, query: &'a EventQuery) -> Answer<'a, EventPage>;
     fn last_used_at(&self, id: KeyId) -> Answer<'_, Option<SystemTime>>;
@@ -40,6 +42,10 @@ impl<S: ManageKeys> ErasedKeys for S {
 
     fn get(&self, id: KeyId) -> Answer<'_, Option<KeyRecord>> {
         Box::pin(ManageKeys::get(self, id))
+    }
+
+    fn find_many<'a>(&'a self, hashes: &'a [KeyHash]) -> Answer<'a, Vec<KeyRecord>> {
+        Box::pin(ManageKeys::find_many(self, hashes))
     }
 
     fn list<'a>(&'a self, query: &'a KeyQuery) -> Answer<'a, KeyPage> {

@@ -9,6 +9,7 @@ use std::{
 use super::{
     Actor, IssuePolicy, ManageError, audit,
     consumer_semaphores::{ConsumerPermit, ConsumerSemaphores},
+    creation_bounds::Bounds,
     denials::Denials,
     erased::{ErasedKeys, ErasedTransaction},
     new_key::whole_micros,
@@ -16,31 +17,11 @@ use super::{
 use crate::{
     auth::Authenticator,
     clock::{Clock, SystemClock},
-    key::{EntropySource, KeyFormat, SystemEntropy},
+    key::{AcceptedFormat, EntropySource, KeyFormat, KeyMask, SystemEntropy},
     rate_limit::RateLimits,
     record::{KeyAction, KeyEvent, KeyId, KeyRecord, ScopeCatalog},
     store::{EventPage, EventQuery, KeyPage, KeyQuery, ListedKey, ManageKeys, port::Invalidate},
 };
-
-/// Bounds on the keys that calling keys make.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    pub(super) keys_per_consumer: usize,
-    pub(super) rotations_per_hour: usize,
-}
-
-/// Enough for a customer who gives each of their own customers a key, few enough to list, cache and
-/// revoke in a second.
-const KEYS_PER_CONSUMER: usize = 1_000;
-
-/// Enough to try out a rotation, and more than any schedule needs.
-const ROTATIONS_PER_HOUR: usize = 10;
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self { keys_per_consumer: KEYS_PER_CONSUMER, rotations_per_hour: ROTATIONS_PER_HOUR }
-    }
-}
 
 /// The key management service: issues, lists, changes, rotates and revokes keys.
 ///
@@ -49,6 +30,9 @@ impl Default for Bounds {
 pub struct KeyIssuer {
     pub(super) store: Arc<dyn ErasedKeys>,
     pub(super) format: KeyFormat,
+    /// The formats of all keys that the authenticator accepts.
+    pub(super) formats: Arc<[AcceptedFormat]>,
+    pub(super) mask: KeyMask,
     pub(super) entropy: Arc<dyn EntropySource>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) actor: Actor,
@@ -107,7 +91,9 @@ impl Authenticator {
     pub fn issuer(&self, store: impl ManageKeys) -> KeyIssuer {
         let issuer = KeyIssuer::new(store, self.format().clone()).invalidates(self.clone());
         let default_limits = Some(self.default_rate_limits().clone());
-        KeyIssuer { clock: self.clock(), default_limits, catalog: self.scopes().cloned(), ..issuer }
+        let (formats, mask) = (self.formats().into(), self.key_mask());
+        let (clock, catalog) = (self.clock(), self.scopes().cloned());
+        KeyIssuer { clock, default_limits, catalog, formats, mask, ..issuer }
     }
 }
 
@@ -120,6 +106,8 @@ impl KeyIssuer {
     pub fn new(store: impl ManageKeys, format: KeyFormat) -> Self {
         Self {
             store: Arc::new(store),
+            formats: [format.clone().into()].into(),
+            mask: format.clone().into(),
             format,
             entropy: Arc::new(SystemEntropy),
             clock: Arc::new(SystemClock::new()),

@@ -74,6 +74,7 @@ mod change;
 mod cloud_event;
 mod consumer_ids;
 mod consumer_semaphores;
+mod creation_bounds;
 mod creation_limits;
 mod denials;
 mod duration;
@@ -86,6 +87,8 @@ mod import;
 mod issue;
 mod issuer;
 mod key_import;
+mod leak;
+mod leak_policy;
 mod legacy_import;
 mod member;
 mod merge;
@@ -116,6 +119,8 @@ pub use self::{
     issue::Issued,
     issuer::KeyIssuer,
     key_import::KeyImport,
+    leak::{LeakOutcome, LeakReport},
+    leak_policy::{LeakPolicy, LeakResponse},
     member::Member,
     new_key::{Expiry, NewKey},
     policy::{IssuePolicy, IssueRules, NeverExpires},

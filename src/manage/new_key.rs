@@ -163,6 +163,15 @@ impl NewKey {
         Self { kind: KeyKind::Publishable, origins, ..self }
     }
 
+    /// Makes the key a [canary](KeyKind::Canary), which is always refused: it cannot have quotas, a plan,
+    /// networks or origins. This cannot be changed later. Default: the key is a secret.
+    ///
+    /// Issue canary keys once all nodes run a release that knows them: an earlier one answers 503
+    /// where it should answer 401.
+    pub fn canary(self) -> Self {
+        Self { kind: KeyKind::Canary, origins: WebOrigins::default(), ..self }
+    }
+
     /// The user or service it is issued for. Default: the [`Actor`](super::Actor).
     pub fn created_by(self, who: impl Into<String>) -> Self {
         Self { created_by: Some(who.into()), ..self }
@@ -223,7 +232,7 @@ impl NewKey {
         record.tags = self.tags.clone();
         record.kind = self.kind;
         record.origins = self.origins.clone();
-        places::check_origins(record)?;
+        places::check_kind(record)?;
         record.created_by = Some(created_by.to_owned());
         record.not_before = self.not_before.map(whole_micros);
         record.expires_at = expires_at;

@@ -39,12 +39,25 @@ impl Places {
     }
 }
 
-/// Whether a key of this kind may have these origins.
-pub(super) fn check_origins(key: &KeyRecord) -> Result<(), ManageError> {
-    let detail = match (key.kind, key.origins.is_empty()) {
-        (KeyKind::Secret, false) => "only a publishable key has origins",
-        (KeyKind::Publishable, true) => "a publishable key must have at least one origin",
+/// Whether a key of this kind may have these origins, networks and limits.
+pub(super) fn check_kind(key: &KeyRecord) -> Result<(), ManageError> {
+    let (field, detail) = match (key.kind, key.origins.is_empty()) {
+        (KeyKind::Secret | KeyKind::Canary, false) => {
+            ("origins", "only a publishable key has origins")
+        }
+        (KeyKind::Publishable, true) => {
+            ("origins", "a publishable key must have at least one origin")
+        }
+        (KeyKind::Canary, true) if !key.networks.is_empty() => {
+            ("networks", "a canary key is always refused: leave its networks out")
+        }
+        (KeyKind::Canary, true) if key.plan.is_some() => {
+            ("plan", "a canary key is always refused: leave its plan out")
+        }
+        (KeyKind::Canary, true) if key.rate_limits.is_some() => {
+            ("rate_limits", "a canary key is always refused: leave its quotas out")
+        }
         _ => return Ok(()),
     };
-    Err(ManageError::invalid("origins", detail))
+    Err(ManageError::invalid(field, detail))
 }

@@ -154,7 +154,7 @@ impl KeyUpdate {
         if before.revoked_at.is_some() {
             return Err(ManageError::conflict("the key is revoked and cannot be changed"));
         }
-        places::check_origins(after)?;
+        places::check_kind(after)?;
         let lasts_longer = match (before.expires_at, after.expires_at) {
             (Some(before), Some(after)) => after > before,
             (before, after) => before.is_some() && after.is_none(),

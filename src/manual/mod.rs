@@ -5,6 +5,7 @@
 //! - [`moving_in`]: how do I keep the keys that my service already has?
 //! - [`legacy_hashes`]: and if their hashes are of bcrypt, Argon2, scrypt or PBKDF2?
 //! - [`limits`]: how do I limit requests, and which quota do I choose?
+//! - [`leaks`]: what happens to a key that is found in public, and how do I notice an intruder?
 //! - [`freshness`]: how long can a revoked key keep working, whatever fails?
 //! - [`deployment`]: what must I configure around the layer?
 //! - [`browsers`]: how does a page send its key, and what can it read?
@@ -45,6 +46,9 @@ pub mod grpc {}
 
 #[doc = include_str!("keys.md")]
 pub mod keys {}
+
+#[doc = include_str!("leaks.md")]
+pub mod leaks {}
 
 #[doc = include_str!("legacy_hashes.md")]
 pub mod legacy_hashes {}

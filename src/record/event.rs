@@ -47,7 +47,8 @@ pub struct AuditEntry {
     /// The stated reason.
     pub reason: Option<String>,
     /// What changed: a JSON object of fields, each with its values `from` and `to`. For a denied
-    /// attempt, what was attempted and, if the reader may see it, its `target`.
+    /// attempt, what was attempted and, if the reader may see it, its `target`; for a leaked key,
+    /// where it was found; for a canary key, what else is known of the client.
     pub changes: Option<String>,
 }
 
@@ -86,6 +87,10 @@ pub enum KeyAction {
     Revoked,
     /// A key was deleted by pruning, some time after it had ended.
     Pruned,
+    /// A key was found where others can read it. What came of that follows in the same transaction.
+    Leaked,
+    /// A [canary](super::KeyKind::Canary) key was presented.
+    CanaryUsed,
     /// A key attempted something it has no permission for.
     Denied,
     /// A key was deleted in SQL: by hand, by a cascade or by `truncate`.
@@ -99,7 +104,7 @@ pub enum KeyAction {
 }
 
 impl KeyAction {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Issued,
         Self::Imported,
         Self::Rehashed,
@@ -107,6 +112,8 @@ impl KeyAction {
         Self::Rotated,
         Self::Revoked,
         Self::Pruned,
+        Self::Leaked,
+        Self::CanaryUsed,
         Self::Denied,
         Self::Deleted,
         Self::PlanCreated,
@@ -125,6 +132,8 @@ impl KeyAction {
             Self::Rotated => "rotated",
             Self::Revoked => "revoked",
             Self::Pruned => "pruned",
+            Self::Leaked => "leaked",
+            Self::CanaryUsed => "canary_used",
             Self::Denied => "denied",
             Self::Deleted => "deleted",
             Self::PlanCreated => "plan_created",

@@ -14,6 +14,7 @@ mod decoded;
 mod event;
 mod expiry;
 mod into_scope;
+mod key_kind;
 mod key_record;
 mod key_status;
 mod metadata;
@@ -42,6 +43,7 @@ pub use self::{
     declared_scope::DeclaredScope,
     event::{AuditEntry, InvalidAction, KeyAction, KeyEvent},
     into_scope::IntoScope,
+    key_kind::{InvalidKeyKind, KeyKind},
     key_record::{InvalidKeyId, KeyId, KeyRecord, Retirement},
     key_status::{InvalidStatus, KeyStatus},
     metadata::{InvalidMetadata, Metadata},
@@ -51,7 +53,7 @@ pub use self::{
     scope_enum::{ScopeType, UnknownScope},
     tags::{InvalidTag, Tags},
     text::TextRule,
-    web_origins::{InvalidKeyKind, InvalidWebOrigin, KeyKind, WebOrigins},
+    web_origins::{InvalidWebOrigin, WebOrigins},
 };
 pub(crate) use self::{
     consumer::{KeyExtension, LookedUpKey, Origin},

@@ -1,64 +1,12 @@
-//! Publishable keys: the kind of a key, and the web origins that one works for.
+//! The web origins that a publishable key works for.
 
-use std::{error::Error, fmt, str::FromStr};
+use std::{error::Error, fmt};
 
 use serde::{Deserialize, Serialize};
 
 use super::words::Words;
 
-/// Whether a key is a secret.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum KeyKind {
-    /// Known to its owner alone: a service, a build, a person. The default.
-    #[default]
-    Secret,
-    /// In a page or an app that anyone can read. Requests with it need an `Origin` header that is one
-    /// of its [origins](WebOrigins). Give it only scopes that anyone may have, such as reading what is
-    /// public: programs other than browsers can send any `Origin`.
-    Publishable,
-}
-
-impl KeyKind {
-    /// Its name: `secret` or `publishable`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Secret => "secret",
-            Self::Publishable => "publishable",
-        }
-    }
-}
-
-impl fmt::Display for KeyKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for KeyKind {
-    type Err = InvalidKeyKind;
-
-    fn from_str(name: &str) -> Result<Self, InvalidKeyKind> {
-        let mut kinds = [Self::Secret, Self::Publishable].into_iter();
-        kinds.find(|kind| kind.as_str() == name).ok_or(InvalidKeyKind)
-    }
-}
-
-/// The text does not name a [`KeyKind`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct InvalidKeyKind;
-
-impl fmt::Display for InvalidKeyKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("must be secret or publishable")
-    }
-}
-
-impl Error for InvalidKeyKind {}
-
-/// The web origins that a [publishable](KeyKind::Publishable) key works for, sorted. Cheap to clone.
+/// The web origins that a [publishable](super::KeyKind::Publishable) key works for, sorted. Cheap to clone.
 ///
 /// An origin is written as browsers send it in `Origin`
 /// ([RFC 6454 §6.2](https://www.rfc-editor.org/rfc/rfc6454#section-6.2)): scheme, host and a port other
@@ -261,13 +209,5 @@ mod tests {
         assert_eq!(serde_json::from_str::<WebOrigins>(&json).unwrap(), origins);
         assert!(serde_json::from_str::<WebOrigins>(r#"["https://a.example/"]"#).is_err());
         assert!(serde_json::from_str::<WebOrigins>("[]").unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_kind_has_a_name() {
-        for kind in [KeyKind::Secret, KeyKind::Publishable] {
-            assert_eq!(kind.as_str().parse(), Ok(kind));
-        }
-        assert!("public".parse::<KeyKind>().is_err());
     }
 }

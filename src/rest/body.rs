@@ -21,7 +21,7 @@ use super::error::ApiError;
 pub(super) const MAX_LEN: usize = 64 * 1024;
 
 /// A JSON object. Unknown and duplicate members are errors.
-pub(super) struct Body<T>(pub(super) T);
+pub(crate) struct Body<T>(pub(crate) T);
 
 /// A JSON object, or no body, for which `T` has its default.
 pub(super) struct OptionalBody<T>(pub(super) T);
@@ -56,13 +56,21 @@ async fn read(mut request: Request) -> Result<(HeaderMap, Bytes), ApiError> {
 
 /// Reads a body of at most [`MAX_LEN`].
 pub(super) async fn bytes(body: body::Body) -> Result<Bytes, ApiError> {
+    bytes_up_to(body, MAX_LEN, "The body is longer than 64 KiB.").await
+}
+
+/// Reads a body of at most `max` bytes; `too_long` is the detail of the error otherwise.
+pub(crate) async fn bytes_up_to(
+    body: body::Body,
+    max: usize,
+    too_long: &'static str,
+) -> Result<Bytes, ApiError> {
     let mut request = Request::new(body);
-    DefaultBodyLimit::max(MAX_LEN).apply(&mut request);
+    DefaultBodyLimit::max(max).apply(&mut request);
     match Bytes::from_request(request, &()).await {
         Ok(bytes) => Ok(bytes),
         Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_))) => {
-            let detail = "The body is longer than 64 KiB.";
-            Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail))
+            Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", too_long))
         }
         Err(_) => Err(malformed("The body could not be read.")),
     }

@@ -12,7 +12,7 @@ use crate::{
 
 /// Why a request was refused, and the response to it.
 #[derive(Debug)]
-pub(super) enum ApiError {
+pub(crate) enum ApiError {
     /// Answered as by [`ApiKeyLayer`](crate::ApiKeyLayer) and
     /// [`RequireScope`](crate::RequireScope).
     Rejected(Rejection),
@@ -20,7 +20,7 @@ pub(super) enum ApiError {
 }
 
 #[derive(Debug)]
-pub(super) struct Details {
+pub(crate) struct Details {
     status: StatusCode,
     code: &'static str,
     detail: Cow<'static, str>,
@@ -31,7 +31,7 @@ pub(super) struct Details {
 }
 
 impl ApiError {
-    pub(super) fn new(
+    pub(crate) fn new(
         status: StatusCode,
         code: &'static str,
         detail: impl Into<Cow<'static, str>>,

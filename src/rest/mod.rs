@@ -1,5 +1,5 @@
-//! Keys over HTTP: the common part of the routers of [`admin`](crate::admin) and
-//! [`account`](crate::account).
+//! Keys over HTTP: the common part of the routers of [`admin`](crate::admin),
+//! [`account`](crate::account) and `leaks`.
 //!
 //! Handlers get a [`KeyIssuer`](crate::manage::KeyIssuer) only from the extractors of [`state`],
 //! which fail unless an [`ApiKeyLayer`](crate::ApiKeyLayer) has authenticated the request, or the
@@ -32,6 +32,13 @@ mod whoami;
 #[cfg(feature = "openapi")]
 mod openapi;
 
+#[cfg(feature = "leaks")]
+pub(crate) use self::{
+    body::{Body, bytes_up_to},
+    error::ApiError,
+    routes::{guard_routes, open_routes},
+    state::{Origin, peer, printable},
+};
 pub use self::{
     csrf::InvalidOrigin,
     routes::GuardedRoutes,

@@ -1,9 +1,9 @@
 //! Networks, tags and origins in request bodies.
 
-use super::error::ApiError;
+use super::error::{ApiError, sentence};
 use crate::{
     manage::NewKey,
-    record::{InvalidNetwork, KeyKind, Network, Networks, Tags, WebOrigins},
+    record::{InvalidKeyKind, InvalidNetwork, KeyKind, Network, Networks, Tags, WebOrigins},
 };
 
 /// The networks that a key works from.
@@ -43,10 +43,12 @@ pub(super) fn with_kind(
     origins: Option<Vec<String>>,
 ) -> Result<NewKey, ApiError> {
     let kind = kind.map(|kind| kind.parse()).transpose();
-    let kind =
-        kind.map_err(|_| ApiError::invalid("/kind", "Must be \"secret\" or \"publishable\"."))?;
+    let kind = kind.map_err(|error: InvalidKeyKind| {
+        ApiError::invalid("/kind", sentence(&error.to_string()))
+    })?;
     match (kind.unwrap_or_default(), self::origins(origins.unwrap_or_default())?) {
         (KeyKind::Publishable, origins) => Ok(new.publishable(origins)),
+        (KeyKind::Canary, origins) if origins.is_empty() => Ok(new.canary()),
         (_, origins) if origins.is_empty() => Ok(new),
         _ => {
             let detail = "Only a publishable key has origins: send \"kind\": \"publishable\", too.";

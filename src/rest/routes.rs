@@ -19,6 +19,8 @@ use super::{
     error::ApiError,
     sign_in::{SignedIn, confirm_member, require_member},
 };
+#[cfg(feature = "leaks")]
+use crate::layer::ClientAddress;
 use crate::{auth::Authenticator, layer::ApiKeyLayer};
 
 /// Authenticated routes as a service, to be mounted with `Router::nest_service`.
@@ -97,6 +99,30 @@ pub(crate) fn guard_signed_in(
     let open = open.method_not_allowed_fallback(method_not_allowed);
     let routes = routes.merge(open).layer(map_response(no_store));
     GuardedRoutes(routes.with_state(state))
+}
+
+/// Routes of another router with `auth` in front of them, which limits their concurrent requests.
+#[cfg(feature = "leaks")]
+pub(crate) fn guard_routes(
+    routes: Router,
+    auth: Authenticator,
+    client_address: Option<ClientAddress>,
+) -> Router {
+    let mut guard = ApiKeyLayer::new(auth);
+    if let Some(address) = client_address {
+        guard = guard.client_address(address);
+    }
+    routes
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(concurrency::permits(), concurrency::limit_concurrency))
+        .layer(guard)
+}
+
+/// Routes of another router, each of which has its own guard.
+#[cfg(feature = "leaks")]
+pub(crate) fn open_routes(routes: Router) -> GuardedRoutes {
+    let routes = routes.method_not_allowed_fallback(method_not_allowed).fallback(not_found);
+    GuardedRoutes(routes.layer(map_response(no_store)))
 }
 
 async fn method_not_allowed() -> ApiError {

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Where a request came from, for the audit.
-type Origin = Arc<dyn Fn(&Parts) -> Option<String> + Send + Sync>;
+pub(crate) type Origin = Arc<dyn Fn(&Parts) -> Option<String> + Send + Sync>;
 
 /// The state of the routes. Only the extractors of this file use it.
 #[derive(Clone)]
@@ -121,13 +121,13 @@ impl AdminState {
 }
 
 /// The address of the peer, if the server provides it.
-fn peer(parts: &Parts) -> Option<String> {
+pub(crate) fn peer(parts: &Parts) -> Option<String> {
     let ConnectInfo(address) = parts.extensions.get::<ConnectInfo<SocketAddr>>()?;
     Some(address.ip().to_canonical().to_string())
 }
 
 /// The origin as printable ASCII of bounded length, safe to show in a terminal or a log.
-fn printable(origin: &str) -> String {
+pub(crate) fn printable(origin: &str) -> String {
     const MAX_LEN: usize = 256;
     origin.chars().filter(char::is_ascii_graphic).take(MAX_LEN).collect()
 }

@@ -66,6 +66,11 @@ pub(super) const POSTGRES: &[Migration] = &[
         description: "usage ledger of api keys",
         sql: include_str!("../../migrations/postgres/0010_api_key_usage_ledger.sql"),
     },
+    Migration {
+        version: 12,
+        description: "canary keys",
+        sql: include_str!("../../migrations/postgres/0012_api_key_canaries.sql"),
+    },
 ];
 
 #[cfg(feature = "sqlite")]
@@ -114,6 +119,11 @@ pub(super) const SQLITE: &[Migration] = &[
         version: 10,
         description: "usage ledger of api keys",
         sql: include_str!("../../migrations/sqlite/0010_api_key_usage_ledger.sql"),
+    },
+    Migration {
+        version: 12,
+        description: "canary keys",
+        sql: include_str!("../../migrations/sqlite/0012_api_key_canaries.sql"),
     },
 ];
 

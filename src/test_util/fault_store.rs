@@ -11,7 +11,7 @@ use crate::{
     clock::ManualClock,
     key::KeyHash,
     rate_limit::RateLimits,
-    record::{KeyId, KeyRecord},
+    record::{AuditEntry, KeyId, KeyRecord},
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError, StoreErrorKind,
         UsageBucket, UsageCursor, UsageQuery,
@@ -182,6 +182,11 @@ impl<S: KeyStore> KeyStore for FaultStore<S> {
         self.begin_operation().await?;
         self.store.record_usage(batch).await
     }
+
+    async fn append_audit(&self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+        self.begin_operation().await?;
+        self.store.append_audit(entries).await
+    }
 }
 
 impl<S: ManageKeys> ManageKeys for FaultStore<S> {
@@ -197,6 +202,11 @@ impl<S: ManageKeys> ManageKeys for FaultStore<S> {
         self.store.get(id).await
     }
 
+    async fn find_many(&self, hashes: &[KeyHash]) -> Result<Vec<KeyRecord>, StoreError> {
+        self.begin_operation().await?;
+        self.store.find_many(hashes).await
+    }
+
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
         self.begin_operation().await?;
         self.write_usage().await;
@@ -205,6 +215,7 @@ impl<S: ManageKeys> ManageKeys for FaultStore<S> {
 
     async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
         self.begin_operation().await?;
+        self.write_usage().await;
         self.store.events(query).await
     }
 

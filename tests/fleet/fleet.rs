@@ -11,6 +11,7 @@ use std::{
 };
 
 use http::{Method, StatusCode, header};
+use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
 use tokio::{
     sync::{Mutex, watch},
@@ -25,6 +26,7 @@ use tower_api_key::{
 };
 
 use crate::{
+    github::{GitHub, found},
     nodes::{
         Client, Distribution, Events, Key, Node, Settings, Socket, eventually, issue, issue_new,
         run_if_node, within,
@@ -135,6 +137,24 @@ async fn a_key_revoked_by_hand_is_refused_by_all() {
         raw_sql(AssertSqlSafe(by_hand)).execute(&prompt).await.unwrap();
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leaked_key_that_one_node_is_told_of_is_refused_by_the_others() {
+    let _turn = TURN.lock().await;
+    let database = database(Server::shared()).await;
+    let settings = Settings::new(database.url());
+    let (a, b) = (listening(&settings).await, listening(&settings).await);
+    let (github, mut answered) = (GitHub::new(), Vec::new());
+    is_prompt(&[&b], a.issue(300).await, async |key| {
+        let delivery = github.delivery("/leaks", &json!([found(&key.text)]));
+        let begin = Instant::now();
+        let reply = a.send(delivery).await;
+        answered.push(begin.elapsed());
+        assert_eq!((reply.status, reply.body.contains("true_positive")), (StatusCode::OK, true));
+    })
+    .await;
+    println!("delivered to answered: {}", Distribution::of(answered));
 }
 
 /// Clients that use known keys at a steady rate until stopped.

@@ -4,6 +4,7 @@
 #![cfg(all(
     feature = "admin",
     feature = "axum",
+    feature = "leaks",
     feature = "postgres",
     feature = "redis",
     feature = "sqlite",
@@ -14,6 +15,8 @@
 
 #[path = "../support/doubles/mod.rs"]
 mod doubles;
+#[path = "../support/github/mod.rs"]
+mod github;
 #[path = "../support/nodes/mod.rs"]
 mod nodes;
 #[path = "../support/raw_store/mod.rs"]

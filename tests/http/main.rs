@@ -15,6 +15,7 @@ mod raw_store;
 #[path = "../support/wait/mod.rs"]
 mod wait;
 
+mod canary_answers;
 mod consumer;
 mod counted_requests;
 mod drain;

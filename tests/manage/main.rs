@@ -3,6 +3,7 @@
 #![cfg(test)]
 #![cfg(all(
     feature = "axum",
+    feature = "leaks",
     feature = "openapi",
     feature = "postgres",
     feature = "sqlite",
@@ -16,6 +17,8 @@ mod admin_client;
 mod app;
 #[path = "../support/doubles/mod.rs"]
 mod doubles;
+#[path = "../support/github/mod.rs"]
+mod github;
 #[path = "../support/raw_store/mod.rs"]
 mod raw_store;
 #[path = "../support/servers/mod.rs"]
@@ -28,9 +31,12 @@ mod admin;
 mod api_keys;
 mod audit;
 mod bounds;
+mod canaries;
 mod grants;
 mod in_shadow;
 mod key_places;
+mod leak_keys;
+mod leaks;
 mod listing;
 mod manage;
 mod members;

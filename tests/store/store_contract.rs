@@ -125,7 +125,7 @@ async fn each_rule_of_a_suite_is_checked_on_a_store_of_its_own() {
         (MemoryKeyStore::new(), ())
     });
     checked.await.unwrap();
-    assert_eq!(made.into_inner(), 49);
+    assert_eq!(made.into_inner(), 50);
 }
 
 #[tokio::test]
@@ -136,7 +136,7 @@ async fn a_store_that_answers_with_an_error_breaks_rules() {
         (store, ())
     });
     let violations = checked.await.unwrap_err();
-    assert_eq!(violations.iter().count(), 49, "{violations}");
+    assert_eq!(violations.iter().count(), 50, "{violations}");
     let (rule, violation) = violations.iter().next().unwrap();
     assert_eq!(rule, "every_field_is_found");
     let text = "an operation failed that should have succeeded: StoreError { kind: Corrupt";

@@ -131,6 +131,7 @@ impl Settings {
         let origins = row.list("origins", "https://shop.example", WebOrigins::parse)?;
         match (kind.unwrap_or_default(), origins.unwrap_or_default()) {
             (KeyKind::Publishable, origins) => new = new.publishable(origins),
+            (KeyKind::Canary, origins) if origins.is_empty() => new = new.canary(),
             (_, origins) if origins.is_empty() => {}
             _ => {
                 let advice = "only a key of the kind \"publishable\" has origins";

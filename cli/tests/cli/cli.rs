@@ -132,6 +132,28 @@ async fn verify_says_why() {
     }
 }
 
+/// Presented on the command line, a canary key is an unknown one, too.
+#[tokio::test]
+async fn a_canary_key_is_issued_and_unknown_to_verify() {
+    for place in Place::all().await {
+        let (canary, id) = place.issue("--expires never --canary");
+        let (secret, _) = place.issue("--expires never");
+        place.done(&format!("revoke {}", place.issue("--expires never").1));
+        let (code, verdict) = place.verify(&canary);
+        assert_eq!((code, &verdict["reason"]), (5, &"unknown".into()), "{verdict}");
+        assert_eq!((&verdict["key_id"], &verdict["http_status"]), (&Value::Null, &401.into()));
+        assert_eq!(place.verify(&secret).0, 0);
+        assert_eq!(place.json(&format!("show {id}"))["kind"], "canary");
+        assert!(place.done(&format!("show {id}")).out.contains("canary: always refused"));
+        for refused in ["--plan gold", "--rate-limit 1/s", "--network 203.0.113.0/24"] {
+            let said =
+                place.run(&format!("issue --consumer acme --expires never --canary {refused}"));
+            assert_ne!(said.code, 0, "{said:?}");
+        }
+        assert_eq!(place.run("doctor").code, 0, "{:?}", place.run("doctor"));
+    }
+}
+
 #[test]
 fn verify_names_the_formats_that_it_checks() {
     let place = Place::sqlite();
@@ -377,7 +399,7 @@ async fn what_is_beyond_its_bounds_is_refused_with_the_bound() {
         ("networks", json!("10.0.0.0/8"), "must be a list"),
         ("tags", json!(["two words"]), "at most 32 tags"),
         ("origins", json!(["https://shop.example"]), "of the kind"),
-        ("kind", json!("public"), "secret or publishable"),
+        ("kind", json!("public"), "secret, publishable or canary"),
     ] {
         let mut line = json!({ "hash": hash(1), "consumer_id": "acme", "expires": "1d" });
         line[field] = value;

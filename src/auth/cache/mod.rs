@@ -22,6 +22,7 @@ pub(super) use self::{
     interner::Interner,
     limit_resolver::LimitResolver,
 };
+use super::canary::Canary;
 use crate::{clock::nanos, key::KeyHash, record::KeyStatus};
 
 /// Records and absences, by key hash.
@@ -48,10 +49,11 @@ pub(super) struct KeyCache {
     policy: CachePolicy,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Absence {
     loaded_at: Duration,
     generation: u64,
+    canary: Option<Arc<Canary>>,
 }
 
 pub(super) enum Peek {
@@ -60,7 +62,7 @@ pub(super) enum Peek {
     /// Cached but no longer fresh; usable if the store does not answer.
     Stale(Arc<Entry>),
     /// Cached as absent.
-    Absent,
+    Absent(Option<Arc<Canary>>),
     /// Not cached.
     Miss,
 }
@@ -126,12 +128,12 @@ impl KeyCache {
                 return Peek::Stale(entry);
             }
         }
-        let absent = self.absent.get(hash).is_some_and(|absence| {
+        let absence = self.absent.get(hash).filter(|absence| {
             let age = now.saturating_sub(absence.loaded_at);
             absence.generation == self.absent_generation.load(Ordering::Acquire)
                 && age < self.policy.absent
         });
-        if absent { Peek::Absent } else { Peek::Miss }
+        absence.map_or(Peek::Miss, |absence| Peek::Absent(absence.canary))
     }
 
     /// How long `entry` stays fresh if nothing changes.
@@ -194,10 +196,17 @@ impl KeyCache {
         self.present.insert(hash, entry);
     }
 
-    pub(super) fn insert_absent(&self, hash: KeyHash, loaded_at: Duration, generation: Generation) {
+    pub(super) fn insert_absent(
+        &self,
+        hash: KeyHash,
+        loaded_at: Duration,
+        generation: Generation,
+        canary: Option<Arc<Canary>>,
+    ) {
         self.hot.replace(&hash, None);
         self.present.invalidate(&hash);
-        self.absent.insert(hash, Absence { loaded_at, generation: generation.absent });
+        let generation = generation.absent;
+        self.absent.insert(hash, Absence { loaded_at, generation, canary });
     }
 
     /// Returns whether a record was cached.

@@ -2,7 +2,7 @@ use std::{future::Future, pin::Pin};
 
 use crate::{
     key::KeyHash,
-    record::KeyRecord,
+    record::{AuditEntry, KeyRecord},
     store::{KeyStore, StoreError, port::UsageBatch},
 };
 
@@ -16,6 +16,11 @@ pub(in crate::auth) trait DynStore: Send + Sync {
     ) -> BoxFuture<'a, Result<Option<KeyRecord>, StoreError>>;
 
     fn record_usage<'a>(&'a self, batch: &'a UsageBatch) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    fn append_audit<'a>(
+        &'a self,
+        entries: &'a [AuditEntry],
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
 }
 
 impl<S: KeyStore> DynStore for S {
@@ -28,5 +33,12 @@ impl<S: KeyStore> DynStore for S {
 
     fn record_usage<'a>(&'a self, batch: &'a UsageBatch) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(KeyStore::record_usage(self, batch))
+    }
+
+    fn append_audit<'a>(
+        &'a self,
+        entries: &'a [AuditEntry],
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(KeyStore::append_audit(self, entries))
     }
 }

@@ -7,11 +7,12 @@ use std::{
 
 use tokio::time::{Instant, timeout_at};
 
-use super::Presented;
+use super::{Presented, state::Known};
 use crate::{
     auth::{
         Event, LoadOutcome, Rejection,
         cache::{Entry, Generation, Loaded},
+        canary::Presence,
         core::Core,
         throttle::LookupClass,
     },
@@ -24,7 +25,7 @@ use crate::{
 
 /// The answer of the store.
 pub(super) struct Fetched {
-    pub(super) entry: Option<Arc<Entry>>,
+    pub(super) known: Known,
     pub(super) loaded_at: Duration,
     pub(super) generation: Generation,
 }
@@ -75,10 +76,12 @@ impl Core {
             Err(StoreError::new(StoreErrorKind::Unavailable).because(late))
         };
         let found = found.unwrap_or_else(late).and_then(|found| self.limits.check(found));
+        // From here on, a canary key is an unknown one.
+        let found = found.map(Presence::of);
         let answered = self.clock.monotonic();
         self.loaded(&found, answered.saturating_sub(now));
         drop(permit);
-        if let (Ok(None), Some(presented)) = (&found, presented) {
+        if let (Ok(Presence::Absent(_)), Some(presented)) = (&found, presented) {
             match self.fetch_legacy(presented, hash, class).await {
                 Ok(None) => {}
                 Ok(Some(fetched)) => return Ok(fetched),
@@ -89,12 +92,12 @@ impl Core {
             }
         }
         match &found {
-            Ok(Some(_)) => drop(cost),
-            Ok(None) => cost.fail(answered),
+            Ok(Presence::Key(_)) => drop(cost),
+            Ok(Presence::Absent(_)) => cost.fail(answered),
             Err(_) => cost.spend(),
         }
         match found {
-            Ok(record) => {
+            Ok(found) => {
                 if self.lookup.breaker.answered() == Answer::Recovery {
                     trace::info!("key store recovered");
                 }
@@ -105,18 +108,25 @@ impl Core {
                     generation: generation.present,
                     missed,
                 };
-                let entry = record.map(|record| self.entry(record, loaded));
-                if !outdated_by.is_zero() && !self.may_tell(entry.as_deref(), class, answered) {
+                let known = self.known(found, loaded);
+                if !outdated_by.is_zero() && !self.may_tell(known.entry(), class, answered) {
                     return Err(outdated());
                 }
-                Ok(Fetched { entry, loaded_at: now, generation })
+                Ok(Fetched { known, loaded_at: now, generation })
             }
             Err(error) => Err(self.failed(hash, error)),
         }
     }
 
-    /// What is cached of a key.
-    pub(super) fn entry(self: &Arc<Self>, mut record: KeyRecord, loaded: Loaded) -> Arc<Entry> {
+    /// What is cached of what the store has for a hash.
+    pub(super) fn known(self: &Arc<Self>, found: Presence, loaded: Loaded) -> Known {
+        match found {
+            Presence::Key(record) => Known::Key(self.entry(record, loaded)),
+            Presence::Absent(canary) => Known::Absent(canary),
+        }
+    }
+
+    fn entry(self: &Arc<Self>, mut record: KeyRecord, loaded: Loaded) -> Arc<Entry> {
         self.lookup.state().revoked.correct(&mut record);
         record.scopes = self.lookup.effective(&record.scopes);
         if self.limits.misses_plan(&record) {
@@ -129,7 +139,7 @@ impl Core {
     /// Whether a replica that is too far behind is trusted about this key. Revocation and deletion
     /// are permanent, so those are; any other record is used as long as during an outage. A key
     /// that was never known may have been created in the meantime.
-    fn may_tell(&self, entry: Option<&Entry>, class: LookupClass, now: Duration) -> bool {
+    fn may_tell(&self, entry: Option<&Arc<Entry>>, class: LookupClass, now: Duration) -> bool {
         match entry {
             Some(entry) => {
                 entry.status(now) == KeyStatus::Revoked || self.cache.is_usable(entry, now)
@@ -138,10 +148,10 @@ impl Core {
         }
     }
 
-    fn loaded(&self, found: &Result<Option<KeyRecord>, StoreError>, took: Duration) {
+    fn loaded(&self, found: &Result<Presence, StoreError>, took: Duration) {
         let outcome = match found {
-            Ok(Some(_)) => LoadOutcome::Found,
-            Ok(None) => LoadOutcome::NotFound,
+            Ok(Presence::Key(_)) => LoadOutcome::Found,
+            Ok(Presence::Absent(_)) => LoadOutcome::NotFound,
             Err(_) => LoadOutcome::Failed,
         };
         self.observe(&Event::Loaded { outcome, took });

@@ -9,7 +9,10 @@ use std::{
 
 use tokio::{sync::watch, time::timeout};
 
-use super::{state::Outcome, stream_retries::Retries};
+use super::{
+    state::{Known, Outcome},
+    stream_retries::Retries,
+};
 use crate::auth::{
     RejectionKind,
     cache::{Entry, EntryOwner, Peek, WatchedKey},
@@ -45,9 +48,9 @@ async fn ended(core: Arc<Core>, mut key: WatchedKey) {
     let mut expires_at = None;
     loop {
         let mut changes = *news.borrow_and_update();
-        let entry = match core.peek(&key.hash, core.clock.monotonic()) {
-            Peek::Fresh(entry) => Ok(Some(entry)),
-            Peek::Absent => Ok(None),
+        let known = match core.peek(&key.hash, core.clock.monotonic()) {
+            Peek::Fresh(entry) => Ok(Known::Key(entry)),
+            Peek::Absent(canary) => Ok(Known::Absent(canary)),
             Peek::Stale(_) | Peek::Miss => {
                 // The expiry of a changed key is unknown.
                 let expires_at = expires_at.filter(|_| confirmed == Some(changes));
@@ -67,18 +70,18 @@ async fn ended(core: Arc<Core>, mut key: WatchedKey) {
             }
         };
         let now = core.clock.monotonic();
-        let wait = match entry {
-            Ok(entry) => {
-                let works = |entry: &Arc<Entry>| {
+        let wait = match known {
+            Ok(known) => {
+                let works = |entry: &&Arc<Entry>| {
                     entry.key_id() == key.id && core.status(entry, now) == KeyStatus::Active
                 };
-                let Some(entry) = entry.filter(works) else { return };
-                key.confirm(&entry);
+                let Some(entry) = known.entry().filter(works) else { return };
+                key.confirm(entry);
                 confirmed = Some(changes);
-                let missed = core.missed_since(&entry);
+                let missed = core.missed_since(entry);
                 let expires_in = entry.expires_in(now.saturating_add(missed));
                 expires_at = expires_in.map(|expires_in| now.saturating_add(expires_in));
-                let fresh_for = core.cache.fresh_for(&entry, now);
+                let fresh_for = core.cache.fresh_for(entry, now);
                 let confirm_in = if fresh_for.is_zero() {
                     retries.next()
                 } else {
@@ -140,8 +143,8 @@ async fn look_up(
 
 fn known(core: &Core, key: WatchedKey) -> Option<Outcome> {
     match core.peek(&key.hash, core.clock.monotonic()) {
-        Peek::Fresh(entry) => Some(Ok(Some(entry))),
-        Peek::Absent => Some(Ok(None)),
+        Peek::Fresh(entry) => Some(Ok(Known::Key(entry))),
+        Peek::Absent(canary) => Some(Ok(Known::Absent(canary))),
         Peek::Stale(_) | Peek::Miss => None,
     }
 }

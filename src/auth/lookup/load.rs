@@ -8,7 +8,7 @@ use super::{
     Presented,
     fetch::Fetched,
     single_flight::{InFlightLoad, InFlightLoads},
-    state::{LoadResult, LoadState, Outcome},
+    state::{Known, LoadResult, LoadState, Outcome},
 };
 use crate::{
     auth::{
@@ -58,11 +58,11 @@ impl Core {
     ) -> Outcome {
         let rejection = match self.join(hash, network, presented).await {
             Err(rejection) => rejection,
-            Ok(entry) => {
-                if let Some(entry) = entry.as_ref().filter(|entry| entry.is_outdated()) {
+            Ok(known) => {
+                if let Some(entry) = known.entry().filter(|entry| entry.is_outdated()) {
                     self.stale_served(entry);
                 }
-                return Ok(entry);
+                return Ok(known);
             }
         };
         if rejection.store_error_kind() == Some(StoreErrorKind::Corrupt) {
@@ -71,7 +71,7 @@ impl Core {
         // Read again, as the entry may have been invalidated in the meantime.
         let now = self.clock.monotonic();
         match self.cache.peek(&hash, now) {
-            Peek::Fresh(entry) => Ok(Some(entry)),
+            Peek::Fresh(entry) => Ok(Known::Key(entry)),
             Peek::Stale(entry)
                 if rejection.kind() == RejectionKind::Overloaded
                     && self.cache.is_overdue(&entry, now) =>
@@ -80,9 +80,9 @@ impl Core {
             }
             Peek::Stale(entry) => {
                 self.stale_served(&entry);
-                Ok(Some(entry))
+                Ok(Known::Key(entry))
             }
-            Peek::Absent | Peek::Miss => Err(rejection),
+            Peek::Absent(_) | Peek::Miss => Err(rejection),
         }
     }
 
@@ -118,7 +118,7 @@ impl Core {
         let result = timeout(self.lookup.longest_load(), completion).await;
         match result.as_ref().map(|result| result.as_deref()) {
             Ok(Ok(Some(result))) => {
-                if is_joined && matches!(result.outcome, Ok(None)) {
+                if is_joined && matches!(result.outcome, Ok(Known::Absent(_))) {
                     self.lookup.unknown_keys.failed(network, self.clock.monotonic());
                 }
                 Ok(result.clone())
@@ -147,10 +147,10 @@ impl Core {
         }
         let now = self.clock.monotonic();
         let class = match self.cache.peek(&hash, now) {
-            Peek::Fresh(entry) => return ControlFlow::Break(Ok(Some(entry))),
-            Peek::Absent => {
+            Peek::Fresh(entry) => return ControlFlow::Break(Ok(Known::Key(entry))),
+            Peek::Absent(canary) => {
                 self.lookup.unknown_keys.failed(network, now);
-                return ControlFlow::Break(Ok(None));
+                return ControlFlow::Break(Ok(Known::Absent(canary)));
             }
             Peek::Stale(_) => LookupClass::Known,
             Peek::Miss if state.recently_known.contains(&hash) => LookupClass::Known,
@@ -203,12 +203,12 @@ impl CompletionGuard {
         }
         state.in_flight.detach_load(&self.hash, self.number);
         drop(state);
-        let outcome = outcome.map(|fetched| fetched.entry);
+        let outcome = outcome.map(|fetched| fetched.known);
         self.result.send_replace(Some(LoadResult { outcome, is_superseded }));
     }
 
     fn is_superseded(&self, in_flight: &InFlightLoads<LoadResult>, fetched: &Fetched) -> bool {
-        let id = fetched.entry.as_ref().map(|entry| entry.key_id());
+        let id = fetched.known.entry().map(|entry| entry.key_id());
         let is_outdated_absence =
             id.is_none() && !self.core.cache.is_absence_current(fetched.generation);
         is_outdated_absence || in_flight.is_superseded(self.number, id)
@@ -217,19 +217,22 @@ impl CompletionGuard {
     fn keep(&self, state: &mut LoadState, fetched: &Fetched) {
         let cache = &self.core.cache;
         state.recently_known.remove(&self.hash);
-        match &fetched.entry {
-            Some(entry) => {
+        match &fetched.known {
+            Known::Key(entry) => {
                 if let Some(before) = state.ids.enter(entry) {
                     // Changes reported for this id will no longer find the old hash.
                     self.core.forget(state, &before);
                 }
                 cache.insert(self.hash, Arc::clone(entry));
             }
-            None => cache.insert_absent(self.hash, fetched.loaded_at, fetched.generation),
+            Known::Absent(canary) => {
+                let (hash, canary) = (self.hash, canary.clone());
+                cache.insert_absent(hash, fetched.loaded_at, fetched.generation, canary);
+            }
         }
         // Streams waiting for a permit need not wait any longer.
         let works = |entry: &Arc<Entry>| entry.status(fetched.loaded_at) == KeyStatus::Active;
-        if !fetched.entry.as_ref().is_some_and(works) {
+        if !fetched.known.entry().is_some_and(works) {
             state.ids.wake(&self.hash);
         }
     }

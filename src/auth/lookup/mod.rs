@@ -19,5 +19,5 @@ mod stream_retries;
 pub(super) use self::{
     dyn_store::{BoxFuture, DynStore},
     legacy::{Legacy, Presented},
-    state::Lookup,
+    state::{Known, Lookup},
 };

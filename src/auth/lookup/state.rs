@@ -16,6 +16,7 @@ use crate::{
     auth::{
         Rejection,
         cache::{CachePolicy, Entry, Interner},
+        canary::Canary,
         key_log::KeyLog,
         throttle::{LookupClass, Rate, UnknownKeyLimiter},
     },
@@ -32,8 +33,25 @@ const BREAKER: BreakerConfig = BreakerConfig {
     failures_postpone_probe: true,
 };
 
-/// The key's entry, `None` if the key does not exist, or why that is unknown.
-pub(super) type Outcome = Result<Option<Arc<Entry>>, Rejection>;
+/// What is known of a key.
+#[derive(Clone)]
+pub(in crate::auth) enum Known {
+    Key(Arc<Entry>),
+    /// No key that could let anyone in, but it may be a canary key.
+    Absent(Option<Arc<Canary>>),
+}
+
+impl Known {
+    pub(super) fn entry(&self) -> Option<&Arc<Entry>> {
+        match self {
+            Self::Key(entry) => Some(entry),
+            Self::Absent(_) => None,
+        }
+    }
+}
+
+/// What is known of the key, or why nothing is.
+pub(super) type Outcome = Result<Known, Rejection>;
 
 /// The result of a load.
 #[derive(Clone)]

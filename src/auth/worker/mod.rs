@@ -1,4 +1,5 @@
 mod backoff;
+mod canaries;
 mod feed;
 mod sweep;
 mod usage;
@@ -17,7 +18,7 @@ use self::{
     backoff::{Backoff, LONGEST as LONGEST_BACKOFF},
     sweep::LimiterSweep,
 };
-pub(super) use self::{feed::DynFeed, usage::UsageWriter};
+pub(super) use self::{canaries::CanaryWriter, feed::DynFeed, usage::UsageWriter};
 use super::{
     Event, FeedHealth,
     catch_panic::{Panicked, Throttle, catch_panic},
@@ -39,7 +40,7 @@ const LEGACY_INTERVAL: Duration = Duration::from_secs(60);
 const TIMER_BOUND: Duration = Duration::from_secs(1);
 
 /// Background work: follows the [change feed](super::Builder::change_feed), writes when and how
-/// often keys were used, probes a store that is down, detects clocks that were stepped or stood still, and sweeps
+/// often keys were used, and uses of [canary](crate::record::KeyKind::Canary) keys, probes a store that is down, detects clocks that were stepped or stood still, and sweeps
 /// the rate limiter.
 ///
 /// Nothing runs until [`run`](Self::run) is awaited, usually in a task of its own. Drop the worker
@@ -54,6 +55,7 @@ pub struct Worker {
     core: Arc<Core>,
     feed: Option<Box<dyn DynFeed>>,
     usage: UsageWriter,
+    canaries: CanaryWriter,
     sweep_interval: Duration,
     unrun: UnrunWarning,
 }
@@ -67,7 +69,7 @@ impl Drop for UnrunWarning {
     fn drop(&mut self) {
         if self.is_due {
             trace::warn!(
-                consequences = "last uses are not written; changes made elsewhere are noticed late; \
+                consequences = "last uses and uses of canary keys are not written; changes made elsewhere are noticed late; \
                                 a store that is down is not probed; the rate limiter is not swept",
                 "worker dropped without being run"
             );
@@ -80,10 +82,11 @@ impl Worker {
         core: Arc<Core>,
         feed: Option<Box<dyn DynFeed>>,
         usage: UsageWriter,
+        canaries: CanaryWriter,
         sweep_interval: Duration,
     ) -> Self {
         let unrun = UnrunWarning { is_due: true };
-        Self { core, feed, usage, sweep_interval, unrun }
+        Self { core, feed, usage, canaries, sweep_interval, unrun }
     }
 
     /// Runs until `shutdown` resolves or every [`Authenticator`](super::Authenticator) is dropped,
@@ -99,7 +102,7 @@ impl Worker {
     /// panics counts as resolved. Close database pools only after this has returned, or the uses
     /// not yet written are lost.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { core, feed, mut usage, sweep_interval, mut unrun } = self;
+        let Self { core, feed, mut usage, mut canaries, sweep_interval, mut unrun } = self;
         unrun.is_due = false;
         tokio::select! {
             _ = catch_panic(shutdown) => {}
@@ -110,8 +113,9 @@ impl Worker {
             never = check_clocks(&core) => match never {},
             never = count_legacy_keys(&core) => match never {},
             never = refresh_metrics(&core) => match never {},
+            never = write_canary_uses(&core, &mut canaries) => match never {},
         }
-        usage.finish().await;
+        tokio::join!(usage.finish(), canaries.finish());
     }
 }
 
@@ -123,9 +127,10 @@ impl Worker {
         self
     }
 
-    /// Writes the uses that were reported so far.
+    /// Writes the uses that were reported so far, also those of canary keys.
     pub(crate) async fn write_usage_now(&mut self) {
         self.usage.write_now().await;
+        self.canaries.write_now().await;
     }
 }
 
@@ -162,6 +167,16 @@ async fn write_usage(core: &Core, usage: &mut UsageWriter) {
     let mut duty = Duty::new("usage", core);
     while let Err(panicked) = catch_panic(usage.write()).await {
         duty.panicked(panicked).await;
+    }
+}
+
+async fn write_canary_uses(core: &Core, canaries: &mut CanaryWriter) -> Infallible {
+    let mut duty = Duty::new("canary uses", core);
+    loop {
+        match catch_panic(canaries.write()).await {
+            Ok(never) => match never {},
+            Err(panicked) => duty.panicked(panicked).await,
+        }
     }
 }
 

@@ -36,9 +36,9 @@ pub(super) fn origins() -> ArrayBuilder {
 }
 
 pub(super) fn kind() -> ObjectBuilder {
-    let kinds = [KeyKind::Secret.as_str(), KeyKind::Publishable.as_str()];
+    let kinds = KeyKind::ALL.map(KeyKind::as_str);
     string().enum_values(Some(kinds)).description(Some(
-        "Whether the key is a secret, or publishable: for pages that everyone can read. It cannot \
-         be changed.",
+        "Whether the key is a secret, publishable: for pages that everyone can read, or a canary: \
+         it is always refused, and its use is in its audit. It cannot be changed.",
     ))
 }

@@ -329,6 +329,8 @@ fn event() -> ObjectBuilder {
         "rotated",
         "revoked",
         "pruned",
+        "leaked",
+        "canary_used",
         "denied",
         "deleted",
         "plan_created",
@@ -350,8 +352,8 @@ fn event() -> ObjectBuilder {
                 .schema_type(SchemaType::from_iter([Type::Object, Type::String, Type::Null]))
                 .description(Some(
                     "`from` and `to` of each changed field. For a denied attempt, the attempt \
-                     and its `target`, if the caller may see it. A string if the stored value is \
-                     not JSON or is nested too deep.",
+                     and its `target`, if the caller may see it; for a leak, where the key was \
+                     found. A string if the stored value is not JSON or is nested too deep.",
                 ))
                 .into(),
         ),

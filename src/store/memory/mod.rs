@@ -15,13 +15,15 @@ use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ListedKey, ManageKeys, StoreError,
     UsageBucket, UsageCursor, UsageQuery,
     page::{Filling, event_bytes, key_bytes},
-    port::{Backend, HourlyUse, LegacyHashes, LegacyKey, ManagePlans, UsageBatch},
+    port::{
+        Backend, HourlyUse, KeyTransaction as _, LegacyHashes, LegacyKey, ManagePlans, UsageBatch,
+    },
 };
 use crate::{
     clock::{Clock, SystemClock},
     key::KeyHash,
     rate_limit::{PlanName, RateLimits},
-    record::{KeyId, KeyRecord},
+    record::{AuditEntry, KeyId, KeyRecord},
 };
 
 /// In-memory key store, lost when the process ends. For tests and a few static keys.
@@ -80,6 +82,12 @@ impl KeyStore for MemoryKeyStore {
         }
         Ok(())
     }
+
+    async fn append_audit(&self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        transaction.write_audit(entries).await?;
+        transaction.commit().await
+    }
 }
 
 impl ManageKeys for MemoryKeyStore {
@@ -93,6 +101,13 @@ impl ManageKeys for MemoryKeyStore {
     async fn get(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
         let keys = self.keys.lock();
         Ok(keys.records.get(&id).map(|record| keys.read(record, self.keys.clock.now())))
+    }
+
+    async fn find_many(&self, hashes: &[KeyHash]) -> Result<Vec<KeyRecord>, StoreError> {
+        let (keys, now) = (self.keys.lock(), self.keys.clock.now());
+        let ids = hashes.iter().filter_map(|hash| keys.ids.get(hash));
+        let found = ids.filter_map(|id| keys.records.get(id));
+        Ok(found.map(|record| keys.read(record, now)).collect())
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {

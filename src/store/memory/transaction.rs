@@ -249,7 +249,9 @@ impl KeyTransaction for MemoryTransaction {
         &mut self,
         claim: &IdempotencyRecord,
     ) -> Result<Option<IdempotencyRecord>, StoreError> {
-        let earlier = self.store.lock().claims.get(&claim.request).map(|(_, claim)| *claim);
+        let own = self.claims.iter().find(|own| own.request == claim.request);
+        let known = || self.store.lock().claims.get(&claim.request).map(|(_, claim)| *claim);
+        let earlier = own.copied().or_else(known);
         if earlier.is_none() {
             self.claims.push(*claim);
         }

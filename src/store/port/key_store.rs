@@ -1,7 +1,11 @@
 use std::future::Future;
 
 use super::UsageBatch;
-use crate::{key::KeyHash, record::KeyRecord, store::StoreError};
+use crate::{
+    key::KeyHash,
+    record::{AuditEntry, KeyRecord},
+    store::StoreError,
+};
 
 /// Looks up keys, and records when they were last used.
 pub trait KeyStore: Send + Sync + 'static {
@@ -32,6 +36,20 @@ pub trait KeyStore: Send + Sync + 'static {
         batch: &UsageBatch,
     ) -> impl Future<Output = Result<(), StoreError>> + Send {
         let _ = batch;
+        async { Ok(()) }
+    }
+
+    /// Appends audit entries about keys that were presented, all or none: uses of
+    /// [canary](crate::record::KeyKind::Canary) keys. The default discards them.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot; the caller retries them.
+    fn append_audit(
+        &self,
+        entries: &[AuditEntry],
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let _ = entries;
         async { Ok(()) }
     }
 }

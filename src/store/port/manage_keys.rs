@@ -2,6 +2,7 @@ use std::{future::Future, time::SystemTime};
 
 use super::{HourlyUse, KeyTransaction, ManagePlans, key_store::KeyStore};
 use crate::{
+    key::KeyHash,
     record::{KeyId, KeyRecord},
     store::{
         EventPage, EventQuery, KeyPage, KeyQuery, StoreError, StoreErrorKind, UsageBucket,
@@ -30,6 +31,26 @@ pub trait ManageKeys: KeyStore + ManagePlans {
     ///
     /// When the store cannot answer.
     fn get(&self, id: KeyId) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send;
+
+    /// The records of the keys that have one of these hashes, in any state and order: one query for
+    /// all of them. `hashes` has no duplicates. The default asks [`find`](KeyStore::find) for each.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot answer, or [`Corrupt`](crate::store::StoreErrorKind::Corrupt) when a
+    /// record cannot be parsed.
+    fn find_many(
+        &self,
+        hashes: &[KeyHash],
+    ) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send {
+        async move {
+            let mut found = Vec::new();
+            for hash in hashes {
+                found.extend(self.find(hash).await?);
+            }
+            Ok(found)
+        }
+    }
 
     /// A page of keys, newest first.
     ///

@@ -31,18 +31,18 @@ use self::{
     error::failed,
     management::Management,
     migrate::bring_up_to_date,
-    record::{columns, read_time, record, uuid},
+    record::{columns, read_time, record, records, uuid},
 };
 pub use self::{builder::PgKeyStoreBuilder, change_feed::PgChangeFeed, transaction::PgTransaction};
 #[cfg(doc)]
 use crate::store::StoreErrorKind;
 use crate::{
     key::KeyHash,
-    record::{KeyId, KeyRecord},
+    record::{AuditEntry, KeyId, KeyRecord},
     store::{
         self, EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, StoreError,
         UsageBucket, UsageCursor, UsageQuery,
-        port::{Backend, HourlyUse, UsageBatch},
+        port::{Backend, HourlyUse, KeyTransaction as _, UsageBatch},
     },
 };
 
@@ -228,6 +228,10 @@ impl fmt::Debug for PgKeyStore {
 
 const GET: &str = concat!("select ", columns!(), " from api_keys where id = $1");
 
+// Inside a subselect, the planner does not see the array's length: one plan serves every batch.
+const FIND_MANY: &str =
+    concat!("select ", columns!(), " from api_keys where key_hash = any((select $1)::bytea[])");
+
 const LAST_USED_AT: &str = "select last_used_at from api_key_usage where key_id = $1";
 
 impl KeyStore for PgKeyStore {
@@ -240,6 +244,12 @@ impl KeyStore for PgKeyStore {
             return Ok(());
         }
         usage::record(&self.management, batch).await
+    }
+
+    async fn append_audit(&self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        transaction.write_audit(entries).await?;
+        transaction.commit().await
     }
 }
 
@@ -257,6 +267,13 @@ impl ManageKeys for PgKeyStore {
         let record = get(&mut lease, id).await?;
         self.management.commit(lease).await?;
         Ok(record)
+    }
+
+    async fn find_many(&self, hashes: &[KeyHash]) -> Result<Vec<KeyRecord>, StoreError> {
+        let mut lease = self.management.begin(|statements| &statements.begin_read).await?;
+        let found = find_many(&mut lease, hashes).await?;
+        self.management.commit(lease).await?;
+        Ok(found)
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
@@ -314,6 +331,14 @@ impl Backend for PgKeyStore {
 
 async fn get(connection: &mut PgConnection, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
     record(query(GET).bind(uuid(id)).fetch_optional(connection).await.map_err(failed)?)
+}
+
+async fn find_many(
+    connection: &mut PgConnection,
+    hashes: &[KeyHash],
+) -> Result<Vec<KeyRecord>, StoreError> {
+    let hashes: Vec<_> = hashes.iter().map(|hash| *hash.as_bytes()).collect();
+    records(&query(FIND_MANY).bind(hashes).fetch_all(connection).await.map_err(failed)?)
 }
 
 async fn last_used_at(

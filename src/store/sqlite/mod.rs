@@ -42,18 +42,18 @@ use self::{
     lookup_pool::LookupPool,
     migrate::bring_up_to_date,
     pragmas::BUSY_TIMEOUT,
-    record::{columns, now, read_time, record, uuid},
+    record::{columns, hex, now, read_time, record, records, uuid},
 };
 use super::{
     EventPage, EventQuery, KeyPage, KeyQuery, KeyStore, ManageKeys, PollingChangeFeed, StoreError,
     StoreErrorKind, UsageBucket, UsageCursor, UsageQuery,
     migrate::failed as migration_failed,
-    port::{Backend, HourlyUse, UsageBatch},
-    row::answering,
+    port::{Backend, HourlyUse, KeyTransaction as _, UsageBatch},
+    row::{answering, json},
 };
 use crate::{
     key::KeyHash,
-    record::{KeyId, KeyRecord},
+    record::{AuditEntry, KeyId, KeyRecord},
 };
 
 /// Key store in an embedded SQLite database: one file, for services on one machine.
@@ -213,6 +213,13 @@ const FIND: &str = concat!("select ", columns!(), " from api_keys where key_hash
 
 const GET: &str = concat!("select ", columns!(), " from api_keys where id = ?1");
 
+// The batch is one parameter, in JSON, however large it is.
+const FIND_MANY: &str = concat!(
+    "select ",
+    columns!(),
+    " from api_keys where key_hash in (select unhex(value) from json_each(?1))"
+);
+
 const LAST_USED_AT: &str = "select last_used_at from api_key_usage where key_id = ?1";
 
 impl KeyStore for SqliteKeyStore {
@@ -223,6 +230,12 @@ impl KeyStore for SqliteKeyStore {
 
     async fn record_usage(&self, batch: &UsageBatch) -> Result<(), StoreError> {
         usage::record(&self.pool, batch).await
+    }
+
+    async fn append_audit(&self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        transaction.write_audit(entries).await?;
+        transaction.commit().await
     }
 }
 
@@ -240,6 +253,13 @@ impl ManageKeys for SqliteKeyStore {
         let record = get(&mut lease, id).await?;
         lease.commit().await?;
         Ok(record)
+    }
+
+    async fn find_many(&self, hashes: &[KeyHash]) -> Result<Vec<KeyRecord>, StoreError> {
+        let mut lease = Lease::begin(&self.pool, READ).await?;
+        let found = find_many(&mut lease, hashes).await?;
+        lease.commit().await?;
+        Ok(found)
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
@@ -309,6 +329,15 @@ async fn get(
     id: KeyId,
 ) -> Result<Option<KeyRecord>, StoreError> {
     record(query(GET).bind(uuid(id)).fetch_optional(connection).await.map_err(failed)?)
+}
+
+async fn find_many(
+    connection: &mut SqliteConnection,
+    hashes: &[KeyHash],
+) -> Result<Vec<KeyRecord>, StoreError> {
+    let hashes: Vec<_> = hashes.iter().map(|hash| hex(hash.as_bytes())).collect();
+    let find = query(FIND_MANY).bind(json(&hashes)?);
+    records(&find.fetch_all(connection).await.map_err(failed)?)
 }
 
 async fn last_used_at(

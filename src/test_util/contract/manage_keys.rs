@@ -56,6 +56,7 @@ suite! {
     a_large_batch_is_accepted
     look_ups_may_be_dropped
     keys_are_read_by_id
+    many_hashes_find_their_keys
     a_taken_id_is_a_conflict
     a_taken_hash_is_a_conflict
     an_update_replaces_what_may_change

@@ -22,7 +22,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::{
     body::Incoming,
     client::conn::http1::{SendRequest, handshake},
@@ -153,6 +153,20 @@ impl Node {
     pub async fn issue(&self, count: usize) -> Vec<Key> {
         let issued = self.admin(Method::POST, &format!("/issue/{count}")).await;
         serde_json::from_value(issued).unwrap()
+    }
+
+    /// A request of another form, on a connection of its own.
+    pub async fn send(&self, mut request: Request<Full<Bytes>>) -> Reply {
+        let host = self.address.to_string().parse().unwrap();
+        request.headers_mut().insert(header::HOST, host);
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (mut sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let (parts, body) = within(sender.send_request(request)).await.unwrap().into_parts();
+        let body = within(body.collect()).await.unwrap().to_bytes();
+        let body = String::from_utf8(body.into()).unwrap();
+        Reply { status: parts.status, headers: parts.headers, body }
     }
 
     pub async fn health(&self) -> Value {

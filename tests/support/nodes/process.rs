@@ -37,6 +37,8 @@ use tower_api_key::{
     auth::{CachePolicy, Event},
     key::KeyHash,
     layer::{UntilKeyEnds, websocket::until_key_ends},
+    leaks,
+    manage::LeakPolicy,
     record::{KeyId, KeyRecord},
     store::{
         KeyStore, PgChangeFeed, PgKeyStore, StoreError,
@@ -44,7 +46,7 @@ use tower_api_key::{
     },
 };
 
-use crate::raw_store::ByHand as _;
+use crate::{github::GitHub, raw_store::ByHand as _};
 
 /// The test that runs as a node if [`SETTINGS`] says so.
 pub(super) const TEST: &str = "fleet::a_node_comes_up_and_ends";
@@ -165,9 +167,10 @@ fn app(admin: Admin) -> Router {
         .route("/issue/{count}", post(issue))
         .route("/revoke/{id}", post(revoke))
         .route("/health", get(health))
-        .route("/counts", get(counts))
-        .with_state(admin);
-    keyed.nest("/admin", open)
+        .route("/counts", get(counts));
+    let issuer = admin.auth.issuer(admin.keys.clone());
+    let leaks = leaks::router(issuer, LeakPolicy::new(), GitHub::new().public_keys());
+    keyed.nest("/admin", open.with_state(admin)).nest_service("/leaks", leaks)
 }
 
 /// Sends one event, and then nothing.

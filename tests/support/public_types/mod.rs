@@ -30,7 +30,10 @@ use tower_api_key::{
         ClientAddress, ConcurrencyLimit, Cost, DrainRejected, Granted, RateClass, Scheme,
         UntilKeyEnds, UntilKeyEndsLayer,
     },
-    manage::{Actor, Expiry, KeyImport, KeyIssuer, KeyUpdate, NewKey, Rotation},
+    leaks::{GitHubPublicKeys, Leaks, PublicKeySet},
+    manage::{
+        Actor, Expiry, KeyImport, KeyIssuer, KeyUpdate, LeakPolicy, LeakReport, NewKey, Rotation,
+    },
     rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, port::Subject},
     record::{KeyAction, KeyId, KeyKind, KeyStatus, Metadata, Network, Scope, Tags, WebOrigins},
     store::{
@@ -128,6 +131,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("FeedHealth", NoText),
     ("Finding", ASecret),
     ("FoundKey", ASecret),
+    ("GitHubPublicKeys", ASecret),
     ("Grant", Names),
     ("Granted", ASecret),
     ("GuardedRoutes", ASecret),
@@ -189,6 +193,11 @@ const REGISTER: &[(&str, Holds)] = &[
     ("KeyStatus", NoText),
     ("KeyUpdate", ASecret),
     ("KeyView", ASecret),
+    ("LeakOutcome", NoText),
+    ("LeakPolicy", Names),
+    ("LeakReport", ASecret),
+    ("LeakResponse", NoText),
+    ("Leaks", ASecret),
     ("Leases", NoText),
     ("LegacyHash", ASecret),
     ("LegacyKey", ASecret),
@@ -226,6 +235,10 @@ const REGISTER: &[(&str, Holds)] = &[
     ("PresentedKey", ASecret),
     ("ProblemJson", NoText),
     ("Pruned", NoText),
+    ("PublicKey", NoText),
+    ("PublicKeySet", Names),
+    ("PublicKeysError", ASecret),
+    ("PublicKeysErrorKind", NoText),
     ("Quota", Names),
     ("RateClass", ASecret),
     ("RateLimitHeaders", NoText),
@@ -574,6 +587,14 @@ async fn of_management(heard: &mut Heard, keys: &Keys, key: &str) {
         Admin::new(issuer.clone(), keys.auth()),
         admin::router(issuer.clone(), keys.auth()),
         account::Account::new(issuer.clone(), keys.auth()),
+    );
+    let token = GitHubPublicKeys::new().bearer_token(key).unwrap();
+    say!(heard:
+        token,
+        LeakReport::new(key.as_bytes()),
+        Leaks::new(issuer, LeakPolicy::new()).github(token).reporters(keys.auth()),
+        PublicKeySet::from_json(format!("\"{key}\"").as_bytes()).unwrap_err(),
+        GitHubPublicKeys::at(key).unwrap_err(),
     );
 }
 

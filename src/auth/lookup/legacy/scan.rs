@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     auth::{
-        Event, Rejection, VerificationOutcome, cache::Loaded, core::Core, lookup::fetch::Fetched,
-        throttle::LookupClass,
+        Event, Rejection, VerificationOutcome, cache::Loaded, canary::Presence, core::Core,
+        lookup::fetch::Fetched, throttle::LookupClass,
     },
     key::KeyHash,
     store::{StoreError, StoreErrorKind, port::LegacyKey},
@@ -148,7 +148,8 @@ impl Core {
         let outdated_by = Duration::ZERO;
         let loaded =
             Loaded { loaded_at, answered_at, outdated_by, generation: generation.present, missed };
-        Ok(Some(Fetched { entry: Some(self.entry(record, loaded)), loaded_at, generation }))
+        let known = self.known(Presence::of(Some(record)), loaded);
+        Ok(Some(Fetched { known, loaded_at, generation }))
     }
 }
 

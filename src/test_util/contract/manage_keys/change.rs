@@ -24,6 +24,27 @@ pub async fn keys_are_read_by_id<S: ManageKeys>(store: S) -> Result<(), Violatio
     equal(&store.last_used_at(id()?).await?, &None, why)
 }
 
+/// `find_many` finds what `find` finds, in every state.
+pub async fn many_hashes_find_their_keys<S: ManageKeys>(store: S) -> Result<(), Violation> {
+    let mut expected = vec![inserted(&store, full_record()?).await?];
+    for _ in 0..3 {
+        expected.push(inserted(&store, record()?).await?);
+    }
+    if let Some(key) = expected.last_mut() {
+        *key = some(revoke(&store, key.id, None).await?, "a key that is stored must be revoked")?;
+    }
+    inserted(&store, record()?).await?;
+    let mut hashes: Vec<_> = expected.iter().map(|key| key.key_hash).collect();
+    hashes.extend([hash()?, hash()?]);
+    let mut found = store.find_many(&hashes).await?;
+    found.sort_unstable_by_key(|key| key.id);
+    expected.sort_unstable_by_key(|key| key.id);
+    let unread = |keys: &[KeyRecord]| keys.iter().map(unread).collect::<Vec<_>>();
+    let why = "`find_many` must return the keys with these hashes, each once, and no others";
+    equal(&unread(&found), &unread(&expected), why)?;
+    equal(&store.find_many(&[]).await?.len(), &0, "without hashes it must return no keys")
+}
+
 /// An id identifies one key, also in the audit.
 pub async fn a_taken_id_is_a_conflict<S: ManageKeys>(store: S) -> Result<(), Violation> {
     let first = inserted(&store, full_record()?).await?;

@@ -251,6 +251,9 @@ pub async fn a_request_is_claimed_once<S: ManageKeys>(store: S) -> Result<(), Vi
         let found = transaction.claim_idempotency_key(&claim(1, key)).await?;
         let why = "`claim_idempotency_key` must return the record of an earlier, committed claim";
         equal(&found, &earlier, why)?;
+        let again = transaction.claim_idempotency_key(&claim(1, key)).await?;
+        let why = "a transaction must see the claims that it made itself";
+        equal(&again, &Some(claim(1, 1)), why)?;
         transaction.commit().await?;
     }
     Ok(())
