@@ -31,7 +31,7 @@ fn routes() -> Router {
         .route("/metered", get(|| async { (Cost::new(4), "done") }))
         .route("/less", get(|| async { (Cost::new(2), "less") }).layer(Cost::new(5)))
         .route("/refunded", get(|| async { (Extension(Cost::FREE), "nothing new") }))
-        .route("/slow", get(|| pending::<()>()).layer(Cost::new(5)))
+        .route("/slow", get(pending::<()>).layer(Cost::new(5)))
         .route("/failed", get(|| async { StatusCode::INTERNAL_SERVER_ERROR }))
 }
 
