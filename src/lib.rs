@@ -11,6 +11,7 @@
 //! | [`layer`] | [`ApiKeyLayer`], [`RequireScope`], responses to rejected requests |
 //! | [`auth`] | [`Authenticator`]: the decision, its cache, its worker |
 //! | [`manage`] | key life cycle: issue, update, rotate, revoke, audit |
+//! | `webhooks` | signed events for other services (feature `webhooks`) |
 //! | [`store`] | PostgreSQL, SQLite, memory, or your own |
 //! | [`record`] | stored facts about a key, [`Consumer`] |
 //! | [`rate_limit`] | quotas and buckets |
@@ -54,7 +55,7 @@
 //! # Features
 //!
 //! `postgres`, `axum`, `tls-rustls-ring` and `tracing` are on by default; `sqlite`, `redis`, `ws`,
-//! `admin`, `openapi`, `metrics`, `legacy-hashes`, `tls-rustls-aws-lc-rs`, `tls-native` and `test-util` are not. Features are additive: none changes existing
+//! `admin`, `openapi`, `metrics`, `legacy-hashes`, `webhooks`, `tls-rustls-aws-lc-rs`, `tls-native` and `test-util` are not. Features are additive: none changes existing
 //! behaviour.
 
 #![forbid(unsafe_code)]
@@ -79,9 +80,11 @@ mod rest;
 pub mod store;
 #[cfg(feature = "test-util")]
 pub mod test_util;
-#[cfg(any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs"))]
+#[cfg(any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs", feature = "webhooks"))]
 mod tls;
 mod trace;
+#[cfg(feature = "webhooks")]
+pub mod webhooks;
 
 pub use api_keys::{ApiKeys, ApiKeysBuilder, StartError, StartErrorKind};
 pub use auth::Authenticator;

@@ -1,13 +1,24 @@
-//! The process-wide cryptography provider of rustls.
+//! The cryptography of rustls: the provider of the process, and connections of webhooks.
 
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(feature = "webhooks")]
+mod client;
+
+#[cfg(feature = "webhooks")]
+pub(crate) use self::client::Client;
+#[cfg(all(
+    any(feature = "postgres", feature = "redis"),
+    any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs")
+))]
 use rustls::crypto::CryptoProvider;
 
 /// Installs the provider of the enabled feature, unless the process has one.
 ///
 /// rustls chooses a provider only if exactly one is compiled in, and panics otherwise; any crate of
 /// the program may enable a second one. `ring` takes precedence, as in sqlx.
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(all(
+    any(feature = "postgres", feature = "redis"),
+    any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs")
+))]
 pub(crate) fn install_provider() {
     if CryptoProvider::get_default().is_some() {
         return;

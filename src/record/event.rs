@@ -67,7 +67,7 @@ impl AuditEntry {
     }
 }
 
-/// An action on a key or a plan.
+/// An action on a key, a plan or a webhook endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeyAction {
@@ -96,10 +96,24 @@ pub enum KeyAction {
     PlanUpdated,
     /// A plan was removed.
     PlanRemoved,
+    /// A key was used for the first time.
+    FirstUse,
+    /// A key expires within 30 days, 7 days or a day.
+    Expiring,
+    /// A rotated key, which another key has replaced, was used in its last 24 hours.
+    RetiredUsed,
+    /// A key was not used for 90 days.
+    Unused,
+    /// A webhook endpoint was added.
+    WebhookAdded,
+    /// A webhook endpoint was changed: by an operator, or because its deliveries failed.
+    WebhookUpdated,
+    /// A webhook endpoint was removed.
+    WebhookRemoved,
 }
 
 impl KeyAction {
-    const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::Issued,
         Self::Imported,
         Self::Rehashed,
@@ -112,6 +126,13 @@ impl KeyAction {
         Self::PlanCreated,
         Self::PlanUpdated,
         Self::PlanRemoved,
+        Self::FirstUse,
+        Self::Expiring,
+        Self::RetiredUsed,
+        Self::Unused,
+        Self::WebhookAdded,
+        Self::WebhookUpdated,
+        Self::WebhookRemoved,
     ];
 
     /// The action's name, such as `issued`.
@@ -130,6 +151,13 @@ impl KeyAction {
             Self::PlanCreated => "plan_created",
             Self::PlanUpdated => "plan_updated",
             Self::PlanRemoved => "plan_removed",
+            Self::FirstUse => "first_use",
+            Self::Expiring => "expiring",
+            Self::RetiredUsed => "retired_used",
+            Self::Unused => "unused",
+            Self::WebhookAdded => "webhook_added",
+            Self::WebhookUpdated => "webhook_updated",
+            Self::WebhookRemoved => "webhook_removed",
         }
     }
 }

@@ -61,6 +61,11 @@ pub(super) const POSTGRES: &[Migration] = &[
         description: "legacy hashes of api keys",
         sql: include_str!("../../migrations/postgres/0009_api_key_legacy_hashes.sql"),
     },
+    Migration {
+        version: 11,
+        description: "webhooks of api keys",
+        sql: include_str!("../../migrations/postgres/0011_api_key_webhooks.sql"),
+    },
 ];
 
 #[cfg(feature = "sqlite")]
@@ -104,6 +109,11 @@ pub(super) const SQLITE: &[Migration] = &[
         version: 9,
         description: "legacy hashes of api keys",
         sql: include_str!("../../migrations/sqlite/0009_api_key_legacy_hashes.sql"),
+    },
+    Migration {
+        version: 11,
+        description: "webhooks of api keys",
+        sql: include_str!("../../migrations/sqlite/0011_api_key_webhooks.sql"),
     },
 ];
 

@@ -12,6 +12,8 @@ mod list;
 mod lookup_pool;
 mod management;
 mod migrate;
+#[cfg(feature = "webhooks")]
+mod notices;
 mod plans;
 mod record;
 mod schema;
@@ -20,6 +22,8 @@ mod timestamp;
 mod transaction;
 mod usage;
 mod uuid;
+#[cfg(feature = "webhooks")]
+mod webhooks;
 
 use std::{fmt, sync::Arc, time::SystemTime};
 

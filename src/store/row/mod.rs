@@ -9,7 +9,11 @@ mod poll;
 mod time;
 mod uuid;
 mod value;
+#[cfg(feature = "webhooks")]
+mod webhook;
 
+#[cfg(feature = "webhooks")]
+pub(super) use self::webhook::{Due, Endpoint, Lines, Position, entries};
 pub(super) use self::{
     error::{DatabaseRefusal, corrupt, ended},
     event::{Event, EventRows},

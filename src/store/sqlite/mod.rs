@@ -8,11 +8,15 @@ mod legacy_hashes;
 mod list;
 mod lookup_pool;
 mod migrate;
+#[cfg(feature = "webhooks")]
+mod notices;
 mod plans;
 mod pragmas;
 mod record;
 mod transaction;
 mod uuid;
+#[cfg(feature = "webhooks")]
+mod webhooks;
 
 use std::{
     fmt,
