@@ -9,6 +9,7 @@
 //! - [`deployment`]: what must I configure around the layer?
 //! - [`browsers`]: how does a page send its key, and what can it read?
 //! - [`grpc`]: what do gRPC clients see, and how do I guard a tonic service?
+//! - [`webhooks`]: how do other services learn of events?
 //! - [`observability`]: what do I see of it, and what do I alert on?
 //! - [`your_tables`]: how do our tables live beside yours, and what may your SQL count on?
 //! - [`shadow`]: what would be rejected, before anything is?
@@ -63,6 +64,9 @@ pub mod shadow {}
 
 #[doc = include_str!("testing.md")]
 pub mod testing {}
+
+#[doc = include_str!("webhooks.md")]
+pub mod webhooks {}
 
 #[doc = include_str!("your_tables.md")]
 pub mod your_tables {}
