@@ -42,6 +42,15 @@ impl Failure {
         Self { code: NOT_FOUND, message: message.into() }
     }
 
+    /// A command failed with this exit code.
+    pub(crate) fn with_code(code: u8, error: &(dyn Error + 'static)) -> Self {
+        let failure = Self { code, message: error.to_string() };
+        match error.source() {
+            Some(source) => failure.because(source).advise("Run `api-key doctor` for details"),
+            None => failure,
+        }
+    }
+
     /// Appends the error's text and those of its sources.
     pub(crate) fn because(mut self, error: &(dyn Error + 'static)) -> Self {
         let mut cause = Some(error);

@@ -6,6 +6,7 @@ mod destination;
 mod doctor;
 mod dot_env;
 mod failure;
+mod follow;
 mod global;
 mod identity;
 mod import;
@@ -27,6 +28,7 @@ mod timestamps;
 mod usage_errors;
 mod values;
 mod verify;
+mod webhooks;
 
 use std::process::ExitCode;
 
@@ -77,6 +79,7 @@ fn on_a_store(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Revoke(revoke) => revoke::run(revoke, &session).await,
             Command::Reconcile(reconcile) => reconcile::run(reconcile, &session).await,
             Command::Plan(plan) => plan::run(plan, &session).await,
+            Command::Webhooks(command) => webhooks::run(command, &session).await,
             Command::Import(import) => import::run(import, &session).await,
             Command::Prune(prune) => prune::run(prune, &session).await,
             Command::Verify(verify) => return verify::run(verify, &session).await,

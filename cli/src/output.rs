@@ -70,7 +70,7 @@ pub(crate) fn record(record: &KeyRecord) -> Value {
 }
 
 /// A stored JSON text as a value; as a string if it cannot be parsed.
-fn json_or_text(json: &str) -> Value {
+pub(crate) fn json_or_text(json: &str) -> Value {
     serde_json::from_str(json).unwrap_or_else(|_| json.into())
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn time(at: SystemTime) -> String {
 }
 
 /// A time for programs, in full precision.
-fn exact(at: SystemTime) -> String {
+pub(crate) fn exact(at: SystemTime) -> String {
     format!("{}Z", utc(at))
 }
 
@@ -199,7 +199,7 @@ pub(crate) fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String
 }
 
 /// Replaces control characters: stored text could contain terminal escape sequences.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

@@ -95,13 +95,16 @@ async fn an_expiry_is_told_30_7_and_1_days_ahead_once_each() {
         let long = scene.place.issue_for(60 * DAY).await;
         let short = scene.place.issue_for(5 * DAY).await;
         let revoked = scene.place.issue_for(60 * DAY).await;
-        scene.place.issuer().revoke(revoked.id, None).await.unwrap();
+        let rotated = scene.place.issue_for(60 * DAY).await;
+        let issuer = scene.place.issuer();
+        issuer.revoke(revoked.id, None).await.unwrap();
+        issuer.rotate(rotated.id, Rotation::new().grace(20 * DAY)).await.unwrap();
         scene.start();
         let step = Duration::from_secs(1800);
         let all = ["key.expiring 30", "key.expiring 7", "key.expiring 1"];
         scene.expect(&long, step, &all).await;
         assert_eq!(scene.about(&short), ["key.expiring 7", "key.expiring 1"]);
-        assert!(scene.about(&revoked).is_empty());
+        assert!(scene.about(&revoked).is_empty() && scene.about(&rotated).is_empty());
         scene.stop().await;
     }
 }

@@ -1,6 +1,7 @@
 //! A receiver of webhooks on a port of its own.
 
 use std::{
+    collections::HashSet,
     convert::Infallible,
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -24,6 +25,8 @@ use crate::wait::eventually;
 pub(crate) struct Received {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// The number of the event in the audit, if it has one.
+    event: Option<u64>,
 }
 
 /// What the receiver does with a request.
@@ -63,7 +66,7 @@ impl Received {
     }
 
     pub(crate) fn event_id(&self) -> u64 {
-        self.json()["data"]["event_id"].as_u64().unwrap()
+        self.event.unwrap()
     }
 }
 
@@ -98,14 +101,9 @@ impl Receiver {
 
     /// The ids of events, each where it first arrived.
     pub(crate) fn first_arrivals(&self) -> Vec<u64> {
-        let mut seen = Vec::new();
-        for request in self.received() {
-            let id = request.event_id();
-            if !seen.contains(&id) {
-                seen.push(id);
-            }
-        }
-        seen
+        let mut seen = HashSet::new();
+        let received = self.log.received.lock().unwrap();
+        received.iter().filter_map(|it| it.event).filter(|id| seen.insert(*id)).collect()
     }
 
     /// Waits until this many different events have arrived.
@@ -142,7 +140,9 @@ impl Log {
 }
 
 async fn receive(State(log): State<Log>, headers: HeaderMap, body: Bytes) -> Response {
-    let received = Received { headers, body };
+    let event = serde_json::from_slice(&body).ok();
+    let event = event.and_then(|event: Value| event["data"]["event_id"].as_u64());
+    let received = Received { headers, body, event };
     let reply = (log.decide.lock().unwrap())(&received);
     log.received.lock().unwrap().push(received);
     let response = Response::builder();

@@ -20,8 +20,9 @@ with used as (
 )
 select id, consumer_id, created_at, true from used join api_keys on id = used.key_id order by id";
 
+// Of a rotated key, another one has taken the place.
 const EXPIRING: &str = "
-select id, consumer_id, expires_at, revoked_at is null and expires_at > $4
+select id, consumer_id, expires_at, revoked_at is null and rotated_at is null and expires_at > $4
 from api_keys
 where expires_at is not null and (expires_at, id) > ($1, $2) and expires_at <= $3
 order by expires_at, id limit $5";

@@ -22,8 +22,9 @@ const FORGET_FIRST_USES: &str = "
 delete from api_key_first_uses
 where key_id in (select key_id from api_key_first_uses order by key_id limit ?1)";
 
+// Of a rotated key, another one has taken the place.
 const EXPIRING: &str = "
-select id, consumer_id, expires_at, revoked_at is null and expires_at > ?4
+select id, consumer_id, expires_at, revoked_at is null and rotated_at is null and expires_at > ?4
 from api_keys
 where expires_at is not null and (expires_at, id) > (?1, ?2) and expires_at <= ?3
 order by expires_at, id limit ?5";
