@@ -14,4 +14,5 @@ mod getting_started;
 mod import;
 mod place;
 mod restore;
+mod webhooks;
 mod your_tables;
