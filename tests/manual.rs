@@ -128,6 +128,7 @@ fn each_bound_names_a_test_that_is_there() {
         ("observability.md", 15),
         ("shadow.md", 15),
         ("testing.md", 19),
+        ("webhooks.md", 24),
         ("your_tables.md", 17),
     ];
     for (page, least) in pages {

@@ -117,8 +117,7 @@ pub(crate) async fn run(webhooks: WebhooksCommand, session: &Session) -> Result<
     if let Some(path) = webhooks.trust {
         let unreadable = || Failure::usage(format!("--trust {}", output::printable_path(&path)));
         let pem = std::fs::read(&path).map_err(|error| unreadable().because(&error))?;
-        service =
-            service.trust_certificates(&pem).map_err(|error| unreadable().because(&error))?;
+        service = service.trust_certificates(&pem).map_err(|error| unreadable().because(&error))?;
     }
     match webhooks.command {
         Command::Add(add) => self::add(&add, &service, session).await,
@@ -160,9 +159,8 @@ async fn list(webhooks: &Webhooks, session: &Session) -> Result<(), Failure> {
             webhook.last_error.clone().unwrap_or_else(|| "-".to_owned()),
         ]
     });
-    let headings = [
-        "ID", "URL", "EVENTS", "STATE", "EVENT", "DELIVERED", "FAILURES", "NEXT ATTEMPT", "ERROR",
-    ];
+    let headings =
+        ["ID", "URL", "EVENTS", "STATE", "EVENT", "DELIVERED", "FAILURES", "NEXT ATTEMPT", "ERROR"];
     output::line(&output::table(&headings, rows))
 }
 
@@ -183,7 +181,9 @@ async fn test(test: &Test, webhooks: &Webhooks, session: &Session) -> Result<(),
     match (result.is_delivered(), result.problem) {
         (true, _) => Ok(()),
         (false, Some(problem)) => Err(Failure::new(problem)),
-        (false, None) => Err(Failure::new("the receiver did not accept the event: it must answer 2xx")),
+        (false, None) => {
+            Err(Failure::new("the receiver did not accept the event: it must answer 2xx"))
+        }
     }
 }
 
@@ -222,10 +222,10 @@ async fn remove(remove: &Remove, webhooks: &Webhooks, session: &Session) -> Resu
 fn show_secret(webhook: &WebhookEndpoint, session: &Session) -> Result<(), Failure> {
     let secret = webhook.secret.expose_secret();
     if !session.global.json {
-        return output::line(&secret);
+        return output::line(secret);
     }
     let mut answer = as_json(webhook);
-    output::set(&mut answer, "secret", json!(*secret));
+    output::set(&mut answer, "secret", json!(secret));
     output::line(&answer.to_string())
 }
 

@@ -22,13 +22,17 @@ use super::{EntropySource, RngError};
 /// # Ok::<(), tower_api_key::key::InvalidSigningSecret>(())
 /// ```
 #[derive(Clone, PartialEq, Eq)]
-pub struct SigningSecret(Zeroizing<Vec<u8>>);
+pub struct SigningSecret {
+    bytes: Zeroizing<Vec<u8>>,
+    text: Zeroizing<String>,
+}
 
 const PREFIX: &str = "whsec_";
 /// As many bytes as the digest has.
 const NEW_LEN: usize = 32;
 const MIN_LEN: usize = 24;
 const MAX_LEN: usize = 64;
+const TEXT_LEN: usize = PREFIX.len() + 4 * MAX_LEN.div_ceil(3);
 
 impl SigningSecret {
     /// A new secret of 32 bytes.
@@ -39,7 +43,7 @@ impl SigningSecret {
     pub fn generate(entropy: &(impl EntropySource + ?Sized)) -> Result<Self, RngError> {
         let mut bytes = Zeroizing::new(vec![0; NEW_LEN]);
         entropy.fill(&mut bytes)?;
-        Ok(Self(bytes))
+        Ok(Self::of(bytes))
     }
 
     /// A secret as read by a store.
@@ -49,22 +53,28 @@ impl SigningSecret {
     /// When it has fewer than 24 or more than 64 bytes.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, InvalidSigningSecret> {
         let bytes = Zeroizing::new(bytes);
-        if (MIN_LEN..=MAX_LEN).contains(&bytes.len()) { Ok(Self(bytes)) } else { Err(InvalidSigningSecret) }
+        let is_valid = (MIN_LEN..=MAX_LEN).contains(&bytes.len());
+        if is_valid { Ok(Self::of(bytes)) } else { Err(InvalidSigningSecret) }
+    }
+
+    fn of(bytes: Zeroizing<Vec<u8>>) -> Self {
+        // Large enough, so that no copy of a part is left behind.
+        let mut text = Zeroizing::new(String::with_capacity(TEXT_LEN));
+        text.push_str(PREFIX);
+        STANDARD.encode_string(&*bytes, &mut text);
+        Self { bytes, text }
     }
 
     /// The bytes, for a store. Never log them.
     #[must_use]
     pub fn expose_bytes(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 
     /// The text for the receiver: `whsec_` and base64. Never log it.
     #[must_use]
-    pub fn expose_secret(&self) -> Zeroizing<String> {
-        let mut text = Zeroizing::new(String::with_capacity(PREFIX.len() + 4 * MAX_LEN.div_ceil(3)));
-        text.push_str(PREFIX);
-        STANDARD.encode_string(&*self.0, &mut text);
-        text
+    pub fn expose_secret(&self) -> &str {
+        &self.text
     }
 
     /// The signature of one message: `v1,` and the base64 of the HMAC-SHA-256 of `id.timestamp.body`.
@@ -72,7 +82,7 @@ impl SigningSecret {
     #[must_use]
     pub fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
         // Never fails: HMAC takes a key of any length.
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.0) else { return String::new() };
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.bytes) else { return String::new() };
         mac.update(id.as_bytes());
         mac.update(b".");
         mac.update(timestamp.to_string().as_bytes());
@@ -133,7 +143,8 @@ mod tests {
         for len in [MIN_LEN, NEW_LEN, MAX_LEN] {
             assert!(text(len).parse::<SigningSecret>().is_ok(), "{len}");
         }
-        for text in [text(23), text(65), "whsec_!".into(), STANDARD.encode([7; 32]), String::new()] {
+        for text in [text(23), text(65), "whsec_!".into(), STANDARD.encode([7; 32]), String::new()]
+        {
             assert!(text.parse::<SigningSecret>().is_err(), "{text}");
         }
     }

@@ -90,7 +90,12 @@ pub struct WebhookEndpoint {
 impl WebhookEndpoint {
     /// An active endpoint for all events after the event `delivered_to`.
     #[must_use]
-    pub fn new(id: WebhookId, url: impl Into<String>, secret: SigningSecret, delivered_to: u64) -> Self {
+    pub fn new(
+        id: WebhookId,
+        url: impl Into<String>,
+        secret: SigningSecret,
+        delivered_to: u64,
+    ) -> Self {
         Self {
             id,
             url: url.into(),
@@ -174,8 +179,11 @@ impl EventFilter {
     /// # Errors
     ///
     /// When one of them is unknown, because no event would ever have it.
-    pub fn parse<S: AsRef<str>>(types: impl IntoIterator<Item = S>) -> Result<Self, InvalidWebhook> {
-        let mut chosen: Vec<String> = types.into_iter().map(|name| name.as_ref().to_owned()).collect();
+    pub fn parse<S: AsRef<str>>(
+        types: impl IntoIterator<Item = S>,
+    ) -> Result<Self, InvalidWebhook> {
+        let mut chosen: Vec<String> =
+            types.into_iter().map(|name| name.as_ref().to_owned()).collect();
         chosen.sort();
         chosen.dedup();
         if let Some(unknown) = chosen.iter().find(|name| !is_known(name)) {
@@ -273,9 +281,12 @@ mod tests {
     #[test]
     fn a_filter_admits_its_types_and_kinds() {
         let filter = EventFilter::parse(["key.revoked", "plan.*"]).unwrap();
-        for (name, is_admitted) in
-            [("key.revoked", true), ("key.issued", false), ("plan.created", true), ("key.revoked2", false)]
-        {
+        for (name, is_admitted) in [
+            ("key.revoked", true),
+            ("key.issued", false),
+            ("plan.created", true),
+            ("key.revoked2", false),
+        ] {
             assert_eq!(filter.admits(name), is_admitted, "{name}");
         }
         assert_eq!(EventFilter::from_stored(filter.to_stored().as_deref()), filter);

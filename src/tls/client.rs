@@ -32,7 +32,8 @@ impl Client {
     pub(crate) fn certificates(pem: &[u8]) -> Option<Vec<Vec<u8>>> {
         let certificates: Vec<_> =
             CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().ok()?;
-        let is_valid = |it: &CertificateDer<'static>| RootCertStore::empty().add(it.clone()).is_ok();
+        let is_valid =
+            |it: &CertificateDer<'static>| RootCertStore::empty().add(it.clone()).is_ok();
         let all_are = !certificates.is_empty() && certificates.iter().all(is_valid);
         all_are.then(|| certificates.iter().map(|it| it.to_vec()).collect())
     }

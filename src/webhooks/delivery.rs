@@ -12,8 +12,9 @@ use serde_json::json;
 
 use super::{
     message::Message,
+    outcome::Outcome,
     schedule::{MAX_FAILURES, wait},
-    worker::Shared,
+    shared::Shared,
 };
 use crate::{
     record::{AuditEntry, KeyAction, WebhookEndpoint, WebhookState, event_type},
@@ -25,28 +26,6 @@ use crate::{
 const BATCH: usize = 32;
 /// Bounds what the store keeps of an error.
 const MAX_ERROR: usize = 256;
-
-/// What became of an attempt, as metrics count it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    Delivered,
-    Rejected,
-    Failed,
-    Gone,
-}
-
-impl Outcome {
-    pub(super) const ALL: [Self; 4] = [Self::Delivered, Self::Rejected, Self::Failed, Self::Gone];
-
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Delivered => "delivered",
-            Self::Rejected => "rejected",
-            Self::Failed => "failed",
-            Self::Gone => "gone",
-        }
-    }
-}
 
 /// What is left after a batch.
 #[derive(Default)]
@@ -63,7 +42,7 @@ pub(super) async fn deliver(
     mut endpoint: WebhookEndpoint,
     until: u64,
 ) -> Result<Rest, StoreError> {
-    let store = &shared.webhooks.store;
+    let store = &shared.settings.store;
     let lines = store.after(endpoint.delivered_to, until, BATCH).await?;
     let is_full = lines.len() == BATCH;
     let mut is_noted = true;
@@ -98,18 +77,18 @@ pub(super) async fn deliver(
 
 /// Posts one event, and notes in `endpoint` what came of it.
 async fn attempt(shared: &Shared, endpoint: &mut WebhookEndpoint, line: &AuditLine) {
-    let webhooks = &shared.webhooks;
-    let now = webhooks.clock.now();
-    let posted = match (Message::of(line), webhooks.targets.parse(&endpoint.url)) {
+    let settings = &shared.settings;
+    let now = settings.clock.now();
+    let posted = match (Message::of(line), settings.targets.parse(&endpoint.url)) {
         (Ok(message), Ok(target)) => {
             let headers = message.headers(endpoint, now);
-            let posted = webhooks.client.post(&webhooks.targets, &target, headers, message.body);
+            let posted = settings.client.post(&settings.targets, &target, headers, message.body);
             posted.await.map_err(|problem| problem.to_string())
         }
         (Err(error), _) => Err(error.to_string()),
         (_, Err(error)) => Err(error.to_string()),
     };
-    let now = webhooks.clock.now();
+    let now = settings.clock.now();
     let (outcome, problem) = match posted {
         Ok(status) if status.is_success() => (Outcome::Delivered, None),
         Ok(StatusCode::GONE) => (Outcome::Gone, Some("status 410".to_owned())),
@@ -126,7 +105,7 @@ async fn attempt(shared: &Shared, endpoint: &mut WebhookEndpoint, line: &AuditLi
         return;
     }
     endpoint.failures = endpoint.failures.saturating_add(1);
-    endpoint.next_attempt_at = now.checked_add(wait(endpoint.failures, &*webhooks.entropy));
+    endpoint.next_attempt_at = now.checked_add(wait(endpoint.failures, &*settings.entropy));
     let (webhook, failures) = (endpoint.id, endpoint.failures);
     let problem = endpoint.last_error.as_deref().unwrap_or_default();
     if outcome == Outcome::Gone {

@@ -3,10 +3,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use serde_json::json;
 
 use super::{
-    AuditTail, WebhookError, WebhookWorker,
-    client::Client,
-    dyn_store::DynStore,
-    message::Message,
+    AuditTail, WebhookError, WebhookWorker, client::Client, message::Message, settings::Settings,
     target::Targets,
 };
 use crate::{
@@ -26,14 +23,8 @@ use crate::{
 #[derive(Clone)]
 #[must_use]
 pub struct Webhooks {
-    pub(super) store: Arc<dyn DynStore>,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) entropy: Arc<dyn EntropySource>,
-    pub(super) client: Client,
-    pub(super) targets: Targets,
+    settings: Settings,
     trusted: Vec<Vec<u8>>,
-    pub(super) interval: Duration,
-    pub(super) lease: Duration,
     actor: String,
     origin: Option<String>,
 }
@@ -51,18 +42,16 @@ const ATTEMPTS: usize = 10;
 impl Webhooks {
     /// Webhooks whose endpoints are in `store`.
     pub fn new(store: impl WebhookStore) -> Self {
-        Self {
+        let settings = Settings {
             store: Arc::new(store),
             clock: Arc::new(SystemClock::new()),
             entropy: Arc::new(SystemEntropy),
             client: Client::default(),
             targets: Targets::default(),
-            trusted: Vec::new(),
             interval: INTERVAL,
             lease: LEASE,
-            actor: "system".to_owned(),
-            origin: None,
-        }
+        };
+        Self { settings, trusted: Vec::new(), actor: "system".to_owned(), origin: None }
     }
 
     /// Who changes endpoints, as the audit names them. Default: `system`.
@@ -78,10 +67,10 @@ impl Webhooks {
     /// Also posts to addresses in `network`, which may be private, and there also to `http:` URLs.
     /// Default: public addresses only, and `https:` only.
     ///
-    /// The worker checks every address it connects to. Without this, whoever may add an endpoint
+    /// The worker checks every address it connects to: otherwise an operator who may add an endpoint
     /// could have the service send requests into its own network.
     pub fn allow_network(mut self, network: Network) -> Self {
-        self.targets.allow(network);
+        self.settings.targets.allow(network);
         self
     }
 
@@ -95,44 +84,48 @@ impl Webhooks {
     pub fn trust_certificates(mut self, pem: &[u8]) -> Result<Self, WebhookError> {
         let invalid = || WebhookError::invalid("the file must have certificates in PEM");
         self.trusted.extend(tls::Client::certificates(pem).ok_or_else(invalid)?);
-        self.client = Client::new(tls::Client::new(&self.trusted));
+        self.settings.client = Client::new(tls::Client::new(&self.trusted));
         Ok(self)
     }
 
     /// How often the worker looks for new events. Default: 1 s, at the cost of two cheap statements
     /// per second on one node. Clamped to 10 ms to 1 min.
-    pub fn interval(self, interval: Duration) -> Self {
+    pub fn interval(mut self, interval: Duration) -> Self {
         let interval = interval.clamp(Duration::from_millis(10), Duration::from_secs(60));
-        Self { interval, ..self }
+        self.settings.interval = interval;
+        self
     }
 
     /// After how long another node goes on when the one that delivers is gone. Default: 30 s, longer
     /// than a request takes, so that a slow receiver does not get an event from two nodes. Clamped to
     /// 1 s to 10 min.
-    pub fn lease(self, lease: Duration) -> Self {
+    pub fn lease(mut self, lease: Duration) -> Self {
         let lease = lease.clamp(Duration::from_secs(1), Duration::from_secs(600));
-        Self { lease, ..self }
+        self.settings.lease = lease;
+        self
     }
 
     /// The time source, for attempts and signatures. Default: [`SystemClock`].
-    pub fn clock(self, clock: impl Clock) -> Self {
-        Self { clock: Arc::new(clock), ..self }
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.settings.clock = Arc::new(clock);
+        self
     }
 
     /// The source of secrets, ids and jitter. Default: [`SystemEntropy`].
-    pub fn entropy(self, entropy: impl EntropySource) -> Self {
-        Self { entropy: Arc::new(entropy), ..self }
+    pub fn entropy(mut self, entropy: impl EntropySource) -> Self {
+        self.settings.entropy = Arc::new(entropy);
+        self
     }
 
     /// The worker that delivers. It runs nothing until its [`run`](WebhookWorker::run) is awaited.
     pub fn worker(&self) -> WebhookWorker {
-        WebhookWorker::new(self.clone())
+        WebhookWorker::new(self.settings.clone())
     }
 
     /// The events of the audit as they are written, after the event `after`.
     #[must_use]
     pub fn tail(&self, after: u64) -> AuditTail {
-        AuditTail::new(Arc::clone(&self.store), after)
+        AuditTail::new(Arc::clone(&self.settings.store), after)
     }
 
     /// Adds an endpoint that gets the events written from now on. Its
@@ -148,9 +141,9 @@ impl Webhooks {
         url: &str,
         events: EventFilter,
     ) -> Result<WebhookEndpoint, WebhookError> {
-        let target = self.targets.parse(url)?;
-        let id = WebhookId::generate(&*self.entropy)?;
-        let secret = SigningSecret::generate(&*self.entropy)?;
+        let target = self.settings.targets.parse(url)?;
+        let id = WebhookId::generate(&*self.settings.entropy)?;
+        let secret = SigningSecret::generate(&*self.settings.entropy)?;
         let mut endpoint = WebhookEndpoint::new(id, url, secret, 0);
         let changes = json!({
             "webhook": { "to": id.to_string() },
@@ -160,7 +153,7 @@ impl Webhooks {
         });
         endpoint.events = events;
         let audit = self.entry(KeyAction::WebhookAdded, &changes);
-        if !self.store.add(&endpoint, MAX_ENDPOINTS, audit).await? {
+        if !self.settings.store.add(&endpoint, MAX_ENDPOINTS, audit).await? {
             return Err(WebhookError::too_many(MAX_ENDPOINTS));
         }
         self.get(id).await
@@ -172,7 +165,7 @@ impl Webhooks {
     ///
     /// When the store cannot answer.
     pub async fn list(&self) -> Result<Vec<WebhookEndpoint>, WebhookError> {
-        Ok(self.store.all().await?)
+        Ok(self.settings.store.all().await?)
     }
 
     /// The endpoint with this id.
@@ -181,7 +174,7 @@ impl Webhooks {
     ///
     /// [`NotFound`](super::WebhookErrorKind::NotFound), or when the store cannot answer.
     pub async fn get(&self, id: WebhookId) -> Result<WebhookEndpoint, WebhookError> {
-        let mut all = self.store.all().await?.into_iter();
+        let mut all = self.settings.store.all().await?.into_iter();
         all.find(|endpoint| endpoint.id == id).ok_or_else(WebhookError::not_found)
     }
 
@@ -193,7 +186,11 @@ impl Webhooks {
     pub async fn remove(&self, id: WebhookId) -> Result<(), WebhookError> {
         let changes = json!({ "webhook": { "from": id.to_string() } });
         let audit = self.entry(KeyAction::WebhookRemoved, &changes);
-        if self.store.remove(id, audit).await? { Ok(()) } else { Err(WebhookError::not_found()) }
+        if self.settings.store.remove(id, audit).await? {
+            Ok(())
+        } else {
+            Err(WebhookError::not_found())
+        }
     }
 
     /// Replaces the secret of an endpoint. The one before it signs as well for `overlap`, at most 30
@@ -211,8 +208,8 @@ impl Webhooks {
         if overlap > MAX_OVERLAP {
             return Err(WebhookError::invalid("the previous secret may sign for at most 30 days"));
         }
-        let secret = SigningSecret::generate(&*self.entropy)?;
-        let until = self.clock.now().checked_add(overlap);
+        let secret = SigningSecret::generate(&*self.settings.entropy)?;
+        let until = self.settings.clock.now().checked_add(overlap);
         let changes = json!({
             "webhook": { "to": id.to_string() },
             "secret": { "to": "another secret" },
@@ -261,18 +258,19 @@ impl Webhooks {
     /// receiver does not answer is no error but the result.
     pub async fn test(&self, id: WebhookId) -> Result<WebhookTest, WebhookError> {
         let endpoint = self.get(id).await?;
-        let target = self.targets.parse(&endpoint.url)?;
+        let target = self.settings.targets.parse(&endpoint.url)?;
         let mut nonce = [0; 8];
-        self.entropy.fill(&mut nonce)?;
-        let now = self.clock.now();
+        self.settings.entropy.fill(&mut nonce)?;
+        let now = self.settings.clock.now();
         let message = Message::test(nonce, now);
         let headers = message.headers(&endpoint, now);
-        let begun = self.clock.monotonic();
-        let posted = self.client.post(&self.targets, &target, headers, message.body).await;
+        let begun = self.settings.clock.monotonic();
+        let posted =
+            self.settings.client.post(&self.settings.targets, &target, headers, message.body).await;
         Ok(WebhookTest {
             status: posted.ok().map(|status| status.as_u16()),
             problem: posted.err().map(|problem| problem.to_string()),
-            duration: self.clock.monotonic().saturating_sub(begun),
+            duration: self.settings.clock.monotonic().saturating_sub(begun),
         })
     }
 
@@ -287,7 +285,7 @@ impl Webhooks {
             let mut endpoint = self.get(id).await?;
             change(&mut endpoint);
             let audit = self.entry(KeyAction::WebhookUpdated, changes);
-            if self.store.update(&endpoint, Some(audit)).await? {
+            if self.settings.store.update(&endpoint, Some(audit)).await? {
                 return self.get(id).await;
             }
         }
@@ -306,8 +304,8 @@ impl Webhooks {
 impl fmt::Debug for Webhooks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Webhooks")
-            .field("interval", &self.interval)
-            .field("lease", &self.lease)
+            .field("interval", &self.settings.interval)
+            .field("lease", &self.settings.lease)
             .finish_non_exhaustive()
     }
 }

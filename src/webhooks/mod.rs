@@ -27,7 +27,7 @@
 //!
 //! let events = EventFilter::parse(["key.revoked", "key.expiring"])?;
 //! let endpoint = webhooks.add("https://example.com/hooks", events).await?;
-//! println!("for the receiver: {}", *endpoint.secret.expose_secret());
+//! println!("for the receiver: {}", endpoint.secret.expose_secret());
 //!
 //! // On each node of the service. Only one of them delivers.
 //! webhooks.worker().run(async { _ = tokio::signal::ctrl_c().await }).await;
@@ -60,8 +60,11 @@ mod error;
 mod manager;
 mod message;
 mod metrics;
+mod outcome;
 mod schedule;
+mod settings;
 mod settled;
+mod shared;
 mod tail;
 mod target;
 mod worker;

@@ -37,7 +37,9 @@ mod tests {
 
     #[test]
     fn waits_double_from_seconds_up_to_a_day_and_last_for_days_until_an_endpoint_is_parked() {
-        for (failures, seconds) in [(1, 5), (2, 10), (3, 20), (10, 2560), (15, 81_920), (16, 86_400)] {
+        for (failures, seconds) in
+            [(1, 5), (2, 10), (3, 20), (10, 2560), (15, 81_920), (16, 86_400)]
+        {
             assert_eq!(wait(failures, &Always(Some(0))), Duration::from_secs(seconds));
             assert_eq!(wait(failures, &Always(None)), Duration::from_secs(seconds));
         }

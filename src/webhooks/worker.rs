@@ -3,10 +3,7 @@ use std::{
     fmt,
     future::Future,
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -16,15 +13,14 @@ use tokio::{
 };
 
 use super::{
-    Webhooks,
     delivery::{Rest, deliver},
-    metrics::Metrics,
+    settings::Settings,
     settled::Settled,
+    shared::Shared,
 };
 use crate::{
     record::{WebhookEndpoint, WebhookId, WebhookState},
     store::{StoreError, port::Notice},
-    trace::ErrorLog,
 };
 
 /// How often events that time brings about are looked for.
@@ -55,30 +51,10 @@ pub struct WebhookWorker {
     oldest: HashMap<WebhookId, SystemTime>,
 }
 
-/// What deliveries need.
-pub(super) struct Shared {
-    pub(super) webhooks: Webhooks,
-    pub(super) metrics: Metrics,
-    pub(super) is_stopping: AtomicBool,
-    errors: ErrorLog,
-}
-
-impl Shared {
-    fn warn(&self, message: &'static str, error: &StoreError) {
-        self.errors.warn(message, error, self.webhooks.clock.monotonic());
-    }
-}
-
 impl WebhookWorker {
-    pub(super) fn new(webhooks: Webhooks) -> Self {
-        let shared = Shared {
-            webhooks,
-            metrics: Metrics::new(),
-            is_stopping: AtomicBool::new(false),
-            errors: ErrorLog::default(),
-        };
+    pub(super) fn new(settings: Settings) -> Self {
         Self {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared::new(settings)),
             holder: [0; 16],
             is_holder: false,
             renew_at: Duration::ZERO,
@@ -96,9 +72,13 @@ impl WebhookWorker {
     /// Errors of the store are logged and retried.
     pub async fn run(mut self, shutdown: impl Future<Output = ()> + Send) {
         let mut shutdown = pin!(shutdown);
-        let entropy = Arc::clone(&self.shared.webhooks.entropy);
+        let entropy = Arc::clone(&self.shared.settings.entropy);
         while let Err(error) = entropy.fill(&mut self.holder) {
-            self.shared.errors.warn("webhooks delayed", &error, self.shared.webhooks.clock.monotonic());
+            self.shared.errors.warn(
+                "webhooks delayed",
+                &error,
+                self.shared.settings.clock.monotonic(),
+            );
             tokio::select! {
                 () = &mut shutdown => return,
                 () = self.pause() => {}
@@ -108,7 +88,7 @@ impl WebhookWorker {
             let round = async {
                 let worked = self.work().await;
                 if let Err(error) = &worked {
-                    self.shared.warn("webhooks delayed", error);
+                    self.shared.warn(error);
                 }
                 self.wait().await;
             };
@@ -126,13 +106,13 @@ impl WebhookWorker {
             return Ok(());
         }
         let shared = Arc::clone(&self.shared);
-        let store = &shared.webhooks.store;
+        let store = &shared.settings.store;
         let endpoints = store.all().await?;
         if !endpoints.is_empty() {
             self.write_notices().await?;
         }
         let until = self.settled.observe(store.frontier().await?);
-        let now = shared.webhooks.clock.now();
+        let now = shared.settings.clock.now();
         self.show(&endpoints, now);
         for endpoint in endpoints {
             let is_due = endpoint.state == WebhookState::Active
@@ -150,14 +130,14 @@ impl WebhookWorker {
 
     /// Takes or renews the lease. Without it, deliveries under way are given up.
     async fn holds_lease(&mut self) -> Result<bool, StoreError> {
-        let webhooks = &self.shared.webhooks;
-        let now = webhooks.clock.monotonic();
+        let settings = &self.shared.settings;
+        let now = settings.clock.monotonic();
         if self.is_holder && now < self.renew_at {
             return Ok(true);
         }
-        let taken = webhooks.store.lease(self.holder, webhooks.lease).await;
+        let taken = settings.store.lease(self.holder, settings.lease).await;
         if let Ok(true) = taken {
-            self.renew_at = now.saturating_add(webhooks.lease / 3);
+            self.renew_at = now.saturating_add(settings.lease / 3);
             if !self.is_holder {
                 self.settled = Settled::default();
                 self.notices_at = None;
@@ -173,14 +153,14 @@ impl WebhookWorker {
 
     /// Writes the events that time brings about, once a minute.
     async fn write_notices(&mut self) -> Result<(), StoreError> {
-        let webhooks = &self.shared.webhooks;
-        let now = webhooks.clock.now();
+        let settings = &self.shared.settings;
+        let now = settings.clock.now();
         if self.notices_at.is_some_and(|at| now < at && at <= now + NOTICE_INTERVAL) {
             return Ok(());
         }
         for notice in Notice::ALL {
             for _ in 0..NOTICE_STEPS {
-                let examined = webhooks.store.notices(notice, now, NOTICE_KEYS).await?;
+                let examined = settings.store.notices(notice, now, NOTICE_KEYS).await?;
                 // The search for unused keys goes round all keys, a step at a time.
                 if examined < NOTICE_KEYS || notice == Notice::Unused {
                     break;
@@ -193,7 +173,7 @@ impl WebhookWorker {
 
     /// Waits for a delivery to end, or for the next round.
     async fn wait(&mut self) {
-        let interval = self.shared.webhooks.interval;
+        let interval = self.shared.settings.interval;
         let ended = async {
             loop {
                 match self.deliveries.join_next().await {
@@ -202,7 +182,15 @@ impl WebhookWorker {
                     Some(Err(error)) => self.under_way.retain(|_, task| *task != error.id()),
                     Some(Ok((id, rest))) => {
                         self.under_way.remove(&id);
-                        if self.shared.note(&mut self.oldest, id, rest) {
+                        let Rest { has_more, oldest } = rest.unwrap_or_else(|error| {
+                            self.shared.warn(&error);
+                            Rest { has_more: false, oldest: self.oldest.get(&id).copied() }
+                        });
+                        match oldest {
+                            Some(at) => self.oldest.insert(id, at),
+                            None => self.oldest.remove(&id),
+                        };
+                        if has_more {
                             return;
                         }
                     }
@@ -214,7 +202,7 @@ impl WebhookWorker {
     }
 
     async fn pause(&self) {
-        let _ = timeout(self.shared.webhooks.interval, std::future::pending::<()>()).await;
+        let _ = timeout(self.shared.settings.interval, std::future::pending::<()>()).await;
     }
 
     fn show(&mut self, endpoints: &[WebhookEndpoint], now: SystemTime) {
@@ -232,34 +220,9 @@ impl WebhookWorker {
         let _ = timeout(FAREWELL, ended).await;
         self.deliveries.shutdown().await;
         if self.is_holder {
-            let release = self.shared.webhooks.store.release(self.holder);
+            let release = self.shared.settings.store.release(self.holder);
             // Otherwise the lease ends by itself.
             let _ = timeout(Duration::from_secs(1), release).await;
-        }
-    }
-}
-
-impl Shared {
-    /// Takes note of what a delivery left. Returns whether more can be delivered at once.
-    fn note(
-        &self,
-        oldest: &mut HashMap<WebhookId, SystemTime>,
-        id: WebhookId,
-        rest: Result<Rest, StoreError>,
-    ) -> bool {
-        match rest {
-            Ok(Rest { has_more, oldest: Some(at) }) => {
-                oldest.insert(id, at);
-                has_more
-            }
-            Ok(Rest { has_more, oldest: None }) => {
-                oldest.remove(&id);
-                has_more
-            }
-            Err(error) => {
-                self.warn("webhooks delayed", &error);
-                false
-            }
         }
     }
 }

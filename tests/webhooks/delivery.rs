@@ -11,7 +11,7 @@ use tower_api_key::{
 };
 
 use crate::{
-    places::{Place, Running},
+    databases::{Place, Running},
     receiver::{Receiver, Reply},
     servers::Port,
     wait::eventually,
@@ -124,8 +124,7 @@ async fn a_receiver_that_is_down_for_an_hour_misses_nothing() {
             if minute % 10 == 0 {
                 let before = failures.last().copied().unwrap_or_default();
                 eventually("another attempt", async || {
-                    webhooks.get(endpoint.id).await.unwrap().failures > before
-                        || before > 8
+                    webhooks.get(endpoint.id).await.unwrap().failures > before || before > 8
                 })
                 .await;
                 failures.push(webhooks.get(endpoint.id).await.unwrap().failures);

@@ -9,7 +9,7 @@ use tower_api_key::{
 };
 
 use crate::{
-    places::{Place, Running},
+    databases::{Place, Running},
     receiver::{Receiver, Reply},
 };
 
@@ -31,10 +31,13 @@ async fn an_endpoint_is_added_listed_and_removed_and_the_audit_says_so() {
         let actions: Vec<_> = events.iter().map(|event| event.entry.action).collect();
         assert_eq!(actions, [KeyAction::WebhookRemoved, KeyAction::WebhookAdded]);
         for event in &events {
-            assert_eq!((&*event.entry.actor, event.entry.origin.as_deref()), ("ops", Some("laptop")));
+            assert_eq!(
+                (&*event.entry.actor, event.entry.origin.as_deref()),
+                ("ops", Some("laptop"))
+            );
             let shown = format!("{event:?} {added:?}");
             assert!(!shown.contains("canary"), "{shown}");
-            assert!(!shown.contains(&**added.secret.expose_secret()), "{shown}");
+            assert!(!shown.contains(added.secret.expose_secret()), "{shown}");
         }
     }
 }

@@ -13,17 +13,15 @@ use tower_api_key::{
 };
 
 use crate::{
-    places::{Place, Running},
+    databases::{Place, Running},
     receiver::{Receiver, Reply},
     wait::eventually,
 };
 
 /// Waits until an attempt failed, and returns the endpoint.
 async fn failed(webhooks: &Webhooks, id: WebhookId) -> WebhookEndpoint {
-    eventually("an attempt failed", async || {
-        webhooks.get(id).await.unwrap().last_error.is_some()
-    })
-    .await;
+    eventually("an attempt failed", async || webhooks.get(id).await.unwrap().last_error.is_some())
+        .await;
     webhooks.get(id).await.unwrap()
 }
 

@@ -14,13 +14,13 @@ mod servers;
 #[path = "../support/wait/mod.rs"]
 mod wait;
 
+mod databases;
 mod delivery;
 mod endpoints;
 mod failures;
 mod nodes;
 mod notices;
 mod order;
-mod places;
+mod over_tls;
 mod receiver;
 mod signatures;
-mod tls;

@@ -1,11 +1,6 @@
 //! Several nodes, nodes that are killed, and databases that go away.
 
-use std::{
-    collections::BTreeSet,
-    env,
-    process::Stdio,
-    time::Duration,
-};
+use std::{collections::BTreeSet, env, process::Stdio, time::Duration};
 
 use tokio::{
     io::AsyncReadExt as _,
@@ -20,9 +15,13 @@ use tower_api_key::{
 };
 
 use crate::{
-    places::{Place, Running, local},
+    databases::{Place, Running, local},
     receiver::{Receiver, Reply},
-    servers::{postgres::Server, proxy::{Fault, FaultProxy}, unique},
+    servers::{
+        postgres::Server,
+        proxy::{Fault, FaultProxy},
+        unique,
+    },
     wait::{eventually, within},
 };
 
@@ -73,21 +72,23 @@ async fn nodes_without_a_working_lease_deliver_some_events_twice_but_in_order() 
         // Both nodes always get it.
         match &place {
             Place::Postgres(..) => {
-                place.run(
-                    "create function let_all() returns trigger language plpgsql as $$
+                place
+                    .run(
+                        "create function let_all() returns trigger language plpgsql as $$
                     begin new.expires_at := 'epoch'; return new; end $$;
                     create trigger let_all before update on api_key_webhook_lease
                     for each row execute function let_all()",
-                )
-                .await;
+                    )
+                    .await;
             }
             Place::Sqlite(..) => {
-                place.run(
-                    "create trigger let_all after update on api_key_webhook_lease
+                place
+                    .run(
+                        "create trigger let_all after update on api_key_webhook_lease
                     when new.expires_at > 0
                     begin update api_key_webhook_lease set expires_at = 0; end",
-                )
-                .await;
+                    )
+                    .await;
             }
         }
         let nodes = [(); 3].map(|()| Running::start(&webhooks));
@@ -115,7 +116,8 @@ async fn run_node(url: &str) {
         let store = PgKeyStore::connect(url).await.unwrap();
         (Webhooks::new(store.clone()), KeyIssuer::new(store, format))
     };
-    let webhooks = local(webhooks).interval(Duration::from_millis(10)).lease(Duration::from_secs(1));
+    let webhooks =
+        local(webhooks).interval(Duration::from_millis(10)).lease(Duration::from_secs(1));
     tokio::spawn(webhooks.worker().run(std::future::pending()));
     loop {
         issuer.issue(NewKey::new("acme", Expiry::Never)).await.unwrap();

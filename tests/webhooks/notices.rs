@@ -11,7 +11,7 @@ use tower_api_key::{
 };
 
 use crate::{
-    places::{Place, Running},
+    databases::{Place, Running},
     receiver::Receiver,
     wait::eventually,
 };

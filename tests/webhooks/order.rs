@@ -4,7 +4,7 @@ use sqlx::Connection as _;
 use tower_api_key::record::EventFilter;
 
 use crate::{
-    places::{Place, Running},
+    databases::{Place, Running},
     receiver::Receiver,
 };
 
@@ -77,8 +77,7 @@ async fn a_prepared_transaction_is_waited_for() {
     sqlx::raw_sql("prepare transaction 'slow'").execute(&mut slow).await.unwrap();
     assert!(tail.next(100).await.unwrap().is_empty());
     sqlx::raw_sql("commit prepared 'slow'").execute(&mut slow).await.unwrap();
-    let actors: Vec<_> =
-        tail.next(100).await.unwrap().into_iter().map(|line| line.actor).collect();
+    let actors: Vec<_> = tail.next(100).await.unwrap().into_iter().map(|line| line.actor).collect();
     assert_eq!(actors, ["slow", "quick"]);
 }
 

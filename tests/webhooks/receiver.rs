@@ -108,7 +108,8 @@ impl Receiver {
 
     /// Waits until this many different events have arrived.
     pub(crate) async fn has(&self, events: usize) {
-        eventually(format!("{events} events"), async || self.first_arrivals().len() >= events).await;
+        eventually(format!("{events} events"), async || self.first_arrivals().len() >= events)
+            .await;
     }
 
     /// Waits until this many requests have arrived.

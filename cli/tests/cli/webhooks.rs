@@ -97,7 +97,10 @@ async fn an_invalid_webhook_is_refused_and_the_error_says_why() {
             ("webhooks add https://example.com/ --allow-network 10.0.0.1/8", "10.0.0.0/8"),
             ("webhooks list --trust missing.pem", "--trust"),
             ("webhooks test 1", "UUID"),
-            ("webhooks rotate-secret 018f0000-0000-7000-8000-000000000000 --overlap 31d", "30 days"),
+            (
+                "webhooks rotate-secret 018f0000-0000-7000-8000-000000000000 --overlap 31d",
+                "30 days",
+            ),
         ] {
             let said = place.run(line);
             assert_eq!(said.code, 2, "{line}: {said:?}");

@@ -56,12 +56,12 @@ mod manage_plans;
 #[cfg(feature = "webhooks")]
 mod webhook_store;
 
-#[cfg(all(feature = "webhooks", any(feature = "postgres", feature = "sqlite")))]
-pub(super) use self::webhook_store::{LAST_USES, LATE_USES, UNUSED};
 #[cfg(feature = "webhooks")]
 pub(crate) use self::webhook_store::PREPARED;
 #[cfg(feature = "webhooks")]
 pub use self::webhook_store::{AuditFrontier, AuditLine, Notice, WebhookStore};
+#[cfg(all(feature = "webhooks", any(feature = "postgres", feature = "sqlite")))]
+pub(super) use self::webhook_store::{LAST_USES, LATE_USES, UNUSED};
 pub use self::{
     backend::Backend,
     change_feed::{Change, ChangeFeed, Staleness},

@@ -168,7 +168,12 @@ pub struct AuditLine {
 impl AuditLine {
     /// A line without the optional parts.
     #[must_use]
-    pub fn new(id: u64, at: SystemTime, action: impl Into<String>, actor: impl Into<String>) -> Self {
+    pub fn new(
+        id: u64,
+        at: SystemTime,
+        action: impl Into<String>,
+        actor: impl Into<String>,
+    ) -> Self {
         Self {
             id,
             at,

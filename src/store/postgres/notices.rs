@@ -63,7 +63,8 @@ insert into api_key_notice_positions (notice, at, key_id) values ($1, $2, $3)
 on conflict do nothing";
 
 // Locked until the transaction ends: two nodes do not search the same keys.
-const POSITION: &str = "select at, key_id from api_key_notice_positions where notice = $1 for update";
+const POSITION: &str =
+    "select at, key_id from api_key_notice_positions where notice = $1 for update";
 
 const ADVANCE: &str = "
 update api_key_notice_positions set at = $2, key_id = $3
@@ -194,10 +195,13 @@ async fn advance(
     Ok(())
 }
 
-async fn tell(connection: &mut PgConnection, notice: Notice, keys: &[Due]) -> Result<(), StoreError> {
+async fn tell(
+    connection: &mut PgConnection,
+    notice: Notice,
+    keys: &[Due],
+) -> Result<(), StoreError> {
     let due = keys.iter().filter(|key| key.is_due);
-    let (ids, about): (Vec<_>, Vec<_>) =
-        due.map(|key| (key.key_id, Timestamp(key.about))).unzip();
+    let (ids, about): (Vec<_>, Vec<_>) = due.map(|key| (key.key_id, Timestamp(key.about))).unzip();
     if !ids.is_empty() {
         let tell = query(TELL).bind(notice.name()).bind(ids).bind(about);
         tell.execute(connection).await.map_err(failed)?;

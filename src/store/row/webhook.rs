@@ -62,7 +62,8 @@ impl Endpoint {
         let bad = |column: &str| corrupt(&format_args!("column `{column}` of webhook {id}"));
         let secret = |bytes, column| SigningSecret::from_bytes(bytes).map_err(|_| bad(column));
         let at = |micros, column| time(micros).ok_or_else(|| bad(column));
-        let maybe = |micros: Option<i64>, column| micros.map(|micros| at(micros, column)).transpose();
+        let maybe =
+            |micros: Option<i64>, column| micros.map(|micros| at(micros, column)).transpose();
         let previous = maybe(self.previous_until, "previous_until")?;
         let previous_secret = match (self.previous_secret, previous) {
             (Some(bytes), Some(until)) => Some((secret(bytes, "previous_secret")?, until)),
@@ -167,9 +168,9 @@ pub(in crate::store) fn entries(notice: Notice, keys: &[Due]) -> Vec<AuditEntry>
     };
     let entry = |key: &Due| {
         let at = field.zip(time(key.about).map(rfc3339));
-        let days = notice.days_ahead().map_or_else(String::new, |(days, _)| {
-            format!(r#","days":{{"to":{days}}}"#)
-        });
+        let days = notice
+            .days_ahead()
+            .map_or_else(String::new, |(days, _)| format!(r#","days":{{"to":{days}}}"#));
         AuditEntry {
             key_id: Some(key_id(key.key_id)),
             consumer_id: Some(key.consumer_id.clone()),

@@ -216,12 +216,7 @@ async fn tell(
 }
 
 fn examined(rows: Vec<Examined>) -> Vec<Due> {
-    let due = |(key_id, consumer_id, about, is_due)| Due {
-        key_id,
-        consumer_id,
-        about,
-        is_due,
-    };
+    let due = |(key_id, consumer_id, about, is_due)| Due { key_id, consumer_id, about, is_due };
     rows.into_iter().map(due).collect()
 }
 

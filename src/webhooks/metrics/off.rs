@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::webhooks::delivery::Outcome;
+use crate::webhooks::outcome::Outcome;
 
 /// Counts nothing.
 pub(in crate::webhooks) struct Metrics;

@@ -4,7 +4,7 @@ use metrics::{
     Counter, Gauge, Key, KeyName, Label, Level, Metadata, Recorder, Unit, with_recorder,
 };
 
-use crate::webhooks::delivery::Outcome;
+use crate::webhooks::outcome::Outcome;
 
 static METADATA: Metadata<'static> =
     Metadata::new("tower_api_key", Level::INFO, Some("tower_api_key"));

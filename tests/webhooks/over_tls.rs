@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tower_api_key::record::EventFilter;
 
 use crate::{
-    places::Place,
+    databases::Place,
     receiver::Log,
     servers::tls::{Authority, Certificate},
 };
