@@ -10,7 +10,8 @@ mod app;
     feature = "legacy-hashes",
     feature = "postgres",
     feature = "redis",
-    feature = "sqlite"
+    feature = "sqlite",
+    feature = "webhooks"
 ))]
 #[path = "support/public_types/mod.rs"]
 mod public_types;
@@ -21,7 +22,8 @@ mod raw_store;
     feature = "legacy-hashes",
     feature = "postgres",
     feature = "redis",
-    feature = "sqlite"
+    feature = "sqlite",
+    feature = "webhooks"
 ))]
 #[path = "support/servers/mod.rs"]
 mod servers;

@@ -187,12 +187,11 @@ impl EventFilter {
         chosen.sort();
         chosen.dedup();
         if let Some(unknown) = chosen.iter().find(|name| !is_known(name)) {
-            let kinds: Vec<_> = event_types().collect();
-            let shown: String = unknown.chars().take(64).collect();
+            let types: Vec<_> = event_types().collect();
             return Err(InvalidWebhook(format!(
-                "there are no events of type `{}`; there are key.*, plan.*, webhook.*, {}",
-                shown.escape_debug(),
-                kinds.join(", ")
+                "there are no events of {}; there are key.*, plan.*, webhook.*, {}",
+                quoted(unknown),
+                types.join(", ")
             )));
         }
         Ok(Self((!chosen.is_empty()).then_some(chosen)))
@@ -223,6 +222,16 @@ impl EventFilter {
             Some(kind) => name.starts_with(kind),
             None => chosen == name,
         })
+    }
+}
+
+/// The type, unless it may be a secret by mistake.
+fn quoted(unknown: &str) -> String {
+    let is_plain = unknown.bytes().all(|byte| byte.is_ascii_lowercase() || b"._*".contains(&byte));
+    if is_plain && (1..=32).contains(&unknown.len()) {
+        format!("type `{unknown}`")
+    } else {
+        "that type".to_owned()
     }
 }
 
