@@ -238,10 +238,12 @@ mod postgres {
             drop function api_key_announce;
             drop table _api_key_migrations, api_key_plans, api_keys, api_key_usage,
                 api_key_changes, api_key_scopes, api_key_events, api_key_requests, api_key_feed,
-                api_key_tags, api_key_legacy_hashes;
+                api_key_tags, api_key_legacy_hashes, api_key_webhooks, api_key_webhook_lease,
+                api_key_notices, api_key_notice_positions, api_key_first_uses;
             drop function api_keys_tell, api_keys_follow, api_key_events_stay,
                 api_keys_stay_revoked, api_key_plans_tell, api_keys_audit, api_key_plans_audit,
-                api_key_feed_stay, api_keys_succeed, api_keys_tag, api_keys_legacy;
+                api_key_feed_stay, api_keys_succeed, api_keys_tag, api_keys_legacy,
+                api_key_usage_begins, api_keys_unnotice;
             alter table applied rename to _api_key_migrations",
         )
         .await;

@@ -9,7 +9,7 @@ use tower_api_key::{
     manage::{Expiry, KeyIssuer, NewKey},
     record::KeyRecord,
     store::{PgKeyStore, SqliteKeyStore},
-    webhooks::Webhooks,
+    webhooks::{WebhookWorker, Webhooks},
 };
 
 use crate::{
@@ -101,8 +101,11 @@ pub(crate) fn local(webhooks: Webhooks) -> Webhooks {
 
 impl Running {
     pub(crate) fn start(webhooks: &Webhooks) -> Self {
+        Self::run(webhooks.worker())
+    }
+
+    pub(crate) fn run(worker: WebhookWorker) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let worker = webhooks.worker();
         let task = tokio::spawn(worker.run(async { _ = stopped.await }));
         Self { stop, task }
     }

@@ -3,6 +3,7 @@
 #![cfg(test)]
 #![cfg(all(
     feature = "axum",
+    feature = "metrics",
     feature = "postgres",
     feature = "sqlite",
     feature = "test-util",
@@ -14,6 +15,7 @@ mod servers;
 #[path = "../support/wait/mod.rs"]
 mod wait;
 
+mod counted;
 mod databases;
 mod delivery;
 mod endpoints;

@@ -7,6 +7,7 @@ use tokio::{
     process::{Child, Command},
 };
 use tower_api_key::{
+    ApiKeys,
     key::KeyFormat,
     manage::{Expiry, KeyIssuer, NewKey},
     record::EventFilter,
@@ -218,6 +219,29 @@ async fn a_worker_that_is_stopped_waits_for_its_request_and_gives_up_the_lease()
     receiver.has(2).await;
     assert_eq!(receiver.received().len(), 2, "the first was noted before the worker ended");
     running.stop().await;
+}
+
+#[tokio::test]
+async fn a_service_delivers_from_its_start_to_its_stop() {
+    for place in Place::all().await {
+        let (receiver, webhooks) = (Receiver::start().await, place.webhooks());
+        webhooks.add(&receiver.url(), EventFilter::all()).await.unwrap();
+        let format = KeyFormat::new("sk_test_").unwrap();
+        let builder = match &place {
+            Place::Postgres(store, _) => ApiKeys::builder(store.clone(), format),
+            Place::Sqlite(store, _) => ApiKeys::builder(store.clone(), format),
+        };
+        let keys = builder.webhooks(&webhooks).await.unwrap();
+        keys.issuer().issue(NewKey::new("acme", Expiry::Never)).await.unwrap();
+        receiver.has(2).await;
+        within(keys.stop()).await;
+        // Another service gets the lease at once.
+        place.issue().await;
+        let running = Running::start(&webhooks);
+        receiver.has(3).await;
+        assert_eq!(receiver.received().len(), 3);
+        running.stop().await;
+    }
 }
 
 #[tokio::test]
