@@ -132,14 +132,14 @@ pub(crate) async fn run(webhooks: WebhooksCommand, session: &Session) -> Result<
 async fn add(add: &Add, webhooks: &Webhooks, session: &Session) -> Result<(), Failure> {
     let events = EventFilter::parse(&add.events)
         .map_err(|error| Failure::usage(format!("--events: {error}")))?;
-    let added = webhooks.add(&add.url, events).await.map_err(failed)?;
+    let added = webhooks.add(&add.url, events).await.map_err(|error| failed(&error))?;
     show_secret(&added, session)?;
     output::note(&format!("added webhook {}", added.id));
     Ok(())
 }
 
 async fn list(webhooks: &Webhooks, session: &Session) -> Result<(), Failure> {
-    let all = webhooks.list().await.map_err(failed)?;
+    let all = webhooks.list().await.map_err(|error| failed(&error))?;
     if session.global.json {
         let all: Vec<_> = all.iter().map(as_json).collect();
         return output::line(&json!({ "webhooks": all }).to_string());
@@ -165,7 +165,7 @@ async fn list(webhooks: &Webhooks, session: &Session) -> Result<(), Failure> {
 }
 
 async fn test(test: &Test, webhooks: &Webhooks, session: &Session) -> Result<(), Failure> {
-    let result = webhooks.test(test.id).await.map_err(failed)?;
+    let result = webhooks.test(test.id).await.map_err(|error| failed(&error))?;
     let milliseconds = result.duration.as_millis();
     if session.global.json {
         let answer = json!({
@@ -188,7 +188,7 @@ async fn test(test: &Test, webhooks: &Webhooks, session: &Session) -> Result<(),
 }
 
 async fn replay(replay: &Replay, webhooks: &Webhooks, session: &Session) -> Result<(), Failure> {
-    let resumed = webhooks.replay(replay.id, replay.from).await.map_err(failed)?;
+    let resumed = webhooks.replay(replay.id, replay.from).await.map_err(|error| failed(&error))?;
     if session.global.json {
         return output::line(&as_json(&resumed).to_string());
     }
@@ -201,7 +201,8 @@ async fn rotate_secret(
     webhooks: &Webhooks,
     session: &Session,
 ) -> Result<(), Failure> {
-    let rotated = webhooks.rotate_secret(rotate.id, rotate.overlap).await.map_err(failed)?;
+    let rotated =
+        webhooks.rotate_secret(rotate.id, rotate.overlap).await.map_err(|error| failed(&error))?;
     show_secret(&rotated, session)?;
     let until = rotated.previous_secret.as_ref().map(|(_, until)| *until);
     let end = output::maybe_time(until, "now");
@@ -210,7 +211,7 @@ async fn rotate_secret(
 }
 
 async fn remove(remove: &Remove, webhooks: &Webhooks, session: &Session) -> Result<(), Failure> {
-    webhooks.remove(remove.id).await.map_err(failed)?;
+    webhooks.remove(remove.id).await.map_err(|error| failed(&error))?;
     if session.global.json {
         return output::line(r#"{"removed":true}"#);
     }
@@ -247,12 +248,12 @@ fn as_json(webhook: &WebhookEndpoint) -> Value {
     })
 }
 
-fn failed(error: WebhookError) -> Failure {
+fn failed(error: &WebhookError) -> Failure {
     let code = match error.kind() {
         WebhookErrorKind::Invalid => USAGE,
         WebhookErrorKind::NotFound => NOT_FOUND,
         WebhookErrorKind::TooMany | WebhookErrorKind::Conflict => CONFLICT,
         _ => 1,
     };
-    Failure::with_code(code, &error)
+    Failure::with_code(code, error)
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     record::{WebhookEndpoint, WebhookId, WebhookState},
-    store::{StoreError, port::Notice},
+    store::{StoreError, StoreErrorKind, port::Notice},
 };
 
 /// How often events that time brings about are looked for.
@@ -29,6 +29,8 @@ const NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 const NOTICE_KEYS: usize = 500;
 /// Steps of such a search in a row.
 const NOTICE_STEPS: usize = 20;
+/// How long events wait for an open transaction before that is logged.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long requests under way have when the worker is stopped. An event whose request is cut off is
 /// delivered again.
 const FAREWELL: Duration = Duration::from_secs(4);
@@ -45,6 +47,8 @@ pub struct WebhookWorker {
     renew_at: Duration,
     notices_at: Option<SystemTime>,
     settled: Settled,
+    /// The last settled event, since when it is that although there are later ones.
+    waiting: Option<(u64, Duration)>,
     deliveries: JoinSet<(WebhookId, Result<Rest, StoreError>)>,
     under_way: HashMap<WebhookId, Id>,
     /// The oldest undelivered event of the endpoints that are behind.
@@ -60,6 +64,7 @@ impl WebhookWorker {
             renew_at: Duration::ZERO,
             notices_at: None,
             settled: Settled::default(),
+            waiting: None,
             deliveries: JoinSet::new(),
             under_way: HashMap::new(),
             oldest: HashMap::new(),
@@ -109,9 +114,12 @@ impl WebhookWorker {
         let store = &shared.settings.store;
         let endpoints = store.all().await?;
         if !endpoints.is_empty() {
-            self.write_notices().await?;
+            self.write_notices().await;
         }
-        let until = self.settled.observe(store.frontier().await?);
+        let frontier = store.frontier().await?;
+        let last = frontier.last;
+        let until = self.settled.observe(frontier);
+        self.note_open_transactions(until, last);
         let now = shared.settings.clock.now();
         self.show(&endpoints, now);
         for endpoint in endpoints {
@@ -151,23 +159,44 @@ impl WebhookWorker {
         taken
     }
 
-    /// Writes the events that time brings about, once a minute.
-    async fn write_notices(&mut self) -> Result<(), StoreError> {
-        let settings = &self.shared.settings;
-        let now = settings.clock.now();
-        if self.notices_at.is_some_and(|at| now < at && at <= now + NOTICE_INTERVAL) {
-            return Ok(());
+    /// Logs that events wait for a transaction that stays open.
+    fn note_open_transactions(&mut self, until: u64, last: u64) {
+        let now = self.shared.settings.clock.monotonic();
+        let since = match self.waiting {
+            Some((at, since)) if at == until => since,
+            _ => now,
+        };
+        self.waiting = (until < last).then_some((until, since));
+        if self.waiting.is_some() && now.saturating_sub(since) >= PATIENCE {
+            let problem = "a transaction that has written to the audit stays open, and later events \
+                wait for it: `pg_stat_activity` shows it";
+            self.shared.warn(&StoreError::new(StoreErrorKind::Other).because(problem));
         }
-        for notice in Notice::ALL {
-            for _ in 0..NOTICE_STEPS {
-                let examined = settings.store.notices(notice, now, NOTICE_KEYS).await?;
-                // The search for unused keys goes round all keys, a step at a time.
-                if examined < NOTICE_KEYS || notice == Notice::Unused {
-                    break;
-                }
-            }
+    }
+
+    /// Writes the events that time brings about, once a minute. Deliveries do not depend on it.
+    async fn write_notices(&mut self) {
+        let now = self.shared.settings.clock.now();
+        if self.notices_at.is_some_and(|at| now < at && at <= now + NOTICE_INTERVAL) {
+            return;
         }
         self.notices_at = now.checked_add(NOTICE_INTERVAL);
+        for notice in Notice::ALL {
+            if let Err(error) = self.write_notice(notice, now).await {
+                self.shared.warn(&error);
+            }
+        }
+    }
+
+    async fn write_notice(&self, notice: Notice, now: SystemTime) -> Result<(), StoreError> {
+        for _ in 0..NOTICE_STEPS {
+            let store = &self.shared.settings.store;
+            let examined = store.notices(notice, now, NOTICE_KEYS).await?;
+            // The search for unused keys goes round all keys, a step at a time.
+            if examined < NOTICE_KEYS || notice == Notice::Unused {
+                break;
+            }
+        }
         Ok(())
     }
 

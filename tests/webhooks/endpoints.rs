@@ -19,7 +19,7 @@ async fn an_endpoint_is_added_listed_and_removed_and_the_audit_says_so() {
         let webhooks = place.webhooks().by("ops").origin("laptop");
         let filter = EventFilter::parse(["key.revoked"]).unwrap();
         let added = webhooks.add("https://example.com/hooks?token=canary", filter).await.unwrap();
-        assert_eq!(webhooks.list().await.unwrap(), [added.clone()]);
+        assert_eq!(webhooks.list().await.unwrap(), std::slice::from_ref(&added));
         assert_eq!(added.events.types().unwrap(), ["key.revoked"]);
         assert_eq!(added.url, "https://example.com/hooks?token=canary");
         webhooks.remove(added.id).await.unwrap();
