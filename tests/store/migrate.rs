@@ -107,7 +107,7 @@ mod postgres {
         }
         migrate(&url).await;
         migrate(&url).await;
-        assert_eq!(history(&mut connection(&url).await).await, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(history(&mut connection(&url).await).await, [1, 2, 3, 4, 5, 6, 7, 8, 9, 11]);
     }
 
     #[tokio::test]
@@ -123,7 +123,7 @@ mod postgres {
         for process in processes {
             succeeds(process).await;
         }
-        assert_eq!(history(&mut gate).await, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(history(&mut gate).await, [1, 2, 3, 4, 5, 6, 7, 8, 9, 11]);
     }
 
     #[tokio::test]
@@ -215,7 +215,7 @@ mod postgres {
         let newer = "insert into _api_key_migrations values (9999, 'from the future', 42)";
         execute(&mut connection, newer).await;
         migrate(database.url()).await;
-        assert_eq!(history(&mut connection).await, [1, 2, 3, 4, 5, 6, 7, 8, 9, 9999]);
+        assert_eq!(history(&mut connection).await, [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 9999]);
     }
 
     #[tokio::test]
@@ -275,7 +275,7 @@ mod postgres {
         let mut prompt = connection(database.url()).await;
         before_plans(&mut prompt, database.url()).await;
         migrate(database.url()).await;
-        assert_eq!(history(&mut prompt).await, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(history(&mut prompt).await, [1, 2, 3, 4, 5, 6, 7, 8, 9, 11]);
 
         let store = PgKeyStore::connect(database.url()).await.unwrap();
         for byte in [1, 2] {
@@ -466,7 +466,7 @@ mod sqlite {
         let store = SqliteKeyStore::connect(&url).await.unwrap();
         store.migrate().await.unwrap();
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 11]);
     }
 
     #[tokio::test]
@@ -478,7 +478,7 @@ mod sqlite {
             succeeds(process).await;
         }
         let store = SqliteKeyStore::connect(&url).await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 11]);
     }
 
     #[tokio::test]
@@ -554,7 +554,7 @@ mod sqlite {
 
         execute(&store, "drop trigger obstacle").await;
         succeeds(process(name, &url)).await;
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 11]);
         let intact = query_scalar("pragma integrity_check");
         let intact: String = intact.fetch_one(store.pool()).await.unwrap();
         assert_eq!(intact, "ok");
@@ -577,7 +577,7 @@ mod sqlite {
                     own.run(store.pool()).await.unwrap();
                 }
             }
-            assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9]);
+            assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 11]);
             let theirs = query_scalar("select version from _sqlx_migrations");
             let theirs: Vec<i64> = theirs.fetch_all(store.pool()).await.unwrap();
             assert_eq!(theirs, [1]);
@@ -652,7 +652,7 @@ mod sqlite {
         )
         .await;
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 11]);
 
         for (byte, revoked) in [(0x11, false), (0x22, true)] {
             let found = store.find(&KeyHash::from_bytes([byte; 32])).await.unwrap().unwrap();
@@ -728,6 +728,6 @@ mod sqlite {
         execute(&store, "insert into _api_key_migrations values (9999, 'from the future', 42, 0)")
             .await;
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 9999]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 11, 9999]);
     }
 }

@@ -188,6 +188,7 @@ async fn a_replay_delivers_again_from_an_event_on() {
         webhooks.replay(endpoint.id, Some(from)).await.unwrap();
         // The two events again, and that of the replay.
         receiver.has(5).await;
+        receiver.has_requests(7).await;
         let ids: Vec<_> = receiver.received().iter().map(|it| it.id()).collect();
         assert!(ids[4..].contains(&ids[2]) && ids[4..].contains(&ids[3]), "{ids:?}");
         assert!(!ids[4..].contains(&ids[1]), "{ids:?}");
