@@ -197,14 +197,16 @@ impl EventFilter {
         Ok(Self((!chosen.is_empty()).then_some(chosen)))
     }
 
-    /// The filter of a stored text: types of a newer release are kept.
-    pub(crate) fn from_stored(text: Option<&str>) -> Self {
+    /// The filter as [stored](Self::to_stored): types of a newer release are kept.
+    #[must_use]
+    pub fn from_stored(text: Option<&str>) -> Self {
         let types = text.map(|text| text.split(' ').take(MAX_TYPES).map(str::to_owned).collect());
         Self(types)
     }
 
-    /// The text to store; `None` for all events.
-    pub(crate) fn to_stored(&self) -> Option<String> {
+    /// The text to store: the types, separated by spaces; `None` for all events.
+    #[must_use]
+    pub fn to_stored(&self) -> Option<String> {
         self.0.as_ref().map(|types| types.join(" ")).filter(|text| text.len() <= MAX_TEXT)
     }
 

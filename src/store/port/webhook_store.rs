@@ -206,6 +206,7 @@ pub enum Notice {
     Unused,
 }
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 const DAY: Duration = Duration::from_secs(86_400);
 
 impl Notice {
