@@ -12,6 +12,7 @@
 //! | [`layer`] | [`ApiKeyLayer`], [`RequireScope`], responses to rejected requests |
 //! | [`auth`] | [`Authenticator`]: the decision, its cache, its worker |
 //! | [`manage`] | key life cycle: issue, update, rotate, revoke, audit |
+//! | `webhooks` | signed events for other services (feature `webhooks`) |
 //! | [`store`] | PostgreSQL, SQLite, memory, or your own |
 //! | [`record`] | stored facts about a key, [`Consumer`] |
 //! | [`rate_limit`] | quotas and buckets |
@@ -55,7 +56,7 @@
 //! # Features
 //!
 //! `postgres`, `axum`, `tls-rustls-ring` and `tracing` are on by default; `sqlite`, `redis`, `ws`,
-//! `admin`, `leaks`, `openapi`, `metrics`, `legacy-hashes`, `tls-rustls-aws-lc-rs`, `tls-native` and `test-util` are not. Features are additive: none changes existing
+//! `admin`, `leaks`, `openapi`, `metrics`, `legacy-hashes`, `webhooks`, `tls-rustls-aws-lc-rs`, `tls-native` and `test-util` are not. Features are additive: none changes existing
 //! behaviour.
 
 #![forbid(unsafe_code)]
@@ -82,9 +83,16 @@ mod rest;
 pub mod store;
 #[cfg(feature = "test-util")]
 pub mod test_util;
-#[cfg(any(feature = "tls-rustls-ring", feature = "tls-rustls-aws-lc-rs", feature = "leaks"))]
+#[cfg(any(
+    feature = "tls-rustls-ring",
+    feature = "tls-rustls-aws-lc-rs",
+    feature = "leaks",
+    feature = "webhooks"
+))]
 mod tls;
 mod trace;
+#[cfg(feature = "webhooks")]
+pub mod webhooks;
 
 pub use api_keys::{ApiKeys, ApiKeysBuilder, StartError, StartErrorKind};
 pub use auth::Authenticator;

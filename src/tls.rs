@@ -1,9 +1,9 @@
 //! The cryptography of rustls: the provider of the process, and connections to servers.
 
-#[cfg(feature = "leaks")]
+#[cfg(any(feature = "leaks", feature = "webhooks"))]
 mod client;
 
-#[cfg(feature = "leaks")]
+#[cfg(any(feature = "leaks", feature = "webhooks"))]
 pub(crate) use self::client::Client;
 #[cfg(all(
     any(feature = "postgres", feature = "redis"),

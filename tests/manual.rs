@@ -132,6 +132,7 @@ fn each_bound_names_a_test_that_is_there() {
         ("testing.md", 19),
         ("usage.md", 17),
         ("usage_counts.md", 24),
+        ("webhooks.md", 24),
         ("your_tables.md", 17),
     ];
     for (page, least) in pages {

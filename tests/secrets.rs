@@ -11,7 +11,8 @@ mod app;
     feature = "legacy-hashes",
     feature = "postgres",
     feature = "redis",
-    feature = "sqlite"
+    feature = "sqlite",
+    feature = "webhooks"
 ))]
 #[path = "support/public_types/mod.rs"]
 mod public_types;
@@ -23,7 +24,8 @@ mod raw_store;
     feature = "legacy-hashes",
     feature = "postgres",
     feature = "redis",
-    feature = "sqlite"
+    feature = "sqlite",
+    feature = "webhooks"
 ))]
 #[path = "support/servers/mod.rs"]
 mod servers;

@@ -4,6 +4,7 @@ use super::{
     change::Update, doctor::Doctor, global::Global, import::Import, issue::Issue, list,
     manual::Completions, migrate::Migrate, plan::Plan, prune::Prune, reconcile::Reconcile,
     revoke::Revoke, rotate::Rotate, rules::Rules, scan::Scan, usage::Usage, verify::Verify,
+    webhooks::WebhooksCommand,
 };
 
 const EXIT_CODES: &str = "\
@@ -11,7 +12,7 @@ Exit codes:
   0  done
   1  failed: the database, a file, a stream
   2  invalid input: an option, a line of an import
-  3  no such key or plan
+  3  no such key, plan or webhook
   4  conflict: the key's state does not allow this, or another process changed the key
   5  verify: the key is rejected
   6  doctor: the database has a problem
@@ -24,6 +25,8 @@ Environment:
   API_KEY_SCHEMA  the schema of the tables, as --schema
   API_KEY_POLICY  the issue policy, as --policy
   API_KEY_SCOPES  the scopes of the service, as --scope-catalog
+  API_KEY_WEBHOOK_NETWORKS
+                  networks that webhooks may reach, as --allow-network
   NO_COLOR        disables colours, even on a terminal
 
 Variables are also read from a file .env in this folder or a parent folder, if it belongs to you
@@ -80,6 +83,7 @@ pub(crate) enum Command {
     Prune(Prune),
     Verify(Verify),
     Events(list::Events),
+    Webhooks(WebhooksCommand),
     Scan(Scan),
     Rules(Rules),
     Usage(Usage),

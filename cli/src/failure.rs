@@ -47,6 +47,15 @@ impl Failure {
         if self.code == 1 { Self { code: USAGE, ..self } } else { self }
     }
 
+    /// A command failed with this exit code.
+    pub(crate) fn with_code(code: u8, error: &(dyn Error + 'static)) -> Self {
+        let failure = Self { code, message: error.to_string() };
+        match error.source() {
+            Some(source) => failure.because(source).advise("Run `api-key doctor` for details"),
+            None => failure,
+        }
+    }
+
     /// Appends the error's text and those of its sources.
     pub(crate) fn because(mut self, error: &(dyn Error + 'static)) -> Self {
         let mut cause = Some(error);

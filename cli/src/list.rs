@@ -7,7 +7,13 @@ use tower_api_key::{
     store::{EventPage, EventQuery, KeyPage, KeyQuery},
 };
 
-use super::{failure::Failure, output, places, session::Session, values};
+use super::{
+    failure::Failure,
+    follow::{Filter, follow},
+    output, places,
+    session::Session,
+    values,
+};
 
 /// List keys, newest first
 ///
@@ -81,6 +87,12 @@ pub(crate) struct Events {
     /// The maximum number of events, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: usize,
+
+    /// Print the events that are written from now on, as they are written, until interrupted
+    ///
+    /// With --json each is one JSON object on a line of its own.
+    #[arg(long, conflicts_with_all = ["after", "limit"])]
+    follow: bool,
 }
 
 pub(crate) async fn keys(list: List, session: &Session) -> Result<(), Failure> {
@@ -179,6 +191,10 @@ pub(crate) async fn key(show: Show, session: &Session) -> Result<(), Failure> {
 }
 
 pub(crate) async fn events(events: Events, session: &Session) -> Result<(), Failure> {
+    if events.follow {
+        let filter = Filter { id: events.id, consumer: events.consumer };
+        return follow(&filter, session).await;
+    }
     let mut query = EventQuery::new().limit(events.limit);
     query.key_id = events.id;
     query.consumer_id = events.consumer;

@@ -6,6 +6,7 @@ mod destination;
 mod doctor;
 mod dot_env;
 mod failure;
+mod follow;
 mod global;
 mod identity;
 mod import;
@@ -30,6 +31,7 @@ mod usage;
 mod usage_errors;
 mod values;
 mod verify;
+mod webhooks;
 
 use std::process::ExitCode;
 
@@ -82,6 +84,7 @@ fn on_a_store(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Revoke(revoke) => revoke::run(revoke, &session).await,
             Command::Reconcile(reconcile) => reconcile::run(reconcile, &session).await,
             Command::Plan(plan) => plan::run(plan, &session).await,
+            Command::Webhooks(command) => webhooks::run(command, &session).await,
             Command::Import(import) => import::run(import, &session).await,
             Command::Prune(prune) => prune::run(prune, &session).await,
             Command::Usage(usage) => usage::run(usage, &session).await,

@@ -70,7 +70,7 @@ pub(crate) fn record(record: &KeyRecord) -> Value {
 }
 
 /// A stored JSON text as a value; as a string if it cannot be parsed.
-fn json_or_text(json: &str) -> Value {
+pub(crate) fn json_or_text(json: &str) -> Value {
     serde_json::from_str(json).unwrap_or_else(|_| json.into())
 }
 

@@ -2,6 +2,7 @@ use tower_api_key::{
     key::KeyFormat,
     manage::{Actor, KeyIssuer},
     store::{Finding, KeyStore, PgKeyStore, SqliteKeyStore},
+    webhooks::Webhooks,
 };
 
 use super::{failure::Failure, global::Global, identity};
@@ -35,10 +36,26 @@ impl Session {
             Store::Postgres(store) => KeyIssuer::new(store.clone(), format),
             Store::Sqlite(store) => KeyIssuer::new(store.clone(), format),
         };
+        let (name, origin) = self.actor();
+        Ok(issuer.by(Actor::operator(name).origin(origin)))
+    }
+
+    /// Webhooks on this store, changed by the program's user.
+    pub(crate) fn webhooks(&self) -> Webhooks {
+        let webhooks = match &self.store {
+            Store::Postgres(store) => Webhooks::new(store.clone()),
+            Store::Sqlite(store) => Webhooks::new(store.clone()),
+        };
+        let (name, origin) = self.actor();
+        webhooks.by(name).origin(origin)
+    }
+
+    /// The name of the program's user for the audit, and from where.
+    fn actor(&self) -> (String, String) {
         let host = identity::host();
         let own_name = || format!("{}@{host}", identity::user());
         let name = self.global.actor.clone().unwrap_or_else(own_name);
-        Ok(issuer.by(Actor::operator(name).origin(format!("command line on {host}"))))
+        (name, format!("command line on {host}"))
     }
 }
 

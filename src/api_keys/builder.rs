@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    ApiKeys, StartError,
+    ApiKeys, Duty, StartError,
     backend::{DynBackend, connect},
 };
 use crate::{
@@ -36,6 +36,7 @@ pub struct ApiKeysBuilder {
     follows: bool,
     authenticator: Vec<Setting<auth::Builder>>,
     issuer: Vec<Setting<KeyIssuer>>,
+    duties: Vec<Duty>,
 }
 
 type Setting<T> = Box<dyn FnOnce(T) -> T + Send>;
@@ -57,6 +58,7 @@ impl ApiKeysBuilder {
             follows: true,
             authenticator: Vec::new(),
             issuer: Vec::new(),
+            duties: Vec::new(),
         }
     }
 
@@ -104,6 +106,15 @@ impl ApiKeysBuilder {
     #[cfg(feature = "legacy-hashes")]
     pub fn legacy_hashes(self, store: impl crate::store::port::LegacyHashes) -> Self {
         self.configure_authenticator(|auth| auth.legacy_hashes(store))
+    }
+
+    /// Delivers events to webhook endpoints, until [`ApiKeys::stop`]. Default: no events are delivered
+    /// by this process. Of several processes, one delivers. Feature `webhooks`.
+    #[cfg(feature = "webhooks")]
+    pub fn webhooks(mut self, webhooks: &crate::webhooks::Webhooks) -> Self {
+        let worker = webhooks.worker();
+        self.duties.push(Box::new(|stopped| Box::pin(worker.run(stopped))));
+        self
     }
 
     /// How long records are cached, and how many. Default: [`CachePolicy::default`].
@@ -211,7 +222,7 @@ impl ApiKeysBuilder {
     /// no tokio runtime. Nothing is running then.
     pub async fn start(self) -> Result<ApiKeys, StartError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(StartError::no_runtime)?;
-        let Self { source, format, clock, migrates, follows, authenticator, issuer } = self;
+        let Self { source, format, clock, migrates, follows, authenticator, issuer, duties } = self;
         let format = format.map_err(StartError::invalid_prefix)?;
         let store = match (source, &clock) {
             (Source::Url(url), _) => connect(&url).await?,
@@ -226,7 +237,7 @@ impl ApiKeysBuilder {
         }
         let settings = Settings { clock, follows, authenticator, issuer };
         let (auth, issuer, worker) = settings.connect(&*store, format);
-        Ok(ApiKeys::run(auth, issuer, worker, &runtime))
+        Ok(ApiKeys::run(auth, issuer, worker, duties, &runtime))
     }
 
     /// The parts around `store`, which replaces the source, without a task for the worker.

@@ -4,9 +4,14 @@ mod backend;
 mod builder;
 mod error;
 
-use std::{fmt, future::pending, sync::Arc};
+use std::{
+    fmt,
+    future::{Future, pending},
+    pin::Pin,
+    sync::Arc,
+};
 
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{runtime::Handle, sync::watch, task::JoinSet};
 
 pub use self::{
     builder::ApiKeysBuilder,
@@ -83,6 +88,11 @@ struct Inner {
     ended: watch::Receiver<()>,
 }
 
+type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Other work in the background. It ends soon after the future that it is given.
+type Duty = Box<dyn FnOnce(BoxFuture) -> BoxFuture + Send>;
+
 impl ApiKeys {
     /// Opens the store at `url` for keys that begin with `prefix`, such as `sk_live_`. Set what is
     /// to differ from the defaults, then await it.
@@ -119,19 +129,32 @@ impl ApiKeys {
         ApiKeysBuilder::of(store, format)
     }
 
-    fn run(auth: Authenticator, issuer: KeyIssuer, worker: Worker, runtime: &Handle) -> Self {
-        let (stop, mut stopping) = watch::channel(false);
+    fn run(
+        auth: Authenticator,
+        issuer: KeyIssuer,
+        worker: Worker,
+        duties: Vec<Duty>,
+        runtime: &Handle,
+    ) -> Self {
+        let (stop, stopping) = watch::channel(false);
         let (running, ended) = watch::channel(());
         runtime.spawn(async move {
             let _running = running;
-            let stopped = async move {
-                if stopping.wait_for(|is_stopping| *is_stopping).await.is_err() {
-                    // Dropped without `stop`: the worker goes on for layers and issuers that are
-                    // still in use, and ends with the last of them.
-                    pending::<()>().await;
-                }
-            };
-            worker.run(stopped).await;
+            let mut others = JoinSet::new();
+            let (working, over) = watch::channel(());
+            for duty in duties {
+                let (stopping, mut over) = (stopping.clone(), over.clone());
+                // With the worker at the latest.
+                others.spawn(duty(Box::pin(async move {
+                    tokio::select! {
+                        () = stopped(stopping) => {}
+                        _ = over.changed() => {}
+                    }
+                })));
+            }
+            worker.run(stopped(stopping)).await;
+            drop(working);
+            while others.join_next().await.is_some() {}
         });
         Self { inner: Arc::new(Inner { auth, issuer, stop, ended }) }
     }
@@ -191,6 +214,14 @@ impl ApiKeys {
         self.inner.stop.send_replace(true);
         let mut ended = self.inner.ended.clone();
         while ended.changed().await.is_ok() {}
+    }
+}
+
+/// Completes when [`ApiKeys::stop`] is called. Dropped without it, the worker goes on for layers and
+/// issuers that are still in use, and ends with the last of them.
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    if stopping.wait_for(|is_stopping| *is_stopping).await.is_err() {
+        pending::<()>().await;
     }
 }
 

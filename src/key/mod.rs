@@ -63,9 +63,13 @@ mod id_part;
 mod imported_format;
 mod legacy_hash;
 mod mask;
+#[cfg(feature = "webhooks")]
+mod signing_secret;
 
 #[cfg(feature = "legacy-hashes")]
 pub use self::digest::Pepper;
+#[cfg(feature = "webhooks")]
+pub use self::signing_secret::{InvalidSigningSecret, SigningSecret};
 pub use self::{
     accepted::AcceptedFormat,
     alphabet::{Alphabet, CharacterSet},

@@ -10,6 +10,7 @@
 //! - [`deployment`]: what must I configure around the layer?
 //! - [`browsers`]: how does a page send its key, and what can it read?
 //! - [`grpc`]: what do gRPC clients see, and how do I guard a tonic service?
+//! - [`webhooks`]: how do other services learn of events?
 //! - [`observability`]: what do I see of it, and what do I alert on?
 //! - [`usage`]: how often are keys used, how exact is that, and how does a billing system learn of it?
 //! - [`your_tables`]: how do our tables live beside yours, and what may your SQL count on?
@@ -76,6 +77,8 @@ pub mod testing {}
 #[doc = include_str!("usage.md")]
 #[doc = include_str!("usage_counts.md")]
 pub mod usage {}
+#[doc = include_str!("webhooks.md")]
+pub mod webhooks {}
 
 #[doc = include_str!("your_tables.md")]
 pub mod your_tables {}

@@ -68,7 +68,7 @@ impl AuditEntry {
     }
 }
 
-/// An action on a key or a plan.
+/// An action on a key, a plan or a webhook endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeyAction {
@@ -101,10 +101,24 @@ pub enum KeyAction {
     PlanUpdated,
     /// A plan was removed.
     PlanRemoved,
+    /// A key was used for the first time.
+    FirstUse,
+    /// A key expires within 30 days, 7 days or a day.
+    Expiring,
+    /// A rotated key, which another key has replaced, was used in its last 24 hours.
+    RetiredUsed,
+    /// A key was not used for 90 days.
+    Unused,
+    /// A webhook endpoint was added.
+    WebhookAdded,
+    /// A webhook endpoint was changed: by an operator, or because its deliveries failed.
+    WebhookUpdated,
+    /// A webhook endpoint was removed.
+    WebhookRemoved,
 }
 
 impl KeyAction {
-    const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::Issued,
         Self::Imported,
         Self::Rehashed,
@@ -119,6 +133,13 @@ impl KeyAction {
         Self::PlanCreated,
         Self::PlanUpdated,
         Self::PlanRemoved,
+        Self::FirstUse,
+        Self::Expiring,
+        Self::RetiredUsed,
+        Self::Unused,
+        Self::WebhookAdded,
+        Self::WebhookUpdated,
+        Self::WebhookRemoved,
     ];
 
     /// The action's name, such as `issued`.
@@ -139,6 +160,13 @@ impl KeyAction {
             Self::PlanCreated => "plan_created",
             Self::PlanUpdated => "plan_updated",
             Self::PlanRemoved => "plan_removed",
+            Self::FirstUse => "first_use",
+            Self::Expiring => "expiring",
+            Self::RetiredUsed => "retired_used",
+            Self::Unused => "unused",
+            Self::WebhookAdded => "webhook_added",
+            Self::WebhookUpdated => "webhook_updated",
+            Self::WebhookRemoved => "webhook_removed",
         }
     }
 }

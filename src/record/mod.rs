@@ -28,6 +28,8 @@ mod text;
 mod time;
 mod use_counters;
 mod web_origins;
+#[cfg(feature = "webhooks")]
+mod webhook;
 mod wildcard;
 mod words;
 
@@ -37,6 +39,10 @@ pub use self::consumer_builder::ConsumerBuilder;
 pub(crate) use self::consumer_builder::valid;
 #[cfg(feature = "admin")]
 pub(crate) use self::metadata::shown;
+#[cfg(feature = "webhooks")]
+pub(crate) use self::webhook::event_type;
+#[cfg(feature = "webhooks")]
+pub use self::webhook::{EventFilter, InvalidWebhook, WebhookEndpoint, WebhookId, WebhookState};
 pub use self::{
     catalog_file::InvalidCatalog,
     consumer::{Consumer, KeyEnded},

@@ -9,6 +9,9 @@ use super::{
     trial::{Failure, Need, Operation},
 };
 
+#[cfg(feature = "webhooks")]
+use crate::record::{WebhookEndpoint, WebhookState};
+
 /// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -99,6 +102,42 @@ impl Finding {
                 Self::warning(CHECK, cause(&error), advice)
             }
         }
+    }
+
+    /// Whether webhooks get their events.
+    #[cfg(feature = "webhooks")]
+    pub(super) fn of_webhooks(all: Result<Vec<WebhookEndpoint>, StoreError>) -> Self {
+        const CHECK: &str = "webhooks";
+        let all = match all {
+            Ok(all) => all,
+            Err(error) if database_refusal(&error).is_some_and(|it| it.code == "42501") => {
+                return Self::ok(CHECK, "this role may not read webhooks, and delivers none");
+            }
+            Err(error) => {
+                let advice = "no events are delivered before this is fixed";
+                return Self::warning(CHECK, cause(&error), advice);
+            }
+        };
+        let stopped = all.iter().filter(|webhook| webhook.state == WebhookState::Parked);
+        let stopped: Vec<_> = stopped.map(|webhook| webhook.id.to_string()).collect();
+        if stopped.is_empty() {
+            return Self::ok(
+                CHECK,
+                match all.len() {
+                    0 => "there are no webhooks".to_owned(),
+                    1 => "1 webhook, which is not parked".to_owned(),
+                    count => format!("{count} webhooks, of which none is parked"),
+                },
+            );
+        }
+        let (parked, count) = (stopped.len(), all.len());
+        let detail = format!(
+            "{parked} of {count} webhooks get no events, because deliveries failed for days: {}",
+            stopped.join(", ")
+        );
+        let advice = "`api-key webhooks list` shows the errors; when the receiver works again, \
+            `api-key webhooks replay` resumes the webhook";
+        Self::warning(CHECK, detail, advice)
     }
 
     /// The findings of a trial. `advise` returns what to do about the error of a statement.

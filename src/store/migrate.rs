@@ -67,6 +67,11 @@ pub(super) const POSTGRES: &[Migration] = &[
         sql: include_str!("../../migrations/postgres/0010_api_key_usage_ledger.sql"),
     },
     Migration {
+        version: 11,
+        description: "webhooks of api keys",
+        sql: include_str!("../../migrations/postgres/0011_api_key_webhooks.sql"),
+    },
+    Migration {
         version: 12,
         description: "canary keys",
         sql: include_str!("../../migrations/postgres/0012_api_key_canaries.sql"),
@@ -119,6 +124,11 @@ pub(super) const SQLITE: &[Migration] = &[
         version: 10,
         description: "usage ledger of api keys",
         sql: include_str!("../../migrations/sqlite/0010_api_key_usage_ledger.sql"),
+    },
+    Migration {
+        version: 11,
+        description: "webhooks of api keys",
+        sql: include_str!("../../migrations/sqlite/0011_api_key_webhooks.sql"),
     },
     Migration {
         version: 12,

@@ -107,7 +107,10 @@ mod postgres {
         }
         migrate(&url).await;
         migrate(&url).await;
-        assert_eq!(history(&mut connection(&url).await).await, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12]);
+        assert_eq!(
+            history(&mut connection(&url).await).await,
+            [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+        );
     }
 
     #[tokio::test]
@@ -123,7 +126,7 @@ mod postgres {
         for process in processes {
             succeeds(process).await;
         }
-        assert_eq!(history(&mut gate).await, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12]);
+        assert_eq!(history(&mut gate).await, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     }
 
     #[tokio::test]
@@ -215,7 +218,7 @@ mod postgres {
         let newer = "insert into _api_key_migrations values (9999, 'from the future', 42)";
         execute(&mut connection, newer).await;
         migrate(database.url()).await;
-        assert_eq!(history(&mut connection).await, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 9999]);
+        assert_eq!(history(&mut connection).await, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 9999]);
     }
 
     #[tokio::test]
@@ -239,10 +242,13 @@ mod postgres {
             drop table _api_key_migrations, api_key_plans, api_keys, api_key_usage,
                 api_key_changes, api_key_scopes, api_key_events, api_key_requests, api_key_feed,
                 api_key_tags, api_key_legacy_hashes, api_key_usage_hourly,
-                api_key_usage_daily, api_key_usage_writers;
+                api_key_usage_daily, api_key_usage_writers,
+                api_key_webhooks, api_key_webhook_lease,
+                api_key_notices, api_key_notice_positions, api_key_first_uses;
             drop function api_keys_tell, api_keys_follow, api_key_events_stay,
                 api_keys_stay_revoked, api_key_plans_tell, api_keys_audit, api_key_plans_audit,
-                api_key_feed_stay, api_keys_succeed, api_keys_tag, api_keys_legacy;
+                api_key_feed_stay, api_keys_succeed, api_keys_tag, api_keys_legacy,
+                api_key_usage_begins, api_keys_unnotice;
             alter table applied rename to _api_key_migrations",
         )
         .await;
@@ -274,7 +280,7 @@ mod postgres {
         let mut prompt = connection(database.url()).await;
         before_plans(&mut prompt, database.url()).await;
         migrate(database.url()).await;
-        assert_eq!(history(&mut prompt).await, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12]);
+        assert_eq!(history(&mut prompt).await, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
 
         let store = PgKeyStore::connect(database.url()).await.unwrap();
         for byte in [1, 2] {
@@ -465,7 +471,7 @@ mod sqlite {
         let store = SqliteKeyStore::connect(&url).await.unwrap();
         store.migrate().await.unwrap();
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 10, 12]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]);
     }
 
     #[tokio::test]
@@ -477,7 +483,7 @@ mod sqlite {
             succeeds(process).await;
         }
         let store = SqliteKeyStore::connect(&url).await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 10, 12]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]);
     }
 
     #[tokio::test]
@@ -553,7 +559,7 @@ mod sqlite {
 
         execute(&store, "drop trigger obstacle").await;
         succeeds(process(name, &url)).await;
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 10, 12]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]);
         let intact = query_scalar("pragma integrity_check");
         let intact: String = intact.fetch_one(store.pool()).await.unwrap();
         assert_eq!(intact, "ok");
@@ -576,7 +582,7 @@ mod sqlite {
                     own.run(store.pool()).await.unwrap();
                 }
             }
-            assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 10, 12]);
+            assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]);
             let theirs = query_scalar("select version from _sqlx_migrations");
             let theirs: Vec<i64> = theirs.fetch_all(store.pool()).await.unwrap();
             assert_eq!(theirs, [1]);
@@ -651,7 +657,7 @@ mod sqlite {
         )
         .await;
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 10, 12]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]);
 
         for (byte, revoked) in [(0x11, false), (0x22, true)] {
             let found = store.find(&KeyHash::from_bytes([byte; 32])).await.unwrap().unwrap();
@@ -727,6 +733,6 @@ mod sqlite {
         execute(&store, "insert into _api_key_migrations values (9999, 'from the future', 42, 0)")
             .await;
         store.migrate().await.unwrap();
-        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 10, 12, 9999]);
+        assert_eq!(history(&store).await, [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 9999]);
     }
 }

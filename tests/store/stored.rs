@@ -130,7 +130,10 @@ mod postgres {
             "api_key_changes",
             "api_key_events",
             "api_key_feed",
+            "api_key_first_uses",
             "api_key_legacy_hashes",
+            "api_key_notice_positions",
+            "api_key_notices",
             "api_key_plans",
             "api_key_requests",
             "api_key_scopes",
@@ -139,14 +142,23 @@ mod postgres {
             "api_key_usage_daily",
             "api_key_usage_hourly",
             "api_key_usage_writers",
+            "api_key_webhook_lease",
+            "api_key_webhooks",
             "api_keys",
+        ];
+        // Filled only by endpoints and their worker.
+        let of_webhooks = [
+            "api_key_first_uses",
+            "api_key_notice_positions",
+            "api_key_notices",
+            "api_key_webhooks",
         ];
         assert_eq!(tables, expected);
         let mut everything = String::new();
         for table in tables {
             let rows = AssertSqlSafe(format!("select t::text from {table} t"));
             let rows: Vec<String> = query_scalar(rows).fetch_all(pool).await.unwrap();
-            assert!(!rows.is_empty(), "{table}");
+            assert!(!rows.is_empty() || of_webhooks.contains(&&*table), "{table}");
             everything += &rows.concat();
         }
         everything

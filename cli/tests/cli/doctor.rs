@@ -36,12 +36,15 @@ const SCOPE: &str = "reports:read";
 const TAG: &str = "mobile";
 
 /// Every table, by the migrations' own names.
-const TABLES: [&str; 14] = [
+const TABLES: [&str; 19] = [
     "_api_key_migrations",
     "api_key_changes",
     "api_key_events",
     "api_key_feed",
+    "api_key_first_uses",
     "api_key_legacy_hashes",
+    "api_key_notice_positions",
+    "api_key_notices",
     "api_key_plans",
     "api_key_requests",
     "api_key_scopes",
@@ -50,6 +53,8 @@ const TABLES: [&str; 14] = [
     "api_key_usage_daily",
     "api_key_usage_hourly",
     "api_key_usage_writers",
+    "api_key_webhook_lease",
+    "api_key_webhooks",
     "api_keys",
 ];
 
@@ -1014,6 +1019,27 @@ async fn keys_that_were_not_used_since_their_import_are_counted() {
     place.execute("revoke select on api_key_legacy_hashes from svc").await;
     let report = place.report("svc").await;
     assert!(report.says(Severity::Warning, "legacy"), "{report}");
+}
+
+#[tokio::test]
+async fn webhooks_that_are_parked_are_told() {
+    let place = Place::new().await;
+    let (place_report, says) = (place.report("postgres").await, "no webhooks");
+    assert!(place_report.says(Severity::Ok, says), "{place_report}");
+    let add = "insert into api_key_webhooks (id, url, secret, delivered_to, state)
+        values (gen_random_uuid(), 'https://example.com/canary', sha256('x'), 0, ";
+    place.execute(&format!("{add}'active')")).await;
+    let report = place.report("postgres").await;
+    assert!(report.says(Severity::Ok, "1 webhook"), "{report}");
+    place.execute(&format!("{add}'parked')")).await;
+    let report = place.report("postgres").await;
+    assert!(report.says(Severity::Warning, "1 of 2 webhooks"), "{report}");
+    assert!(report.complains_of("api-key webhooks replay"), "{report}");
+    assert!(!report.to_string().contains("canary"), "{report}");
+    // A role that neither delivers nor manages them.
+    place.execute("revoke all on api_key_webhooks from svc").await;
+    let report = place.report("svc").await;
+    assert!(report.says(Severity::Ok, "may not read"), "{report}");
 }
 
 /// If set, writes the file instead of comparing it.

@@ -17,4 +17,5 @@ mod restore;
 mod rules;
 mod scan;
 mod usage_command;
+mod webhooks;
 mod your_tables;

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     rate_limit::RateLimits,
-    record::Scopes,
+    record::{KeyAction, Scopes},
     rest::{DocumentSettings, quotas::MAX_WINDOW as MAX_WINDOW_ASKED},
 };
 
@@ -321,26 +321,10 @@ fn left() -> ObjectBuilder {
 
 fn event() -> ObjectBuilder {
     let nullable = || or_null(string(), Type::String);
-    let actions = [
-        "issued",
-        "imported",
-        "rehashed",
-        "updated",
-        "rotated",
-        "revoked",
-        "pruned",
-        "leaked",
-        "canary_used",
-        "denied",
-        "deleted",
-        "plan_created",
-        "plan_updated",
-        "plan_removed",
-    ];
     record(vec![
         ("id", integer(0, i64::MAX).into()),
         ("at", time().into()),
-        ("action", string().enum_values(Some(actions)).into()),
+        ("action", string().enum_values(Some(KeyAction::ALL.map(KeyAction::as_str))).into()),
         ("key_id", or_null(uuid(), Type::String).into()),
         ("consumer_id", nullable().into()),
         ("actor", string().into()),

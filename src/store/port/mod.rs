@@ -6,6 +6,7 @@
 //! | [`ChangeFeed`], or a [`ChangeLog`] that is polled | learning of changes by other processes |
 //! | [`ManageKeys`](super::ManageKeys) with its [`KeyTransaction`], and [`ManagePlans`] | issuing, changing and revoking keys |
 //! | [`LegacyHashes`] | keeping slow hashes of imported keys until the keys are used |
+//! | `WebhookStore`, feature `webhooks` | keeping webhook endpoints, and reading the audit for them |
 //! | [`Backend`] | tables and a feed, for [`ApiKeys`](crate::ApiKeys) to set up |
 //! | [`Invalidate`] | a cache of a store's answers; an [`Authenticator`](crate::Authenticator) is one |
 //!
@@ -53,7 +54,15 @@ mod legacy_key;
 pub(super) mod manage_keys;
 mod manage_plans;
 mod usage_batch;
+#[cfg(feature = "webhooks")]
+mod webhook_store;
 
+#[cfg(feature = "webhooks")]
+pub(crate) use self::webhook_store::PREPARED;
+#[cfg(feature = "webhooks")]
+pub use self::webhook_store::{AuditFrontier, AuditLine, Notice, WebhookStore};
+#[cfg(all(feature = "webhooks", any(feature = "postgres", feature = "sqlite")))]
+pub(super) use self::webhook_store::{LAST_USES, LATE_USES, UNUSED};
 pub use self::{
     backend::Backend,
     change_feed::{Change, ChangeFeed, Staleness},

@@ -296,7 +296,7 @@ fn events_before(query: &EventQuery, last: i64) -> Sql {
     sql
 }
 
-fn event(row: &PgRow) -> sqlx::Result<Event> {
+pub(super) fn event(row: &PgRow) -> sqlx::Result<Event> {
     Ok(Event {
         id: row.try_get("id")?,
         at: row.try_get::<Timestamp, _>("at")?.0,

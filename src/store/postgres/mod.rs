@@ -12,6 +12,8 @@ mod list;
 mod lookup_pool;
 mod management;
 mod migrate;
+#[cfg(feature = "webhooks")]
+mod notices;
 mod plans;
 mod read_usage;
 mod record;
@@ -21,6 +23,8 @@ mod timestamp;
 mod transaction;
 mod usage;
 mod uuid;
+#[cfg(feature = "webhooks")]
+mod webhooks;
 
 use std::{fmt, sync::Arc, time::SystemTime};
 

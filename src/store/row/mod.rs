@@ -10,7 +10,11 @@ mod time;
 mod usage;
 mod uuid;
 mod value;
+#[cfg(feature = "webhooks")]
+mod webhook;
 
+#[cfg(feature = "webhooks")]
+pub(super) use self::webhook::{Due, Endpoint, Lines, Position, entries};
 pub(super) use self::{
     error::{DatabaseRefusal, corrupt, ended},
     event::{Event, EventRows},

@@ -10,6 +10,8 @@ use super::{
     SqliteKeyStore, SqliteTransaction, change_log::changes_since, error::failed, find, get,
     last_used_at, list, plans, usage,
 };
+#[cfg(feature = "webhooks")]
+use crate::store::port::WebhookStore as _;
 use crate::{
     key::KeyHash,
     rate_limit::RateLimits,
@@ -56,6 +58,8 @@ impl SqliteKeyStore {
         let failures = rehearse(self, false).await;
         findings.extend(Finding::of_trial(&failures, false, |_, error| advise(error)));
         findings.push(Finding::of_legacy_keys(self.count_legacy_keys().await));
+        #[cfg(feature = "webhooks")]
+        findings.push(Finding::of_webhooks(self.webhooks().await));
         if failures.is_empty() {
             findings.push(self.room().await);
         }

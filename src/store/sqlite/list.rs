@@ -282,7 +282,7 @@ fn events_before(query: &EventQuery, last: Option<i64>) -> Sql {
     sql
 }
 
-fn event(row: &SqliteRow) -> sqlx::Result<Event> {
+pub(super) fn event(row: &SqliteRow) -> sqlx::Result<Event> {
     Ok(Event {
         id: row.try_get("id")?,
         at: row.try_get("at")?,

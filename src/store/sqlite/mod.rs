@@ -8,6 +8,8 @@ mod legacy_hashes;
 mod list;
 mod lookup_pool;
 mod migrate;
+#[cfg(feature = "webhooks")]
+mod notices;
 mod plans;
 mod pragmas;
 mod read_usage;
@@ -15,6 +17,8 @@ mod record;
 mod transaction;
 mod usage;
 mod uuid;
+#[cfg(feature = "webhooks")]
+mod webhooks;
 
 use std::{
     fmt,

@@ -24,7 +24,7 @@ use tower_api_key::{
     clock::{Clock as _, SystemClock},
     key::{
         AcceptedFormat, Alphabet, Digest, ImportedFormat, KeyFinder, KeyFormat, KeyHash, KeyMask,
-        LegacyHash, MaskingWriter, Pepper, RngError,
+        LegacyHash, MaskingWriter, Pepper, RngError, SigningSecret,
     },
     layer::{
         ClientAddress, ConcurrencyLimit, Cost, DrainRejected, Granted, RateClass, Scheme,
@@ -35,7 +35,10 @@ use tower_api_key::{
         Actor, Expiry, KeyImport, KeyIssuer, KeyUpdate, LeakPolicy, LeakReport, NewKey, Rotation,
     },
     rate_limit::{LocalRateLimiter, Plans, Quota, RateLimits, RedisRateLimiter, port::Subject},
-    record::{KeyAction, KeyId, KeyKind, KeyStatus, Metadata, Network, Scope, Tags, WebOrigins},
+    record::{
+        EventFilter, KeyAction, KeyId, KeyKind, KeyStatus, Metadata, Network, Scope, Tags,
+        WebOrigins, WebhookId,
+    },
     store::{
         BucketWidth, EventQuery, KeyQuery, KeyStore as _, ManageKeys as _, PgKeyStore,
         PollingChangeFeed, SqliteKeyStore, UsageCursor, UsageQuery,
@@ -45,6 +48,7 @@ use tower_api_key::{
         TestKeys,
         contract::{self, Violation},
     },
+    webhooks::Webhooks,
 };
 
 use super::{Leaky, leaks};
@@ -90,7 +94,10 @@ const REGISTER: &[(&str, Holds)] = &[
     ("ApiKeysBuilder", ASecret),
     ("Attempt", ASecret),
     ("AuditEntry", ASecret),
+    ("AuditFrontier", NoText),
     ("AuditHistory", Names),
+    ("AuditLine", Names),
+    ("AuditTail", Ids),
     ("Authenticator", ASecret),
     ("BucketWidth", NoText),
     ("Builder", ASecret),
@@ -124,6 +131,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("DrainRejectedFuture", ASecret),
     ("DrainRejectedService", ASecret),
     ("Event", ASecret),
+    ("EventFilter", Names),
     ("EventPage", ASecret),
     ("EventQuery", ASecret),
     ("Expiry", NoText),
@@ -163,10 +171,12 @@ const REGISTER: &[(&str, Holds)] = &[
     ("InvalidRow", ASecret),
     ("InvalidScheme", ASecret),
     ("InvalidScope", ASecret),
+    ("InvalidSigningSecret", NoText),
     ("InvalidStatus", ASecret),
     ("InvalidTag", ASecret),
     ("InvalidUsageCursor", ASecret),
     ("InvalidWebOrigin", ASecret),
+    ("InvalidWebhook", ASecret),
     ("IssueKey", ASecret),
     ("IssuePolicy", Names),
     ("IssueRules", Names),
@@ -222,6 +232,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Networks", NoText),
     ("NeverExpires", NoText),
     ("NewKey", ASecret),
+    ("Notice", NoText),
     ("OutagePolicy", NoText),
     ("PeerAddr", NoText),
     ("PendingAttempt", ASecret),
@@ -267,6 +278,7 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Scopes", Names),
     ("Severity", NoText),
     ("SignedIn", Names),
+    ("SigningSecret", ASecret),
     ("SqliteKeyStore", ASecret),
     ("SqliteTransaction", ASecret),
     ("Staleness", NoText),
@@ -301,6 +313,14 @@ const REGISTER: &[(&str, Holds)] = &[
     ("Violation", ASecret),
     ("Violations", ASecret),
     ("WebOrigins", Names),
+    ("WebhookEndpoint", ASecret),
+    ("WebhookError", ASecret),
+    ("WebhookErrorKind", NoText),
+    ("WebhookId", Ids),
+    ("WebhookState", NoText),
+    ("WebhookTest", Names),
+    ("WebhookWorker", NoText),
+    ("Webhooks", NoText),
     ("Worker", ASecret),
 ];
 
@@ -482,6 +502,7 @@ async fn no_public_type_that_may_hold_a_secret_prints_one() {
     of_the_test_kit(&mut heard, &key).await;
     of_limits(&mut heard, &key);
     of_databases(&mut heard, &key).await;
+    of_webhooks(&mut heard, &key).await;
     say!(heard: issued, issued.key, issued.record, Usage::new(issued.record.id, issued.record.created_at));
 
     let printed: BTreeSet<_> = heard.text.keys().map(String::as_str).collect();
@@ -520,6 +541,30 @@ fn of_keys(heard: &mut Heard, key: &str) {
         Digest::sha512().stored_hash_of_text(key).unwrap_err(),
         Scheme::new(&format!("{key} ")).unwrap_err(),
         RngError::new("no entropy"),
+    );
+}
+
+/// The secret of an endpoint, and the token in its URL.
+async fn of_webhooks(heard: &mut Heard, key: &str) {
+    let store = SqliteKeyStore::in_memory().await.unwrap();
+    store.migrate().await.unwrap();
+    let webhooks = Webhooks::new(store);
+    let url = format!("https://example.com/{key}?token={PASSWORD}");
+    let endpoint = webhooks.add(&url, EventFilter::all()).await.unwrap();
+    let secret = endpoint.secret.expose_secret();
+    for printed in [format!("{endpoint:?}"), format!("{:?}", endpoint.secret)] {
+        assert!(!printed.contains(secret), "{printed}");
+    }
+    say!(heard:
+        endpoint.secret,
+        endpoint,
+        webhooks.add(&format!("ftp://{key}/"), EventFilter::all()).await.unwrap_err(),
+        key.parse::<SigningSecret>().unwrap_err(),
+        key.parse::<WebhookId>().unwrap_err(),
+        EventFilter::parse([key]).unwrap_err(),
+        webhooks.tail(0),
+        webhooks.worker(),
+        webhooks,
     );
 }
 

@@ -24,6 +24,8 @@ pub(super) use self::{
     structure::{expected, parts},
 };
 use super::{PgKeyStore, encryption::encryption};
+#[cfg(feature = "webhooks")]
+use crate::store::port::WebhookStore as _;
 use crate::{
     clock::Clock,
     store::{
@@ -98,6 +100,8 @@ impl PgKeyStore {
         let advise = |need, error: &StoreError| lacking.advise(need, error);
         findings.extend(Finding::of_trial(&failures, hears, advise));
         findings.push(Finding::of_legacy_keys(self.count_legacy_keys().await));
+        #[cfg(feature = "webhooks")]
+        findings.push(Finding::of_webhooks(self.webhooks().await));
         Ok(())
     }
 
