@@ -201,7 +201,6 @@ impl Authenticator {
         AuthenticatorId(Arc::downgrade(&self.0.core))
     }
 
-    #[cfg(feature = "test-util")]
     pub(super) fn core(&self) -> &Core {
         &self.0.core
     }
