@@ -6,7 +6,10 @@ use tower_api_key::{
     clock::{Clock, ManualClock, SystemClock},
     manage::{Expiry, NewKey, Rotation},
     record::{EventFilter, KeyId, KeyRecord},
-    store::{KeyStore as _, port::Usage},
+    store::{
+        KeyStore as _,
+        port::{Usage, UsageBatch},
+    },
     webhooks::Webhooks,
 };
 
@@ -26,7 +29,7 @@ impl Place {
     }
 
     async fn use_key(&self, id: KeyId, at: SystemTime) {
-        let usage = [Usage::new(id, at)];
+        let usage = UsageBatch::new(vec![Usage::new(id, at)]);
         match self {
             Self::Postgres(store, _) => store.record_usage(&usage).await.unwrap(),
             Self::Sqlite(store, _) => store.record_usage(&usage).await.unwrap(),
