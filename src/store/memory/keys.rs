@@ -49,7 +49,6 @@ pub(super) struct Keys {
 /// How often a key was used in an hour or on a day.
 #[derive(Clone, Debug)]
 pub(super) struct CountedUse {
-    #[allow(dead_code, reason = "written here, read by those who ask for the use of a consumer")]
     pub(super) consumer_id: String,
     pub(super) counts: UseCounts,
 }

@@ -119,7 +119,7 @@ async fn add(
 }
 
 /// Deletes at most `limit` rows: old hours, and writers that wrote nothing for long.
-pub(in crate::store::postgres) async fn delete(
+pub(crate) async fn delete(
     connection: &mut PgConnection,
     hours_before: SystemTime,
     writers_before: SystemTime,
