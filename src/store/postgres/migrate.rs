@@ -34,6 +34,7 @@ pub(super) async fn bring_up_to_date(
         raw_sql(create).execute(&mut *connection).await.map_err(failed)?;
     }
     begin_history(connection, &schema).await?;
+    raw_sql(HOLD_USES).execute(&mut *connection).await.map_err(failed)?;
     for migration in migrate::missing(migrate::POSTGRES, &applied)? {
         let executed = raw_sql(migration.sql).execute(&mut *connection).await;
         executed.map_err(|error| migration.blame(failed(error)))?;
@@ -124,6 +125,15 @@ set local statement_timeout = 0;
 set local lock_timeout = '5min';
 select pg_advisory_xact_lock(7021227462866860403);
 set local lock_timeout = '5s'";
+
+// The statement that writes last uses locks this table before `api_keys`. Migrations that lock them the
+// other way round would end in a deadlock with it.
+const HOLD_USES: &str = "
+do $$ begin
+    if to_regclass('api_key_usage') is not null then
+        lock table api_key_usage in share row exclusive mode;
+    end if;
+end $$";
 
 const CREATE_HISTORY: &str = "
 create table if not exists _api_key_migrations (
