@@ -64,8 +64,8 @@ pub struct TestKeys {
     keys: ApiKeys,
     store: TestStore,
     clock: ManualClock,
-    /// For the store, which has it write uses.
-    _worker: Arc<Mutex<Worker>>,
+    /// The store has it write uses.
+    worker: Arc<Mutex<Worker>>,
 }
 
 impl TestKeys {
@@ -99,7 +99,7 @@ impl TestKeys {
         let (keys, worker) = valid(builder.without_task(&store));
         let worker = Arc::new(Mutex::new(worker));
         store.write_usage_with(Arc::downgrade(&worker));
-        Self { keys, store, clock, _worker: worker }
+        Self { keys, store, clock, worker }
     }
 
     /// Issues a key when it is awaited; it does not expire and has no scopes unless told otherwise.
@@ -128,6 +128,10 @@ impl TestKeys {
     /// Lets time pass: keys expire, quotas refill, records in the cache get old, and streams that end
     /// with their key notice. Returns at once.
     pub fn advance(&self, by: Duration) {
+        // A key is used again at the new time.
+        if let Ok(mut worker) = self.worker.try_lock() {
+            worker.collect_usage();
+        }
         self.clock.advance(by);
         self.keys.authenticator().clock_was_advanced();
     }

@@ -258,7 +258,6 @@ async fn the_cache_counts_hits_misses_and_queries() {
 #[tokio::test(start_paused = true)]
 async fn old_records_flushes_and_uses_without_room_are_counted() {
     const ROOM: usize = 16_384;
-    const USAGE_INTERVAL: Duration = Duration::from_secs(10);
     let recorder = PrometheusBuilder::new().build_recorder();
     let (service, worker) =
         metrics::with_local_recorder(&recorder, || Service::and_worker(|builder| builder));
@@ -272,15 +271,17 @@ async fn old_records_flushes_and_uses_without_room_are_counted() {
         assert_eq!(counted()["cache_stale_total"], stale);
     }
 
-    // The worker does not run yet, and two uses have waited for it since, 120 seconds apart.
+    // The worker does not run yet. The first use waits for it, and so does that of each record that
+    // is loaded again.
     service.store.answer(Answers::Truthfully);
-    for _ in 2..ROOM {
-        service.clock.advance(USAGE_INTERVAL);
+    service.clock.advance(Duration::from_secs(120));
+    for _ in 1..ROOM {
+        service.auth.invalidate_all();
         service.auth.check(key.text.as_bytes()).await.unwrap();
     }
     assert_eq!(counted().get("usage_dropped_total"), None);
+    service.auth.invalidate_all();
     for dropped in [1.0, 2.0, 3.0] {
-        service.clock.advance(USAGE_INTERVAL);
         service.auth.check(key.text.as_bytes()).await.unwrap();
         assert_eq!(counted()["usage_dropped_total"], dropped);
     }

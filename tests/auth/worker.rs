@@ -375,7 +375,7 @@ mod logs {
             let [line] = &lines[..] else { panic!("{lines:?}") };
             assert!(line.contains("WARN"), "{line}");
             assert!(line.contains("worker dropped without being run"), "{line}");
-            assert!(line.contains("last uses are not written"), "{line}");
+            assert!(line.contains("uses of keys are not written"), "{line}");
         }
     }
 

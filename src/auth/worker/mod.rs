@@ -69,8 +69,9 @@ impl Drop for UnrunWarning {
     fn drop(&mut self) {
         if self.is_due {
             trace::warn!(
-                consequences = "last uses and uses of canary keys are not written; changes made elsewhere are noticed late; \
-                                a store that is down is not probed; the rate limiter is not swept",
+                consequences = "uses of keys are not written; changes made elsewhere are noticed \
+                                late; a store that is down is not probed; the rate limiter is not \
+                                swept",
                 "worker dropped without being run"
             );
         }
@@ -125,6 +126,11 @@ impl Worker {
     pub(crate) fn run_by_hand(mut self) -> Self {
         self.unrun.is_due = false;
         self
+    }
+
+    /// Takes the uses that were reported so far, to write them later.
+    pub(crate) fn collect_usage(&mut self) {
+        self.usage.collect();
     }
 
     /// Writes the uses that were reported so far, also those of canary keys.

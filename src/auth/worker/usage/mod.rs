@@ -181,7 +181,7 @@ impl UsageWriter {
     }
 
     /// Takes the counts of all keys that were used.
-    fn collect(&mut self) {
+    pub(super) fn collect(&mut self) {
         for _ in 0..self.reports.len() {
             self.received.extend(self.reports.try_recv());
         }
