@@ -1,6 +1,6 @@
 use std::{
     fmt,
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -10,6 +10,7 @@ use super::{
     Admission, Attempt, Event, Health, PendingAttempt, RateLimitStatus, Rejection, RejectionKind,
     StoreHealth,
     attempt::Charge,
+    authenticator_id::AuthenticatorId,
     cache::{Entry, Peek},
     canary::CanaryRecorder,
     catch_panic::{Panicked, catch_request_panic},
@@ -25,7 +26,7 @@ use crate::{
         RateLimits,
         port::{Check, Decisions},
     },
-    record::{Consumer, KeyId, KeyRecord, KeyStatus, Origin, ScopeCatalog, UseRejection},
+    record::{Consumer, KeyId, KeyRecord, KeyStatus, ScopeCatalog, UseRejection},
     store::{StoreError, StoreErrorKind, port::Invalidate},
     trace,
 };
@@ -46,23 +47,6 @@ pub(super) struct Inner {
     /// The worker ends with it.
     pub(super) _running: KeepsWorkerRunning,
     pub(super) canaries: CanaryRecorder,
-}
-
-/// Distinguishes consumers of one authenticator from those of others. It does not keep the
-/// authenticator alive.
-#[derive(Clone)]
-pub(crate) struct AuthenticatorId(Weak<Core>);
-
-impl AuthenticatorId {
-    pub(crate) fn made(&self, consumer: &Consumer) -> bool {
-        consumer.origin() == Some(Origin::of(&self.0))
-    }
-}
-
-impl fmt::Debug for AuthenticatorId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("AuthenticatorId").field(&Origin::of(&self.0)).finish()
-    }
 }
 
 impl Authenticator {
@@ -114,9 +98,7 @@ impl Authenticator {
             Peek::Absent(canary) => {
                 self.0.core.metrics().hit();
                 let rejection = self.0.core.lookup.unknown_keys.guess(client.network(), now);
-                if let Some(canary) = canary {
-                    self.0.canaries.note(&canary, client, now);
-                }
+                self.0.canaries.note(canary, client, now);
                 Attempt::Reject(rejection)
             }
             // This was not a guess, even if the key is gone by now.
@@ -198,7 +180,7 @@ impl Authenticator {
     }
 
     pub(crate) fn id(&self) -> AuthenticatorId {
-        AuthenticatorId(Arc::downgrade(&self.0.core))
+        AuthenticatorId::of(&self.0.core)
     }
 
     pub(super) fn core(&self) -> &Core {
@@ -396,9 +378,7 @@ impl Inner {
         let entry = match known {
             Known::Key(entry) => entry,
             Known::Absent(canary) => {
-                if let Some(canary) = canary {
-                    self.canaries.note(&canary, &client, now);
-                }
+                self.canaries.note(canary, &client, now);
                 return Err(Rejection::new(RejectionKind::Unknown));
             }
         };

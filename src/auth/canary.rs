@@ -58,13 +58,14 @@ pub(super) fn channel() -> (CanaryRecorder, mpsc::Receiver<CanaryUse>) {
 }
 
 impl CanaryRecorder {
-    /// Drops the use if too many are queued: then the writer knows of others.
-    pub(super) fn note(&self, canary: &Arc<Canary>, client: &impl Client, at: Duration) {
+    /// Drops the use of a canary key if too many are queued: then the writer knows of others.
+    pub(super) fn note(&self, canary: Option<Arc<Canary>>, client: &impl Client, at: Duration) {
+        let Some(canary) = canary else { return };
         let address = match client.address() {
             Address::Known(address) => Some(address),
             Address::NotTold | Address::Unknown => None,
         };
         let user_agent = client.user_agent().and_then(short_user_agent);
-        let _ = self.0.try_send(CanaryUse { canary: Arc::clone(canary), address, user_agent, at });
+        let _ = self.0.try_send(CanaryUse { canary, address, user_agent, at });
     }
 }

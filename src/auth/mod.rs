@@ -83,6 +83,7 @@
 
 mod attempt;
 mod authenticator;
+mod authenticator_id;
 mod builder;
 mod cache;
 mod canary;
@@ -111,7 +112,7 @@ mod worker;
 
 pub(crate) use self::{
     attempt::Charge,
-    authenticator::AuthenticatorId,
+    authenticator_id::AuthenticatorId,
     catch_panic::{catch_pending_panic, catch_request_panic},
     client::{Address, Client},
     outcome::Outcome,
