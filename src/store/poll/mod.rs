@@ -194,7 +194,9 @@ impl<L: ChangeLog> ChangeFeed for PollingChangeFeed<L> {
             position.advance(changes)?;
         }
         // A change made right after the last poll is seen only now, and on a replica even later.
-        let lag = waited.elapsed() + self.staleness().map_or(Duration::ZERO, |stale| stale.age);
+        let stale = self.staleness().map_or(Duration::ZERO, |stale| stale.age);
+        // A replica that has replayed nothing cannot tell its age, which counts as endless.
+        let lag = waited.elapsed().saturating_add(stale);
         let change = position.untold.pop_front().unwrap_or(Change::Heartbeat { lag });
         self.position = Some(position);
         Ok(change)
