@@ -1248,6 +1248,8 @@ mod polling {
         ] {
             polls_of_a_replica(&[(first, is_too_old)]).await;
         }
+        // It goes on without an age that it can tell.
+        polls_of_a_replica(&[(at(Some(8), None), true); 2]).await;
     }
 
     #[tokio::test(start_paused = true)]
